@@ -1,0 +1,1 @@
+"""The TrainingJob resource: types, defaults, admission checks and the CRD generator."""

@@ -1,0 +1,57 @@
+"""What every API type shares: an immutable pydantic model and the CEL rules that stand beside its fields."""
+
+from typing import Any, ClassVar, NamedTuple, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+POSITIVE_INT32 = 2_147_483_647
+
+
+class Rule(NamedTuple):
+    """A rule over several fields of one object, in the Common Expression Language.
+
+    The generator writes it into the CRD (``x-kubernetes-validations``), where the API server enforces it;
+    `trainyard.admission` evaluates the very same expression for runs without a cluster. `message` names the
+    field by its full path, the rule, and the fix.
+    """
+
+    cel: str
+    message: str
+
+    @property
+    def is_transition(self) -> bool:
+        """True if the rule compares with the stored object (``oldSelf``), so it holds on updates only."""
+        return "oldSelf" in self.cel
+
+
+class ApiModel(BaseModel):
+    """Base of all types of the resource: immutable, camelCase on the wire, unknown fields refused."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        use_attribute_docstrings=True,
+    )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object as it stands in JSON: camelCase keys, defaults filled in, absent fields left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed (names as in Python). Values are trusted, not validated."""
+        return self.model_copy(update=changes)
+
+
+def opaque(description: str) -> Any:
+    """A field that holds any part of a Kubernetes object, checked by the API server that owns its type."""
+    return Field(
+        default_factory=dict,
+        description=description,
+        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+    )

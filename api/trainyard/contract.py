@@ -1,0 +1,54 @@
+"""Names that the operator, the trainer and their users must agree on: labels, variables, files, metrics."""
+
+from typing import Final
+
+GROUP: Final = "trainyard.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "TrainingJob"
+PLURAL: Final = "trainingjobs"
+
+# Labels on every child of a job.
+LABEL_JOB: Final = f"{GROUP}/job-name"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_INDEX: Final = f"{GROUP}/index"
+LABEL_REPLICAS: Final = f"{GROUP}/replicas"
+LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
+MANAGED_BY: Final = "trainyard"
+
+# Inside a worker pod.
+WORKER_CONTAINER: Final = "worker"
+RENDEZVOUS_PORT: Final = 29500
+METRICS_PORT: Final = 9400
+CONFIG_FOLDER: Final = "/etc/trainyard"
+CONFIG_FILE: Final = "config.json"
+TERMINATION_LOG: Final = "/dev/termination-log"
+
+ENV_CONFIG: Final = "TRAINYARD_CONFIG"
+"""Path of the resolved configuration (JSON, `trainyard.resolve.RunConfig`)."""
+ENV_JOB: Final = "TRAINYARD_JOB_NAME"
+ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
+ENV_ATTEMPT: Final = "TRAINYARD_ATTEMPT"
+ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
+ENV_TERMINATION_LOG: Final = "TRAINYARD_TERMINATION_LOG"
+ENV_CACHE: Final = "TRAINYARD_CACHE"
+"""Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""
+
+EXIT_INVALID_CONFIG: Final = 78
+"""Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
+
+# Gauges and counters that the operator reads from rank 0 into status.progress.
+METRIC_STEP: Final = "trainyard_steps_total"
+METRIC_TOTAL_STEPS: Final = "trainyard_planned_steps"
+METRIC_TOKENS: Final = "trainyard_tokens_total"
+METRIC_SAMPLES: Final = "trainyard_samples_total"
+METRIC_LOSS: Final = "trainyard_loss"
+METRIC_LEARNING_RATE: Final = "trainyard_learning_rate"
+METRIC_GRAD_NORM: Final = "trainyard_grad_norm"
+METRIC_TOKENS_PER_SECOND: Final = "trainyard_tokens_per_second"
+METRIC_SAMPLES_PER_SECOND: Final = "trainyard_samples_per_second"
+METRIC_LAST_STEP: Final = "trainyard_last_step_timestamp_seconds"
+METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"
+
+METRIC_LABELS: Final = ("namespace", "job_name")
+"""Labels of every worker metric. Not `job`: Prometheus sets that one itself, from the scrape configuration."""

@@ -1,0 +1,91 @@
+"""The TrainingJob itself, and the names that follow from it."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from trainyard.base import ApiModel, Rule
+from trainyard.spec import TrainingJobSpec
+from trainyard.status import TrainingJobStatus
+
+MAX_NAME = 50
+"""Room in a pod's host name (63) for the attempt (up to 99,999), the index (up to 9,999) and two dashes."""
+
+
+class Metadata(BaseModel):
+    """The part of an object's metadata that Trainyard reads; the rest passes through unread."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, validate_by_name=True)
+
+    name: Annotated[str, Field(min_length=1)]
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    resource_version: str = ""
+    deletion_timestamp: str | None = None
+
+
+_PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
+_PINNED_OPTIONAL = ("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer")
+_UNCHANGED = " && ".join(
+    [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]
+    + [
+        f"has(self.spec.{f}) == has(oldSelf.spec.{f}) && (!has(self.spec.{f}) || self.spec.{f} == oldSelf.spec.{f})"
+        for f in _PINNED_OPTIONAL
+    ]
+)
+# Judged by what the status has recorded, not by spec.suspend: from the moment at which the operator has written
+# down an attempt until the moment at which it has written down that the job is suspended, pods of that spec exist.
+_AT_REST = (
+    "!has(self.status) || !has(self.status.attempt) || self.status.attempt == 0 || (has(self.status.conditions)"
+    " && self.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))"
+)
+
+
+class TrainingJob(ApiModel):
+    """A large model, trained by a group of pods that start, run and restart together."""
+
+    api_version: Literal["trainyard.dev/v1alpha1"] = "trainyard.dev/v1alpha1"
+    kind: Literal["TrainingJob"] = "TrainingJob"
+    metadata: Metadata
+    spec: TrainingJobSpec
+    """What to train, with which workers."""
+    status: TrainingJobStatus = TrainingJobStatus()
+    """Where the job stands; written by the operator."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            f"size(self.metadata.name) <= {MAX_NAME}",
+            f"metadata.name: must be at most {MAX_NAME} characters, since pods are named NAME-ATTEMPT-INDEX "
+            "and a pod's host name has 63; choose a shorter name",
+        ),
+        Rule(
+            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            "metadata.name: must start with a letter and hold only a-z, 0-9 and '-', since it names a "
+            "Service; choose another name",
+        ),
+        Rule(
+            f"{_AT_REST} || ({_UNCHANGED})",
+            "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set "
+            "suspend: true, wait for the condition Suspended, change it, set suspend: false",
+        ),
+    )
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Namespace and name."""
+        return self.metadata.namespace, self.metadata.name
+
+    def pod_name(self, attempt: int, index: int) -> str:
+        """Name of a worker pod, which is also its host name."""
+        return f"{self.metadata.name}-{attempt}-{index}"
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":
+        """Parse an object as the API server returns it.
+
+        Raises:
+            pydantic.ValidationError: the object does not fit the schema.
+        """
+        return cls.model_validate(body)

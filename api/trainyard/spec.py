@@ -1,0 +1,193 @@
+"""`spec` of a TrainingJob: the workers, what they run, and what happens when they fail."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from trainyard.base import ApiModel, Rule, opaque
+from trainyard.training import TrainerSpec
+
+Quantity = Annotated[
+    str | int,
+    Field(
+        union_mode="left_to_right",
+        json_schema_extra={"x-kubernetes-int-or-string": True},
+    ),
+]
+ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
+
+GPU_RESOURCE = "nvidia.com/gpu"
+
+# World size in CEL, as `TrainingJobSpec.world_size` has it in Python.
+_GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
+_PROCS = (
+    "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
+    " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"
+    f" && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
+)
+_WORLD = f"(self.workers.replicas * {_PROCS})"
+
+
+class Resources(ApiModel):
+    """Compute resources of the worker container, as in a pod."""
+
+    limits: ResourceList | None = None
+    """What the worker may use at most; the GPUs stand here (nvidia.com/gpu)."""
+    requests: ResourceList | None = None
+    """What the scheduler sets aside; the limits if absent."""
+
+
+class TemplateMetadata(ApiModel):
+    """Labels and annotations added to every worker pod."""
+
+    labels: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    """Labels; those under trainyard.dev/ are the operator's."""
+    annotations: Annotated[dict[str, str], Field(max_length=64)] | None = None
+    """Annotations."""
+
+
+class PodTemplate(ApiModel):
+    """Any part of a pod, merged under what the operator sets."""
+
+    metadata: TemplateMetadata = TemplateMetadata()
+    """Labels and annotations of the pods."""
+    spec: dict[str, Any] = opaque(
+        "Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... The container "
+        "named worker is merged with the operator's own (volumeMounts, securityContext, ...); other "
+        "containers are added as they are."
+    )
+
+
+class Workers(ApiModel):
+    """The group of pods that trains one model together."""
+
+    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Number of worker pods. Changing it (kubectl scale) restarts the group at the new size."""
+    procs_per_worker: Annotated[
+        Annotated[int, Field(ge=1, le=64)] | Literal["auto"],
+        Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+    ] = "auto"
+    """Processes (ranks) in each pod. auto: one for each GPU in resources.limits, else one."""
+    resources: Resources = Resources()
+    """Resources of each pod's worker container."""
+    template: PodTemplate = PodTemplate()
+    """Anything else about the pods."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "type(self.procsPerWorker) == int ? (self.procsPerWorker >= 1 && self.procsPerWorker <= 64)"
+            " : self.procsPerWorker == 'auto'",
+            "spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        ),
+    )
+
+
+class EnvVar(ApiModel):
+    """An environment variable of the worker, as in a pod."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    """Name. Those of the rendezvous (MASTER_ADDR, PET_NNODES, ...) are the operator's."""
+    value: Annotated[str, Field(max_length=32_768)] | None = None
+    """Value."""
+    value_from: Annotated[
+        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
+    ] = None
+    """Source of the value: fieldRef, secretKeyRef, ... as in a pod."""
+
+
+class LocalObjectReference(ApiModel):
+    """The name of an object in the job's namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253)]
+    """Name."""
+
+
+class Backoff(ApiModel):
+    """Waiting time before a restart: initialSeconds x factor^(restarts that count - 1), at most maxSeconds."""
+
+    initial_seconds: Annotated[int, Field(ge=0, le=86_400)] = 1
+    """Wait before the first restart, in seconds."""
+    max_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
+    """Longest wait, in seconds."""
+    factor: Annotated[float, Field(ge=1, le=10)] = 2.0
+    """Growth from one restart to the next."""
+
+
+class RestartPolicy(ApiModel):
+    """What happens when a worker fails. The group always restarts whole, as a new attempt."""
+
+    limit: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """Restarts after failures of the program itself. Those after eviction, preemption, the deletion of a pod
+    or a change of replicas do not count."""
+    backoff: Backoff = Backoff()
+    """How long to wait before each restart."""
+
+
+class TrainingJobSpec(ApiModel):
+    """What to train, with which workers."""
+
+    suspend: bool = False
+    """true: the job holds no pods. Setting it back to false starts a new attempt."""
+    image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Image of the workers. With trainer it defaults to the trainer image of this installation."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    """When the image is pulled; as in a pod."""
+    image_pull_secrets: Annotated[tuple[LocalObjectReference, ...], Field(max_length=16)] | None = None
+    """Secrets for pulling the image; as in a pod."""
+    workers: Workers = Workers()
+    """The pods."""
+    command: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] | None = None
+    """Your own program, for example [torchrun, train.py]. Each worker gets MASTER_ADDR, MASTER_PORT and the
+    PET_ variables that torchrun reads, with one process per worker also RANK and WORLD_SIZE."""
+    args: Annotated[tuple[str, ...], Field(max_length=1024)] | None = None
+    """Arguments of command."""
+    env: Annotated[tuple[EnvVar, ...], Field(max_length=256)] | None = None
+    """Environment variables of the workers."""
+    trainer: TrainerSpec | None = None
+    """The built-in trainer, instead of command."""
+    restart_policy: RestartPolicy = RestartPolicy()
+    """What happens when a worker fails."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "has(self.command) != has(self.trainer)",
+            "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
+            "add one or remove the other",
+        ),
+        Rule(
+            "!has(self.args) || has(self.command)",
+            "spec.args: needs spec.command; the built-in trainer takes no arguments, set its fields in spec.trainer",
+        ),
+        Rule(
+            "has(self.image) || has(self.trainer)",
+            "spec.image: is required with spec.command; name the image that holds your program",
+        ),
+        Rule(
+            f"!has(self.trainer) || self.trainer.batch.global % {_WORLD} == 0",
+            "spec.trainer.batch.global: must be a multiple of the world size (workers.replicas x "
+            "workers.procsPerWorker); change the batch or the number of workers",
+        ),
+        Rule(
+            "!has(self.trainer) || type(self.trainer.batch.micro) != int ||"
+            f" self.trainer.batch.global % ({_WORLD} * self.trainer.batch.micro) == 0",
+            "spec.trainer.batch.micro: the share of one rank (batch.global / world size) must be a multiple "
+            "of it; choose a divisor, or auto",
+        ),
+    )
+
+    @property
+    def procs_per_worker(self) -> int:
+        """Ranks per pod, with `auto` resolved.
+
+        Raises:
+            ValueError: the GPU limit is not a whole number.
+        """
+        if self.workers.procs_per_worker != "auto":
+            return self.workers.procs_per_worker
+        limits = self.workers.resources.limits or {}
+        return max(1, int(limits.get(GPU_RESOURCE, 1)))
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: workers x processes per worker."""
+        return self.workers.replicas * self.procs_per_worker

@@ -1,0 +1,202 @@
+"""`status` of a TrainingJob: written by the operator only, and true whenever it is read."""
+
+import math
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, PlainSerializer
+
+from trainyard.base import POSITIVE_INT32, ApiModel
+
+
+class Phase(StrEnum):
+    """One word for where the job stands, derived from the conditions."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class ConditionType(StrEnum):
+    """What can be true or false of a job at one time."""
+
+    CREATED = "Created"
+    SUSPENDED = "Suspended"
+    RUNNING = "Running"
+    PROGRESSING = "Progressing"
+    RESTARTING = "Restarting"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Reason(StrEnum):
+    """Why a condition has its status: a closed set, so that scripts and alerts can rely on it."""
+
+    ACCEPTED = "Accepted"
+    INVALID_SPEC = "InvalidSpec"
+    SUSPENDED = "Suspended"
+    RESUMED = "Resumed"
+    WAITING_FOR_PODS = "WaitingForPods"
+    WAITING_FOR_OLD_PODS = "WaitingForOldPods"
+    BACKING_OFF = "BackingOff"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_CONFIG = "ContainerConfigError"
+    NAME_TAKEN = "NameTaken"
+    PODS_REFUSED = "PodsRefused"
+    ALL_WORKERS_RUNNING = "AllWorkersRunning"
+    STEPPING = "Stepping"
+    NO_STEP_YET = "NoStepYet"
+    WORKER_FAILED = "WorkerFailed"
+    WORKER_LOST = "WorkerLost"
+    INVALID_CONFIG = "InvalidConfig"
+    DISRUPTED = "Disrupted"
+    SPEC_CHANGED = "SpecChanged"
+    RESTART_LIMIT = "RestartLimitReached"
+    RESTARTED = "Restarted"
+    FINISHED = "Finished"
+    ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"
+
+
+def _zulu(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Timestamp = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
+"""A moment in UTC, to the second, as the Kubernetes API has it."""
+
+Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is None or math.isfinite(value) else None
+
+
+Figure = Annotated[float | None, AfterValidator(_finite)]
+"""A measured number. One that has overflowed is left out: JSON has no infinity, and the API server would refuse
+the whole status for it."""
+
+
+class Condition(ApiModel):
+    """One observation, as the Kubernetes API conventions define it."""
+
+    type: Annotated[str, Field(max_length=316)]
+    """What is observed."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether it holds."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """One word: why."""
+    message: Annotated[str, Field(max_length=32_768)] = ""
+    """One sentence: why, and what to do about it."""
+    last_transition_time: Timestamp
+    """When status last changed."""
+    observed_generation: Count = 0
+    """metadata.generation of the spec that this was observed for."""
+
+
+class WorkerCounts(ApiModel):
+    """Pods of the current attempt."""
+
+    desired: Count = 0
+    """Workers that the job needs."""
+    running: Count = 0
+    """Pods whose worker container runs."""
+    ready: Count = 0
+    """Pods that are also ready."""
+    succeeded: Count = 0
+    """Pods whose worker exited with code 0."""
+    failed: Count = 0
+    """Pods whose worker failed."""
+
+
+class Progress(ApiModel):
+    """How far the training is, read from rank 0."""
+
+    attempt: Count = 0
+    """Attempt that these figures come from."""
+    step: Count = 0
+    """Optimizer steps done."""
+    total_steps: Count | None = None
+    """Optimizer steps in all."""
+    loss: Figure = None
+    """Training loss at the last report (mean over the global batch, in nats per token)."""
+    learning_rate: Figure = None
+    """Learning rate at the last report."""
+    grad_norm: Figure = None
+    """Global norm of the gradient before clipping, at the last report."""
+    tokens_per_second: Figure = None
+    """Throughput of all ranks together, since the report before."""
+    samples_per_second: Figure = None
+    """Samples per second of all ranks together."""
+    eta_seconds: Figure = None
+    """Time that the remaining steps take at this speed."""
+    updated_at: Timestamp | None = None
+    """When these figures were read from the worker."""
+
+
+class Failure(ApiModel):
+    """The first failure of an attempt: the one that brought the others down."""
+
+    attempt: Count
+    """Attempt that failed."""
+    pod: str | None = None
+    """Name of the pod."""
+    node: str | None = None
+    """Node that the pod ran on."""
+    rank: Count | None = None
+    """Global rank of the process, where it is known."""
+    exit_code: int | None = None
+    """Exit code of the worker container."""
+    reason: Annotated[str, Field(max_length=1024)]
+    """One word: what happened."""
+    message: Annotated[str, Field(max_length=4096)] = ""
+    """Exception or last line of the worker."""
+    step: Count | None = None
+    """Optimizer step at which it happened, where it is known."""
+    at: Timestamp
+    """When."""
+
+
+class TrainingJobStatus(ApiModel):
+    """Where the job stands."""
+
+    phase: Phase | None = None
+    """One word, derived from the conditions."""
+    conditions: tuple[Condition, ...] = ()
+    """Created, Suspended, Running, Progressing, Restarting, Succeeded, Failed."""
+    observed_generation: Count = 0
+    """metadata.generation of the spec that this status answers."""
+    attempt: Count = 0
+    """Number of the current group of pods, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    restarts: Count = 0
+    """Attempts that were started because the one before failed or was disturbed."""
+    restarts_counted: Count = 0
+    """Those of the restarts that count against restartPolicy.limit."""
+    start_time: Timestamp | None = None
+    """When the operator took up the job."""
+    completion_time: Timestamp | None = None
+    """When the job succeeded or failed for good."""
+    workers: WorkerCounts = WorkerCounts()
+    """Pods of the current attempt."""
+    progress: Progress | None = None
+    """Step, loss and throughput; updatedAt tells how old they are."""
+    last_failure: Failure | None = None
+    """Why the last attempt ended early."""
+
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """The condition of that type, if it was ever set."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: ConditionType) -> bool:
+        """Whether the condition of that type holds."""
+        found = self.condition(kind)
+        return found is not None and found.status == "True"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job has ended, for better or worse."""
+        return self.is_true(ConditionType.SUCCEEDED) or self.is_true(ConditionType.FAILED)

@@ -1,0 +1,61 @@
+"""The last word of a worker: a short JSON object that it leaves as the container's termination message."""
+
+import json
+
+from pydantic import ValidationError
+
+from trainyard.base import ApiModel
+from trainyard.status import Count, Progress
+
+MAX_BYTES = 4096
+"""The kubelet keeps no more of a termination message."""
+
+_MAX_EXCEPTION = 200
+_GAP = " ... "
+
+
+class TerminationMessage(ApiModel):
+    """Why a worker ended, in words that the operator can act upon."""
+
+    rank: Count | None = None
+    """Global rank of the process."""
+    exception: str | None = None
+    """Class of the exception, or the name of the signal; absent after success."""
+    message: str = ""
+    """Text of the exception: one line."""
+    step: Count | None = None
+    """Optimizer steps done by then."""
+    peer_lost: bool = False
+    """True if this process only noticed that another one had gone: an effect, not the cause."""
+    progress: Progress | None = None
+    """Final figures, from rank 0 after success."""
+
+    def encode(self) -> str:
+        """The message as JSON of at most `MAX_BYTES` bytes; a longer text loses its middle."""
+        text = self._text(self.message)
+        if len(text) <= MAX_BYTES:
+            return text
+        low, high = 0, len(self.message) // 2  # characters that are kept at either end: as many as fit
+        while low < high:
+            middle = (low + high + 1) // 2
+            if len(self._text(self._shortened(middle))) <= MAX_BYTES:
+                low = middle
+            else:
+                high = middle - 1
+        return self._text(self._shortened(low))
+
+    def _shortened(self, keep: int) -> str:
+        return self.message[:keep] + _GAP + self.message[len(self.message) - keep :]
+
+    def _text(self, message: str) -> str:
+        """JSON in ASCII, so that its length is its size in bytes."""
+        exception = self.exception and self.exception[:_MAX_EXCEPTION]
+        return json.dumps(self.replace(message=message, exception=exception).to_dict())
+
+    @classmethod
+    def decode(cls, text: str) -> "TerminationMessage | None":
+        """Parse a termination message; None if it is not one of ours (a user's own program, or a log tail)."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError:
+            return None
