@@ -1,0 +1,253 @@
+"""The world as processes of this machine: a pod is a process with all that it starts, and no cluster is needed.
+
+Pods are kept in the shape that the API server gives them, so everything above works on both worlds alike. What a
+node and a network would do is done here: each process finds its peers at 127.0.0.1, gets a metrics port of its
+own, and a share of the processors. Images, volumes and resource limits do not apply.
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard.status import Reason, TrainingJobStatus
+from trainyard_operator.backends.family import die_with_parent, end_family
+from trainyard_operator.core.backend import Refused
+from trainyard_operator.core.draft import Event
+from trainyard_operator.core.observe import Pod, Worker
+
+MARK = "TRAINYARD_POD_UID"
+GRACE = 10.0
+"""Seconds between asking a pod to end and killing it."""
+LOG_TAIL = 2048
+_HOST = "127.0.0.1"
+
+
+@dataclass(slots=True)
+class _Running:
+    """A pod, and the process that it stands for."""
+
+    pod: dict[str, Any]
+    folder: Path
+    metrics_port: int
+    process: asyncio.subprocess.Process | None = None
+    watcher: asyncio.Task[None] | None = None
+
+
+class ProcessBackend:
+    """Children as files and processes (see `trainyard_operator.core.backend.Backend`)."""
+
+    def __init__(self, folder: Path, on_pod: Callable[[Pod, bool], None]) -> None:
+        """Keep files under `folder`; `on_pod` is called with each new state of a pod, and True once it is gone."""
+        self.folder = folder
+        self.events: list[Event] = []
+        self._on_pod = on_pod
+        self._running: dict[str, _Running] = {}
+        self._config: dict[str, Path] = {}
+        self._ports: dict[str, int] = {}
+        self._version = 0
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        """Nobody else writes here, so nothing can be stale."""
+        metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
+        return job.replace(metadata=metadata, status=status)
+
+    async def list_pods(self, job: TrainingJob) -> list[Pod]:
+        """The pods that there are."""
+        return [r.pod for r in self._running.values()]
+
+    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Write configuration files and start processes; there is no need for a Service."""
+        created = []
+        for manifest in manifests:
+            name = manifest["metadata"]["name"]
+            if manifest["kind"] == "ConfigMap":
+                self._config[name] = self._write_config(manifest)
+            if manifest["kind"] == "Pod":
+                if name not in self._running:
+                    await self._start(job, manifest)
+                created.append(self._running[name].pod)
+        return created
+
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+        """Ask processes to end; the watcher of each removes the pod."""
+        for worker in workers:
+            running = self._running.get(worker.name)
+            if running is not None and running.pod["metadata"]["uid"] == worker.uid:
+                self._change(running, metadata={"deletionTimestamp": _now()})
+                if running.watcher is None or running.watcher.done():
+                    self._remove(running)
+                else:
+                    self._signal(running)
+
+    async def tell(self, job: TrainingJob, event: Event) -> None:
+        """Keep the event for the end of the run."""
+        self.events.append(event)
+
+    def metrics_url(self, pod: Pod) -> str | None:
+        """The metrics port that was given to this pod."""
+        running = self._running.get(pod["metadata"]["name"])
+        return f"http://{_HOST}:{running.metrics_port}/metrics" if running else None
+
+    def log_file(self, pod_name: str) -> Path:
+        """Where the output of a pod goes."""
+        return self.folder / "pods" / pod_name / "log"
+
+    async def close(self) -> None:
+        """Kill whatever still runs, and wait until it is gone."""
+        for running in list(self._running.values()):
+            end_family(MARK, running.pod["metadata"]["uid"])
+        watchers = [r.watcher for r in self._running.values() if r.watcher]
+        await asyncio.gather(*watchers, return_exceptions=True)
+
+    # --- starting -------------------------------------------------------------------------------------------
+
+    def _write_config(self, manifest: dict[str, Any]) -> Path:
+        folder = self.folder / "config"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in manifest["data"].items():
+            (folder / name).write_text(text, "utf-8")
+        return folder
+
+    async def _start(self, job: TrainingJob, manifest: dict[str, Any]) -> None:
+        name = manifest["metadata"]["name"]
+        folder = self.folder / "pods" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": _now()}
+        spec = {**manifest["spec"], "nodeName": socket.gethostname()}
+        pod = {**manifest, "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
+        running = _Running(pod, folder, _free_port())
+        container = next(c for c in spec["containers"] if c["name"] == contract.WORKER_CONTAINER)
+        environment = self._environment(job, running, container)
+        self._running[name] = running
+        with (folder / "log").open("wb") as output:
+            try:
+                running.process = await asyncio.create_subprocess_exec(
+                    *container["command"],
+                    *container.get("args", ()),
+                    env=environment,
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,  # Ctrl-C is for the command, which then ends its pods in order
+                    preexec_fn=die_with_parent,
+                )
+            except OSError as error:  # as the kubelet has it: the container failed to start
+                self._finish(running, 128, "StartError", f"{container['command'][0]}: {error.strerror}")
+                return
+        self._change(running, status={"phase": "Running", **_container_status({"running": {"startedAt": _now()}})})
+        running.watcher = asyncio.create_task(self._watch(running))
+
+    def _environment(self, job: TrainingJob, running: _Running, container: dict[str, Any]) -> dict[str, str]:
+        """The environment of this process, the container's own over it, and this machine's answers over both."""
+        labels = running.pod["metadata"]["labels"]
+        port = self._ports.setdefault(labels[contract.LABEL_ATTEMPT], _free_port())
+        given = {entry["name"]: _value(entry, running.pod) for entry in container.get("env", ())}
+        environment = {**os.environ, **given}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
+            environment[name] = _HOST
+        for name in ("MASTER_PORT", "PET_MASTER_PORT"):
+            environment[name] = str(port)
+        share = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
+        environment.setdefault("OMP_NUM_THREADS", str(share))
+        environment[MARK] = running.pod["metadata"]["uid"]
+        environment[contract.ENV_TERMINATION_LOG] = str(running.folder / "termination-log")
+        environment[contract.ENV_METRICS_PORT] = str(running.metrics_port)
+        if (config := self._config.get(job.metadata.name)) is not None:
+            environment[contract.ENV_CONFIG] = str(config / contract.CONFIG_FILE)
+        return environment
+
+    # --- ending ---------------------------------------------------------------------------------------------
+
+    async def _watch(self, running: _Running) -> None:
+        """Wait for the process, then for nothing of it to be left, and say how it ended."""
+        assert running.process is not None
+        code = await running.process.wait()
+        end_family(MARK, running.pod["metadata"]["uid"])
+        code = 128 - code if code < 0 else code
+        self._finish(running, code, "Completed" if code == 0 else "Error", _last_words(running.folder, code))
+        if "deletionTimestamp" in running.pod["metadata"]:
+            self._remove(running)
+
+    def _finish(self, running: _Running, code: int, reason: str, message: str) -> None:
+        ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": _now()}
+        phase = "Succeeded" if code == 0 else "Failed"
+        self._change(running, status={"phase": phase, **_container_status({"terminated": ended})})
+
+    def _signal(self, running: _Running) -> None:
+        """SIGTERM now, SIGKILL for the whole family after the grace period."""
+        process, uid = running.process, running.pod["metadata"]["uid"]
+        if process is not None and process.returncode is None:
+            process.terminate()
+            asyncio.get_running_loop().call_later(GRACE, end_family, MARK, uid)
+
+    def _remove(self, running: _Running) -> None:
+        self._running.pop(running.pod["metadata"]["name"], None)
+        self._on_pod(running.pod, True)
+
+    def _change(self, running: _Running, **parts: dict[str, Any]) -> None:
+        """A new version of a pod, made known. Versions that were handed out before stay as they were."""
+        pod = dict(running.pod)
+        for part, fields in parts.items():
+            pod[part] = {**pod[part], **fields}
+        pod["metadata"] = {**pod["metadata"], "resourceVersion": self._next_version()}
+        running.pod = pod
+        self._on_pod(pod, False)
+
+    def _next_version(self) -> str:
+        self._version += 1
+        return str(self._version)
+
+
+def _value(entry: dict[str, Any], pod: Pod) -> str:
+    """Value of an environment variable; of the sources only fields of the pod's metadata exist here.
+
+    Raises:
+        Refused: the value comes from a Secret or the like.
+    """
+    if "valueFrom" not in entry:
+        return str(entry.get("value", ""))
+    path = entry["valueFrom"].get("fieldRef", {}).get("fieldPath", "")
+    if path in ("metadata.name", "metadata.namespace", "metadata.uid"):
+        return str(pod["metadata"][path.removeprefix("metadata.")])
+    fix = "give it a value, or remove it and set it in your shell"
+    raise Refused(Reason.PODS_REFUSED, f"spec.env {entry['name']}: valueFrom needs a cluster; {fix}")
+
+
+def _last_words(folder: Path, code: int) -> str:
+    """The termination message; after a failure without one the end of the log, as the kubelet has it."""
+    message = folder / "termination-log"
+    text = message.read_text("utf-8", "replace") if message.exists() else ""
+    if text or code == 0:
+        return text
+    return (folder / "log").read_bytes()[-LOG_TAIL:].decode("utf-8", "replace")
+
+
+def _container_status(state: dict[str, Any]) -> dict[str, Any]:
+    ready = "True" if "running" in state else "False"
+    return {
+        "containerStatuses": [{"name": contract.WORKER_CONTAINER, "state": state}],
+        "conditions": [{"type": "Ready", "status": ready}],
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,64 @@
+"""The children of a job besides its pods, and what all children share."""
+
+import json
+from typing import Any
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard.resolve import resolve
+
+Manifest = dict[str, Any]
+
+
+def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = None) -> Manifest:
+    """Metadata of a child: named, labelled, and owned by the job, so that it goes when the job goes."""
+    return {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": {
+            **(labels or {}),
+            contract.LABEL_JOB: job.metadata.name,
+            contract.LABEL_MANAGED_BY: contract.MANAGED_BY,
+        },
+        "ownerReferences": [
+            {
+                "apiVersion": contract.API_VERSION,
+                "kind": contract.KIND,
+                "name": job.metadata.name,
+                "uid": job.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def build_service(job: TrainingJob) -> Manifest:
+    """The headless Service that gives every worker a DNS name, before it is ready too: the rendezvous needs it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": child_metadata(job, job.metadata.name),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {contract.LABEL_JOB: job.metadata.name},
+            "ports": [
+                {"name": "rendezvous", "port": contract.RENDEZVOUS_PORT},
+                {"name": "metrics", "port": contract.METRICS_PORT},
+            ],
+        },
+    }
+
+
+def build_config_map(job: TrainingJob) -> Manifest | None:
+    """The resolved configuration that every worker of the built-in trainer reads; None for a user's program."""
+    if job.spec.trainer is None:
+        return None
+    config = json.dumps(resolve(job).to_dict(), indent=2)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": child_metadata(job, job.metadata.name),
+        "data": {contract.CONFIG_FILE: config},
+    }

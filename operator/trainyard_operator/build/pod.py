@@ -1,0 +1,137 @@
+"""A worker pod: the user's template underneath, the rendezvous contract on top."""
+
+from typing import Any
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard_operator.build.children import Manifest, child_metadata
+from trainyard_operator.build.merge import merge_pod_spec
+
+TRAINER_COMMAND = ["python", "-m", "trainyard_trainer"]
+
+NON_ROOT = 65532
+
+
+def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str) -> Manifest:
+    """The manifest of one worker.
+
+    Args:
+        job: the job.
+        attempt: number of the group that the pod belongs to.
+        index: node rank of the pod in its group, from 0.
+        trainer_image: image of the built-in trainer in this installation, unless spec.image names another.
+    """
+    template = job.spec.workers.template
+    labels = {
+        **(template.metadata.labels or {}),
+        contract.LABEL_ATTEMPT: str(attempt),
+        contract.LABEL_INDEX: str(index),
+        contract.LABEL_REPLICAS: str(job.spec.workers.replicas),
+    }
+    metadata = child_metadata(job, job.pod_name(attempt, index), labels)
+    annotations = {**(template.metadata.annotations or {}), **_scrape_annotations(job)}
+    if annotations:
+        metadata["annotations"] = annotations
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": merge_pod_spec(template.spec, _own_spec(job, attempt, index, trainer_image)),
+    }
+
+
+def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
+    """The annotations that a plain Prometheus looks for; a user's program may serve no metrics."""
+    if job.spec.trainer is None:
+        return {}
+    return {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(contract.METRICS_PORT),
+        "prometheus.io/path": "/metrics",
+    }
+
+
+def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
+    spec: Manifest = {
+        "restartPolicy": "Never",  # the group restarts whole, and the operator is who restarts it
+        "hostname": job.pod_name(attempt, index),
+        "subdomain": job.metadata.name,
+        "containers": [_worker_container(job, attempt, index, trainer_image)],
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+    }
+    if job.spec.image_pull_secrets:
+        spec["imagePullSecrets"] = [s.to_dict() for s in job.spec.image_pull_secrets]
+    if job.spec.trainer is not None:
+        spec["volumes"] += [
+            {"name": "config", "configMap": {"name": job.metadata.name}},
+            {"name": "tmp", "emptyDir": {}},
+        ]
+        spec["automountServiceAccountToken"] = False  # workers need no credentials
+        spec["securityContext"] = {
+            "runAsNonRoot": True,
+            "runAsUser": NON_ROOT,
+            "runAsGroup": NON_ROOT,
+            "fsGroup": NON_ROOT,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+    return spec
+
+
+def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
+    spec = job.spec
+    container: Manifest = {
+        "name": contract.WORKER_CONTAINER,
+        "image": spec.image or trainer_image,
+        "env": [*(e.to_dict() for e in spec.env or ()), *rendezvous_env(job, attempt, index)],
+        "resources": spec.workers.resources.to_dict(),
+        # NCCL and data loaders share memory between processes; the default /dev/shm has 64 MB.
+        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+    }
+    if spec.image_pull_policy:
+        container["imagePullPolicy"] = spec.image_pull_policy
+    if spec.trainer is None:
+        container["command"] = list(spec.command or ())
+        if spec.args:
+            container["args"] = list(spec.args)
+        return container
+    container["command"] = TRAINER_COMMAND
+    container["ports"] = [{"name": "metrics", "containerPort": contract.METRICS_PORT}]
+    container["volumeMounts"] += [
+        {"name": "config", "mountPath": contract.CONFIG_FOLDER, "readOnly": True},
+        {"name": "tmp", "mountPath": "/tmp"},
+    ]
+    container["securityContext"] = {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    return container
+
+
+def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str, Any]]:
+    """The contract that every worker can rely on, the user's own program too.
+
+    `torchrun` reads the PET_ variables; a single-process program finds its peers through `env://`, which needs
+    MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker the ranks are torchrun's to set.
+    """
+    procs = job.spec.procs_per_worker
+    master = f"{job.pod_name(attempt, 0)}.{job.metadata.name}.{job.metadata.namespace}.svc"
+    values = {
+        contract.ENV_JOB: job.metadata.name,
+        contract.ENV_NAMESPACE: job.metadata.namespace,
+        contract.ENV_ATTEMPT: str(attempt),
+        "MASTER_ADDR": master,
+        "MASTER_PORT": str(contract.RENDEZVOUS_PORT),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(contract.RENDEZVOUS_PORT),
+        "PET_NNODES": str(job.spec.workers.replicas),
+        "PET_NODE_RANK": str(index),
+        "PET_NPROC_PER_NODE": str(procs),
+    }
+    if procs == 1:
+        values |= {"RANK": str(index), "WORLD_SIZE": str(job.spec.world_size), "LOCAL_RANK": "0"}
+    if job.spec.trainer is not None:
+        values[contract.ENV_CONFIG] = f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
+        values[contract.ENV_METRICS_PORT] = str(contract.METRICS_PORT)
+    return [{"name": name, "value": value} for name, value in values.items()]

@@ -1,0 +1,61 @@
+"""The one interface through which the operator touches the world, and what can go wrong there."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from trainyard.job import TrainingJob
+from trainyard.status import Reason, TrainingJobStatus
+from trainyard_operator.core.draft import Event
+from trainyard_operator.core.observe import Pod, Worker
+
+
+class BackendError(Exception):
+    """The world refused. Subclasses say what that means for the job (see `reconcile.VERDICTS`)."""
+
+
+class Stale(BackendError):
+    """The decision was made from an old view: look again, then decide anew."""
+
+
+class Gone(BackendError):
+    """The job does not exist any more."""
+
+
+class Unavailable(BackendError):
+    """The world does not answer, or asks for patience: try again later."""
+
+
+class Refused(BackendError):
+    """The world will not have a child of the job; trying again helps only once somebody has changed something."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Backend(Protocol):
+    """A world in which jobs have pods. All methods are idempotent and raise `BackendError`."""
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        """Store a status, if the job is still the one that was looked at (its resource version), else `Stale`."""
+        ...
+
+    async def list_pods(self, job: TrainingJob) -> list[Pod]:
+        """The pods of the job as they are now, not as a cache has them."""
+        ...
+
+    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Create children, as many at a time as the world takes; one that exists and is the job's own is fine."""
+        ...
+
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+        """Start to delete pods, each only if it is still the one that was looked at (its UID)."""
+        ...
+
+    async def tell(self, job: TrainingJob, event: Event) -> None:
+        """Record an event on the job."""
+        ...
+
+    def metrics_url(self, pod: Pod) -> str | None:
+        """Where a running pod of the built-in trainer serves its metrics."""
+        ...

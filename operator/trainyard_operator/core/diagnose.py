@@ -1,0 +1,109 @@
+"""Why an attempt ended early: which worker failed first, and whose fault it was. Acting on it is the plan's."""
+
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from trainyard import contract
+from trainyard.status import Failure, Reason
+from trainyard_operator.core.observe import Worker, WorkerState
+
+_LONGEST_REASON = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A failure, and what it means for the budget of restarts."""
+
+    failure: Failure
+    counts: bool
+    """The user's program is at fault, so the restart counts against restartPolicy.limit."""
+    hopeless: bool = False
+    """No restart can help: the configuration is wrong."""
+    effect_since: datetime | None = None
+    """Set if this is only the effect of another failure, whose cause has not been seen yet."""
+
+
+def diagnose(workers: Iterable[Worker], attempt: int, missing: int, now: datetime) -> Diagnosis | None:
+    """The first failure among the workers of one attempt, or None if nothing has gone wrong.
+
+    Args:
+        workers: the pods of the current attempt.
+        attempt: its number.
+        missing: how many pods that once ran are gone altogether.
+        now: time of the observation, for failures that carry none.
+    """
+    workers = list(workers)
+    failed = [w for w in workers if w.state is WorkerState.FAILED]
+    taken = [w for w in workers if w.disrupted or (w.terminating and w.state is not WorkerState.SUCCEEDED)]
+    if taken:  # its peers fail because it is gone, and never the other way round
+        return _disruption(min(taken, key=_first), now)
+    if failed:
+        return _program_failure(min(failed, key=_first), now)
+    if missing:
+        message = f"{missing} worker pods are gone: they were deleted, or their nodes were"
+        return Diagnosis(Failure(attempt=attempt, reason=Reason.WORKER_LOST, message=message, at=now), counts=False)
+    return None
+
+
+def _first(worker: Worker) -> tuple[bool, float, int]:
+    """Sort key: causes before effects, then by time (whole seconds only), then by index."""
+    message = worker.message
+    effect = message is not None and message.peer_lost
+    return effect, worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
+
+
+def _disruption(worker: Worker, now: datetime) -> Diagnosis:
+    deleted = "the pod was deleted", "Deleted"
+    message, reason = (worker.last_words, worker.reason or Reason.DISRUPTED) if worker.disrupted else deleted
+    failure = Failure(
+        attempt=worker.attempt,
+        pod=worker.name,
+        node=worker.node,
+        exit_code=worker.exit_code,
+        reason=reason,
+        message=message[:1000],
+        at=now,
+    )
+    return Diagnosis(failure, counts=False)
+
+
+def _program_failure(worker: Worker, now: datetime) -> Diagnosis:
+    words = worker.message
+    effect = words is not None and words.peer_lost
+    hopeless = worker.exit_code == contract.EXIT_INVALID_CONFIG and words is not None
+    failure = Failure(
+        attempt=worker.attempt,
+        pod=worker.name,
+        node=worker.node,
+        rank=words.rank if words else None,
+        exit_code=worker.exit_code,
+        reason=Reason.INVALID_CONFIG if hopeless else _reason(worker),
+        message=(words.message if words else _last_line(worker.last_words))[:1000],
+        step=words.step if words else None,
+        at=now,
+    )
+    return Diagnosis(failure, counts=True, hopeless=hopeless, effect_since=worker.finished_at if effect else None)
+
+
+def _reason(worker: Worker) -> str:
+    if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
+        return worker.reason
+    if worker.message and worker.message.exception:
+        return worker.message.exception[:_LONGEST_REASON]
+    if worker.exit_code and worker.exit_code > 128:
+        return _signal_name(worker.exit_code - 128)
+    return "Error"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"Signal{number}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

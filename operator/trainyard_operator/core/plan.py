@@ -1,0 +1,315 @@
+"""The life of a job, in one pure function.
+
+`plan` looks at a job and its pods and says what the status is and what to do next. It does no I/O and reads no
+clock. It is level-triggered: it may run at any moment, any number of times, on whatever is there.
+
+The ledger rule. What must be remembered (attempt, restarts, first failure, suspension, start and end) is a change
+of the status alone: such a plan carries no action, and the next plan, made from the status as it was stored, acts
+upon it. So an operator that dies at any moment never repeats or forgets a decision. Numbers of attempts fence: no
+pod of an attempt is created while a pod of another one exists.
+"""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from trainyard.job import TrainingJob
+from trainyard.resolve import spec_problems
+from trainyard.spec import Backoff
+from trainyard.status import ConditionType as C
+from trainyard.status import Progress, Reason, TrainingJobStatus, WorkerCounts
+from trainyard_operator.core.diagnose import Diagnosis, diagnose
+from trainyard_operator.core.draft import Draft, Event
+from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState
+
+SETTLE = timedelta(seconds=3)
+"""How long a failure that looks like the effect of another one waits for the cause to show."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateWorkers:
+    """Create these pods of the current attempt, and before them what they need (Service, ConfigMap)."""
+
+    attempt: int
+    indexes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWorkers:
+    """Delete these pods."""
+
+    workers: tuple[Worker, ...]
+
+
+Action = CreateWorkers | DeleteWorkers
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to write down, then what to do, then when to look again even if nothing happens."""
+
+    status: TrainingJobStatus
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    wake_after: float | None = None
+    """Seconds; 0: at once."""
+
+
+def plan(seen: Observation) -> Plan:
+    """Decide the next step in the life of a job."""
+    job, draft = seen.job, Draft(seen.job, seen.now)
+    status = job.status
+    newest = max((w.attempt for w in seen.workers), default=0)
+    current = tuple(w for w in seen.workers if w.attempt == status.attempt)
+    draft.update(workers=_count(job, current))
+    if status.finished:
+        return _end(draft, delete=[w for w in seen.workers if w.active])
+    if newest > status.attempt:
+        # The status was restored from an older state, or is a stale copy (then writing it will be refused).
+        draft.update(attempt=newest, start_time=status.start_time or draft.now)
+        draft.set(C.CREATED, True, Reason.ACCEPTED, f"taken up again at attempt {newest}")
+        return _ledger(draft)
+    if problems := spec_problems(job):
+        return _fail(draft, Reason.INVALID_SPEC, "; ".join(problems))
+    if job.spec.suspend:
+        return _suspend(draft, seen)
+    if status.is_true(C.SUSPENDED):
+        return _resume(draft)
+    if status.attempt == 0:
+        return _accept(draft)
+    if old := [w for w in seen.workers if w.attempt < status.attempt]:
+        return _retire(draft, old)
+    return _attend(draft, seen, current)
+
+
+# --- beginning, pausing, ending -------------------------------------------------------------------------------
+
+
+def _accept(draft: Draft) -> Plan:
+    job = draft.job
+    draft.update(attempt=1, start_time=draft.now)
+    message = (
+        f"world size {job.spec.world_size}: {job.spec.workers.replicas} workers x {job.spec.procs_per_worker} ranks"
+    )
+    draft.set(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
+    draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    return _ledger(draft)
+
+
+def _suspend(draft: Draft, seen: Observation) -> Plan:
+    if not draft.status.is_true(C.SUSPENDED):
+        draft.set(C.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true; the job holds no pods", event="Normal")
+        draft.clear(C.RUNNING, Reason.SUSPENDED, "the job is suspended")
+        draft.clear(C.PROGRESSING, Reason.SUSPENDED, "the job is suspended")
+        draft.clear(C.RESTARTING, Reason.SUSPENDED, "the job is suspended")
+        return _ledger(draft)
+    return _end(draft, delete=seen.workers)
+
+
+def _resume(draft: Draft) -> Plan:
+    """A new attempt, since pods of the last one may still be going."""
+    status = draft.status
+    draft.update(attempt=status.attempt + 1, start_time=status.start_time or draft.now)
+    draft.set(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
+    draft.set(C.SUSPENDED, False, Reason.RESUMED, f"resumed as attempt {status.attempt + 1}", event="Normal")
+    draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    return _ledger(draft)
+
+
+def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
+    first = min(workers, key=lambda w: w.index)
+    if first.message and first.message.progress:
+        final = first.message.progress.replace(
+            attempt=first.attempt, updated_at=first.finished_at or draft.now, eta_seconds=0.0
+        )
+        draft.update(progress=final)
+    draft.update(completion_time=draft.now)
+    for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
+        draft.clear(kind, Reason.FINISHED, "the job has succeeded")
+    reached = _reached(draft.status.progress)
+    draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}", event="Normal")
+    return _ledger(draft)
+
+
+def _fail(draft: Draft, reason: Reason, message: str) -> Plan:
+    draft.update(completion_time=draft.now)
+    for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
+        draft.clear(kind, Reason.FINISHED, "the job has failed")
+    draft.set(C.FAILED, True, reason, message, event="Warning")
+    return _ledger(draft)
+
+
+# --- one attempt ----------------------------------------------------------------------------------------------
+
+
+def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
+    """Bring the current attempt to life, watch it, and judge its end."""
+    wanted = seen.job.spec.workers.replicas
+    if any(w.replicas != wanted for w in workers):
+        return _restart(draft, Reason.SPEC_CHANGED, f"spec.workers.replicas is {wanted} now", counts=False)
+    missing = tuple(sorted(set(range(wanted)) - {w.index for w in workers}))
+    gone = len(missing) if draft.status.is_true(C.RUNNING) else 0
+    if found := diagnose(workers, draft.status.attempt, gone, draft.now):
+        return _judge(draft, found)
+    if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
+        return _succeed(draft, workers)
+    if missing:
+        return _create(draft, seen, missing)
+    if all(w.state is not WorkerState.PENDING for w in workers):
+        _set_running(draft, seen)
+    else:
+        _set_waiting(draft, seen, workers)
+    return _end(draft)
+
+
+def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
+    wait = _backoff_left(draft)
+    if wait > 0:
+        draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
+        return _end(draft, wake_after=wait)
+    workers = [w for w in seen.workers if w.attempt == draft.status.attempt]
+    _set_waiting(draft, seen, tuple(workers))
+    return _end(draft, actions=(CreateWorkers(draft.status.attempt, missing),))
+
+
+def _retire(draft: Draft, old: list[Worker]) -> Plan:
+    """Wait until no pod of an earlier attempt is left: two groups must never share a job."""
+    noun = "pod" if len(old) == 1 else "pods"
+    message = f"waiting for {len(old)} {noun} of an earlier attempt to end"
+    draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
+    return _end(draft, delete=old)
+
+
+def _set_running(draft: Draft, seen: Observation) -> None:
+    attempt, wanted = draft.status.attempt, seen.job.spec.workers.replicas
+    noun = "worker runs" if wanted == 1 else "workers run"
+    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, f"attempt {attempt}: {wanted} {noun}", event="Normal")
+    draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
+    if seen.progress is not None and seen.progress.attempt == attempt:
+        draft.update(progress=seen.progress)
+    if seen.job.spec.trainer is None:
+        return
+    progress = draft.status.progress
+    if progress is not None and progress.attempt == attempt and progress.step > 0:
+        draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
+    else:
+        draft.set(C.PROGRESSING, False, Reason.NO_STEP_YET, f"attempt {attempt} has not finished its first step yet")
+
+
+def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
+    """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
+    wanted = seen.job.spec.workers.replicas
+    obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
+    if seen.trouble:
+        draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
+    elif obstacles:
+        rank = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
+        first = min(obstacles, key=lambda o: rank.index(o.reason))
+        affected = sum(o.reason is first.reason for o in obstacles)
+        message = f"{affected} of {wanted} workers: {first.message}"
+        draft.set(C.RUNNING, False, first.reason, message, event="Warning")
+    else:
+        running = sum(w.state is not WorkerState.PENDING for w in workers)
+        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} workers run")
+
+
+# --- failure and restart --------------------------------------------------------------------------------------
+
+
+def _judge(draft: Draft, found: Diagnosis) -> Plan:
+    failure, status, policy = found.failure, draft.status, draft.job.spec.restart_policy
+    if found.effect_since and timedelta(0) <= draft.now - found.effect_since < SETTLE:
+        return _end(draft, wake_after=SETTLE.total_seconds())
+    draft.update(last_failure=failure)
+    story = _tell(found)
+    if found.hopeless:
+        return _fail(draft, Reason.INVALID_CONFIG, failure.message)
+    if found.counts and status.restarts_counted >= policy.limit:
+        spent = f"; restartPolicy.limit is {policy.limit}" if policy.limit else ""
+        return _fail(draft, Reason.RESTART_LIMIT if policy.limit else Reason.WORKER_FAILED, story + spent)
+    reason = Reason.WORKER_FAILED if found.counts else Reason.DISRUPTED
+    return _restart(draft, reason, story, counts=found.counts)
+
+
+def _restart(draft: Draft, reason: Reason, why: str, *, counts: bool) -> Plan:
+    status = draft.status
+    draft.update(
+        attempt=status.attempt + 1,
+        restarts=status.restarts + 1,
+        restarts_counted=status.restarts_counted + counts,
+    )
+    message = f"{why}; restarting the group as attempt {status.attempt + 1}"
+    if counts:
+        message += f" (restart {status.restarts_counted + 1} of {draft.job.spec.restart_policy.limit})"
+    draft.set(C.RESTARTING, True, reason, message)
+    draft.tell("Warning", reason, message)
+    draft.clear(C.RUNNING, reason, why)
+    draft.clear(C.PROGRESSING, reason, why)
+    return _ledger(draft)
+
+
+def _backoff_left(draft: Draft) -> float:
+    """Seconds until the current attempt may start. It follows from what the status has recorded."""
+    status, failure = draft.status, draft.status.last_failure
+    if failure is None or failure.attempt != status.attempt - 1:
+        return 0.0
+    wait = backoff(draft.job.spec.restart_policy.backoff, status.restarts_counted)
+    return wait - (draft.now - failure.at).total_seconds()
+
+
+def backoff(policy: Backoff, restarts: int) -> float:
+    """Seconds to wait before a restart, given how many count so far, this one included."""
+    growth: float = policy.factor ** min(max(0, restarts - 1), 64)
+    return min(policy.max_seconds, policy.initial_seconds * growth)
+
+
+# --- small parts ----------------------------------------------------------------------------------------------
+
+
+def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
+    states = [w.state for w in workers]
+    return WorkerCounts(
+        desired=0 if job.spec.suspend else job.spec.workers.replicas,
+        running=states.count(WorkerState.RUNNING),
+        ready=sum(w.ready and w.state is WorkerState.RUNNING for w in workers),
+        succeeded=states.count(WorkerState.SUCCEEDED),
+        failed=states.count(WorkerState.FAILED),
+    )
+
+
+def _tell(found: Diagnosis) -> str:
+    """One sentence on a failure: pod, rank, node, exit code, reason, last line."""
+    f = found.failure
+    who = f"pod {f.pod}" if f.pod else "the group"
+    facts = [f"rank {f.rank}" if f.rank is not None else "", f"node {f.node}" if f.node else ""]
+    facts.append(f"exit code {f.exit_code}" if f.exit_code is not None else "")
+    facts.append(f"step {f.step}" if f.step is not None else "")
+    detail = ", ".join(x for x in facts if x)
+    story = f"attempt {f.attempt}: {who} {'failed' if found.counts else 'was lost'}"
+    story += f" ({detail})" if detail else ""
+    story += f": {f.reason}"
+    return f"{story}: {f.message}" if f.message else story
+
+
+def _reached(progress: Progress | None) -> str:
+    if progress is None:
+        return ""
+    loss = f", loss {progress.loss:.4f}" if progress.loss is not None else ""
+    return f" at step {progress.step}{loss}"
+
+
+def _ledger(draft: Draft) -> Plan:
+    """A decision: write it down, and act upon it only once it is stored."""
+    return Plan(draft.status, events=tuple(draft.events), wake_after=0)
+
+
+def _end(
+    draft: Draft,
+    *,
+    delete: "list[Worker] | tuple[Worker, ...]" = (),
+    actions: tuple[Action, ...] = (),
+    wake_after: float | None = None,
+) -> Plan:
+    doomed = tuple(w for w in delete if not w.terminating)
+    if doomed:
+        actions = (*actions, DeleteWorkers(doomed))
+    return Plan(draft.status, actions, tuple(draft.events), wake_after)

@@ -1,0 +1,133 @@
+"""Progress of running jobs, pulled from rank 0's metrics page. Workers hold no credentials and push nothing."""
+
+import asyncio
+import logging
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+
+from trainyard import contract
+from trainyard.status import ConditionType, Progress
+from trainyard_operator.core.backend import Backend
+from trainyard_operator.core.cache import Cache, Entry, Key
+from trainyard_operator.core.observe import Pod, WorkerState
+from trainyard_operator.core.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+_PULLS_AT_A_TIME = 50
+_PATIENCE = aiohttp.ClientTimeout(total=5)
+_LONGEST_PAGE = 1_000_000
+"""Bytes; a page is written by a user's container, which may write anything."""
+_FIGURES = {
+    contract.METRIC_STEP: "step",
+    contract.METRIC_TOTAL_STEPS: "total_steps",
+    contract.METRIC_LOSS: "loss",
+    contract.METRIC_LEARNING_RATE: "learning_rate",
+    contract.METRIC_GRAD_NORM: "grad_norm",
+    contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
+    contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
+}
+_COUNTS = ("step", "total_steps")
+
+
+def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
+    """Progress from a page in the Prometheus text format; None before the first step is done.
+
+    Raises:
+        ValueError: the page is not in that format.
+    """
+    values: dict[str, float] = {}
+    tokens = 0.0
+    for sample in _samples(page):
+        if sample.name in _FIGURES and math.isfinite(sample.value):
+            values[_FIGURES[sample.name]] = sample.value
+        elif sample.name == contract.METRIC_TOKENS:
+            tokens = sample.value
+    if not values.get("step"):
+        return None
+    figures = {k: int(v) if k in _COUNTS else significant(v) for k, v in values.items()}
+    eta = None
+    if (speed := values.get("tokens_per_second")) and "total_steps" in values:
+        left = max(0.0, values["total_steps"] - values["step"])
+        eta = significant(left * tokens / values["step"] / speed, 3)
+    return Progress(**figures, attempt=attempt, eta_seconds=eta, updated_at=now.replace(microsecond=0))
+
+
+def _samples(page: str) -> list[Sample]:
+    try:
+        return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    except IndexError as error:  # the parser's answer to some broken lines
+        raise ValueError(f"not in the Prometheus text format: {error}") from error
+
+
+def significant(value: float, digits: int = 6) -> float:
+    """The value to some significant digits: what a person reads, and no more than fp32 holds."""
+    return float(f"{value:.{digits}g}")
+
+
+@dataclass(slots=True)
+class ProgressPoller:
+    """Pulls the progress of every running job each `interval` seconds, spread over the interval."""
+
+    cache: Cache
+    queue: WorkQueue[Key]
+    backend: Backend
+    clock: Callable[[], datetime]
+    interval: float = 5.0
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        slots = asyncio.Semaphore(_PULLS_AT_A_TIME)
+        async with aiohttp.ClientSession(timeout=_PATIENCE) as session:
+            while True:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(asyncio.sleep(self.interval))
+                    for key, entry in self.cache.jobs():
+                        if (pod := _rank_zero(entry)) is not None:
+                            group.create_task(self._pull(session, slots, key, entry, pod))
+
+    async def _pull(
+        self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, key: Key, entry: Entry, pod: Pod
+    ) -> None:
+        """One pull. A worker that does not answer is no error here: status.progress.updatedAt shows its age."""
+        url = self.backend.metrics_url(pod)
+        if url is None:
+            return
+        await asyncio.sleep(random.uniform(0, self.interval / 5))  # not all at once
+        attempt = int(pod["metadata"]["labels"][contract.LABEL_ATTEMPT])
+        try:
+            async with slots, session.get(url, allow_redirects=False) as response:
+                response.raise_for_status()
+                progress = parse_progress(await _read(response), attempt=attempt, now=self.clock())
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            log.debug("%s/%s: no progress from %s: %s", *key, url, error)
+            return
+        if progress is not None and progress != entry.progress:
+            entry.progress = progress
+            self.queue.add(key)
+
+
+async def _read(response: aiohttp.ClientResponse) -> str:
+    page = b""
+    async for chunk in response.content.iter_chunked(65_536):
+        page += chunk
+        if len(page) > _LONGEST_PAGE:
+            raise ValueError(f"the page has more than {_LONGEST_PAGE} bytes")
+    return page.decode()
+
+
+def _rank_zero(entry: Entry) -> Pod | None:
+    """The running pod with index 0 of a running job that uses the built-in trainer."""
+    job = entry.job
+    if job is None or job.spec.trainer is None or not job.status.is_true(ConditionType.RUNNING):
+        return None
+    name = job.pod_name(job.status.attempt, 0)
+    worker = entry.workers.get(name)
+    return entry.pods[name] if worker is not None and worker.state is WorkerState.RUNNING else None

@@ -1,0 +1,135 @@
+"""The loop: take a job from the queue, observe it, plan, write the status down, act."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.build.pod import build_pod
+from trainyard_operator.core.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.core.cache import Cache, Entry, Key
+from trainyard_operator.core.observe import Observation, Pod, Trouble
+from trainyard_operator.core.plan import CreateWorkers, DeleteWorkers, Plan, plan
+from trainyard_operator.core.queue import WorkQueue
+
+log = logging.getLogger(__name__)
+
+VERDICTS: dict[type[BackendError], tuple[int, str]] = {
+    Stale: (logging.DEBUG, "the view was out of date; looking again"),
+    Unavailable: (logging.WARNING, "the API server did not answer; trying again"),
+    Refused: (logging.WARNING, "a child was refused; trying again, with the reason in the status"),
+}
+"""What each error means: how loud to say it, and what. All of them lead to another look, with backoff."""
+
+
+def utc_now() -> datetime:
+    """The time, as the operator has it."""
+    return datetime.now(UTC)
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Keeps every job of the cache where its plan wants it."""
+
+    cache: Cache
+    queue: WorkQueue[Key]
+    backend: Backend
+    trainer_image: str
+    clock: Callable[[], datetime] = utc_now
+    observe_seconds: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
+    """Called after each look with its duration and its outcome (ok, or the name of an error), for metrics."""
+
+    async def run(self, parallel: int = 16) -> None:
+        """Work until cancelled, on up to `parallel` jobs at a time."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(parallel):
+                group.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            key = await self.queue.get()
+            try:
+                await self._look(key)
+            finally:
+                self.queue.done(key)
+
+    async def _look(self, key: Key) -> None:
+        """One look at one job; whatever goes wrong leads to another look, never to a dead loop."""
+        loop = asyncio.get_running_loop()
+        started, outcome = loop.time(), "ok"
+        try:
+            wake_after = await self.reconcile(key)
+        except Gone:
+            self.queue.drop(key)
+        except BackendError as error:
+            outcome = type(error).__name__
+            level, verdict = VERDICTS[type(error)]
+            wait = self.queue.retry(key)
+            log.log(level, "%s/%s: %s (%s); next look in %.2f s", *key, verdict, error, wait)
+        except Exception:
+            outcome = "bug"
+            wait = self.queue.retry(key)
+            log.exception("%s/%s: unexpected error; next look in %.2f s", *key, wait)
+        else:
+            self.queue.forget(key)
+            if wake_after is not None:
+                self.queue.add_after(key, wake_after)
+        self.observe_seconds(loop.time() - started, outcome)
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Observe, plan, apply. Returns in how many seconds to look again (None: when something happens).
+
+        Raises:
+            BackendError: the world refused.
+        """
+        entry = self.cache.get(key)
+        if entry is None or entry.job is None or entry.job.metadata.deletion_timestamp:
+            self.queue.drop(key)  # gone or going: the children go with their owner
+            return None
+        job = entry.job
+        seen = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.trouble)
+        step = plan(seen)
+        if step.status != job.status:
+            job = await self.backend.write_status(job, step.status)
+            self.cache.put_job(job)
+        for event in step.events:
+            log.info("%s/%s: %s: %s", *key, event.reason, event.message)
+            await self.backend.tell(job, event)
+        await self._act(job, entry, step)
+        return step.wake_after
+
+    async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
+        for action in step.actions:
+            if isinstance(action, DeleteWorkers):
+                await self.backend.delete_pods(job, action.workers)
+                continue
+            try:
+                await self._create(job, action)
+            except Refused as error:
+                entry.trouble = Trouble(error.reason, str(error))
+                raise
+            entry.trouble = None
+
+    async def _create(self, job: TrainingJob, action: CreateWorkers) -> None:
+        """Create pods of the current attempt, after a look at the world itself that no other attempt is alive.
+
+        The cache may lag; what is created here must not. One list per group is what the fence costs.
+        """
+        others = [p for p in await self.backend.list_pods(job) if _attempt(p) != action.attempt]
+        if others:
+            for pod in others:
+                self.cache.put_pod(pod)
+            raise Stale(f"{len(others)} pods of another attempt exist")
+        config = build_config_map(job)
+        await self.backend.create(job, [build_service(job), *([config] if config else [])])
+        pods = [build_pod(job, action.attempt, i, trainer_image=self.trainer_image) for i in action.indexes]
+        for pod in await self.backend.create(job, pods):
+            self.cache.put_pod(pod)
+
+
+def _attempt(pod: Pod) -> int:
+    return int(pod["metadata"]["labels"][contract.LABEL_ATTEMPT])

@@ -1,0 +1,1 @@
+"""What ties the core to a cluster: kopf's watch streams, the API client, health and metrics."""

@@ -1,0 +1,117 @@
+"""A thin asynchronous client: plain dictionaries in and out over the kubernetes package's transport.
+
+The package's typed models cost more time per pod than the request itself, so they are left out; login, TLS,
+connection pool and token refresh are the package's.
+"""
+
+import asyncio
+import json
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
+
+import aiohttp
+from kubernetes.aio import config
+from kubernetes.aio.client import ApiClient, Configuration
+
+IN_FLIGHT = 50
+"""Requests at a time. One API server creates about 340 pods per second from 50; its own priority and fairness
+queues do the rest, so there is no rate limit on this side."""
+
+PAGE = 500
+
+MERGE_PATCH = "application/merge-patch+json"
+
+
+class ApiError(Exception):
+    """An answer other than success. `code` is the HTTP status; 0 if there was no answer at all."""
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+class KubeApi:
+    """Requests against one API server, at most `IN_FLIGHT` at a time."""
+
+    def __init__(self, client: ApiClient, count: Callable[[str, int], None] = lambda _verb, _code: None) -> None:
+        self._client = client
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._count = count
+
+    async def request(
+        self,
+        verb: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+        patience: float = 30.0,
+    ) -> dict[str, Any]:
+        """One request; returns the object of the answer.
+
+        Raises:
+            ApiError: the server said no, or did not answer.
+        """
+        async with self._slots:
+            code, text = await self._send(verb, path, body, query, content_type, patience)
+        self._count(verb, code)
+        try:
+            answer: dict[str, Any] = json.loads(text)
+        except ValueError:
+            answer = {"message": text[:500]}
+        if 200 <= code < 300:
+            return answer
+        raise ApiError(code, str(answer.get("reason", "")), str(answer.get("message", "")) or f"HTTP {code}")
+
+    async def _send(
+        self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, patience: float
+    ) -> tuple[int, str]:
+        client = self._client
+        url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
+        headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
+        try:
+            # Asked for each request: the token of a service account is rotated.
+            await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
+            response = await client.call_api(verb, url, headers, body, _request_timeout=patience)
+            return response.status, (await response.read()).decode()
+        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
+            self._count(verb, 0)
+            raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
+
+    async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
+        """All objects of a collection, page by page, and the resource version of the list.
+
+        Raises:
+            ApiError: the server said no, or did not answer.
+        """
+        items: list[dict[str, Any]] = []
+        query = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
+        while True:
+            page = await self.request("GET", path, query=query)
+            items += page.get("items") or []
+            if not page["metadata"].get("continue"):
+                return items, int(page["metadata"]["resourceVersion"])
+            query = {**query, "continue": page["metadata"]["continue"]}
+
+
+@asynccontextmanager
+async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None) -> AsyncIterator[KubeApi]:
+    """Log in as the pod's service account, or else by kubeconfig, and close the connections at the end.
+
+    Raises:
+        kubernetes.aio.config.ConfigException: neither is there.
+    """
+    configuration = Configuration()
+    try:
+        config.load_incluster_config(client_configuration=configuration)
+    except config.ConfigException:
+        await config.load_kube_config(client_configuration=configuration)
+    configuration.connection_pool_maxsize = IN_FLIGHT
+    configuration.retries = False  # repeating is the work queue's business
+    async with ApiClient(configuration) as client:
+        yield KubeApi(client, count)

@@ -1,0 +1,77 @@
+"""Complete lists: they prime the cache at start, and later prove that the watch streams have missed nothing."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard_operator.backends.kubernetes import core_path, jobs_path
+from trainyard_operator.core.cache import Cache, Key
+from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.kube.api import ApiError, KubeApi
+
+log = logging.getLogger(__name__)
+
+GRACE = 10.0
+"""Seconds that a watch stream may lag behind a list."""
+
+
+@dataclass(slots=True)
+class Resync:
+    """Lists all jobs and pods each `interval` seconds. `watch_lost` turns true when a stream has gone silent."""
+
+    api: KubeApi
+    cache: Cache
+    queue: WorkQueue[Key]
+    namespace: str | None = None
+    interval: float = 300.0
+    watch_lost: bool = False
+
+    async def prime(self) -> None:
+        """Fill the empty cache. Until this has worked, nothing may be decided.
+
+        Raises:
+            ApiError: the server said no (404: the CRD is not installed), or did not answer.
+        """
+        self.cache.replace(*await self._lists())
+        for key, _ in self.cache.jobs():
+            self.queue.add(key)
+
+    async def run(self) -> None:
+        """Check and repair until cancelled."""
+        while True:
+            await asyncio.sleep(self.interval)
+            try:
+                await self.check()
+            except ApiError as error:
+                log.warning("the complete list failed, the next one is due in %.0f s: %s", self.interval, error)
+
+    async def check(self) -> None:
+        """List, give the streams time to deliver the same, then see what they have missed."""
+        jobs, pods, version = await self._lists()
+        await asyncio.sleep(GRACE)
+        missed = self.cache.replace(jobs, pods, version)
+        self.watch_lost = missed > 0
+        if missed:
+            log.error("the watch streams have missed %d changes in %.0f s; repaired from a list", missed, GRACE)
+        for key, _ in self.cache.jobs():
+            self.queue.add(key)
+
+    async def _lists(self) -> tuple[list[TrainingJob], list[dict[str, object]], int]:
+        bodies, version = await self.api.list(jobs_path(self.namespace))
+        pods, later = await self.api.list(core_path("pods", self.namespace), contract.LABEL_JOB)
+        # A job or pod that appears between the two lists is newer than `version`: it stays in the cache.
+        return [job for body in bodies if (job := parse_job(body))], pods, min(version, later)
+
+
+def parse_job(body: dict[str, object]) -> TrainingJob | None:
+    """The job, or None (with a log line) if this operator does not understand it: a CRD of another version."""
+    try:
+        return TrainingJob.from_dict(body)
+    except ValidationError as error:
+        metadata = body.get("metadata")
+        log.error("TrainingJob %s is not understood; install the CRD of this operator's version: %s", metadata, error)
+        return None
