@@ -1,0 +1,6 @@
+"""`python -m trainyard_trainer`: the command of a worker container."""
+
+from trainyard_trainer.launch import main
+
+if __name__ == "__main__":
+    main()

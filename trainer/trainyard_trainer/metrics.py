@@ -1,0 +1,92 @@
+"""Figures for Prometheus and for the operator, which reads them into the job's status."""
+
+import logging
+import time
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, Summary, start_http_server
+
+from trainyard import contract
+from trainyard.resolve import RunConfig
+from trainyard_trainer.report import StepReport
+
+logger = logging.getLogger("trainyard")
+
+
+class Metrics:
+    """Metrics of one worker pod, kept by its first process.
+
+    Figures of the whole job (steps, loss, throughput) come from rank 0 alone, so that summing over pods counts
+    nothing twice; the other pods say when they last finished a step.
+    """
+
+    def __init__(self, config: RunConfig, rank: int) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._labels = (config.namespace, config.job)
+        self._config = config
+        self._gauges: dict[str, Gauge] = {}
+        self._last_step = self._gauge(contract.METRIC_LAST_STEP, "Time at which the last optimizer step ended.")
+        self._leads = rank == 0
+        if self._leads:
+            self._declare_totals()
+
+    def _declare_totals(self) -> None:
+        self._steps = self._counter(contract.METRIC_STEP, "Optimizer steps done.")
+        self._samples = self._counter(contract.METRIC_SAMPLES, "Samples trained on, over all ranks.")
+        self._tokens = self._counter(contract.METRIC_TOKENS, "Tokens trained on, over all ranks.")
+        self._duration = Summary(
+            contract.METRIC_STEP_DURATION,
+            "Wall time of the training loop on rank 0. Phase data: waiting for the batch; compute: all else. "
+            "A GPU may lag behind by up to one report, so only the mean over several reports has a meaning.",
+            (*contract.METRIC_LABELS, "phase"),
+            registry=self.registry,
+        )
+        self._data = self._duration.labels(*self._labels, "data")
+        self._compute = self._duration.labels(*self._labels, "compute")
+        planned = self._gauge(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.")
+        planned.labels(*self._labels).set(self._config.trainer.stop.steps)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, contract.METRIC_LABELS, registry=self.registry).labels(*self._labels)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(name, text, contract.METRIC_LABELS, registry=self.registry)
+        return self._gauges[name]
+
+    def serve(self, port: int) -> None:
+        """Answer scrapes on a port from now on. A port in use is worth a warning, not the run; 0 serves nothing."""
+        if port == 0:
+            return
+        try:
+            start_http_server(port, registry=self.registry)
+        except OSError as error:
+            logger.warning(
+                "metrics are not served: port %d: %s; set %s to a free port, or to 0",
+                port,
+                error.strerror,
+                contract.ENV_METRICS_PORT,
+            )
+
+    def step(self, data_seconds: float, seconds: float) -> None:
+        """Count one optimizer step."""
+        self._last_step.labels(*self._labels).set(time.time())
+        if not self._leads:
+            return
+        batch = self._config.trainer.batch.global_
+        self._steps.inc()
+        self._samples.inc(batch)
+        self._tokens.inc(batch * self._config.model.sequence_length)
+        self._data.observe(data_seconds)
+        self._compute.observe(seconds - data_seconds)
+
+    def report(self, report: StepReport) -> None:
+        """Show the figures of a report."""
+        for name, text, value in (
+            (contract.METRIC_LOSS, "Training loss at the last report, in nats per token.", report.loss),
+            (contract.METRIC_LEARNING_RATE, "Learning rate at the last report.", report.learning_rate),
+            (contract.METRIC_GRAD_NORM, "Norm of the gradient before clipping.", report.grad_norm),
+            (contract.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", report.tokens_per_second),
+            (contract.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", report.samples_per_second),
+        ):
+            self._gauge(name, text).labels(*self._labels).set(value)

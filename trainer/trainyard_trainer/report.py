@@ -1,0 +1,58 @@
+"""What a run says about itself: one report every logEverySteps, to the log, to Prometheus, to the last word."""
+
+import math
+from dataclasses import dataclass
+
+from trainyard.status import Progress
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Figures of one optimizer step.
+
+    As a JSON line on standard output it has, beside time (RFC 3339), level, message, job, attempt and rank, the
+    fields of `trainyard.status.Progress` (step, totalSteps, loss, learningRate, gradNorm, tokensPerSecond,
+    samplesPerSecond, etaSeconds) and seconds. A figure that is not finite is left out.
+    """
+
+    step: int
+    """Optimizer steps done, from 1."""
+    total_steps: int
+    loss: float
+    """Mean over the tokens of this step's global batch, in nats per token, before the parameters changed."""
+    learning_rate: float
+    """That of this step."""
+    grad_norm: float
+    """Global norm of this step's gradient, before clipping."""
+    tokens_per_second: float
+    """All ranks together, since the report before."""
+    samples_per_second: float
+    """All ranks together, since the report before."""
+    seconds: float
+    """Since the first step began."""
+
+    def progress(self, attempt: int) -> Progress:
+        """The report in the words of the job's status."""
+        steps_left = self.total_steps - self.step
+        seconds_per_step = self.seconds / self.step
+        return Progress(
+            attempt=attempt,
+            step=self.step,
+            total_steps=self.total_steps,
+            loss=_finite(self.loss),
+            learning_rate=self.learning_rate,
+            grad_norm=_finite(self.grad_norm),
+            tokens_per_second=round(self.tokens_per_second, 1),
+            samples_per_second=round(self.samples_per_second, 3),
+            eta_seconds=round(steps_left * seconds_per_step, 1),
+        )
+
+    def __str__(self) -> str:
+        return (
+            f"step {self.step}/{self.total_steps}  loss {self.loss:.4f}  lr {self.learning_rate:.2e}  "
+            f"norm {self.grad_norm:.3f}  {self.tokens_per_second:,.0f} tokens/s  {self.seconds:.1f} s"
+        )
+
+
+def _finite(figure: float) -> float | None:
+    return figure if math.isfinite(figure) else None

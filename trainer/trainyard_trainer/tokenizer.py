@@ -1,0 +1,77 @@
+"""From text to token ids."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainyard.training import TextData
+
+BYTE_VOCABULARY = 256
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back."""
+
+    def encode(self, text: str) -> NDArray[np.uint32] | NDArray[np.uint8]:
+        """Token ids of a text."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+
+
+class ByteTokenizer:
+    """One token per byte of UTF-8: nothing to learn."""
+
+    def encode(self, text: str) -> NDArray[np.uint8]:
+        """The bytes of a text."""
+        return np.frombuffer(text.encode(), dtype=np.uint8)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some bytes; a broken character becomes U+FFFD."""
+        return bytes(ids).decode(errors="replace")
+
+
+class BpeTokenizer:
+    """Byte-pair encoding over bytes (Sennrich et al., 2016; Radford et al., 2019), so no text is unknown to it."""
+
+    def __init__(self, path: Path) -> None:
+        from tokenizers import Tokenizer as Encoder
+
+        self._encoder = Encoder.from_file(str(path))
+
+    @classmethod
+    def train(cls, pieces: Iterator[str], vocab_size: int, path: Path) -> "BpeTokenizer":
+        """Learn up to vocab_size entries from a text and store them; the same text gives the same entries."""
+        from tokenizers import Tokenizer as Encoder
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
+        encoder = Encoder(models.BPE())
+        encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        encoder.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            show_progress=False,
+            special_tokens=[],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        )
+        encoder.train_from_iterator(pieces, trainer)
+        encoder.save(str(path))
+        return cls(path)
+
+    def encode(self, text: str) -> NDArray[np.uint32]:
+        """Token ids of a text."""
+        return np.asarray(self._encoder.encode(text).ids, dtype=np.uint32)
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of some ids."""
+        return str(self._encoder.decode(ids))
+
+
+def build_tokenizer(config: TextData, pieces: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
+    """The tokenizer that the configuration asks for; one that must be learned is stored in the folder."""
+    if config.tokenizer == "byte":
+        return ByteTokenizer()
+    return BpeTokenizer.train(pieces(), config.vocab_size, folder / "tokenizer.json")

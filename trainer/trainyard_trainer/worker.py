@@ -1,0 +1,103 @@
+"""The life of one training process."""
+
+import os
+import signal
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from trainyard import contract
+from trainyard.resolve import RunConfig
+from trainyard.status import Progress
+from trainyard.termination import TerminationMessage
+from trainyard_trainer import ending, log
+from trainyard_trainer.data import prepare_tokens
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.report import StepReport
+from trainyard_trainer.train import Trainer
+from trainyard_trainer.world import World
+
+
+def main() -> None:
+    """Train, as one of the processes that torchrun started. Returns after success; a failure ends the process."""
+    worker = Worker()
+    ending.on_stop_signal(worker.stop)
+    try:
+        worker.run()
+    except Exception as error:  # noqa: BLE001 (the last word of this process, whatever the error is)
+        ending.fail(error, worker.rank, worker.step())
+
+
+class Worker:
+    """What one process does from its start to its end."""
+
+    def __init__(self) -> None:
+        self.rank = int(os.environ["RANK"])
+        self.attempt = int(os.environ.get(contract.ENV_ATTEMPT, "0"))
+        self.metrics: Metrics | None = None
+        self.trainer: Trainer | None = None
+        self.last: Progress | None = None
+
+    def step(self) -> int | None:
+        """Optimizer steps done; None before the training."""
+        return self.trainer.step if self.trainer is not None else None
+
+    def stop(self, received: signal.Signals) -> None:
+        """End, having been told to."""
+        message = f"rank {self.rank} was told to stop by {received.name}"
+        word = TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
+        ending.leave_word(word)
+        ending.exit_now(128 + received)
+
+    def run(self) -> None:
+        """Prepare, train, and say how it went."""
+        config = read_config()
+        log.configure(config.job, self.attempt, self.rank)
+        world = World.from_environment()
+        if world.size != config.world_size:
+            raise ConfigError(
+                f"spec.workers: the configuration is for {config.world_size} processes, but {world.size} were "
+                "started; start as many as spec.workers asks for"
+            )
+        if world.local_rank == 0:
+            self.metrics = Metrics(config, self.rank)
+            self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
+        tokens = prepare_tokens(config)
+        world.join()
+        if not world.agrees(tokens.fingerprint):
+            raise ConfigError(
+                "spec.trainer.data: the workers do not hold the same text; mount the same volume into each of them"
+            )
+        self.trainer = Trainer(config, world, tokens)
+        self.trainer.run(self.metrics, self.report)
+        if self.rank == 0:
+            ending.leave_word(TerminationMessage(rank=0, step=self.step(), progress=self.last))
+        world.barrier()
+
+    def report(self, report: StepReport) -> None:
+        """Pass the figures of a step on (rank 0)."""
+        self.last = report.progress(self.attempt)
+        log.info(str(report), **self.last.to_dict(), seconds=round(report.seconds, 3))
+        if self.metrics is not None:
+            self.metrics.report(report)
+
+
+def read_config() -> RunConfig:
+    """The configuration of this job.
+
+    Raises:
+        ConfigError: the file is missing or is not a configuration.
+    """
+    path = Path(os.environ.get(contract.ENV_CONFIG) or Path(contract.CONFIG_FOLDER, contract.CONFIG_FILE))
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"{contract.ENV_CONFIG}: {path} cannot be read ({error.strerror}); the operator mounts it, and by hand "
+            "it is written by trainyard.resolve"
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}; trainer and operator must be of one version") from error

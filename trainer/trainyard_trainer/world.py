@@ -1,0 +1,85 @@
+"""Where a process stands among the others, and what it computes on."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from trainyard_trainer.errors import ConfigError
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)
+"""A collective that takes longer than this has lost a peer which nobody saw die."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Rank and device of this process; torchrun says which, in the environment."""
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """The place that torchrun gave to this process.
+
+        Raises:
+            ConfigError: the node has GPUs, but fewer than processes.
+        """
+        local_rank = int(os.environ["LOCAL_RANK"])
+        return cls(
+            rank=int(os.environ["RANK"]),
+            local_rank=local_rank,
+            size=int(os.environ["WORLD_SIZE"]),
+            local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
+            device=_device(local_rank),
+        )
+
+    def join(self) -> None:
+        """Set the device, then form the process group with all other ranks."""
+        backend = "gloo"
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            backend = "nccl"
+        if self.size > 1:
+            dist.init_process_group(
+                backend,
+                timeout=COLLECTIVE_TIMEOUT,
+                device_id=self.device if backend == "nccl" else None,
+            )
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier()
+
+    def agrees(self, value: int) -> bool:
+        """Whether all ranks hold the same number (of up to 63 bits)."""
+        if self.size == 1:
+            return True
+        extremes = torch.tensor([value, -value], device=self.device)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        largest, negated_smallest = extremes.tolist()
+        return bool(largest == -negated_smallest)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Add up a tensor over all ranks, in place, on every rank."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"spec.workers.procsPerWorker: local rank {local_rank} has no GPU of its own, the worker sees only "
+            f"{torch.cuda.device_count()}; lower procsPerWorker, or raise nvidia.com/gpu in "
+            "spec.workers.resources.limits"
+        )
+    return torch.device("cuda", local_rank)
