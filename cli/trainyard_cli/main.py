@@ -1,0 +1,163 @@
+"""`trainyard`: run a TrainingJob on this machine."""
+
+import asyncio
+import importlib.util
+import json
+import sys
+import time
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+
+from trainyard.admission import ManifestError, load_manifest
+from trainyard.job import TrainingJob
+from trainyard.status import ConditionType, Reason
+from trainyard_cli.display import Display
+from trainyard_cli.local import local_run
+from trainyard_cli.report import plot, read_reports, status_table
+
+app = typer.Typer(
+    help="Train large models with one resource: TrainingJob.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+_BAD_INPUT = (Reason.INVALID_CONFIG, Reason.INVALID_SPEC)
+
+
+class Output(StrEnum):
+    """Form of what a command prints on standard output."""
+
+    TABLE = "table"
+    JSON = "json"
+    YAML = "yaml"
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("trainyard"))
+        raise typer.Exit
+
+
+@app.callback()
+def trainyard(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Train large models with one resource: TrainingJob."""
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")],
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="Form of the final job on standard output.")
+    ] = Output.TABLE,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder", help="Where logs, configuration and plot go. [default: runs/NAME-TIME]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Run a TrainingJob on this machine, without a cluster.
+
+    Each worker becomes a process here, under the same plan that the operator follows on a cluster: the same
+    rendezvous, restarts and status. Ctrl-C suspends the job and ends all its processes.
+
+    Exit codes: 0 the job succeeded; 1 it failed; 2 the manifest or what it names is wrong; 130 interrupted.
+    """
+    screen = Console(stderr=True)
+    try:
+        job = load_manifest(_read(file))
+        _check_machine(job)
+    except ManifestError as error:
+        for problem in error.problems:
+            screen.print(f"[red]error[/]: {file}: {problem}", highlight=False, soft_wrap=True)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    target = folder or Path("runs") / f"{job.metadata.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    target.mkdir(parents=True, exist_ok=True)
+    try:
+        job, interrupted = asyncio.run(_run(job, target, screen))
+    except asyncio.CancelledError:
+        screen.print("[yellow]interrupted twice[/]: all processes were killed")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    _print(job, output)
+    _draw(job, target, screen)
+    screen.print(f"logs: {target}/pods/*/log", highlight=False, soft_wrap=True)
+    raise typer.Exit(EXIT_INTERRUPTED if interrupted else _exit_code(job))
+
+
+def _read(file: Path) -> str:
+    if str(file) == "-":
+        return sys.stdin.read()
+    try:
+        return file.read_text("utf-8")
+    except FileNotFoundError:
+        raise ManifestError(["no such file; check the path"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError([f"cannot be read: {error}"]) from None
+
+
+def _check_machine(job: TrainingJob) -> None:
+    """What a run on this machine needs besides a good manifest."""
+    if job.spec.trainer is None:
+        return
+    if importlib.util.find_spec("torch") is None:
+        raise ManifestError(["the built-in trainer needs torch; install it: pip install 'trainyard[trainer]'"])
+    path = job.spec.trainer.data.path
+    if path is not None and not Path(path).exists():
+        raise ManifestError([f"spec.trainer.data.path: {path} does not exist on this machine; correct the path"])
+
+
+async def _run(job: TrainingJob, folder: Path, screen: Console) -> tuple[TrainingJob, bool]:
+    async with local_run(job, folder) as local:
+        with Display(screen) as display:
+            while not local.over:
+                await local.changed.wait()
+                local.changed.clear()
+                display.show(local.job, local.events)
+        return local.job, local.interrupted
+
+
+def _print(job: TrainingJob, output: Output) -> None:
+    if output is Output.JSON:
+        typer.echo(json.dumps(job.to_dict(), indent=2))
+    elif output is Output.YAML:
+        typer.echo(yaml.safe_dump(job.to_dict(), sort_keys=False), nl=False)
+    else:
+        Console().print(status_table(job))
+
+
+def _draw(job: TrainingJob, folder: Path, screen: Console) -> None:
+    reports = read_reports(folder)
+    if reports:
+        target = folder / "plot.png"
+        plot(job, reports, target)
+        screen.print(f"plot: {target}", highlight=False, soft_wrap=True)
+
+
+def _exit_code(job: TrainingJob) -> int:
+    if job.status.is_true(ConditionType.SUCCEEDED):
+        return 0
+    failed = job.status.condition(ConditionType.FAILED)
+    return EXIT_BAD_INPUT if failed and failed.reason in _BAD_INPUT else EXIT_FAILED
+
+
+def main() -> None:
+    """Entry point of `trainyard`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""After a run: the table of its final status, and the plot of its loss and throughput."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from trainyard.job import TrainingJob
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One report of rank 0, as the trainer logs it."""
+
+    attempt: int
+    step: int
+    loss: float
+    tokens_per_second: float
+
+
+def read_reports(folder: Path) -> list[StepReport]:
+    """The reports in the logs of all attempts of a run, in order."""
+    reports = [r for log in folder.glob("pods/*/log") for r in _reports_in(log)]
+    return sorted(reports, key=lambda r: (r.attempt, r.step))
+
+
+def _reports_in(log: Path) -> Iterator[StepReport]:
+    for line in log.read_text("utf-8", "replace").splitlines():
+        if '"tokensPerSecond"' not in line:
+            continue
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except ValueError:  # a line that another process has broken into
+            continue
+        yield StepReport(
+            int(entry["attempt"]), int(entry["step"]), float(entry["loss"]), float(entry["tokensPerSecond"])
+        )
+
+
+def plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None:
+    """Draw loss and throughput over the steps, one line for each attempt, into a PNG or SVG file."""
+    import matplotlib as mpl  # imported late: it costs most of a second
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    figure, (losses, speeds) = plt.subplots(
+        2, 1, figsize=(8, 6), sharex=True, height_ratios=(2, 1), layout="constrained"
+    )
+    for attempt in sorted({r.attempt for r in reports}):
+        mine = [r for r in reports if r.attempt == attempt]
+        steps = [r.step for r in mine]
+        losses.plot(steps, [r.loss for r in mine], marker=".", markersize=3, label=f"attempt {attempt}")
+        speeds.plot(steps[1:], [r.tokens_per_second for r in mine[1:]], marker=".", markersize=3)
+    if len({r.attempt for r in reports}) > 1:
+        losses.legend()
+    losses.set_title(f"{job.metadata.name}: {job.spec.workers.replicas} workers")
+    losses.set_ylabel("loss (nats per token)")
+    speeds.set_ylabel("tokens/s")
+    speeds.set_xlabel("step")
+    speeds.set_ylim(bottom=0)
+    for axes in (losses, speeds):
+        axes.grid(alpha=0.3)
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def status_table(job: TrainingJob) -> Table:
+    """The final status, as rows of name and value."""
+    status, progress = job.status, job.status.progress
+    table = Table(
+        title=f"TrainingJob {job.metadata.namespace}/{job.metadata.name}", show_header=False, title_justify="left"
+    )
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    table.add_row("phase", str(status.phase))
+    table.add_row("workers", f"{job.spec.workers.replicas} x {job.spec.procs_per_worker} ranks")
+    if progress:
+        total = f" of {progress.total_steps}" if progress.total_steps else ""
+        table.add_row("step", f"{progress.step}{total}")
+        for name, value, form in (
+            ("loss", progress.loss, ".4f"),
+            ("learning rate", progress.learning_rate, ".3g"),
+            ("tokens/s", progress.tokens_per_second, ",.0f"),
+        ):
+            if value is not None:
+                table.add_row(name, format(value, form))
+    table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")
+    if status.start_time and (end := status.completion_time or _last_change(job)):
+        table.add_row("time", f"{(end - status.start_time).total_seconds():.0f} s")
+    if failure := status.last_failure:
+        table.add_row("last failure", f"{failure.pod or 'group'}: {failure.reason}: {failure.message}")
+    return table
+
+
+def _last_change(job: TrainingJob) -> datetime | None:
+    return max((c.last_transition_time for c in job.status.conditions), default=None)
