@@ -1,0 +1,113 @@
+"""Objects for tests: a valid one by default, and each test says only what matters to it."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from tests.support import kubelet
+from trainyard.job import TrainingJob
+from trainyard.status import Progress
+from trainyard.termination import TerminationMessage
+from trainyard_operator.build.pod import build_pod
+from trainyard_operator.core.observe import Worker, WorkerState
+
+NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
+TRAINER_IMAGE = "example.com/trainyard-trainer:test"
+
+
+def after(seconds: float) -> datetime:
+    """A moment that many seconds after `NOW`."""
+    return NOW + timedelta(seconds=seconds)
+
+
+def trainer_spec(**changes: Any) -> dict[str, Any]:
+    """`spec.trainer`, as short as it may be."""
+    return {
+        "model": {"name": "gpt", "preset": "nano"},
+        "data": {"source": "text", "builtin": "python-stdlib"},
+        "batch": {"global": 16},
+        "stop": {"steps": 100},
+        **changes,
+    }
+
+
+def make_manifest(
+    name: str = "job",
+    *,
+    replicas: int = 2,
+    trainer: dict[str, Any] | None = None,
+    workers: dict[str, Any] | None = None,
+    namespace: str = "default",
+    **spec: Any,
+) -> dict[str, Any]:
+    """What a user applies. Other arguments are fields of the spec; without `trainer` it runs a command."""
+    program: dict[str, Any] = {"trainer": trainer} if trainer else {"image": kubelet.IMAGE, "command": ["train"]}
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"workers": {"replicas": replicas, **(workers or {})}, **program, **spec},
+    }
+
+
+def make_job(
+    name: str = "job",
+    *,
+    uid: str = "uid-1",
+    version: int = 1,
+    generation: int = 1,
+    status: dict[str, Any] | None = None,
+    **manifest: Any,
+) -> TrainingJob:
+    """A job as the API server returns it; the rest of the arguments are those of `make_manifest`."""
+    body = make_manifest(name, **manifest)
+    body["metadata"] |= {"uid": uid, "generation": generation, "resourceVersion": str(version)}
+    return TrainingJob.from_dict({**body, "status": status or {}})
+
+
+def make_pod(
+    job: TrainingJob,
+    index: int = 0,
+    *,
+    attempt: int = 1,
+    status: kubelet.Status | None = None,
+    uid: str = "",
+    version: int = 1,
+    terminating: bool = False,
+    node: str | None = "node-1",
+) -> dict[str, Any]:
+    """A pod of a job as the API server returns it, with a status from `tests.support.kubelet`."""
+    pod = build_pod(job, attempt, index, trainer_image=TRAINER_IMAGE)
+    pod["metadata"] |= {"uid": uid or f"pod-{attempt}-{index}", "resourceVersion": str(version)}
+    if terminating:
+        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(NOW)
+    if node:
+        pod["spec"]["nodeName"] = node
+    return {**pod, "status": kubelet.scheduled() if status is None else status}
+
+
+def make_worker(
+    index: int = 0, *, attempt: int = 1, state: str = "Running", replicas: int = 2, **fields: Any
+) -> Worker:
+    """One worker as a plan sees it."""
+    fields.setdefault("exit_code", {"Succeeded": 0, "Failed": 1}.get(state))
+    if state in ("Succeeded", "Failed"):
+        fields.setdefault("finished_at", NOW)
+    return Worker(
+        name=f"job-{attempt}-{index}",
+        uid=f"pod-{attempt}-{index}",
+        attempt=attempt,
+        index=index,
+        replicas=replicas,
+        state=WorkerState(state),
+        **fields,
+    )
+
+
+def last_words(**fields: Any) -> str:
+    """The termination message of a worker of the built-in trainer."""
+    return TerminationMessage(**fields).encode()
+
+
+def make_progress(step: int = 10, **fields: Any) -> Progress:
+    """Figures from rank 0."""
+    return Progress(**{"attempt": 1, "step": step, "total_steps": 100, "loss": 2.5, "updated_at": NOW, **fields})

@@ -1,0 +1,184 @@
+"""The whole way on a real node: chart, image, pods, DNS, rendezvous, training, metrics, recovery."""
+
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.e2e.prometheus import Prometheus
+from tests.e2e.world import Body, OperatorPod, World, eventually, trainer_job
+
+pytestmark = pytest.mark.e2e
+
+# Run in a worker: the processes that torchrun has started, by parent.
+_FIRST_RANK = """
+import os
+for entry in os.listdir('/proc'):
+    if entry.isdigit() and open(f'/proc/{entry}/stat').read().rsplit(') ', 1)[1].split()[1] == '1':
+        if 'trainyard_trainer' in open(f'/proc/{entry}/cmdline').read():
+            os.kill(int(entry), 9)
+            print(entry)
+            break
+"""
+
+
+def _first_step(world: World, pod: str) -> float:
+    """When rank 0 finished its first step, from its log."""
+    for line in world.kubectl("logs", pod).splitlines():
+        if line.startswith("{") and (entry := json.loads(line)).get("step") == 1:
+            return datetime.fromisoformat(entry["time"]).timestamp()
+    raise AssertionError(f"{pod} has logged no first step")
+
+
+def _running(body: Body) -> bool:
+    conditions = body.get("status", {}).get("conditions", ())
+    return any(c["type"] == "Running" and c["status"] == "True" for c in conditions)
+
+
+def _print_timeline(title: str, start: float, marks: dict[str, float | None]) -> None:
+    shown = ", ".join(f"{name} {at - start:.1f} s" for name, at in marks.items() if at is not None)
+    print(f"\n{title}: {shown}")
+
+
+def test_the_sample_trains_to_its_end_while_prometheus_watches(
+    world: World, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = yaml.safe_load(Path("manifests/samples/gpt-ddp.yaml").read_text("utf-8"))
+    name, steps = sample["metadata"]["name"], sample["spec"]["trainer"]["stop"]["steps"]
+    with world.record("tj") as jobs, world.record("pods") as pods:
+        start = time.time()
+        world.kubectl("apply", "-f", "manifests/samples/gpt-ddp.yaml")
+        world.await_step(name, 20)
+        _check_prometheus(prometheus, name, world.namespace)
+        columns = world.kubectl("get", "tj", name)
+        status = world.await_phase(name, "Succeeded", timeout=300)
+    first_step = _first_step(world, f"{name}-1-0")
+    marks = {
+        "pods created": pods.when(lambda p: p["metadata"]["name"] == f"{name}-1-1"),
+        "all Running": jobs.when(_running),
+        "first step": first_step,
+        "Succeeded": jobs.when(lambda j: j.get("status", {}).get("phase") == "Succeeded"),
+    }
+    with capsys.disabled():
+        _print_timeline("apply ->", start, marks)
+        print(columns)
+    header, row = columns.splitlines()
+    assert header.split() == ["NAME", "PHASE", "STEP", "LOSS", "TOKENS/S", "WORKERS", "RESTARTS", "AGE"]
+    assert row.split()[:2] == [name, "Running"]
+    assert int(row.split()[2]) >= 20
+    progress = status["progress"]
+    assert (progress["step"], progress["totalSteps"]) == (steps, steps)
+    assert 0.5 < progress["loss"] < 2.5, "200 steps bring a byte model well below its first loss of 5.5"
+    assert status["restarts"] == 0
+    last = [json.loads(line) for line in world.kubectl("logs", f"{name}-1-0").splitlines() if '"step": 200' in line]
+    assert progress["loss"] == pytest.approx(last[0]["loss"], rel=1e-4), "status and log agree on the final loss"
+    assert [r for r, _ in world.events(name)] == ["Accepted", "AllWorkersRunning", "AllWorkersSucceeded"]
+    world.kubectl("delete", "tj", name)
+    gone = eventually(
+        "children gone with the job",
+        lambda: not world.objects("pods,services,configmaps", f"trainyard.dev/job-name={name}"),
+    )
+    assert gone
+
+
+def _check_prometheus(prometheus: Prometheus, job: str, namespace: str) -> None:
+    """Both workers are scraped; rank 0 gives step, loss and throughput; the operator gives the condition."""
+    labels = f'job_name="{job}", namespace="{namespace}"'
+
+    def value(metric: str) -> float | None:
+        found = prometheus.query(f"{metric}{{{labels}}}")
+        return found[0][1] if found else None
+
+    assert eventually("a step in Prometheus", lambda: value("trainyard_steps_total"), timeout=30) >= 1
+    loss = eventually("a loss in Prometheus", lambda: value("trainyard_loss"), timeout=30)
+    assert 0 < loss < 6
+    assert eventually("tokens/s", lambda: value("trainyard_tokens_per_second"), timeout=30) > 100
+    pods = {labels["pod"] for labels, up in prometheus.query(f'up{{pod=~"{job}-1-.*"}}') if up == 1}
+    assert pods == {f"{job}-1-0", f"{job}-1-1"}
+    running = f'trainyard_job_condition{{{labels}, condition="Running"}} == 1'
+    assert eventually("the operator's view in Prometheus", lambda: prometheus.query(running), timeout=30)
+
+
+def test_a_killed_worker_restarts_the_whole_group(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.apply(trainer_job("killed", steps=400))
+    world.await_step("killed", 10)
+    before = {p["metadata"]["uid"] for p in world.objects("pods")}
+    with world.record("tj") as jobs, world.record("pods") as pods:
+        killed = time.time()
+        assert world.kubectl("exec", "killed-1-1", "--", "python", "-c", _FIRST_RANK).strip()
+        status = world.await_phase("killed", "Succeeded", timeout=180)
+    marks = {
+        "failure seen": jobs.when(lambda j: j["status"]["attempt"] == 2),
+        "new pods": pods.when(lambda p: p["metadata"]["name"] == "killed-2-0"),
+        "all Running": jobs.when(lambda j: j["status"]["attempt"] == 2 and _running(j)),
+        "training again": _first_step(world, "killed-2-0"),
+    }
+    with capsys.disabled():
+        _print_timeline("kill of a worker ->", killed, marks)
+    failure = status["lastFailure"]
+    assert (failure["pod"], failure["rank"], failure["exitCode"], failure["reason"]) == (
+        "killed-1-1",
+        1,
+        137,
+        "SIGKILL",
+    )
+    assert failure["node"]
+    assert (status["attempt"], status["restarts"], status["restartsCounted"]) == (2, 1, 1)
+    assert status["progress"]["step"] == 400
+    old_end = max(s.at for s in pods.seen if s.body["metadata"]["uid"] in before)
+    new_start = min(s.at for s in pods.seen if s.body["metadata"]["name"].startswith("killed-2-"))
+    assert old_end <= new_start, "no pod of the new attempt before the last of the old one was gone"
+
+
+def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:
+    world.apply(trainer_job("evicted", steps=300, restartPolicy={"limit": 0}))
+    world.await_step("evicted", 10)
+    world.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
+    status = world.await_phase("evicted", "Succeeded", timeout=180)
+    assert (status["restarts"], status["restartsCounted"]) == (1, 0)
+    assert status["lastFailure"]["reason"] == "Deleted"
+
+
+def test_a_restarted_operator_carries_on_where_it_was(world: World, operator_pod: OperatorPod) -> None:
+    world.apply(trainer_job("orphan", steps=300))
+    world.await_step("orphan", 5)
+    operator_pod.kill()
+    status = world.await_phase("orphan", "Succeeded", timeout=180)
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    assert status["progress"]["step"] == 300
+
+
+def test_a_users_own_torchrun_program_finds_its_peers(world: World, trainer_image: str) -> None:
+    program = (
+        "import os, torch, torch.distributed as dist; dist.init_process_group('gloo'); "
+        "x = torch.ones(1) * (dist.get_rank() + 1); dist.all_reduce(x); "
+        "print('sum', int(x), 'of', dist.get_world_size(), flush=True); dist.barrier(); dist.destroy_process_group()"
+    )
+    body: dict[str, Any] = {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "own"},
+        "spec": {
+            "image": trainer_image,
+            "workers": {"replicas": 2, "procsPerWorker": 2, "template": {"spec": _restricted()}},
+            "command": ["torchrun", "--no-python", "python", "-c", program],
+            "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "HOME", "value": "/tmp"}],
+        },
+    }
+    world.apply(body)
+    world.await_phase("own", "Succeeded", timeout=120)
+    logs = world.kubectl("logs", "own-1-0") + world.kubectl("logs", "own-1-1")
+    assert logs.count("sum 10 of 4") == 4
+
+
+def _restricted() -> Body:
+    """What the namespace's security profile asks of a user's own pods."""
+    container = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+    return {
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "worker", "securityContext": container}],
+    }

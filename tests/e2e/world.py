@@ -1,0 +1,197 @@
+"""How the tests talk to the cluster: kubectl in its network, waiting with deadlines, and a record of what happened."""
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import yaml
+
+from tests.cluster import Cluster
+
+T = TypeVar("T")
+Body = dict[str, Any]
+
+
+def eventually(what: str, probe: Callable[[], T | None], timeout: float = 60, interval: float = 0.3) -> T:
+    """Wait until `probe` returns something true, and return it; fail with the last answer after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{what}: not within {timeout:.0f} s; last seen: {found!r}")
+        time.sleep(interval)
+
+
+@dataclass(slots=True)
+class Seen:
+    """One state of one object, and when it was seen (wall clock, seconds)."""
+
+    at: float
+    type: str
+    body: Body
+
+
+@dataclass
+class Record:
+    """Every state that objects of one kind went through in a namespace, from a watch."""
+
+    seen: list[Seen] = field(default_factory=list)
+
+    def when(self, test: Callable[[Body], bool]) -> float | None:
+        """When an object first passed the test."""
+        return next((s.at for s in list(self.seen) if s.type != "DELETED" and test(s.body)), None)
+
+    def read(self, stream: Any) -> None:
+        """Take in a stream of watch events, as kubectl prints them."""
+        decoder, buffer = json.JSONDecoder(), ""
+        while chunk := os.read(stream.fileno(), 1 << 16):
+            buffer += chunk.decode()
+            while buffer.lstrip():
+                try:
+                    event, end = decoder.raw_decode(buffer.lstrip())
+                except ValueError:
+                    break
+                buffer = buffer.lstrip()[end:]
+                self.seen.append(Seen(time.time(), event["type"], event["object"]))
+
+
+@dataclass(frozen=True)
+class World:
+    """A namespace of a cluster, and kubectl in it."""
+
+    cluster: Cluster
+    namespace: str
+
+    def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 60) -> str:
+        """Run kubectl in the namespace and return what it printed (both streams if it may fail)."""
+        argv = [str(self.cluster.kubectl), "-n", self.namespace, *arguments]
+        done = self.cluster.run(argv, input=input, check=check, timeout=timeout)
+        return done.stdout if check else done.stdout + done.stderr
+
+    def apply(self, *bodies: Body) -> None:
+        """Apply objects as a user would."""
+        self.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(bodies))
+
+    def get(self, kind: str, name: str) -> Body:
+        """One object."""
+        body: Body = json.loads(self.kubectl("get", kind, name, "-o", "json"))
+        return body
+
+    def objects(self, kind: str, selector: str = "") -> list[Body]:
+        """All objects of a kind."""
+        items: list[Body] = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
+        return items
+
+    def status(self, job: str) -> Body:
+        """Status of a job; empty before its first."""
+        status: Body = self.get("tj", job).get("status", {})
+        return status
+
+    def condition(self, job: str, kind: str) -> Body:
+        """A condition of a job; empty if it was never set."""
+        return next((c for c in self.status(job).get("conditions", ()) if c["type"] == kind), {})
+
+    def await_phase(self, job: str, phase: str, timeout: float = 120) -> Body:
+        """Wait for a phase; return the status."""
+
+        def probe() -> Body | None:
+            status = self.status(job)
+            ended = status.get("phase") in ("Succeeded", "Failed") and status["phase"] != phase
+            assert not ended, f"{job} is {status['phase']}, not {phase}: {json.dumps(status, indent=1)}"
+            return status if status.get("phase") == phase else None
+
+        return eventually(f"{job} {phase}", probe, timeout)
+
+    def await_step(self, job: str, step: int, *, attempt: int = 1, timeout: float = 120) -> Body:
+        """Wait until the status shows a step of an attempt; return the progress."""
+
+        def probe() -> Body | None:
+            progress: Body = self.status(job).get("progress") or {}
+            reached = progress.get("attempt") == attempt and progress.get("step", 0) >= step
+            return progress if reached else None
+
+        return eventually(f"{job} at step {step} of attempt {attempt}", probe, timeout)
+
+    def events(self, job: str) -> list[tuple[str, str]]:
+        """Reason and message of the events on a job."""
+        events = self.objects("events")
+        return [(e["reason"], e["message"]) for e in events if e["involvedObject"]["name"] == job]
+
+    @contextmanager
+    def record(self, kind: str) -> Iterator[Record]:
+        """Record every state of the objects of a kind while the context lasts."""
+        argv = [
+            self.cluster.kubectl,
+            "-n",
+            self.namespace,
+            "get",
+            kind,
+            "--watch",
+            "--output-watch-events",
+            "-o",
+            "json",
+        ]
+        command = [*self.cluster.command_prefix, *map(str, argv)]
+        record = Record()
+        with subprocess.Popen(command, env=self.cluster.environment, stdout=subprocess.PIPE) as watch:
+            reader = threading.Thread(target=record.read, args=(watch.stdout,))
+            reader.start()
+            try:
+                yield record
+            finally:
+                watch.terminate()
+                reader.join()
+
+
+@dataclass(frozen=True)
+class OperatorPod:
+    """The operator that the chart has installed."""
+
+    world: World
+
+    def names(self) -> list[str]:
+        """Names of the pods that are ready."""
+        pods = self.world.objects("pods", "app.kubernetes.io/name=trainyard-operator")
+        ready = [
+            p for p in pods if any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"]["conditions"])
+        ]
+        return [p["metadata"]["name"] for p in ready if "deletionTimestamp" not in p["metadata"]]
+
+    def kill(self) -> None:
+        """Kill the operator without warning, and wait for the next one."""
+        before = self.names()
+        self.world.kubectl("delete", "pod", *before, "--grace-period=0", "--force")
+        eventually("a new operator", lambda: [n for n in self.names() if n not in before])
+
+
+def _ready(pod: Body) -> bool:
+    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+
+
+def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Body:
+    """A small job for the built-in trainer: starts fast, and each step takes a few hundredths of a second."""
+    return {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": name},
+        "spec": {
+            "workers": {"replicas": replicas, **spec.pop("workers", {})},
+            "trainer": {
+                "model": {"name": "gpt", "preset": "nano", "layers": 2},
+                "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64},
+                "batch": {"global": 8},
+                "stop": {"steps": steps},
+                "logEverySteps": 5,
+                **spec.pop("trainer", {}),
+            },
+            **spec,
+        },
+    }

@@ -1,0 +1,133 @@
+"""A real etcd and kube-apiserver. Nothing else runs there: the tests play the kubelet and all controllers.
+
+There are two clusters: in the shared one an operator runs all the time; in the other one each test has its own way
+with operator and API server.
+"""
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster import Cluster, ClusterError, Profile, down, up
+from tests.support.kube import Api, Namespace, connect, eventually
+from tests.support.need import require
+from tests.support.operator import OperatorProcess
+
+CRD = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+def _control_plane(name: str) -> Iterator[Cluster]:
+    try:
+        cluster = up(Profile.CONTROL_PLANE, name=name)
+    except ClusterError as error:
+        require(False, f"a control plane: {error}")
+        raise
+    require(cluster.provider.name != "existing", "a control plane without nodes (TRAINYARD_TEST_KUBECONFIG has some)")
+    try:
+        yield cluster
+    finally:
+        down(Profile.CONTROL_PLANE, name=name)
+
+
+def install_crd(cluster: Cluster) -> None:
+    """Apply the CRD and wait until it is served."""
+    cluster.run([cluster.kubectl, "apply", "--server-side", "-f", CRD])
+    established = ["wait", "--for=condition=Established", "--timeout=30s", "crd/trainingjobs.trainyard.dev"]
+    cluster.run([cluster.kubectl, *established])
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The shared cluster, with the CRD."""
+    for cluster in _control_plane("integration"):
+        install_crd(cluster)
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def bare_cluster() -> Iterator[Cluster]:
+    """The other cluster, without the CRD at first."""
+    yield from _control_plane("integration-own")
+
+
+@pytest.fixture(scope="module")
+def own_cluster(bare_cluster: Cluster) -> Cluster:
+    """The other cluster, with the CRD and without an operator."""
+    install_crd(bare_cluster)
+    return bare_cluster
+
+
+@pytest.fixture(scope="session")
+def shared_operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator of the shared cluster."""
+    operator = OperatorProcess(cluster.environment, tmp_path_factory.mktemp("operator") / "log")
+    try:
+        yield operator
+    finally:
+        operator.kill()
+    assert [line for line in operator.lines if "exception" in line] == [], "the operator met a bug of its own"
+
+
+@pytest.fixture
+async def operator(shared_operator: OperatorProcess) -> OperatorProcess:
+    """The same, ready."""
+    await shared_operator.ready()
+    return shared_operator
+
+
+@pytest.fixture
+async def api(cluster: Cluster) -> AsyncIterator[Api]:
+    """The shared cluster's API."""
+    async with connect(cluster.kubeconfig) as api:
+        yield api
+
+
+@pytest.fixture
+async def own_api(own_cluster: Cluster) -> AsyncIterator[Api]:
+    """The other cluster's API."""
+    async with connect(own_cluster.kubeconfig) as api:
+        yield api
+
+
+async def new_namespace(api: Api) -> Namespace:
+    """A namespace that nobody else uses."""
+    body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": f"test-{next(_numbers)}-"}}
+    created = await api.post("/api/v1/namespaces", body)
+    return Namespace(api, created["metadata"]["name"])
+
+
+async def leave(namespace: Namespace) -> None:
+    """Delete the jobs, so that no operator works on them any more, and their pods (nobody collects garbage)."""
+    await namespace.api.delete(namespace.jobs())
+    await namespace.api.delete(namespace.core("pods"), gracePeriodSeconds=0)
+
+    async def check() -> None:
+        assert (await namespace.api.get(namespace.jobs()))["items"] == []
+
+    await eventually(check)
+
+
+@pytest.fixture
+async def namespace(api: Api) -> AsyncIterator[Namespace]:
+    """A namespace of the shared cluster."""
+    namespace = await new_namespace(api)
+    yield namespace
+    await leave(namespace)
+
+
+@pytest.fixture
+async def own_namespace(own_api: Api) -> AsyncIterator[Namespace]:
+    """A namespace of the other cluster."""
+    namespace = await new_namespace(own_api)
+    yield namespace
+    await leave(namespace)

@@ -1,0 +1,293 @@
+"""The life of a job on a real API server, with a real operator. The tests play the kubelet."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.builders import last_words, make_manifest, trainer_spec
+from tests.cluster import Cluster
+from tests.support import kubelet
+from tests.support.kube import ApiRefusal, Namespace, Object, eventually
+from tests.support.operator import OperatorProcess
+from tests.support.players import end_all, finish_deletion, playing_kubelet, recording, report, run_all
+from trainyard.status import Progress
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+QUICK = {"limit": 3, "backoff": {"initialSeconds": 0}}
+
+
+async def running(namespace: Namespace, *, attempt: int = 1, replicas: int = 2) -> list[str]:
+    """Wait for the pods of an attempt and let them run. Returns their names."""
+    names = [f"job-{attempt}-{index}" for index in range(replicas)]
+    await namespace.has_pods(*names)
+    await run_all(namespace, *names)
+    await namespace.has_phase("Running")
+    return names
+
+
+async def has_told(namespace: Namespace, *reasons: str) -> None:
+    """Wait until the events are exactly these, in this order."""
+
+    async def check() -> None:
+        events = sorted(await namespace.events(), key=lambda e: float(e["metadata"]["name"].partition(".")[2]))
+        assert [event["reason"] for event in events] == list(reasons)
+
+    await eventually(check)
+
+
+async def test_children_have_their_names_and_belong_to_the_job(namespace: Namespace) -> None:
+    job = await namespace.create_job(make_manifest(trainer=trainer_spec()))
+    pods = await namespace.has_pods("job-1-0", "job-1-1")
+    service = await namespace.api.get(namespace.core("services", "job"))
+    config = await namespace.api.get(namespace.core("configmaps", "job"))
+    for child in (*pods.values(), service, config):
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["kind"], owner["controller"]) == (job["metadata"]["uid"], "TrainingJob", True)
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert (
+        json.loads(config["data"]["config.json"])[
+            "world_size" if "world_size" in config["data"]["config.json"] else "worldSize"
+        ]
+        == 2
+    )
+    status = await namespace.has_phase("Pending")
+    assert (status["attempt"], status["workers"]["desired"], status["observedGeneration"]) == (1, 2, 1)
+
+
+async def test_a_job_runs_and_succeeds_with_its_final_figures(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(trainer=trainer_spec()))
+    names = await running(namespace)
+    await namespace.has_condition("Progressing", "False", "NoStepYet")
+    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
+    await end_all(namespace, names[0], message=words)
+    await end_all(namespace, names[1])
+    status = await namespace.has_phase("Succeeded")
+    assert (status["progress"]["step"], status["progress"]["loss"]) == (100, 1.5)
+    assert status["completionTime"] >= status["startTime"]
+    assert status["workers"]["succeeded"] == 2
+    assert set(await namespace.pods()) == set(names), "pods that have ended stay for their logs"
+    await has_told(namespace, "Accepted", "AllWorkersRunning", "AllWorkersSucceeded")
+
+
+async def test_one_failed_worker_replaces_the_whole_group_and_attempts_never_overlap(namespace: Namespace) -> None:
+    async with recording(namespace) as seen:
+        await namespace.create_job(make_manifest(replicas=3, restartPolicy=QUICK))
+        names = await running(namespace, replicas=3)
+        await end_all(namespace, names[1], code=137, message="killed")
+        await namespace.has_condition("Running", "False", "WaitingForOldPods")
+        pods = await namespace.pods()
+        assert {name: "deletionTimestamp" in pod["metadata"] for name, pod in pods.items()} == {
+            "job-1-0": True,
+            "job-1-2": True,
+        }, "those that run are being deleted, the one that has ended is gone"
+        for name in ("job-1-0", "job-1-2"):
+            await finish_deletion(namespace, name)
+        await running(namespace, attempt=2, replicas=3)
+    seen.judge(limit=3)
+    assert sorted(seen.created()) == [f"job-{attempt}-{index}" for attempt in (1, 2) for index in range(3)]
+    status = (await namespace.job())["status"]
+    assert (status["restarts"], status["restartsCounted"]) == (1, 1)
+    failure = status["lastFailure"]
+    assert (failure["pod"], failure["node"], failure["exitCode"], failure["reason"]) == (
+        "job-1-1",
+        "node-1",
+        137,
+        "SIGKILL",
+    )
+
+
+async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(replicas=1, restartPolicy={**QUICK, "limit": 1}))
+    for attempt in (1, 2):
+        (name,) = await running(namespace, attempt=attempt, replicas=1)
+        await end_all(namespace, name, code=1, message=last_words(rank=0, exception="ValueError", message="no data"))
+    status = await namespace.has_phase("Failed")
+    assert (status["lastFailure"]["reason"], status["lastFailure"]["message"]) == ("ValueError", "no data")
+    failed = await namespace.has_condition("Failed", "True", "RestartLimitReached")
+    assert failed["message"].endswith("restartPolicy.limit is 1")
+    await has_told(
+        namespace, "Accepted", "AllWorkersRunning", "WorkerFailed", "AllWorkersRunning", "RestartLimitReached"
+    )
+
+
+@pytest.mark.parametrize("how", ["evicted", "deleted"])
+async def test_a_pod_that_is_taken_away_costs_no_restart(namespace: Namespace, how: str) -> None:
+    await namespace.create_job(make_manifest(restartPolicy={"limit": 0, "backoff": {"initialSeconds": 0}}))
+    names = await running(namespace)
+    if how == "evicted":
+        await report(namespace, names[0], kubelet.evicted())
+    else:
+        await namespace.api.delete(namespace.core("pods", names[0]))
+    async with playing_kubelet(namespace):
+        status = await eventually(lambda: attempt_runs(namespace, 2))
+    assert (status["restarts"], status.get("restartsCounted", 0)) == (1, 0)
+
+
+async def attempt_runs(namespace: Namespace, attempt: int) -> Object:
+    status: Object = (await namespace.job())["status"]
+    assert (status["attempt"], status["phase"]) == (attempt, "Running")
+    return status
+
+
+async def test_suspension_takes_the_pods_and_resuming_brings_new_ones(namespace: Namespace) -> None:
+    async with playing_kubelet(namespace), recording(namespace) as seen:
+        await namespace.create_job(make_manifest())
+        await namespace.has_phase("Running")
+        await namespace.edit({"suspend": True})
+        await namespace.has_phase("Suspended")
+        await namespace.has_pods()
+        await namespace.edit({"image": "example.com/other"})
+        await namespace.edit({"suspend": False})
+        status = await namespace.has_phase("Running")
+        assert (status["attempt"], status["restarts"]) == (2, 0)
+        pods = await namespace.pods()
+        assert {p["spec"]["containers"][0]["image"] for p in pods.values()} == {"example.com/other"}
+    seen.judge(limit=0)
+
+
+async def test_a_change_right_after_suspending_is_refused_until_the_job_is_at_rest(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest())
+    await running(namespace)
+    with pytest.raises(ApiRefusal, match=r"only suspend, workers.replicas and restartPolicy may change"):
+        await namespace.edit({"suspend": True, "image": "example.com/other"})
+    await namespace.edit({"suspend": True})
+    await namespace.has_phase("Suspended")
+    await namespace.edit({"image": "example.com/other"})
+
+
+async def test_kubectl_scale_restarts_the_group_at_the_new_size_for_free(
+    cluster: Cluster, namespace: Namespace
+) -> None:
+    async with playing_kubelet(namespace), recording(namespace) as seen:
+        await namespace.create_job(make_manifest(restartPolicy={"limit": 0}))
+        await namespace.has_phase("Running")
+        scale: list[str | Path] = [cluster.kubectl, "scale", "tj/job", "--replicas=3", "-n", namespace.name]
+        await asyncio.to_thread(cluster.run, scale)
+        await eventually(lambda: attempt_runs(namespace, 2))
+        await namespace.has_pods("job-2-0", "job-2-1", "job-2-2")
+        assert (await namespace.api.get(namespace.jobs("job", "scale")))["status"]["replicas"] == 3
+    seen.judge(limit=0)
+
+
+async def test_a_deleted_job_gets_no_children_any_more(namespace: Namespace, operator: OperatorProcess) -> None:
+    await namespace.create_job(make_manifest())
+    names = await running(namespace)
+    async with recording(namespace) as seen:
+        await namespace.api.delete(namespace.jobs("job"))
+        for name in names:  # the garbage collector
+            await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
+        await namespace.has_pods()
+        marker = await namespace.create_job(make_manifest("marker", replicas=1))
+        await namespace.has_pods("marker-1-0")  # by now the operator has seen all of it
+    assert marker["metadata"]["uid"]
+    assert seen.created() == ["marker-1-0"]
+    mine = [line for line in operator.lines if f"{namespace.name}/job" in line["message"]]
+    assert [line for line in mine if line["level"] != "info"] == []
+
+
+async def test_a_job_made_anew_under_its_name_starts_from_the_beginning(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest())
+    names = await running(namespace)
+    old = (await namespace.job())["metadata"]["uid"]
+    await namespace.api.delete(namespace.jobs("job"))
+    await namespace.create_job(make_manifest())
+    for name in names:
+        await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
+    await namespace.api.delete(namespace.core("services", "job"))
+
+    async def check() -> None:
+        pods = await namespace.pods()
+        assert set(pods) == {"job-1-0", "job-1-1"}
+        assert old not in {p["metadata"]["ownerReferences"][0]["uid"] for p in pods.values()}
+
+    await eventually(check)
+    assert (await namespace.has_phase("Pending"))["attempt"] == 1
+
+
+async def test_a_name_that_is_taken_is_told_and_recovers_when_it_is_free(namespace: Namespace) -> None:
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "job"},
+        "spec": {"ports": [{"port": 80}]},
+    }
+    await namespace.api.post(namespace.core("services"), service)
+    await namespace.create_job(make_manifest())
+    condition = await namespace.has_condition("Running", "False", "NameTaken")
+    assert condition["message"] == (
+        "Service job exists already and is not this job's; delete it, or give the job another name"
+    )
+    await has_told(namespace, "Accepted", "NameTaken")
+    assert await namespace.pods() == {}
+    await namespace.api.delete(namespace.core("services", "job"))
+    await running(namespace)
+
+
+async def test_a_quota_is_told_and_recovers_when_it_is_raised(namespace: Namespace) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "few"},
+        "spec": {"hard": {"pods": "1"}},
+    }
+    await namespace.api.post(namespace.core("resourcequotas"), quota)
+    counted = {"status": {"hard": {"pods": "1"}, "used": {"pods": "0"}}}  # what the quota's controller would write
+    await namespace.api.patch(namespace.core("resourcequotas", "few", "status"), counted)
+    await namespace.create_job(make_manifest())
+    condition = await namespace.has_condition("Running", "False", "PodsRefused")
+    assert "exceeded quota: few" in condition["message"]
+    await has_told(namespace, "Accepted", "PodsRefused")
+    await namespace.api.delete(namespace.core("resourcequotas", "few"))
+    await running(namespace)
+
+
+async def test_a_security_profile_is_told(namespace: Namespace) -> None:
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
+    await namespace.create_job(make_manifest())  # a program of one's own sets no security context
+    condition = await namespace.has_condition("Running", "False", "PodsRefused")
+    assert "violates PodSecurity" in condition["message"]
+
+
+async def test_the_trainer_passes_the_restricted_security_profile(namespace: Namespace) -> None:
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
+    await namespace.create_job(make_manifest(trainer=trainer_spec()))
+    await running(namespace)
+
+
+async def test_an_obstacle_is_told_in_the_condition(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest())
+    await namespace.has_pods("job-1-0", "job-1-1")
+    await report(namespace, "job-1-1", kubelet.waiting("ImagePullBackOff", "Back-off pulling image"))
+    condition = await namespace.has_condition("Running", "False", "ImagePullFailed")
+    assert condition["message"].startswith("1 of 2 workers: pod job-1-1: cannot pull image")
+
+
+async def test_a_loss_that_has_overflowed_does_not_keep_a_job_from_ending(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(trainer=trainer_spec()))
+    names = await running(namespace)
+    await end_all(namespace, *names, message='{"rank": 0, "progress": {"step": 9, "loss": Infinity}}')
+    status = await namespace.has_phase("Succeeded")
+    assert status["progress"]["step"] == 9
+    assert "loss" not in status["progress"]
+
+
+async def test_foreign_labels_on_a_pod_do_no_harm(namespace: Namespace, operator: OperatorProcess) -> None:
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "foreign",
+            "labels": {f"trainyard.dev/{n}": "x" for n in ("job-name", "attempt", "index", "replicas")},
+        },
+        "spec": {"containers": [{"name": "worker", "image": "x"}]},
+    }
+    await namespace.api.post(namespace.core("pods"), pod)
+    await namespace.create_job(make_manifest("x", replicas=1))
+    await namespace.has_pods("foreign", "x-1-0")
+    assert (await operator.page("/healthz"))[0] == 200

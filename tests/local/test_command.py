@@ -1,0 +1,117 @@
+"""`trainyard run` as a user meets it: exit codes, what goes to which stream, and errors without tracebacks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+SAMPLE = Path("manifests/samples/gpt-ddp.yaml")
+COMMAND = [sys.executable, "-m", "trainyard_cli.main"]
+
+
+def run(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    argv = [*COMMAND, "run", *arguments]
+    return subprocess.run(argv, check=False, input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def small_sample(**trainer: Any) -> dict[str, Any]:
+    """The sample, shortened: two layers, short sequences, a few steps."""
+    body: dict[str, Any] = yaml.safe_load(SAMPLE.read_text("utf-8"))
+    spec = body["spec"]["trainer"]
+    spec["model"]["layers"] = 2
+    spec["data"]["sequenceLength"] = 32
+    spec |= {"batch": {"global": 4}, "stop": {"steps": 20}, "logEverySteps": 5, **trainer}
+    return body
+
+
+def test_a_run_prints_the_final_job_as_json_and_its_progress_elsewhere(tmp_path: Path) -> None:
+    done = run("-", "-o", "json", "--folder", str(tmp_path), stdin=yaml.safe_dump(small_sample()))
+    assert done.returncode == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert job["status"]["phase"] == "Succeeded"
+    assert job["status"]["progress"]["step"] == 20
+    assert job["spec"]["workers"]["replicas"] == 2
+    assert "AllWorkersRunning" in done.stderr
+    assert f"plot: {tmp_path}/plot.png" in done.stderr
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_ctrl_c_suspends_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(yaml.safe_dump(small_sample(stop={"steps": 100_000})), "utf-8")
+    command = [*COMMAND, "run", str(manifest), "-o", "json", "--folder", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        log = tmp_path / "run/pods/gpt-ddp-1-0/log"
+        deadline = time.monotonic() + 60
+        while not (log.exists() and '"step": 5' in log.read_text("utf-8")):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 4, "two launchers and two ranks"
+        os.kill(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    status = json.loads(output)["status"]
+    assert status["phase"] == "Suspended"
+    assert status["progress"]["step"] >= 5
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop": {"stepz": 3}}, "spec.trainer.stop.stepz: unknown field; did you mean steps?"),
+        ({"batch": {"global": 3}}, "spec.trainer.batch.global: must be a multiple of the world size"),
+        ({"data": {"source": "text", "path": "/no/such"}}, "spec.trainer.data.path: /no/such does not exist"),
+    ],
+)
+def test_a_bad_manifest_is_one_line_and_exit_code_2(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "bad.yaml"
+    manifest.write_text(yaml.safe_dump(small_sample(**change)), "utf-8")
+    done = run(str(manifest))
+    assert done.returncode == 2
+    assert f"error: {manifest}: {message}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_what_only_the_worker_can_find_wrong_is_exit_code_2_too(tmp_path: Path) -> None:
+    empty = tmp_path / "texts"
+    empty.mkdir()
+    body = small_sample(data={"source": "text", "path": str(empty)})
+    done = run("-", "-o", "json", "--folder", str(tmp_path / "run"), stdin=yaml.safe_dump(body))
+    assert done.returncode == 2
+    status = json.loads(done.stdout)["status"]
+    assert status["restarts"] == 0
+    assert status["lastFailure"]["reason"] == "InvalidConfig"
+    assert "spec.trainer.data.path" in status["lastFailure"]["message"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_failed_job_is_exit_code_1(tmp_path: Path) -> None:
+    job = {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "fails"},
+        "spec": {"image": "none", "command": ["sh", "-c", "exit 9"], "restartPolicy": {"limit": 0}},
+    }
+    done = run("-", "--folder", str(tmp_path), stdin=yaml.safe_dump(job))
+    assert done.returncode == 1
+    assert "exit code 9" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_file_that_cannot_be_read_is_exit_code_2(name: str) -> None:
+    done = run(name)
+    assert done.returncode == 2
+    assert f"error: {name}: " in done.stderr
+    assert "Traceback" not in done.stderr

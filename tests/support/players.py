@@ -1,0 +1,144 @@
+"""Who else is at work in a cluster: a kubelet that is played, and a recorder that sees everything."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime
+from typing import Any
+
+from tests.support import kubelet
+from tests.support.kube import ApiRefusal, Namespace, Object
+from tests.support.world import identity
+
+Policy = Callable[[Object], kubelet.Status | None]
+"""What becomes of a pod that runs: None: it goes on."""
+
+
+async def report(namespace: Namespace, name: str, status: kubelet.Status) -> None:
+    """The kubelet writes the status of a pod; it binds the pod to its node first, as a scheduler would."""
+    pod = await namespace.api.get(namespace.core("pods", name))
+    if not pod["spec"].get("nodeName"):
+        target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
+        binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
+        await namespace.api.post(namespace.core("pods", name, "binding"), binding)
+    await namespace.api.patch(namespace.core("pods", name, "status"), {"status": status})
+
+
+async def run_all(namespace: Namespace, *names: str) -> None:
+    """The workers of these pods run."""
+    await asyncio.gather(*(report(namespace, name, kubelet.running(now())) for name in names))
+
+
+async def end_all(namespace: Namespace, *names: str, code: int = 0, message: str = "") -> None:
+    """The workers of these pods end."""
+    status = kubelet.ended(now(), code, message=message)
+    await asyncio.gather(*(report(namespace, name, status) for name in names))
+
+
+async def finish_deletion(namespace: Namespace, name: str) -> None:
+    """The kubelet has stopped a pod that is being deleted."""
+    with suppress(ApiRefusal):
+        await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Recorder:
+    """All events of pods and jobs in a namespace, in the order in which etcd has them."""
+
+    def __init__(self) -> None:
+        self.pod_events: list[tuple[str, Object]] = []
+        self.statuses: list[Object] = []
+
+    def created(self) -> list[str]:
+        """Names of pods in the order of their creation."""
+        return [pod["metadata"]["name"] for kind, pod in self.pod_events if kind == "ADDED"]
+
+    def judge(self, *, limit: int) -> None:
+        """What must hold of every life.
+
+        - No pod of one attempt was created while one of another existed.
+        - No pod was created twice.
+        - The attempt never went back, the budget was never overdrawn or forgotten, and an end was for good.
+        """
+        alive: set[str] = set()
+        attempts: dict[str, int] = {}
+        for kind, pod in self.pod_events:
+            name = pod["metadata"]["name"]
+            attempts[name] = identity(pod)[0]
+            if kind == "ADDED":
+                others = {other for other in alive if attempts[other] != attempts[name]}
+                assert not others, f"{name} was created while {others} existed"
+                alive.add(name)
+            elif kind == "DELETED":
+                alive.discard(name)
+        created = self.created()
+        assert len(created) == len(set(created)), "a pod was created twice"
+        before: Object = {}
+        for status in self.statuses:
+            for field in ("attempt", "restarts", "restartsCounted"):
+                assert status.get(field, 0) >= before.get(field, 0), f"{field} went back"
+            assert status.get("restartsCounted", 0) <= limit
+            if before.get("phase") in ("Succeeded", "Failed"):
+                assert (status["phase"], status["conditions"]) == (before["phase"], before["conditions"])
+            before = status
+
+
+@asynccontextmanager
+async def recording(namespace: Namespace) -> AsyncIterator[Recorder]:
+    """Record from now on."""
+    recorder, api = Recorder(), namespace.api
+    version = (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
+
+    async def pods() -> None:
+        async for kind, pod in api.watch(namespace.core("pods"), version):
+            recorder.pod_events.append((kind, pod))
+
+    async def jobs() -> None:
+        async for _, job in api.watch(namespace.jobs(), version):
+            recorder.statuses.append(job.get("status", {}))
+
+    async with _background(pods(), jobs()):
+        yield recorder
+
+
+@asynccontextmanager
+async def playing_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
+    """A kubelet: pods start, do what the policy says, and end when they are deleted."""
+
+    async def handle(pod: Object) -> None:
+        name = pod["metadata"]["name"]
+        if pod["metadata"].get("deletionTimestamp"):
+            await finish_deletion(namespace, name)
+        elif not pod["status"].get("containerStatuses"):
+            await report(namespace, name, kubelet.running(now()))
+        elif "running" in pod["status"]["containerStatuses"][0]["state"] and (status := policy(pod)):
+            await report(namespace, name, status)
+
+    async def work() -> None:
+        listed = await namespace.api.get(namespace.core("pods"))
+        for pod in listed["items"]:
+            await handle(pod)
+        async for kind, pod in namespace.api.watch(namespace.core("pods"), listed["metadata"]["resourceVersion"]):
+            if kind != "DELETED":
+                with suppress(ApiRefusal):  # deleted meanwhile
+                    await handle(pod)
+
+    async with _background(work()):
+        yield
+
+
+@asynccontextmanager
+async def _background(*parts: Any) -> AsyncIterator[None]:
+    """Run parts until the context ends; one that fails fails the test."""
+    tasks = [asyncio.create_task(part) for part in parts]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result

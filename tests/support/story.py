@@ -1,0 +1,91 @@
+"""The life of one job as a series of plans, each made from what the one before has written down."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.builders import NOW, make_job, make_worker
+from trainyard.job import TrainingJob
+from trainyard.status import Condition, ConditionType, Phase, Progress, TrainingJobStatus
+from trainyard_operator.core.draft import Event
+from trainyard_operator.core.observe import Observation, Trouble, Worker
+from trainyard_operator.core.plan import Plan, plan
+
+
+@dataclass
+class Story:
+    """A job, its pods and a clock. Events are collected; actions are not carried out."""
+
+    job: TrainingJob = field(default_factory=make_job)
+    workers: tuple[Worker, ...] = ()
+    now: datetime = NOW
+    progress: Progress | None = None
+    trouble: Trouble | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def status(self) -> TrainingJobStatus:
+        return self.job.status
+
+    @property
+    def phase(self) -> str:
+        return str(self.job.status.phase)
+
+    def condition(self, kind: str) -> Condition:
+        found = self.status.condition(ConditionType(kind))
+        assert found is not None, f"{kind} was never set"
+        return found
+
+    def step(self) -> Plan:
+        """One look; its status is stored."""
+        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.trouble))
+        self.job = self.job.replace(status=step.status)
+        self.events += step.events
+        return step
+
+    def settle(self) -> Plan:
+        """Look until there is nothing more to write down. Returns the last plan, the one that acts."""
+        for _ in range(10):
+            before = self.status
+            step = self.step()
+            if step.wake_after != 0:
+                return step
+            assert step.actions == (), "a decision is written down before it is acted upon"
+            assert step.status != before, "a look at once, without any change, would go on for ever"
+        raise AssertionError("ten looks, and still no rest")
+
+    def later(self, seconds: float) -> "Story":
+        self.now += timedelta(seconds=seconds)
+        return self
+
+    def see(self, *workers: Worker) -> "Story":
+        """The pods that there are from now on."""
+        self.workers = workers
+        return self
+
+    def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> "Story":
+        """All pods of an attempt (the current one) are there, in this state."""
+        replicas = self.job.spec.workers.replicas
+        number = self.status.attempt if attempt is None else attempt
+        return self.see(
+            *(make_worker(i, attempt=number, state=state, replicas=replicas, **fields) for i in range(replicas))
+        )
+
+    def edit(self, **changes: Any) -> "Story":
+        """The user changes the spec: `suspend` or `replicas`."""
+        spec = self.job.spec
+        if "replicas" in changes:
+            spec = spec.replace(workers=spec.workers.replace(replicas=changes.pop("replicas")))
+        metadata = self.job.metadata
+        newer = metadata.model_copy(update={"generation": metadata.generation + 1})
+        self.job = self.job.replace(spec=spec.replace(**changes), metadata=newer)
+        return self
+
+
+def running(**spec: Any) -> Story:
+    """A job whose workers all run."""
+    story = Story(make_job(**spec))
+    story.settle()
+    story.all("Running").settle()
+    assert story.phase == Phase.RUNNING
+    return story

@@ -1,0 +1,217 @@
+"""A small world for the operator's core: an API server in memory that knows what really happened to one job.
+
+It judges every write: what the operator must never do raises `AssertionError` at the moment when it does it.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from datetime import datetime, timedelta
+from typing import Any
+
+from tests.builders import NOW, make_job
+from tests.support import kubelet
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
+from trainyard_operator.core.cache import owner_uid
+from trainyard_operator.core.draft import Event
+from trainyard_operator.core.observe import Pod, Worker
+
+Change = tuple[str, Any]
+"""What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
+
+
+class Crash(Exception):
+    """The operator's process is killed here."""
+
+
+class World:
+    """etcd, the API server, the kubelets and the users of one job."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.now: datetime = NOW
+        self.version = 1
+        self.job: TrainingJob | None = make_job(**spec)
+        self.pods: dict[str, dict[str, Any]] = {}
+        self.children: dict[tuple[str, str], dict[str, Any]] = {}
+        self.job_stream: list[Change] = []
+        self.pod_stream: list[Change] = []
+        self.created = 0
+        self.events: list[Event] = []
+        # What really happened, by attempt.
+        self.started: dict[int, set[int]] = {}
+        self.failed: set[int] = set()
+        # Faults to come.
+        self.quota = False
+        self.silent = False
+        self.fuse: int | None = None
+        """Writes until the operator crashes; odd: after the write, even: before it."""
+
+    # --- what users and kubelets do -------------------------------------------------------------------------
+
+    def edit(self, **changes: Any) -> None:
+        """A user changes the spec."""
+        assert self.job is not None
+        spec = self.job.spec
+        if "replicas" in changes:
+            spec = spec.replace(workers=spec.workers.replace(replicas=changes.pop("replicas")))
+        generation = self.job.metadata.generation + 1
+        self._store_job(self.job.replace(spec=spec.replace(**changes)), generation=generation)
+
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    def set_pod(self, name: str, status: kubelet.Status) -> None:
+        """A kubelet reports."""
+        pod = {**self.pods[name], "status": status}
+        attempt, index = identity(pod)
+        state = status.get("containerStatuses", [{}])[0].get("state", {})
+        if "running" in state or "terminated" in state:
+            self.started.setdefault(attempt, set()).add(index)
+        self._store_pod(pod)
+
+    def fail_pod(self, name: str, code: int, words: str = "") -> None:
+        """The user's program fails."""
+        self.failed.add(identity(self.pods[name])[0])
+        self.set_pod(name, kubelet.ended(self.now, code, message=words))
+
+    def mark_deleted(self, name: str) -> None:
+        """Somebody deletes a pod: it goes on until its kubelet has stopped it."""
+        pod = deepcopy(self.pods[name])
+        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now)
+        self._store_pod(pod)
+
+    def remove_pod(self, name: str) -> None:
+        """The pod is gone."""
+        self.version += 1
+        self.pod_stream.append(("DELETED", self.pods.pop(name)))
+
+    # --- storage --------------------------------------------------------------------------------------------
+
+    def _store_job(self, job: TrainingJob, *, generation: int | None = None) -> TrainingJob:
+        self.version += 1
+        update: dict[str, Any] = {"resource_version": str(self.version)}
+        if generation is not None:
+            update["generation"] = generation
+        self.job = job.replace(metadata=job.metadata.model_copy(update=update))
+        self.job_stream.append(("MODIFIED", self.job))
+        return self.job
+
+    def _store_pod(self, pod: dict[str, Any]) -> dict[str, Any]:
+        self.version += 1
+        stored = {**pod, "metadata": {**pod["metadata"], "resourceVersion": str(self.version)}}
+        self.pods[pod["metadata"]["name"]] = stored
+        self.pod_stream.append(("MODIFIED", stored))
+        return stored
+
+    def _burn(self, *, after: bool) -> None:
+        """Crash, if it is time to."""
+        if self.fuse is not None:
+            self.fuse -= 1
+            if self.fuse <= 0 and (self.fuse == 0 or after):
+                self.fuse = None
+                raise Crash
+
+    # --- the judge ------------------------------------------------------------------------------------------
+
+    def judge_status(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """What a status may say, given the one before and what has really happened."""
+        assert self.job is not None
+        TrainingJobStatus.model_validate(new.to_dict())
+        limit, replicas = self.job.spec.restart_policy.limit, self.job.spec.workers.replicas
+        assert new.attempt >= old.attempt, "the attempt went back"
+        assert new.restarts >= old.restarts, "restarts were forgotten"
+        assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
+        if new.restarts_counted > old.restarts_counted:
+            assert old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+        if old.finished:
+            same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
+            assert new == same, "a finished job changed"
+        if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
+            assert len(self.started.get(new.attempt, ())) >= replicas, "said to run before every worker ran"
+        if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
+            done = [identity(p) for p in self.pods.values() if p["status"]["phase"] == "Succeeded"]
+            assert sum(attempt == new.attempt for attempt, _ in done) >= replicas, "said to have succeeded too early"
+
+    def judge_creation(self, pod: dict[str, Any]) -> None:
+        """When a pod may be created."""
+        assert self.job is not None
+        attempt, _ = identity(pod)
+        others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
+        assert not others, f"a pod of attempt {attempt} was created while {others} exist"
+        assert attempt == self.job.status.attempt, "a pod was created whose attempt is not written down"
+        assert not self.job.status.finished, "a pod was created for a finished job"
+        assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
+
+
+class WorldBackend:
+    """The operator's hands in that world (see `trainyard_operator.core.backend.Backend`)."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def _ask(self, job: TrainingJob) -> TrainingJob:
+        if self.world.silent:
+            raise Unavailable("no answer")
+        stored = self.world.job
+        if stored is None or stored.metadata.uid != job.metadata.uid:
+            raise Gone("no such job")
+        return stored
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        stored = self._ask(job)
+        self.world._burn(after=False)
+        if stored.metadata.resource_version != job.metadata.resource_version:
+            raise Stale("the object has been modified")
+        self.world.judge_status(stored.status, status)
+        answer = self.world._store_job(stored.replace(status=status))
+        self.world._burn(after=True)
+        return answer
+
+    async def list_pods(self, job: TrainingJob) -> list[Pod]:
+        self._ask(job)
+        return [p for p in self.world.pods.values() if owner_uid(p) == job.metadata.uid]
+
+    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [self._create_one(job, manifest) for manifest in manifests]
+
+    def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
+        self._ask(job)
+        world, name = self.world, manifest["metadata"]["name"]
+        world._burn(after=False)
+        if manifest["kind"] != "Pod":
+            return world.children.setdefault((manifest["kind"], name), manifest)
+        if name in world.pods:
+            return world.pods[name]
+        if world.quota:
+            raise Refused(Reason.PODS_REFUSED, "exceeded quota")
+        world.judge_creation(manifest)
+        world.created += 1
+        pod = deepcopy(manifest)
+        pod["metadata"]["uid"] = f"pod-{world.created}"
+        answer = world._store_pod({**pod, "status": kubelet.scheduled()})
+        world._burn(after=True)
+        return answer
+
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            self._ask(job)
+            self.world._burn(after=False)
+            pod = self.world.pods.get(worker.name)
+            if pod is not None and pod["metadata"]["uid"] == worker.uid:
+                self.world.mark_deleted(worker.name)
+            self.world._burn(after=True)
+
+    async def tell(self, job: TrainingJob, event: Event) -> None:
+        self.world._burn(after=False)
+        self.world.events.append(event)
+
+    def metrics_url(self, pod: Pod) -> str | None:
+        return None
+
+
+def identity(pod: Pod) -> tuple[int, int]:
+    """Attempt and index of a pod."""
+    labels = pod["metadata"]["labels"]
+    return int(labels[contract.LABEL_ATTEMPT]), int(labels[contract.LABEL_INDEX])

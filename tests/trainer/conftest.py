@@ -1,0 +1,24 @@
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.trainer.pods import Starter, environment
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Starts worker pods as processes, and ends those that a test leaves behind."""
+    program = [sys.executable, str(Path(__file__).with_name("pods.py"))]
+    folder = tmp_path_factory.mktemp("pods")
+    with subprocess.Popen(
+        program, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as zygote:
+        yield Starter(folder, zygote)
+        for process in psutil.Process(zygote.pid).children(recursive=True):
+            process.send_signal(signal.SIGKILL)
+        zygote.kill()

@@ -1,0 +1,155 @@
+"""Entry points of pods with one thing wrong, to prove that tests notice."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainyard import contract
+from trainyard_trainer import launch
+from trainyard_trainer.data import TokenFile
+from trainyard_trainer.sampling import Sampler
+from trainyard_trainer.train import Trainer
+from trainyard_trainer.world import World
+
+
+def sum_instead_of_mean() -> None:
+    clip = Trainer._clip_gradients
+
+    def faulty(self: Trainer) -> torch.Tensor:
+        for parameter in self.model.parameters():
+            assert parameter.grad is not None
+            parameter.grad.mul_(self.world.size)
+        return clip(self)
+
+    Trainer._clip_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def forget_accumulation() -> None:
+    """Each micro-batch but the last is lost."""
+    accumulate = Trainer._accumulate_gradients
+
+    def faulty(self: Trainer) -> Any:
+        of_step = self.batches.of_step
+        self.batches.of_step = lambda step: reversed([list(of_step(step))[-1]] * 2)  # type: ignore
+        try:
+            return accumulate(self)
+        finally:
+            self.batches.of_step = of_step  # type: ignore[method-assign]
+
+    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def wrong_slice() -> None:
+    """Every rank draws the samples of rank 0."""
+    windows_of = Sampler.windows_of
+    Sampler.windows_of = lambda self, step, rank: windows_of(self, step, 0)  # type: ignore[method-assign]
+    launch.main()
+
+
+def raise_in_rank_1() -> None:
+    _in_rank_1_at_step_3(_raise)
+
+
+def die_in_rank_1() -> None:
+    _in_rank_1_at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def hang_in_rank_1() -> None:
+    """Rank 1 sleeps, so that all others wait for it inside a collective."""
+    _in_rank_1_at_step_3(lambda: time.sleep(600))
+
+
+def wait_in_rank_0() -> None:
+    """Rank 0 stays before step 6 until a file named `go` lies beside its configuration."""
+    accumulate = Trainer._accumulate_gradients
+    go = Path(os.environ[contract.ENV_CONFIG]).with_name("go")
+
+    def faulty(self: Trainer) -> Any:
+        while self.step == 5 and self.world.rank == 0 and not go.exists():
+            time.sleep(0.02)
+        return accumulate(self)
+
+    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def die_while_joining() -> None:
+    join = World.join
+
+    def faulty(self: World) -> None:
+        if self.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        join(self)
+
+    World.join = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def second_pod_joins_late() -> None:
+    _join_late(1)
+
+
+def first_pod_joins_late() -> None:
+    _join_late(0)
+
+
+def _join_late(rank: int) -> None:
+    join = World.join
+
+    def faulty(self: World) -> None:
+        if self.rank == rank:
+            time.sleep(2)
+        join(self)
+
+    World.join = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def second_pod_never_comes() -> None:
+    if os.environ["PET_NODE_RANK"] == "0":
+        launch.main()
+
+
+def different_text() -> None:
+    TokenFile.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
+    launch.main()
+
+
+def _raise() -> None:
+    raise ZeroDivisionError("a fault in the model\nwith a second line")
+
+
+def _in_rank_1_at_step_3(act: Any) -> None:
+    accumulate = Trainer._accumulate_gradients
+
+    def faulty(self: Trainer) -> Any:
+        if self.step == 3 and self.world.rank == 1:
+            act()
+        return accumulate(self)
+
+    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def prepare_and_count() -> None:
+    """Only prepare the data, and say whether this process did the work."""
+    import json
+
+    from trainyard_trainer import data, worker
+
+    done: list[int] = []
+    tokenize = data._tokenize
+
+    def counted(*arguments: Any) -> Any:
+        done.append(1)
+        return tokenize(*arguments)
+
+    data._tokenize = counted  # type: ignore[assignment]
+    tokens = data.prepare_tokens(worker.read_config())
+    print(json.dumps({"digest": tokens.digest, "prepared": len(done)}), flush=True)

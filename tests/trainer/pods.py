@@ -1,0 +1,214 @@
+"""Worker pods as processes of this machine, for tests.
+
+Importing torch takes longer than a whole test run, so one process (this file, run as a program) imports it once and
+then forks a pod whenever it is asked to. A pod forked so calls the same `launch.main` as `python -m
+trainyard_trainer`, which some tests start as well.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard.resolve import RunConfig, resolve
+from trainyard.termination import TerminationMessage
+
+ENTRY = "trainyard_trainer.launch:main"
+ROOT = Path(__file__).parents[2]
+
+
+def make_config(world_size: int = 1, **trainer: Any) -> RunConfig:
+    """A tiny run; keyword arguments replace parts of spec.trainer."""
+    model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
+    spec: dict[str, Any] = {
+        "model": model,
+        "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16},
+        "batch": {"global": 8},
+        "optimizer": {"learningRate": 0.01},
+        "stop": {"steps": 6},
+        "logEverySteps": 1,
+    }
+    for key, value in trainer.items():
+        spec[key] = {**spec[key], **value} if isinstance(value, dict) and key in spec else value
+    if spec["data"].get("path"):
+        spec["data"].pop("builtin")
+    workers = {"replicas": world_size}
+    body = {"metadata": {"name": "tests"}, "spec": {"workers": workers, "trainer": spec}}
+    return resolve(TrainingJob.from_dict(body))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@dataclass
+class Pod:
+    """One worker pod: an agent and its training processes."""
+
+    pid: int
+    folder: Path
+    metrics_port: int
+    wait: Callable[[float], int]
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.stdout.splitlines()]
+        return [line for line in lines if "step" in line]
+
+    @property
+    def word(self) -> TerminationMessage | None:
+        return TerminationMessage.decode((self.folder / "termination").read_text())
+
+    def ranks(self) -> list[int]:
+        """Process ids of the training processes, by local rank."""
+        return sorted(child.pid for child in psutil.Process(self.pid).children())
+
+    def wait_for_step(self, step: int, seconds: float = 60) -> None:
+        wait_until(lambda: any(r["step"] >= step for r in self.reports), seconds, lambda: self.stderr)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s: {explain()}"
+        time.sleep(0.02)
+
+
+@dataclass
+class Starter:
+    """Starts pods; `zygote` is the process that forks them."""
+
+    folder: Path
+    zygote: subprocess.Popen[str]
+    started: int = 0
+    codes: dict[int, int] = field(default_factory=dict)
+
+    def __call__(
+        self,
+        config: RunConfig,
+        pods: int = 1,
+        procs: int = 1,
+        entry: str = ENTRY,
+        env: dict[str, str] | None = None,
+    ) -> list[Pod]:
+        port = free_port()
+        return [self._start(config, pods, procs, entry, port, index, env or {}) for index in range(pods)]
+
+    def _start(
+        self, config: RunConfig, pods: int, procs: int, entry: str, port: int, index: int, env: dict[str, str]
+    ) -> Pod:
+        self.started += 1
+        folder = self.folder / f"pod{self.started}"
+        folder.mkdir()
+        for name in ("termination", "stdout", "stderr"):
+            (folder / name).touch()
+        (folder / "config.json").write_text(json.dumps(config.to_dict()))
+        metrics_port = free_port()
+        request = {
+            "entry": entry,
+            "folder": str(folder),
+            "env": {
+                contract.ENV_CONFIG: str(folder / "config.json"),
+                contract.ENV_TERMINATION_LOG: str(folder / "termination"),
+                contract.ENV_ATTEMPT: "3",
+                contract.ENV_METRICS_PORT: str(metrics_port),
+                contract.ENV_CACHE: str(self.folder / "cache"),
+                "PET_NNODES": str(pods),
+                "PET_NODE_RANK": str(index),
+                "PET_NPROC_PER_NODE": str(procs),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": str(port),
+                **env,
+            },
+        }
+        pid = self._ask(request)["pid"]
+        return Pod(pid, folder, metrics_port, lambda seconds: self._wait(pid, seconds))
+
+    def _wait(self, pid: int, seconds: float) -> int:
+        def ended() -> bool:
+            self.codes.update({int(k): v for k, v in self._ask({"reap": True}).items()})
+            return pid in self.codes
+
+        wait_until(ended, seconds)
+        return self.codes[pid]
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.zygote.stdin is not None
+        assert self.zygote.stdout is not None
+        self.zygote.stdin.write(json.dumps(request) + "\n")
+        self.zygote.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.zygote.stdout.readline())
+        return answer
+
+
+def finish(pods: list[Pod], seconds: float = 60) -> list[int]:
+    """Wait for pods and return their exit codes."""
+    return [pod.wait(seconds) for pod in pods]
+
+
+def environment() -> dict[str, str]:
+    """The environment of child interpreters: one thread each, and compiled modules kept from run to run."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
+    return env
+
+
+def _serve() -> None:
+    """Fork a pod for each line of standard input."""
+    import importlib
+
+    import torch._dynamo  # noqa: F401
+
+    import trainyard_trainer.launch
+    import trainyard_trainer.worker  # noqa: F401
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, int] = {}
+        if "reap" in request:
+            while (found := _reap()) is not None:
+                answer[str(found[0])] = found[1]
+        elif (pid := os.fork()) > 0:
+            answer["pid"] = pid
+        else:
+            os.setsid()
+            os.environ.update(request["env"])
+            for descriptor, name in ((0, os.devnull), (1, "stdout"), (2, "stderr")):
+                os.dup2(os.open(Path(request["folder"], name), os.O_RDWR | os.O_APPEND), descriptor)
+            sys.argv = ["trainyard_trainer"]
+            module, _, name = request["entry"].partition(":")
+            getattr(importlib.import_module(module), name)()
+            os._exit(0)
+        print(json.dumps(answer), flush=True)
+
+
+def _reap() -> tuple[int, int] | None:
+    try:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+    except ChildProcessError:
+        return None
+    return (pid, os.waitstatus_to_exitcode(status)) if pid else None
+
+
+if __name__ == "__main__":
+    _serve()

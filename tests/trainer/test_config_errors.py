@@ -1,0 +1,92 @@
+"""Mistakes that only a worker can see: exit code 78, one line that says what to do, no traceback."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.pods import Starter, finish, make_config
+from trainyard import contract
+
+
+def write(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def refusal(start: Starter, path: Path, **data: object) -> str:
+    (pod,) = start(make_config(1, data={"path": str(path), **data}))
+    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.word is not None
+    assert pod.word.exception == "ConfigError"
+    assert pod.stderr == f"error: {pod.word.message}\n"
+    return pod.word.message
+
+
+def test_empty_folder(start: Starter, tmp_path: Path) -> None:
+    assert refusal(start, tmp_path) == (
+        f"spec.trainer.data.path: {tmp_path} holds no files; put the text there, or correct the path"
+    )
+
+
+def test_empty_file(start: Starter, tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.txt", b"")
+    assert refusal(start, path) == (
+        f"spec.trainer.data.path: {path} gives 0 tokens, and one sample needs 17 (sequenceLength + 1); add text, "
+        "or lower spec.trainer.data.sequenceLength"
+    )
+
+
+def test_text_shorter_than_a_sample(start: Starter, tmp_path: Path) -> None:
+    assert "gives 16 tokens" in refusal(start, write(tmp_path / "short.txt", b"0123456789abcdef"))
+
+
+def test_empty_text_for_bpe(start: Starter, tmp_path: Path) -> None:
+    assert "gives 0 tokens" in refusal(start, write(tmp_path / "empty.txt", b""), tokenizer="bpe")
+
+
+def test_not_utf8(start: Starter, tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", b"fine")
+    path = write(tmp_path / "b.txt", "Grüße".encode("latin-1"))
+    message = refusal(start, tmp_path)
+    assert message.startswith(f"spec.trainer.data.path: {path} is not UTF-8 text (")
+    assert message.endswith("); convert the file, or leave it out")
+
+
+def test_no_room_for_prepared_data(start: Starter) -> None:
+    (pod,) = start(make_config(1), env={contract.ENV_CACHE: "/proc/nowhere"})
+    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.word is not None
+    assert pod.word.message.startswith("TRAINYARD_CACHE: /proc/nowhere/")
+    assert pod.word.message.endswith("set TRAINYARD_CACHE in spec.env to a folder that can be written")
+
+
+def test_configuration_for_another_number_of_processes(start: Starter) -> None:
+    pods = start(make_config(4), 1, 2)
+    assert finish(pods) == [contract.EXIT_INVALID_CONFIG]
+    assert pods[0].word is not None
+    assert "is for 4 processes, but 2 were started" in pods[0].word.message
+
+
+def test_workers_with_different_text(start: Starter) -> None:
+    pods = start(make_config(2), 2, entry="tests.trainer.faults:different_text")
+    assert finish(pods) == [contract.EXIT_INVALID_CONFIG] * 2
+    assert pods[0].word is not None
+    assert "do not hold the same text" in pods[0].word.message
+
+
+@pytest.mark.parametrize("content", ["{}", "not json"])
+def test_unreadable_configuration(start: Starter, tmp_path: Path, content: str) -> None:
+    path = write(tmp_path / "config.json", content.encode())
+    (pod,) = start(make_config(1), env={contract.ENV_CONFIG: str(path)})
+    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.word is not None
+    assert str(path) in pod.word.message
+    assert "Traceback" not in pod.stderr
+
+
+def test_missing_configuration(start: Starter) -> None:
+    (pod,) = start(make_config(1), env={contract.ENV_CONFIG: "/nowhere/config.json"})
+    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert json.loads(pod.word.encode() if pod.word else "{}")["message"].startswith("TRAINYARD_CONFIG: /nowhere")

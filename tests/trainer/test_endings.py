@@ -1,0 +1,185 @@
+"""How a pod ends: exit code, last word, and what stands on standard error."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.trainer.pods import Pod, Starter, environment, finish, make_config, wait_until
+from trainyard import contract
+
+FAULTS = "tests.trainer.faults"
+
+
+def test_success_leaves_the_final_figures(start: Starter) -> None:
+    pods = start(make_config(2), 2)
+    assert finish(pods) == [0, 0]
+    words = [pod.word for pod in pods]
+    assert words[1] is None
+    assert words[0] is not None
+    assert (words[0].rank, words[0].exception, words[0].step) == (0, None, 6)
+    assert words[0].progress is not None
+    assert words[0].progress.total_steps == 6
+    assert [pod.stderr for pod in pods] == ["", ""]
+
+
+def test_ends_cleanly_every_time(start: Starter) -> None:
+    config = make_config(2, stop={"steps": 2})
+    for _ in range(10):
+        assert finish(start(config, 1, 2)) == [0]
+
+
+@pytest.mark.parametrize(("pods", "procs"), [(2, 1), (1, 2)])
+def test_exception_is_told_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
+    started = start(make_config(2, stop={"steps": 9}), pods, procs, entry=f"{FAULTS}:raise_in_rank_1")
+    assert finish(started) == [1] * pods
+    word = started[-1].word
+    assert word is not None
+    assert (word.rank, word.exception, word.step) == (1, "ZeroDivisionError", 3)
+    assert (word.message, word.peer_lost) == ("a fault in the model", False)
+    assert started[-1].stderr.count("Traceback") == 1
+    assert "with a second line" in started[-1].stderr
+    assert_lost_peer(started[0], pods)
+
+
+@pytest.mark.parametrize(("pods", "procs"), [(2, 1), (1, 2)])
+def test_kill_is_told_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
+    started = start(make_config(2, stop={"steps": 9}), pods, procs, entry=f"{FAULTS}:die_in_rank_1")
+    assert finish(started)[-1] == 137
+    word = started[-1].word
+    assert word is not None
+    assert (word.rank, word.exception, word.peer_lost) == (1, "SIGKILL", False)
+    assert "memory limit" in word.message
+    assert_lost_peer(started[0], pods)
+
+
+def assert_lost_peer(pod: Pod, pods: int) -> None:
+    if pods == 1:
+        return
+    word = pod.word
+    assert word is not None
+    assert word.peer_lost
+    assert word.rank == 0
+    assert word.step == 3
+    assert "/" not in word.message.partition("[")[0]
+    assert "Traceback" not in pod.stderr
+    assert "lost a peer" in pod.stderr
+
+
+def test_pod_that_waits_for_a_dead_one_can_be_stopped(start: Starter) -> None:
+    """While the group forms, gloo does not see that a peer died; the operator does, and stops the others."""
+    pods = start(make_config(2), 2, entry=f"{FAULTS}:die_while_joining")
+    assert pods[1].wait(30) == 137
+    os.kill(pods[0].pid, signal.SIGTERM)
+    assert pods[0].wait(2) == 143
+
+
+def test_store_lost_while_the_group_forms(start: Starter) -> None:
+    pods = start(make_config(2), 2, entry=f"{FAULTS}:first_pod_joins_late")
+    wait_until(lambda: len(pods[1].ranks()) == 1, 10)
+    time.sleep(0.5)  # rank 1 now asks the store for rank 0
+    for pid in (*pods[0].ranks(), pods[0].pid):
+        os.kill(pid, signal.SIGKILL)
+    assert pods[1].wait(30) == 1
+    word = pods[1].word
+    assert word is not None
+    assert word.peer_lost
+    assert "Traceback" not in pods[1].stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_stops_at_once_inside_a_collective(start: Starter, stop: signal.Signals) -> None:
+    pods = start(make_config(2, stop={"steps": 9}), 2, entry=f"{FAULTS}:hang_in_rank_1")
+    pods[0].wait_for_step(3)
+    time.sleep(0.2)  # rank 0 is now waiting for rank 1 in C++
+    began = time.monotonic()
+    for pod in pods:
+        os.kill(pod.pid, stop)
+    assert finish(pods, 10) == [128 + stop] * 2
+    assert time.monotonic() - began < 2
+    for rank, pod in enumerate(pods):
+        assert pod.word is not None
+        assert (pod.word.rank, pod.word.exception, pod.word.step) == (rank, stop.name, 3)
+        assert pod.stderr == ""
+
+
+def test_stops_at_once_while_other_pods_are_missing(start: Starter) -> None:
+    config = make_config(2)
+    pods = start(config, 2, entry=f"{FAULTS}:second_pod_never_comes")
+    time.sleep(0.5)
+    os.kill(pods[0].pid, signal.SIGTERM)
+    assert pods[0].wait(5) == 143
+    assert pods[0].word is not None
+    assert pods[0].word.exception == "SIGTERM"
+    assert pods[1].wait(5) == 0
+
+
+def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
+    (pod,) = start(make_config(2, stop={"steps": 1_000_000}), 1, 2)
+    pod.wait_for_step(2)
+    ranks = pod.ranks()
+    assert len(ranks) == 2
+    os.kill(pod.pid, signal.SIGKILL)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in ranks), 5)
+
+
+def test_last_words_of_several_ranks(start: Starter) -> None:
+    """First cause wins over later ones, any cause over a lost peer, whatever the order."""
+    from trainyard.termination import TerminationMessage
+    from trainyard_trainer import ending
+
+    lost = TerminationMessage(rank=0, exception="RuntimeError", peer_lost=True)
+    cause = TerminationMessage(rank=1, exception="ValueError", message="short")
+    later = TerminationMessage(rank=2, exception="KeyError", message="m" * 3000)
+    stop = TerminationMessage(rank=3, exception="SIGTERM")
+    path = start.folder / "last-word"
+    for order, expected in (
+        ([lost, cause, later], cause),
+        ([later, lost, cause], later),
+        ([lost, stop], lost),
+        ([stop, lost, cause], stop),
+        ([cause, stop], cause),
+        ([lost, later, stop], later),
+    ):
+        path.write_text("not one of ours")
+        inode = path.stat().st_ino
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(contract.ENV_TERMINATION_LOG, str(path))
+            for word in order:
+                ending.leave_word(word)
+        assert TerminationMessage.decode(path.read_text()) == expected
+        assert path.stat().st_ino == inode
+
+
+def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainyard.termination import TerminationMessage
+    from trainyard_trainer import ending
+
+    monkeypatch.setenv(contract.ENV_TERMINATION_LOG, "/nowhere/at/all")
+    ending.leave_word(TerminationMessage(rank=0))
+    assert "/nowhere/at/all" in capsys.readouterr().err
+
+
+def test_real_command_refuses_a_missing_text(tmp_path: Path) -> None:
+    """The whole way, as in a container: interpreter, launcher, worker; here without any PET_ variable."""
+    config = make_config(1, data={"path": "/data/missing.txt"})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    env = environment() | {
+        contract.ENV_CONFIG: str(tmp_path / "config.json"),
+        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        contract.ENV_METRICS_PORT: "0",
+    }
+    command = [sys.executable, "-m", "trainyard_trainer"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == contract.EXIT_INVALID_CONFIG
+    assert done.stderr == (
+        "error: spec.trainer.data.path: /data/missing.txt does not exist in the worker; mount it through "
+        "spec.workers.template, or correct the path\n"
+    )
+    assert json.loads((tmp_path / "termination").read_text())["exception"] == "ConfigError"

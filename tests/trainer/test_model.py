@@ -1,0 +1,128 @@
+"""The model against plain formulas, and its initial values."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from trainyard.resolve import GptConfig
+from trainyard_trainer.model import Attention, Gpt, initialize, parameter_count, rotary_table, rotate
+
+
+def sizes(**changes: int) -> GptConfig:
+    default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
+    return GptConfig(**{**default, **changes})
+
+
+def make_model(seed: int = 0, **changes: int) -> Gpt:
+    model = Gpt(sizes(**changes))
+    initialize(model, seed, len(model.blocks))
+    return model
+
+
+def test_parameters_and_their_names() -> None:
+    model = make_model()
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    block = {
+        "attention_norm.weight": (16,),
+        "attention.q.weight": (16, 16),
+        "attention.k.weight": (8, 16),
+        "attention.v.weight": (8, 16),
+        "attention.o.weight": (16, 16),
+        "feed_forward_norm.weight": (16,),
+        "feed_forward.gate.weight": (24, 16),
+        "feed_forward.up.weight": (24, 16),
+        "feed_forward.down.weight": (16, 24),
+    }
+    expected = {"embed.weight": (32, 16), "norm.weight": (16,), "head.weight": (32, 16)}
+    expected |= {f"blocks.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
+    assert shapes == expected
+    assert parameter_count(model) == sum(math.prod(shape) for shape in expected.values())
+    assert list(model.state_dict()) == list(shapes)
+
+
+def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
+    x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    cos, sin = rotary_table(5, 8)
+    pairs = torch.complex(x[..., :4], x[..., 4:])
+    angles = torch.tensor([[t * 10_000.0 ** (-2 * i / 8) for i in range(4)] for t in range(5)], dtype=torch.float64)
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(
+        rotate(x, cos.double(), sin.double()), torch.cat((turned.real, turned.imag), -1), atol=1e-6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_is_the_textbook_formula(kv_heads: int) -> None:
+    torch.manual_seed(0)
+    attention = Attention(sizes(kv_heads=kv_heads))
+    x = torch.randn(2, 8, 16)
+    cos, sin = rotary_table(8, 4)
+    torch.testing.assert_close(attention(x, cos, sin), textbook_attention(attention, x, kv_heads, cos, sin))
+
+
+def textbook_attention(attention: Attention, x: Tensor, kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
+    outputs = []
+    for head in range(4):
+        shared = head * kv_heads // 4
+        q = rotate(x @ attention.q.weight[head * 4 : head * 4 + 4].T, cos, sin)
+        k = rotate(x @ attention.k.weight[shared * 4 : shared * 4 + 4].T, cos, sin)
+        v = x @ attention.v.weight[shared * 4 : shared * 4 + 4].T
+        scores = q @ k.transpose(1, 2) / math.sqrt(4)
+        scores = scores.masked_fill(torch.ones(8, 8).triu(1).bool(), -math.inf)
+        outputs.append(scores.softmax(-1) @ v)
+    return torch.cat(outputs, -1) @ attention.o.weight.T
+
+
+def test_no_position_sees_a_later_one() -> None:
+    model = make_model()
+    tokens = torch.randint(0, 32, (1, 8), generator=torch.Generator().manual_seed(0))
+    before = model(tokens)
+    for position in range(1, 8):
+        changed = tokens.clone()
+        changed[0, position:] = (changed[0, position:] + 1) % 32
+        after = model(changed)
+        torch.testing.assert_close(after[:, :position], before[:, :position])
+        assert not torch.allclose(after[:, position], before[:, position])
+
+
+def test_shorter_inputs_are_prefixes() -> None:
+    model = make_model()
+    tokens = torch.arange(8)[None]
+    torch.testing.assert_close(model(tokens[:, :3]), model(tokens)[:, :3])
+
+
+def test_initial_values_follow_names_alone() -> None:
+    """Neither the order of the modules, nor what else the model has, nor the global generator matters."""
+    model = make_model()
+    torch.manual_seed(123)
+    deeper = make_model(layers=4)
+    initialize(deeper, 0, 2)
+    shuffled = nn.Module()
+    for name, child in reversed(list(Gpt(sizes()).named_children())):
+        shuffled.add_module(name, child)
+    initialize(shuffled, 0, 2)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(deeper.get_parameter(name), parameter)
+        assert torch.equal(shuffled.get_parameter(name), parameter)
+
+
+def test_initial_values_differ_by_name_and_seed() -> None:
+    model, other = make_model(), make_model(seed=1)
+    matrices = {name: p for name, p in model.named_parameters() if p.ndim == 2}
+    flat = [p.flatten()[:100].tolist() for p in matrices.values()]
+    assert len({tuple(values) for values in flat}) == len(flat)
+    assert not any(torch.equal(p, other.get_parameter(name)) for name, p in matrices.items())
+
+
+def test_initial_spread() -> None:
+    model = make_model(dim=128, ffn_dim=256, layers=8)
+    residual = 0.02 / math.sqrt(2 * 8)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim < 2:
+            assert torch.equal(parameter, torch.ones_like(parameter))
+        else:
+            expected = residual if name.endswith(("attention.o.weight", "feed_forward.down.weight")) else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.05)
+            assert abs(parameter.mean().item()) < expected / 20

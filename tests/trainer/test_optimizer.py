@@ -1,0 +1,66 @@
+"""The learning rate against its closed form; weight decay on matrices only; clipping."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.trainer.test_model import sizes
+from trainyard.training import AdamW, CosineSchedule
+from trainyard_trainer.model import Gpt
+from trainyard_trainer.optimizer import build_optimizer, learning_rate_factor
+
+
+def test_warm_up_then_half_a_cosine() -> None:
+    schedule = CosineSchedule(warmup_steps=4, min_ratio=0.2)
+    factors = [learning_rate_factor(schedule, step, 12) for step in range(1, 13)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[7] == pytest.approx(0.6)  # half way down
+    assert factors[11] == pytest.approx(0.2)
+    assert factors[5] == pytest.approx(0.2 + 0.8 * (1 + math.cos(math.pi / 4)) / 2)
+
+
+@given(st.integers(1, 200), st.integers(0, 200), st.floats(0, 1))
+def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: float) -> None:
+    warmup = min(warmup, total)
+    schedule = CosineSchedule(warmup_steps=warmup, min_ratio=min_ratio)
+    factors = [learning_rate_factor(schedule, step, total) for step in range(1, total + 1)]
+    assert all(0 <= f <= 1 for f in factors)
+    assert factors[:warmup] == sorted(factors[:warmup])
+    assert factors[warmup:] == sorted(factors[warmup:], reverse=True)
+    if warmup < total:
+        assert factors[-1] == pytest.approx(min_ratio)
+
+
+def test_decay_spares_the_norms() -> None:
+    model = Gpt(sizes())
+    optimizer = build_optimizer(model, AdamW(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5))
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, spared = optimizer.param_groups
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
+    assert all("norm" in names[id(p)] for p in spared["params"])
+    assert not any("norm" in names[id(p)] for p in decayed["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(names)
+    assert (decayed["lr"], decayed["betas"], decayed["eps"]) == (0.5, (0.8, 0.9), 1e-6)
+
+
+def test_one_step_is_the_published_rule() -> None:
+    """Loshchilov and Hutter (2019), algorithm 2, in plain arithmetic."""
+    layer = nn.Linear(2, 1, bias=False)
+    start, gradient = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.3, -0.7]])
+    config = AdamW(learning_rate=0.1, weight_decay=0.2)
+    optimizer = build_optimizer(layer, config)
+    with torch.no_grad():
+        layer.weight.copy_(start)
+    first = second = torch.zeros(1, 2)
+    expected = start
+    for step in (1, 2):
+        layer.weight.grad = gradient.clone()
+        optimizer.step()
+        first, second = 0.9 * first + 0.1 * gradient, 0.95 * second + 0.05 * gradient**2
+        update = (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
+        expected = expected - 0.1 * (update + 0.2 * expected)
+        torch.testing.assert_close(layer.weight.data, expected)

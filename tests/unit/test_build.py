@@ -1,0 +1,226 @@
+"""The children of a job: whole manifests as snapshots (`pytest --snapshot-update` accepts a change), and the rules."""
+
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from syrupy.assertion import SnapshotAssertion
+
+from tests.builders import make_job, trainer_spec
+from trainyard import contract
+from trainyard.job import TrainingJob
+from trainyard.resolve import RunConfig
+from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.build.merge import merge_pod_spec
+from trainyard_operator.build.pod import build_pod
+from trainyard_operator.core.observe import job_name_of
+
+JOBS = {
+    "a program of one's own": make_job(),
+    "the built-in trainer": make_job(trainer=trainer_spec()),
+    "everything": make_job(
+        "big",
+        namespace="team",
+        replicas=3,
+        image="example.com/mine:2",
+        imagePullPolicy="Always",
+        imagePullSecrets=[{"name": "registry"}],
+        command=["torchrun", "train.py"],
+        args=["--fast"],
+        env=[
+            {"name": "MODE", "value": "x"},
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+        ],
+        workers={
+            "procsPerWorker": 4,
+            "resources": {"limits": {"nvidia.com/gpu": 4, "memory": "8Gi"}, "requests": {"cpu": "2"}},
+            "template": {
+                "metadata": {"labels": {"team": "a"}, "annotations": {"note": "b"}},
+                "spec": {
+                    "nodeSelector": {"pool": "gpu"},
+                    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+                    "containers": [
+                        {"name": "logger", "image": "example.com/logger"},
+                        {"name": "worker", "volumeMounts": [{"name": "data", "mountPath": "/data"}], "tty": True},
+                    ],
+                    "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+                },
+            },
+        },
+    ),
+}
+
+
+@pytest.fixture(params=JOBS, ids=str)
+def job(request: pytest.FixtureRequest) -> TrainingJob:
+    return JOBS[request.param]
+
+
+def pod_of(job: TrainingJob, attempt: int = 2, index: int = 1) -> dict[str, Any]:
+    return build_pod(job, attempt, index, trainer_image="example.com/trainer:1")
+
+
+def worker_of(pod: dict[str, Any]) -> dict[str, Any]:
+    (worker,) = [c for c in pod["spec"]["containers"] if c["name"] == contract.WORKER_CONTAINER]
+    found: dict[str, Any] = worker
+    return found
+
+
+def env_of(job: TrainingJob, index: int = 1) -> dict[str, str]:
+    return {e["name"]: e.get("value", "") for e in worker_of(pod_of(job, index=index))["env"]}
+
+
+def test_a_pod_is_as_it_was(job: TrainingJob, snapshot: SnapshotAssertion) -> None:
+    assert yaml.safe_dump(pod_of(job)) == snapshot
+
+
+def test_a_service_is_as_it_was(job: TrainingJob, snapshot: SnapshotAssertion) -> None:
+    assert yaml.safe_dump(build_service(job)) == snapshot
+
+
+def test_a_configuration_is_as_it_was(snapshot: SnapshotAssertion) -> None:
+    config = build_config_map(JOBS["the built-in trainer"])
+    assert config is not None
+    assert config["data"][contract.CONFIG_FILE] == snapshot
+
+
+def test_a_program_of_ones_own_needs_no_configuration() -> None:
+    assert build_config_map(make_job()) is None
+
+
+def test_a_worker_can_read_the_configuration() -> None:
+    job = make_job(trainer=trainer_spec())
+    config = build_config_map(job)
+    assert config is not None
+    parsed = RunConfig.model_validate_json(config["data"][contract.CONFIG_FILE])
+    assert (parsed.job, parsed.world_size, parsed.micro_batch) == ("job", 2, 8)
+    mounts = {m["mountPath"]: m["name"] for m in worker_of(pod_of(job))["volumeMounts"]}
+    volumes = {v["name"]: v for v in pod_of(job)["spec"]["volumes"]}
+    assert volumes[mounts[contract.CONFIG_FOLDER]]["configMap"]["name"] == config["metadata"]["name"]
+    assert env_of(job)[contract.ENV_CONFIG] == f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
+
+
+def test_every_child_is_owned_by_the_job_and_goes_with_it(job: TrainingJob) -> None:
+    for child in (pod_of(job), build_service(job), build_config_map(job)):
+        if child is None:
+            continue
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["kind"]) == ("uid-1", True, "TrainingJob")
+        assert child["metadata"]["namespace"] == job.metadata.namespace
+        assert child["metadata"]["labels"][contract.LABEL_JOB] == job.metadata.name
+
+
+def test_the_service_selects_the_jobs_pods(job: TrainingJob) -> None:
+    selector, labels = build_service(job)["spec"]["selector"], pod_of(job)["metadata"]["labels"]
+    assert selector.items() <= labels.items()
+    assert job_name_of(pod_of(job)) == job.metadata.name
+
+
+def test_the_address_of_the_master_is_the_first_pods_name_in_the_service(job: TrainingJob) -> None:
+    first = pod_of(job, index=0)
+    address = f"{first['spec']['hostname']}.{first['spec']['subdomain']}.{job.metadata.namespace}.svc"
+    assert first["spec"]["subdomain"] == build_service(job)["metadata"]["name"]
+    env = env_of(job)
+    assert env["MASTER_ADDR"] == env["PET_MASTER_ADDR"] == address
+    assert env["MASTER_PORT"] == env["PET_MASTER_PORT"] == str(build_service(job)["spec"]["ports"][0]["port"])
+
+
+def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> None:
+    env = env_of(make_job(replicas=4), index=3)
+    assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("3", "4", "0")
+    assert (env["PET_NNODES"], env["PET_NODE_RANK"], env["PET_NPROC_PER_NODE"]) == ("4", "3", "1")
+    several = env_of(make_job(replicas=4, workers={"procsPerWorker": 2}), index=3)
+    assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & several.keys()
+    assert (several["PET_NNODES"], several["PET_NPROC_PER_NODE"]) == ("4", "2")
+
+
+def test_a_users_variable_cannot_replace_one_of_the_rendezvous() -> None:
+    job = make_job(env=[{"name": "MASTER_ADDR", "value": "mine"}, {"name": "OTHER", "value": "kept"}])
+    values = [e["value"] for e in worker_of(pod_of(job))["env"] if e["name"] == "MASTER_ADDR"]
+    assert values[-1] == "job-2-0.job.default.svc", "the last one counts"
+    assert env_of(job)["OTHER"] == "kept"
+
+
+def test_the_trainers_image_is_the_installations_unless_the_job_names_one() -> None:
+    assert worker_of(pod_of(make_job(trainer=trainer_spec())))["image"] == "example.com/trainer:1"
+    assert worker_of(pod_of(make_job(trainer=trainer_spec(), image="mine")))["image"] == "mine"
+
+
+def test_the_trainer_fits_the_restricted_security_profile() -> None:
+    """Kubernetes documentation, Pod Security Standards: what `restricted` asks for."""
+    pod = pod_of(make_job(trainer=trainer_spec()))
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    context = worker_of(pod)["securityContext"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+# --- merging --------------------------------------------------------------------------------------------------
+
+
+def merged(template: dict[str, Any], own: dict[str, Any] | None = None) -> dict[str, Any]:
+    return merge_pod_spec(template, own or {"containers": [{"name": "worker", "image": "own"}]})
+
+
+def test_what_the_operator_sets_stands_and_the_rest_is_the_templates() -> None:
+    own = {"containers": [{"name": "worker", "image": "own"}], "restartPolicy": "Never"}
+    result = merged({"restartPolicy": "Always", "nodeName": "n"}, own)
+    assert (result["restartPolicy"], result["nodeName"]) == ("Never", "n")
+
+
+def test_the_worker_comes_first_and_other_containers_stay_as_they_are() -> None:
+    sidecar = {"name": "side", "image": "s", "env": [{"name": "A", "value": "1"}]}
+    assert merged({"containers": [sidecar]})["containers"] == [{"name": "worker", "image": "own"}, sidecar]
+
+
+def test_the_workers_container_is_merged_field_by_field() -> None:
+    own = {"containers": [{"name": "worker", "image": "own", "env": [{"name": "A", "value": "own"}]}]}
+    theirs = {"name": "worker", "image": "theirs", "tty": True, "env": [{"name": "A", "value": "x"}, {"name": "B"}]}
+    assert merged({"containers": [theirs]}, own)["containers"] == [
+        {"name": "worker", "image": "own", "tty": True, "env": [{"name": "A", "value": "own"}, {"name": "B"}]}
+    ]
+
+
+def test_a_volume_of_ours_replaces_a_namesake_whole() -> None:
+    own = {"containers": [{"name": "worker", "image": "own"}], "volumes": [{"name": "shm", "emptyDir": {}}]}
+    template = {"volumes": [{"name": "shm", "hostPath": {"path": "/"}}, {"name": "data", "emptyDir": {}}]}
+    assert merged(template, own)["volumes"] == [{"name": "shm", "emptyDir": {}}, {"name": "data", "emptyDir": {}}]
+
+
+@pytest.mark.parametrize("name", ["securityContext", "automountServiceAccountToken"])
+def test_defaults_of_ours_give_way(name: str) -> None:
+    own = {"containers": [{"name": "worker", "image": "own"}], name: "ours"}
+    assert merged({name: "theirs"}, own)[name] == "theirs"
+    assert merged({}, own)[name] == "ours"
+
+
+def test_a_list_without_keys_is_the_operators_where_both_have_one() -> None:
+    own = {"containers": [{"name": "worker", "image": "own", "command": ["own"]}]}
+    template = {"containers": [{"name": "worker", "command": ["theirs", "long"]}]}
+    assert merged(template, own)["containers"][0]["command"] == ["own"]
+
+
+names = st.sampled_from(["worker", "a", "b", "c"])
+containers = st.lists(
+    st.fixed_dictionaries({"name": names, "image": st.text(max_size=3)}), unique_by=lambda c: str(c["name"])
+)
+volumes = st.lists(st.fixed_dictionaries({"name": names, "emptyDir": st.just({})}), unique_by=lambda v: str(v["name"]))
+
+
+@given(theirs=containers, their_volumes=volumes, our_volumes=volumes)
+def test_a_merge_loses_nothing_doubles_nothing_and_changes_no_input(
+    theirs: list[dict[str, Any]], their_volumes: list[dict[str, Any]], our_volumes: list[dict[str, Any]]
+) -> None:
+    template = {"containers": theirs, "volumes": their_volumes}
+    own = {"containers": [{"name": "worker", "image": "own"}], "volumes": our_volumes}
+    before = yaml.safe_dump([template, own])
+    result = merge_pod_spec(template, own)
+    assert yaml.safe_dump([template, own]) == before
+    for field in ("containers", "volumes"):
+        got = [entry["name"] for entry in result[field]]
+        assert sorted(got) == sorted({entry["name"] for side in (template, own) for entry in side[field]})
+    assert merge_pod_spec(result, own) == result, "merging again changes nothing"

@@ -1,0 +1,101 @@
+"""The CRD: generated, structural, and documented to the last field."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from trainyard import crd
+from trainyard.crd import Schema, openapi_schema
+from trainyard.resolve import presets
+from trainyard.training import GptModel
+
+CHART = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
+
+
+def nodes(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
+    """Every schema in a schema, with its path."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    if "items" in schema:
+        yield from nodes(schema["items"], f"{path}[]")
+    if "additionalProperties" in schema:
+        yield from nodes(schema["additionalProperties"], f"{path}{{}}")
+
+
+NODES = list(nodes(openapi_schema()))
+
+
+def test_the_chart_holds_the_generated_crd(capsys: pytest.CaptureFixture[str]) -> None:
+    crd.main()
+    assert CHART.read_text("utf-8") == capsys.readouterr().out, "the CRD is out of date: run `make generate`"
+
+
+def test_the_generated_yaml_holds_the_crd_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    crd.main()
+    assert yaml.safe_load(capsys.readouterr().out) == crd.crd()
+
+
+def test_every_field_is_described() -> None:
+    owned_by_the_api_server = {".apiVersion", ".kind", ".metadata"}
+    fields = {path: node for path, node in NODES if "." in path and not path.endswith(("[]", "{}"))}
+    assert len(fields) > 80
+    undescribed = {path for path, node in fields.items() if not node.get("description", "").strip()}
+    assert undescribed == owned_by_the_api_server
+
+
+def test_the_schema_is_structural() -> None:
+    """What the API server would refuse (Kubernetes documentation, Specifying a structural schema)."""
+    forbidden = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "not", "title", "const", "discriminator", "nullable"}
+    for path, node in NODES:
+        assert not forbidden & node.keys(), path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert not ("properties" in node and "additionalProperties" in node), path
+        assert isinstance(node.get("exclusiveMinimum", True), bool), path
+
+
+def test_no_default_holds_a_null() -> None:
+    def holds_null(value: Any) -> bool:
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+        return value is None or any(holds_null(part) for part in inside)
+
+    assert [path for path, node in NODES if "default" in node and holds_null(node["default"])] == []
+
+
+def test_what_a_rule_iterates_over_is_bounded() -> None:
+    """The API server refuses a CRD whose rules could cost too much; lists and maps need a limit for that."""
+    unbounded = [
+        path
+        for path, node in NODES
+        if path.startswith(".spec")
+        and (
+            (node.get("type") == "array" and "maxItems" not in node)
+            or ("additionalProperties" in node and "maxProperties" not in node)
+        )
+    ]
+    assert unbounded == []
+
+
+def test_the_presets_are_those_that_the_schema_names() -> None:
+    assert set(presets()["gpt"]) == set(get_args(GptModel.model_fields["preset"].annotation))
+
+
+@pytest.mark.parametrize("name", presets()["gpt"])
+def test_each_preset_gives_every_size_and_satisfies_the_rules(name: str) -> None:
+    sizes = presets()["gpt"][name]
+    assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"}
+    assert sizes["dim"] % (2 * sizes["heads"]) == 0
+    assert sizes["heads"] % sizes["kvHeads"] == 0
+
+
+def test_every_rule_says_which_field_and_what_to_do() -> None:
+    rules = [rule for _, node in NODES for rule in node.get("x-kubernetes-validations", ())]
+    assert len(rules) >= 14
+    for rule in rules:
+        field, _, rest = rule["message"].partition(": ")
+        assert field.startswith(("spec", "metadata.name")), rule
+        assert ("; " in rest) or ("must be" in rest), rule
+        assert len(rule["message"]) <= 2048, rule

@@ -1,0 +1,96 @@
+"""The API client: how many requests at a time, pages of a list, and what counts as an error."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.builders import make_job, make_pod
+from tests.support import clock
+from trainyard_operator.backends.kubernetes import KubernetesBackend
+from trainyard_operator.kube.api import IN_FLIGHT, ApiError, KubeApi
+
+SECONDS = 0.1
+
+
+class SlowApi(KubeApi):
+    """A server that needs a tenth of a second for each answer."""
+
+    def __init__(self, *answers: tuple[int, str]) -> None:
+        self.counted: list[tuple[str, int]] = []
+        super().__init__(None, lambda verb, code: self.counted.append((verb, code)))  # type: ignore[arg-type]
+        self.answers = list(answers)
+        self.now = self.most = 0
+        self.queries: list[dict[str, str] | None] = []
+
+    async def _send(
+        self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, patience: float
+    ) -> tuple[int, str]:
+        self.queries.append(query)
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await asyncio.sleep(SECONDS)
+        self.now -= 1
+        return self.answers.pop(0) if self.answers else (201, json.dumps(body))
+
+
+def test_children_of_a_job_are_created_many_at_a_time_and_not_too_many() -> None:
+    async def scenario() -> None:
+        api = SlowApi()
+        pods = [make_pod(make_job(replicas=200), index) for index in range(200)]
+        created = await KubernetesBackend(api).create(make_job(), pods)
+        assert [pod["metadata"]["name"] for pod in created] == [pod["metadata"]["name"] for pod in pods]
+        assert api.most == IN_FLIGHT
+        rounds = len(pods) / IN_FLIGHT
+        assert asyncio.get_running_loop().time() == pytest.approx(rounds * SECONDS, rel=0.1), "not 20 s one by one"
+
+    clock.run(scenario())
+
+
+def page(names: list[str], version: int, more: str = "") -> tuple[int, str]:
+    metadata = {"resourceVersion": str(version), **({"continue": more} if more else {})}
+    return 200, json.dumps({"items": [{"metadata": {"name": n}} for n in names], "metadata": metadata})
+
+
+def test_a_list_is_read_page_by_page() -> None:
+    async def scenario() -> None:
+        api = SlowApi(page(["a", "b"], 7, "token"), page(["c"], 7))
+        items, version = await api.list("/pods", "app=x")
+        assert [item["metadata"]["name"] for item in items] == ["a", "b", "c"]
+        assert version == 7
+        assert api.queries == [
+            {"limit": "500", "labelSelector": "app=x"},
+            {"limit": "500", "labelSelector": "app=x", "continue": "token"},
+        ]
+
+    clock.run(scenario())
+
+
+def test_an_empty_list_may_hold_null() -> None:
+    async def scenario() -> None:
+        api = SlowApi((200, '{"items": null, "metadata": {"resourceVersion": "3"}}'))
+        assert await api.list("/pods") == ([], 3)
+
+    clock.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "message"),
+    [
+        (409, '{"reason": "AlreadyExists", "message": "pods x already exists"}', "pods x already exists"),
+        (502, "<html>Bad Gateway</html>", "<html>Bad Gateway</html>"),
+        (500, "", "HTTP 500"),
+        (503, "{}", "HTTP 503"),
+    ],
+)
+def test_an_answer_other_than_success_is_an_error_with_the_servers_words(code: int, text: str, message: str) -> None:
+    async def scenario() -> None:
+        api = SlowApi((code, text))
+        with pytest.raises(ApiError) as error:
+            await api.request("POST", "/pods", {})
+        assert (error.value.code, str(error.value)) == (code, message)
+        assert api.counted == [("POST", code)]
+        assert api.now == 0
+
+    clock.run(scenario())

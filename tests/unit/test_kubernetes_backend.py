@@ -1,0 +1,215 @@
+"""The cluster's backend: what each answer of the API server means. (Against a real one: tests/integration.)"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.builders import make_job, make_pod, make_worker, trainer_spec
+from trainyard.status import Reason, TrainingJobStatus
+from trainyard_operator.backends.kubernetes import KubernetesBackend
+from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.core.draft import Event
+from trainyard_operator.kube.api import ApiError
+
+JOB = make_job(trainer=trainer_spec())
+SERVICE = build_service(JOB)
+Answer = dict[str, Any] | ApiError
+
+
+class Api:
+    """Answers requests from a list, in order, and keeps them."""
+
+    def __init__(self, *answers: Answer) -> None:
+        self.answers = list(answers)
+        self.requests: list[tuple[str, str, Any]] = []
+
+    async def request(self, verb: str, path: str, body: Any = None, **_: Any) -> dict[str, Any]:
+        self.requests.append((verb, path, body))
+        answer = self.answers.pop(0)
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
+        answer = await self.request("GET", f"{path}?{selector}")
+        return answer["items"], 1
+
+
+def backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
+    api = Api(*answers)
+    return KubernetesBackend(api), api  # type: ignore[arg-type]
+
+
+def error(code: int, message: str = "no") -> ApiError:
+    return ApiError(code, "Reason", message)
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [
+        (409, Stale),
+        (404, Gone),
+        (0, Unavailable),
+        (408, Unavailable),
+        (429, Unavailable),
+        (500, Unavailable),
+        (503, Unavailable),
+        (400, Refused),
+        (403, Refused),
+        (422, Refused),
+    ],
+)
+async def test_what_an_answer_to_a_status_means(code: int, meaning: type[BackendError]) -> None:
+    hands, _ = backend(error(code))
+    with pytest.raises(meaning):
+        await hands.write_status(JOB, TrainingJobStatus())
+
+
+async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
+    hands, api = backend(make_job(version=2, status={"attempt": 1}).to_dict())
+    job = await hands.write_status(JOB, TrainingJobStatus(attempt=1))
+    assert (job.metadata.resource_version, job.status.attempt) == ("2", 1)
+    ((verb, path, body),) = api.requests
+    assert (verb, path) == ("PUT", "/apis/trainyard.dev/v1alpha1/namespaces/default/trainingjobs/job/status")
+    assert body["metadata"] == {"name": "job", "namespace": "default", "uid": "uid-1", "resourceVersion": "1"}
+    assert body["status"]["attempt"] == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "meaning", "text"),
+    [
+        (error(404), Gone, "namespace of Service job is gone"),
+        (error(403, "unable to create: namespace x is being terminated"), Gone, "being terminated"),
+        (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; change "),
+        (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; change "),
+        (error(0, "down"), Unavailable, "down"),
+        (error(429, "slow down"), Unavailable, "slow down"),
+    ],
+)
+async def test_what_an_answer_to_a_creation_means(answer: ApiError, meaning: type[BackendError], text: str) -> None:
+    hands, _ = backend(answer)
+    with pytest.raises(meaning, match=text):
+        await hands.create(JOB, [SERVICE])
+
+
+async def test_a_child_that_exists_and_is_the_jobs_own_is_fine() -> None:
+    hands, api = backend(error(409), SERVICE)
+    assert await hands.create(JOB, [SERVICE]) == [SERVICE]
+    assert [verb for verb, _, _ in api.requests] == ["POST", "GET"]
+
+
+async def test_a_configuration_of_an_earlier_spec_is_brought_up_to_date() -> None:
+    config = build_config_map(JOB)
+    assert config is not None
+    hands, api = backend(error(409), {**config, "data": {"config.json": "old"}}, config)
+    assert await hands.create(JOB, [config]) == [config]
+    verb, path, body = api.requests[-1]
+    assert (verb, path) == ("PATCH", "/api/v1/namespaces/default/configmaps/job")
+    assert body == {"data": config["data"]}
+
+
+async def test_a_name_that_somebody_else_has_is_refused_with_the_fix() -> None:
+    foreign = {"metadata": {"name": "job", "namespace": "default"}}
+    hands, _ = backend(error(409), foreign)
+    with pytest.raises(Refused) as refused:
+        await hands.create(JOB, [SERVICE])
+    assert refused.value.reason == Reason.NAME_TAKEN
+    assert str(refused.value) == (
+        "Service job exists already and is not this job's; delete it, or give the job another name"
+    )
+
+
+async def test_a_child_of_a_deleted_namesake_is_waited_for() -> None:
+    going = build_service(make_job(uid="uid-0"))
+    going["metadata"]["deletionTimestamp"] = "2030-01-01T12:00:00Z"
+    hands, _ = backend(error(409), going)
+    with pytest.raises(Unavailable):
+        await hands.create(JOB, [SERVICE])
+
+
+@pytest.mark.parametrize(("code", "meaning"), [(404, Stale), (503, Unavailable)])
+async def test_a_name_in_use_that_cannot_be_looked_at_is_tried_again(code: int, meaning: type[BackendError]) -> None:
+    hands, _ = backend(error(409), error(code))
+    with pytest.raises(meaning):
+        await hands.create(JOB, [SERVICE])
+
+
+async def test_one_refused_child_does_not_keep_the_others_from_being_created() -> None:
+    pods = [make_pod(JOB, index) for index in range(3)]
+    hands, api = backend(pods[0], error(403), pods[2])
+    with pytest.raises(Refused):
+        await hands.create(JOB, pods)
+    assert len(api.requests) == 3
+
+
+async def test_only_the_jobs_own_pods_are_listed() -> None:
+    mine, foreign = make_pod(JOB), make_pod(make_job(uid="uid-0"), 1)
+    unlabelled = make_pod(JOB, 2)
+    unlabelled["metadata"]["labels"] = {"trainyard.dev/job-name": "job"}
+    hands, api = backend({"items": [mine, foreign, unlabelled]})
+    assert await hands.list_pods(JOB) == [mine]
+    assert api.requests[0][1] == "/api/v1/namespaces/default/pods?trainyard.dev/job-name=job"
+
+
+async def test_a_pod_is_deleted_under_its_uid() -> None:
+    hands, api = backend({})
+    await hands.delete_pods(JOB, [make_worker(0)])
+    ((verb, path, body),) = api.requests
+    assert (verb, path) == ("DELETE", "/api/v1/namespaces/default/pods/job-1-0")
+    assert body["preconditions"] == {"uid": "pod-1-0"}
+
+
+@pytest.mark.parametrize("code", [404, 409])
+async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(code: int) -> None:
+    hands, api = backend(error(code))
+    await hands.delete_pods(JOB, [make_worker(0)])
+    assert len(api.requests) == 1
+
+
+async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:
+    hands, _ = backend(error(503))
+    with pytest.raises(Unavailable):
+        await hands.delete_pods(JOB, [make_worker(0)])
+
+
+async def test_an_event_points_at_the_job() -> None:
+    hands, api = backend({})
+    await hands.tell(JOB, Event("Warning", "WorkerFailed", "x" * 2000))
+    ((verb, path, body),) = api.requests
+    assert (verb, path) == ("POST", "/api/v1/namespaces/default/events")
+    assert body["involvedObject"]["uid"] == "uid-1"
+    assert (body["type"], body["reason"], len(body["message"])) == ("Warning", "WorkerFailed", 1024)
+    json.dumps(body)
+
+
+async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    hands, _ = backend(error(403))
+    await hands.tell(JOB, Event("Normal", "Accepted", "m"))
+    assert "default/job: the event Accepted was not stored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [
+        ("10.0.0.7", "http://10.0.0.7:9400/metrics"),
+        ("fd00::7", "http://[fd00::7]:9400/metrics"),
+        (None, None),
+    ],
+)
+def test_metrics_are_at_the_pods_address(address: str | None, url: str | None) -> None:
+    hands, _ = backend()
+    assert hands.metrics_url(make_pod(JOB, status={"podIP": address})) == url
+
+
+def test_every_kind_that_is_built_can_be_created() -> None:
+    kinds: list[Callable[[], dict[str, Any] | None]] = [
+        lambda: build_service(JOB),
+        lambda: build_config_map(JOB),
+        lambda: make_pod(JOB),
+    ]
+    from trainyard_operator.backends.kubernetes import _PLURALS
+
+    assert {(make() or {})["kind"] for make in kinds} == set(_PLURALS)

@@ -1,0 +1,164 @@
+"""What the operator reads from a pod, for each state in which a cluster may show one."""
+
+from typing import Any
+
+import pytest
+
+from tests.builders import NOW, after, last_words, make_job, make_pod
+from tests.support import kubelet
+from trainyard import contract
+from trainyard.status import Reason
+from trainyard_operator.core.observe import Worker, WorkerState, observe_worker
+
+
+def seen(status: kubelet.Status, **pod: Any) -> Worker:
+    return observe_worker(make_pod(make_job(), status=status, **pod))
+
+
+def test_a_pod_is_known_by_its_labels() -> None:
+    worker = observe_worker(make_pod(make_job(replicas=7), 3, attempt=5, uid="u"))
+    assert (worker.name, worker.uid, worker.attempt, worker.index, worker.replicas) == ("job-5-3", "u", 5, 3, 7)
+
+
+def test_a_pod_that_nobody_has_touched_is_pending() -> None:
+    worker = seen({}, node=None)
+    assert (worker.state, worker.obstacle, worker.node, worker.active) == (WorkerState.PENDING, None, None, True)
+
+
+def test_a_scheduled_pod_whose_container_is_being_made_is_pending() -> None:
+    worker = seen(kubelet.scheduled())
+    assert (worker.state, worker.obstacle, worker.node) == (WorkerState.PENDING, None, "node-1")
+
+
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_running_worker_may_be_ready_or_not(ready: bool) -> None:
+    worker = seen(kubelet.running(NOW, ready=ready))
+    assert (worker.state, worker.ready, worker.active) == (WorkerState.RUNNING, ready, True)
+
+
+def test_a_worker_that_has_succeeded_holds_nothing_any_more() -> None:
+    worker = seen(kubelet.ended(after(5), 0))
+    assert (worker.state, worker.exit_code, worker.finished_at, worker.active) == (
+        WorkerState.SUCCEEDED,
+        0,
+        after(5),
+        False,
+    )
+
+
+def test_a_failed_worker_leaves_code_reason_and_last_words() -> None:
+    worker = seen(kubelet.ended(after(5), 137, reason="OOMKilled", message=" words \n"))
+    assert (worker.state, worker.exit_code, worker.reason, worker.last_words) == (
+        WorkerState.FAILED,
+        137,
+        "OOMKilled",
+        "words",
+    )
+    assert worker.message is None
+
+
+def test_the_last_words_of_the_trainer_are_understood() -> None:
+    worker = seen(kubelet.ended(NOW, 1, message=last_words(rank=3, exception="E", peer_lost=True)))
+    assert worker.message is not None
+    assert (worker.message.rank, worker.message.peer_lost) == (3, True)
+
+
+def test_the_worker_decides_and_not_a_sidecar_that_outlives_it() -> None:
+    status = kubelet.ended(NOW, 0)
+    sidecar = {"name": "logger", "state": {"running": {}}}
+    status = {**status, "phase": "Running", "containerStatuses": [sidecar, *status["containerStatuses"]]}
+    assert seen(status).state is WorkerState.SUCCEEDED
+
+
+def test_a_sidecar_that_ends_does_not_end_the_worker() -> None:
+    status = kubelet.running(NOW)
+    sidecar = {"name": "logger", "state": {"terminated": {"exitCode": 1}}}
+    assert seen({**status, "containerStatuses": [sidecar, *status["containerStatuses"]]}).state is WorkerState.RUNNING
+
+
+def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
+    worker = seen(kubelet.evicted())
+    assert (worker.state, worker.disrupted, worker.reason, worker.exit_code) == (
+        WorkerState.FAILED,
+        True,
+        "Evicted",
+        None,
+    )
+    assert worker.last_words == "The node was low on resource: memory."
+
+
+@pytest.mark.parametrize("status", [kubelet.running(NOW), kubelet.ended(NOW, 143)], ids=["running", "ended"])
+def test_a_disruption_target_is_not_to_blame(status: kubelet.Status) -> None:
+    assert seen(kubelet.disrupted(status)).disrupted
+    assert not seen(status).disrupted
+
+
+@pytest.mark.parametrize(
+    "reason",
+    ["NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"],
+)
+def test_a_pod_that_its_node_gave_up_is_not_to_blame(reason: str) -> None:
+    assert seen({"phase": "Failed", "reason": reason, "message": "m"}).disrupted
+
+
+@pytest.mark.parametrize("reason", ["DeadlineExceeded", "OOMKilled", ""])
+def test_other_failures_of_a_pod_are(reason: str) -> None:
+    worker = seen({"phase": "Failed", "reason": reason})
+    assert (worker.state, worker.disrupted) == (WorkerState.FAILED, False)
+
+
+def test_a_pod_that_is_being_deleted_says_so() -> None:
+    assert seen(kubelet.running(NOW), terminating=True).terminating
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message"),
+    [
+        (
+            kubelet.waiting("ImagePullBackOff", 'Back-off pulling image "x"'),
+            Reason.IMAGE_PULL_FAILED,
+            'pod job-1-0: cannot pull image example.com/train:1: Back-off pulling image "x"; '
+            "check spec.image, spec.imagePullSecrets and the registry",
+        ),
+        (
+            kubelet.waiting("InvalidImageName"),
+            Reason.IMAGE_PULL_FAILED,
+            "pod job-1-0: cannot pull image example.com/train:1: InvalidImageName; "
+            "check spec.image, spec.imagePullSecrets and the registry",
+        ),
+        (
+            kubelet.waiting("CreateContainerConfigError", 'secret "s"\n  not found'),
+            Reason.CONTAINER_CONFIG,
+            'pod job-1-0: container cannot be created: secret "s" not found; '
+            "check spec.env, spec.command and spec.workers.template",
+        ),
+        (
+            kubelet.unschedulable("0/1 nodes are available: 1 Insufficient cpu."),
+            Reason.UNSCHEDULABLE,
+            "pod job-1-0: cannot be scheduled: 0/1 nodes are available: 1 Insufficient cpu. "
+            "check spec.workers.resources and spec.workers.template, or add nodes",
+        ),
+    ],
+)
+def test_an_obstacle_is_named_with_the_pod_and_the_fix(status: kubelet.Status, reason: Reason, message: str) -> None:
+    worker = seen(status)
+    assert worker.state is WorkerState.PENDING
+    assert worker.obstacle is not None
+    assert (worker.obstacle.reason, worker.obstacle.message) == (reason, message)
+
+
+def test_a_gate_of_the_scheduler_is_no_obstacle() -> None:
+    condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+    assert seen({"phase": "Pending", "conditions": [condition]}).obstacle is None
+
+
+def test_lists_that_are_null_do_no_harm() -> None:
+    worker = seen({"phase": "Pending", "conditions": None, "containerStatuses": None})
+    assert worker.state is WorkerState.PENDING
+
+
+def test_a_pod_without_our_labels_is_an_error_of_the_caller() -> None:
+    pod = make_pod(make_job())
+    del pod["metadata"]["labels"][contract.LABEL_INDEX]
+    with pytest.raises(KeyError):
+        observe_worker(pod)

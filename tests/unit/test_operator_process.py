@@ -1,0 +1,276 @@
+"""The operator's edge: options, health, metrics, complete lists."""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import aiohttp
+import pytest
+from prometheus_client import generate_latest
+
+from tests.builders import make_job, make_manifest, make_pod
+from tests.support import clock, kubelet
+from trainyard_operator.core.cache import Cache, Key
+from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.kube.api import ApiError
+from trainyard_operator.kube.metrics import OperatorMetrics
+from trainyard_operator.kube.resync import GRACE, Resync, parse_job
+from trainyard_operator.kube.web import STALLED, Health, serve
+from trainyard_operator.main import _JsonFormatter, parse_options
+
+KEY = ("default", "job")
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TRAINER_IMAGE", "WATCH_NAMESPACE", "PORT", "PROGRESS_INTERVAL", "RESYNC_INTERVAL", "LOG_LEVEL"):
+        monkeypatch.delenv(f"TRAINYARD_{name}", raising=False)
+
+
+# --- options --------------------------------------------------------------------------------------------------
+
+
+def test_options_have_defaults_for_all_but_the_image() -> None:
+    options, level = parse_options(["--trainer-image", "x"])
+    assert (options.trainer_image, options.namespace, options.port, level) == ("x", None, 8080, "info")
+    assert (options.progress_interval, options.resync_interval) == (5.0, 300.0)
+
+
+def test_the_environment_sets_what_the_command_line_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINYARD_TRAINER_IMAGE", "from-env")
+    monkeypatch.setenv("TRAINYARD_PORT", "9000")
+    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACE", "team")
+    monkeypatch.setenv("TRAINYARD_LOG_LEVEL", "debug")
+    options, level = parse_options(["--port", "9001"])
+    assert (options.trainer_image, options.namespace, options.port, level) == ("from-env", "team", 9001, "debug")
+
+
+def test_an_empty_namespace_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACE", "")
+    assert parse_options(["--trainer-image", "x"])[0].namespace is None
+
+
+def test_without_an_image_the_operator_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_options([])
+    assert end.value.code == 2
+    assert "--trainer-image" in capsys.readouterr().err
+
+
+def test_help_names_every_option_and_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse_options(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    for option in (
+        "--trainer-image",
+        "--namespace",
+        "--port",
+        "--progress-interval",
+        "--resync-interval",
+        "--log-level",
+    ):
+        assert option in text
+
+
+def test_log_lines_are_json() -> None:
+    try:
+        raise ValueError("no")
+    except ValueError as error:
+        problem = (type(error), error, error.__traceback__)
+    record = logging.LogRecord("trainyard", logging.ERROR, __file__, 1, "job %s", ("a",), problem)
+    line = json.loads(_JsonFormatter().format(record))
+    assert (line["level"], line["logger"], line["message"]) == ("error", "trainyard", "job a")
+    assert "ValueError: no" in line["exception"]
+    assert line["time"].endswith("+00:00")
+
+
+# --- complete lists -------------------------------------------------------------------------------------------
+
+
+class Api:
+    """Answers lists."""
+
+    def __init__(self, jobs: list[dict[str, Any]], pods: list[dict[str, Any]], version: int = 100) -> None:
+        self.jobs, self.pods, self.version = jobs, pods, version
+        self.error: ApiError | None = None
+
+    async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
+        if self.error:
+            raise self.error
+        return (self.jobs if "trainingjobs" in path else self.pods), self.version
+
+
+def make_resync(api: Api, interval: float = 300.0) -> Resync:
+    return Resync(api, Cache(), WorkQueue(), None, interval)  # type: ignore[arg-type]
+
+
+def body(name: str = "job", version: int = 10) -> dict[str, Any]:
+    return make_job(name, uid=f"uid-{name}", version=version).to_dict()
+
+
+def test_priming_fills_the_cache_and_asks_for_a_look_at_each_job() -> None:
+    async def scenario() -> None:
+        resync = make_resync(Api([body("a"), body("b")], []))
+        await resync.prime()
+        assert resync.cache.primed
+        assert len(resync.cache) == len(resync.queue) == 2
+        assert not resync.watch_lost
+
+    clock.run(scenario())
+
+
+def test_without_an_answer_the_cache_is_not_primed() -> None:
+    async def scenario() -> None:
+        api = Api([], [])
+        api.error = ApiError(404, "NotFound", "no such resource")
+        resync = make_resync(api)
+        with pytest.raises(ApiError):
+            await resync.prime()
+        assert not resync.cache.primed
+
+    clock.run(scenario())
+
+
+def test_a_job_of_another_version_of_the_crd_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        strange = {**make_manifest("strange"), "spec": {"colour": "red"}}
+        resync = make_resync(Api([strange, body()], []))
+        await resync.prime()
+        assert len(resync.cache) == 1
+
+    clock.run(scenario())
+    assert "is not understood; install the CRD of this operator's version" in caplog.text
+    assert parse_job({"metadata": None}) is None
+
+
+def test_a_stream_that_delivers_in_time_is_well() -> None:
+    async def scenario() -> None:
+        api = Api([body()], [])
+        resync = make_resync(api)
+        await resync.prime()
+        api.jobs = [body(version=20)]
+        check = asyncio.create_task(resync.check())
+        await asyncio.sleep(GRACE / 2)
+        resync.cache.put_job(make_job(uid="uid-job", version=20))  # the stream
+        await check
+        assert not resync.watch_lost
+
+    clock.run(scenario())
+
+
+def test_a_silent_stream_is_noticed_repaired_and_heals_with_the_next_list() -> None:
+    async def scenario() -> None:
+        api = Api([body()], [])
+        resync = make_resync(api)
+        await resync.prime()
+        while len(resync.queue):
+            resync.queue.done(await resync.queue.get())
+        api.jobs = [body(version=20), body("new")]
+        await resync.check()
+        assert resync.watch_lost
+        assert len(resync.cache) == len(resync.queue) == 2
+        await resync.check()
+        assert not resync.watch_lost
+
+    clock.run(scenario())
+
+
+def test_a_failed_list_does_not_end_the_resync() -> None:
+    async def scenario() -> None:
+        api = Api([body()], [])
+        resync = make_resync(api, interval=100)
+        await resync.prime()
+        task = asyncio.create_task(resync.run())
+        api.error = ApiError(0, "NoAnswer", "down")
+        await asyncio.sleep(150)
+        api.error, api.jobs = None, [body(version=30)]
+        await asyncio.sleep(100)
+        assert not task.done()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert resync.watch_lost, "the second list was compared"
+
+    clock.run(scenario())
+
+
+# --- health and metrics ---------------------------------------------------------------------------------------
+
+
+def make_health(resync: Resync) -> Health:
+    return Health(resync.cache, resync.queue, resync)
+
+
+def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() -> None:
+    async def scenario() -> None:
+        resync = make_resync(Api([], []))
+        health = make_health(resync)
+        await asyncio.sleep(1000)
+        assert health.problems() == []
+        resync.queue.add(KEY)
+        await asyncio.sleep(STALLED + 1)
+        assert health.problems() == ["the work queue has stood still for 121 s"]
+        await resync.queue.get()
+        resync.queue.done(KEY)
+        resync.watch_lost = True
+        assert health.problems() == ["a watch stream is silent: a complete list held changes that it never delivered"]
+
+    clock.run(scenario())
+
+
+async def test_the_pages_say_how_the_operator_is() -> None:
+    resync = make_resync(Api([body()], []))
+    metrics = OperatorMetrics(resync.cache, resync.queue)
+
+    async def get(session: aiohttp.ClientSession, path: str) -> tuple[int, str]:
+        async with session.get(path) as response:
+            return response.status, await response.text()
+
+    async with (
+        serve(make_health(resync), metrics.registry, 0) as port,
+        aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session,
+    ):
+        assert await get(session, "/healthz") == (200, "ok\n")
+        assert await get(session, "/readyz") == (503, "the cache is not filled yet\n")
+        await resync.prime()
+        assert await get(session, "/readyz") == (200, "ok\n")
+        status, page = await get(session, "/metrics")
+        assert status == 200
+        assert "trainyard_operator_queue_depth 1.0" in page
+        resync.watch_lost = True
+        status, page = await get(session, "/healthz")
+        assert (status, "silent" in page) == (503, True)
+        assert (await get(session, "/elsewhere"))[0] == 404
+
+
+async def test_the_series_of_a_job_tell_its_state_and_vanish_with_it() -> None:
+    cache: Cache = Cache()
+    metrics = OperatorMetrics(cache, WorkQueue[Key]())
+    condition = {"type": "Running", "status": "True", "reason": "r", "lastTransitionTime": "2030-01-01T00:00:00Z"}
+    cache.put_job(make_job(status={"conditions": [condition], "restarts": 5, "restartsCounted": 2}))
+    cache.put_pod(make_pod(make_job(), 0, status=kubelet.evicted()))
+    cache.put_pod(make_pod(make_job(), 1))
+
+    page = generate_latest(metrics.registry).decode()
+    for line in (
+        'trainyard_job_condition{condition="Running",job_name="job",namespace="default"} 1.0',
+        'trainyard_job_condition{condition="Failed",job_name="job",namespace="default"} 0.0',
+        'trainyard_job_pods{job_name="job",namespace="default",state="Failed"} 1.0',
+        'trainyard_job_pods{job_name="job",namespace="default",state="Pending"} 1.0',
+        'trainyard_job_restarts_total{counted="true",job_name="job",namespace="default"} 2.0',
+        'trainyard_job_restarts_total{counted="false",job_name="job",namespace="default"} 3.0',
+    ):
+        assert line in page
+
+    cache.remove_job(KEY, "uid-1")
+    assert 'job_name="job"' not in generate_latest(metrics.registry).decode()
+
+
+async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:
+    metrics = OperatorMetrics(Cache(), WorkQueue[Key]())
+    metrics.count_request("POST", 409)
+    metrics.observe_reconcile(0.02, "Stale")
+    page = generate_latest(metrics.registry).decode()
+    assert 'trainyard_operator_api_requests_total{code="409",verb="POST"} 1.0' in page
+    assert 'trainyard_operator_reconcile_duration_seconds_count{outcome="Stale"} 1.0' in page

@@ -1,0 +1,288 @@
+"""Failures: what is restarted, what it costs, who is blamed, and when the job gives up."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.builders import NOW, after, last_words, make_worker
+from tests.support.story import Story, running
+from trainyard.spec import Backoff
+from trainyard.status import Failure, Phase, TrainingJobStatus
+from trainyard_operator.core.observe import Worker
+from trainyard_operator.core.plan import CreateWorkers, DeleteWorkers, backoff
+
+
+def failure(story: Story) -> Failure:
+    assert story.status.last_failure is not None
+    return story.status.last_failure
+
+
+def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> Worker:
+    return make_worker(index, attempt=attempt, state="Failed", **fields)
+
+
+def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
+    story = running().see(crash(0), make_worker(1))
+    decision = story.step()
+    assert (decision.actions, decision.wake_after) == ((), 0)
+    assert (story.status.attempt, story.status.restarts, story.status.restarts_counted) == (2, 1, 1)
+    assert story.phase == Phase.RESTARTING
+    assert story.settle().actions == (DeleteWorkers(story.workers),)
+    story.see(make_worker(1, terminating=True))
+    assert story.settle().actions == (), "a pod of the old attempt is still there"
+    assert story.later(10).see().settle().actions == (CreateWorkers(2, (0, 1)),)
+    story.all("Running").settle()
+    assert story.phase == Phase.RUNNING
+    assert story.condition("Restarting").status == "False"
+
+
+def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
+    words = last_words(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
+    story = running().see(crash(1, exit_code=1, node="node-7", last_words=words), make_worker(0))
+    story.later(5).step()
+    assert failure(story) == Failure(
+        attempt=1,
+        pod="job-1-1",
+        node="node-7",
+        rank=3,
+        exit_code=1,
+        reason="FloatingPointError",
+        message="loss is nan",
+        step=41,
+        at=after(5),
+    )
+    assert story.events[-1].message == (
+        "attempt 1: pod job-1-1 failed (rank 3, node node-7, exit code 1, step 41): FloatingPointError: loss is nan; "
+        "restarting the group as attempt 2 (restart 1 of 3)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "message"),
+    [
+        (
+            {"exit_code": 1, "reason": "Error", "last_words": "Traceback\n  File x\nKeyError: 'a'\n"},
+            "Error",
+            "KeyError: 'a'",
+        ),
+        ({"exit_code": 137, "reason": "OOMKilled"}, "OOMKilled", ""),
+        ({"exit_code": 139, "reason": "Error"}, "SIGSEGV", ""),
+        ({"exit_code": 255, "reason": "Error"}, "Signal127", ""),
+        ({"exit_code": 128, "reason": "ContainerCannotRun"}, "ContainerCannotRun", ""),
+        ({"exit_code": 3}, "Error", ""),
+    ],
+)
+def test_a_failure_without_words_of_ours_is_named_by_what_there_is(
+    fields: dict[str, Any], reason: str, message: str
+) -> None:
+    story = running().see(crash(0, **fields), make_worker(1))
+    story.step()
+    assert (failure(story).reason, failure(story).message) == (reason, message)
+    assert story.status.restarts_counted == 1
+
+
+# --- the budget -----------------------------------------------------------------------------------------------
+
+
+def fail_once(story: Story) -> None:
+    story.all("Running").settle()
+    story.see(*(crash(i, attempt=story.status.attempt) for i in range(2))).settle()
+    if story.phase != Phase.FAILED:
+        story.see().later(1000).settle()
+
+
+def test_the_job_fails_for_good_when_the_budget_is_spent() -> None:
+    story = running(restartPolicy={"limit": 2})
+    for _ in range(3):
+        fail_once(story)
+    assert story.phase == Phase.FAILED
+    assert (story.status.restarts, story.status.restarts_counted, story.status.attempt) == (2, 2, 3)
+    assert story.condition("Failed").reason == "RestartLimitReached"
+    assert story.condition("Failed").message.endswith("; restartPolicy.limit is 2")
+    assert failure(story).attempt == 3
+    assert story.condition("Restarting").status == "False"
+
+
+def test_a_limit_of_zero_means_no_restart_at_all() -> None:
+    story = running(restartPolicy={"limit": 0}).see(crash(0), make_worker(1))
+    story.settle()
+    assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
+    assert story.condition("Failed").reason == "WorkerFailed"
+    assert "restartPolicy.limit" not in story.condition("Failed").message
+
+
+def test_a_configuration_that_can_never_work_fails_at_once() -> None:
+    words = last_words(rank=0, exception="ValueError", message="spec.trainer.data.path: no such file; mount it")
+    story = running().see(crash(0, exit_code=78, last_words=words), make_worker(1))
+    story.settle()
+    assert story.phase == Phase.FAILED
+    assert story.condition("Failed").reason == "InvalidConfig"
+    assert story.condition("Failed").message == "spec.trainer.data.path: no such file; mount it"
+    assert failure(story).reason == "InvalidConfig"
+
+
+def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() -> None:
+    story = running().see(crash(0, exit_code=78), make_worker(1))
+    story.step()
+    assert story.phase == Phase.RESTARTING
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        make_worker(0, state="Failed", exit_code=None, disrupted=True, reason="Evicted", last_words="low on memory"),
+        make_worker(0, state="Failed", exit_code=137, disrupted=True, reason="Error"),
+        make_worker(0, state="Running", disrupted=True),
+        make_worker(0, state="Running", terminating=True),
+        make_worker(0, state="Pending", terminating=True),
+        make_worker(0, state="Failed", exit_code=143, terminating=True),
+    ],
+    ids=["evicted", "preempted", "about to be preempted", "deleted", "deleted before it ran", "deleted and ended"],
+)
+def test_what_the_cluster_takes_away_does_not_count(lost: Worker) -> None:
+    story = running(restartPolicy={"limit": 0}).see(lost, make_worker(1))
+    story.step()
+    assert (story.phase, story.status.attempt) == (Phase.RESTARTING, 2)
+    assert (story.status.restarts, story.status.restarts_counted) == (1, 0)
+    assert story.condition("Restarting").reason == "Disrupted"
+    assert failure(story).pod == "job-1-0"
+
+
+def test_a_pod_that_has_vanished_from_a_running_group_does_not_count() -> None:
+    story = running(restartPolicy={"limit": 0}).see(make_worker(1))
+    story.step()
+    assert (story.status.attempt, story.status.restarts_counted) == (2, 0)
+    assert failure(story).reason == "WorkerLost"
+
+
+def test_a_group_of_which_nothing_is_left_is_restarted_and_the_attempt_is_named() -> None:
+    story = running().see()
+    story.step()
+    assert story.status.attempt == 2
+    assert failure(story).attempt == 1
+    assert failure(story).message.startswith("2 worker pods are gone")
+
+
+def test_a_pod_that_has_vanished_before_the_group_ran_is_made_again() -> None:
+    story = Story()
+    story.settle()
+    story.see(make_worker(0, state="Pending"))
+    assert story.settle().actions == (CreateWorkers(1, (1,)),)
+    assert story.status.restarts == 0
+
+
+def test_a_deleted_pod_is_the_cause_of_its_peers_failures() -> None:
+    story = running(restartPolicy={"limit": 0})
+    story.see(crash(0, finished_at=after(1)), make_worker(1, terminating=True)).settle()
+    assert story.phase == Phase.RESTARTING
+    assert story.status.restarts_counted == 0
+
+
+def test_deleting_a_pod_that_has_succeeded_does_no_harm() -> None:
+    story = running().see(make_worker(0, state="Succeeded", terminating=True), make_worker(1, state="Succeeded"))
+    story.settle()
+    assert story.phase == Phase.SUCCEEDED
+
+
+# --- cause before effect --------------------------------------------------------------------------------------
+
+
+def effect(index: int, seconds: float) -> Worker:
+    words = last_words(rank=index, exception="PeerLost", message="connection closed", peer_lost=True)
+    return crash(index, last_words=words, finished_at=after(seconds))
+
+
+def test_an_effect_waits_for_its_cause() -> None:
+    story = running().later(10).see(effect(0, 9), make_worker(1))
+    step = story.step()
+    assert (story.phase, step.actions) == (Phase.RUNNING, ())
+    assert step.wake_after is not None
+    assert 0 < step.wake_after <= 3
+    cause = crash(1, exit_code=137, reason="OOMKilled", finished_at=after(11))  # it ended later, by the kubelet's clock
+    story.later(1).see(effect(0, 9), cause).step()
+    assert (failure(story).pod, failure(story).reason) == ("job-1-1", "OOMKilled")
+
+
+def test_an_effect_without_a_cause_is_blamed_in_the_end() -> None:
+    story = running().later(10).see(effect(0, 9), make_worker(1))
+    story.step()
+    story.later(2.5).step()
+    assert story.status.attempt == 2
+    assert failure(story).reason == "PeerLost"
+
+
+@pytest.mark.parametrize("seconds", [-3600, 3600])
+def test_a_worker_whose_clock_is_wrong_delays_nothing(seconds: float) -> None:
+    story = running().see(effect(0, seconds), make_worker(1))
+    story.step()
+    assert story.status.attempt == 2
+
+
+def test_of_several_causes_the_first_is_blamed() -> None:
+    story = running().see(crash(0, exit_code=5, finished_at=after(4)), crash(1, exit_code=6, finished_at=after(3)))
+    story.step()
+    assert (failure(story).pod, failure(story).exit_code) == ("job-1-1", 6)
+
+
+# --- backoff --------------------------------------------------------------------------------------------------
+
+
+def test_a_restart_waits_for_the_backoff_and_then_happens() -> None:
+    story = running(restartPolicy={"limit": 9, "backoff": {"initialSeconds": 20}})
+    story.see(crash(0), make_worker(1)).settle()
+    step = story.later(5).see().settle()
+    assert (step.actions, step.wake_after) == ((), 15.0)
+    assert story.condition("Running").reason == "BackingOff"
+    assert story.phase == Phase.RESTARTING
+    assert story.later(15).settle().actions == (CreateWorkers(2, (0, 1)),)
+
+
+def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
+    policy = Backoff(initial_seconds=2, factor=3, max_seconds=40)
+    assert [backoff(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
+
+
+@given(
+    policy=st.builds(
+        Backoff,
+        initial_seconds=st.integers(0, 86_400),
+        max_seconds=st.integers(0, 86_400),
+        factor=st.floats(1, 10),
+    ),
+    restarts=st.integers(0, 10_000),
+)
+def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int) -> None:
+    assert 0 <= backoff(policy, restarts) <= policy.max_seconds
+    assert backoff(policy, restarts) <= backoff(policy, restarts + 1)
+
+
+# --- rubbish --------------------------------------------------------------------------------------------------
+
+rubbish = st.fixed_dictionaries(
+    {},
+    optional={
+        "rank": st.none() | st.integers(),
+        "exception": st.none() | st.text(max_size=2000),
+        "message": st.text(max_size=2000),
+        "step": st.none() | st.integers(),
+        "peerLost": st.booleans(),
+        "progress": st.none() | st.fixed_dictionaries({}, optional={"step": st.integers(), "loss": st.floats()}),
+    },
+)
+
+
+@given(words=st.text(max_size=3000) | rubbish, code=st.integers(0, 255), reason=st.text(max_size=50))
+@example(words={"exception": "E" * 3000}, code=1, reason="")
+@example(words={"rank": 10**30}, code=1, reason="")
+def test_no_last_words_whatever_keep_a_job_from_ending(words: object, code: int, reason: str) -> None:
+    """The status must be one that the API server takes: JSON, and within the limits of the schema."""
+    text = words if isinstance(words, str) else json.dumps(words)
+    story = running(restartPolicy={"limit": 0})
+    story.all("Failed" if code else "Succeeded", exit_code=code, reason=reason, last_words=text, finished_at=NOW)
+    story.later(60).settle()
+    assert story.phase in (Phase.FAILED, Phase.SUCCEEDED)
+    written = json.dumps(story.status.to_dict(), allow_nan=False)
+    assert TrainingJobStatus.model_validate_json(written).phase == story.phase

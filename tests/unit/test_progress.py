@@ -1,0 +1,200 @@
+"""Progress: read from a page of metrics, and pulled from the right pod."""
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import NOW, make_job, make_pod, trainer_spec
+from tests.support import kubelet
+from tests.support.world import World, WorldBackend
+from trainyard.job import TrainingJob
+from trainyard_operator.core.cache import Cache, Key
+from trainyard_operator.core.observe import Pod
+from trainyard_operator.core.progress import ProgressPoller, parse_progress, significant
+from trainyard_operator.core.queue import WorkQueue
+
+PAGE = """\
+# HELP trainyard_steps_total Optimizer steps done
+# TYPE trainyard_steps_total counter
+trainyard_steps_total{job_name="job",namespace="default"} 50.0
+trainyard_planned_steps{job_name="job",namespace="default"} 200.0
+trainyard_tokens_total{job_name="job",namespace="default"} 5000.0
+trainyard_loss{job_name="job",namespace="default"} 2.3456789012
+trainyard_learning_rate{job_name="job",namespace="default"} 0.0003
+trainyard_grad_norm{job_name="job",namespace="default"} 1.5
+trainyard_tokens_per_second{job_name="job",namespace="default"} 1000.0
+trainyard_samples_per_second{job_name="job",namespace="default"} 4.0
+process_cpu_seconds_total 3.0
+"""
+
+
+def test_a_page_is_read_into_figures() -> None:
+    progress = parse_progress(PAGE, attempt=3, now=NOW)
+    assert progress is not None
+    assert progress.to_dict() == {
+        "attempt": 3,
+        "step": 50,
+        "totalSteps": 200,
+        "loss": 2.34568,
+        "learningRate": 0.0003,
+        "gradNorm": 1.5,
+        "tokensPerSecond": 1000.0,
+        "samplesPerSecond": 4.0,
+        "etaSeconds": 15.0,  # 150 steps of 100 tokens each, at 1,000 tokens per second
+        "updatedAt": "2030-01-01T12:00:00Z",
+    }
+
+
+@pytest.mark.parametrize(
+    "page", ["", "up 1\n", "trainyard_steps_total 0\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
+)
+def test_there_is_no_progress_before_the_first_step(page: str) -> None:
+    assert parse_progress(page, attempt=1, now=NOW) is None
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
+def test_a_figure_that_has_overflowed_is_left_out_and_the_others_stay(value: str) -> None:
+    page = (
+        f"trainyard_steps_total 5\ntrainyard_loss {value}\ntrainyard_tokens_per_second {value}\ntrainyard_grad_norm 2\n"
+    )
+    progress = parse_progress(page + "trainyard_planned_steps 10\n", attempt=1, now=NOW)
+    assert progress is not None
+    assert (progress.step, progress.loss, progress.tokens_per_second, progress.grad_norm) == (5, None, None, 2.0)
+
+
+@pytest.mark.parametrize(
+    "page", ["<html>", "trainyard_loss many\n", "trainyard_steps_total -1\n", "trainyard_steps_total 1e300\n"]
+)
+def test_a_page_that_is_none_is_a_value_error(page: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the parser's words are not ours
+        parse_progress(page, attempt=1, now=NOW)
+
+
+def test_a_training_that_is_past_its_planned_end_has_nothing_left() -> None:
+    progress = parse_progress(PAGE.replace("} 200.0", "} 40.0"), attempt=1, now=NOW)
+    assert progress is not None
+    assert progress.eta_seconds == 0
+
+
+@given(
+    st.lists(st.sampled_from(["a", "trainyard_loss", *'{}"=,# \n1-é', "# TYPE", "\\", '{a="b"}', '{""', "1e999"])).map(
+        "".join
+    )
+)
+def test_no_page_whatever_raises_anything_but_a_value_error(page: str) -> None:
+    with contextlib.suppress(ValueError):
+        assert parse_progress(page, attempt=1, now=NOW) is None
+
+
+@given(st.floats(-1e307, 1e307).filter(lambda v: abs(v) > 1e-300), st.integers(1, 15))
+def test_significant_digits_are_kept_and_no_more(value: float, digits: int) -> None:
+    rounded = significant(value, digits)
+    assert math.isclose(rounded, value, rel_tol=10.0 ** (1 - digits))
+    assert significant(rounded, digits) == rounded
+
+
+# --- the poller -----------------------------------------------------------------------------------------------
+
+
+class Backend(WorldBackend):
+    url: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__(World())
+        self.asked: list[str] = []
+        self.asked_again = asyncio.Event()
+
+    def metrics_url(self, pod: Pod) -> str | None:
+        self.asked.append(pod["metadata"]["name"])
+        if len(self.asked) > 1:
+            self.asked_again.set()
+        return self.url
+
+
+@asynccontextmanager
+async def serving(text: str, status: int = 200) -> AsyncIterator[str]:
+    """A worker's metrics port."""
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=text, status=status)
+
+    app = web.Application()
+    app.router.add_get("/metrics", page)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
+    finally:
+        await runner.cleanup()
+
+
+def running_job(**spec: Any) -> TrainingJob:
+    condition = {"type": "Running", "status": "True", "reason": "r", "lastTransitionTime": kubelet.zulu(NOW)}
+    return make_job(status={"attempt": 2, "conditions": [condition]}, **spec)
+
+
+async def poll(job: TrainingJob, url: str | None, *, until: str) -> tuple[Cache, list[str]]:
+    """Run the poller until a page was read into the cache, or until a pod was asked at least twice."""
+    cache, queue = Cache(), WorkQueue[Key]()
+    cache.put_job(job)
+    for index in range(2):
+        cache.put_pod(make_pod(job, index, attempt=2, status=kubelet.running(NOW)))
+    backend = Backend()
+    backend.url = url
+    poller = asyncio.create_task(ProgressPoller(cache, queue, backend, lambda: NOW, interval=0.01).run())
+    try:
+        async with asyncio.timeout(20):
+            await (queue.get() if until == "queued" else backend.asked_again.wait())
+    finally:
+        poller.cancel()
+        await asyncio.gather(poller, return_exceptions=True)
+    return cache, backend.asked
+
+
+async def test_progress_of_rank_zero_reaches_the_cache_and_asks_for_a_look() -> None:
+    async with serving(PAGE) as url:
+        cache, asked = await poll(running_job(trainer=trainer_spec()), url, until="queued")
+    entry = cache.get(("default", "job"))
+    assert entry is not None
+    assert entry.progress is not None
+    assert (entry.progress.step, entry.progress.attempt) == (50, 2)
+    assert set(asked) == {"job-2-0"}
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("<html>", 200), ("gone", 404), ("moved", 307), ("trainyard_steps_total 1e300\n", 200), ("#" * 2_000_000, 200)],
+    ids=["no metrics", "not found", "moved", "too large a number", "too long"],
+)
+async def test_a_worker_that_answers_nonsense_is_asked_again(text: str, status: int) -> None:
+    async with serving(text, status) as url:
+        cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
+    entry = cache.get(("default", "job"))
+    assert entry is not None
+    assert entry.progress is None
+
+
+async def test_a_worker_that_does_not_answer_is_asked_again() -> None:
+    async with serving(PAGE) as url:
+        pass
+    cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
+    entry = cache.get(("default", "job"))
+    assert entry is not None
+    assert entry.progress is None
+
+
+@pytest.mark.parametrize("kind", ["a program of one's own", "a job that does not run"])
+async def test_who_reports_nothing_is_not_asked(kind: str) -> None:
+    job = running_job() if kind == "a program of one's own" else make_job(trainer=trainer_spec())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await poll(job, None, until="asked")

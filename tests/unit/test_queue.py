@@ -1,0 +1,204 @@
+"""The work queue: each key at most once, serial per key, delays and backoff, all in a clock that jumps."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.support import clock
+from trainyard_operator.core.queue import FIRST_RETRY, LAST_RETRY, WorkQueue
+
+Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
+
+
+def play(scenario: Scenario) -> None:
+    """Run a scenario on a new queue."""
+
+    async def main() -> None:
+        await scenario(WorkQueue())
+
+    clock.run(main())
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def taken(queue: WorkQueue[str]) -> list[str]:
+    """All keys that can be had without waiting."""
+    keys = []
+    while len(queue):
+        keys.append(await queue.get())
+    return keys
+
+
+def test_keys_come_in_the_order_in_which_they_were_added_each_once() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for key in ("a", "b", "a", "c", "b"):
+            queue.add(key)
+        assert await taken(queue) == ["a", "b", "c"]
+
+    play(scenario)
+
+
+def test_whoever_waits_gets_the_key_at_once() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        waiting = asyncio.create_task(queue.get())
+        await clock.settle()
+        queue.add("a")
+        assert await waiting == "a"
+        assert now() == 0
+
+    play(scenario)
+
+
+def test_a_key_that_is_worked_on_is_given_to_nobody_else_and_comes_back_once() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        assert await queue.get() == "a"
+        queue.add("a")
+        queue.add("a")
+        assert len(queue) == 0
+        queue.done("a")
+        assert await taken(queue) == ["a"]
+        queue.done("a")
+        assert len(queue) == 0
+
+    play(scenario)
+
+
+def test_a_delayed_key_comes_when_it_is_due() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_after("a", 30)
+        assert await queue.get() == "a"
+        assert now() == pytest.approx(30, abs=0.01)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("delays", [(30, 10), (10, 30)])
+def test_of_several_delays_the_earliest_stands(delays: tuple[float, float]) -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for delay in delays:
+            queue.add_after("a", delay)
+        assert await queue.get() == "a"
+        assert now() == pytest.approx(10, abs=0.01)
+        queue.done("a")
+        await asyncio.sleep(100)
+        assert len(queue) == 0, "one wish, one look"
+
+    play(scenario)
+
+
+def test_a_wish_for_now_replaces_one_for_later() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_after("a", 30)
+        queue.add("a")
+        assert await taken(queue) == ["a"]
+        queue.done("a")
+        await asyncio.sleep(100)
+        assert len(queue) == 0
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("delay", [0, -5])
+def test_a_delay_of_nothing_is_now(delay: float) -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_after("a", delay)
+        assert len(queue) == 1
+
+    play(scenario)
+
+
+def test_each_failure_in_a_row_doubles_the_wait_up_to_a_limit_and_a_success_resets_it() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        waits = []
+        for _ in range(40):
+            waits.append(queue.retry("a"))
+            assert await queue.get() == "a"
+            queue.done("a")
+        assert waits[:4] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY, 8 * FIRST_RETRY]
+        assert waits[-1] == LAST_RETRY
+        assert now() == pytest.approx(sum(waits), rel=0.01)
+        queue.forget("a")
+        assert queue.retry("a") == FIRST_RETRY
+
+    play(scenario)
+
+
+def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.retry("a")
+        queue.drop("a")
+        await asyncio.sleep(1000)
+        assert len(queue) == 0
+        assert queue.retry("a") == FIRST_RETRY
+
+    play(scenario)
+
+
+def test_a_wish_that_arrives_while_a_key_is_dropped_is_not_lost() -> None:
+    """A job is deleted and made anew under its name while the operator still works on the old one."""
+
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        assert await queue.get() == "a"
+        queue.add("a")  # the new job's event
+        queue.drop("a")  # the old one is gone
+        queue.done("a")
+        assert await taken(queue) == ["a"]
+
+    play(scenario)
+
+
+def test_a_queue_is_stalled_only_while_work_waits() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        await asyncio.sleep(500)
+        assert queue.stalled_seconds() == 0
+        queue.add("a")
+        assert queue.stalled_seconds() == 0, "idle time is no stall"
+        await asyncio.sleep(7)
+        assert queue.stalled_seconds() == pytest.approx(7)
+        await queue.get()
+        queue.add("b")
+        await asyncio.sleep(5)
+        assert queue.stalled_seconds() == pytest.approx(12)
+        queue.done("a")
+        assert queue.stalled_seconds() == 0, "some work was finished"
+        assert await queue.get() == "b"
+        queue.done("b")
+        await asyncio.sleep(100)
+        assert queue.stalled_seconds() == 0
+
+    play(scenario)
+
+
+def test_two_workers_share_the_keys_and_never_one_key() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        active: list[str] = []
+        looks: list[str] = []
+
+        async def work() -> None:
+            while True:
+                key = await queue.get()
+                assert key not in active
+                active.append(key)
+                looks.append(key)
+                await asyncio.sleep(1)
+                active.remove(key)
+                queue.done(key)
+
+        workers = [asyncio.create_task(work()) for _ in range(2)]
+        for _ in range(20):
+            queue.add("a")
+            queue.add("b")
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(10)
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+        assert 4 <= len(looks) <= 8
+        assert set(looks) == {"a", "b"}
+
+    play(scenario)

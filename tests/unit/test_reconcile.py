@@ -1,0 +1,300 @@
+"""The loop: what it does in which order, and what each error leads to."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.builders import TRAINER_IMAGE, make_job, make_pod, make_worker, trainer_spec
+from tests.support import clock, kubelet
+from tests.support.world import World, WorldBackend
+from trainyard.job import TrainingJob
+from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.core.cache import Cache, Key
+from trainyard_operator.core.observe import Worker
+from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.core.reconcile import VERDICTS, Reconciler
+
+KEY = ("default", "job")
+
+
+class Recorder(WorldBackend):
+    """A world that notes each call, and fails the calls that it is told to."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.calls: list[str] = []
+        self.errors: list[Exception] = []
+
+    def note(self, call: str) -> None:
+        self.calls.append(call)
+        if self.errors:
+            raise self.errors.pop(0)
+
+    async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
+        self.note("status")
+        return await super().write_status(job, status)
+
+    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
+        return await super().create(job, manifests)
+
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+        self.note(f"delete {', '.join(w.name for w in workers)}")
+        await super().delete_pods(job, workers)
+
+
+class Operator:
+    """A reconciler at work on a world, in a clock that jumps."""
+
+    def __init__(self, **spec: Any) -> None:
+        self.world = World(**spec)
+        self.backend = Recorder(self.world)
+        self.cache: Cache = Cache()
+        self.queue: WorkQueue[Key] = WorkQueue()
+        self.outcomes: list[str] = []
+        self.reconciler = Reconciler(
+            self.cache,
+            self.queue,
+            self.backend,
+            TRAINER_IMAGE,
+            clock=lambda: self.world.now,
+            observe_seconds=lambda _, outcome: self.outcomes.append(outcome),
+        )
+        assert self.world.job is not None
+        self.queue.add(self.cache.put_job(self.world.job))
+
+    @property
+    def job(self) -> TrainingJob:
+        assert self.world.job is not None
+        return self.world.job
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self.reconciler.run(parallel=2))
+        try:
+            await clock.settle()
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_first() -> None:
+    async def scenario() -> None:
+        operator = Operator(trainer=trainer_spec())
+        async with operator.working():
+            assert operator.backend.calls == [
+                "status",
+                "status",
+                "create Service job, ConfigMap job",
+                "create Pod job-1-0, Pod job-1-1",
+            ] or operator.backend.calls == [
+                "status",
+                "create Service job, ConfigMap job",
+                "create Pod job-1-0, Pod job-1-1",
+            ]
+            assert operator.job.status.attempt == 1
+            assert set(operator.outcomes) == {"ok"}
+
+    clock.run(scenario())
+
+
+def test_the_answers_of_the_api_server_go_into_the_cache_at_once() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        async with operator.working():
+            operator.queue.add(KEY)  # before any watch stream has delivered a thing
+            await clock.settle()
+            assert [w.name for w in operator.cache.workers(KEY)] == ["job-1-0", "job-1-1"]
+            assert operator.world.created == 2
+
+    clock.run(scenario())
+
+
+def test_no_pod_is_made_while_one_of_another_attempt_exists_that_the_cache_does_not_know() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.world.pods["job-7-0"] = make_pod(operator.job, attempt=7, status=kubelet.scheduled())
+        async with operator.working():
+            assert operator.outcomes[:2] == ["ok", "Stale"]
+            await asyncio.sleep(5)
+            assert operator.job.status.attempt == 7, "the next look has adopted it"
+            assert set(operator.world.pods) == {"job-7-0", "job-7-1"}
+
+    clock.run(scenario())
+
+
+def test_a_deleted_job_gets_no_children() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        metadata = operator.job.metadata.model_copy(update={"deletion_timestamp": "2030-01-01T12:00:00Z"})
+        operator.cache.put_job(operator.job.replace(metadata=metadata))
+        async with operator.working():
+            assert (operator.backend.calls, operator.outcomes) == ([], ["ok"])
+
+    clock.run(scenario())
+
+
+def test_a_job_that_nobody_knows_is_dropped() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.cache.remove_job(KEY, operator.job.metadata.uid)
+        async with operator.working():
+            assert (operator.backend.calls, operator.outcomes) == ([], ["ok"])
+
+    clock.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (Stale("old view"), "Stale"),
+        (Unavailable("no answer"), "Unavailable"),
+        (Refused(Reason.PODS_REFUSED, "no"), "Refused"),
+        (ZeroDivisionError("a bug of ours"), "bug"),
+    ],
+)
+def test_every_error_leads_to_another_look_after_a_wait(error: Exception, outcome: str) -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.backend.errors = [error] * 3
+        async with operator.working():
+            assert operator.outcomes == [outcome]
+            await asyncio.sleep(1)
+            assert operator.outcomes[:3] == [outcome] * 3
+            assert operator.outcomes[3:] == ["ok"] * len(operator.outcomes[3:])
+            assert operator.world.created == 2, "it has recovered"
+
+    clock.run(scenario())
+
+
+def test_the_wait_after_errors_grows() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.backend.errors = [Unavailable("no answer")] * 1000
+        async with operator.working():
+            await asyncio.sleep(600)
+            assert 10 <= len(operator.outcomes) <= 25
+
+    clock.run(scenario())
+
+
+def test_there_is_a_verdict_on_every_error_but_gone() -> None:
+    assert set(VERDICTS) == set(BackendError.__subclasses__()) - {Gone}
+
+
+def test_a_job_that_is_gone_is_not_looked_at_again() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.world.job = None
+        async with operator.working():
+            await asyncio.sleep(1000)
+            assert operator.backend.calls == ["status"]
+
+    clock.run(scenario())
+
+
+def test_a_bug_in_one_job_does_not_stop_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        broken = make_job("broken", uid="uid-2")
+        operator.cache.put_pod({**make_pod(broken), "spec": None})
+        operator.queue.add(operator.cache.put_job(broken))
+        operator.backend.errors = [RuntimeError("a bug"), RuntimeError("a bug")]
+        async with operator.working():
+            await asyncio.sleep(30)
+            assert operator.world.created == 2
+
+    with caplog.at_level(logging.ERROR):
+        clock.run(scenario())
+    assert "unexpected error; next look in 0.05 s" in caplog.text
+
+
+def test_a_refused_child_is_told_in_the_status_and_the_trouble_ends_with_it() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.world.quota = True
+        async with operator.working():
+            await asyncio.sleep(3)
+            condition = operator.job.status.condition(ConditionType.RUNNING)
+            assert condition is not None
+            assert (condition.reason, condition.message) == ("PodsRefused", "exceeded quota")
+            assert [e.reason for e in operator.world.events].count("PodsRefused") == 1
+            operator.world.quota = False
+            await asyncio.sleep(120)
+            assert operator.world.created == 2
+            operator.queue.add(KEY)  # the watch stream shows the pods
+            await clock.settle()
+            condition = operator.job.status.condition(ConditionType.RUNNING)
+            assert condition is not None
+            assert condition.reason == "WaitingForPods"
+
+    clock.run(scenario())
+
+
+def test_a_look_is_taken_when_a_plan_has_asked_for_it() -> None:
+    async def scenario() -> None:
+        operator = Operator(restartPolicy={"backoff": {"initialSeconds": 100}})
+        async with operator.working():
+            world = operator.world
+            for name in list(world.pods):
+                world.set_pod(name, kubelet.running(world.now))
+                operator.cache.put_pod(world.pods[name])
+            operator.queue.add(KEY)
+            await clock.settle()
+            for name in list(world.pods):
+                world.fail_pod(name, 1)
+                operator.cache.put_pod(world.pods[name])
+            operator.queue.add(KEY)
+            await clock.settle()
+            for name in list(world.pods):  # the operator deletes only what holds resources or a name in its way
+                operator.cache.remove_pod(world.pods.pop(name))
+            operator.queue.add(KEY)
+            await clock.settle()
+            assert world.created == 2
+            started = asyncio.get_running_loop().time()
+            while world.created < 4:
+                world.pass_time(1)
+                await asyncio.sleep(1)
+            assert asyncio.get_running_loop().time() - started == pytest.approx(100, abs=2)
+
+    clock.run(scenario())
+
+
+def test_two_jobs_are_worked_on_at_the_same_time_but_one_job_is_not() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        looking: list[Key] = []
+
+        async def slow(key: Key) -> float | None:
+            assert key not in looking
+            looking.append(key)
+            await asyncio.sleep(10)
+            looking.remove(key)
+            return None
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Reconciler, "reconcile", lambda _, key: slow(key))
+            operator.queue.add(("default", "other"))
+            async with operator.working():
+                assert len(looking) == 2
+                operator.queue.add(KEY)
+                await asyncio.sleep(5)
+                assert len(looking) == 2
+                await asyncio.sleep(10)
+                assert looking == [KEY]
+
+    clock.run(scenario())
+
+
+def test_workers_are_made_for_the_tests_as_the_operator_sees_them() -> None:
+    """`make_worker` is what `observe_worker` makes of `make_pod`."""
+    operator_view = Cache()
+    operator_view.put_job(make_job())
+    operator_view.put_pod(make_pod(make_job(), status=kubelet.scheduled()))
+    assert operator_view.workers(KEY) == (make_worker(0, state="Pending", node="node-1"),)

@@ -1,0 +1,255 @@
+"""Random lives of a job: whatever happens, in whatever order, the rules that keep a job correct hold.
+
+The real reconciler, cache and plan run against `tests.support.world`, which judges each write. Every random life
+ends with a time in which nothing goes wrong any more: then the job must finish.
+"""
+
+from dataclasses import replace
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+
+from tests.builders import last_words
+from tests.support import kubelet
+from tests.support.simulation import Simulation
+from tests.support.world import World, WorldBackend
+from trainyard.job import TrainingJob
+from trainyard_operator.core.diagnose import Diagnosis, diagnose
+from trainyard_operator.core.observe import Observation, Pod, WorkerState, observe_worker
+from trainyard_operator.core.plan import Plan, plan
+
+which = st.integers(0, 9)
+few = st.integers(1, 4)
+seldom = st.sampled_from([False, False, True])
+
+
+class Life(RuleBasedStateMachine):
+    """One random life."""
+
+    simulation: type[Simulation] = Simulation
+
+    @initialize(
+        replicas=st.integers(1, 3), limit=st.integers(0, 3), wait=st.sampled_from([0, 1, 30]), rests=st.booleans()
+    )
+    def begin(self, replicas: int, limit: int, wait: int, rests: bool) -> None:
+        policy = {"limit": limit, "backoff": {"initialSeconds": wait}}
+        self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests)
+
+    def teardown(self) -> None:
+        try:
+            self.life.run_to_the_end()
+        finally:
+            self.life.close()
+
+    @property
+    def world(self) -> World:
+        return self.life.world
+
+    def pods(self, *states: str) -> list[str]:
+        """Names of the pods in one of these states that are not being deleted."""
+        workers = map(observe_worker, self.world.pods.values())
+        return [w.name for w in workers if w.state in states and not w.terminating]
+
+    # --- the operator ---------------------------------------------------------------------------------------
+
+    @rule(jobs=st.integers(0, 3), pods=st.integers(0, 6), times=few)
+    def watch_and_look(self, jobs: int, pods: int, times: int) -> None:
+        self.life.deliver(jobs=jobs, pods=pods)
+        for _ in range(times):
+            self.life.look()
+
+    @rule(rounds=st.integers(1, 20))
+    def all_goes_well(self, rounds: int) -> None:
+        self.life.run_smoothly(rounds)
+
+    @rule(times=few)
+    def look(self, times: int) -> None:
+        for _ in range(times):
+            self.life.look()
+
+    @rule(writes=st.integers(1, 9))
+    def crash_soon(self, writes: int) -> None:
+        self.world.fuse = writes
+
+    @rule()
+    def crash_now(self) -> None:
+        self.life.start_operator()
+
+    @rule()
+    def resync(self) -> None:
+        self.life.resync()
+
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 1000]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+
+    # --- the cluster ----------------------------------------------------------------------------------------
+
+    @rule(on=seldom)
+    def quota(self, on: bool) -> None:
+        self.world.quota = on
+
+    @rule(on=seldom)
+    def api_server_is_silent(self, on: bool) -> None:
+        self.world.silent = on
+
+    @precondition(lambda self: self.pods("Pending"))
+    @rule(count=few)
+    def pods_start(self, count: int) -> None:
+        for name in self.pods("Pending")[:count]:
+            self.world.set_pod(name, kubelet.running(self.world.now))
+
+    @precondition(lambda self: self.pods("Pending"))
+    @rule(which=which)
+    def pod_cannot_start(self, which: int) -> None:
+        names = self.pods("Pending")
+        self.world.set_pod(names[which % len(names)], kubelet.waiting("ImagePullBackOff"))
+
+    @precondition(lambda self: self.pods("Running"))
+    @rule(count=few)
+    def pods_succeed(self, count: int) -> None:
+        for name in self.pods("Running")[:count]:
+            self.world.set_pod(name, kubelet.ended(self.world.now, 0))
+
+    @precondition(lambda self: self.pods("Running"))
+    @rule(which=which, code=st.sampled_from([1, 78, 137]), peer_lost=st.booleans(), speaks=st.booleans())
+    def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool) -> None:
+        names = self.pods("Running")
+        words = last_words(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
+        self.world.fail_pod(names[which % len(names)], code, words)
+
+    @precondition(lambda self: self.pods("Pending", "Running"))
+    @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
+    def pod_is_taken_away(self, which: int, how: str) -> None:
+        names = self.pods("Pending", "Running")
+        name = names[which % len(names)]
+        if how == "evicted":
+            self.world.set_pod(name, kubelet.evicted())
+        elif how == "preempted":
+            self.world.set_pod(name, kubelet.disrupted(kubelet.ended(self.world.now, 137)))
+        elif how == "deleted":
+            self.world.mark_deleted(name)
+        else:
+            self.world.remove_pod(name)
+
+    @rule(count=few)
+    def deletions_end(self, count: int) -> None:
+        going = [name for name, pod in self.world.pods.items() if pod["metadata"].get("deletionTimestamp")]
+        for name in going[:count]:
+            self.world.remove_pod(name)
+
+    # --- the user -------------------------------------------------------------------------------------------
+
+    @rule(suspend=seldom)
+    def user_suspends_or_resumes(self, suspend: bool) -> None:
+        self.world.edit(suspend=suspend)
+
+    @rule(replicas=st.integers(1, 3))
+    def user_scales(self, replicas: int) -> None:
+        self.world.edit(replicas=replicas)
+
+
+def test_random_lives() -> None:
+    run_state_machine_as_test(Life, settings=settings(max_examples=150, stateful_step_count=40))
+
+
+# --- the machine itself: it catches an operator that breaks a rule ---------------------------------------------
+
+
+class Forgetful(Simulation):
+    """Does not see pods of earlier attempts."""
+
+    def decide(self, seen: Observation) -> Plan:
+        current = tuple(w for w in seen.workers if w.attempt >= seen.job.status.attempt)
+        return plan(replace(seen, workers=current))
+
+
+class BlindBackend(WorldBackend):
+    async def list_pods(self, job: TrainingJob) -> list[Pod]:
+        return []
+
+
+class ForgetfulAndBlind(Forgetful):
+    """Nor does it look at the world before it creates pods."""
+
+    backend = BlindBackend
+
+
+class Hasty(Simulation):
+    """Acts upon a decision that is not written down."""
+
+    def decide(self, seen: Observation) -> Plan:
+        first = plan(seen)
+        if first.wake_after != 0:
+            return first
+        return replace(first, actions=plan(replace(seen, job=seen.job.replace(status=first.status))).actions)
+
+
+class Spendthrift(Simulation):
+    """Allows itself one restart more than the user does."""
+
+    def decide(self, seen: Observation) -> Plan:
+        spec = seen.job.spec
+        policy = spec.restart_policy.replace(limit=spec.restart_policy.limit + 1)
+        return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
+
+
+class Unjust(Simulation):
+    """Charges evictions to the user."""
+
+    def decide(self, seen: Observation) -> Plan:
+        def charge(*args: Any) -> Diagnosis | None:
+            found = diagnose(*args)
+            return found and replace(found, counts=True)
+
+        with patch("trainyard_operator.core.plan.diagnose", charge):
+            return plan(seen)
+
+
+class Boastful(Simulation):
+    """Says Running as soon as the pods exist."""
+
+    def decide(self, seen: Observation) -> Plan:
+        early = [replace(w, state=WorkerState.RUNNING) if w.state is WorkerState.PENDING else w for w in seen.workers]
+        return plan(replace(seen, workers=tuple(early)))
+
+
+class Sleepy(Simulation):
+    """Sets no alarm clock for the end of a wait."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        return step if step.wake_after == 0 else replace(step, wake_after=None)
+
+
+class Restless(Simulation):
+    """Looks again at once, for no reason."""
+
+    def decide(self, seen: Observation) -> Plan:
+        return replace(plan(seen), wake_after=0, actions=())
+
+
+@pytest.mark.parametrize(
+    ("mutant", "verdict"),
+    [
+        (Forgetful, "asleep in"),
+        (ForgetfulAndBlind, "was created while"),
+        (Hasty, "acted upon before it was written down"),
+        (Spendthrift, "the budget was overdrawn"),
+        (Unjust, "not the program's fault"),
+        (Boastful, "said to run before every worker ran"),
+        (Sleepy, "asleep in"),
+        (Restless, "a busy loop"),
+    ],
+)
+def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], verdict: str) -> None:
+    machine = type(mutant.__name__, (Life,), {"simulation": mutant})
+    found = settings(
+        max_examples=1000, stateful_step_count=40, phases=[Phase.generate], derandomize=True, database=None
+    )
+    with pytest.raises(AssertionError, match=verdict):
+        run_state_machine_as_test(machine, settings=found)
