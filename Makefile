@@ -1,0 +1,63 @@
+# `make help` lists the targets. Everything runs in one locked environment (.venv) that uv sets up on first use.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+UV_VERSION := 0.13.9
+# uv from PATH, or one of our own in .uv/ on a machine that has none.
+UV := $(shell command -v uv || echo .uv/bin/uv)
+RUN := $(UV) run --frozen
+PYTEST := $(RUN) pytest
+
+.PHONY: help setup demo test test-fast unit trainer integration e2e lint format generate cluster-up cluster-down bench-trainer clean
+
+help:  ## show this help
+	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.uv/bin/uv:
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'Python 3.11 or newer is needed, as python3' >&2; exit 1; }
+	@python3 -m venv .uv || { echo 'python3 -m venv failed; on Debian: apt-get install python3-venv' >&2; exit 1; }
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## create the locked environment in .venv
+	@$(UV) sync --frozen --quiet
+
+demo: setup  ## train a small GPT with two workers on this machine (under 3 minutes)
+	$(RUN) trainyard run manifests/samples/gpt-ddp.yaml --folder build/demo
+
+test: setup lint  ## everything: unit, trainer, integration (real API server), e2e (real node, needs root)
+	$(PYTEST)
+
+test-fast: setup  ## unit tests only
+	$(PYTEST) tests/unit
+
+unit trainer integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, tests/integration, tests/e2e
+	$(PYTEST) tests/$@
+
+lint: setup  ## ruff, mypy, import-linter, shellcheck, hadolint
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy api operator trainer cli tests
+	$(RUN) lint-imports --no-logo
+	$(RUN) shellcheck .ci/run
+	$(RUN) hadolint Dockerfile
+
+format: setup  ## format the code and mend what can be mended
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+generate: setup  ## regenerate the CRD and manifests/install.yaml
+	$(RUN) python -m trainyard.crd > charts/trainyard/files/crd.yaml
+	$(RUN) python -m tests.cluster render-chart > manifests/install.yaml
+
+cluster-up: setup  ## a real one-node cluster for tests (needs root), or the one of TRAINYARD_TEST_KUBECONFIG
+	$(RUN) python -m tests.cluster up
+
+cluster-down: setup  ## remove that cluster; its logs stay in build/cluster-logs
+	$(RUN) python -m tests.cluster down
+
+bench-trainer: setup  ## tokens/s of the built-in trainer against a hand-written loop
+	$(RUN) python -m tests.bench.bench_trainer
+
+clean:  ## remove what builds and runs have left here
+	rm -rf build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
