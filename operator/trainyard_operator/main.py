@@ -69,8 +69,6 @@ async def operate(options: Options) -> None:
                 clusterwide=options.namespace is None,
                 namespaces=[options.namespace] if options.namespace else [],
                 stop_flag=stop,
-                # kopf would ask for the name of the user, and in a container the user has none.
-                identity=socket.gethostname(),
             )
             await _until_first(watching, reconciler.run(), poller.run(), resync.run())
 
@@ -170,6 +168,8 @@ def main() -> None:
     """Entry point of `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
     _set_up_logs(level)
+    # Without it kopf names itself after the user, and in a container the user has no name.
+    os.environ.setdefault("POD_ID", socket.gethostname())
     try:
         asyncio.run(operate(options))
     except ConfigException as error:
