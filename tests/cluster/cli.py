@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.cluster import api
-from tests.cluster.binaries import GoToolbox
+from tests.cluster import api, chart
 from tests.cluster.images import TARGETS
 from tests.cluster.model import Cluster, ClusterError, Profile
-from tests.cluster.paths import REPOSITORY
 from tests.cluster.progress import say, step
-from tests.cluster.toolbox import PathToolbox
 
 EXIT_FAILED = 1
 EXIT_NOT_HEALTHY = 3
@@ -121,14 +117,7 @@ def load_image(options: argparse.Namespace) -> int:
 
 def render_chart(options: argparse.Namespace) -> int:
     """Let helm render it."""
-    helm = PathToolbox(GoToolbox()).path("helm")
-    chart = REPOSITORY / "charts" / "trainyard"
-    where = f"--namespace={options.namespace}"
-    command: list[str | Path] = [helm, "template", "trainyard", chart, "--include-crds", where]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"helm template failed: {done.stderr.strip()}")
-    print(done.stdout, end="")
+    print(chart.render_chart(options.namespace), end="")
     return 0
 
 

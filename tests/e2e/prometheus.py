@@ -1,4 +1,4 @@
-"""A real Prometheus in the cluster's network, configured as docs/prometheus.md tells users to."""
+"""A real Prometheus in the cluster's network, configured as the sample in manifests is."""
 
 import json
 import shutil
