@@ -156,7 +156,8 @@ def test_a_users_own_torchrun_program_finds_its_peers(world: World, trainer_imag
     program = (
         "import os, torch, torch.distributed as dist; dist.init_process_group('gloo'); "
         "x = torch.ones(1) * (dist.get_rank() + 1); dist.all_reduce(x); "
-        "print('sum', int(x), 'of', dist.get_world_size(), flush=True); dist.barrier(); dist.destroy_process_group()"
+        "os.write(1, b'sum %d of %d\\n' % (int(x), dist.get_world_size())); "
+        "dist.barrier(); dist.destroy_process_group()"
     )
     body: dict[str, Any] = {
         "apiVersion": "trainyard.dev/v1alpha1",
