@@ -6,6 +6,7 @@ API server, so this module judges the manifest by the very CRD that would have b
 
 import difflib
 import json
+import re
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,15 @@ from trainyard import contract
 from trainyard.crd import Schema, openapi_schema
 from trainyard.job import TrainingJob
 from trainyard.resolve import spec_problems
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: 1e-8 is a number (version 1.2), where PyYAML's version 1.1 wants 1.0e-8."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class ManifestError(ValueError):
@@ -35,7 +45,7 @@ def load_manifest(text: str) -> TrainingJob:
         ManifestError: with one message for each fault, naming the field, the rule and the fix.
     """
     try:
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
+        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
     except yaml.YAMLError as error:
         raise ManifestError([f"not valid YAML: {' '.join(str(error).split())}"]) from error
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == contract.KIND]

@@ -61,15 +61,31 @@ class Api:
         return await self.request("DELETE", path, {"kind": "DeleteOptions", "apiVersion": "v1", **options})
 
     async def watch(self, path: str, version: str) -> AsyncIterator[tuple[str, Object]]:
-        """Events of a collection since a resource version."""
+        """Events of a collection since a resource version.
+
+        The watch cache of a kind that was installed a moment ago is not filled yet, and the API server says so by 429
+        with the time after which to ask again; every client of Kubernetes does.
+        """
         query = {"watch": "true", "resourceVersion": version}
-        async with self._session.get(path, params=query, timeout=aiohttp.ClientTimeout(total=None)) as response:
-            buffer = b""
-            async for chunk in response.content.iter_any():
-                *lines, buffer = (buffer + chunk).split(b"\n")
-                for line in lines:
-                    event = json.loads(line)
-                    yield event["type"], event["object"]
+        while True:
+            async with self._session.get(path, params=query, timeout=aiohttp.ClientTimeout(total=None)) as response:
+                if response.status == 429:
+                    await asyncio.sleep(float(response.headers["Retry-After"]))
+                    continue
+                if response.status >= 300:
+                    raise ApiRefusal(response.status, await response.text())
+                async for event in _events(response):
+                    yield event
+                return
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Object]]:
+    buffer = b""
+    async for chunk in response.content.iter_any():
+        *lines, buffer = (buffer + chunk).split(b"\n")
+        for line in lines:
+            event = json.loads(line)
+            yield event["type"], event["object"]
 
 
 @asynccontextmanager

@@ -111,3 +111,11 @@ def test_the_problems_that_no_rule_can_express_are_found_too() -> None:
         "spec.trainer.model.heads: 3 must be a multiple of kvHeads = 4 (preset nano with your overrides); "
         "change heads or kvHeads",
     ]
+
+
+@pytest.mark.parametrize("number", ["1e-6", "1.e-6", "1.0e-6", "0.000001", "10E-7"])
+def test_numbers_are_read_as_kubectl_reads_them(number: str) -> None:
+    manifest = yaml.safe_dump(make_manifest(trainer=trainer_spec(optimizer={"eps": 5})))
+    job = load_manifest(manifest.replace("eps: 5", f"eps: {number}"))
+    assert job.spec.trainer is not None
+    assert job.spec.trainer.optimizer.eps == 1e-6
