@@ -5,6 +5,8 @@ with operator and API server.
 """
 
 import itertools
+import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -42,8 +44,17 @@ def _control_plane(name: str) -> Iterator[Cluster]:
 def install_crd(cluster: Cluster) -> None:
     """Apply the CRD and wait until it is served."""
     cluster.run([cluster.kubectl, "apply", "--server-side", "-f", CRD])
-    established = ["wait", "--for=condition=Established", "--timeout=30s", "crd/trainingjobs.trainyard.dev"]
-    cluster.run([cluster.kubectl, *established])
+    # Not `kubectl wait`, which gives up on a CRD that has no list of conditions yet.
+    deadline = time.monotonic() + 30
+    while not _established(cluster):
+        assert time.monotonic() < deadline, "the CRD is not established"
+        time.sleep(0.05)
+
+
+def _established(cluster: Cluster) -> bool:
+    crd = json.loads(cluster.run([cluster.kubectl, "get", "crd/trainingjobs.trainyard.dev", "-o", "json"]).stdout)
+    conditions = crd.get("status", {}).get("conditions") or ()
+    return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 
 
 @pytest.fixture(scope="session")
