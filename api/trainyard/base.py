@@ -1,6 +1,6 @@
 """What every API type shares: an immutable pydantic model and the CEL rules that stand beside its fields."""
 
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
@@ -55,3 +55,7 @@ def opaque(description: str) -> Any:
         description=description,
         json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
     )
+
+
+Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
+NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]

@@ -47,6 +47,8 @@ METRIC_LEARNING_RATE: Final = "trainyard_learning_rate"
 METRIC_GRAD_NORM: Final = "trainyard_grad_norm"
 METRIC_TOKENS_PER_SECOND: Final = "trainyard_tokens_per_second"
 METRIC_SAMPLES_PER_SECOND: Final = "trainyard_samples_per_second"
+METRIC_EVALUATION: Final = "trainyard_eval_"
+"""Prefix; the name of the figure follows."""
 METRIC_LAST_STEP: Final = "trainyard_last_step_timestamp_seconds"
 METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"
 

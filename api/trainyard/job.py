@@ -27,7 +27,7 @@ class Metadata(BaseModel):
 
 
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
-_PINNED_OPTIONAL = ("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer")
+_PINNED_OPTIONAL = ("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism")
 _UNCHANGED = " && ".join(
     [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]
     + [

@@ -1,22 +1,27 @@
 """From what the user wrote to what a worker runs: presets filled in, `auto` replaced by numbers."""
 
-import json
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from trainyard.base import ApiModel
+from trainyard.datasets import Data
 from trainyard.job import TrainingJob
+from trainyard.mesh import Mesh, make_mesh
+from trainyard.models import DEFAULT_PRESET, Model, presets
+from trainyard.parallelism import Parallelism
 from trainyard.spec import GPU_RESOURCE
-from trainyard.training import GptModel, TextData, TrainerSpec
+from trainyard.training import TrainerSpec
 
 BYTE_VOCABULARY = 256
 MICRO_BATCH_TOKENS = 16_384
+DEFAULT_HIDDEN = (64, 64)
 
 
 class GptConfig(ApiModel):
     """Sizes of a GPT, complete."""
 
+    name: Literal["gpt"] = "gpt"
     dim: int
     layers: int
     heads: int
@@ -26,13 +31,24 @@ class GptConfig(ApiModel):
     sequence_length: int
 
 
+class MlpConfig(ApiModel):
+    """Sizes of a multi-layer perceptron; features and classes are those of the data."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: tuple[int, ...]
+
+
 class RunConfig(ApiModel):
     """What every worker of a job reads at start-up (the ConfigMap's config.json)."""
 
     job: str
     namespace: str
     world_size: int
-    model: GptConfig
+    mesh: Mesh
+    """Sizes of the axes over which the ranks are laid out."""
+    parallelism: Parallelism
+    """How model and data are split, as the user wrote it."""
+    model: Annotated[GptConfig | MlpConfig, Field(discriminator="name")]
     micro_batch: int
     """Samples per forward pass of one rank."""
     trainer: TrainerSpec
@@ -41,15 +57,18 @@ class RunConfig(ApiModel):
     @property
     def accumulation(self) -> int:
         """Micro-batches of one rank per optimizer step."""
-        return self.trainer.batch.global_ // (self.world_size * self.micro_batch)
+        return self.trainer.batch.global_ // (self.mesh.data * self.micro_batch)
 
+    @property
+    def gpt(self) -> GptConfig:
+        """The model, known to be a GPT."""
+        assert isinstance(self.model, GptConfig)
+        return self.model
 
-@cache
-def presets() -> dict[str, dict[str, dict[str, int]]]:
-    """The model presets, by model and preset name, in the CRD's field names."""
-    text = files("trainyard").joinpath("presets.json").read_text("utf-8")
-    table: dict[str, dict[str, dict[str, int]]] = json.loads(text)
-    return table
+    @property
+    def tokens_per_sample(self) -> int:
+        """Predictions that one sample asks for: one for each token, or one for a class."""
+        return self.model.sequence_length if isinstance(self.model, GptConfig) else 1
 
 
 def spec_problems(job: TrainingJob) -> list[str]:
@@ -58,7 +77,7 @@ def spec_problems(job: TrainingJob) -> list[str]:
     Each entry names the field, the rule and the fix. An empty list means that the job can be run.
     """
     try:
-        world = job.spec.world_size
+        _ = job.spec.world_size
     except ValueError:
         return [
             f"spec.workers.resources.limits[{GPU_RESOURCE}]: must be a whole number for procsPerWorker auto; "
@@ -67,30 +86,38 @@ def spec_problems(job: TrainingJob) -> list[str]:
     trainer = job.spec.trainer
     if trainer is None:
         return []
-    model = gpt_config(trainer.model, trainer.data)
+    try:
+        mesh = make_mesh(job.spec)
+    except ValueError as error:
+        return [str(error)]
     problems = []
-    if trainer.batch.global_ % world:
+    if trainer.batch.global_ % mesh.data:
         problems.append(
-            f"spec.trainer.batch.global: {trainer.batch.global_} must be a multiple of the world size {world} "
-            "(workers.replicas x workers.procsPerWorker); change the batch or the number of workers"
+            f"spec.trainer.batch.global: {trainer.batch.global_} must be a multiple of the {mesh.data} data-parallel "
+            "ranks (workers.replicas x workers.procsPerWorker / (tensor x context x pipeline.stages)); change the "
+            "batch or the number of workers"
         )
+    if trainer.model.name != "gpt":
+        return problems
+    model = gpt_config(trainer.model, trainer.data)
+    preset = trainer.model.preset or DEFAULT_PRESET
     if model.dim % (2 * model.heads):
         problems.append(
             f"spec.trainer.model.dim: {model.dim} must be a multiple of 2 x heads = {2 * model.heads} "
-            f"(preset {trainer.model.preset} with your overrides); change dim or heads"
+            f"(preset {preset} with your overrides); change dim or heads"
         )
     if model.heads % model.kv_heads:
         problems.append(
             f"spec.trainer.model.heads: {model.heads} must be a multiple of kvHeads = {model.kv_heads} "
-            f"(preset {trainer.model.preset} with your overrides); change heads or kvHeads"
+            f"(preset {preset} with your overrides); change heads or kvHeads"
         )
     return problems
 
 
-def gpt_config(model: GptModel, data: TextData) -> GptConfig:
+def gpt_config(model: Model, data: Data) -> GptConfig:
     """The preset's sizes under the user's overrides; the vocabulary follows from the tokenizer."""
     given = model.to_dict()
-    sizes: dict[str, Any] = {k: given.get(k, v) for k, v in presets()[model.name][model.preset].items()}
+    sizes: dict[str, Any] = {k: given.get(k, v) for k, v in presets()["gpt"][model.preset or DEFAULT_PRESET].items()}
     vocabulary = BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
     return GptConfig(**sizes, vocab_size=vocabulary, sequence_length=data.sequence_length)
 
@@ -106,19 +133,36 @@ def resolve(job: TrainingJob) -> RunConfig:
         raise ValueError("spec.trainer: is absent, so there is nothing to resolve")
     if problems := spec_problems(job):
         raise ValueError("; ".join(problems))
+    mesh = make_mesh(job.spec)
     return RunConfig(
         job=job.metadata.name,
         namespace=job.metadata.namespace,
         world_size=job.spec.world_size,
-        model=gpt_config(trainer.model, trainer.data),
-        micro_batch=_micro_batch(trainer, job.spec.world_size),
+        mesh=mesh,
+        parallelism=job.spec.parallel,
+        model=_model_config(trainer),
+        micro_batch=_micro_batch(trainer, mesh),
         trainer=trainer,
     )
 
 
-def _micro_batch(trainer: TrainerSpec, world_size: int) -> int:
+def _model_config(trainer: TrainerSpec) -> GptConfig | MlpConfig:
+    if trainer.model.name == "mlp":
+        return MlpConfig(hidden=trainer.model.hidden or DEFAULT_HIDDEN)
+    return gpt_config(trainer.model, trainer.data)
+
+
+def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
+    """Samples per forward pass. auto: the largest that fits, and in a pipeline one that keeps the bubble small.
+
+    Of S stages and M micro-batches, (S - 1) / (M + S - 1) of the time is bubble (Huang et al., 2019): at most a
+    fifth with M = 4 S.
+    """
     if trainer.batch.micro != "auto":
         return trainer.batch.micro
-    share = trainer.batch.global_ // world_size
-    fits = max(1, MICRO_BATCH_TOKENS // trainer.data.sequence_length)
-    return next(size for size in range(min(share, fits), 0, -1) if share % size == 0)
+    share = trainer.batch.global_ // mesh.data
+    tokens = trainer.data.sequence_length if trainer.data.source == "text" else 1
+    fits = max(1, MICRO_BATCH_TOKENS * mesh.context // tokens)
+    if mesh.pipeline > 1:
+        fits = min(fits, max(1, share // (4 * mesh.pipeline)))
+    return next(size for size in range(min(share, fits), 0, -1) if share % (mesh.pipeline * size) == 0)

@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
+from trainyard.models import size_in_cel
+from trainyard.parallelism import Parallelism
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -26,6 +28,15 @@ _PROCS = (
     f" && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
 )
 _WORLD = f"(self.workers.replicas * {_PROCS})"
+_TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
+_CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
+_STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
+_MODEL_PARALLEL = f"({_TENSOR} * {_CONTEXT} * {_STAGES})"
+_DATA = f"({_WORLD} / {_MODEL_PARALLEL})"
+_MESH_FITS = f"{_WORLD} % {_MODEL_PARALLEL} == 0"
+# Only where the mesh fits; where it does not, that rule alone speaks.
+_IF_GPT = "!has(self.trainer) || self.trainer.model.name != 'gpt' ||"
+_IF_TRAINED = f"!has(self.trainer) || !({_MESH_FITS}) ||"
 
 
 class Resources(ApiModel):
@@ -145,6 +156,8 @@ class TrainingJobSpec(ApiModel):
     """Environment variables of the workers."""
     trainer: TrainerSpec | None = None
     """The built-in trainer, instead of command."""
+    parallelism: Parallelism | None = None
+    """How the built-in trainer splits model and data over the ranks; data-parallel (ddp) if absent."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
 
@@ -163,17 +176,81 @@ class TrainingJobSpec(ApiModel):
             "spec.image: is required with spec.command; name the image that holds your program",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.batch.global % {_WORLD} == 0",
-            "spec.trainer.batch.global: must be a multiple of the world size (workers.replicas x "
-            "workers.procsPerWorker); change the batch or the number of workers",
+            "!has(self.parallelism) || has(self.trainer)",
+            "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
         ),
         Rule(
-            "!has(self.trainer) || type(self.trainer.batch.micro) != int ||"
-            f" self.trainer.batch.global % ({_WORLD} * self.trainer.batch.micro) == 0",
-            "spec.trainer.batch.micro: the share of one rank (batch.global / world size) must be a multiple "
+            _MESH_FITS,
+            "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
+            "workers.procsPerWorker); change an axis or the number of workers",
+        ),
+        Rule(
+            "!has(self.parallelism) || type(self.parallelism.data.shard) != int ||"
+            f" !({_MESH_FITS}) || {_DATA} % self.parallelism.data.shard == 0",
+            "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
+            "context x pipeline.stages)); choose a divisor",
+        ),
+        Rule(
+            f"{_IF_TRAINED} self.trainer.batch.global % {_DATA} == 0",
+            "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
+            "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers",
+        ),
+        Rule(
+            f"{_IF_TRAINED} type(self.trainer.batch.micro) != int ||"
+            f" self.trainer.batch.global % ({_DATA} * self.trainer.batch.micro) == 0",
+            "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
             "of it; choose a divisor, or auto",
         ),
+        Rule(
+            f"{_IF_TRAINED} {_STAGES} == 1 || self.trainer.batch.global % ({_DATA} * {_STAGES} *"
+            " (type(self.trainer.batch.micro) == int ? self.trainer.batch.micro : 1)) == 0",
+            "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
+            "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
+        ),
+        Rule(
+            f"{_IF_GPT} ({size_in_cel('heads')} % ({_TENSOR} * {_CONTEXT}) == 0 &&"
+            f" {size_in_cel('kvHeads')} % ({_TENSOR} * {_CONTEXT}) == 0)",
+            "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
+            "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
+        ),
+        Rule(
+            f"{_IF_GPT} {size_in_cel('ffnDim')} % {_TENSOR} == 0",
+            "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
+        ),
+        Rule(
+            f"{_IF_GPT} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {_TENSOR} == 0",
+            "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
+            "lower it, or change the vocabulary",
+        ),
+        Rule(
+            f"{_IF_GPT} self.trainer.data.sequenceLength % ({_TENSOR} * {_CONTEXT}) == 0",
+            "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
+            "change it or the axes",
+        ),
+        Rule(
+            f"{_IF_GPT} {size_in_cel('layers')} >= {_STAGES} * (has(self.parallelism) &&"
+            " self.parallelism.pipeline.schedule in ['Interleaved1F1B', 'ZBV'] && self.parallelism.pipeline.stages > 1"
+            " ? 2 : 1)",
+            "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
+            "has two stages; use fewer stages, another schedule, or more layers",
+        ),
+        Rule(
+            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {_STAGES} == 1"
+            " || self.parallelism.pipeline.schedule != 'ZBV'",
+            "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
+            "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
+        ),
+        Rule(
+            f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {_MODEL_PARALLEL} == 1",
+            "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
+            "and pipeline, or train a gpt",
+        ),
     )
+
+    @property
+    def parallel(self) -> Parallelism:
+        """How model and data are split, with defaults."""
+        return self.parallelism or Parallelism()
 
     @property
     def procs_per_worker(self) -> int:

@@ -123,7 +123,11 @@ class Progress(ApiModel):
     total_steps: Count | None = None
     """Optimizer steps in all."""
     loss: Figure = None
-    """Training loss at the last report (mean over the global batch, in nats per token)."""
+    """Training loss at the last report (mean over the global batch, in nats)."""
+    eval_loss: Figure = None
+    """Loss on the held-out samples, at the last evaluation."""
+    metrics: Annotated[dict[str, float], Field(max_length=32)] | None = None
+    """All figures of the last evaluation: loss, accuracy; of text perplexity; of classes precision, recall, f1."""
     learning_rate: Figure = None
     """Learning rate at the last report."""
     grad_norm: Figure = None

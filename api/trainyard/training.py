@@ -4,68 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import POSITIVE_INT32, ApiModel, Rule
-
-Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
-NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
-
-
-class GptModel(ApiModel):
-    """A Llama-shaped decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
-
-    name: Literal["gpt"]
-    """Kind of model."""
-    preset: Literal["nano", "tiny", "small", "medium", "1b", "8b"] = "tiny"
-    """Sizes to start from; any of the fields below overrides one of them."""
-    dim: Positive | None = None
-    """Width of the residual stream."""
-    layers: Positive | None = None
-    """Number of transformer blocks."""
-    heads: Positive | None = None
-    """Query heads of each attention."""
-    kv_heads: Positive | None = None
-    """Key and value heads, each shared by heads / kvHeads query heads (grouped-query attention)."""
-    ffn_dim: Positive | None = None
-    """Hidden width of the feed-forward network."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.dim) || !has(self.heads) || self.dim % (2 * self.heads) == 0",
-            "spec.trainer.model.dim: must be a multiple of 2 x heads (rotary positions need heads of even "
-            "width); change dim or heads",
-        ),
-        Rule(
-            "!has(self.heads) || !has(self.kvHeads) || self.heads % self.kvHeads == 0",
-            "spec.trainer.model.heads: must be a multiple of kvHeads; change heads or kvHeads",
-        ),
-    )
-
-
-class TextData(ApiModel):
-    """Text, tokenized once per worker and read in windows of sequenceLength tokens."""
-
-    source: Literal["text"]
-    """Kind of data."""
-    path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
-    """A UTF-8 file, or a folder whose files are read in sorted order, as seen inside the worker. Mount it
-    through workers.template."""
-    builtin: Literal["python-stdlib"] | None = None
-    """Text that every worker image already holds: python-stdlib is the source of Python's standard library
-    (about 12 MB)."""
-    tokenizer: Literal["byte", "bpe"] = "byte"
-    """byte: 256 entries, nothing to learn. bpe: byte-pair encoding, trained on the data at start-up."""
-    vocab_size: Annotated[int, Field(ge=512, le=65_536)] = 4096
-    """Entries of the bpe tokenizer (a byte tokenizer always has 256)."""
-    sequence_length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
-    """Tokens of one sample."""
-
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "has(self.path) != has(self.builtin)",
-            "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
-            "(builtin: python-stdlib needs no files)",
-        ),
-    )
+from trainyard.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.datasets import Data
+from trainyard.models import Model
+from trainyard.optimization import Optimizer, Schedule
 
 
 class Batch(ApiModel):
@@ -79,63 +21,50 @@ class Batch(ApiModel):
     is done. auto: the largest share of at most 16,384 tokens."""
 
 
-class AdamW(ApiModel):
-    """AdamW (Loshchilov and Hutter, 2019), with weight decay on matrices only."""
+class Stop(ApiModel):
+    """When the training is done: after a number of steps, or of epochs, or of tokens."""
 
-    name: Literal["adamw"] = "adamw"
-    """Algorithm."""
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = 3e-4
-    """Peak learning rate; the schedule scales it."""
-    betas: Annotated[tuple[float, ...], Field(min_length=2, max_length=2)] = (0.9, 0.95)
-    """Decay of the first and of the second moment, each in [0, 1)."""
-    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
-    """Added to the denominator."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = 0.1
-    """Decoupled weight decay of the parameters with two or more dimensions."""
-    gradient_clip: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
-    """Largest global norm of the gradient; 0 turns clipping off."""
+    steps: Positive | None = None
+    """Optimizer steps in all."""
+    epochs: Positive | None = None
+    """Times that the training data is gone through."""
+    tokens: Annotated[int, Field(ge=1, le=1_000_000_000_000_000)] | None = None
+    """Tokens over all ranks (samples, where they have no tokens), rounded up to whole steps."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.betas.all(b, b >= 0.0 && b < 1.0)",
-            "spec.trainer.optimizer.betas: each must lie in [0, 1); the usual ones are [0.9, 0.95]",
+            "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size() == 1",
+            "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
         ),
     )
 
 
-class CosineSchedule(ApiModel):
-    """Linear warm-up, then half a cosine down to a share of the peak (Loshchilov and Hutter, 2017)."""
+class Evaluation(ApiModel):
+    """Evaluation on held-out samples: of text loss, perplexity and accuracy; of classes also precision, recall and F1,
+    each the mean over the classes. It always happens after the last step.
+    """
 
-    name: Literal["cosine"] = "cosine"
-    """Shape of the learning rate over the steps."""
-    warmup_steps: NonNegative = 0
-    """Steps of linear warm-up from 0 to the peak."""
-    min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Learning rate of the last step, as a share of the peak."""
-
-
-class Stop(ApiModel):
-    """When the training is done."""
-
-    steps: Positive
-    """Optimizer steps in all."""
+    every_steps: Positive | None = None
+    """Steps between two evaluations during the training; none if absent."""
 
 
 class TrainerSpec(ApiModel):
     """The built-in trainer."""
 
-    model: GptModel
+    model: Model
     """The model."""
-    data: TextData
+    data: Data
     """The data."""
     batch: Batch
     """Batch size."""
-    optimizer: AdamW = AdamW()
+    optimizer: Optimizer = Optimizer()
     """The optimizer."""
-    schedule: CosineSchedule = CosineSchedule()
+    schedule: Schedule = Schedule()
     """The learning rate over time."""
     stop: Stop
     """When to stop."""
+    evaluation: Evaluation = Evaluation()
+    """How well the model does on the samples that data.heldOut keeps from the training."""
     seed: NonNegative = 0
     """Seed of the initial weights and of the order of the samples."""
     log_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -144,8 +73,18 @@ class TrainerSpec(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "self.schedule.warmupSteps <= self.stop.steps",
-            "spec.trainer.schedule.warmupSteps: must not exceed spec.trainer.stop.steps; shorten the warm-up "
+            "(self.model.name == 'mlp') == (self.data.source == 'classification')",
+            "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
+            "spec.trainer.model.name or the data",
+        ),
+        Rule(
+            "!has(self.evaluation.everySteps) || self.data.heldOut > 0.0",
+            "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",
+        ),
+        Rule(
+            "!has(self.stop.steps) || self.schedule.warmupSteps + (has(self.schedule.decaySteps) ?"
+            " self.schedule.decaySteps : 0) <= self.stop.steps",
+            "spec.trainer.schedule: warmupSteps and decaySteps must not exceed spec.trainer.stop.steps; shorten them, "
             "or train longer",
         ),
     )

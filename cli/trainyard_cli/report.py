@@ -89,6 +89,8 @@ def status_table(job: TrainingJob) -> Table:
         ):
             if value is not None:
                 table.add_row(name, format(value, form))
+        for name, value in (progress.metrics or {}).items():
+            table.add_row(f"held-out {name}", format(value, ".4f"))
     table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")
     if status.start_time and (end := status.completion_time or _last_change(job)):
         table.add_row("time", f"{(end - status.start_time).total_seconds():.0f} s")

@@ -16,7 +16,7 @@ from tests.bench.bench_trainer import Case
 from trainyard.job import TrainingJob
 from trainyard.resolve import RunConfig, resolve
 from trainyard_trainer import log
-from trainyard_trainer.data import TokenFile, prepare_tokens
+from trainyard_trainer.data import TokenFile, Windows, prepare_tokens
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.train import Trainer
@@ -68,24 +68,23 @@ def make_config(case: Case) -> RunConfig:
 
 def trainer_turn(config: RunConfig, world: World, tokens: TokenFile) -> Callable[[int], None]:
     """The built-in trainer as a worker runs it, with its metrics and reports."""
-    trainer = Trainer(config, world, tokens)
+    trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
     metrics = Metrics(config, world.rank)
 
     def turn(steps: int) -> None:
-        stop = config.trainer.stop.replace(steps=trainer.step + steps)
-        trainer.config = config.replace(trainer=config.trainer.replace(stop=stop))
-        trainer.run(metrics, metrics.report)
+        trainer.total_steps = trainer.step + steps
+        trainer.run(metrics, metrics.report, metrics.evaluated)
 
     return turn
 
 
 def plain_turn(config: RunConfig, world: World, tokens: TokenFile) -> Callable[[int], None]:
     """What one would write without a framework."""
-    length, batch = config.model.sequence_length, config.trainer.batch.global_ // world.size
+    length, batch = config.gpt.sequence_length, config.trainer.batch.global_ // world.size
     data = np.memmap(tokens.path, dtype=tokens.dtype, mode="r")
     generator = np.random.default_rng(world.rank)
     torch.manual_seed(0)
-    model: torch.nn.Module = Gpt(config.model)
+    model: torch.nn.Module = Gpt(config.gpt)
     if world.size > 1:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

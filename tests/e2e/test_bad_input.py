@@ -54,7 +54,7 @@ def test_kubectl_refuses_an_unknown_field_and_a_broken_rule(world: World) -> Non
     uneven = trainer_job("uneven", steps=1, replicas=3)
     for body, message in (
         (misspelt, 'unknown field "spec.wrokers"'),
-        (uneven, "spec.trainer.batch.global: must be a multiple of the world size"),
+        (uneven, "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks"),
     ):
         with pytest.raises(Exception, match="exit") as refusal:
             world.apply(body)

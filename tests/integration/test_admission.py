@@ -172,7 +172,9 @@ async def test_scaling_is_judged_by_the_rules_too(namespace: Namespace) -> None:
     scale = await namespace.api.get(namespace.jobs("job", "scale"))
     assert scale["spec"]["replicas"] == 2
     scale["spec"]["replicas"] = 3
-    with pytest.raises(ApiRefusal, match=r"spec.trainer.batch.global: must be a multiple of the world size"):
+    with pytest.raises(
+        ApiRefusal, match=r"spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks"
+    ):
         await namespace.api.request("PUT", namespace.jobs("job", "scale"), scale)
     scale["spec"]["replicas"] = 4
     await namespace.api.request("PUT", namespace.jobs("job", "scale"), scale)

@@ -74,7 +74,10 @@ def test_ctrl_c_suspends_and_leaves_no_process_behind(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"stop": {"stepz": 3}}, "spec.trainer.stop.stepz: unknown field; did you mean steps?"),
-        ({"batch": {"global": 3}}, "spec.trainer.batch.global: must be a multiple of the world size"),
+        (
+            {"batch": {"global": 3}},
+            "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks",
+        ),
         ({"data": {"source": "text", "path": "/no/such"}}, "spec.trainer.data.path: /no/such does not exist"),
     ],
 )

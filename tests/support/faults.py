@@ -1,6 +1,7 @@
 """Manifests that must be refused: one table for admission without a cluster and for a real API server."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from tests.builders import make_manifest, trainer_spec
@@ -37,6 +38,32 @@ def _without(manifest: Manifest, *path: str) -> Manifest:
     return manifest
 
 
+def _parallel(replicas: int = 2, trainer: Manifest | None = None, **parallelism: Any) -> Manifest:
+    return make_manifest(replicas=replicas, trainer=trainer_spec(**(trainer or {})), parallelism=parallelism)
+
+
+def _digits_spec(**changes: Any) -> Manifest:
+    data = {"source": "classification", "builtin": "digits"}
+    return trainer_spec(**{"model": {"name": "mlp"}, "data": data, **changes})
+
+
+def _digits(**changes: Any) -> Manifest:
+    return make_manifest(trainer=_digits_spec(**changes))
+
+
+def _digits_with(model: Manifest) -> Manifest:
+    return _digits(model=model)
+
+
+def _size_of(field: str, model: str) -> str:
+    return f"spec.trainer.model.{field}: is a size of {model} only; remove it, or set spec.trainer.model.name: {model}"
+
+
+_BATCH = (
+    "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
+    "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers"
+)
+
 RULES = (
     Fault(
         "neither command nor trainer",
@@ -63,14 +90,12 @@ RULES = (
     Fault(
         "batch that the replicas do not divide",
         lambda: make_manifest(replicas=3, trainer=trainer_spec()),
-        "spec.trainer.batch.global: must be a multiple of the world size (workers.replicas x "
-        "workers.procsPerWorker); change the batch or the number of workers",
+        _BATCH,
     ),
     Fault(
         "batch that the processes do not divide",
         lambda: make_manifest(workers={"procsPerWorker": 3}, trainer=trainer_spec()),
-        "spec.trainer.batch.global: must be a multiple of the world size (workers.replicas x "
-        "workers.procsPerWorker); change the batch or the number of workers",
+        _BATCH,
     ),
     Fault(
         "batch that the GPUs do not divide",
@@ -78,14 +103,80 @@ RULES = (
             workers={"resources": {"limits": {"nvidia.com/gpu": 3}}},
             trainer=trainer_spec(),
         ),
-        "spec.trainer.batch.global: must be a multiple of the world size (workers.replicas x "
-        "workers.procsPerWorker); change the batch or the number of workers",
+        _BATCH,
     ),
     Fault(
         "micro-batch that does not divide the share of a rank",
         lambda: _trainer(batch={"global": 16, "micro": 3}),
-        "spec.trainer.batch.micro: the share of one rank (batch.global / world size) must be a multiple "
+        "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
         "of it; choose a divisor, or auto",
+    ),
+    Fault(
+        "parallelism of a program of one's own",
+        lambda: make_manifest(parallelism={"tensor": 2}),
+        "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+    ),
+    Fault(
+        "axes that do not divide the world size",
+        lambda: _parallel(tensor=2, pipeline={"stages": 2}),
+        "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
+        "workers.procsPerWorker); change an axis or the number of workers",
+    ),
+    Fault(
+        "a batch that the data-parallel ranks do not divide",
+        lambda: _parallel(6, tensor=2),
+        _BATCH,
+    ),
+    Fault(
+        "a group of another mode than hsdp",
+        lambda: _parallel(data={"mode": "fsdp", "shard": 2}),
+        "spec.parallelism.data.shard: is only for mode hsdp (fsdp shards over all ranks, ddp over none); remove "
+        "it, or set mode: hsdp",
+    ),
+    Fault(
+        "a group that does not divide the data-parallel ranks",
+        lambda: _parallel(8, tensor=2, data={"mode": "hsdp", "shard": 3}),
+        "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
+        "context x pipeline.stages)); choose a divisor",
+    ),
+    Fault(
+        "fewer micro-batches than stages",
+        lambda: _parallel(2, {"batch": {"global": 16, "micro": 16}}, pipeline={"stages": 2}),
+        "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
+        "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
+    ),
+    Fault(
+        "tensor and context that do not divide the heads",
+        lambda: _parallel(8, tensor=4, context=2),
+        "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
+        "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
+    ),
+    Fault(
+        "tensor that does not divide the feed-forward width",
+        lambda: _parallel(4, {"model": {"name": "gpt", "preset": "nano", "ffnDim": 386}}, tensor=4),
+        "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
+    ),
+    Fault(
+        "tensor that does not divide the vocabulary",
+        lambda: _parallel(
+            2, {"data": {"source": "text", "builtin": "python-stdlib", "tokenizer": "bpe", "vocabSize": 4095}}, tensor=2
+        ),
+        "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
+        "lower it, or change the vocabulary",
+    ),
+    Fault(
+        "a sequence that tensor and context do not divide",
+        lambda: _parallel(
+            4, {"data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 126}}, tensor=2, context=2
+        ),
+        "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
+        "change it or the axes",
+    ),
+    Fault(
+        "more stages than layers",
+        lambda: _parallel(4, {"batch": {"global": 64}}, pipeline={"stages": 4, "schedule": "ZBV"}),
+        "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
+        "has two stages; use fewer stages, another schedule, or more layers",
     ),
     Fault(
         "processes per worker in a word",
@@ -114,13 +205,13 @@ RULES = (
         "two sources of text",
         lambda: _trainer(data={"source": "text", "builtin": "python-stdlib", "path": "/data"}),
         "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
-        "(builtin: python-stdlib needs no files)",
+        "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
         "no source of text",
         lambda: _trainer(data={"source": "text"}),
         "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
-        "(builtin: python-stdlib needs no files)",
+        "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
         "a decay of one",
@@ -130,8 +221,75 @@ RULES = (
     Fault(
         "a warm-up longer than the training",
         lambda: _trainer(schedule={"warmupSteps": 101}),
-        "spec.trainer.schedule.warmupSteps: must not exceed spec.trainer.stop.steps; shorten the warm-up "
+        "spec.trainer.schedule: warmupSteps and decaySteps must not exceed spec.trainer.stop.steps; shorten them, "
         "or train longer",
+    ),
+    Fault(
+        "a decay of a schedule that has none",
+        lambda: _trainer(schedule={"name": "linear", "decaySteps": 10}),
+        "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",
+    ),
+    *(
+        Fault(f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _size_of(size, "gpt"))
+        for size, value in (("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2))
+    ),
+    Fault("hidden layers for a gpt", lambda: _model(hidden=[64]), _size_of("hidden", "mlp")),
+    Fault(
+        "an mlp that learns from text",
+        lambda: _trainer(model={"name": "mlp"}),
+        "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
+        "spec.trainer.model.name or the data",
+    ),
+    Fault(
+        "digits as text",
+        lambda: _trainer(data={"source": "text", "builtin": "digits"}),
+        "spec.trainer.data.builtin: python-stdlib is text and digits is classification; change builtin or source",
+    ),
+    Fault(
+        "evaluation of nothing",
+        lambda: _trainer(evaluation={"everySteps": 5}),
+        "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",
+    ),
+    Fault(
+        "evaluation in a V",
+        lambda: _parallel(
+            2,
+            {"data": {"source": "text", "builtin": "python-stdlib", "heldOut": 0.1}},
+            pipeline={"stages": 2, "schedule": "ZBV"},
+        ),
+        "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
+        "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
+    ),
+    Fault(
+        "an mlp in two stages",
+        lambda: make_manifest(trainer=_digits_spec(), parallelism={"pipeline": {"stages": 2}}),
+        "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
+        "and pipeline, or train a gpt",
+    ),
+    Fault(
+        "two ways to stop",
+        lambda: _trainer(stop={"steps": 10, "epochs": 1}),
+        "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
+    ),
+    Fault(
+        "Nesterov's momentum without momentum",
+        lambda: _trainer(optimizer={"name": "sgd", "nesterov": True}),
+        "spec.trainer.optimizer.nesterov: needs momentum; set spec.trainer.optimizer.momentum, usually to 0.9",
+    ),
+    *(
+        Fault(
+            f"{parameter} of an optimizer that has none",
+            partial(_trainer, optimizer={"name": name, parameter: value}),
+            f"spec.trainer.optimizer.{parameter}: is a parameter of {owners} only; remove it, or choose one of these "
+            "as spec.trainer.optimizer.name",
+        )
+        for parameter, value, name, owners in (
+            ("momentum", 0.9, "adam", "sgd, rmsprop, muon"),
+            ("nesterov", True, "adamw", "sgd, muon"),
+            ("alpha", 0.9, "sgd", "rmsprop"),
+            ("betas", [0.9, 0.9], "rmsprop", "adam, adamw, muon"),
+            ("eps", 1e-8, "sgd", "adagrad, rmsprop, adam, adamw, muon"),
+        )
     ),
     Fault(
         "a name too long for a pod's host name",
@@ -202,9 +360,9 @@ SCHEMA = (
     Fault(
         "an unknown preset",
         lambda: _model(preset="huge"),
-        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b' or '8b', not 'huge'",
+        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b', '8b' or '70b', not 'huge'",
         server='spec.trainer.model.preset: Unsupported value: "huge": supported values: "nano", "tiny", "small", '
-        '"medium", "1b", "8b"',
+        '"medium", "1b", "8b", "70b"',
     ),
     Fault(
         "a learning rate of zero",

@@ -20,7 +20,7 @@ def sum_instead_of_mean() -> None:
     clip = Trainer._clip_gradients
 
     def faulty(self: Trainer) -> torch.Tensor:
-        for parameter in self.model.parameters():
+        for parameter in self.parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(self.world.size)
         return clip(self)
@@ -48,7 +48,7 @@ def forget_accumulation() -> None:
 def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
     windows_of = Sampler.windows_of
-    Sampler.windows_of = lambda self, step, rank: windows_of(self, step, 0)  # type: ignore[method-assign]
+    Sampler.windows_of = lambda self, step, index: windows_of(self, step, 0)  # type: ignore[method-assign]
     launch.main()
 
 

@@ -19,16 +19,19 @@ from typing import Any
 import psutil
 
 from trainyard import contract
-from trainyard.job import TrainingJob
+from trainyard.admission import admit
 from trainyard.resolve import RunConfig, resolve
 from trainyard.termination import TerminationMessage
 
+API_VERSION = f"{contract.GROUP}/{contract.VERSION}"
 ENTRY = "trainyard_trainer.launch:main"
 ROOT = Path(__file__).parents[2]
 
 
-def make_config(world_size: int = 1, **trainer: Any) -> RunConfig:
-    """A tiny run; keyword arguments replace parts of spec.trainer."""
+def make_config(
+    world_size: int = 1, parallelism: dict[str, Any] | None = None, *, replace: bool = False, **trainer: Any
+) -> RunConfig:
+    """A tiny run, as admission would let it pass; other arguments are merged into spec.trainer or replace parts."""
     model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     spec: dict[str, Any] = {
         "model": model,
@@ -39,12 +42,16 @@ def make_config(world_size: int = 1, **trainer: Any) -> RunConfig:
         "logEverySteps": 1,
     }
     for key, value in trainer.items():
-        spec[key] = {**spec[key], **value} if isinstance(value, dict) and key in spec else value
+        merge = isinstance(value, dict) and key in spec and not replace
+        spec[key] = {**spec[key], **value} if merge else value
     if spec["data"].get("path"):
-        spec["data"].pop("builtin")
+        spec["data"].pop("builtin", None)
     workers = {"replicas": world_size}
-    body = {"metadata": {"name": "tests"}, "spec": {"workers": workers, "trainer": spec}}
-    return resolve(TrainingJob.from_dict(body))
+    job: dict[str, Any] = {"workers": workers, "trainer": spec}
+    if parallelism is not None:
+        job["parallelism"] = parallelism
+    body = {"apiVersion": API_VERSION, "kind": contract.KIND, "metadata": {"name": "tests"}, "spec": job}
+    return resolve(admit(body))
 
 
 def free_port() -> int:
@@ -74,6 +81,11 @@ class Pod:
     def reports(self) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.stdout.splitlines()]
         return [line for line in lines if "step" in line]
+
+    @property
+    def evaluations(self) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in self.stdout.splitlines()]
+        return [line["evaluation"] for line in lines if "evaluation" in line]
 
     @property
     def word(self) -> TerminationMessage | None:

@@ -73,7 +73,7 @@ def test_workers_with_different_text(start: Starter) -> None:
     pods = start(make_config(2), 2, entry="tests.trainer.faults:different_text")
     assert finish(pods) == [contract.EXIT_INVALID_CONFIG] * 2
     assert pods[0].word is not None
-    assert "do not hold the same text" in pods[0].word.message
+    assert "do not hold the same data" in pods[0].word.message
 
 
 @pytest.mark.parametrize("content", ["{}", "not json"])

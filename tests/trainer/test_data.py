@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard import contract
+from trainyard.datasets import Data
 from trainyard.resolve import RunConfig
-from trainyard.training import TextData
-from trainyard_trainer.data import Batches, TokenFile, prepare_tokens
+from trainyard_trainer.batches import Batches
+from trainyard_trainer.data import TokenFile, Windows, prepare_tokens
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.text import PIECE, find_text
 from trainyard_trainer.tokenizer import BpeTokenizer, ByteTokenizer
@@ -60,7 +61,7 @@ def test_bpe_shortens_what_it_was_trained_on(bpe: BpeTokenizer) -> None:
 
 
 def test_bpe_learns_the_same_entries_every_time(tmp_path: Path) -> None:
-    text = find_text(TextData(source="text", builtin="python-stdlib"))
+    text = find_text(Data(source="text", builtin="python-stdlib"))
     pieces = [next(iter(text.pieces())) for _ in range(1)] + ["äöü" * 99]
     for name in ("a.json", "b.json"):
         BpeTokenizer.train(iter(pieces), 1024, tmp_path / name)
@@ -70,20 +71,20 @@ def test_bpe_learns_the_same_entries_every_time(tmp_path: Path) -> None:
 def test_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> None:
     for name in ("b/2.txt", "a.txt", "b/1.txt", ".hidden/x.txt", "b/.y"):
         write(tmp_path / "text" / name, f"<{name}>")
-    text = find_text(TextData(source="text", path=str(tmp_path / "text")))
+    text = find_text(Data(source="text", path=str(tmp_path / "text")))
     assert "".join(text.pieces()) == "<a.txt><b/1.txt><b/2.txt>"
 
 
 def test_long_files_are_read_in_pieces_without_loss(tmp_path: Path) -> None:
     content = "aé\r\n☃" * (PIECE // 4)
-    text = find_text(TextData(source="text", path=str(write(tmp_path / "long.txt", content))))
+    text = find_text(Data(source="text", path=str(write(tmp_path / "long.txt", content))))
     pieces = list(text.pieces())
     assert "".join(pieces) == content
     assert max(map(len, pieces)) <= PIECE < len(content)
 
 
 def test_builtin_text_is_source_without_tests() -> None:
-    text = find_text(TextData(source="text", builtin="python-stdlib"))
+    text = find_text(Data(source="text", builtin="python-stdlib"))
     names = [str(path.relative_to(sysconfig.get_path("stdlib"))) for path in text.files]
     assert {"argparse.py", "json/decoder.py"} < set(names)
     assert not any(part in name.split("/") for name in names for part in ("test", "tests", "site-packages"))
@@ -93,7 +94,7 @@ def test_builtin_text_is_source_without_tests() -> None:
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     write(tmp_path / "text" / "a.txt", "fine")
     (tmp_path / "text" / "b.txt").symlink_to(tmp_path / "text" / "a.txt")
-    text = find_text(TextData(source="text", path=str(tmp_path / "text")))
+    text = find_text(Data(source="text", path=str(tmp_path / "text")))
     (tmp_path / "text" / "a.txt").unlink()
     with pytest.raises(ConfigError, match=r"spec\.trainer\.data\.path: .*/a\.txt cannot be read in the worker"):
         list(text.pieces())
@@ -150,7 +151,7 @@ def batches_for(tmp_path: Path, rank: int, size: int, micro: int) -> Batches:
     np.arange(200, dtype=np.uint16).tofile(path)
     tokens = TokenFile(path, "uint16", 200, "0" * 64)
     config = make_config(size, batch={"global": 8, "micro": micro})
-    return Batches(tokens, config, World(rank, rank, size, size, torch.device("cpu")))
+    return Batches(Windows(tokens, 16), config, World(rank, rank, size, size, torch.device("cpu")))
 
 
 def test_targets_are_the_inputs_one_later(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.resolve import GptConfig
-from trainyard_trainer.model import Attention, Gpt, initialize, parameter_count, rotary_table, rotate
+from trainyard_trainer.initial import initialize
+from trainyard_trainer.model import Attention, Gpt, rotary_table, rotate
 
 
 def sizes(**changes: int) -> GptConfig:
@@ -17,7 +18,7 @@ def sizes(**changes: int) -> GptConfig:
 
 def make_model(seed: int = 0, **changes: int) -> Gpt:
     model = Gpt(sizes(**changes))
-    initialize(model, seed, len(model.blocks))
+    initialize(model, seed, model.initial)
     return model
 
 
@@ -38,13 +39,12 @@ def test_parameters_and_their_names() -> None:
     expected = {"embed.weight": (32, 16), "norm.weight": (16,), "head.weight": (32, 16)}
     expected |= {f"blocks.{i}.{name}": shape for i in range(2) for name, shape in block.items()}
     assert shapes == expected
-    assert parameter_count(model) == sum(math.prod(shape) for shape in expected.values())
     assert list(model.state_dict()) == list(shapes)
 
 
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = rotary_table(5, 8)
+    cos, sin = rotary_table(0, 5, 8)
     pairs = torch.complex(x[..., :4], x[..., 4:])
     angles = torch.tensor([[t * 10_000.0 ** (-2 * i / 8) for i in range(4)] for t in range(5)], dtype=torch.float64)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
@@ -58,7 +58,7 @@ def test_attention_is_the_textbook_formula(kv_heads: int) -> None:
     torch.manual_seed(0)
     attention = Attention(sizes(kv_heads=kv_heads))
     x = torch.randn(2, 8, 16)
-    cos, sin = rotary_table(8, 4)
+    cos, sin = rotary_table(0, 8, 4)
     torch.testing.assert_close(attention(x, cos, sin), textbook_attention(attention, x, kv_heads, cos, sin))
 
 
@@ -97,14 +97,15 @@ def test_initial_values_follow_names_alone() -> None:
     """Neither the order of the modules, nor what else the model has, nor the global generator matters."""
     model = make_model()
     torch.manual_seed(123)
-    deeper = make_model(layers=4)
-    initialize(deeper, 0, 2)
+    stage = Gpt(sizes(), range(1, 2))
+    initialize(stage, 0, stage.initial)
     shuffled = nn.Module()
     for name, child in reversed(list(Gpt(sizes()).named_children())):
         shuffled.add_module(name, child)
-    initialize(shuffled, 0, 2)
+    initialize(shuffled, 0, model.initial)
+    for name, parameter in stage.named_parameters():
+        assert torch.equal(model.get_parameter(name), parameter)
     for name, parameter in model.named_parameters():
-        assert torch.equal(deeper.get_parameter(name), parameter)
         assert torch.equal(shuffled.get_parameter(name), parameter)
 
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.test_model import sizes
-from trainyard.training import AdamW, CosineSchedule
+from trainyard.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
 from trainyard_trainer.model import Gpt
-from trainyard_trainer.optimizer import build_optimizer, learning_rate_factor
+from trainyard_trainer.optimizer import build_optimizers, learning_rate_factor
 
 
 def test_warm_up_then_half_a_cosine() -> None:
-    schedule = CosineSchedule(warmup_steps=4, min_ratio=0.2)
+    schedule = Schedule(warmup_steps=4, min_ratio=0.2)
     factors = [learning_rate_factor(schedule, step, 12) for step in range(1, 13)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     assert factors[7] == pytest.approx(0.6)  # half way down
@@ -26,7 +26,7 @@ def test_warm_up_then_half_a_cosine() -> None:
 @given(st.integers(1, 200), st.integers(0, 200), st.floats(0, 1))
 def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: float) -> None:
     warmup = min(warmup, total)
-    schedule = CosineSchedule(warmup_steps=warmup, min_ratio=min_ratio)
+    schedule = Schedule(warmup_steps=warmup, min_ratio=min_ratio)
     factors = [learning_rate_factor(schedule, step, total) for step in range(1, total + 1)]
     assert all(0 <= f <= 1 for f in factors)
     assert factors[:warmup] == sorted(factors[:warmup])
@@ -37,9 +37,11 @@ def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: floa
 
 def test_decay_spares_the_norms() -> None:
     model = Gpt(sizes())
-    optimizer = build_optimizer(model, AdamW(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5))
+    optimizer = build_optimizers(
+        model.named_parameters(), Optimizer(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5)
+    )
     names = {id(p): name for name, p in model.named_parameters()}
-    decayed, spared = optimizer.param_groups
+    decayed, spared = optimizer.parts[0].param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.3, 0.0)
     assert all("norm" in names[id(p)] for p in spared["params"])
     assert not any("norm" in names[id(p)] for p in decayed["params"])
@@ -51,8 +53,8 @@ def test_one_step_is_the_published_rule() -> None:
     """Loshchilov and Hutter (2019), algorithm 2, in plain arithmetic."""
     layer = nn.Linear(2, 1, bias=False)
     start, gradient = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.3, -0.7]])
-    config = AdamW(learning_rate=0.1, weight_decay=0.2)
-    optimizer = build_optimizer(layer, config)
+    config = Optimizer(learning_rate=0.1, weight_decay=0.2)
+    optimizer = build_optimizers(layer.named_parameters(), config)
     with torch.no_grad():
         layer.weight.copy_(start)
     first = second = torch.zeros(1, 2)
@@ -64,3 +66,37 @@ def test_one_step_is_the_published_rule() -> None:
         update = (first / (1 - 0.9**step)) / ((second / (1 - 0.95**step)).sqrt() + 1e-8)
         expected = expected - 0.1 * (update + 0.2 * expected)
         torch.testing.assert_close(layer.weight.data, expected)
+
+
+@pytest.mark.parametrize("name", OPTIMIZER_PARAMETERS)
+def test_parameters_reach_the_algorithm(name: str) -> None:
+    given = {"momentum": 0.5, "nesterov": True, "alpha": 0.7, "betas": (0.6, 0.8), "eps": 1e-3, "weightDecay": 0.3}
+    own = {key: given[key] for key in OPTIMIZER_PARAMETERS[name]}
+    config = Optimizer.model_validate({"name": name, "learningRate": 0.5, **own})
+    found: dict[str, object] = {}
+    for part in build_optimizers(Gpt(sizes()).named_parameters(), config).parts:
+        found |= {key: value for key, value in part.param_groups[0].items() if key != "params"}
+    torch_names = {"weightDecay": "weight_decay"}
+    assert {key: found[torch_names.get(key, key)] for key in own} == own
+    assert found["lr"] == 0.5
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
+    model = Gpt(sizes())
+    muon, adamw = build_optimizers(model.named_parameters(), Optimizer(name="muon")).parts
+    names = {id(p): name for name, p in model.named_parameters()}
+    inner = {names[id(p)] for group in muon.param_groups for p in group["params"]}
+    rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
+    assert inner == {n for n in names.values() if n.startswith("blocks.") and "norm" not in n}
+    assert inner | rest == set(names.values())
+
+
+def test_the_other_shapes_of_the_learning_rate() -> None:
+    def factors(**schedule: object) -> list[float]:
+        config = Schedule.model_validate({"warmupSteps": 2, "minRatio": 0.2, **schedule})
+        return [round(learning_rate_factor(config, step, 10), 6) for step in range(1, 11)]
+
+    assert factors(name="constant") == [0.5] + [1.0] * 9
+    assert factors(name="linear") == [0.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
+    assert factors(name="wsd", decaySteps=4) == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
+    assert factors(name="wsd") == [0.5] + [1.0] * 8 + [0.2]

@@ -43,8 +43,8 @@ def test_order_looks_random(seed: int) -> None:
 @pytest.mark.parametrize("windows", [1, 7, 64, 100])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_layout_draws_the_same_samples(windows: int, world_size: int) -> None:
-    alone = Sampler(windows, seed=5, global_batch=8, world_size=1)
-    spread = Sampler(windows, seed=5, global_batch=8, world_size=world_size)
+    alone = Sampler(windows, seed=5, global_batch=8, shares=1)
+    spread = Sampler(windows, seed=5, global_batch=8, shares=world_size)
     for step in range(30):
         together = np.concatenate([spread.windows_of(step, rank) for rank in range(world_size)])
         assert together.tolist() == alone.windows_of(step, 0).tolist()
@@ -53,7 +53,7 @@ def test_every_layout_draws_the_same_samples(windows: int, world_size: int) -> N
 @pytest.mark.parametrize("windows", [1, 7, 64, 100])
 def test_no_window_is_repeated_or_skipped_within_an_epoch(windows: int) -> None:
     """Also where a batch begins in one epoch and ends in the next."""
-    sampler = Sampler(windows, seed=5, global_batch=8, world_size=2)
+    sampler = Sampler(windows, seed=5, global_batch=8, shares=2)
     drawn = [window for step in range(windows) for rank in (0, 1) for window in sampler.windows_of(step, rank).tolist()]
     assert len(drawn) == 8 * windows
     epochs = [drawn[start : start + windows] for start in range(0, len(drawn), windows)]

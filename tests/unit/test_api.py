@@ -93,8 +93,8 @@ def test_a_gpu_limit_that_is_no_number_is_a_problem_that_is_told() -> None:
 
 def test_a_batch_that_does_not_fit_a_scaled_group_is_a_problem_that_is_told() -> None:
     (problem,) = spec_problems(make_job(replicas=3, trainer=trainer_spec()))
-    assert problem.startswith("spec.trainer.batch.global: 16 must be a multiple of the world size 3 ")
-    with pytest.raises(ValueError, match="must be a multiple of the world size 3"):
+    assert problem.startswith("spec.trainer.batch.global: 16 must be a multiple of the 3 data-parallel ranks ")
+    with pytest.raises(ValueError, match="must be a multiple of the 3 data-parallel ranks"):
         resolve(make_job(replicas=3, trainer=trainer_spec()))
 
 
@@ -106,13 +106,13 @@ def test_there_is_nothing_to_resolve_for_a_program_of_ones_own() -> None:
 
 def test_overrides_replace_single_sizes_of_a_preset() -> None:
     model = {"name": "gpt", "preset": "nano", "layers": 2}
-    config = resolve(make_job(trainer=trainer_spec(model=model))).model
+    config = resolve(make_job(trainer=trainer_spec(model=model))).gpt
     assert (config.dim, config.layers, config.heads, config.vocab_size) == (128, 2, 4, 256)
 
 
 def test_the_vocabulary_is_the_tokenizers() -> None:
     data = {"source": "text", "builtin": "python-stdlib", "tokenizer": "bpe", "vocabSize": 1000}
-    assert resolve(make_job(trainer=trainer_spec(data=data))).model.vocab_size == 1000
+    assert resolve(make_job(trainer=trainer_spec(data=data))).gpt.vocab_size == 1000
 
 
 @given(

@@ -285,7 +285,7 @@ def test_a_spec_that_cannot_work_fails_at_once_without_pods(suspend: bool) -> No
     assert story.settle().actions == ()
     assert story.phase == Phase.FAILED
     assert story.condition("Failed").reason == "InvalidSpec"
-    assert "must be a multiple of the world size 3" in story.condition("Failed").message
+    assert "must be a multiple of the 3 data-parallel ranks" in story.condition("Failed").message
     assert story.status.completion_time == NOW
 
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from trainyard.contract import ENV_CACHE
 from trainyard.resolve import RunConfig
 from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.sampling import Sampler
+from trainyard_trainer.sampling import IntArray
 from trainyard_trainer.text import Text, find_text
 from trainyard_trainer.tokenizer import build_tokenizer
-from trainyard_trainer.world import World
 
 _FORMAT = 1
 """Part of a cache key; to be raised when the same text would give other tokens than before."""
@@ -62,7 +61,7 @@ def prepare_tokens(config: RunConfig) -> TokenFile:
         if not index.exists():
             _write(index, json.dumps(_tokenize(config, text, folder)))
     tokens = TokenFile(path=folder / "tokens.bin", **json.loads(index.read_text()))
-    needed = config.model.sequence_length + 1
+    needed = config.gpt.sequence_length + 1
     if tokens.count < needed:
         raise ConfigError(
             f"{text.field}: {text.root} gives {tokens.count} tokens, and one sample needs {needed} "
@@ -89,12 +88,12 @@ def _make_folder(path: Path) -> Path:
 
 def _cache_key(config: RunConfig, text: Text) -> str:
     data = config.trainer.data
-    what = [_FORMAT, data.tokenizer, config.model.vocab_size, text.identity()]
+    what = [_FORMAT, data.tokenizer, config.gpt.vocab_size, text.identity()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
 def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
-    vocabulary = config.model.vocab_size
+    vocabulary = config.gpt.vocab_size
     dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
     tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder)
     digest, count = hashlib.sha256(), 0
@@ -121,26 +120,33 @@ def _write(path: Path, text: str) -> None:
     part.rename(path)
 
 
-class Batches:
-    """The micro-batches of one rank."""
+class Windows:
+    """Samples of text: windows of `length` tokens, and as targets the token after each.
 
-    def __init__(self, tokens: TokenFile, config: RunConfig, world: World) -> None:
+    Neighbouring windows share one token: the last target of one is the first input of the next.
+    """
+
+    def __init__(self, tokens: TokenFile, length: int) -> None:
+        self._file = tokens
         self._tokens = tokens.read()
-        self._length = config.model.sequence_length
-        self._micro = config.micro_batch
-        self._device = world.device
-        self._rank = world.rank
-        # Neighbouring windows share one token: the last target of one is the first input of the next.
-        windows = (tokens.count - 1) // self._length
-        self.sampler = Sampler(windows, config.trainer.seed, config.trainer.batch.global_, world.size)
-        self._offsets = np.arange(self._length + 1)
+        self._length = length
 
-    def of_step(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and targets, each [micro-batch, sequence length], of a step (from 0)."""
-        windows = self.sampler.windows_of(step, self._rank)
-        for start in range(0, len(windows), self._micro):
-            starts = windows[start : start + self._micro] * self._length
-            ids = torch.from_numpy(self._tokens[starts[:, None] + self._offsets].astype(np.int64))
-            if self._device.type == "cuda":
-                ids = ids.pin_memory().to(self._device, non_blocking=True)
-            yield ids[:, :-1], ids[:, 1:]
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return (self._file.count - 1) // self._length
+
+    @property
+    def fingerprint(self) -> int:
+        """63 bits of the digest of all tokens."""
+        return self._file.fingerprint
+
+    def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
+        """Token ids and those one later, each [N, length / parts]: one of so many parts of each window."""
+        size = self._length // parts
+        offsets = part * size + np.arange(size + 1)
+        ids = torch.from_numpy(self._tokens[numbers[:, None] * self._length + offsets].astype(np.int64))
+        return ids[:, :-1], ids[:, 1:]
+
+    def __str__(self) -> str:
+        return f"{self._file.count:,} tokens in windows of {self._length:,}"

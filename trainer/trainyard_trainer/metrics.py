@@ -43,8 +43,6 @@ class Metrics:
         )
         self._data = self._duration.labels(*self._labels, "data")
         self._compute = self._duration.labels(*self._labels, "compute")
-        planned = self._gauge(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.")
-        planned.labels(*self._labels).set(self._config.trainer.stop.steps)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, contract.METRIC_LABELS, registry=self.registry).labels(*self._labels)
@@ -68,6 +66,11 @@ class Metrics:
                 contract.ENV_METRICS_PORT,
             )
 
+    def plan(self, total_steps: int) -> None:
+        """Say how many steps there will be."""
+        if self._leads:
+            self._gauge(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.").labels(*self._labels).set(total_steps)
+
     def step(self, data_seconds: float, seconds: float) -> None:
         """Count one optimizer step."""
         self._last_step.labels(*self._labels).set(time.time())
@@ -76,9 +79,15 @@ class Metrics:
         batch = self._config.trainer.batch.global_
         self._steps.inc()
         self._samples.inc(batch)
-        self._tokens.inc(batch * self._config.model.sequence_length)
+        self._tokens.inc(batch * self._config.tokens_per_sample)
         self._data.observe(data_seconds)
         self._compute.observe(seconds - data_seconds)
+
+    def evaluated(self, figures: dict[str, float]) -> None:
+        """Show the figures of an evaluation."""
+        for name, value in figures.items():
+            text = f"Held-out samples, at the last evaluation: {name}."
+            self._gauge(f"{contract.METRIC_EVALUATION}{name}", text).labels(*self._labels).set(value)
 
     def report(self, report: StepReport) -> None:
         """Show the figures of a report."""

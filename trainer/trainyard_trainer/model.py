@@ -4,8 +4,8 @@ Letters in names and comments: B samples, T positions, D width of the residual s
 value heads, E width of a head (D / H), F width of the feed-forward network, V vocabulary.
 """
 
-import hashlib
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,29 +18,52 @@ INIT_STD = 0.02
 
 
 class Gpt(nn.Module):
-    """Token ids [B, T] in, logits [B, T, V] of the next token out."""
+    """Token ids [B, T] in, logits [B, T, V] of the next token out.
 
-    cos_TE: Tensor
-    sin_TE: Tensor
+    Of a pipeline it is one stage: some of the blocks, the embedding only in the first stage, and norm and head only in
+    the last. Between stages goes the residual stream [B, T, D]. Names of parameters are those of the whole model.
+    """
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: GptConfig, layers: range | None = None) -> None:
         super().__init__()
-        self.embed = nn.Embedding(config.vocab_size, config.dim)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
-        cos, sin = rotary_table(config.sequence_length, config.dim // config.heads)
-        self.register_buffer("cos_TE", cos, persistent=False)
-        self.register_buffer("sin_TE", sin, persistent=False)
+        layers = range(config.layers) if layers is None else layers
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.dim) if layers.start == 0 else None
+        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in layers})
+        last = layers.stop == config.layers
+        self.norm = nn.RMSNorm(config.dim, eps=1e-5) if last else None
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if last else None
+        self.set_positions(0, config.sequence_length, torch.device("cpu"))
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        positions = tokens_BT.shape[1]
-        cos_TE, sin_TE = self.cos_TE[:positions], self.sin_TE[:positions]
-        x_BTD = self.embed(tokens_BT)
-        for block in self.blocks:
-            x_BTD = block(x_BTD, cos_TE, sin_TE)
-        logits_BTV: Tensor = self.head(self.norm(x_BTD))
-        return logits_BTV
+    def set_positions(self, first: int, count: int, device: torch.device) -> None:
+        """Say which positions of the sequence the inputs hold: all of them, unless the context is split."""
+        cos, sin = rotary_table(first, count, self.config.dim // self.config.heads)
+        # No buffers: DistributedDataParallel would give all ranks those of rank 0.
+        self.cos_TE, self.sin_TE = cos.to(device), sin.to(device)
+
+    def layers(self) -> "list[Block]":
+        """The blocks, in order."""
+        return cast("list[Block]", list(self.blocks.values()))
+
+    def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+        """Mean and deviation of a parameter's initial values.
+
+        Gains of the norms are 1. Matrices have deviation 0.02, those that write to the residual stream divided by
+        sqrt(2 x layers) (Radford et al., 2019).
+        """
+        if len(shape) < 2:
+            return 1.0, 0.0
+        narrow = name.endswith((".o.weight", ".down.weight"))
+        return 0.0, INIT_STD / math.sqrt(2 * self.config.layers) if narrow else INIT_STD
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.embed is not None:
+            x = self.embed(x)
+        for block in self.layers():
+            x = block(x, self.cos_TE, self.sin_TE)
+        if self.norm is not None and self.head is not None:
+            x = self.head(self.norm(x))
+        return x
 
 
 class Block(nn.Module):
@@ -65,7 +88,7 @@ class Attention(nn.Module):
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
         self.head_dim = config.dim // config.heads
-        self.grouped = config.kv_heads != config.heads
+        self.core: nn.Module = CausalAttention(grouped=config.kv_heads != config.heads)
         self.q = nn.Linear(config.dim, config.heads * self.head_dim, bias=False)
         self.k = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.v = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
@@ -76,11 +99,24 @@ class Attention(nn.Module):
         q_BHTE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k_BKTE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         v_BKTE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        q_BHTE = rotate(q_BHTE, cos_TE, sin_TE)
-        k_BKTE = rotate(k_BKTE, cos_TE, sin_TE)
-        y_BHTE = F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.grouped)
+        positions = q_BHTE.shape[2]
+        cos_TE, sin_TE = cos_TE[:positions], sin_TE[:positions]
+        y_BHTE = self.core(rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE), v_BKTE)
         y_BTD: Tensor = self.o(y_BHTE.transpose(1, 2).flatten(-2))
         return y_BTD
+
+
+class CausalAttention(nn.Module):
+    """Each position looks at itself and at those before it. It has no parameters; a part of its own so that a split
+    context can be put around it.
+    """
+
+    def __init__(self, grouped: bool) -> None:
+        super().__init__()
+        self.grouped = grouped
+
+    def forward(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.grouped)
 
 
 class FeedForward(nn.Module):
@@ -97,13 +133,14 @@ class FeedForward(nn.Module):
         return y_BTD
 
 
-def rotary_table(positions: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, E] of the rotary position embedding (Su et al., 2021).
+def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, E] of the rotary position embedding (Su et al., 2021), from a first position on.
 
     Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and turns by position / base^(2i/E).
     """
-    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = torch.outer(torch.arange(positions, dtype=torch.float64), frequencies)
+    cpu = torch.device("cpu")
+    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=cpu) / head_dim)
+    angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=cpu), frequencies)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos().float(), angles.sin().float()
 
@@ -112,30 +149,3 @@ def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
     """Turn each pair of a head by the angle of its position."""
     first, second = x_BHTE.chunk(2, dim=-1)
     return x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
-
-
-@torch.no_grad()
-def initialize(model: nn.Module, seed: int, layers: int) -> None:
-    """Set every parameter to a value that depends on the seed, its name and its shape, and on nothing else.
-
-    So the weights are the same however the model is later split over processes, and whatever else is in it.
-    Matrices are normal with deviation 0.02, those that write to the residual stream divided by
-    sqrt(2 x layers) (Radford et al., 2019); gains of the norms are 1.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.ndim < 2:
-            parameter.fill_(1.0)
-            continue
-        std = INIT_STD / math.sqrt(2 * layers) if name.endswith((".o.weight", ".down.weight")) else INIT_STD
-        generator = torch.Generator().manual_seed(_seed_of(seed, name))
-        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-
-
-def _seed_of(seed: int, name: str) -> int:
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1  # manual_seed takes 63 bits without a sign
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of trained scalars."""
-    return sum(p.numel() for p in model.parameters())

@@ -1,21 +1,90 @@
-"""How a model is spread over the processes: applied from outside, in one place, in one fixed order."""
+"""How a model is spread over the ranks: applied from outside, in one place, in one fixed order."""
 
+import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from trainyard_trainer.world import World
+from trainyard.parallelism import PipelineParallelism
+from trainyard.resolve import MlpConfig, RunConfig
+from trainyard_trainer.context import split_context
+from trainyard_trainer.initial import initialize
+from trainyard_trainer.mesh import RankMesh
+from trainyard_trainer.mlp import Mlp
+from trainyard_trainer.model import Gpt
+from trainyard_trainer.samples import Samples
+from trainyard_trainer.stages import layers_of_stage, stages_of_rank
+from trainyard_trainer.table import Table
+from trainyard_trainer.tensor import split_matrices
 
 
-def parallelize(model: nn.Module, world: World) -> nn.Module:
-    """The model as this rank runs it.
+def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: torch.device) -> list[nn.Module]:
+    """The parts of the model that this rank holds, in order of their stages: one, or two with some schedules.
 
-    Data parallelism: every rank holds all parameters, and gradients are averaged while the backward pass runs
-    (Li et al., 2020). With one rank there is nothing to wrap.
+    A part is made without memory, split, and only then filled, so that no rank ever holds more than its own.
     """
-    if world.size == 1:
-        return model
+    parts: list[nn.Module] = []
+    for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
+        part = _build_part(config, samples, stage)
+        if isinstance(part, Gpt):
+            _split(part, mesh)
+        if not mesh.is_plain and mesh.parameters.size() > 1:
+            _shard(part, mesh)
+        part.to_empty(device=device)
+        if isinstance(part, Gpt):
+            positions = part.config.sequence_length // mesh.sizes.context
+            part.set_positions(mesh.at.context * positions, positions, device)
+        initialize(part, config.trainer.seed, part.initial)
+        parts.append(_replicate(part, device) if mesh.is_plain and mesh.sizes.size > 1 else part)
+    return parts
+
+
+def parameter_count(config: RunConfig, samples: Samples) -> int:
+    """Number of trained scalars of the whole model."""
+    whole = PipelineParallelism()
+    return sum(p.numel() for p in _build_part(config, samples, 0, whole).parameters())
+
+
+def _build_part(
+    config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None
+) -> Gpt | Mlp:
+    """One stage of the model, without memory for its parameters."""
+    with torch.device("meta"):
+        if isinstance(config.model, MlpConfig):
+            assert isinstance(samples, Table)
+            return Mlp(samples.width, config.model.hidden, samples.class_count)
+        pipeline = pipeline or config.parallelism.pipeline
+        return Gpt(config.model, layers_of_stage(pipeline, config.model.layers, stage))
+
+
+def _split(part: Gpt, mesh: RankMesh) -> None:
+    if mesh.sizes.tensor > 1:
+        split_matrices(part, mesh["tensor"])
+    if mesh.sizes.context > 1:
+        split_context(part, mesh.group("context"))
+
+
+def _replicate(part: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Every rank holds all parameters; gradients are averaged while the backward pass runs (Li et al., 2020)."""
     return DistributedDataParallel(
-        model,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
+        part,
+        device_ids=[device] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
     )
+
+
+def _shard(part: Gpt | Mlp, mesh: RankMesh) -> None:
+    """Shard parameters, gradients and optimizer state, block by block (FSDP2; ZeRO, Rajbhandari et al., 2020).
+
+    With a shard axis of 1 this is plain data parallelism for models that are split in other ways, too.
+    """
+    # In a pipeline a block is used once per micro-batch, and to gather it each time would cost more than it saves.
+    again = mesh.sizes.pipeline == 1
+    for block in part.layers() if isinstance(part, Gpt) else ():
+        fully_shard(block, mesh=mesh.parameters, reshard_after_forward=again)
+    fully_shard(part, mesh=mesh.parameters, reshard_after_forward=again)
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients are added up: the loss is divided by the tokens of the whole batch already.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)

@@ -22,12 +22,13 @@ class Sampler:
     windows: int
     seed: int
     global_batch: int
-    world_size: int
+    shares: int
+    """Parts of a global batch: the data-parallel ranks."""
 
-    def windows_of(self, step: int, rank: int) -> IntArray:
-        """Windows that a rank draws for a step (both from 0), in order: [global_batch / world_size]."""
-        share = self.global_batch // self.world_size
-        start = step * self.global_batch + rank * share
+    def windows_of(self, step: int, index: int) -> IntArray:
+        """Windows of a share of the batch of a step (both from 0), in order: [global_batch / shares]."""
+        share = self.global_batch // self.shares
+        start = step * self.global_batch + index * share
         return self.windows_at(np.arange(start, start + share, dtype=np.int64))
 
     def windows_at(self, samples: IntArray) -> IntArray:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainyard.training import TextData
+from trainyard.datasets import Data
 from trainyard_trainer.errors import ConfigError
 
 PIECE = 1 << 20
@@ -51,7 +51,7 @@ class Text:
         return [(str(path), found.st_size, found.st_mtime_ns) for path, found in status]
 
 
-def find_text(config: TextData) -> Text:
+def find_text(config: Data) -> Text:
     """The files that the configuration names.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.training import TextData
+from trainyard.datasets import Data
 
 BYTE_VOCABULARY = 256
 
@@ -70,7 +70,7 @@ class BpeTokenizer:
         return str(self._encoder.decode(ids))
 
 
-def build_tokenizer(config: TextData, pieces: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
+def build_tokenizer(config: Data, pieces: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
     """The tokenizer that the configuration asks for; one that must be learned is stored in the folder."""
     if config.tokenizer == "byte":
         return ByteTokenizer()

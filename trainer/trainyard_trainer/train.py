@@ -1,23 +1,26 @@
 """The life of a run, from top to bottom, as one rank lives it."""
 
+import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from trainyard.resolve import RunConfig
 from trainyard_trainer import log
-from trainyard_trainer.data import Batches, TokenFile
+from trainyard_trainer.batches import Batches
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.gradient import clip_gradients, gradient_norm
+from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.model import Gpt, initialize, parameter_count
-from trainyard_trainer.optimizer import build_optimizer, learning_rate_factor
-from trainyard_trainer.parallel import parallelize
+from trainyard_trainer.optimizer import build_optimizers, learning_rate_factor
+from trainyard_trainer.parallel import build_parts, parameter_count
+from trainyard_trainer.passes import make_passes
 from trainyard_trainer.report import StepReport
+from trainyard_trainer.samples import Samples
+from trainyard_trainer.table import Table
 from trainyard_trainer.world import World
 
 
@@ -28,42 +31,53 @@ class Trainer:
     run on any number of ranks and with any micro-batch, up to rounding.
     """
 
-    def __init__(self, config: RunConfig, world: World, tokens: TokenFile) -> None:
+    def __init__(self, config: RunConfig, world: World, samples: Samples) -> None:
         self.config = config
         self.world = world
-        self.batches = Batches(tokens, config, world)
-        model = Gpt(config.model)
-        initialize(model, config.trainer.seed, config.model.layers)
-        self.model = parallelize(model.to(world.device), world)
-        self.optimizer = build_optimizer(self.model, config.trainer.optimizer)
+        self.batches = Batches(samples, config, world)
+        self.mesh = RankMesh(config.mesh, world)
+        self.parts = build_parts(config, self.mesh, samples, world.device)
+        named = [pair for part in self.parts for pair in part.named_parameters()]
+        self.parameters = [p for _, p in named]
+        self.passes = make_passes(config, self.mesh, self.parts, world.device)
+        self.optimizers = build_optimizers(named, config.trainer.optimizer)
+        self.total_steps = total_steps(config, self.batches.trained)
         self.step = 0
         """Optimizer steps done."""
+        parameters = parameter_count(config, samples)
         log.info(
-            f"{parameter_count(model):,} parameters, {tokens.count:,} tokens in a vocabulary of "
-            f"{config.model.vocab_size:,}, {world.size} ranks on {world.device.type}",
-            parameters=parameter_count(model),
-            tokens=tokens.count,
-            vocabulary=config.model.vocab_size,
+            f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
+            parameters=parameters,
+            samples=self.batches.trained,
+            heldOut=self.batches.held_out,
             worldSize=world.size,
             device=world.device.type,
             threads=torch.get_num_threads(),
         )
+        self._classes = samples.class_count if isinstance(samples, Table) else None
 
-    def run(self, metrics: Metrics | None, on_report: Callable[[StepReport], None]) -> None:
+    def run(
+        self,
+        metrics: Metrics | None,
+        on_report: Callable[[StepReport], None],
+        on_evaluation: Callable[[dict[str, float]], None],
+    ) -> None:
         """Train to the last step. Rank 0 reports the first step, every logEverySteps-th, and the last.
 
-        Between reports nothing waits for the device.
+        Between reports and evaluations nothing waits for the device.
         """
-        total = self.config.trainer.stop.steps
+        total = self.total_steps
         every = self.config.trainer.log_every_steps
         clock = _Clock()
+        if metrics is not None:
+            metrics.plan(total)
         while self.step < total:
             began = time.perf_counter()
             learning_rate = self._set_learning_rate(self.step + 1)
             loss, data_seconds = self._accumulate_gradients()
             norm = self._clip_gradients()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            self.optimizers.step()
+            self.optimizers.zero_grad()
             self.step += 1
             if self.step == 1 or self.step % every == 0 or self.step == total:
                 report = self._report(loss, norm, learning_rate, clock)
@@ -71,65 +85,75 @@ class Trainer:
                     on_report(report)
             if metrics is not None:
                 metrics.step(data_seconds, time.perf_counter() - began)
+            if self._evaluates():
+                figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+                if self.world.rank == 0:
+                    on_evaluation(figures)
+
+    def _evaluates(self) -> bool:
+        every = self.config.trainer.evaluation.every_steps
+        now = self.step == self.total_steps or (every is not None and self.step % every == 0)
+        return now and self.batches.held_out > 0
 
     def _set_learning_rate(self, step: int) -> float:
         trainer = self.config.trainer
-        factor = learning_rate_factor(trainer.schedule, step, trainer.stop.steps)
+        factor = learning_rate_factor(trainer.schedule, step, self.total_steps)
         learning_rate = trainer.optimizer.learning_rate * factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        self.optimizers.set_learning_rate(learning_rate)
         return learning_rate
 
     def _accumulate_gradients(self) -> tuple[Tensor, float]:
-        """Forward and backward over this rank's share of the global batch.
-
-        Returns the mean loss over that share, still on the device, and the seconds spent waiting for data.
-        """
-        parts = self.config.accumulation
-        loss = torch.zeros((), device=self.world.device)
-        batches = self.batches.of_step(self.step)
-        waited = 0.0
-        for part in range(parts):
-            began = time.perf_counter()
-            inputs, targets = next(batches)
-            waited += time.perf_counter() - began
-            with self._no_exchange() if part < parts - 1 else nullcontext():
-                logits = self.model(inputs)
-                part_loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten()) / parts
-                part_loss.backward()  # type: ignore[no-untyped-call]
-            loss += part_loss.detach()
-        return loss, waited
-
-    def _no_exchange(self) -> AbstractContextManager[None]:
-        """Only the last micro-batch of a step needs the gradients of the other ranks."""
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
+        """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
+        return self.passes.run(self.batches, self.step)
 
     def _clip_gradients(self) -> Tensor:
         """Scale the gradient down to the largest norm allowed; the norm before that, still on the device."""
         limit = self.config.trainer.optimizer.gradient_clip
-        norm = get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        norm = gradient_norm(self.parameters, self.mesh)
         if limit > 0:
-            clip_grads_with_norm_(self.model.parameters(), limit, norm)
+            clip_gradients(self.parameters, norm, limit)
         return norm
 
     def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: "_Clock") -> StepReport:
         """Figures of the step just done. All ranks must call it; it waits for the device."""
-        mean_loss = (self.world.sum(loss) / self.world.size).item()
+        mean_loss = self.world.sum(loss if self.mesh.counts_loss else torch.zeros_like(loss)).item()
         grad_norm = norm.item()
         steps, interval = clock.lap(self.step)
         samples_per_second = steps * self.config.trainer.batch.global_ / interval
         return StepReport(
             step=self.step,
-            total_steps=self.config.trainer.stop.steps,
+            total_steps=self.total_steps,
             loss=mean_loss,
             learning_rate=learning_rate,
             grad_norm=grad_norm,
-            tokens_per_second=samples_per_second * self.config.model.sequence_length,
+            tokens_per_second=samples_per_second * self.config.tokens_per_sample,
             samples_per_second=samples_per_second,
             seconds=clock.total,
         )
+
+
+def total_steps(config: RunConfig, samples: int) -> int:
+    """Optimizer steps of the whole run; an epoch ends with the step that draws its last sample.
+
+    Raises:
+        ConfigError: the learning rate would still be rising, or already falling, when the training ends.
+    """
+    trainer = config.trainer
+    stop, batch = trainer.stop, trainer.batch.global_
+    if stop.epochs is not None:
+        total = math.ceil(stop.epochs * samples / batch)
+    elif stop.tokens is not None:
+        total = math.ceil(stop.tokens / (batch * config.tokens_per_sample))
+    else:
+        assert stop.steps is not None, "admission wants one of the three"
+        total = stop.steps
+    shaped = trainer.schedule.warmup_steps + (trainer.schedule.decay_steps or 0)
+    if shaped > total:
+        raise ConfigError(
+            f"spec.trainer.schedule: warmupSteps and decaySteps are {shaped} together, but spec.trainer.stop means "
+            f"{total} steps; shorten them, or train longer"
+        )
+    return total
 
 
 class _Clock:

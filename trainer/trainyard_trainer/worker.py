@@ -11,10 +11,10 @@ from trainyard.resolve import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, log
-from trainyard_trainer.data import prepare_tokens
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
+from trainyard_trainer.samples import prepare
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.world import World
 
@@ -63,24 +63,37 @@ class Worker:
         if world.local_rank == 0:
             self.metrics = Metrics(config, self.rank)
             self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
-        tokens = prepare_tokens(config)
+        samples = prepare(config)
         world.join()
-        if not world.agrees(tokens.fingerprint):
+        if not world.agrees(samples.fingerprint):
             raise ConfigError(
-                "spec.trainer.data: the workers do not hold the same text; mount the same volume into each of them"
+                "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
             )
-        self.trainer = Trainer(config, world, tokens)
-        self.trainer.run(self.metrics, self.report)
+        self.trainer = Trainer(config, world, samples)
+        self.trainer.run(self.metrics, self.report, self.evaluated)
         if self.rank == 0:
             ending.leave_word(TerminationMessage(rank=0, step=self.step(), progress=self.last))
         world.barrier()
 
     def report(self, report: StepReport) -> None:
         """Pass the figures of a step on (rank 0)."""
+        before = self.last
         self.last = report.progress(self.attempt)
+        if before is not None:
+            self.last = self.last.replace(eval_loss=before.eval_loss, metrics=before.metrics)
         log.info(str(report), **self.last.to_dict(), seconds=round(report.seconds, 3))
         if self.metrics is not None:
             self.metrics.report(report)
+
+    def evaluated(self, figures: dict[str, float]) -> None:
+        """Pass the figures of an evaluation on (rank 0)."""
+        assert self.last is not None, "a step comes first"
+        figures = {name: float(f"{value:.6g}") for name, value in figures.items()}
+        self.last = self.last.replace(eval_loss=figures["loss"], metrics=figures)
+        words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        log.info(f"evaluation after step {self.last.step}: {words}", evaluation=figures)
+        if self.metrics is not None:
+            self.metrics.evaluated(figures)
 
 
 def read_config() -> RunConfig:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from trainyard.job import TrainingJob
+from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
 from trainyard.spec import Backoff
 from trainyard.status import ConditionType as C
@@ -90,6 +91,8 @@ def _accept(draft: Draft) -> Plan:
     message = (
         f"world size {job.spec.world_size}: {job.spec.workers.replicas} workers x {job.spec.procs_per_worker} ranks"
     )
+    if job.spec.parallelism:
+        message += f", laid out as {make_mesh(job.spec)}"
     draft.set(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
     return _ledger(draft)

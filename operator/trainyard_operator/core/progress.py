@@ -44,10 +44,13 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
         ValueError: the page is not in that format.
     """
     values: dict[str, float] = {}
+    evaluation: dict[str, float] = {}
     tokens = 0.0
     for sample in _samples(page):
         if sample.name in _FIGURES and math.isfinite(sample.value):
             values[_FIGURES[sample.name]] = sample.value
+        elif sample.name.startswith(contract.METRIC_EVALUATION) and math.isfinite(sample.value):
+            evaluation[sample.name.removeprefix(contract.METRIC_EVALUATION)] = significant(sample.value)
         elif sample.name == contract.METRIC_TOKENS:
             tokens = sample.value
     if not values.get("step"):
@@ -57,7 +60,14 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
     if (speed := values.get("tokens_per_second")) and "total_steps" in values:
         left = max(0.0, values["total_steps"] - values["step"])
         eta = significant(left * tokens / values["step"] / speed, 3)
-    return Progress(**figures, attempt=attempt, eta_seconds=eta, updated_at=now.replace(microsecond=0))
+    return Progress(
+        **figures,
+        eval_loss=evaluation.get("loss"),
+        metrics=dict(sorted(evaluation.items())) or None,
+        attempt=attempt,
+        eta_seconds=eta,
+        updated_at=now.replace(microsecond=0),
+    )
 
 
 def _samples(page: str) -> list[Sample]:

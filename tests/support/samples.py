@@ -1,0 +1,30 @@
+"""The TrainingJobs in manifests/samples."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainyard import contract
+
+FOLDER = Path(__file__).parents[2] / "manifests" / "samples"
+
+
+def sample(name: str, *, steps: int | None = None) -> dict[str, Any]:
+    """A sample, made shorter if `steps` says so."""
+    body: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text("utf-8"))
+    if steps is not None:
+        trainer = body["spec"]["trainer"]
+        trainer["stop"] = {"steps": steps}
+        trainer["schedule"] = {**trainer.get("schedule", {}), "warmupSteps": 1}
+        trainer["logEverySteps"] = 1
+    return body
+
+
+def _is_job(path: Path) -> bool:
+    return bool(yaml.safe_load(path.read_text("utf-8")).get("kind") == contract.KIND)
+
+
+SAMPLES = sorted(path.stem for path in FOLDER.glob("*.yaml") if _is_job(path))
+TRAINED = [name for name in SAMPLES if "trainer" in sample(name)["spec"]]
+"""Those of the built-in trainer."""

@@ -1,0 +1,142 @@
+"""Evaluation: its figures against scikit-learn's, on any number of ranks, and on samples that were never trained on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics
+from torch import Tensor
+
+from tests.trainer.pods import Starter, finish, make_config
+from trainyard_trainer.batches import IGNORED, Batches
+from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.table import load_table
+from trainyard_trainer.world import World
+
+ALONE = World(0, 0, 1, 1, torch.device("cpu"))
+DIGITS = {"model": {"name": "mlp"}, "data": {"source": "classification", "builtin": "digits", "heldOut": 0.2}}
+RECIPE = {
+    "batch": {"global": 32},
+    "optimizer": {"name": "adam", "learningRate": 0.001},
+    "schedule": {"name": "constant"},
+    "stop": {"epochs": 10},
+    "logEverySteps": 100,
+}
+
+
+def digits(world_size: int = 1, **changes: Any) -> Any:
+    spec = {**RECIPE, **DIGITS, **changes}
+    return make_config(world_size, spec.pop("parallelism", None), replace=True, **spec)
+
+
+class Answers:
+    """Passes that answer with what they were given."""
+
+    def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
+        self.batches = batches
+
+    def of_evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return ((predicted, targets) for predicted, targets, _ in self.batches)
+
+    def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return next(loss for _, t, loss in self.batches if t is targets), inputs
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(3)
+    actual = generator.integers(0, 5, 100)
+    predicted = np.where(generator.random(100) < 0.7, actual, generator.integers(0, 5, 100))
+    parts = np.split(np.arange(100), [40, 90])
+    batches = [
+        (torch.from_numpy(predicted[p]), torch.from_numpy(actual[p]), torch.tensor(float(len(p)))) for p in parts
+    ]
+    padding = torch.full((3,), IGNORED)
+    batches.append((torch.zeros(3, dtype=torch.int64), padding, torch.tensor(0.0)))
+    answers = cast(Any, Answers(batches))
+    figures = evaluate(answers, answers, ALONE, classes=6, counts=True)
+    mean = {"average": "macro", "zero_division": 0.0}
+    assert figures == pytest.approx(
+        {
+            "loss": 1.0,
+            "accuracy": metrics.accuracy_score(actual, predicted),
+            "precision": metrics.precision_score(actual, predicted, **mean),
+            "recall": metrics.recall_score(actual, predicted, **mean),
+            "f1": metrics.f1_score(actual, predicted, **mean),
+        }
+    )
+
+
+def test_held_out_samples_are_evaluated_once_and_never_trained_on() -> None:
+    config = digits(1)
+    table = load_table(config)
+    batches = Batches(table, config, ALONE)
+    assert (batches.held_out, batches.trained) == (359, 1438)
+    evaluated = [x[targets != IGNORED] for x, targets in batches.of_evaluation()]
+    held_out = torch.cat(evaluated)
+    assert torch.equal(held_out, torch.from_numpy(table.features[1438:]))
+    steps = range(2 * 1438 // 32)
+    drawn = np.concatenate([batches.sampler.windows_of(step, 0) for step in steps])
+    assert drawn.max() < 1438
+
+
+def test_ranks_share_the_held_out_samples() -> None:
+    config = digits(2)
+    table = load_table(config)
+    ranks = [Batches(table, config, World(r, r, 2, 2, torch.device("cpu"))) for r in range(2)]
+    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.of_evaluation()]
+    assert sorted(torch.cat(seen).tolist()) == sorted(table.features[1438:].tolist())
+
+
+def test_the_small_network_reads_digits_alike_on_every_layout(start: Starter) -> None:
+    layouts: tuple[tuple[int, dict[str, Any] | None], ...] = ((1, None), (2, None), (2, {"data": {"mode": "fsdp"}}))
+    found = []
+    for processes, parallelism in layouts:
+        config = digits(processes, parallelism=parallelism)
+        (pod,) = start(config, 1, processes)
+        assert finish([pod]) == [0], pod.stderr
+        (evaluation,) = pod.evaluations
+        found.append(evaluation)
+        assert pod.word is not None
+        assert pod.word.progress is not None
+        assert pod.word.progress.metrics == evaluation
+        assert pod.word.progress.eval_loss == evaluation["loss"]
+    assert found[0]["accuracy"] >= 0.95
+    assert set(found[0]) == {"loss", "accuracy", "precision", "recall", "f1"}
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-3)
+
+
+def test_a_table_of_ones_own(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(5, 3, (40, 3)), generator.integers(0, 4, 40)
+    y[0] = 3
+    np.savez(tmp_path / "table.npz", x=x, y=y)
+    data = {"source": "classification", "path": str(tmp_path / "table.npz")}
+    table = load_table(digits(data=data))
+    assert (table.count, table.width, table.class_count) == (40, 3, 4)
+    np.testing.assert_allclose(table.features.mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(table.features.std(0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (None, "cannot be read"),
+        ({"x": np.zeros((2, 2))}, "no NumPy archive with arrays x and y"),
+        ({"x": np.zeros(2), "y": np.zeros(2, int)}, "x must be [samples, features]"),
+        ({"x": np.full((2, 2), np.nan), "y": np.zeros(2, int)}, "finite numbers"),
+        ({"x": np.zeros((2, 2)), "y": np.zeros(2)}, "whole numbers from 0"),
+    ],
+)
+def test_a_bad_table_is_told_with_the_fix(tmp_path: Path, arrays: dict[str, Any] | None, message: str) -> None:
+    path = tmp_path / "table.npz"
+    if arrays is not None:
+        np.savez(path, **arrays)
+    with pytest.raises(ConfigError) as error:
+        load_table(digits(data={"source": "classification", "path": str(path)}))
+    assert str(error.value).startswith(f"spec.trainer.data.path: {path}")
+    assert message in str(error.value)

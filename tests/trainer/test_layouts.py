@@ -1,0 +1,142 @@
+"""Every layout of the ranks gives the same losses and gradient norms as one process: the table of what is exact."""
+
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.trainer.pods import Starter, finish, make_config
+from trainyard.optimization import OPTIMIZER_PARAMETERS
+
+TOLERANCE = 1e-5
+"""Relative; fp32 sums in another order."""
+MUON_TOLERANCE = 1e-3
+"""Muon makes its updates orthogonal in bfloat16, whose rounding error is 4e-3."""
+HELD_OUT = {"heldOut": 0.00005}
+STEPS = 5
+
+
+class Layout(NamedTuple):
+    """How the ranks are laid out, and how many there are."""
+
+    processes: int
+    parallelism: dict[str, Any]
+    micro: int | str = "auto"
+
+    def __str__(self) -> str:
+        words = [f"{self.processes}p"]
+        for key, value in self.parallelism.items():
+            inner = "-".join(str(v) for v in value.values()) if isinstance(value, dict) else value
+            words.append(str(inner) if key == "data" else f"{key}{inner}")
+        return " ".join(words) + (f" micro{self.micro}" if self.micro != "auto" else "")
+
+
+FSDP = {"mode": "fsdp"}
+HSDP = {"mode": "hsdp", "shard": 2}
+
+
+def pipe(stages: int, schedule: str = "1F1B") -> dict[str, Any]:
+    return {"stages": stages, "schedule": schedule}
+
+
+LAYOUTS = (
+    Layout(1, {}, 1),
+    Layout(2, {}),
+    Layout(4, {}, 1),
+    Layout(2, {"data": FSDP}),
+    Layout(4, {"data": FSDP}, 1),
+    Layout(4, {"data": HSDP}),
+    Layout(2, {"tensor": 2}),
+    Layout(2, {"tensor": 2}, 2),
+    Layout(4, {"tensor": 4}),
+    Layout(4, {"tensor": 2}),
+    Layout(4, {"tensor": 2, "data": FSDP}, 2),
+    Layout(8, {"tensor": 2, "data": HSDP}),
+    Layout(2, {"context": 2}),
+    Layout(4, {"context": 4}, 4),
+    Layout(4, {"context": 2}),
+    Layout(4, {"context": 2, "data": FSDP}),
+    Layout(8, {"context": 2, "data": HSDP}),
+    Layout(4, {"context": 2, "tensor": 2}),
+    Layout(8, {"context": 2, "tensor": 2, "data": FSDP}),
+    Layout(2, {"pipeline": pipe(2, "GPipe")}),
+    Layout(2, {"pipeline": pipe(2)}),
+    Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")}),
+    Layout(2, {"pipeline": pipe(2, "ZBV")}),
+    Layout(4, {"pipeline": pipe(4)}),
+    Layout(4, {"pipeline": pipe(2)}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+    Layout(4, {"pipeline": pipe(2, "Interleaved1F1B"), "data": FSDP}),
+    Layout(4, {"pipeline": pipe(2, "ZBV"), "tensor": 2}),
+    Layout(4, {"pipeline": pipe(2), "tensor": 2}),
+    Layout(4, {"pipeline": pipe(2), "context": 2}),
+    Layout(8, {"pipeline": pipe(2), "tensor": 2}),
+    Layout(8, {"pipeline": pipe(2), "tensor": 2, "data": FSDP}),
+    Layout(8, {"pipeline": pipe(2), "context": 2, "tensor": 2}),
+    Layout(8, {"pipeline": pipe(2, "Interleaved1F1B"), "context": 2, "data": FSDP}),
+)
+
+MODEL = {"layers": 4, "heads": 8, "kvHeads": 4}
+
+
+def can_evaluate(layout: Layout) -> bool:
+    """Admission refuses held-out samples for the one schedule that has no forward pass alone."""
+    return bool(layout.parallelism.get("pipeline", {}).get("schedule") != "ZBV")
+
+
+Reports = list[dict[str, Any]]
+
+
+def run(start: Starter, layout: Layout, **optimizer: Any) -> Reports:
+    """What rank 0 reports of each step, and last what it found on the held-out samples."""
+    config = make_config(
+        layout.processes,
+        layout.parallelism,
+        model=MODEL,
+        batch={"global": 8, "micro": layout.micro},
+        stop={"steps": STEPS},
+        data=HELD_OUT if can_evaluate(layout) else {},
+        optimizer=optimizer or {"eps": 1e-4},
+    )
+    (pod,) = start(config, 1, layout.processes)
+    assert finish([pod], 120) == [0], pod.stderr
+    return [*pod.reports, *pod.evaluations]
+
+
+@pytest.fixture(scope="session")
+def one_process(start: Starter) -> Reports:
+    return run(start, Layout(1, {}))
+
+
+@pytest.fixture(scope="session")
+def one_process_without_evaluation(start: Starter) -> Reports:
+    return run(start, Layout(1, {"pipeline": pipe(1, "ZBV")}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layout_gives_the_losses_of_one_process(
+    start: Starter, one_process: Reports, one_process_without_evaluation: Reports, layout: Layout
+) -> None:
+    reference = one_process if can_evaluate(layout) else one_process_without_evaluation
+    assert_equal(run(start, layout), reference)
+
+
+@pytest.mark.parametrize("parallelism", [{"tensor": 2, "data": FSDP}, {"pipeline": pipe(2), "tensor": 2}], ids=str)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name != "adamw"])
+def test_every_optimizer_is_exact_when_its_parameters_are_split(
+    start: Starter, name: str, parallelism: dict[str, Any]
+) -> None:
+    own = OPTIMIZER_PARAMETERS[name]
+    given = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
+    alone = run(start, Layout(1, {}), name=name, **given)
+    tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
+    assert_equal(run(start, Layout(4, parallelism), name=name, **given), alone, tolerance)
+
+
+def assert_equal(reports: Reports, reference: Reports, tolerance: float = TOLERANCE) -> None:
+    assert [r["step"] for r in reports[:STEPS]] == list(range(1, STEPS + 1))
+    for key in ("loss", "gradNorm"):
+        ours, theirs = [r[key] for r in reports[:STEPS]], [r[key] for r in reference[:STEPS]]
+        assert ours == pytest.approx(theirs, rel=tolerance), key
+    assert len(reports) == len(reference)
+    for evaluation, expected in zip(reports[STEPS:], reference[STEPS:], strict=True):
+        assert evaluation == pytest.approx(expected, rel=tolerance)

@@ -1,0 +1,63 @@
+"""Which rank stands where."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import make_manifest, trainer_spec
+from tests.support.samples import SAMPLES, sample
+from trainyard.admission import admit
+from trainyard.mesh import AXES, Mesh, make_mesh
+
+SIZES = st.integers(1, 4)
+MESHES = st.builds(Mesh, pipeline=SIZES, replicate=SIZES, shard=SIZES, context=SIZES, tensor=SIZES)
+
+
+@given(MESHES)
+def test_every_rank_has_a_place_of_its_own(mesh: Mesh) -> None:
+    places = {mesh.coordinate(rank) for rank in range(mesh.size)}
+    assert len(places) == mesh.size
+    assert all(0 <= at < size for place in places for at, size in zip(place, mesh.shape, strict=True))
+
+
+@given(MESHES)
+def test_shares_of_the_batch_are_dealt_to_data_parallel_ranks_only(mesh: Mesh) -> None:
+    by_share: dict[int, int] = {}
+    for rank in range(mesh.size):
+        share = mesh.data_index(rank)
+        by_share[share] = by_share.get(share, 0) + 1
+    assert by_share == dict.fromkeys(range(mesh.data), mesh.size // mesh.data)
+
+
+def test_tensor_and_context_are_the_neighbours() -> None:
+    mesh = Mesh(pipeline=2, replicate=2, context=2, tensor=2)
+    assert [mesh.coordinate(rank)[-2:] for rank in range(4)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert AXES[-2:] == ("context", "tensor")
+    assert {mesh.coordinate(rank).pipeline for rank in range(8)} == {0}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "procs", "parallelism", "text"),
+    [
+        (1, 1, {}, "one rank"),
+        (4, 1, {}, "replicate 4"),
+        (2, 4, {"data": {"mode": "fsdp"}}, "shard 8"),
+        (2, 4, {"data": {"mode": "hsdp"}}, "replicate 2 x shard 4"),
+        (2, 4, {"data": {"mode": "hsdp"}, "tensor": 2}, "replicate 2 x shard 2 x tensor 2"),
+        (4, 2, {"data": {"mode": "hsdp", "shard": 4}}, "replicate 2 x shard 4"),
+        (2, 4, {"tensor": 2, "context": 2, "pipeline": {"stages": 2}}, "pipeline 2 x context 2 x tensor 2"),
+    ],
+)
+def test_data_parallelism_is_what_the_other_axes_leave(
+    replicas: int, procs: int, parallelism: dict[str, object], text: str
+) -> None:
+    workers = {"procsPerWorker": procs}
+    job = admit(make_manifest(replicas=replicas, workers=workers, trainer=trainer_spec(), parallelism=parallelism))
+    mesh = make_mesh(job.spec)
+    assert str(mesh) == text
+    assert mesh.size == replicas * procs
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_sample_is_admitted(name: str) -> None:
+    assert admit(sample(name)).metadata.name == name

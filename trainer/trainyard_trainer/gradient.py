@@ -1,0 +1,27 @@
+"""The norm of a gradient whose parts lie on many ranks, and clipping by it (Pascanu et al., 2013)."""
+
+from collections.abc import Iterable
+
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from trainyard_trainer.mesh import RankMesh
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter], mesh: RankMesh) -> Tensor:
+    """Euclidean norm over all parameters of the whole model, on every rank, still on the device."""
+    norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    if mesh.sizes.pipeline > 1:
+        squared = norm.square()
+        dist.all_reduce(squared, group=mesh.group("pipeline"))
+        norm = squared.sqrt()
+    return norm
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
+    """Scale the gradient, if its norm exceeds the limit, down to it."""
+    clip_grads_with_norm_(parameters, limit, norm)

@@ -1,0 +1,27 @@
+"""A multi-layer perceptron that tells classes apart."""
+
+import math
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Features [N, width] in, logits [N, classes] out; ReLU between dense layers, the softmax belongs to the loss."""
+
+    def __init__(self, width: int, hidden: tuple[int, ...], classes: int) -> None:
+        super().__init__()
+        sizes = (width, *hidden, classes)
+        self.dense = nn.ModuleList(nn.Linear(i, o) for i, o in pairwise(sizes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *inner, last = self.dense
+        for layer in inner:
+            x = F.relu(layer(x))
+        logits: Tensor = last(x)
+        return logits
+
+    def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+        """Mean and deviation of a parameter's initial values (He et al., 2015)."""
+        return (0.0, math.sqrt(2 / shape[1])) if len(shape) == 2 else (0.0, 0.0)
