@@ -53,6 +53,20 @@ def test_a_page_is_read_into_figures() -> None:
     }
 
 
+def test_figures_of_an_evaluation_are_read_by_name() -> None:
+    page = PAGE + "trainyard_eval_loss 0.25\ntrainyard_eval_accuracy 0.98328712\ntrainyard_eval_f1 NaN\n"
+    progress = parse_progress(page, attempt=1, now=NOW)
+    assert progress is not None
+    assert progress.eval_loss == 0.25
+    assert progress.metrics == {"accuracy": 0.983287, "loss": 0.25}
+
+
+def test_more_figures_than_a_status_holds_are_a_value_error() -> None:
+    page = PAGE + "".join(f"trainyard_eval_figure{i} 1\n" for i in range(33))
+    with pytest.raises(ValueError, match="metrics"):
+        parse_progress(page, attempt=1, now=NOW)
+
+
 @pytest.mark.parametrize(
     "page", ["", "up 1\n", "trainyard_steps_total 0\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
 )
