@@ -21,8 +21,19 @@ class Batch(ApiModel):
     is done. auto: the largest share of at most 16,384 tokens."""
 
 
+class Converged(ApiModel):
+    """No progress any more: the evaluation loss has not fallen by minDelta for some evaluations in a row."""
+
+    patience: Positive = 3
+    """Evaluations in a row without improvement."""
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Fall of the evaluation loss, below the lowest so far, that counts as improvement."""
+
+
 class Stop(ApiModel):
-    """When the training is done: after a number of steps, or of epochs, or of tokens."""
+    """When the training is done: after a number of steps, or of epochs, or of tokens, or earlier if it is good enough
+    or gets no better.
+    """
 
     steps: Positive | None = None
     """Optimizer steps in all."""
@@ -30,6 +41,10 @@ class Stop(ApiModel):
     """Times that the training data is gone through."""
     tokens: Annotated[int, Field(ge=1, le=1_000_000_000_000_000)] | None = None
     """Tokens over all ranks (samples, where they have no tokens), rounded up to whole steps."""
+    target_loss: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Stop at the first evaluation whose loss is this or lower."""
+    converged: Converged | None = None
+    """Stop when the evaluation loss falls no more."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -76,6 +91,11 @@ class TrainerSpec(ApiModel):
             "(self.model.name == 'mlp') == (self.data.source == 'classification')",
             "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
             "spec.trainer.model.name or the data",
+        ),
+        Rule(
+            "!(has(self.stop.targetLoss) || has(self.stop.converged)) || has(self.evaluation.everySteps)",
+            "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
+            "spec.trainer.evaluation.everySteps and spec.trainer.data.heldOut",
         ),
         Rule(
             "!has(self.evaluation.everySteps) || self.data.heldOut > 0.0",

@@ -246,6 +246,12 @@ RULES = (
         "spec.trainer.data.builtin: python-stdlib is text and digits is classification; change builtin or source",
     ),
     Fault(
+        "convergence that nobody looks for",
+        lambda: _trainer(stop={"steps": 10, "converged": {"patience": 2}}),
+        "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
+        "spec.trainer.evaluation.everySteps and spec.trainer.data.heldOut",
+    ),
+    Fault(
         "evaluation of nothing",
         lambda: _trainer(evaluation={"everySteps": 5}),
         "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",

@@ -1,6 +1,5 @@
 """The life of a run, from top to bottom, as one rank lives it."""
 
-import math
 import time
 from collections.abc import Callable
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from trainyard.resolve import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.batches import Batches
-from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.gradient import clip_gradients, gradient_norm
 from trainyard_trainer.mesh import RankMesh
@@ -20,6 +18,7 @@ from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import Samples
+from trainyard_trainer.stopping import Convergence, total_steps
 from trainyard_trainer.table import Table
 from trainyard_trainer.world import World
 
@@ -44,6 +43,9 @@ class Trainer:
         self.total_steps = total_steps(config, self.batches.trained)
         self.step = 0
         """Optimizer steps done."""
+        self.stopped_because: str | None = None
+        """Why an evaluation has ended the training, perhaps before its last step."""
+        self._convergence = Convergence(config.trainer.stop)
         parameters = parameter_count(config, samples)
         log.info(
             f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
@@ -62,7 +64,8 @@ class Trainer:
         on_report: Callable[[StepReport], None],
         on_evaluation: Callable[[dict[str, float]], None],
     ) -> None:
-        """Train to the last step. Rank 0 reports the first step, every logEverySteps-th, and the last.
+        """Train to the last step. Rank 0 reports the first step, every logEverySteps-th, those
+        before an evaluation, and the last.
 
         Between reports and evaluations nothing waits for the device.
         """
@@ -71,7 +74,7 @@ class Trainer:
         clock = _Clock()
         if metrics is not None:
             metrics.plan(total)
-        while self.step < total:
+        while self.step < total and not self.stopped_because:
             began = time.perf_counter()
             learning_rate = self._set_learning_rate(self.step + 1)
             loss, data_seconds = self._accumulate_gradients()
@@ -79,21 +82,29 @@ class Trainer:
             self.optimizers.step()
             self.optimizers.zero_grad()
             self.step += 1
-            if self.step == 1 or self.step % every == 0 or self.step == total:
+            evaluates = self._evaluates()
+            if self.step == 1 or self.step % every == 0 or self.step == total or evaluates:
                 report = self._report(loss, norm, learning_rate, clock)
                 if self.world.rank == 0:
                     on_report(report)
             if metrics is not None:
                 metrics.step(data_seconds, time.perf_counter() - began)
-            if self._evaluates():
-                figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
-                if self.world.rank == 0:
-                    on_evaluation(figures)
+            if evaluates:
+                self._evaluate(on_evaluation)
+                clock.skip()
 
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
         now = self.step == self.total_steps or (every is not None and self.step % every == 0)
         return now and self.batches.held_out > 0
+
+    def _evaluate(self, on_evaluation: Callable[[dict[str, float]], None]) -> None:
+        figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+        if self.world.rank == 0:
+            on_evaluation(figures)
+        self.stopped_because = self._convergence.judge(figures["loss"])
+        if self.stopped_because:
+            log.info(f"stopped after step {self.step}: {self.stopped_because}")
 
     def _set_learning_rate(self, step: int) -> float:
         trainer = self.config.trainer
@@ -132,30 +143,6 @@ class Trainer:
         )
 
 
-def total_steps(config: RunConfig, samples: int) -> int:
-    """Optimizer steps of the whole run; an epoch ends with the step that draws its last sample.
-
-    Raises:
-        ConfigError: the learning rate would still be rising, or already falling, when the training ends.
-    """
-    trainer = config.trainer
-    stop, batch = trainer.stop, trainer.batch.global_
-    if stop.epochs is not None:
-        total = math.ceil(stop.epochs * samples / batch)
-    elif stop.tokens is not None:
-        total = math.ceil(stop.tokens / (batch * config.tokens_per_sample))
-    else:
-        assert stop.steps is not None, "admission wants one of the three"
-        total = stop.steps
-    shaped = trainer.schedule.warmup_steps + (trainer.schedule.decay_steps or 0)
-    if shaped > total:
-        raise ConfigError(
-            f"spec.trainer.schedule: warmupSteps and decaySteps are {shaped} together, but spec.trainer.stop means "
-            f"{total} steps; shorten them, or train longer"
-        )
-    return total
-
-
 class _Clock:
     """Steps and seconds since the report before."""
 
@@ -168,6 +155,10 @@ class _Clock:
         steps, seconds = step - self._step, now - self._last
         self._step, self._last = step, now
         return steps, seconds
+
+    def skip(self) -> None:
+        """Do not count what came since the report: it was no training."""
+        self._last = time.perf_counter()
 
     @property
     def total(self) -> float:

@@ -72,7 +72,8 @@ class Worker:
         self.trainer = Trainer(config, world, samples)
         self.trainer.run(self.metrics, self.report, self.evaluated)
         if self.rank == 0:
-            ending.leave_word(TerminationMessage(rank=0, step=self.step(), progress=self.last))
+            message = self.trainer.stopped_because or ""
+            ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self.last))
         world.barrier()
 
     def report(self, report: StepReport) -> None:

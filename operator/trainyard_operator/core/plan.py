@@ -129,7 +129,8 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
     for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
         draft.clear(kind, Reason.FINISHED, "the job has succeeded")
     reached = _reached(draft.status.progress)
-    draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}", event="Normal")
+    why = f"; {first.message.message}" if first.message and first.message.message else ""
+    draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}{why}", event="Normal")
     return _ledger(draft)
 
 

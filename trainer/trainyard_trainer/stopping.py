@@ -1,0 +1,54 @@
+"""When a training is done."""
+
+import math
+
+from trainyard.resolve import RunConfig
+from trainyard.training import Stop
+from trainyard_trainer.errors import ConfigError
+
+
+def total_steps(config: RunConfig, samples: int) -> int:
+    """Optimizer steps of the whole run; an epoch ends with the step that draws its last sample.
+
+    Raises:
+        ConfigError: the learning rate would still be rising, or already falling, when the training ends.
+    """
+    trainer = config.trainer
+    stop, batch = trainer.stop, trainer.batch.global_
+    if stop.epochs is not None:
+        total = math.ceil(stop.epochs * samples / batch)
+    elif stop.tokens is not None:
+        total = math.ceil(stop.tokens / (batch * config.tokens_per_sample))
+    else:
+        assert stop.steps is not None, "admission wants one of the three"
+        total = stop.steps
+    shaped = trainer.schedule.warmup_steps + (trainer.schedule.decay_steps or 0)
+    if shaped > total:
+        raise ConfigError(
+            f"spec.trainer.schedule: warmupSteps and decaySteps are {shaped} together, but spec.trainer.stop means "
+            f"{total} steps; shorten them, or train longer"
+        )
+    return total
+
+
+class Convergence:
+    """Judges the evaluations of a run, one after the other. Every rank sees the same figures, so all decide alike."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._target = stop.target_loss
+        self._converged = stop.converged
+        self._lowest = math.inf
+        self._stale = 0
+
+    def judge(self, loss: float) -> str | None:
+        """Why the training is over after an evaluation with this loss, in words; None to go on."""
+        if self._target is not None and loss <= self._target:
+            return f"the evaluation loss {loss:.6g} has reached spec.trainer.stop.targetLoss {self._target:g}"
+        if self._converged is None:
+            return None
+        better = loss < self._lowest - self._converged.min_delta
+        self._stale = 0 if better else self._stale + 1
+        self._lowest = min(self._lowest, loss) if better else self._lowest
+        if self._stale < self._converged.patience:
+            return None
+        return f"converged: the evaluation loss has not fallen below {self._lowest:.6g} for {self._stale} evaluations"
