@@ -241,6 +241,12 @@ class TrainingJobSpec(ApiModel):
             "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
         ),
         Rule(
+            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {_STAGES} == 1"
+            " || self.parallelism.pipeline.schedule != 'ZBV'",
+            "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two "
+            "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
+        ),
+        Rule(
             f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {_MODEL_PARALLEL} == 1",
             "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
             "and pipeline, or train a gpt",

@@ -80,6 +80,9 @@ class TrainerSpec(ApiModel):
     """When to stop."""
     evaluation: Evaluation = Evaluation()
     """How well the model does on the samples that data.heldOut keeps from the training."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """gpt: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
+    block, a third more computation; selective: all but attention and matrix products, which cost the most."""
     seed: NonNegative = 0
     """Seed of the initial weights and of the order of the samples."""
     log_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -91,6 +94,10 @@ class TrainerSpec(ApiModel):
             "(self.model.name == 'mlp') == (self.data.source == 'classification')",
             "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
             "spec.trainer.model.name or the data",
+        ),
+        Rule(
+            "self.model.name == 'gpt' || self.activationCheckpointing == 'none'",
+            "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
         ),
         Rule(
             "!(has(self.stop.targetLoss) || has(self.stop.converged)) || has(self.evaluation.everySteps)",

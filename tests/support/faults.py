@@ -252,6 +252,11 @@ RULES = (
         "spec.trainer.evaluation.everySteps and spec.trainer.data.heldOut",
     ),
     Fault(
+        "activation checkpointing of an mlp",
+        lambda: _digits(activationCheckpointing="full"),
+        "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
+    ),
+    Fault(
         "evaluation of nothing",
         lambda: _trainer(evaluation={"everySteps": 5}),
         "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",
@@ -265,6 +270,12 @@ RULES = (
         ),
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
         "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
+    ),
+    Fault(
+        "selective checkpointing in a V",
+        lambda: _parallel(2, {"activationCheckpointing": "selective"}, pipeline={"stages": 2, "schedule": "ZBV"}),
+        "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two parts; "
+        "choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Fault(
         "an mlp in two stages",

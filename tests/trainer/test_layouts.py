@@ -86,7 +86,7 @@ def can_evaluate(layout: Layout) -> bool:
 Reports = list[dict[str, Any]]
 
 
-def run(start: Starter, layout: Layout, **optimizer: Any) -> Reports:
+def run(start: Starter, layout: Layout, checkpointing: str = "none", **optimizer: Any) -> Reports:
     """What rank 0 reports of each step, and last what it found on the held-out samples."""
     config = make_config(
         layout.processes,
@@ -96,6 +96,7 @@ def run(start: Starter, layout: Layout, **optimizer: Any) -> Reports:
         stop={"steps": STEPS},
         data=HELD_OUT if can_evaluate(layout) else {},
         optimizer=optimizer or {"eps": 1e-4},
+        activationCheckpointing=checkpointing,
     )
     (pod,) = start(config, 1, layout.processes)
     assert finish([pod], 120) == [0], pod.stderr
@@ -126,10 +127,31 @@ def test_every_optimizer_is_exact_when_its_parameters_are_split(
     start: Starter, name: str, parallelism: dict[str, Any]
 ) -> None:
     own = OPTIMIZER_PARAMETERS[name]
-    given = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
+    given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
     alone = run(start, Layout(1, {}), name=name, **given)
     tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
     assert_equal(run(start, Layout(4, parallelism), name=name, **given), alone, tolerance)
+
+
+RECOMPUTED = (
+    Layout(1, {}),
+    Layout(2, {}),
+    Layout(4, {"tensor": 2, "data": FSDP}, 2),
+    Layout(4, {"context": 2, "data": FSDP}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+    Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")}),
+)
+
+
+@pytest.mark.parametrize("layout", RECOMPUTED, ids=str)
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_what_is_computed_again_is_the_same(start: Starter, one_process: Reports, layout: Layout, mode: str) -> None:
+    assert_equal(run(start, layout, mode), one_process)
+
+
+def test_a_v_recomputes_whole_blocks(start: Starter, one_process_without_evaluation: Reports) -> None:
+    layout = Layout(2, {"pipeline": pipe(2, "ZBV")})
+    assert_equal(run(start, layout, "full"), one_process_without_evaluation)
 
 
 def assert_equal(reports: Reports, reference: Reports, tolerance: float = TOLERANCE) -> None:

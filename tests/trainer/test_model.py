@@ -1,6 +1,7 @@
 """The model against plain formulas, and its initial values."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from trainyard.resolve import GptConfig
 from trainyard_trainer.initial import initialize
 from trainyard_trainer.model import Attention, Gpt, rotary_table, rotate
+from trainyard_trainer.recompute import recompute_activations
 
 
 def sizes(**changes: int) -> GptConfig:
@@ -127,3 +129,20 @@ def test_initial_spread() -> None:
             expected = residual if name.endswith(("attention.o.weight", "feed_forward.down.weight")) else 0.02
             assert parameter.std().item() == pytest.approx(expected, rel=0.05)
             assert abs(parameter.mean().item()) < expected / 20
+
+
+def test_checkpointing_keeps_less_the_more_it_computes_again() -> None:
+    def kept(mode: Literal["none", "selective", "full"]) -> int:
+        sizes_of: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            sizes_of[tensor.data_ptr()] = tensor.numel()
+            return tensor
+
+        model = make_model(layers=4)
+        recompute_activations(model, mode)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model(torch.arange(8)[None].repeat(64, 1)).sum()
+        return sum(sizes_of.values())
+
+    assert kept("full") < kept("none") / 3

@@ -12,6 +12,7 @@ from trainyard_trainer.initial import initialize
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.mlp import Mlp
 from trainyard_trainer.model import Gpt
+from trainyard_trainer.recompute import recompute_activations
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.table import Table
@@ -28,6 +29,7 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
         part = _build_part(config, samples, stage)
         if isinstance(part, Gpt):
             _split(part, mesh)
+            recompute_activations(part, config.trainer.activation_checkpointing)
         if not mesh.is_plain and mesh.parameters.size() > 1:
             _shard(part, mesh)
         part.to_empty(device=device)
