@@ -59,7 +59,7 @@ def plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None:
     if len({r.attempt for r in reports}) > 1:
         losses.legend()
     losses.set_title(f"{job.metadata.name}: {job.spec.workers.replicas} workers")
-    losses.set_ylabel("loss (nats per token)")
+    losses.set_ylabel("loss (nats)")
     speeds.set_ylabel("tokens/s")
     speeds.set_xlabel("step")
     speeds.set_ylim(bottom=0)
