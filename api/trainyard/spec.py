@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
 from trainyard.models import size_in_cel
-from trainyard.parallelism import Parallelism
+from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -34,8 +34,10 @@ _STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
 _MODEL_PARALLEL = f"({_TENSOR} * {_CONTEXT} * {_STAGES})"
 _DATA = f"({_WORLD} / {_MODEL_PARALLEL})"
 _MESH_FITS = f"{_WORLD} % {_MODEL_PARALLEL} == 0"
-# Only where the mesh fits; where it does not, that rule alone speaks.
+_NO_V = f"{_STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
+_TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
 _IF_GPT = "!has(self.trainer) || self.trainer.model.name != 'gpt' ||"
+# Only where the mesh fits; where it does not, that rule alone speaks.
 _IF_TRAINED = f"!has(self.trainer) || !({_MESH_FITS}) ||"
 
 
@@ -229,20 +231,18 @@ class TrainingJobSpec(ApiModel):
         ),
         Rule(
             f"{_IF_GPT} {size_in_cel('layers')} >= {_STAGES} * (has(self.parallelism) &&"
-            " self.parallelism.pipeline.schedule in ['Interleaved1F1B', 'ZBV'] && self.parallelism.pipeline.stages > 1"
+            f" self.parallelism.pipeline.schedule in {_TWO_STAGES} && self.parallelism.pipeline.stages > 1"
             " ? 2 : 1)",
             "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
             "has two stages; use fewer stages, another schedule, or more layers",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {_STAGES} == 1"
-            " || self.parallelism.pipeline.schedule != 'ZBV'",
+            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {_NO_V}",
             "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
             "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {_STAGES} == 1"
-            " || self.parallelism.pipeline.schedule != 'ZBV'",
+            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {_NO_V}",
             "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two "
             "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
         ),

@@ -1,11 +1,11 @@
-"""The norm of a gradient whose parts lie on many ranks, and clipping by it (Pascanu et al., 2013)."""
+"""The norm of a gradient whose parts lie on many ranks."""
 
 from collections.abc import Iterable
 
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from trainyard_trainer.mesh import RankMesh
 
@@ -20,8 +20,3 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: RankMesh) -> Tensor:
         dist.all_reduce(squared, group=mesh.group("pipeline"))
         norm = squared.sqrt()
     return norm
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, limit: float) -> None:
-    """Scale the gradient, if its norm exceeds the limit, down to it."""
-    clip_grads_with_norm_(parameters, limit, norm)

@@ -5,12 +5,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from trainyard.resolve import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.gradient import clip_gradients, gradient_norm
+from trainyard_trainer.gradient import gradient_norm
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.optimizer import build_optimizers, learning_rate_factor
@@ -122,7 +123,7 @@ class Trainer:
         limit = self.config.trainer.optimizer.gradient_clip
         norm = gradient_norm(self.parameters, self.mesh)
         if limit > 0:
-            clip_gradients(self.parameters, norm, limit)
+            clip_grads_with_norm_(self.parameters, limit, norm)
         return norm
 
     def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: "_Clock") -> StepReport:
