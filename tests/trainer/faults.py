@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -92,22 +93,41 @@ def die_while_joining() -> None:
 
 
 def second_pod_joins_late() -> None:
-    _join_late(1)
-
-
-def first_pod_joins_late() -> None:
-    _join_late(0)
-
-
-def _join_late(rank: int) -> None:
     join = World.join
 
     def faulty(self: World) -> None:
-        if self.rank == rank:
+        if self.rank == 1:
             time.sleep(2)
         join(self)
 
     World.join = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def last_pod_never_comes() -> None:
+    if os.environ["PET_NODE_RANK"] != "2":
+        launch.main()
+
+
+def stop_while_importing() -> None:
+    set_threads = launch._set_threads
+
+    def faulty(processes: int) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        set_threads(processes)
+
+    launch._set_threads = faulty
+    launch.main()
+
+
+def count_threads_at_fork() -> None:
+    fork = os.fork
+
+    def counted() -> int:
+        print("threads", len(list(Path("/proc/self/task").iterdir())), file=sys.stderr, flush=True)
+        return fork()
+
+    os.fork = counted
     launch.main()
 
 

@@ -7,6 +7,7 @@ trainyard_trainer`, which some tests start as well.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -114,6 +115,7 @@ class Starter:
     zygote: subprocess.Popen[str]
     started: int = 0
     codes: dict[int, int] = field(default_factory=dict)
+    folders: dict[int, Path] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -154,6 +156,7 @@ class Starter:
             },
         }
         pid = self._ask(request)["pid"]
+        self.folders[pid] = folder
         return Pod(pid, folder, metrics_port, lambda seconds: self._wait(pid, seconds))
 
     def _wait(self, pid: int, seconds: float) -> int:
@@ -161,7 +164,7 @@ class Starter:
             self.codes.update({int(k): v for k, v in self._ask({"reap": True}).items()})
             return pid in self.codes
 
-        wait_until(ended, seconds)
+        wait_until(ended, seconds, lambda: _where(pid, self.folders[pid]))
         return self.codes[pid]
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +174,14 @@ class Starter:
         self.zygote.stdin.flush()
         answer: dict[str, Any] = json.loads(self.zygote.stdout.readline())
         return answer
+
+
+def _where(pid: int, folder: Path) -> str:
+    """What a pod that does not end has said, and where its ranks are."""
+    for rank in psutil.Process(pid).children():
+        rank.send_signal(signal.SIGUSR1)
+    time.sleep(1)
+    return (folder / "stdout").read_text()[-2000:] + (folder / "stderr").read_text()
 
 
 def finish(pods: list[Pod], seconds: float = 60) -> list[int]:

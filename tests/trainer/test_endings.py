@@ -81,16 +81,22 @@ def test_pod_that_waits_for_a_dead_one_can_be_stopped(start: Starter) -> None:
 
 
 def test_store_lost_while_the_group_forms(start: Starter) -> None:
-    pods = start(make_config(2), 2, entry=f"{FAULTS}:first_pod_joins_late")
-    wait_until(lambda: len(pods[1].ranks()) == 1, 10)
-    time.sleep(0.5)  # rank 1 now asks the store for rank 0
-    for pid in (*pods[0].ranks(), pods[0].pid):
-        os.kill(pid, signal.SIGKILL)
+    pods = start(make_config(4), 3, entry=f"{FAULTS}:last_pod_never_comes", env={"WORLD_SIZE": "4"})
+    time.sleep(1.0)  # ranks 0 and 1 now ask the store of rank 0 for the others
+    os.kill(pods[0].pid, signal.SIGKILL)
     assert pods[1].wait(30) == 1
     word = pods[1].word
     assert word is not None
     assert word.peer_lost
     assert "Traceback" not in pods[1].stderr
+
+
+def test_stop_is_heard_while_importing(start: Starter) -> None:
+    (pod,) = start(make_config(1), 1, entry=f"{FAULTS}:stop_while_importing")
+    assert pod.wait(10) == 143
+    assert pod.word is not None
+    assert pod.word.message == "told to stop before the training began"
+    assert pod.stdout == ""
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

@@ -1,5 +1,6 @@
-"""The launcher's own part: processors, threads, and what it may not touch before it forks."""
+"""The launcher: who it is among the pods, processors, threads, and what it may not touch before it forks."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.pods import environment
+from tests.trainer.pods import Starter, environment, make_config
+from trainyard import contract
 from trainyard_trainer import launch
+from trainyard_trainer.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -34,16 +37,87 @@ def test_quota_of_the_control_group(
 
 
 @pytest.mark.parametrize(
-    ("processes", "given", "threads"), [("1", None, "8"), ("3", None, "2"), ("99", None, "1"), ("2", "5", "5")]
+    ("processes", "given", "threads"), [(1, None, "8"), (3, None, "2"), (99, None, "1"), (2, "5", "5")]
 )
-def test_threads_per_process(monkeypatch: pytest.MonkeyPatch, processes: str, given: str | None, threads: str) -> None:
+def test_threads_per_process(monkeypatch: pytest.MonkeyPatch, processes: int, given: str | None, threads: str) -> None:
     monkeypatch.setattr(launch, "usable_cpus", lambda: 8)
-    monkeypatch.setenv("PET_NPROC_PER_NODE", processes)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    launch._set_threads()
+    launch._set_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads
+
+
+PODS = {
+    "PET_NNODES": "4",
+    "PET_NODE_RANK": "3",
+    "PET_NPROC_PER_NODE": "2",
+    "PET_MASTER_ADDR": "a",
+    "PET_MASTER_PORT": "1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        ({}, (0, 1, 1)),
+        ({"PET_NPROC_PER_NODE": "2"}, (0, 2, 2)),
+        (PODS, (6, 2, 8)),
+        (PODS | {"WORLD_SIZE": "7"}, (6, 2, 7)),
+        (PODS | {"PET_NPROC_PER_NODE": "1", "RANK": "6", "WORLD_SIZE": "7"}, (6, 1, 7)),
+    ],
+)
+def test_place_of_a_pod(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int]
+) -> None:
+    for name in (*PODS, "RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = launch.Place.from_environment()
+    assert (found.first, found.local_size, found.size) == place
+    assert found.environment(1)["RANK"] == str(place[0] + 1)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PET_NPROC_PER_NODE": "gpu"}, "PET_NPROC_PER_NODE: must be a whole number, not 'gpu'"),
+        ({"PET_NNODES": "2"}, "PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1"),
+    ],
+)
+def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        launch.Place.from_environment()
+
+
+@pytest.mark.parametrize("procs", [1, 3])
+def test_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -> None:
+    """A lock held by another thread at that moment would stay locked in the rank for ever."""
+    (pod,) = start(
+        make_config(procs, batch={"global": 12}), 1, procs, entry="tests.trainer.faults:count_threads_at_fork"
+    )
+    assert pod.wait(60) == 0, pod.stderr
+    assert pod.stderr.splitlines() == ["threads 1"] * procs
+
+
+def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
+    config = make_config(2, stop={"steps": 3})
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    env = environment() | {
+        contract.ENV_CONFIG: str(tmp_path / "config.json"),
+        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        contract.ENV_METRICS_PORT: "0",
+        contract.ENV_CACHE: str(tmp_path),
+    }
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "-m", "trainyard_trainer.worker"], env=env, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "termination").read_text())["step"] == 3
 
 
 def test_imports_leave_the_launcher_fit_to_fork() -> None:
@@ -54,8 +128,6 @@ for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, lambda *a: (_ for _ in ()).throw(SystemExit("CUDA was called")))
 import torch._dynamo
-import torch.distributed.launcher.api
-import torch.distributed.run
 import trainyard_trainer.launch
 import trainyard_trainer.worker
 assert not torch.cuda.is_initialized()

@@ -95,6 +95,16 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
+def hold_stop_signals() -> None:
+    """Let SIGTERM and SIGINT wait until `on_stop_signal` takes them, in this process and those that it starts."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+
+def stop_signal_waits() -> bool:
+    """Whether a signal has come while they were held."""
+    return bool(signal.sigpending() & set(STOP_SIGNALS))
+
+
 def on_stop_signal(act: Callable[[signal.Signals], None]) -> None:
     """Call a function in a thread of its own when this process is told to stop (SIGTERM, SIGINT).
 
@@ -102,7 +112,7 @@ def on_stop_signal(act: Callable[[signal.Signals], None]) -> None:
     waiting in C++ for another rank. So the signals are blocked here, before other threads start and inherit the
     mask, and a thread waits for them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    hold_stop_signals()
 
     def wait() -> None:
         act(signal.Signals(signal.sigwait(STOP_SIGNALS)))

@@ -1,111 +1,208 @@
-"""One worker pod: torchrun's agent, and the training processes that it starts and watches.
+"""One worker pod: the launcher, and the training processes (ranks) that it starts and watches.
 
-The agent imports all that a training process needs and then forks, for two reasons. It costs one import of torch
-instead of two: on two cores the first step comes 3.0 s after the command, as with a plain `python train.py`, and
-after 4.4 s when torchrun starts a new interpreter. And the ranks of a node share the memory of what is imported.
-Forking is safe here because the agent runs nothing of what it imports: no tensor operation, so OpenMP and autograd
-have no threads, and no CUDA call, so every rank opens its device itself (a test holds this).
+The launcher imports all that a rank needs and then forks. So a pod imports torch once, however many ranks it has, and
+the ranks share the memory of what is imported; the first step comes in half the time that it takes with torchrun,
+whose agent imports torch for itself.
+
+A process may be forked only while it has no other thread, since a lock that another thread holds at that moment stays
+locked in the child for ever. torchrun's agent has such threads when it forks (its store resolves addresses, and the
+resolver has a lock), and about one start in fifty hung. So here ranks are forked first, and threads come later (a test
+holds this). Nothing that is imported runs a tensor operation or calls CUDA, so every rank opens its device itself.
 """
 
 import gc
-import logging
-import multiprocessing
 import os
 import signal
+import socket
+import sys
+import threading
 import time
-import uuid
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig
+from trainyard_trainer.errors import ConfigError
 
 STOP_SECONDS = 10.0
-"""Time that the processes get to end after SIGTERM."""
+"""Time that the ranks get to end after SIGTERM."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def main() -> NoReturn:
-    """Run this pod's training processes to their end, and end with their exit code.
+    """Run this pod's ranks to their end, and end with their exit code.
 
-    The PET_ variables of torchrun say how many processes there are and where the others meet. Nothing is
-    restarted here: a failure ends the pod, and the operator starts the whole group anew.
+    The variables of torchrun (PET_NNODES, PET_NODE_RANK, PET_NPROC_PER_NODE, PET_MASTER_ADDR, PET_MASTER_PORT) say how
+    many there are and where they meet. Nothing is restarted here: a failure ends the pod, and the operator starts the
+    whole group anew.
     """
-    # At once: as process 1 of a container this would otherwise ignore SIGTERM, and waiting for another node in
-    # C++ it would not hear it. The mask passes to the processes, which have a thread of their own that waits.
-    ending.on_stop_signal(_stop)
-    _set_threads()
-    # Attempts to reach a node that is not up yet would each be a warning.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    with _importing():
-        import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-        from torch.distributed.launcher.api import elastic_launch
-
-        from trainyard_trainer import worker
-
-    for name in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # they print a traceback of the agent
+    # At once: as process 1 of a container this would otherwise ignore SIGTERM. The mask passes to the ranks.
+    ending.hold_stop_signals()
     try:
-        elastic_launch(_launch_config(), worker.main)()
-    except ChildFailedError as error:
-        ending.exit_now(_explain(error))
+        place = Place.from_environment()
+        _set_threads(place.local_size)
+        # Attempts to reach a node that is not up yet would each be a warning.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        with _importing():
+            import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
+
+            from trainyard_trainer import worker
     except Exception as error:  # noqa: BLE001 (the last word of this pod, whatever the error is)
         ending.fail(error, rank=None, step=None)
+    ranks = Ranks()
+    if not ending.stop_signal_waits():
+        ranks.start(place, worker.main)
+    ending.on_stop_signal(ranks.stop)
+    ending.exit_now(ranks.wait())
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where this pod's ranks stand among all."""
+
+    first: int
+    local_size: int
+    size: int
+    address: str
+    port: str
+
+    @classmethod
+    def from_environment(cls) -> "Place":
+        """The place that the operator gave to this pod, in the variables of torchrun; without them a group of one pod.
+
+        RANK and WORLD_SIZE stand above them, for groups whose pods are not all alike.
+
+        Raises:
+            ConfigError: a variable is missing, or no number.
+        """
+        local_size = _number("PET_NPROC_PER_NODE", 1)
+        pods = _number("PET_NNODES", 1)
+        first = _number("RANK", _number("PET_NODE_RANK", 0) * local_size)
+        address, port = os.environ.get("PET_MASTER_ADDR"), os.environ.get("PET_MASTER_PORT")
+        if address is None or port is None:
+            if pods > 1:
+                raise ConfigError("PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1; set both")
+            address, port = "127.0.0.1", _free_port()
+        return cls(first, local_size, _number("WORLD_SIZE", pods * local_size), address, port)
+
+    def environment(self, local_rank: int) -> dict[str, str]:
+        """What a rank finds in its environment, as with torchrun."""
+        return {
+            "RANK": str(self.first + local_rank),
+            "LOCAL_RANK": str(local_rank),
+            "WORLD_SIZE": str(self.size),
+            "LOCAL_WORLD_SIZE": str(self.local_size),
+            "MASTER_ADDR": self.address,
+            "MASTER_PORT": self.port,
+        }
+
+
+class Ranks:
+    """The training processes of this pod."""
+
+    def __init__(self) -> None:
+        self._alive: dict[int, int] = {}
+        """Rank by process id."""
+        self._code = 0
+        self._stopping = False
+
+    def start(self, place: Place, run: Callable[[], None]) -> None:
+        """Fork the ranks; in each of them `run` is called, and the process ends when it returns."""
+        launcher = os.getpid()
+        for local_rank in range(place.local_size):
+            sys.stdout.flush()
+            pid = os.fork()
+            if pid == 0:
+                os.environ.update(place.environment(local_rank))
+                _be_rank(run, launcher)
+            self._alive[pid] = place.first + local_rank
+
+    def wait(self) -> int:
+        """Wait for all ranks. After the first failure the others are ended. Returns the pod's exit code."""
+        while self._alive:
+            pid, status = os.waitpid(-1, 0)
+            rank = self._alive.pop(pid, None)
+            code = os.waitstatus_to_exitcode(status)
+            if rank is None or code == 0:  # None: an orphan, inherited by the first process of a container
+                continue
+            if self._code == 0:
+                self._code = _explain(rank, code)
+                self._end()
+        if self._stopping:
+            threading.Event().wait()  # the thread that has heard the signal ends this process
+        return self._code
+
+    def stop(self, received: signal.Signals) -> NoReturn:
+        """Pass a signal on to the ranks, let them say their last word, and end this process."""
+        self._stopping = True
+        self._signal(received)
+        patience = time.monotonic() + STOP_SECONDS
+        while self._alive and time.monotonic() < patience:
+            time.sleep(0.02)
+        self._signal(signal.SIGKILL)
+        ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
+        ending.exit_now(128 + received)
+
+    def _end(self) -> None:
+        """SIGTERM now, and SIGKILL for what is still there after a while."""
+        self._signal(signal.SIGTERM)
+        killer = threading.Timer(STOP_SECONDS, self._signal, [signal.SIGKILL])
+        killer.daemon = True
+        killer.start()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in list(self._alive):  # not reaped yet, so the number is still that of the rank
+            os.kill(pid, number)
+
+
+def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
+    """The whole life of a forked process: nothing of the launcher's may run in it."""
+    try:
+        from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+
+        _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
+        if os.getppid() != launcher:
+            os._exit(1)
+        run()
+    except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
+        traceback.print_exc()
+        ending.exit_now(1)
     ending.exit_now(0)
 
 
-def _launch_config() -> "LaunchConfig":
-    from torch.distributed import run as torchrun
-
-    # SIGTERM and SIGINT never reach the agent's own handlers: see _stop.
-    fixed = ["--max-restarts=0", "--start-method=fork", "--signals-to-handle=SIGTERM,SIGINT"]
-    args = torchrun.get_args_parser().parse_args([*fixed, "trainyard_trainer"])
-    if args.master_port is None:  # by hand, on one machine: any free port will do
-        args.rdzv_backend, args.rdzv_endpoint, args.rdzv_id = "c10d", "localhost:0", str(uuid.uuid4())
-    args.log_dir = os.devnull  # processes write straight to this one's standard output and error
-    config, _, _ = torchrun.config_from_args(args)
-    return config
-
-
-def _explain(failed: "ChildFailedError") -> int:
-    """The exit code for a failed process; if a signal killed it, this also leaves the last word that it could not."""
-    rank, failure = failed.get_first_failure()
-    if failure.exitcode >= 0:
-        return failure.exitcode
-    number = -failure.exitcode
-    name = signal.Signals(number).name
-    hint = "; the usual reason is its memory limit" if number == signal.SIGKILL else ""
+def _explain(rank: int, code: int) -> int:
+    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does."""
+    if code >= 0:
+        return code
+    name = signal.Signals(-code).name
+    hint = "; the usual reason is its memory limit" if -code == signal.SIGKILL else ""
     message = f"rank {rank} was killed by {name}{hint}"
     ending.leave_word(TerminationMessage(rank=rank, exception=name, message=message))
-    return 128 + number
+    return 128 - code
 
 
-def _stop(received: signal.Signals) -> NoReturn:
-    """Pass a signal on to the processes, let them say their last word, and end."""
-    children = multiprocessing.active_children()
-    for child in children:
-        if child.pid is not None:
-            os.kill(child.pid, received)
-    patience = time.monotonic() + STOP_SECONDS
-    while any(child.is_alive() for child in children) and time.monotonic() < patience:
-        time.sleep(0.02)
-    for child in children:
-        child.kill()
-    ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
-    ending.exit_now(128 + received)
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable)
+    if text is None:
+        return default
+    if not text.isdecimal():
+        raise ConfigError(f"{variable}: must be a whole number, not {text!r}; correct it, or remove it")
+    return int(text)
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 @contextmanager
-def _importing() -> "Iterator[None]":
+def _importing() -> Iterator[None]:
     """Import without garbage collection, and never again look at what was imported; this saves a tenth."""
     gc.disable()
     yield
@@ -113,14 +210,12 @@ def _importing() -> "Iterator[None]":
     gc.enable()
 
 
-def _set_threads() -> None:
+def _set_threads(processes: int) -> None:
     """Share the processors between this node's processes, unless OMP_NUM_THREADS says otherwise.
 
     torchrun would give each process one thread. It must be set before libgomp is loaded.
     """
-    processes = os.environ.get("PET_NPROC_PER_NODE", "1")
-    if processes.isdecimal():
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // int(processes))))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // max(1, processes))))
 
 
 def usable_cpus() -> int:

@@ -1,5 +1,6 @@
-"""The life of one training process."""
+"""The life of one training process (rank). `launch` forks it; `torchrun -m trainyard_trainer.worker` works as well."""
 
+import faulthandler
 import os
 import signal
 from pathlib import Path
@@ -20,7 +21,8 @@ from trainyard_trainer.world import World
 
 
 def main() -> None:
-    """Train, as one of the processes that torchrun started. Returns after success; a failure ends the process."""
+    """Train, as one of the ranks of a group. Returns after success; a failure ends the process."""
+    faulthandler.register(signal.SIGUSR1)  # says on standard error where each thread is, should a rank hang
     worker = Worker()
     ending.on_stop_signal(worker.stop)
     try:
@@ -115,3 +117,8 @@ def read_config() -> RunConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: {where}: {first['msg']}; trainer and operator must be of one version") from error
+
+
+if __name__ == "__main__":
+    main()
+    ending.exit_now(0)

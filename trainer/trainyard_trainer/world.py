@@ -15,7 +15,7 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 
 @dataclass(frozen=True)
 class World:
-    """Rank and device of this process; torchrun says which, in the environment."""
+    """Rank and device of this process; the launcher says which, in the environment, as torchrun does."""
 
     rank: int
     local_rank: int
@@ -25,7 +25,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """The place that torchrun gave to this process.
+        """The place that the launcher gave to this process.
 
         Raises:
             ConfigError: the node has GPUs, but fewer than processes.
