@@ -30,6 +30,12 @@ def trainer_spec(**changes: Any) -> dict[str, Any]:
     }
 
 
+def served() -> dict[str, Any]:
+    """Fields of a spec whose one to three workers have a parameter server."""
+    data = {"mode": "parameterServer"}
+    return {"trainer": trainer_spec(batch={"global": 12}), "parallelism": {"data": data}}
+
+
 def make_manifest(
     name: str = "job",
     *,

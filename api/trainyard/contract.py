@@ -13,11 +13,14 @@ LABEL_JOB: Final = f"{GROUP}/job-name"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_INDEX: Final = f"{GROUP}/index"
 LABEL_REPLICAS: Final = f"{GROUP}/replicas"
+LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 
 # Inside a worker pod.
 WORKER_CONTAINER: Final = "worker"
+ROLE_WORKER: Final = "worker"
+ROLE_SERVER: Final = "server"
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
 CONFIG_FOLDER: Final = "/etc/trainyard"

@@ -5,12 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from trainyard import contract
 from trainyard.base import ApiModel, Rule
 from trainyard.spec import TrainingJobSpec
 from trainyard.status import TrainingJobStatus
 
 MAX_NAME = 50
-"""Room in a pod's host name (63) for the attempt (up to 99,999), the index (up to 9,999) and two dashes."""
+"""Room in a pod's host name (63) for the attempt (up to 99,999), the index (up to 9,999, or `server`), two dashes."""
 
 
 class Metadata(BaseModel):
@@ -27,7 +28,17 @@ class Metadata(BaseModel):
 
 
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
-_PINNED_OPTIONAL = ("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism")
+_PINNED_OPTIONAL = (
+    "image",
+    "imagePullPolicy",
+    "imagePullSecrets",
+    "command",
+    "args",
+    "env",
+    "trainer",
+    "parallelism",
+    "server",
+)
 _UNCHANGED = " && ".join(
     [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]
     + [
@@ -78,8 +89,9 @@ class TrainingJob(ApiModel):
         return self.metadata.namespace, self.metadata.name
 
     def pod_name(self, attempt: int, index: int) -> str:
-        """Name of a worker pod, which is also its host name."""
-        return f"{self.metadata.name}-{attempt}-{index}"
+        """Name of a pod, which is also its host name. The parameter server comes after the workers."""
+        last = contract.ROLE_SERVER if self.spec.serves(index) else index
+        return f"{self.metadata.name}-{attempt}-{last}"
 
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":

@@ -86,7 +86,9 @@ def make_mesh(spec: TrainingJobSpec) -> Mesh:
             f"spec.parallelism: tensor x context x pipeline.stages = {model} must divide the world size "
             f"{spec.world_size} (workers.replicas x workers.procsPerWorker); change an axis or the number of workers"
         )
-    shard = {"ddp": 1, "fsdp": data}.get(wanted.data.mode) or _group(spec, data, wanted.context * wanted.tensor)
+    shard = {"ddp": 1, "parameterServer": 1, "fsdp": data}.get(wanted.data.mode) or _group(
+        spec, data, wanted.context * wanted.tensor
+    )
     if data % shard:
         raise ValueError(
             f"spec.parallelism.data.shard: {shard} must divide the {data} data-parallel ranks (world size / (tensor x "

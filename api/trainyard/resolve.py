@@ -44,6 +44,9 @@ class RunConfig(ApiModel):
     job: str
     namespace: str
     world_size: int
+    """Ranks that train."""
+    servers: int = 0
+    """Parameter servers, ranked after those that train."""
     mesh: Mesh
     """Sizes of the axes over which the ranks are laid out."""
     parallelism: Parallelism
@@ -138,6 +141,7 @@ def resolve(job: TrainingJob) -> RunConfig:
         job=job.metadata.name,
         namespace=job.metadata.namespace,
         world_size=job.spec.world_size,
+        servers=job.spec.servers,
         mesh=mesh,
         parallelism=job.spec.parallel,
         model=_model_config(trainer),

@@ -32,6 +32,7 @@ _TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
 _CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
 _STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
 _MODEL_PARALLEL = f"({_TENSOR} * {_CONTEXT} * {_STAGES})"
+_SERVES = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
 _DATA = f"({_WORLD} / {_MODEL_PARALLEL})"
 _MESH_FITS = f"{_WORLD} % {_MODEL_PARALLEL} == 0"
 _NO_V = f"{_STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
@@ -93,6 +94,16 @@ class Workers(ApiModel):
             "spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
         ),
     )
+
+
+class Server(ApiModel):
+    """The parameter server: one more pod, with one process, that the workers send their gradients to."""
+
+    resources: Resources = Resources()
+    """Resources of its container. It holds the parameters, their sum of gradients, a gradient that arrives and the
+    optimizer's state; a GPU is of no use to it."""
+    template: PodTemplate = PodTemplate()
+    """Anything else about the pod, as for the workers; its container is named worker, too."""
 
 
 class EnvVar(ApiModel):
@@ -160,6 +171,8 @@ class TrainingJobSpec(ApiModel):
     """The built-in trainer, instead of command."""
     parallelism: Parallelism | None = None
     """How the built-in trainer splits model and data over the ranks; data-parallel (ddp) if absent."""
+    server: Server | None = None
+    """The pod of the parameter server, with parallelism.data.mode parameterServer."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
 
@@ -180,6 +193,15 @@ class TrainingJobSpec(ApiModel):
         Rule(
             "!has(self.parallelism) || has(self.trainer)",
             "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+        ),
+        Rule(
+            f"!has(self.server) || {_SERVES}",
+            "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
+        ),
+        Rule(
+            f"!({_SERVES}) || {_MODEL_PARALLEL} == 1",
+            "spec.parallelism.data.mode: parameterServer is for workers that hold the whole model; remove tensor, "
+            "context and pipeline, or choose ddp, fsdp or hsdp",
         ),
         Rule(
             _MESH_FITS,
@@ -272,5 +294,19 @@ class TrainingJobSpec(ApiModel):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: workers x processes per worker."""
+        """Number of ranks that train: workers x processes per worker."""
         return self.workers.replicas * self.procs_per_worker
+
+    @property
+    def servers(self) -> int:
+        """Number of parameter servers: 1 with that mode, else 0."""
+        return int(self.parallel.data.mode == "parameterServer")
+
+    @property
+    def pods(self) -> int:
+        """Number of pods of an attempt: the workers, and after them the parameter server."""
+        return self.workers.replicas + self.servers
+
+    def serves(self, index: int) -> bool:
+        """Whether the pod with an index is the parameter server."""
+        return bool(self.servers) and index >= self.workers.replicas

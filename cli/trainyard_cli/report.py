@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from trainyard.job import TrainingJob
+from trainyard.status import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +86,7 @@ def status_table(job: TrainingJob) -> Table:
         for name, value, form in (
             ("loss", progress.loss, ".4f"),
             ("learning rate", progress.learning_rate, ".3g"),
-            ("tokens/s", progress.tokens_per_second, ",.0f"),
+            _speed(job, progress),
         ):
             if value is not None:
                 table.add_row(name, format(value, form))
@@ -97,6 +98,13 @@ def status_table(job: TrainingJob) -> Table:
     if failure := status.last_failure:
         table.add_row("last failure", f"{failure.pod or 'group'}: {failure.reason}: {failure.message}")
     return table
+
+
+def _speed(job: TrainingJob, progress: Progress) -> tuple[str, float | None, str]:
+    """Throughput in the unit of the data: a table has samples, and no tokens."""
+    if job.spec.trainer is not None and job.spec.trainer.data.source == "classification":
+        return "samples/s", progress.samples_per_second, ",.0f"
+    return "tokens/s", progress.tokens_per_second, ",.0f"
 
 
 def _last_change(job: TrainingJob) -> datetime | None:

@@ -278,6 +278,17 @@ RULES = (
         "choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Fault(
+        "a server that nobody sends to",
+        lambda: make_manifest(trainer=trainer_spec(), server={}),
+        "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
+    ),
+    Fault(
+        "a server of parts of a model",
+        lambda: _parallel(2, data={"mode": "parameterServer"}, tensor=2),
+        "spec.parallelism.data.mode: parameterServer is for workers that hold the whole model; remove tensor, context "
+        "and pipeline, or choose ddp, fsdp or hsdp",
+    ),
+    Fault(
         "an mlp in two stages",
         lambda: make_manifest(trainer=_digits_spec(), parallelism={"pipeline": {"stages": 2}}),
         "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "

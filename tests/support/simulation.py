@@ -150,7 +150,7 @@ class Simulation:
             return True
         workers = [observe_worker(pod) for pod in world.pods.values()]
         assert world.job is not None
-        if len(workers) < world.job.spec.workers.replicas or not to_the_end:
+        if len(workers) < world.job.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
         for name in running:

@@ -119,7 +119,7 @@ class World:
         """What a status may say, given the one before and what has really happened."""
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
-        limit, replicas = self.job.spec.restart_policy.limit, self.job.spec.workers.replicas
+        limit, pods = self.job.spec.restart_policy.limit, self.job.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
@@ -129,10 +129,10 @@ class World:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
-            assert len(self.started.get(new.attempt, ())) >= replicas, "said to run before every worker ran"
+            assert len(self.started.get(new.attempt, ())) >= pods, "said to run before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
             done = [identity(p) for p in self.pods.values() if p["status"]["phase"] == "Succeeded"]
-            assert sum(attempt == new.attempt for attempt, _ in done) >= replicas, "said to have succeeded too early"
+            assert sum(attempt == new.attempt for attempt, _ in done) >= pods, "said to have succeeded too early"
 
     def judge_creation(self, pod: dict[str, Any]) -> None:
         """When a pod may be created."""

@@ -14,19 +14,20 @@ from trainyard_trainer import launch
 from trainyard_trainer.data import TokenFile
 from trainyard_trainer.sampling import Sampler
 from trainyard_trainer.train import Trainer
+from trainyard_trainer.update import LocalUpdate
 from trainyard_trainer.world import World
 
 
 def sum_instead_of_mean() -> None:
-    clip = Trainer._clip_gradients
+    follow = LocalUpdate.follow
 
-    def faulty(self: Trainer) -> torch.Tensor:
-        for parameter in self.parameters:
+    def faulty(self: LocalUpdate, learning_rate: float) -> torch.Tensor:
+        for parameter in self._parameters:
             assert parameter.grad is not None
-            parameter.grad.mul_(self.world.size)
-        return clip(self)
+            parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
+        return follow(self, learning_rate)
 
-    Trainer._clip_gradients = faulty  # type: ignore[method-assign]
+    LocalUpdate.follow = faulty  # type: ignore[method-assign]
     launch.main()
 
 

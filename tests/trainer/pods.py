@@ -125,12 +125,15 @@ class Starter:
         entry: str = ENTRY,
         env: dict[str, str] | None = None,
     ) -> list[Pod]:
-        port = free_port()
-        return [self._start(config, pods, procs, entry, port, index, env or {}) for index in range(pods)]
+        """Workers with so many processes each, and after them the parameter server, if there is one."""
+        port, size = free_port(), pods * procs + config.servers
+        whole = {"WORLD_SIZE": str(size)} if config.servers else {}
+        env = {"PET_NNODES": str(pods + config.servers), **whole, **(env or {})}
+        workers = [self._start(config, procs, entry, port, index, env) for index in range(pods)]
+        place = {"RANK": str(size - 1)}
+        return [*workers, *(self._start(config, 1, entry, port, pods, env | place) for _ in range(config.servers))]
 
-    def _start(
-        self, config: RunConfig, pods: int, procs: int, entry: str, port: int, index: int, env: dict[str, str]
-    ) -> Pod:
+    def _start(self, config: RunConfig, procs: int, entry: str, port: int, index: int, env: dict[str, str]) -> Pod:
         self.started += 1
         folder = self.folder / f"pod{self.started}"
         folder.mkdir()
@@ -147,7 +150,6 @@ class Starter:
                 contract.ENV_ATTEMPT: "3",
                 contract.ENV_METRICS_PORT: str(metrics_port),
                 contract.ENV_CACHE: str(self.folder / "cache"),
-                "PET_NNODES": str(pods),
                 "PET_NODE_RANK": str(index),
                 "PET_NPROC_PER_NODE": str(procs),
                 "PET_MASTER_ADDR": "127.0.0.1",

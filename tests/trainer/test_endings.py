@@ -59,6 +59,31 @@ def test_kill_is_told_from_its_consequences(start: Starter, pods: int, procs: in
     assert_lost_peer(started[0], pods)
 
 
+SERVER = {"data": {"mode": "parameterServer"}}
+
+
+def test_death_of_the_parameter_server_is_told_from_its_consequences(start: Starter) -> None:
+    first, second, server = start(make_config(2, SERVER, stop={"steps": 1_000_000}), 2)
+    first.wait_for_step(3)
+    os.kill(server.ranks()[0], signal.SIGKILL)
+    assert finish([first, second, server]) == [1, 1, 137]
+    for pod, rank, lost in ((first, 0, True), (second, 1, True), (server, 2, False)):
+        assert pod.word is not None
+        assert (pod.word.rank, pod.word.peer_lost) == (rank, lost)
+        assert "Traceback" not in pod.stderr
+
+
+def test_parameter_server_ends_with_its_workers(start: Starter) -> None:
+    pods = start(make_config(2, SERVER, stop={"steps": 9}), 2, entry=f"{FAULTS}:raise_in_rank_1")
+    assert finish(pods) == [1, 1, 1]
+    words = [pod.word for pod in pods]
+    assert [(w.exception, w.step, w.peer_lost) for w in words if w] == [
+        ("RuntimeError", 3, True),
+        ("ZeroDivisionError", 3, False),
+        ("RuntimeError", 3, True),
+    ]
+
+
 def assert_lost_peer(pod: Pod, pods: int) -> None:
     if pods == 1:
         return

@@ -32,6 +32,7 @@ class Layout(NamedTuple):
 
 FSDP = {"mode": "fsdp"}
 HSDP = {"mode": "hsdp", "shard": 2}
+SERVER = {"mode": "parameterServer"}
 
 
 def pipe(stages: int, schedule: str = "1F1B") -> dict[str, Any]:
@@ -45,6 +46,9 @@ LAYOUTS = (
     Layout(2, {"data": FSDP}),
     Layout(4, {"data": FSDP}, 1),
     Layout(4, {"data": HSDP}),
+    Layout(1, {"data": SERVER}),
+    Layout(2, {"data": SERVER}),
+    Layout(4, {"data": SERVER}, 1),
     Layout(2, {"tensor": 2}),
     Layout(2, {"tensor": 2}, 2),
     Layout(4, {"tensor": 4}),
@@ -98,9 +102,9 @@ def run(start: Starter, layout: Layout, checkpointing: str = "none", **optimizer
         optimizer=optimizer or {"eps": 1e-4},
         activationCheckpointing=checkpointing,
     )
-    (pod,) = start(config, 1, layout.processes)
-    assert finish([pod], 120) == [0], pod.stderr
-    return [*pod.reports, *pod.evaluations]
+    pods = start(config, 1, layout.processes)
+    assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
+    return [*pods[0].reports, *pods[0].evaluations]
 
 
 @pytest.fixture(scope="session")
@@ -121,13 +125,17 @@ def test_layout_gives_the_losses_of_one_process(
     assert_equal(run(start, layout), reference)
 
 
-@pytest.mark.parametrize("parallelism", [{"tensor": 2, "data": FSDP}, {"pipeline": pipe(2), "tensor": 2}], ids=str)
+@pytest.mark.parametrize(
+    "parallelism", [{"tensor": 2, "data": FSDP}, {"pipeline": pipe(2), "tensor": 2}, {"data": SERVER}], ids=str
+)
 @pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name != "adamw"])
 def test_every_optimizer_is_exact_when_its_parameters_are_split(
     start: Starter, name: str, parallelism: dict[str, Any]
 ) -> None:
     own = OPTIMIZER_PARAMETERS[name]
     given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
+    if name == "rmsprop":  # at the rate of the others its loss rises, and rounding errors grow with it
+        given["learningRate"] = 0.001
     alone = run(start, Layout(1, {}), name=name, **given)
     tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
     assert_equal(run(start, Layout(4, parallelism), name=name, **given), alone, tolerance)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
-from tests.builders import make_job, trainer_spec
+from tests.builders import make_job, served, trainer_spec
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.resolve import RunConfig
@@ -134,6 +134,22 @@ def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> N
     several = env_of(make_job(replicas=4, workers={"procsPerWorker": 2}), index=3)
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} & several.keys()
     assert (several["PET_NNODES"], several["PET_NPROC_PER_NODE"]) == ("4", "2")
+
+
+def test_the_parameter_server_is_the_last_rank_with_resources_of_its_own() -> None:
+    server = {"resources": {"limits": {"memory": "4Gi"}}, "template": {"spec": {"nodeSelector": {"pool": "cpu"}}}}
+    job = make_job(**served(), server=server, workers={"procsPerWorker": 3})
+    pod, env = pod_of(job, index=2), env_of(job, index=2)
+    assert pod["metadata"]["name"] == pod["spec"]["hostname"] == "job-2-server"
+    assert pod["metadata"]["labels"][contract.LABEL_ROLE] == "server"
+    assert worker_of(pod)["resources"] == {"limits": {"memory": "4Gi"}}
+    assert pod["spec"]["nodeSelector"] == {"pool": "cpu"}
+    assert (env["RANK"], env["WORLD_SIZE"], env["PET_NPROC_PER_NODE"], env["PET_NNODES"]) == ("6", "7", "1", "3")
+    worker, env = pod_of(job, index=1), env_of(job, index=1)
+    assert worker["metadata"]["labels"][contract.LABEL_ROLE] == "worker"
+    assert worker_of(worker)["resources"] == {}
+    assert (env["WORLD_SIZE"], env["PET_NPROC_PER_NODE"], env["PET_NODE_RANK"]) == ("7", "3", "1")
+    assert "RANK" not in env, "three ranks: the launcher counts them"
 
 
 def test_a_users_variable_cannot_replace_one_of_the_rendezvous() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, trainer_spec
+from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
 from tests.support.story import Story, running
 from trainyard.status import Phase, Progress, Reason
 from trainyard_operator.core.observe import Obstacle, Trouble
@@ -36,6 +36,23 @@ def test_nothing_says_running_before_every_worker_runs() -> None:
     story.all("Running").settle()
     assert story.phase == Phase.RUNNING
     assert story.condition("Running").reason == "AllWorkersRunning"
+
+
+def test_a_parameter_server_belongs_to_the_group_but_is_no_worker() -> None:
+    story = Story(make_job(**served()))
+    assert story.settle().actions == (CreateWorkers(1, (0, 1, 2)),)
+    assert "2 workers x 1 ranks and a parameter server" in story.condition("Created").message
+    server = make_worker(2, serves=True, state="Pending")
+    story.see(make_worker(0), make_worker(1), server).settle()
+    assert story.condition("Running").message == "2 of 3 pods run"
+    story.see(make_worker(0), make_worker(1), make_worker(2, serves=True)).settle()
+    assert story.condition("Running").message == "attempt 1: 2 workers and their server run"
+    assert (story.status.workers.desired, story.status.workers.running) == (2, 2)
+    done = [make_worker(index, state="Succeeded", serves=index == 2) for index in range(3)]
+    story.see(*done[:2], make_worker(2, serves=True)).settle()
+    assert story.phase == Phase.RUNNING, "the server has not ended yet"
+    story.see(*done).settle()
+    assert story.phase == Phase.SUCCEEDED
 
 
 def test_a_job_at_rest_needs_no_further_look() -> None:

@@ -13,7 +13,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.builders import last_words
+from tests.builders import last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
@@ -33,11 +33,16 @@ class Life(RuleBasedStateMachine):
     simulation: type[Simulation] = Simulation
 
     @initialize(
-        replicas=st.integers(1, 3), limit=st.integers(0, 3), wait=st.sampled_from([0, 1, 30]), rests=st.booleans()
+        replicas=st.integers(1, 3),
+        limit=st.integers(0, 3),
+        wait=st.sampled_from([0, 1, 30]),
+        rests=st.booleans(),
+        serves=st.booleans(),
     )
-    def begin(self, replicas: int, limit: int, wait: int, rests: bool) -> None:
+    def begin(self, replicas: int, limit: int, wait: int, rests: bool, serves: bool) -> None:
         policy = {"limit": limit, "backoff": {"initialSeconds": wait}}
-        self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests)
+        program = served() if serves else {}
+        self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
 
     def teardown(self) -> None:
         try:

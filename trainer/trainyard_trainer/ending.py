@@ -100,9 +100,9 @@ def hold_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
-def stop_signal_waits() -> bool:
-    """Whether a signal has come while they were held."""
-    return bool(signal.sigpending() & set(STOP_SIGNALS))
+def held_stop_signal() -> signal.Signals | None:
+    """A signal that has come while they were held, if one has."""
+    return signal.Signals(signal.sigwait(STOP_SIGNALS)) if signal.sigpending() & set(STOP_SIGNALS) else None
 
 
 def on_stop_signal(act: Callable[[signal.Signals], None]) -> None:

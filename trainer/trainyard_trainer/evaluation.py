@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from trainyard_trainer.batches import IGNORED, Batches
@@ -38,9 +37,8 @@ def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None
         totals += torch.stack([loss.double(), ((predicted == targets) & seen).sum().double(), seen.sum().double()])
         if classes is not None:
             confusion += torch.bincount(targets[seen] * classes + predicted[seen], minlength=size * size)
-    if world.size > 1:
-        dist.all_reduce(totals)
-        dist.all_reduce(confusion)
+    world.sum(totals)
+    world.sum(confusion)
     loss_sum, correct, count = totals.tolist()
     figures = {"loss": loss_sum / count, "accuracy": correct / count}
     if classes is None:

@@ -55,8 +55,9 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 (the last word of this pod, whatever the error is)
         ending.fail(error, rank=None, step=None)
     ranks = Ranks()
-    if not ending.stop_signal_waits():
-        ranks.start(place, worker.main)
+    if (received := ending.held_stop_signal()) is not None:
+        ranks.stop(received)
+    ranks.start(place, worker.main)
     ending.on_stop_signal(ranks.stop)
     ending.exit_now(ranks.wait())
 

@@ -13,17 +13,25 @@ class RankMesh:
     """Where this rank stands on each axis, and its process groups. Axes of size 1 have groups of one rank."""
 
     def __init__(self, sizes: Mesh, world: World) -> None:
-        """All ranks must call it at the same time; groups form here. With one rank there is none."""
+        """All ranks must call it at the same time; groups form here.
+
+        With one rank there is none, and neither with a parameter server, through which all exchange goes.
+        """
         self.sizes = sizes
         self.at = sizes.coordinate(world.rank)
         self._mesh: DeviceMesh | None = None
-        if world.size > 1:
+        if world.size > 1 and not world.servers:
             self._mesh = init_device_mesh(world.device.type, sizes.shape, mesh_dim_names=AXES)
 
     def __getitem__(self, axis: str) -> DeviceMesh:
         """The ranks that differ from this one on an axis only."""
         assert self._mesh is not None
         return self._mesh[axis]
+
+    @property
+    def forms_groups(self) -> bool:
+        """Whether ranks talk to each other during a step."""
+        return self._mesh is not None
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """The same ranks as a process group."""

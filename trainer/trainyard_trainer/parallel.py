@@ -37,7 +37,7 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
             positions = part.config.sequence_length // mesh.sizes.context
             part.set_positions(mesh.at.context * positions, positions, device)
         initialize(part, config.trainer.seed, part.initial)
-        parts.append(_replicate(part, device) if mesh.is_plain and mesh.sizes.size > 1 else part)
+        parts.append(_replicate(part, device) if mesh.is_plain and mesh.forms_groups else part)
     return parts
 
 

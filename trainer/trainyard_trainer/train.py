@@ -5,22 +5,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
 
 from trainyard.resolve import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.gradient import gradient_norm
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.optimizer import build_optimizers, learning_rate_factor
+from trainyard_trainer.optimizer import learning_rate_factor
 from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import Samples
+from trainyard_trainer.server import RemoteUpdate
 from trainyard_trainer.stopping import Convergence, total_steps
 from trainyard_trainer.table import Table
+from trainyard_trainer.update import LocalUpdate, Update
 from trainyard_trainer.world import World
 
 
@@ -38,9 +38,12 @@ class Trainer:
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_parts(config, self.mesh, samples, world.device)
         named = [pair for part in self.parts for pair in part.named_parameters()]
-        self.parameters = [p for _, p in named]
         self.passes = make_passes(config, self.mesh, self.parts, world.device)
-        self.optimizers = build_optimizers(named, config.trainer.optimizer)
+        self.update: Update
+        if world.servers:
+            self.update = RemoteUpdate(named, world)
+        else:
+            self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh)
         self.total_steps = total_steps(config, self.batches.trained)
         self.step = 0
         """Optimizer steps done."""
@@ -77,11 +80,9 @@ class Trainer:
             metrics.plan(total)
         while self.step < total and not self.stopped_because:
             began = time.perf_counter()
-            learning_rate = self._set_learning_rate(self.step + 1)
+            learning_rate = self._learning_rate()
             loss, data_seconds = self._accumulate_gradients()
-            norm = self._clip_gradients()
-            self.optimizers.step()
-            self.optimizers.zero_grad()
+            norm = self.update.step(learning_rate)
             self.step += 1
             evaluates = self._evaluates()
             if self.step == 1 or self.step % every == 0 or self.step == total or evaluates:
@@ -93,6 +94,7 @@ class Trainer:
             if evaluates:
                 self._evaluate(on_evaluation)
                 clock.skip()
+        self.update.close()
 
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
@@ -107,24 +109,15 @@ class Trainer:
         if self.stopped_because:
             log.info(f"stopped after step {self.step}: {self.stopped_because}")
 
-    def _set_learning_rate(self, step: int) -> float:
+    def _learning_rate(self) -> float:
+        """That of the step to come."""
         trainer = self.config.trainer
-        factor = learning_rate_factor(trainer.schedule, step, self.total_steps)
-        learning_rate = trainer.optimizer.learning_rate * factor
-        self.optimizers.set_learning_rate(learning_rate)
-        return learning_rate
+        factor = learning_rate_factor(trainer.schedule, self.step + 1, self.total_steps)
+        return trainer.optimizer.learning_rate * factor
 
     def _accumulate_gradients(self) -> tuple[Tensor, float]:
         """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
         return self.passes.run(self.batches, self.step)
-
-    def _clip_gradients(self) -> Tensor:
-        """Scale the gradient down to the largest norm allowed; the norm before that, still on the device."""
-        limit = self.config.trainer.optimizer.gradient_clip
-        norm = gradient_norm(self.parameters, self.mesh)
-        if limit > 0:
-            clip_grads_with_norm_(self.parameters, limit, norm)
-        return norm
 
     def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: "_Clock") -> StepReport:
         """Figures of the step just done. All ranks must call it; it waits for the device."""

@@ -16,6 +16,7 @@ from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import prepare
+from trainyard_trainer.server import ParameterServer
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.world import World
 
@@ -39,11 +40,13 @@ class Worker:
         self.attempt = int(os.environ.get(contract.ENV_ATTEMPT, "0"))
         self.metrics: Metrics | None = None
         self.trainer: Trainer | None = None
+        self.server: ParameterServer | None = None
         self.last: Progress | None = None
 
     def step(self) -> int | None:
         """Optimizer steps done; None before the training."""
-        return self.trainer.step if self.trainer is not None else None
+        acting = self.trainer or self.server
+        return acting.step if acting is not None else None
 
     def stop(self, received: signal.Signals) -> None:
         """End, having been told to."""
@@ -53,10 +56,10 @@ class Worker:
         ending.exit_now(128 + received)
 
     def run(self) -> None:
-        """Prepare, train, and say how it went."""
+        """Take part in the run, as one of those that train or as their parameter server."""
         config = read_config()
         log.configure(config.job, self.attempt, self.rank)
-        world = World.from_environment()
+        world = World.from_environment(config.servers)
         if world.size != config.world_size:
             raise ConfigError(
                 f"spec.workers: the configuration is for {config.world_size} processes, but {world.size} were "
@@ -65,6 +68,21 @@ class Worker:
         if world.local_rank == 0:
             self.metrics = Metrics(config, self.rank)
             self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
+        if self.rank >= world.size:
+            self._serve(config, world)
+        else:
+            self._train(config, world)
+        world.barrier()
+
+    def _serve(self, config: RunConfig, world: World) -> None:
+        world.join()
+        self.server = ParameterServer(config.trainer.optimizer, world)
+        while self.server.serve():
+            if self.metrics is not None:
+                self.metrics.step(0.0, 0.0)
+
+    def _train(self, config: RunConfig, world: World) -> None:
+        """Prepare, train, and say how it went."""
         samples = prepare(config)
         world.join()
         if not world.agrees(samples.fingerprint):
@@ -76,7 +94,6 @@ class Worker:
         if self.rank == 0:
             message = self.trainer.stopped_because or ""
             ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self.last))
-        world.barrier()
 
     def report(self, report: StepReport) -> None:
         """Pass the figures of a step on (rank 0)."""

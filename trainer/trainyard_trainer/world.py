@@ -13,18 +13,23 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer than this has lost a peer which nobody saw die."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class World:
     """Rank and device of this process; the launcher says which, in the environment, as torchrun does."""
 
     rank: int
     local_rank: int
     size: int
+    """Ranks that train."""
     local_size: int
     device: torch.device
+    servers: int = 0
+    """Parameter servers; their ranks come after those that train."""
+    group: dist.ProcessGroup | None = None
+    """The ranks that train; None if there are no others."""
 
     @classmethod
-    def from_environment(cls) -> "World":
+    def from_environment(cls, servers: int = 0) -> "World":
         """The place that the launcher gave to this process.
 
         Raises:
@@ -34,18 +39,27 @@ class World:
         return cls(
             rank=int(os.environ["RANK"]),
             local_rank=local_rank,
-            size=int(os.environ["WORLD_SIZE"]),
+            size=int(os.environ["WORLD_SIZE"]) - servers,
             local_size=int(os.environ["LOCAL_WORLD_SIZE"]),
             device=_device(local_rank),
+            servers=servers,
         )
 
     def join(self) -> None:
-        """Set the device, then form the process group with all other ranks."""
+        """Set the device, then form the process group with all other ranks.
+
+        A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
+        themselves.
+        """
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "nccl"
-        if self.size > 1:
+        if self.servers:
+            dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+            group = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, backend)
+            self.group = group if isinstance(group, dist.ProcessGroup) else None  # the server is no member
+        elif self.size > 1:
             dist.init_process_group(
                 backend,
                 timeout=COLLECTIVE_TIMEOUT,
@@ -53,8 +67,8 @@ class World:
             )
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self.size > 1:
+        """Wait for all ranks, parameter servers too."""
+        if self.size + self.servers > 1:
             dist.barrier()
 
     def agrees(self, value: int) -> bool:
@@ -62,14 +76,14 @@ class World:
         if self.size == 1:
             return True
         extremes = torch.tensor([value, -value], device=self.device)
-        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.group)
         largest, negated_smallest = extremes.tolist()
         return bool(largest == -negated_smallest)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over all ranks, in place, on every rank."""
+        """Add up a tensor over the ranks that train, in place, on each of them."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            dist.all_reduce(tensor, group=self.group)
         return tensor
 
 

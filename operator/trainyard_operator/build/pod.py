@@ -4,6 +4,7 @@ from typing import Any
 
 from trainyard import contract
 from trainyard.job import TrainingJob
+from trainyard.spec import Server, Workers
 from trainyard_operator.build.children import Manifest, child_metadata
 from trainyard_operator.build.merge import merge_pod_spec
 
@@ -13,7 +14,7 @@ NON_ROOT = 65532
 
 
 def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str) -> Manifest:
-    """The manifest of one worker.
+    """The manifest of one pod: a worker, or after the workers the parameter server.
 
     Args:
         job: the job.
@@ -21,12 +22,13 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str)
         index: node rank of the pod in its group, from 0.
         trainer_image: image of the built-in trainer in this installation, unless spec.image names another.
     """
-    template = job.spec.workers.template
+    template = _role_spec(job, index).template
     labels = {
         **(template.metadata.labels or {}),
         contract.LABEL_ATTEMPT: str(attempt),
         contract.LABEL_INDEX: str(index),
         contract.LABEL_REPLICAS: str(job.spec.workers.replicas),
+        contract.LABEL_ROLE: contract.ROLE_SERVER if job.spec.serves(index) else contract.ROLE_WORKER,
     }
     metadata = child_metadata(job, job.pod_name(attempt, index), labels)
     annotations = {**(template.metadata.annotations or {}), **_scrape_annotations(job)}
@@ -38,6 +40,11 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str)
         "metadata": metadata,
         "spec": merge_pod_spec(template.spec, _own_spec(job, attempt, index, trainer_image)),
     }
+
+
+def _role_spec(job: TrainingJob, index: int) -> Workers | Server:
+    """What the user says of pods like this one."""
+    return job.spec.server or Server() if job.spec.serves(index) else job.spec.workers
 
 
 def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
@@ -83,7 +90,7 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         "name": contract.WORKER_CONTAINER,
         "image": spec.image or trainer_image,
         "env": [*(e.to_dict() for e in spec.env or ()), *rendezvous_env(job, attempt, index)],
-        "resources": spec.workers.resources.to_dict(),
+        "resources": _role_spec(job, index).resources.to_dict(),
         # NCCL and data loaders share memory between processes; the default /dev/shm has 64 MB.
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
@@ -114,8 +121,10 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
 
     `torchrun` reads the PET_ variables; a single-process program finds its peers through `env://`, which needs
     MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker the ranks are torchrun's to set.
+    A parameter server is the last rank, with one process whatever the workers have.
     """
-    procs = job.spec.procs_per_worker
+    serves = job.spec.serves(index)
+    procs = 1 if serves else job.spec.procs_per_worker
     master = f"{job.pod_name(attempt, 0)}.{job.metadata.name}.{job.metadata.namespace}.svc"
     values = {
         contract.ENV_JOB: job.metadata.name,
@@ -125,12 +134,14 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
         "MASTER_PORT": str(contract.RENDEZVOUS_PORT),
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(contract.RENDEZVOUS_PORT),
-        "PET_NNODES": str(job.spec.workers.replicas),
+        "PET_NNODES": str(job.spec.pods),
         "PET_NODE_RANK": str(index),
         "PET_NPROC_PER_NODE": str(procs),
     }
     if procs == 1:
-        values |= {"RANK": str(index), "WORLD_SIZE": str(job.spec.world_size), "LOCAL_RANK": "0"}
+        values |= {"RANK": str(job.spec.world_size if serves else index), "LOCAL_RANK": "0"}
+    if procs == 1 or job.spec.servers:
+        values["WORLD_SIZE"] = str(job.spec.world_size + job.spec.servers)
     if job.spec.trainer is not None:
         values[contract.ENV_CONFIG] = f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
         values[contract.ENV_METRICS_PORT] = str(contract.METRICS_PORT)

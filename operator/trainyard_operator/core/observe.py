@@ -41,8 +41,10 @@ class Worker:
     attempt: int
     index: int
     replicas: int
-    """Size of the group that this pod was made for."""
+    """Workers of the group that this pod was made for."""
     state: WorkerState
+    serves: bool = False
+    """The pod is the parameter server."""
     ready: bool = False
     terminating: bool = False
     """The pod is being deleted."""
@@ -136,6 +138,7 @@ def observe_worker(pod: Pod) -> Worker:
         index=int(labels[contract.LABEL_INDEX]),
         replicas=int(labels[contract.LABEL_REPLICAS]),
         state=_state(status.get("phase", "Pending"), container),
+        serves=labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER,
         ready=conditions.get("Ready", {}).get("status") == "True",
         terminating=bool(metadata.get("deletionTimestamp")),
         disrupted=disrupted,

@@ -91,6 +91,8 @@ def _accept(draft: Draft) -> Plan:
     message = (
         f"world size {job.spec.world_size}: {job.spec.workers.replicas} workers x {job.spec.procs_per_worker} ranks"
     )
+    if job.spec.servers:
+        message += " and a parameter server"
     if job.spec.parallelism:
         message += f", laid out as {make_mesh(job.spec)}"
     draft.set(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
@@ -147,10 +149,11 @@ def _fail(draft: Draft, reason: Reason, message: str) -> Plan:
 
 def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     """Bring the current attempt to life, watch it, and judge its end."""
-    wanted = seen.job.spec.workers.replicas
-    if any(w.replicas != wanted for w in workers):
-        return _restart(draft, Reason.SPEC_CHANGED, f"spec.workers.replicas is {wanted} now", counts=False)
-    missing = tuple(sorted(set(range(wanted)) - {w.index for w in workers}))
+    spec = seen.job.spec
+    replicas = spec.workers.replicas
+    if any(w.replicas != replicas for w in workers):
+        return _restart(draft, Reason.SPEC_CHANGED, f"spec.workers.replicas is {replicas} now", counts=False)
+    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
     gone = len(missing) if draft.status.is_true(C.RUNNING) else 0
     if found := diagnose(workers, draft.status.attempt, gone, draft.now):
         return _judge(draft, found)
@@ -184,13 +187,14 @@ def _retire(draft: Draft, old: list[Worker]) -> Plan:
 
 
 def _set_running(draft: Draft, seen: Observation) -> None:
-    attempt, wanted = draft.status.attempt, seen.job.spec.workers.replicas
-    noun = "worker runs" if wanted == 1 else "workers run"
-    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, f"attempt {attempt}: {wanted} {noun}", event="Normal")
+    attempt, spec = draft.status.attempt, seen.job.spec
+    noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
+    message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
+    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     if seen.progress is not None and seen.progress.attempt == attempt:
         draft.update(progress=seen.progress)
-    if seen.job.spec.trainer is None:
+    if spec.trainer is None:
         return
     progress = draft.status.progress
     if progress is not None and progress.attempt == attempt and progress.step > 0:
@@ -201,7 +205,8 @@ def _set_running(draft: Draft, seen: Observation) -> None:
 
 def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
     """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = seen.job.spec.workers.replicas
+    wanted = seen.job.spec.pods
+    noun = "pods" if seen.job.spec.servers else "workers"
     obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
     if seen.trouble:
         draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
@@ -209,11 +214,11 @@ def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -
         rank = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
         first = min(obstacles, key=lambda o: rank.index(o.reason))
         affected = sum(o.reason is first.reason for o in obstacles)
-        message = f"{affected} of {wanted} workers: {first.message}"
+        message = f"{affected} of {wanted} {noun}: {first.message}"
         draft.set(C.RUNNING, False, first.reason, message, event="Warning")
     else:
         running = sum(w.state is not WorkerState.PENDING for w in workers)
-        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} workers run")
+        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} {noun} run")
 
 
 # --- failure and restart --------------------------------------------------------------------------------------
@@ -270,6 +275,7 @@ def backoff(policy: Backoff, restarts: int) -> float:
 
 
 def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
+    workers = tuple(w for w in workers if not w.serves)
     states = [w.state for w in workers]
     return WorkerCounts(
         desired=0 if job.spec.suspend else job.spec.workers.replicas,
