@@ -7,6 +7,7 @@ from pydantic import Field
 from trainyard.base import ApiModel, NonNegative, Positive, Rule
 
 OPTIMIZER_PARAMETERS: dict[str, dict[str, Any]] = {
+    "gd": {"weightDecay": 0.0},
     "sgd": {"momentum": 0.0, "nesterov": False, "weightDecay": 0.0},
     "adagrad": {"eps": 1e-10, "weightDecay": 0.0},
     "rmsprop": {"alpha": 0.99, "momentum": 0.0, "eps": 1e-8, "weightDecay": 0.0},
@@ -29,10 +30,10 @@ def _only_for(parameter: str) -> Rule:
 class Optimizer(ApiModel):
     """How the parameters follow the gradient. A parameter left out has the default of the algorithm."""
 
-    name: Literal["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
-    """sgd: stochastic gradient descent. adagrad (Duchi et al., 2011), rmsprop (Hinton, 2012), adam (Kingma and Ba,
-    2015), adamw (Loshchilov and Hutter, 2019), muon (Jordan et al., 2024; for the matrices inside the blocks, and adamw
-    for the rest)."""
+    name: Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
+    """gd: gradient descent, each step over all samples. sgd: stochastic, over a batch of them. adagrad (Duchi et al.,
+    2011), rmsprop (Hinton, 2012), adam (Kingma and Ba, 2015), adamw (Loshchilov and Hutter, 2019), muon (Jordan et al.,
+    2024; for the matrices inside the blocks, and adamw for the rest)."""
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-4
     """Peak learning rate; the schedule scales it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -53,14 +53,9 @@ class RunConfig(ApiModel):
     """How model and data are split, as the user wrote it."""
     model: Annotated[GptConfig | MlpConfig, Field(discriminator="name")]
     micro_batch: int
-    """Samples per forward pass of one rank."""
+    """Samples per forward pass of one rank; with gd at most."""
     trainer: TrainerSpec
     """The rest, as the user wrote it."""
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of one rank per optimizer step."""
-        return self.trainer.batch.global_ // (self.mesh.data * self.micro_batch)
 
     @property
     def gpt(self) -> GptConfig:
@@ -94,7 +89,7 @@ def spec_problems(job: TrainingJob) -> list[str]:
     except ValueError as error:
         return [str(error)]
     problems = []
-    if trainer.batch.global_ % mesh.data:
+    if trainer.batch.global_ is not None and trainer.batch.global_ % mesh.data:
         problems.append(
             f"spec.trainer.batch.global: {trainer.batch.global_} must be a multiple of the {mesh.data} data-parallel "
             "ranks (workers.replicas x workers.procsPerWorker / (tensor x context x pipeline.stages)); change the "
@@ -164,9 +159,11 @@ def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
     """
     if trainer.batch.micro != "auto":
         return trainer.batch.micro
-    share = trainer.batch.global_ // mesh.data
     tokens = trainer.data.sequence_length if trainer.data.source == "text" else 1
     fits = max(1, MICRO_BATCH_TOKENS * mesh.context // tokens)
+    if trainer.batch.global_ is None:
+        return fits
+    share = trainer.batch.global_ // mesh.data
     if mesh.pipeline > 1:
         fits = min(fits, max(1, share // (4 * mesh.pipeline)))
     return next(size for size in range(min(share, fits), 0, -1) if share % (mesh.pipeline * size) == 0)

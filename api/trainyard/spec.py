@@ -39,7 +39,7 @@ _NO_V = f"{_STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
 _TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
 _IF_GPT = "!has(self.trainer) || self.trainer.model.name != 'gpt' ||"
 # Only where the mesh fits; where it does not, that rule alone speaks.
-_IF_TRAINED = f"!has(self.trainer) || !({_MESH_FITS}) ||"
+_IF_BATCHED = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({_MESH_FITS}) ||"
 
 
 class Resources(ApiModel):
@@ -215,18 +215,18 @@ class TrainingJobSpec(ApiModel):
             "context x pipeline.stages)); choose a divisor",
         ),
         Rule(
-            f"{_IF_TRAINED} self.trainer.batch.global % {_DATA} == 0",
+            f"{_IF_BATCHED} self.trainer.batch.global % {_DATA} == 0",
             "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
             "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers",
         ),
         Rule(
-            f"{_IF_TRAINED} type(self.trainer.batch.micro) != int ||"
+            f"{_IF_BATCHED} type(self.trainer.batch.micro) != int ||"
             f" self.trainer.batch.global % ({_DATA} * self.trainer.batch.micro) == 0",
             "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
             "of it; choose a divisor, or auto",
         ),
         Rule(
-            f"{_IF_TRAINED} {_STAGES} == 1 || self.trainer.batch.global % ({_DATA} * {_STAGES} *"
+            f"{_IF_BATCHED} {_STAGES} == 1 || self.trainer.batch.global % ({_DATA} * {_STAGES} *"
             " (type(self.trainer.batch.micro) == int ? self.trainer.batch.micro : 1)) == 0",
             "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
             "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",

@@ -13,9 +13,9 @@ from trainyard.optimization import Optimizer, Schedule
 class Batch(ApiModel):
     """How many samples make one step, whatever the number of workers."""
 
-    global_: Annotated[Positive, Field(alias="global")]
-    """Samples per optimizer step, over all ranks. It must be a multiple of the world size
-    (workers.replicas x workers.procsPerWorker)."""
+    global_: Annotated[Positive | None, Field(alias="global")] = None
+    """Samples per optimizer step, over all ranks; a multiple of the number of data-parallel ranks. The optimizer gd
+    alone takes none: its steps are over all samples."""
     micro: Positive | Literal["auto"] = "auto"
     """Samples per forward pass of one rank; gradients accumulate until the rank's share of the global batch
     is done. auto: the largest share of at most 16,384 tokens."""
@@ -70,7 +70,7 @@ class TrainerSpec(ApiModel):
     """The model."""
     data: Data
     """The data."""
-    batch: Batch
+    batch: Batch = Batch()
     """Batch size."""
     optimizer: Optimizer = Optimizer()
     """The optimizer."""
@@ -98,6 +98,11 @@ class TrainerSpec(ApiModel):
         Rule(
             "self.model.name == 'gpt' || self.activationCheckpointing == 'none'",
             "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
+        ),
+        Rule(
+            "has(self.batch.global) != (self.optimizer.name == 'gd')",
+            "spec.trainer.batch.global: every optimizer needs it but gd, whose steps are over all samples; add it, or "
+            "with gd remove it",
         ),
         Rule(
             "!(has(self.stop.targetLoss) || has(self.stop.converged)) || has(self.evaluation.everySteps)",

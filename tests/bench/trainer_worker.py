@@ -32,7 +32,7 @@ def main(case: Case) -> None:
     world.join()
     log.logger.disabled = True
     trainer = trainer_turn(config, world, tokens)
-    plain = plain_turn(config, world, tokens)
+    plain = plain_turn(case, config, world, tokens)
     for turn in (trainer, plain):  # warm up
         turn(case.steps)
     pairs = []
@@ -78,9 +78,9 @@ def trainer_turn(config: RunConfig, world: World, tokens: TokenFile) -> Callable
     return turn
 
 
-def plain_turn(config: RunConfig, world: World, tokens: TokenFile) -> Callable[[int], None]:
+def plain_turn(case: Case, config: RunConfig, world: World, tokens: TokenFile) -> Callable[[int], None]:
     """What one would write without a framework."""
-    length, batch = config.gpt.sequence_length, config.trainer.batch.global_ // world.size
+    length, batch = config.gpt.sequence_length, case.global_batch // world.size
     data = np.memmap(tokens.path, dtype=tokens.dtype, mode="r")
     generator = np.random.default_rng(world.rank)
     torch.manual_seed(0)

@@ -64,7 +64,14 @@ _BATCH = (
     "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers"
 )
 
+_BATCH_OR_GD = (
+    "spec.trainer.batch.global: every optimizer needs it but gd, whose steps are over all samples; add it, or with gd "
+    "remove it"
+)
+
 RULES = (
+    Fault("no batch size", lambda: _trainer(batch={}), _BATCH_OR_GD),
+    Fault("a batch of gradient descent", lambda: _trainer(optimizer={"name": "gd"}), _BATCH_OR_GD),
     Fault(
         "neither command nor trainer",
         lambda: _without(make_manifest(), "spec", "command"),
@@ -400,10 +407,10 @@ SCHEMA = (
         "should be greater than 0",
     ),
     Fault(
-        "no batch size",
-        lambda: _trainer(batch={}),
-        "spec.trainer.batch.global: is required; add it",
-        server="spec.trainer.batch.global: Required value",
+        "no way to stop",
+        lambda: _without(_trainer(), "spec", "trainer", "stop"),
+        "spec.trainer.stop: is required; add it",
+        server="spec.trainer.stop: Required value",
     ),
     Fault(
         "an environment variable without a name",

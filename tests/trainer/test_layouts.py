@@ -1,5 +1,6 @@
 """Every layout of the ranks gives the same losses and gradient norms as one process: the table of what is exact."""
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -139,6 +140,43 @@ def test_every_optimizer_is_exact_when_its_parameters_are_split(
     alone = run(start, Layout(1, {}), name=name, **given)
     tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
     assert_equal(run(start, Layout(4, parallelism), name=name, **given), alone, tolerance)
+
+
+DESCENT = (
+    Layout(1, {}, 1),
+    Layout(2, {}),
+    Layout(3, {}, 4),
+    Layout(2, {"data": SERVER}),
+    Layout(4, {"data": FSDP}),
+    Layout(2, {"tensor": 2}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+)
+
+
+@pytest.mark.parametrize("layout", DESCENT, ids=str)
+def test_gradient_descent_takes_all_samples_in_each_step(start: Starter, tmp_path: Path, layout: Layout) -> None:
+    """Of 41 samples no layout has equally many on each rank."""
+    path = tmp_path / "text"
+    path.write_text("".join(chr(97 + number * number % 23) for number in range(46 * 16 + 1)))
+
+    def descend(layout: Layout) -> Reports:
+        config = make_config(
+            layout.processes,
+            layout.parallelism,
+            replace=True,
+            model={"name": "gpt", "preset": "nano", "dim": 32, "ffnDim": 64, **MODEL},
+            batch={"micro": layout.micro},
+            stop={"epochs": STEPS},
+            data={"source": "text", "path": str(path), "sequenceLength": 16, "heldOut": 0.1},
+            optimizer={"name": "gd", "learningRate": 0.1},
+        )
+        pods = start(config, 1, layout.processes)
+        assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
+        return [*pods[0].reports, *pods[0].evaluations]
+
+    reports = descend(layout)
+    assert_equal(reports, descend(Layout(1, {})))
+    assert reports[STEPS - 1]["loss"] < reports[0]["loss"]
 
 
 RECOMPUTED = (

@@ -21,13 +21,13 @@ from trainyard_trainer.stopping import Convergence, total_steps
     ],
 )
 def test_steps_follow_from_epochs_and_tokens(stop: dict[str, int], steps: int) -> None:
-    assert total_steps(make_config(stop=stop, replace=True), samples=100) == steps
+    assert total_steps(make_config(stop=stop, replace=True), samples=100, batch=8) == steps
 
 
 def test_a_schedule_longer_than_the_epochs_is_told_with_the_fix() -> None:
     config = make_config(stop={"epochs": 1}, schedule={"warmupSteps": 14}, replace=True)
     with pytest.raises(ConfigError, match=r"spec.trainer.schedule: .* 14 together, .* means 13 steps; shorten them"):
-        total_steps(config, samples=100)
+        total_steps(config, samples=100, batch=8)
 
 
 def judge(losses: list[float], **stop: Any) -> list[bool]:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.resolve import RunConfig
@@ -17,6 +18,8 @@ from trainyard_trainer.world import World
 IGNORED = -100
 """A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
 
+BoolArray = NDArray[np.bool_]
+
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets on the device: [N, T] and [N, T] of text, [N, features] and [N] of a table."""
 
@@ -28,11 +31,9 @@ class Batches:
         """Raises ConfigError if nothing is left to train on."""
         mesh = config.mesh
         self._samples = samples
-        self._micro = config.micro_batch
         self._device = world.device
         self._index, self._shares = mesh.data_index(world.rank), mesh.data
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
-        self._batch = config.trainer.batch.global_
         self.held_out = held_out_count(samples.count, config.trainer.data.held_out)
         """Samples for evaluation: the last ones."""
         self.trained = samples.count - self.held_out
@@ -42,33 +43,51 @@ class Batches:
                 f"spec.trainer.data.heldOut: {config.trainer.data.held_out} leaves none of {samples.count} samples to "
                 "train on; lower it, or add data"
             )
-        self.sampler = Sampler(self.trained, config.trainer.seed, self._batch, self._shares)
+        self._full = config.trainer.batch.global_ is None
+        self.global_batch = config.trainer.batch.global_ or self.trained
+        """Samples of one step, over all ranks: all that there are, if no batch is set (gd)."""
+        share = math.ceil(self.global_batch / self._shares)
+        self._micro = min(config.micro_batch, math.ceil(share / mesh.pipeline))
+        self.micro_batches = math.ceil(share / self._micro / mesh.pipeline) * mesh.pipeline
+        """Forward passes of one rank per step; a pipeline needs a multiple of its stages."""
+        self.sampler = Sampler(self.trained, config.trainer.seed, self.global_batch, self._shares)
 
     def of_step(self, step: int) -> Iterator[Batch]:
-        """The micro-batches of a step (from 0)."""
-        numbers = self.sampler.windows_of(step, self._index)
+        """The micro-batches of a step (from 0), each read when it is asked for."""
+        numbers, missing = self._draw(step)
         for start in range(0, len(numbers), self._micro):
-            yield self._read(numbers[start : start + self._micro])
+            end = start + self._micro
+            yield self._read(numbers[start:end], missing[start:end])
 
     def whole_step(self, step: int) -> Batch:
         """The same with all micro-batches of a step in one."""
-        return self._read(self.sampler.windows_of(step, self._index))
+        return self._read(*self._draw(step))
 
     def of_evaluation(self) -> Iterator[Batch]:
-        """Batches as large as those of a step, until every held-out sample has been in one once.
+        """Batches as large as those of a step, until every held-out sample has been in one once."""
+        size = self._micro * self.micro_batches * self._shares
+        for start in range(0, self.held_out, size):
+            yield self._read(*self._in_order(self.trained, self.held_out, start))
 
-        What the last of them lacks is filled up with samples whose targets are `IGNORED`.
-        """
-        share = self._batch // self._shares
-        for batch in range(math.ceil(self.held_out / self._batch)):
-            places = batch * self._batch + self._index * share + np.arange(share)
-            missing = places >= self.held_out
-            inputs, targets = self._read(self.trained + np.where(missing, 0, places))
-            rows = torch.from_numpy(missing).to(targets.device).view(-1, *[1] * (targets.ndim - 1))
-            yield inputs, targets.masked_fill(rows, IGNORED)
+    def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
+        """Numbers of this rank's samples of a step, and which of them only fill up its share."""
+        if self._full:
+            return self._in_order(0, self.trained, 0)
+        numbers = self.sampler.windows_of(step, self._index)
+        return numbers, np.zeros(len(numbers), dtype=bool)
 
-    def _read(self, numbers: IntArray) -> Batch:
+    def _in_order(self, first: int, count: int, start: int) -> tuple[IntArray, BoolArray]:
+        """The same for a batch that goes through `count` samples one after the other, and is now at `start`."""
+        share = self._micro * self.micro_batches
+        places = start + self._index * share + np.arange(share)
+        missing = places >= count
+        return first + np.where(missing, 0, places), missing
+
+    def _read(self, numbers: IntArray, missing: BoolArray) -> Batch:
         inputs, targets = self._samples.read(numbers, self._part, self._parts)
+        if missing.any():
+            rows = torch.from_numpy(missing).view(-1, *[1] * (targets.ndim - 1))
+            targets = targets.masked_fill(rows, IGNORED)
         if self._device.type == "cuda":
             inputs = inputs.pin_memory().to(self._device, non_blocking=True)
             targets = targets.pin_memory().to(self._device, non_blocking=True)

@@ -71,15 +71,14 @@ class Metrics:
         if self._leads:
             self._gauge(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.").labels(*self._labels).set(total_steps)
 
-    def step(self, data_seconds: float, seconds: float) -> None:
-        """Count one optimizer step."""
+    def step(self, samples: int = 0, data_seconds: float = 0.0, seconds: float = 0.0) -> None:
+        """Count one optimizer step. Only rank 0's figures are counted."""
         self._last_step.labels(*self._labels).set(time.time())
         if not self._leads:
             return
-        batch = self._config.trainer.batch.global_
         self._steps.inc()
-        self._samples.inc(batch)
-        self._tokens.inc(batch * self._config.tokens_per_sample)
+        self._samples.inc(samples)
+        self._tokens.inc(samples * self._config.tokens_per_sample)
         self._data.observe(data_seconds)
         self._compute.observe(seconds - data_seconds)
 

@@ -57,6 +57,8 @@ def _build(algorithm: str, parameters: list[nn.Parameter], config: Optimizer) ->
     groups = _decay_groups(parameters, own.get("weightDecay", 0.0))
     # fused: one pass over memory for all parameters, several times faster than one kernel per operation.
     match algorithm:
+        case "gd":
+            return torch.optim.SGD(groups, rate, foreach=True)
         case "sgd":
             return torch.optim.SGD(groups, rate, momentum=own["momentum"], nesterov=own["nesterov"], foreach=True)
         case "adagrad":

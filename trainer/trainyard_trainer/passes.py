@@ -47,20 +47,22 @@ class Passes(Protocol):
         """Sum of the losses of a batch, and the most probable class for each target; None where the logits are not."""
 
 
-def make_passes(config: RunConfig, mesh: RankMesh, parts: list[nn.Module], device: torch.device) -> Passes:
+def make_passes(
+    config: RunConfig, mesh: RankMesh, parts: list[nn.Module], device: torch.device, batches: Batches
+) -> Passes:
     """The passes that a layout needs."""
-    tokens = config.trainer.batch.global_ * config.tokens_per_sample
+    tokens = batches.global_batch * config.tokens_per_sample
     if mesh.sizes.pipeline > 1:
-        return _Pipelined(config, mesh, parts, device, tokens)
-    return _Accumulated(config, mesh, parts[0], device, tokens)
+        return _Pipelined(config, mesh, parts, device, batches.micro_batches, tokens)
+    return _Accumulated(mesh, parts[0], device, batches.micro_batches, tokens)
 
 
 class _Accumulated:
     """One micro-batch after the other through a model that this rank has all layers of."""
 
-    def __init__(self, config: RunConfig, mesh: RankMesh, model: nn.Module, device: torch.device, tokens: int) -> None:
+    def __init__(self, mesh: RankMesh, model: nn.Module, device: torch.device, micro_batches: int, tokens: int) -> None:
         self._model = model
-        self._parts = config.accumulation
+        self._parts = micro_batches
         self._device = device
         self._tokens = tokens
         # DistributedDataParallel gives the mean over the ranks, and what is wanted is the sum.
@@ -105,7 +107,13 @@ class _Pipelined:
     """Micro-batches through stages on several ranks; torch.distributed.pipelining sends what goes between them."""
 
     def __init__(
-        self, config: RunConfig, mesh: RankMesh, parts: list[nn.Module], device: torch.device, tokens: int
+        self,
+        config: RunConfig,
+        mesh: RankMesh,
+        parts: list[nn.Module],
+        device: torch.device,
+        micro_batches: int,
+        tokens: int,
     ) -> None:
         pipeline = config.parallelism.pipeline
         total, mine = stage_count(pipeline), stages_of_rank(pipeline, mesh.at.pipeline)
@@ -115,7 +123,7 @@ class _Pipelined:
         several = issubclass(schedule, PipelineScheduleMulti)
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
-            config.accumulation,
+            micro_batches,
             loss_fn=lambda logits, targets: token_losses(logits, targets) / tokens,
             scale_grads=False,
         )

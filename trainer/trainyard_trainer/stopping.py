@@ -7,14 +7,19 @@ from trainyard.training import Stop
 from trainyard_trainer.errors import ConfigError
 
 
-def total_steps(config: RunConfig, samples: int) -> int:
+def total_steps(config: RunConfig, samples: int, batch: int) -> int:
     """Optimizer steps of the whole run; an epoch ends with the step that draws its last sample.
+
+    Args:
+        config: what the user wants.
+        samples: how many there are to train on.
+        batch: samples of one step.
 
     Raises:
         ConfigError: the learning rate would still be rising, or already falling, when the training ends.
     """
     trainer = config.trainer
-    stop, batch = trainer.stop, trainer.batch.global_
+    stop = trainer.stop
     if stop.epochs is not None:
         total = math.ceil(stop.epochs * samples / batch)
     elif stop.tokens is not None:

@@ -38,13 +38,13 @@ class Trainer:
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_parts(config, self.mesh, samples, world.device)
         named = [pair for part in self.parts for pair in part.named_parameters()]
-        self.passes = make_passes(config, self.mesh, self.parts, world.device)
+        self.passes = make_passes(config, self.mesh, self.parts, world.device, self.batches)
         self.update: Update
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh)
-        self.total_steps = total_steps(config, self.batches.trained)
+        self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
         """Optimizer steps done."""
         self.stopped_because: str | None = None
@@ -90,7 +90,7 @@ class Trainer:
                 if self.world.rank == 0:
                     on_report(report)
             if metrics is not None:
-                metrics.step(data_seconds, time.perf_counter() - began)
+                metrics.step(self.batches.global_batch, data_seconds, time.perf_counter() - began)
             if evaluates:
                 self._evaluate(on_evaluation)
                 clock.skip()
@@ -124,7 +124,7 @@ class Trainer:
         mean_loss = self.world.sum(loss if self.mesh.counts_loss else torch.zeros_like(loss)).item()
         grad_norm = norm.item()
         steps, interval = clock.lap(self.step)
-        samples_per_second = steps * self.config.trainer.batch.global_ / interval
+        samples_per_second = steps * self.batches.global_batch / interval
         return StepReport(
             step=self.step,
             total_steps=self.total_steps,

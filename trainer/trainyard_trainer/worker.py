@@ -79,7 +79,7 @@ class Worker:
         self.server = ParameterServer(config.trainer.optimizer, world)
         while self.server.serve():
             if self.metrics is not None:
-                self.metrics.step(0.0, 0.0)
+                self.metrics.step()
 
     def _train(self, config: RunConfig, world: World) -> None:
         """Prepare, train, and say how it went."""
