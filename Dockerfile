@@ -35,6 +35,9 @@ RUN --mount=type=bind,from=uv,source=/uv,target=/uv \
 # hadolint ignore=DL3006
 FROM ${BASE} AS trainer-dependencies
 ARG SSL_CERT_FILE
+# torch.compile needs a C++ compiler (and Python's headers, which python:3.11 has).
+# hadolint ignore=DL3008
+RUN command -v g++ || { apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*; }
 ENV UV_PROJECT_ENVIRONMENT=/opt/trainyard UV_PYTHON_DOWNLOADS=never
 WORKDIR /src
 RUN --mount=type=bind,from=uv,source=/uv,target=/uv \

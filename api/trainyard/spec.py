@@ -269,6 +269,11 @@ class TrainingJobSpec(ApiModel):
             "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
         ),
         Rule(
+            f"!has(self.trainer) || !self.trainer.compile || ({_TENSOR} * {_CONTEXT} == 1 && ({_NO_V}))",
+            "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
+            "differentiate the compiled blocks then); remove it, or choose another layout",
+        ),
+        Rule(
             f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {_MODEL_PARALLEL} == 1",
             "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
             "and pipeline, or train a gpt",

@@ -83,6 +83,11 @@ class TrainerSpec(ApiModel):
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """gpt: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
     block, a third more computation; selective: all but attention and matrix products, which cost the most."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Type of matrix products and activations. Parameters, their gradients and the optimizer's state stay float32."""
+    compile: bool = False
+    """gpt: compile each block with torch.compile. The first step takes longer by a minute or so, the others less. It
+    needs a C++ compiler, which the trainer image has."""
     seed: NonNegative = 0
     """Seed of the initial weights and of the order of the samples."""
     log_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
@@ -98,6 +103,10 @@ class TrainerSpec(ApiModel):
         Rule(
             "self.model.name == 'gpt' || self.activationCheckpointing == 'none'",
             "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
+        ),
+        Rule(
+            "self.model.name == 'gpt' || !self.compile",
+            "spec.trainer.compile: is for gpt only, an mlp has no blocks; remove it",
         ),
         Rule(
             "has(self.batch.global) != (self.optimizer.name == 'gd')",

@@ -17,3 +17,13 @@ def test_sample_trains_on_the_node(world: World, name: str) -> None:
     assert status["progress"]["step"] == STEPS
     assert 0 < status["progress"]["loss"] < 7
     assert status["restarts"] == 0
+
+
+def test_compiled_blocks_in_bfloat16_train_on_the_node(world: World) -> None:
+    """The image holds the compiler, and its user, who has no name, a place for what it makes."""
+    body = sample("gpt-fsdp", steps=STEPS)
+    body["spec"]["trainer"] |= {"compile": True, "precision": "bfloat16"}
+    world.apply(body)
+    status = world.await_phase("gpt-fsdp", "Succeeded", timeout=300)
+    assert status["progress"]["step"] == STEPS
+    assert 0 < status["progress"]["loss"] < 7

@@ -69,6 +69,11 @@ _BATCH_OR_GD = (
     "remove it"
 )
 
+_COMPILE = (
+    "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot differentiate the "
+    "compiled blocks then); remove it, or choose another layout"
+)
+
 RULES = (
     Fault("no batch size", lambda: _trainer(batch={}), _BATCH_OR_GD),
     Fault("a batch of gradient descent", lambda: _trainer(optimizer={"name": "gd"}), _BATCH_OR_GD),
@@ -284,6 +289,17 @@ RULES = (
         "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two parts; "
         "choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
+    Fault(
+        "an mlp compiled",
+        lambda: _digits(compile=True),
+        "spec.trainer.compile: is for gpt only, an mlp has no blocks; remove it",
+    ),
+    Fault(
+        "a V compiled",
+        lambda: _parallel(2, {"compile": True}, pipeline={"stages": 2, "schedule": "ZBV"}),
+        _COMPILE,
+    ),
+    Fault("parts of matrices compiled", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
     Fault(
         "a server that nobody sends to",
         lambda: make_manifest(trainer=trainer_spec(), server={}),

@@ -90,3 +90,9 @@ def test_missing_configuration(start: Starter) -> None:
     (pod,) = start(make_config(1), env={contract.ENV_CONFIG: "/nowhere/config.json"})
     assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
     assert json.loads(pod.word.encode() if pod.word else "{}")["message"].startswith("TRAINYARD_CONFIG: /nowhere")
+
+
+def test_compilation_without_a_compiler(start: Starter) -> None:
+    (pod,) = start(make_config(1, compile=True), env={"CXX": "/nowhere/g++"})
+    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.stderr.startswith("error: spec.trainer.compile: there is no C++ compiler (g++) in the worker; remove it")

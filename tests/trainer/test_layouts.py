@@ -91,7 +91,9 @@ def can_evaluate(layout: Layout) -> bool:
 Reports = list[dict[str, Any]]
 
 
-def run(start: Starter, layout: Layout, checkpointing: str = "none", **optimizer: Any) -> Reports:
+def run(
+    start: Starter, layout: Layout, checkpointing: str = "none", extra: dict[str, Any] | None = None, **optimizer: Any
+) -> Reports:
     """What rank 0 reports of each step, and last what it found on the held-out samples."""
     config = make_config(
         layout.processes,
@@ -102,6 +104,7 @@ def run(start: Starter, layout: Layout, checkpointing: str = "none", **optimizer
         data=HELD_OUT if can_evaluate(layout) else {},
         optimizer=optimizer or {"eps": 1e-4},
         activationCheckpointing=checkpointing,
+        **(extra or {}),
     )
     pods = start(config, 1, layout.processes)
     assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
@@ -198,6 +201,33 @@ def test_what_is_computed_again_is_the_same(start: Starter, one_process: Reports
 def test_a_v_recomputes_whole_blocks(start: Starter, one_process_without_evaluation: Reports) -> None:
     layout = Layout(2, {"pipeline": pipe(2, "ZBV")})
     assert_equal(run(start, layout, "full"), one_process_without_evaluation)
+
+
+HALF = (
+    Layout(1, {}),
+    Layout(2, {}),
+    Layout(4, {"data": FSDP}, 1),
+    Layout(2, {"data": SERVER}),
+    Layout(2, {"tensor": 2}),
+    Layout(2, {"context": 2}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+)
+
+
+@pytest.mark.parametrize("layout", HALF, ids=str)
+def test_bfloat16_changes_the_losses_by_its_rounding_only(start: Starter, one_process: Reports, layout: Layout) -> None:
+    """Its relative rounding error is 4e-3, and a loss averages many."""
+    reports = run(start, layout, extra={"precision": "bfloat16"})
+    assert_equal(reports, one_process, 5e-3)
+    with pytest.raises(AssertionError):
+        assert_equal(reports, one_process)
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(1, {}), Layout(2, {"data": FSDP}), Layout(2, {"pipeline": pipe(2)})], ids=str
+)
+def test_compiled_blocks_give_the_same_losses(start: Starter, one_process: Reports, layout: Layout) -> None:
+    assert_equal(run(start, layout, extra={"compile": True}), one_process)
 
 
 def assert_equal(reports: Reports, reference: Reports, tolerance: float = TOLERANCE) -> None:

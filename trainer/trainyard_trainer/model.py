@@ -146,6 +146,7 @@ def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]
 
 
 def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-    """Turn each pair of a head by the angle of its position."""
+    """Turn each pair of a head by the angle of its position, in float32 whatever the type of x."""
     first, second = x_BHTE.chunk(2, dim=-1)
-    return x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
+    turned = x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
+    return turned.to(x_BHTE.dtype)

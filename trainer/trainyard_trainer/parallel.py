@@ -2,11 +2,12 @@
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.parallelism import PipelineParallelism
 from trainyard.resolve import MlpConfig, RunConfig
+from trainyard_trainer.compilation import compile_blocks
 from trainyard_trainer.context import split_context
 from trainyard_trainer.initial import initialize
 from trainyard_trainer.mesh import RankMesh
@@ -30,8 +31,10 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
         if isinstance(part, Gpt):
             _split(part, mesh)
             recompute_activations(part, config.trainer.activation_checkpointing)
-        if not mesh.is_plain and mesh.parameters.size() > 1:
-            _shard(part, mesh)
+            if config.trainer.compile:
+                compile_blocks(part)
+        if not mesh.is_plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
+            _shard(part, mesh, config.trainer.precision)
         part.to_empty(device=device)
         if isinstance(part, Gpt):
             positions = part.config.sequence_length // mesh.sizes.context
@@ -75,16 +78,19 @@ def _replicate(part: nn.Module, device: torch.device) -> DistributedDataParallel
     )
 
 
-def _shard(part: Gpt | Mlp, mesh: RankMesh) -> None:
+def _shard(part: Gpt | Mlp, mesh: RankMesh, precision: str) -> None:
     """Shard parameters, gradients and optimizer state, block by block (FSDP2; ZeRO, Rajbhandari et al., 2020).
 
     With a shard axis of 1 this is plain data parallelism for models that are split in other ways, too.
     """
     # In a pipeline a block is used once per micro-batch, and to gather it each time would cost more than it saves.
     again = mesh.sizes.pipeline == 1
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in part.layers() if isinstance(part, Gpt) else ():
-        fully_shard(block, mesh=mesh.parameters, reshard_after_forward=again)
-    fully_shard(part, mesh=mesh.parameters, reshard_after_forward=again)
+        fully_shard(block, mesh=mesh.parameters, reshard_after_forward=again, mp_policy=policy)
+    fully_shard(part, mesh=mesh.parameters, reshard_after_forward=again, mp_policy=policy)
     for module in part.modules():
         if isinstance(module, FSDPModule):
             # Gradients are added up: the loss is divided by the tokens of the whole batch already.

@@ -54,13 +54,21 @@ def make_passes(
     tokens = batches.global_batch * config.tokens_per_sample
     if mesh.sizes.pipeline > 1:
         return _Pipelined(config, mesh, parts, device, batches.micro_batches, tokens)
-    return _Accumulated(mesh, parts[0], device, batches.micro_batches, tokens)
+    return _Accumulated(config, mesh, parts[0], device, batches.micro_batches, tokens)
 
 
 class _Accumulated:
     """One micro-batch after the other through a model that this rank has all layers of."""
 
-    def __init__(self, mesh: RankMesh, model: nn.Module, device: torch.device, micro_batches: int, tokens: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        mesh: RankMesh,
+        model: nn.Module,
+        device: torch.device,
+        micro_batches: int,
+        tokens: int,
+    ) -> None:
         self._model = model
         self._parts = micro_batches
         self._device = device
@@ -68,6 +76,8 @@ class _Accumulated:
         # DistributedDataParallel gives the mean over the ranks, and what is wanted is the sum.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
         self._split_logits = mesh.sizes.tensor > 1
+        # A sharded model casts its parameters by itself, when it gathers them.
+        self._casts = config.trainer.precision == "bfloat16" and not isinstance(model, FSDPModule)
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         loss = torch.zeros((), device=self._device)
@@ -78,7 +88,8 @@ class _Accumulated:
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
             with self._exchange_if(part == self._parts - 1), _loss_context(self._split_logits):
-                part_loss = token_losses(self._model(inputs), targets) / self._tokens
+                with self._precision():
+                    part_loss = token_losses(self._model(inputs), targets) / self._tokens
                 (part_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
             loss += _value(part_loss)
         return loss, waited
@@ -88,11 +99,15 @@ class _Accumulated:
         loss = torch.zeros((), device=self._device)
         predicted = []
         for x, y in zip(inputs.chunk(self._parts), targets.chunk(self._parts), strict=True):
-            with _loss_context(self._split_logits):
+            with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
                 loss += _value(token_losses(logits, y))
             predicted.append(_value(logits).argmax(-1))
         return loss, torch.cat(predicted)
+
+    def _precision(self) -> AbstractContextManager[None]:
+        """Matrix products in bfloat16, if they are not anyway."""
+        return torch.autocast(self._device.type, torch.bfloat16) if self._casts else nullcontext()
 
     def _exchange_if(self, last: bool) -> AbstractContextManager[None]:
         """Only the last micro-batch of a step needs the gradients of the other ranks."""
@@ -163,7 +178,7 @@ class _Pipelined:
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Sum of the cross-entropies in nats: logits [B, T, V] and targets [B, T], or [N, C] and [N], to a scalar."""
-    return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum")
 
 
 def _value(tensor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from tests.cluster.process import require, search_path
 from tests.cluster.progress import step
 
 SUITE = "bookworm"
-PACKAGES = ("ca-certificates", "python3", "python3-venv", "libgomp1")
+PACKAGES = ("ca-certificates", "python3", "python3-venv", "python3-dev", "libgomp1", "g++")
 """The base image, in place of python:3.11-slim-bookworm, which only a registry has."""
 HOST_CONFIGURATION = ("/etc/pip.conf", "/etc/uv/uv.toml")
 
