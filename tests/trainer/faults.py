@@ -1,5 +1,6 @@
 """Entry points of pods with one thing wrong, to prove that tests notice."""
 
+import json
 import os
 import signal
 import sys
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from trainyard import contract
 from trainyard_trainer import launch
-from trainyard_trainer.data import TokenFile
+from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.sampling import Sampler
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.update import LocalUpdate
@@ -160,8 +163,6 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 def prepare_and_count() -> None:
     """Only prepare the data, and say whether this process did the work."""
-    import json
-
     from trainyard_trainer import data, worker
 
     done: list[int] = []
@@ -174,3 +175,39 @@ def prepare_and_count() -> None:
     data._tokenize = counted  # type: ignore[assignment]
     tokens = data.prepare_tokens(worker.read_config())
     print(json.dumps({"digest": tokens.digest, "prepared": len(done)}), flush=True)
+
+
+def mean_instead_of_sum() -> None:
+    """Sharded gradients are averaged, as is the default, though the loss is divided by the whole batch already."""
+    FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
+    FSDPModule.set_force_sum_reduction_for_comms = lambda self, enable: None  # type: ignore[method-assign]
+    launch.main()
+
+
+def audit() -> None:
+    """No fault: each rank writes down the samples that it reads, and what its parameters are in the end."""
+    folder = Path(os.environ[contract.ENV_CONFIG]).parent
+    read, run = Windows.read, Trainer.run
+    seen: list[tuple[int, int, list[int]]] = []
+
+    def noted(self: Windows, numbers: Any, part: int, parts: int) -> Any:
+        seen.append((part, parts, numbers.tolist()))
+        return read(self, numbers, part, parts)
+
+    def audited(self: Trainer, *arguments: Any) -> None:
+        run(self, *arguments)
+        rank, at = self.world.rank, self.mesh.at
+        (folder / f"samples-{rank}.json").write_text(json.dumps(seen))
+        named = [pair for part in self.parts for pair in part.named_parameters()]
+        whole = {name.removeprefix("module."): _whole(parameter) for name, parameter in named}
+        if not any(place for axis, place in at._asdict().items() if axis != "pipeline"):
+            torch.save(whole, folder / f"parameters-{rank}.pt")
+
+    Windows.read = noted  # type: ignore[method-assign]
+    Trainer.run = audited  # type: ignore
+    launch.main()
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    tensor = parameter.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

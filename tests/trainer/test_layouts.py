@@ -1,11 +1,13 @@
 """Every layout of the ranks gives the same losses and gradient norms as one process: the table of what is exact."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
-from tests.trainer.pods import Starter, finish, make_config
+from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard.optimization import OPTIMIZER_PARAMETERS
 
 TOLERANCE = 1e-5
@@ -95,6 +97,18 @@ def run(
     start: Starter, layout: Layout, checkpointing: str = "none", extra: dict[str, Any] | None = None, **optimizer: Any
 ) -> Reports:
     """What rank 0 reports of each step, and last what it found on the held-out samples."""
+    pods = finished_pods(start, layout, checkpointing, extra, **optimizer)
+    return [*pods[0].reports, *pods[0].evaluations]
+
+
+def finished_pods(
+    start: Starter,
+    layout: Layout,
+    checkpointing: str = "none",
+    extra: dict[str, Any] | None = None,
+    entry: str = ENTRY,
+    **optimizer: Any,
+) -> list[Pod]:
     config = make_config(
         layout.processes,
         layout.parallelism,
@@ -106,27 +120,82 @@ def run(
         activationCheckpointing=checkpointing,
         **(extra or {}),
     )
-    pods = start(config, 1, layout.processes)
+    pods = start(config, 1, layout.processes, entry)
     assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
-    return [*pods[0].reports, *pods[0].evaluations]
+    return pods
+
+
+class Audit(NamedTuple):
+    """All that a run can be compared by."""
+
+    reports: Reports
+    samples: list[list[int]]
+    """Numbers of the samples of each batch (of the steps, then of the evaluation), in the order of the global batch."""
+    parameters: dict[str, torch.Tensor]
+    """In the end, whole."""
+
+
+def audited(start: Starter, layout: Layout) -> Audit:
+    pods = finished_pods(start, layout, entry="tests.trainer.faults:audit")
+    folder = pods[0].folder
+    parameters: dict[str, torch.Tensor] = {}
+    for path in folder.glob("parameters-*.pt"):
+        parameters |= torch.load(path)
+    return Audit([*pods[0].reports, *pods[0].evaluations], samples_of(folder, layout), parameters)
+
+
+def samples_of(folder: Path, layout: Layout) -> list[list[int]]:
+    """What the data-parallel ranks have read, put together; all ranks of one must have read the same."""
+    mesh = make_config(layout.processes, layout.parallelism, model=MODEL).mesh
+    shares: dict[int, list[list[int]]] = {}
+    for rank in range(layout.processes):
+        read = json.loads((folder / f"samples-{rank}.json").read_text())
+        if not read:
+            continue  # a stage in the middle of a pipeline
+        at = mesh.coordinate(rank)
+        assert {(part, parts) for part, parts, _ in read} == {(at.context, mesh.context)}
+        numbers = [sample for _, _, numbers in read for sample in numbers]
+        size = 8 // mesh.data
+        batches = [numbers[start : start + size] for start in range(0, len(numbers), size)]
+        assert shares.setdefault(mesh.data_index(rank), batches) == batches
+    return [[n for share in batch for n in share] for batch in zip(*(shares[i] for i in sorted(shares)), strict=True)]
 
 
 @pytest.fixture(scope="session")
-def one_process(start: Starter) -> Reports:
-    return run(start, Layout(1, {}))
+def alone(start: Starter) -> Audit:
+    return audited(start, Layout(1, {}))
 
 
 @pytest.fixture(scope="session")
-def one_process_without_evaluation(start: Starter) -> Reports:
-    return run(start, Layout(1, {"pipeline": pipe(1, "ZBV")}))
+def one_process(alone: Audit) -> Reports:
+    return alone.reports
+
+
+@pytest.fixture(scope="session")
+def alone_without_evaluation(start: Starter) -> Audit:
+    return audited(start, Layout(1, {"pipeline": pipe(1, "ZBV")}))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_layout_gives_the_losses_of_one_process(
-    start: Starter, one_process: Reports, one_process_without_evaluation: Reports, layout: Layout
+def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
+    start: Starter, alone: Audit, alone_without_evaluation: Audit, layout: Layout
 ) -> None:
-    reference = one_process if can_evaluate(layout) else one_process_without_evaluation
-    assert_equal(run(start, layout), reference)
+    reference = alone if can_evaluate(layout) else alone_without_evaluation
+    found = audited(start, layout)
+    assert_equal(found.reports, reference.reports)
+    assert found.samples == reference.samples
+    assert found.parameters.keys() == reference.parameters.keys()
+    for name, expected in reference.parameters.items():
+        error = (found.parameters[name] - expected).norm() / expected.norm()
+        assert error < TOLERANCE, name
+
+
+@pytest.mark.parametrize("layout", [Layout(2, {"data": FSDP}), Layout(4, {"pipeline": pipe(2), "data": FSDP})], ids=str)
+def test_table_notices_gradients_that_are_scaled_wrongly(start: Starter, one_process: Reports, layout: Layout) -> None:
+    """The counter-example: FSDP with its own scaling, for losses that are means over a rank."""
+    (pod,) = finished_pods(start, layout, entry="tests.trainer.faults:mean_instead_of_sum")
+    with pytest.raises(AssertionError, match="loss"):
+        assert_equal([*pod.reports, *pod.evaluations], one_process)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +267,9 @@ def test_what_is_computed_again_is_the_same(start: Starter, one_process: Reports
     assert_equal(run(start, layout, mode), one_process)
 
 
-def test_a_v_recomputes_whole_blocks(start: Starter, one_process_without_evaluation: Reports) -> None:
+def test_a_v_recomputes_whole_blocks(start: Starter, alone_without_evaluation: Audit) -> None:
     layout = Layout(2, {"pipeline": pipe(2, "ZBV")})
-    assert_equal(run(start, layout, "full"), one_process_without_evaluation)
+    assert_equal(run(start, layout, "full"), alone_without_evaluation.reports)
 
 
 HALF = (
