@@ -14,14 +14,15 @@ class Coordinate(NamedTuple):
     replicate: int
     shard: int
     context: int
+    expert: int
     tensor: int
 
 
 class Mesh(ApiModel):
     """Sizes of the axes; their product is the world size.
 
-    Ranks are counted with the last axis fastest. So neighbours in tensor and context, who talk in every layer, have
-    neighbouring ranks and share a worker, while pipeline stages and replicas, who talk once per micro-batch or per
+    Ranks are counted with the last axis fastest. So neighbours in tensor, expert and context, who talk in every layer,
+    have neighbouring ranks and share a worker, while pipeline stages and replicas, who talk once per micro-batch or per
     step, are the ones that cross workers.
     """
 
@@ -33,6 +34,8 @@ class Mesh(ApiModel):
     """Ranks that shard parameters and train on different samples."""
     context: int = 1
     """Ranks that hold parts of the same sequences."""
+    expert: int = 1
+    """Ranks that hold different experts and train on different samples."""
     tensor: int = 1
     """Ranks that hold parts of the same matrices."""
 
@@ -49,7 +52,7 @@ class Mesh(ApiModel):
     @property
     def data(self) -> int:
         """Ranks with different samples."""
-        return self.replicate * self.shard
+        return self.replicate * self.shard * self.expert
 
     def coordinate(self, rank: int) -> Coordinate:
         """Where a rank stands."""
@@ -62,7 +65,7 @@ class Mesh(ApiModel):
     def data_index(self, rank: int) -> int:
         """Which share of the global batch is the rank's, from 0 to `data` - 1."""
         at = self.coordinate(rank)
-        return at.replicate * self.shard + at.shard
+        return (at.replicate * self.shard + at.shard) * self.expert + at.expert
 
     def __str__(self) -> str:
         axes = [f"{axis} {size}" for axis, size in zip(AXES, self.shape, strict=True) if size > 1]
@@ -86,18 +89,25 @@ def make_mesh(spec: TrainingJobSpec) -> Mesh:
             f"spec.parallelism: tensor x context x pipeline.stages = {model} must divide the world size "
             f"{spec.world_size} (workers.replicas x workers.procsPerWorker); change an axis or the number of workers"
         )
-    shard = {"ddp": 1, "parameterServer": 1, "fsdp": data}.get(wanted.data.mode) or _group(
-        spec, data, wanted.context * wanted.tensor
-    )
-    if data % shard:
+    each, rest = divmod(data, wanted.expert)
+    if rest:
+        raise ValueError(
+            f"spec.parallelism.expert: {wanted.expert} must divide the {data} data-parallel ranks (world size / "
+            "(tensor x context x pipeline.stages)), which hold the experts together; choose a divisor, or change the "
+            "number of workers"
+        )
+    inner = wanted.expert * wanted.context * wanted.tensor
+    shard = {"ddp": 1, "parameterServer": 1, "fsdp": each}.get(wanted.data.mode) or _group(spec, each, inner)
+    if each % shard:
         raise ValueError(
             f"spec.parallelism.data.shard: {shard} must divide the {data} data-parallel ranks (world size / (tensor x "
-            "context x pipeline.stages)); choose a divisor"
+            f"context x pipeline.stages)) over expert = {wanted.expert}; choose a divisor"
         )
     return Mesh(
         pipeline=wanted.pipeline.stages,
-        replicate=data // shard,
+        replicate=each // shard,
         shard=shard,
+        expert=wanted.expert,
         context=wanted.context,
         tensor=wanted.tensor,
     )

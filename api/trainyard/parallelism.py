@@ -53,6 +53,9 @@ class Parallelism(ApiModel):
     """Over layers."""
     context: Degree = 1
     """Ranks that split each sequence, for long ones. Keep them inside one worker."""
+    expert: Degree = 1
+    """moe: data-parallel ranks that split the experts of each layer, and send each other's tokens to them. Keep them
+    inside one worker. It must divide spec.trainer.model.experts."""
 
 
 VIRTUAL_STAGES = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "ZBV": 2}

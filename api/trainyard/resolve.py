@@ -8,7 +8,7 @@ from trainyard.base import ApiModel
 from trainyard.datasets import Data
 from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
-from trainyard.models import DEFAULT_PRESET, Model, presets
+from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
 from trainyard.parallelism import Parallelism
 from trainyard.spec import GPU_RESOURCE
 from trainyard.training import TrainerSpec
@@ -18,10 +18,21 @@ MICRO_BATCH_TOKENS = 16_384
 DEFAULT_HIDDEN = (64, 64)
 
 
-class GptConfig(ApiModel):
-    """Sizes of a GPT, complete."""
+DEFAULT_BALANCE_LOSS = 0.01
 
-    name: Literal["gpt"] = "gpt"
+
+class MixtureConfig(ApiModel):
+    """The experts that a moe has for each feed-forward network."""
+
+    experts: int
+    experts_per_token: int
+    balance_loss: float
+
+
+class GptConfig(ApiModel):
+    """Sizes of a GPT, complete; with a mixture of experts it is a moe."""
+
+    name: Literal["gpt", "moe"] = "gpt"
     dim: int
     layers: int
     heads: int
@@ -29,6 +40,7 @@ class GptConfig(ApiModel):
     ffn_dim: int
     vocab_size: int
     sequence_length: int
+    mixture: MixtureConfig | None = None
 
 
 class MlpConfig(ApiModel):
@@ -59,7 +71,7 @@ class RunConfig(ApiModel):
 
     @property
     def gpt(self) -> GptConfig:
-        """The model, known to be a GPT."""
+        """The model, known to be a GPT or a moe."""
         assert isinstance(self.model, GptConfig)
         return self.model
 
@@ -95,7 +107,7 @@ def spec_problems(job: TrainingJob) -> list[str]:
             "ranks (workers.replicas x workers.procsPerWorker / (tensor x context x pipeline.stages)); change the "
             "batch or the number of workers"
         )
-    if trainer.model.name != "gpt":
+    if trainer.model.name == "mlp":
         return problems
     model = gpt_config(trainer.model, trainer.data)
     preset = trainer.model.preset or DEFAULT_PRESET
@@ -115,9 +127,22 @@ def spec_problems(job: TrainingJob) -> list[str]:
 def gpt_config(model: Model, data: Data) -> GptConfig:
     """The preset's sizes under the user's overrides; the vocabulary follows from the tokenizer."""
     given = model.to_dict()
-    sizes: dict[str, Any] = {k: given.get(k, v) for k, v in presets()["gpt"][model.preset or DEFAULT_PRESET].items()}
+    preset = presets()[model.name][model.preset or DEFAULT_PRESET]
+    sizes: dict[str, Any] = {k: given.get(k, v) for k, v in preset.items()}
     vocabulary = BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
-    return GptConfig(**sizes, vocab_size=vocabulary, sequence_length=data.sequence_length)
+    mixture: dict[str, Any] | None = None
+    if model.name == "moe":
+        balance = DEFAULT_BALANCE_LOSS if model.balance_loss is None else model.balance_loss
+        mixture = {size: sizes.pop(size) for size in MOE_SIZES} | {"balanceLoss": balance}
+    return GptConfig.model_validate(
+        {
+            **sizes,
+            "name": model.name,
+            "vocabSize": vocabulary,
+            "sequenceLength": data.sequence_length,
+            "mixture": mixture,
+        }
+    )
 
 
 def resolve(job: TrainingJob) -> RunConfig:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
-from trainyard.models import size_in_cel
+from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.training import TrainerSpec
 
@@ -30,6 +30,7 @@ _PROCS = (
 _WORLD = f"(self.workers.replicas * {_PROCS})"
 _TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
 _CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
+_EXPERT = "(has(self.parallelism) ? self.parallelism.expert : 1)"
 _STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
 _MODEL_PARALLEL = f"({_TENSOR} * {_CONTEXT} * {_STAGES})"
 _SERVES = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
@@ -37,7 +38,9 @@ _DATA = f"({_WORLD} / {_MODEL_PARALLEL})"
 _MESH_FITS = f"{_WORLD} % {_MODEL_PARALLEL} == 0"
 _NO_V = f"{_STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
 _TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
-_IF_GPT = "!has(self.trainer) || self.trainer.model.name != 'gpt' ||"
+# Where the preset is one of another model, the rule about that alone speaks.
+_IF_GPT = f"!has(self.trainer) || self.trainer.model.name == 'mlp' || !{preset_is_known('self.trainer.model')} ||"
+_IF_MOE = f"!has(self.trainer) || self.trainer.model.name != 'moe' || !{preset_is_known('self.trainer.model')} ||"
 # Only where the mesh fits; where it does not, that rule alone speaks.
 _IF_BATCHED = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({_MESH_FITS}) ||"
 
@@ -199,9 +202,10 @@ class TrainingJobSpec(ApiModel):
             "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
         ),
         Rule(
-            f"!({_SERVES}) || {_MODEL_PARALLEL} == 1",
-            "spec.parallelism.data.mode: parameterServer is for workers that hold the whole model; remove tensor, "
-            "context and pipeline, or choose ddp, fsdp or hsdp",
+            f"!({_SERVES}) || ({_MODEL_PARALLEL} * {_EXPERT} == 1"
+            " && (!has(self.trainer) || self.trainer.model.name != 'moe'))",
+            "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove "
+            "tensor, context, expert and pipeline, or choose ddp, fsdp or hsdp",
         ),
         Rule(
             _MESH_FITS,
@@ -210,9 +214,34 @@ class TrainingJobSpec(ApiModel):
         ),
         Rule(
             "!has(self.parallelism) || type(self.parallelism.data.shard) != int ||"
-            f" !({_MESH_FITS}) || {_DATA} % self.parallelism.data.shard == 0",
+            f" !({_MESH_FITS}) || {_DATA} % {_EXPERT} != 0 ||"
+            f" {_DATA} / {_EXPERT} % self.parallelism.data.shard == 0",
             "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
-            "context x pipeline.stages)); choose a divisor",
+            "context x pipeline.stages)) over expert; choose a divisor",
+        ),
+        Rule(
+            f"!({_MESH_FITS}) || {_DATA} % {_EXPERT} == 0",
+            "spec.parallelism.expert: must divide the number of data-parallel ranks (world size / (tensor x context x "
+            "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
+        ),
+        Rule(
+            f"{_EXPERT} == 1 || !has(self.trainer) || self.trainer.model.name == 'moe'",
+            "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
+        ),
+        Rule(
+            f"{_IF_MOE} {size_in_cel('experts')} % {_EXPERT} == 0",
+            "spec.parallelism.expert: must divide the model's experts, since each rank holds equally many; lower it, "
+            "or change spec.trainer.model.experts",
+        ),
+        Rule(
+            f"{_IF_MOE} {size_in_cel('expertsPerToken')} <= {size_in_cel('experts')}",
+            "spec.trainer.model.expertsPerToken: must be at most the model's experts; lower it, or raise "
+            "spec.trainer.model.experts",
+        ),
+        Rule(
+            f"{_TENSOR} == 1 || !has(self.trainer) || self.trainer.model.name != 'moe'",
+            "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
+            "instead, which does",
         ),
         Rule(
             f"{_IF_BATCHED} self.trainer.batch.global % {_DATA} == 0",

@@ -81,7 +81,7 @@ class TrainerSpec(ApiModel):
     evaluation: Evaluation = Evaluation()
     """How well the model does on the samples that data.heldOut keeps from the training."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """gpt: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
+    """gpt, moe: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
     block, a third more computation; selective: all but attention and matrix products, which cost the most."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products and activations. Parameters, their gradients and the optimizer's state stay float32."""
@@ -97,16 +97,22 @@ class TrainerSpec(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "(self.model.name == 'mlp') == (self.data.source == 'classification')",
-            "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
+            "spec.trainer.data.source: gpt and moe learn from text, mlp from classification; change "
             "spec.trainer.model.name or the data",
         ),
         Rule(
-            "self.model.name == 'gpt' || self.activationCheckpointing == 'none'",
-            "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
+            "self.model.name != 'mlp' || self.activationCheckpointing == 'none'",
+            "spec.trainer.activationCheckpointing: is for gpt and moe only, an mlp has no blocks; remove it",
         ),
         Rule(
             "self.model.name == 'gpt' || !self.compile",
-            "spec.trainer.compile: is for gpt only, an mlp has no blocks; remove it",
+            "spec.trainer.compile: is for gpt only (an mlp has no blocks, and the way of a token through a moe is not "
+            "known before); remove it",
+        ),
+        Rule(
+            "self.model.name != 'moe' || self.optimizer.name != 'gd'",
+            "spec.trainer.optimizer.name: gd is for gpt and mlp, since the load of experts is balanced over batches; "
+            "choose another optimizer",
         ),
         Rule(
             "has(self.batch.global) != (self.optimizer.name == 'gd')",

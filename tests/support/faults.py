@@ -55,8 +55,16 @@ def _digits_with(model: Manifest) -> Manifest:
     return _digits(model=model)
 
 
-def _size_of(field: str, model: str) -> str:
-    return f"spec.trainer.model.{field}: is a size of {model} only; remove it, or set spec.trainer.model.name: {model}"
+def _moe(replicas: int = 2, parallelism: Manifest | None = None, **sizes: Any) -> Manifest:
+    model = {"name": "moe", "preset": "nano", **sizes}
+    return make_manifest(replicas=replicas, trainer=trainer_spec(model=model), parallelism=parallelism or {})
+
+
+def _only_for(field: str, *models: str) -> str:
+    return (
+        f"spec.trainer.model.{field}: is for {' and '.join(models)} only; remove it, or set "
+        f"spec.trainer.model.name: {' or '.join(models)}"
+    )
 
 
 _BATCH = (
@@ -69,9 +77,21 @@ _BATCH_OR_GD = (
     "remove it"
 )
 
+_WHOLE_MODEL = (
+    "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove tensor, "
+    "context, expert and pipeline, or choose ddp, fsdp or hsdp"
+)
 _COMPILE = (
     "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot differentiate the "
     "compiled blocks then); remove it, or choose another layout"
+)
+_SHARD = (
+    "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x context x "
+    "pipeline.stages)) over expert; choose a divisor"
+)
+_PRESET = (
+    "spec.trainer.model.preset: gpt has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, medium, "
+    "8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
 )
 
 RULES = (
@@ -148,8 +168,49 @@ RULES = (
     Fault(
         "a group that does not divide the data-parallel ranks",
         lambda: _parallel(8, tensor=2, data={"mode": "hsdp", "shard": 3}),
-        "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
-        "context x pipeline.stages)); choose a divisor",
+        _SHARD,
+    ),
+    Fault(
+        "a group that does not divide the data-parallel ranks with the same experts",
+        lambda: _moe(8, {"expert": 4, "data": {"mode": "hsdp", "shard": 4}}),
+        _SHARD,
+    ),
+    Fault(
+        "experts that do not divide the data-parallel ranks",
+        lambda: _moe(8, {"expert": 4, "pipeline": {"stages": 4}}),
+        "spec.parallelism.expert: must divide the number of data-parallel ranks (world size / (tensor x context x "
+        "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
+    ),
+    Fault(
+        "experts of a gpt",
+        lambda: _parallel(expert=2),
+        "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
+    ),
+    Fault(
+        "ranks that do not divide the experts",
+        lambda: _moe(4, {"expert": 4}, experts=6),
+        "spec.parallelism.expert: must divide the model's experts, since each rank holds equally many; lower it, or "
+        "change spec.trainer.model.experts",
+    ),
+    Fault(
+        "more experts per token than there are",
+        lambda: _moe(expertsPerToken=9),
+        "spec.trainer.model.expertsPerToken: must be at most the model's experts; lower it, or raise "
+        "spec.trainer.model.experts",
+    ),
+    Fault(
+        "a moe split by matrices",
+        lambda: _moe(parallelism={"tensor": 2}),
+        "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
+        "instead, which does",
+    ),
+    Fault("a preset of a gpt for a moe", lambda: _moe(preset="8b"), _PRESET),
+    Fault("a preset of a moe for a gpt", lambda: _model(preset="8x7b"), _PRESET),
+    Fault(
+        "experts of an odd width",
+        lambda: _moe(ffnDim=100),
+        "spec.trainer.model: dim and ffnDim of a moe must be multiples of 8, so that the matrices of all experts can "
+        "be multiplied at once; change them",
     ),
     Fault(
         "fewer micro-batches than stages",
@@ -242,14 +303,18 @@ RULES = (
         "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",
     ),
     *(
-        Fault(f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _size_of(size, "gpt"))
+        Fault(f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _only_for(size, "gpt", "moe"))
         for size, value in (("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2))
     ),
-    Fault("hidden layers for a gpt", lambda: _model(hidden=[64]), _size_of("hidden", "mlp")),
+    *(
+        Fault(f"{field} for a gpt", partial(_model, **{field: value}), _only_for(field, "moe"))
+        for field, value in (("experts", 8), ("expertsPerToken", 2), ("balanceLoss", 0.1))
+    ),
+    Fault("hidden layers for a gpt", lambda: _model(hidden=[64]), _only_for("hidden", "mlp")),
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: gpt learns from text and mlp from classification; change "
+        "spec.trainer.data.source: gpt and moe learn from text, mlp from classification; change "
         "spec.trainer.model.name or the data",
     ),
     Fault(
@@ -266,7 +331,7 @@ RULES = (
     Fault(
         "activation checkpointing of an mlp",
         lambda: _digits(activationCheckpointing="full"),
-        "spec.trainer.activationCheckpointing: is for gpt only, an mlp has no blocks; remove it",
+        "spec.trainer.activationCheckpointing: is for gpt and moe only, an mlp has no blocks; remove it",
     ),
     Fault(
         "evaluation of nothing",
@@ -292,7 +357,19 @@ RULES = (
     Fault(
         "an mlp compiled",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for gpt only, an mlp has no blocks; remove it",
+        "spec.trainer.compile: is for gpt only (an mlp has no blocks, and the way of a token through a moe is not "
+        "known before); remove it",
+    ),
+    Fault(
+        "gradient descent of a moe",
+        lambda: _trainer(model={"name": "moe", "preset": "nano"}, batch={}, optimizer={"name": "gd"}),
+        "spec.trainer.optimizer.name: gd is for gpt and mlp, since the load of experts is balanced over batches; "
+        "choose another optimizer",
+    ),
+    Fault(
+        "experts at a parameter server",
+        lambda: _parallel(2, {"model": {"name": "moe", "preset": "nano"}}, data={"mode": "parameterServer"}),
+        _WHOLE_MODEL,
     ),
     Fault(
         "a V compiled",
@@ -308,8 +385,7 @@ RULES = (
     Fault(
         "a server of parts of a model",
         lambda: _parallel(2, data={"mode": "parameterServer"}, tensor=2),
-        "spec.parallelism.data.mode: parameterServer is for workers that hold the whole model; remove tensor, context "
-        "and pipeline, or choose ddp, fsdp or hsdp",
+        _WHOLE_MODEL,
     ),
     Fault(
         "an mlp in two stages",
@@ -411,9 +487,10 @@ SCHEMA = (
     Fault(
         "an unknown preset",
         lambda: _model(preset="huge"),
-        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b', '8b' or '70b', not 'huge'",
+        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b', '8b', '70b', '8x7b' or '8x22b', "
+        "not 'huge'",
         server='spec.trainer.model.preset: Unsupported value: "huge": supported values: "nano", "tiny", "small", '
-        '"medium", "1b", "8b", "70b"',
+        '"medium", "1b", "8b", "70b", "8x7b", "8x22b"',
     ),
     Fault(
         "a learning rate of zero",

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributed.fsdp import FSDPModule
@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor
 from trainyard import contract
 from trainyard_trainer import launch
 from trainyard_trainer.data import TokenFile, Windows
+from trainyard_trainer.model import Gpt
+from trainyard_trainer.moe import LoadBalance
 from trainyard_trainer.sampling import Sampler
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.update import LocalUpdate
@@ -54,6 +56,43 @@ def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
     windows_of = Sampler.windows_of
     Sampler.windows_of = lambda self, step, index: windows_of(self, step, 0)  # type: ignore[method-assign]
+    launch.main()
+
+
+def average_expert_gradients() -> None:
+    """As if the ranks that hold the experts were copies of each other."""
+    accumulate = Trainer._accumulate_gradients
+
+    def faulty(self: Trainer) -> Any:
+        result = accumulate(self)
+        for mixture in cast(Gpt, self.parts[0]).mixtures():
+            for parameter in mixture.experts.parameters():
+                assert parameter.grad is not None
+                parameter.grad.div_(self.mesh.sizes.expert)
+        return result
+
+    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def balance_parts_of_sequences() -> None:
+    """Each rank of a context group looks at the load of its own positions only."""
+    forward = LoadBalance.forward
+
+    def faulty(self: LoadBalance, p_BTX: torch.Tensor, chosen_BTC: torch.Tensor) -> torch.Tensor:
+        self.context = None
+        return forward(self, p_BTX, chosen_BTC)
+
+    LoadBalance.forward = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def no_preference() -> None:
+    """Routers start with all experts alike, so that every token takes the same ones."""
+    initial = Gpt.initial
+    Gpt.initial = lambda self, name, shape: (  # type: ignore[method-assign]
+        (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
+    )
     launch.main()
 
 

@@ -80,13 +80,16 @@ def test_what_a_rule_iterates_over_is_bounded() -> None:
 
 def test_the_presets_are_those_that_the_schema_names() -> None:
     named, _ = get_args(Model.model_fields["preset"].annotation)
-    assert set(presets()["gpt"]) == set(get_args(named))
+    assert {name for of_model in presets().values() for name in of_model} == set(get_args(named))
 
 
-@pytest.mark.parametrize("name", presets()["gpt"])
-def test_each_preset_gives_every_size_and_satisfies_the_rules(name: str) -> None:
-    sizes = presets()["gpt"][name]
-    assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"}
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model in presets() for name in presets()[model]])
+def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
+    sizes = presets()[model][name]
+    own = {"experts", "expertsPerToken"} if model == "moe" else set()
+    assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"} | own
+    assert model == "gpt" or (sizes["dim"] % 8 == 0 and sizes["ffnDim"] % 8 == 0)
+    assert model == "gpt" or sizes["expertsPerToken"] <= sizes["experts"]
     assert sizes["dim"] % (2 * sizes["heads"]) == 0
     assert sizes["heads"] % sizes["kvHeads"] == 0
 

@@ -10,7 +10,7 @@ from trainyard.admission import admit
 from trainyard.mesh import AXES, Mesh, make_mesh
 
 SIZES = st.integers(1, 4)
-MESHES = st.builds(Mesh, pipeline=SIZES, replicate=SIZES, shard=SIZES, context=SIZES, tensor=SIZES)
+MESHES = st.builds(Mesh, pipeline=SIZES, replicate=SIZES, shard=SIZES, context=SIZES, expert=SIZES, tensor=SIZES)
 
 
 @given(MESHES)
@@ -29,10 +29,10 @@ def test_shares_of_the_batch_are_dealt_to_data_parallel_ranks_only(mesh: Mesh) -
     assert by_share == dict.fromkeys(range(mesh.data), mesh.size // mesh.data)
 
 
-def test_tensor_and_context_are_the_neighbours() -> None:
+def test_tensor_expert_and_context_are_the_neighbours() -> None:
     mesh = Mesh(pipeline=2, replicate=2, context=2, tensor=2)
-    assert [mesh.coordinate(rank)[-2:] for rank in range(4)] == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    assert AXES[-2:] == ("context", "tensor")
+    assert [mesh.coordinate(rank)[-3:] for rank in range(4)] == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
+    assert AXES[-3:] == ("context", "expert", "tensor")
     assert {mesh.coordinate(rank).pipeline for rank in range(8)} == {0}
 
 
@@ -45,6 +45,10 @@ def test_tensor_and_context_are_the_neighbours() -> None:
         (2, 4, {"data": {"mode": "hsdp"}}, "replicate 2 x shard 4"),
         (2, 4, {"data": {"mode": "hsdp"}, "tensor": 2}, "replicate 2 x shard 2 x tensor 2"),
         (4, 2, {"data": {"mode": "hsdp", "shard": 4}}, "replicate 2 x shard 4"),
+        (2, 4, {"expert": 4}, "replicate 2 x expert 4"),
+        (2, 4, {"data": {"mode": "fsdp"}, "expert": 4}, "shard 2 x expert 4"),
+        (4, 4, {"data": {"mode": "hsdp"}, "expert": 2}, "replicate 4 x shard 2 x expert 2"),
+        (2, 4, {"context": 2, "expert": 2, "pipeline": {"stages": 2}}, "pipeline 2 x context 2 x expert 2"),
         (2, 4, {"tensor": 2, "context": 2, "pipeline": {"stages": 2}}, "pipeline 2 x context 2 x tensor 2"),
     ],
 )
@@ -52,7 +56,8 @@ def test_data_parallelism_is_what_the_other_axes_leave(
     replicas: int, procs: int, parallelism: dict[str, object], text: str
 ) -> None:
     workers = {"procsPerWorker": procs}
-    job = admit(make_manifest(replicas=replicas, workers=workers, trainer=trainer_spec(), parallelism=parallelism))
+    trainer = trainer_spec(model={"name": "moe" if "expert" in parallelism else "gpt", "preset": "nano"})
+    job = admit(make_manifest(replicas=replicas, workers=workers, trainer=trainer, parallelism=parallelism))
     mesh = make_mesh(job.spec)
     assert str(mesh) == text
     assert mesh.size == replicas * procs

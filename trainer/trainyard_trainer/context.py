@@ -16,6 +16,8 @@ def split_context(model: Gpt, group: dist.ProcessGroup) -> None:
     """Let a model expect its rank's part of each sequence, in order of rank."""
     for block in model.layers():
         block.attention.core = Ulysses(block.attention.core, group)
+    for mixture in model.mixtures():
+        mixture.balance.context = group
 
 
 class Ulysses(nn.Module):

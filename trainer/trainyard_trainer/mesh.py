@@ -40,18 +40,26 @@ class RankMesh:
     @property
     def is_plain(self) -> bool:
         """Whether all ranks hold the whole model (no axis but replicate and context)."""
-        return self.sizes.pipeline * self.sizes.shard * self.sizes.tensor == 1
+        return self.sizes.pipeline * self.sizes.shard * self.sizes.expert * self.sizes.tensor == 1
 
     @cached_property
     def parameters(self) -> DeviceMesh:
-        """[replicate, shard x context]: what parameters are replicated and sharded over.
+        """[replicate, shard x context x expert]: what parameters are replicated and sharded over.
 
         Ranks of a context hold parts of the same sequences, so their gradients are summed as those of data-parallel
-        ranks are, and they may as well share the memory of the parameters.
+        ranks are, and they may as well share the memory of the parameters. Ranks with different experts are
+        data-parallel to all parameters but those of the experts.
         """
+        return self._replicated_and_sharded("parameters", "shard", "context", "expert")
+
+    @cached_property
+    def experts(self) -> DeviceMesh:
+        """[replicate, shard x context]: what the parameters of a rank's own experts are replicated and sharded over."""
+        return self._replicated_and_sharded("experts", "shard", "context")
+
+    def _replicated_and_sharded(self, name: str, *axes: str) -> DeviceMesh:
         assert self._mesh is not None
-        sharded = self._mesh["shard", "context"]._flatten("parameters")
-        return DeviceMesh._concatenate([self._mesh["replicate"], sharded])
+        return DeviceMesh._concatenate([self._mesh["replicate"], self._mesh[axes]._flatten(name)])
 
     @property
     def counts_loss(self) -> bool:

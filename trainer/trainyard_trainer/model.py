@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard.resolve import GptConfig
+from trainyard_trainer.moe import MixtureOfExperts
 
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
@@ -45,6 +46,11 @@ class Gpt(nn.Module):
         """The blocks, in order."""
         return cast("list[Block]", list(self.blocks.values()))
 
+    def mixtures(self) -> list[MixtureOfExperts]:
+        """The feed-forward layers with experts, in order: those of all blocks, or none."""
+        layers = [block.feed_forward for block in self.layers()]
+        return [layer for layer in layers if isinstance(layer, MixtureOfExperts)]
+
     def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         """Mean and deviation of a parameter's initial values.
 
@@ -53,7 +59,7 @@ class Gpt(nn.Module):
         """
         if len(shape) < 2:
             return 1.0, 0.0
-        narrow = name.endswith((".o.weight", ".down.weight"))
+        narrow = name.endswith((".o.weight", ".down.weight", ".experts.down"))
         return 0.0, INIT_STD / math.sqrt(2 * self.config.layers) if narrow else INIT_STD
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,14 +73,16 @@ class Gpt(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward network, each on a normalised copy of the residual stream."""
+    """Attention, then a feed-forward network or a mixture of them, each on a normalised copy of the residual stream."""
 
     def __init__(self, config: GptConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward: nn.Module = FeedForward(config)
+        if config.mixture is not None:
+            self.feed_forward = MixtureOfExperts(config.dim, config.ffn_dim, config.mixture)
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
         h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)

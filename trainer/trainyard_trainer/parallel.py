@@ -2,13 +2,16 @@
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.parallelism import PipelineParallelism
 from trainyard.resolve import MlpConfig, RunConfig
 from trainyard_trainer.compilation import compile_blocks
 from trainyard_trainer.context import split_context
+from trainyard_trainer.expert import split_experts
 from trainyard_trainer.initial import initialize
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.mlp import Mlp
@@ -25,22 +28,27 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
 
     A part is made without memory, split, and only then filled, so that no rank ever holds more than its own.
     """
+    # DistributedDataParallel gives means over the ranks, and a loss of the experts' load is no part of the sum.
+    plain = mesh.sizes.size == 1 or (mesh.is_plain and config.model.name != "moe")
     parts: list[nn.Module] = []
     for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
         part = _build_part(config, samples, stage)
         if isinstance(part, Gpt):
             _split(part, mesh)
+            for mixture in part.mixtures():
+                assert config.trainer.batch.global_ is not None, "admission leaves gd to the other models"
+                mixture.balance.batch_tokens = config.trainer.batch.global_ * config.tokens_per_sample
             recompute_activations(part, config.trainer.activation_checkpointing)
             if config.trainer.compile:
                 compile_blocks(part)
-        if not mesh.is_plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
+        if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
             _shard(part, mesh, config.trainer.precision)
         part.to_empty(device=device)
         if isinstance(part, Gpt):
             positions = part.config.sequence_length // mesh.sizes.context
             part.set_positions(mesh.at.context * positions, positions, device)
         initialize(part, config.trainer.seed, part.initial)
-        parts.append(_replicate(part, device) if mesh.is_plain and mesh.forms_groups else part)
+        parts.append(_replicate(part, device) if plain and mesh.forms_groups else part)
     return parts
 
 
@@ -67,6 +75,8 @@ def _split(part: Gpt, mesh: RankMesh) -> None:
         split_matrices(part, mesh["tensor"])
     if mesh.sizes.context > 1:
         split_context(part, mesh.group("context"))
+    if mesh.sizes.expert > 1:
+        split_experts(part, mesh["expert"])
 
 
 def _replicate(part: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -88,11 +98,43 @@ def _shard(part: Gpt | Mlp, mesh: RankMesh, precision: str) -> None:
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    apart: set[nn.Parameter] = set()
+    if isinstance(part, Gpt) and mesh.sizes.expert > 1:
+        if mesh.experts.size() > 1 or precision == "bfloat16":
+            for mixture in part.mixtures():
+                _fully_shard(mixture.experts, mesh.experts, policy, again)
+        else:
+            apart = {p for mixture in part.mixtures() for p in mixture.experts.parameters()}
     for block in part.layers() if isinstance(part, Gpt) else ():
-        fully_shard(block, mesh=mesh.parameters, reshard_after_forward=again, mp_policy=policy)
-    fully_shard(part, mesh=mesh.parameters, reshard_after_forward=again, mp_policy=policy)
+        _fully_shard(block, mesh.parameters, policy, again, apart)
+    _fully_shard(part, mesh.parameters, policy, again, apart)
     for module in part.modules():
         if isinstance(module, FSDPModule):
             # Gradients are added up: the loss is divided by the tokens of the whole batch already.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _fully_shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy,
+    again: bool,
+    apart: set[nn.Parameter] | None = None,
+) -> None:
+    """Shard a module's parameters, but those that are sharded already or stay as they are (`apart`)."""
+    ranks = mesh.size(1)
+
+    def dim_of(parameter: nn.Parameter) -> Shard:
+        """Stacks of fewer experts than ranks are cut through the matrices, so that no rank is left without a part."""
+        shape = (parameter.to_local() if isinstance(parameter, DTensor) else parameter).shape
+        return Shard(1 if len(shape) == 3 and shape[0] % ranks and shape[1] % ranks == 0 else 0)
+
+    fully_shard(
+        module,
+        mesh=mesh,
+        mp_policy=policy,
+        reshard_after_forward=again,
+        shard_placement_fn=dim_of,
+        ignored_params=apart,
+    )

@@ -12,6 +12,7 @@ from trainyard_trainer.model import Gpt
 _aten = torch.ops.aten
 _KEPT = {
     _aten.mm.default,
+    _aten._grouped_mm.default,
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
     _aten._scaled_dot_product_cudnn_attention.default,

@@ -4,10 +4,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
 
 from trainyard.optimization import Optimizer
-from trainyard_trainer.gradient import gradient_norm
+from trainyard_trainer.gradient import clip_gradient, gradient_norm
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.optimizer import build_optimizers
 
@@ -44,7 +43,7 @@ class LocalUpdate:
         """The same, with the gradient kept where it is."""
         norm = gradient_norm(self._parameters, self._mesh)
         if self._clip > 0:
-            clip_grads_with_norm_(self._parameters, self._clip, norm)
+            clip_gradient(self._parameters, self._clip, norm)
         self._optimizers.set_learning_rate(learning_rate)
         self._optimizers.step()
         return norm

@@ -1,0 +1,282 @@
+"""A mixture of experts: the layer against plain loops, and the same losses and gradient norms on every layout."""
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.pods import ENTRY, Starter, finish, make_config
+from tests.trainer.test_layouts import (
+    FSDP,
+    HELD_OUT,
+    HSDP,
+    MUON_TOLERANCE,
+    STEPS,
+    TOLERANCE,
+    Layout,
+    Reports,
+    assert_equal,
+    can_evaluate,
+    pipe,
+)
+from trainyard.optimization import OPTIMIZER_PARAMETERS
+from trainyard.resolve import GptConfig, MixtureConfig
+from trainyard_trainer.initial import initialize
+from trainyard_trainer.model import Gpt
+from trainyard_trainer.moe import MixtureOfExperts
+
+B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
+
+
+def make_layer(balance: float = 0.0, skew: float = 0.0) -> MixtureOfExperts:
+    """A layer whose first experts are the more probable, the larger the skew."""
+    generator = torch.Generator().manual_seed(0)
+    layer = MixtureOfExperts(D, F, MixtureConfig(experts=X, experts_per_token=C, balance_loss=balance))
+    layer.balance.batch_tokens = B * T
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(0, 0.5, generator=generator)
+        layer.router.weight += skew * torch.linspace(1, -1, X)[:, None]
+    return layer
+
+
+def make_input() -> Tensor:
+    """Numbers around 1, so that a router's mean weight makes itself felt."""
+    return 1 + torch.randn(B, T, D, generator=torch.Generator().manual_seed(1))
+
+
+def token_by_token(layer: MixtureOfExperts, x: Tensor) -> tuple[Tensor, Tensor, list[list[set[int]]]]:
+    """What the layer should give, the probabilities [B, T, X], and the experts of each token."""
+    weights = layer.experts
+    outputs, probabilities, choices = [], [], []
+    for token in x.flatten(0, 1):
+        p = (layer.router.weight @ token).softmax(0)
+        chosen = sorted(range(X), key=lambda i: -p[i].item())[:C]
+        y = torch.zeros(D)
+        for i in chosen:
+            gate, up = token @ weights.gate[i], token @ weights.up[i]
+            y = y + p[i] / sum(p[j] for j in chosen) * ((gate * gate.sigmoid() * up) @ weights.down[i])
+        outputs.append(y)
+        probabilities.append(p)
+        choices.append(set(chosen))
+    by_sequence = [choices[b * T : (b + 1) * T] for b in range(B)]
+    return torch.stack(outputs).view(B, T, D), torch.stack(probabilities).view(B, T, X), by_sequence
+
+
+def balance_loss(p_BTX: Tensor, choices: list[list[set[int]]]) -> Tensor:
+    """Equations 17 to 20 of DeepSeek-V3's report, averaged over the sequences."""
+    losses = []
+    for p_TX, chosen in zip(p_BTX, choices, strict=True):
+        f = [X / (C * T) * sum(i in experts for experts in chosen) for i in range(X)]
+        losses.append(sum(f[i] * p_TX[:, i].mean() for i in range(X)))
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.3])
+@pytest.mark.parametrize("skew", [0.0, 2.0])
+def test_layer_is_what_a_loop_over_tokens_gives(skew: float, balance: float) -> None:
+    layer, x = make_layer(balance, skew), make_input().requires_grad_()
+    direction = torch.randn(B, T, D, generator=torch.Generator().manual_seed(2))
+    inputs = [x, *layer.parameters()]
+    expected, p_BTX, choices = token_by_token(layer, x)
+    loss = (expected * direction).sum() + balance * balance_loss(p_BTX, choices)
+    gradients = torch.autograd.grad(loss, inputs)
+
+    y = layer(x)
+    torch.testing.assert_close(y, expected)
+    for ours, theirs in zip(torch.autograd.grad((y * direction).sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_most_experts_may_stay_without_tokens() -> None:
+    layer = make_layer(skew=0.5)
+    with torch.no_grad():
+        layer.router.weight[:] = layer.router.weight.mean(1, keepdim=True)
+    _, _, choices = token_by_token(layer, make_input())
+    assert all(chosen == {0, 1} for sequence in choices for chosen in sequence)
+    layer(make_input()).sum().backward()
+    gradient = layer.experts.down.grad
+    assert gradient is not None
+    assert (gradient.abs().sum((1, 2)) > 0).tolist() == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("balance", "evens_out"), [(0.0, False), (1.0, True)])
+def test_balance_loss_evens_out_the_load(balance: float, evens_out: bool) -> None:
+    def largest_load() -> float:
+        """Of the most loaded expert, in parts of what it would have if all had the same."""
+        chosen = layer.router(x).topk(C).indices
+        return float(chosen.flatten().bincount(minlength=X).max() * X / chosen.numel())
+
+    layer, x = make_layer(balance, skew=0.5), make_input()
+    optimizer = torch.optim.SGD(layer.parameters(), 0.5)
+    before = largest_load()
+    assert before > 2
+    for _ in range(100):
+        (layer(x) * 0).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert (largest_load() < 1.5) == evens_out
+    assert evens_out or largest_load() == before
+
+
+def test_balance_loss_is_no_part_of_what_is_computed() -> None:
+    torch.testing.assert_close(make_layer(5.0)(make_input()), make_layer(0.0)(make_input()), rtol=0, atol=0)
+
+
+def test_parameters_and_their_initial_spread() -> None:
+    mixture = MixtureConfig(experts=4, experts_per_token=2, balance_loss=0.01)
+    sizes = {"dim": 64, "layers": 8, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "vocab_size": 32}
+    model = Gpt(GptConfig(**sizes, sequence_length=8, mixture=mixture))
+    initialize(model, 0, model.initial)
+    layer = dict(model.mixtures()[3].named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in layer.items()}
+    inward, outward = (4, 64, 128), (4, 128, 64)
+    assert shapes == {
+        "router.weight": (4, 64),
+        "experts.gate": inward,
+        "experts.up": inward,
+        "experts.down": outward,
+    }
+    for name, parameter in layer.items():
+        expected = 0.02 / 4 if name == "experts.down" else 0.02
+        assert parameter.std().item() == pytest.approx(expected, rel=0.1)
+
+
+MODEL = {
+    "name": "moe",
+    "layers": 4,
+    "heads": 8,
+    "kvHeads": 4,
+    "ffnDim": 32,
+    "experts": 8,
+    "expertsPerToken": 2,
+    "balanceLoss": 1.0,
+}
+
+LAYOUTS = (
+    Layout(1, {}, 1),
+    Layout(2, {}),
+    Layout(2, {"data": FSDP}),
+    Layout(4, {"data": HSDP}),
+    Layout(2, {"context": 2}),
+    Layout(2, {"pipeline": pipe(2)}),
+    Layout(2, {"expert": 2}),
+    Layout(4, {"expert": 4}, 1),
+    Layout(4, {"expert": 2}),
+    Layout(4, {"expert": 2, "data": FSDP}, 1),
+    Layout(4, {"expert": 2, "context": 2}, 2),
+    Layout(4, {"expert": 2, "pipeline": pipe(2)}),
+    Layout(4, {"expert": 2, "pipeline": pipe(2, "GPipe")}),
+    Layout(4, {"expert": 2, "pipeline": pipe(2, "Interleaved1F1B")}),
+    Layout(4, {"expert": 2, "pipeline": pipe(2, "ZBV")}),
+    Layout(8, {"expert": 2, "data": HSDP}),
+    Layout(8, {"expert": 2, "context": 2, "data": FSDP}),
+    Layout(8, {"expert": 2, "pipeline": pipe(2), "data": FSDP}),
+    Layout(8, {"expert": 2, "context": 2, "pipeline": pipe(2)}),
+)
+
+
+def run(
+    start: Starter,
+    layout: Layout,
+    checkpointing: Literal["none", "selective", "full"] = "none",
+    entry: str = ENTRY,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    **optimizer: Any,
+) -> Reports:
+    """What rank 0 reports of each step, and last what it found on the held-out samples."""
+    config = make_config(
+        layout.processes,
+        layout.parallelism,
+        model=MODEL,
+        batch={"global": 8, "micro": layout.micro},
+        stop={"steps": STEPS},
+        data=HELD_OUT if can_evaluate(layout) else {},
+        optimizer=optimizer or {"eps": 1e-4},
+        activationCheckpointing=checkpointing,
+        precision=precision,
+    )
+    (pod,) = start(config, 1, layout.processes, entry)
+    assert finish([pod], 120) == [0], pod.stderr
+    return [*pod.reports, *pod.evaluations]
+
+
+@pytest.fixture(scope="session")
+def one_process_moe(start: Starter) -> Reports:
+    return run(start, Layout(1, {}))
+
+
+@pytest.fixture(scope="session")
+def one_process_moe_without_evaluation(start: Starter) -> Reports:
+    return run(start, Layout(1, {"pipeline": pipe(1, "ZBV")}))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_layout_gives_the_losses_of_one_process(
+    start: Starter, one_process_moe: Reports, one_process_moe_without_evaluation: Reports, layout: Layout
+) -> None:
+    reference = one_process_moe if can_evaluate(layout) else one_process_moe_without_evaluation
+    assert_equal(run(start, layout), reference)
+
+
+@pytest.mark.parametrize(
+    ("mode", "layout"),
+    [
+        ("full", Layout(1, {})),
+        ("full", Layout(2, {"expert": 2})),
+        ("full", Layout(4, {"expert": 2, "data": FSDP})),
+        ("full", Layout(4, {"expert": 2, "pipeline": pipe(2)})),
+        ("selective", Layout(2, {"expert": 2})),
+        ("selective", Layout(4, {"expert": 2, "context": 2})),
+    ],
+    ids=str,
+)
+def test_what_is_computed_again_is_the_same(
+    start: Starter, one_process_moe: Reports, mode: Literal["selective", "full"], layout: Layout
+) -> None:
+    assert_equal(run(start, layout, mode), one_process_moe)
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
+def test_every_optimizer_is_exact_when_experts_are_split(start: Starter, name: str) -> None:
+    own = OPTIMIZER_PARAMETERS[name]
+    given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
+    given["learningRate"] = 0.001  # with larger steps it is rounding that decides to which experts some tokens go
+    alone = run(start, Layout(1, {}), name=name, **given)
+    tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
+    assert_equal(run(start, Layout(4, {"expert": 2, "data": FSDP}), name=name, **given), alone, tolerance)
+
+
+def test_ranks_without_tokens_take_part(start: Starter) -> None:
+    """While all tokens choose the same experts, one rank has all of the work."""
+    entry = "tests.trainer.faults:no_preference"
+    alone = run(start, Layout(1, {}), entry=entry)
+    assert_equal(run(start, Layout(2, {"expert": 2}), entry=entry), alone)
+
+
+@pytest.mark.parametrize(
+    ("fault", "layout"),
+    [
+        ("average_expert_gradients", Layout(2, {"expert": 2})),
+        ("balance_parts_of_sequences", Layout(2, {"context": 2})),
+    ],
+    ids=str,
+)
+def test_comparison_notices_a_fault(start: Starter, one_process_moe: Reports, fault: str, layout: Layout) -> None:
+    reports = run(start, layout, entry=f"tests.trainer.faults:{fault}")
+    ours, theirs = ([r["gradNorm"] for r in run[:STEPS]] for run in (reports, one_process_moe))
+    assert ours != pytest.approx(theirs, rel=100 * TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "layout", [Layout(1, {}), Layout(2, {"expert": 2}), Layout(4, {"expert": 2, "data": FSDP})], ids=str
+)
+def test_bfloat16_changes_the_losses_by_its_rounding_only(
+    start: Starter, one_process_moe: Reports, layout: Layout
+) -> None:
+    reports = run(start, layout, precision="bfloat16")
+    for ours, theirs in zip(reports[:STEPS], one_process_moe[:STEPS], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2), "a few tokens take another expert"
+    with pytest.raises(AssertionError):
+        assert_equal(reports, one_process_moe)
