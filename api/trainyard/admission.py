@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from trainyard import contract
 from trainyard.crd import Schema, openapi_schema
 from trainyard.job import TrainingJob
-from trainyard.resolve import spec_problems
+from trainyard.resolve import layout_problems, spec_problems
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,8 +38,8 @@ class ManifestError(ValueError):
         self.problems = problems
 
 
-def load_manifest(text: str) -> TrainingJob:
-    """Parse one TrainingJob from YAML or JSON and check it as admission would.
+def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
+    """Parse one TrainingJob from YAML or JSON and check it as admission would; `memory`: also whether it fits.
 
     Raises:
         ManifestError: with one message for each fault, naming the field, the rule and the fix.
@@ -51,10 +51,10 @@ def load_manifest(text: str) -> TrainingJob:
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == contract.KIND]
     if len(jobs) != 1:
         raise ManifestError([f"one {contract.KIND} is expected, {len(jobs)} found; give a file that holds one"])
-    return admit(jobs[0])
+    return admit(jobs[0], memory=memory)
 
 
-def admit(body: dict[str, Any]) -> TrainingJob:
+def admit(body: dict[str, Any], *, memory: bool = True) -> TrainingJob:
     """Check one object as the API server would, and return it parsed, with defaults.
 
     Raises:
@@ -66,7 +66,7 @@ def admit(body: dict[str, Any]) -> TrainingJob:
     except ValidationError as error:
         raise ManifestError(_schema_messages(error, body)) from error
     value = job.to_dict()
-    problems = list(_broken_rules(openapi_schema(), value)) or spec_problems(job)
+    problems = list(_broken_rules(openapi_schema(), value)) or (spec_problems if memory else layout_problems)(job)
     if problems:
         raise ManifestError(problems)
     return job
@@ -138,6 +138,7 @@ _PHRASES = {
     "less_than": "must be less than {lt}",
     "string_too_short": "must have at least {min_length} characters",
     "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match {pattern}",
     "too_short": "must have at least {min_length} entries",
     "too_long": "must have at most {max_length} entries",
 }

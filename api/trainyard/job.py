@@ -29,15 +29,8 @@ class Metadata(BaseModel):
 
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
-    "image",
-    "imagePullPolicy",
-    "imagePullSecrets",
-    "command",
-    "args",
-    "env",
-    "trainer",
-    "parallelism",
-    "server",
+    *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
+    "workers.gpuMemory",
 )
 _UNCHANGED = " && ".join(
     [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]

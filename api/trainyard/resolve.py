@@ -6,6 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel
 from trainyard.datasets import Data
+from trainyard.fit import memory_problem
 from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
@@ -70,6 +71,12 @@ class RunConfig(ApiModel):
     """The rest, as the user wrote it."""
 
     @property
+    def accumulation(self) -> int:
+        """Micro-batches of one rank per optimizer step; with gd, whose batch is all data, at least so many."""
+        batch = self.trainer.batch.global_
+        return self.mesh.pipeline if batch is None else batch // (self.mesh.data * self.micro_batch)
+
+    @property
     def gpt(self) -> GptConfig:
         """The model, known to be a GPT or a moe."""
         assert isinstance(self.model, GptConfig)
@@ -82,10 +89,18 @@ class RunConfig(ApiModel):
 
 
 def spec_problems(job: TrainingJob) -> list[str]:
-    """Everything wrong with a spec that CEL could not tell at admission.
+    """Everything wrong with a spec that CEL could not tell at admission, and the memory that it would lack.
 
     Each entry names the field, the rule and the fix. An empty list means that the job can be run.
     """
+    problems = layout_problems(job)
+    if not problems and job.spec.trainer is not None:
+        problems = [p for p in [memory_problem(job.spec, _configure(job))] if p]
+    return problems
+
+
+def layout_problems(job: TrainingJob) -> list[str]:
+    """The same without the memory: what makes it impossible even to say what the job would be."""
     try:
         _ = job.spec.world_size
     except ValueError:
@@ -149,13 +164,19 @@ def resolve(job: TrainingJob) -> RunConfig:
     """The complete configuration of a job that uses the built-in trainer.
 
     Raises:
-        ValueError: the spec has problems (see `spec_problems`), or has no trainer.
+        ValueError: the layout has problems (see `layout_problems`), or there is no trainer.
     """
-    trainer = job.spec.trainer
-    if trainer is None:
+    if job.spec.trainer is None:
         raise ValueError("spec.trainer: is absent, so there is nothing to resolve")
-    if problems := spec_problems(job):
+    if problems := layout_problems(job):
         raise ValueError("; ".join(problems))
+    return _configure(job)
+
+
+def _configure(job: TrainingJob) -> RunConfig:
+    """The configuration of a job whose layout has no problem."""
+    trainer = job.spec.trainer
+    assert trainer is not None
     mesh = make_mesh(job.spec)
     return RunConfig(
         job=job.metadata.name,

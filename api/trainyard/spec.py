@@ -87,6 +87,11 @@ class Workers(ApiModel):
     """Processes (ranks) in each pod. auto: one for each GPU in resources.limits, else one."""
     resources: Resources = Resources()
     """Resources of each pod's worker container."""
+    gpu_memory: (
+        Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")] | None
+    ) = None
+    """Memory of each GPU, for example 80Gi, against which the built-in trainer's need is checked before it starts.
+    Kubernetes does not know it, so nothing is checked if absent."""
     template: PodTemplate = PodTemplate()
     """Anything else about the pods."""
 
@@ -95,6 +100,11 @@ class Workers(ApiModel):
             "type(self.procsPerWorker) == int ? (self.procsPerWorker >= 1 && self.procsPerWorker <= 64)"
             " : self.procsPerWorker == 'auto'",
             "spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        ),
+        Rule(
+            "!has(self.gpuMemory) || (has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
+            "spec.workers.gpuMemory: is the memory of each GPU, but the workers have none; set "
+            "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
         ),
     )
 

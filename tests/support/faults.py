@@ -264,6 +264,12 @@ RULES = (
         server="spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
     ),
     Fault(
+        "memory of GPUs that are not there",
+        lambda: make_manifest(workers={"gpuMemory": "80Gi", "resources": {"limits": {"memory": "2Gi"}}}),
+        "spec.workers.gpuMemory: is the memory of each GPU, but the workers have none; set "
+        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+    ),
+    Fault(
         "width that the heads do not divide",
         lambda: _model(dim=100, heads=3),
         "spec.trainer.model.dim: must be a multiple of 2 x heads (rotary positions need heads of even "
@@ -491,6 +497,13 @@ SCHEMA = (
         "not 'huge'",
         server='spec.trainer.model.preset: Unsupported value: "huge": supported values: "nano", "tiny", "small", '
         '"medium", "1b", "8b", "70b", "8x7b", "8x22b"',
+    ),
+    Fault(
+        "memory of GPUs in words",
+        lambda: make_manifest(workers={"gpuMemory": "a lot", "resources": {"limits": {"nvidia.com/gpu": 1}}}),
+        "spec.workers.gpuMemory: must match ^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$, not 'a lot'",
+        server='spec.workers.gpuMemory: Invalid value: "a lot": spec.workers.gpuMemory in body should match '
+        "'^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$'",
     ),
     Fault(
         "a learning rate of zero",

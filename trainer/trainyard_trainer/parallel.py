@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.parallelism import PipelineParallelism
 from trainyard.resolve import MlpConfig, RunConfig
+from trainyard.stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.compilation import compile_blocks
 from trainyard_trainer.context import split_context
 from trainyard_trainer.expert import split_experts
@@ -18,7 +19,6 @@ from trainyard_trainer.mlp import Mlp
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.recompute import recompute_activations
 from trainyard_trainer.samples import Samples
-from trainyard_trainer.stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.table import Table
 from trainyard_trainer.tensor import split_matrices
 

@@ -1,0 +1,170 @@
+"""What a TrainingJob would be, from its manifest alone: ranks, parameters, memory, computation, communication."""
+
+from typing import Literal
+
+from trainyard.base import ApiModel
+from trainyard.communication import Traffic, communication, crosses_workers
+from trainyard.fit import Fit, fit, memory_problem, uses_gpus
+from trainyard.job import TrainingJob
+from trainyard.mesh import AXES
+from trainyard.parallelism import VIRTUAL_STAGES
+from trainyard.parameters import gpt_parameters, mlp_parameters, rank_parameters
+from trainyard.resolve import RunConfig, resolve
+from trainyard.spec import ResourceList
+from trainyard.stages import layers_of_stage, stage_count
+
+
+class Group(ApiModel):
+    """The workers."""
+
+    replicas: int
+    """Worker pods."""
+    procs_per_worker: int
+    """Ranks in each."""
+    ranks: int
+    """Ranks in all."""
+    device: Literal["cpu", "gpu"]
+    """What the ranks compute on."""
+    limits: ResourceList
+    """Limits of each worker's resources."""
+
+
+class Axis(ApiModel):
+    """One axis of the mesh of ranks."""
+
+    name: str
+    """pipeline, replicate, shard, context or tensor."""
+    size: int
+    """Ranks along it."""
+    crosses_workers: bool
+    """Whether its ranks are in more than one worker."""
+
+
+class Work(ApiModel):
+    """What one optimizer step is."""
+
+    samples: int | None
+    """Samples over all ranks; None: all that there are (gd)."""
+    tokens: int | None
+    """Predictions over all ranks: tokens of text, or samples of a table."""
+    micro_batch: int
+    """Samples of one forward pass of a rank."""
+    micro_batches: int
+    """Forward passes of a rank."""
+    flops: float | None
+    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter
+    but the embedding's, and 12 x layers x dim x sequence length for the attention (Chowdhery et al., 2022)."""
+    stages: tuple[int, ...] = ()
+    """Layers of each pipeline stage, in order; some schedules give a rank two stages."""
+    bubble: float = 0.0
+    """Share of the time that a rank waits in the pipeline."""
+
+
+class TrainingEstimate(ApiModel):
+    """What the built-in trainer would do."""
+
+    parameters: int
+    """Trained scalars of the whole model."""
+    rank_parameters: int
+    """Scalars that the rank with the most of them holds."""
+    axes: tuple[Axis, ...]
+    """Axes of the mesh with more than one rank, outermost first."""
+    work: Work
+    """One step."""
+    fit: Fit
+    """Memory."""
+    communication: tuple[Traffic, ...]
+    """What the rank that needs the most memory sends in a step."""
+
+
+class Estimate(ApiModel):
+    """A job as it would be."""
+
+    name: str
+    """Name of the job."""
+    namespace: str
+    """Namespace of the job."""
+    workers: Group
+    """The workers."""
+    training: TrainingEstimate | None = None
+    """None for a program of the user's own, of which nothing is known."""
+    problems: tuple[str, ...] = ()
+    """Why it would be refused: field, rule and fix."""
+
+
+def estimate(job: TrainingJob) -> Estimate:
+    """What an admitted job would be.
+
+    Raises:
+        ValueError: its layout has problems (see `trainyard.resolve.layout_problems`).
+    """
+    spec = job.spec
+    group = Group(
+        replicas=spec.workers.replicas,
+        procs_per_worker=spec.procs_per_worker,
+        ranks=spec.world_size,
+        device="gpu" if uses_gpus(spec) else "cpu",
+        limits=spec.workers.resources.limits or {},
+    )
+    known = {"name": job.metadata.name, "namespace": job.metadata.namespace, "workers": group}
+    if spec.trainer is None:
+        return Estimate(**known)
+    config = resolve(job)
+    if problem := memory_problem(spec, config):
+        known["problems"] = (problem,)
+    return Estimate(**known, training=_training(job, config))
+
+
+def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
+    procs, mesh = job.spec.procs_per_worker, config.mesh
+    found = fit(job.spec, config)
+    if config.model.name == "mlp":
+        whole = held = mlp_parameters(config)
+    else:
+        whole = gpt_parameters(config.gpt)
+        held = max(rank_parameters(config, place).total for place in range(mesh.pipeline))
+    plain = mesh.pipeline * mesh.shard * mesh.tensor == 1
+    return TrainingEstimate(
+        parameters=whole,
+        rank_parameters=held if plain else held // (mesh.shard * mesh.context),
+        axes=tuple(
+            Axis(name=name, size=size, crosses_workers=crosses_workers(mesh, name, procs))
+            for name, size in zip(AXES, mesh.shape, strict=True)
+            if size > 1
+        ),
+        work=_work(config, whole),
+        fit=found,
+        communication=tuple(communication(config, found.place, procs)),
+    )
+
+
+def _work(config: RunConfig, parameters: int) -> Work:
+    samples = config.trainer.batch.global_
+    tokens = None if samples is None else samples * config.tokens_per_sample
+    each = 6 * parameters
+    stages: tuple[int, ...] = ()
+    if config.model.name == "gpt":
+        model, pipeline = config.gpt, config.parallelism.pipeline
+        each += 12 * model.layers * model.dim * model.sequence_length - 6 * model.vocab_size * model.dim
+        count = stage_count(pipeline)
+        stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))
+    return Work(
+        samples=samples,
+        tokens=tokens,
+        micro_batch=config.micro_batch,
+        micro_batches=config.accumulation,
+        flops=None if tokens is None else float(each) * tokens,
+        stages=stages if config.mesh.pipeline > 1 else (),
+        bubble=_bubble(config),
+    )
+
+
+def _bubble(config: RunConfig) -> float:
+    """(S - 1) / (v M + S - 1) of S stages in a row, M micro-batches, v stages per rank (Narayanan et al., 2021).
+
+    ZBV: none, where a forward pass takes as long as each half of a backward pass (Qi et al., 2024).
+    """
+    ranks, schedule = config.mesh.pipeline, config.parallelism.pipeline.schedule
+    if schedule == "ZBV" or ranks == 1:
+        return 0.0
+    return (ranks - 1) / (VIRTUAL_STAGES[schedule] * config.accumulation + ranks - 1)

@@ -1,0 +1,96 @@
+"""Entry point of pods that measure what training adds to the memory of their ranks."""
+
+import ctypes
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from trainyard_trainer import launch
+from trainyard_trainer.train import Trainer
+from trainyard_trainer.update import LocalUpdate
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+THRESHOLD = 2**18
+
+
+def main() -> None:
+    """Run a pod whose ranks print a line of figures, in bytes, after each step."""
+    # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
+    libc = ctypes.CDLL(None)
+    assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
+    assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
+    Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
+    Trainer._accumulate_gradients = _measured(Trainer._accumulate_gradients, "passes")  # type: ignore[method-assign]
+    LocalUpdate.follow = _measured_update(LocalUpdate.follow)  # type: ignore[method-assign]
+    Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
+    launch.main()
+
+
+_figures: dict[str, int] = {}
+
+
+def _measured_start(start: Any) -> Any:
+    def measured(trainer: Trainer, *arguments: Any) -> None:
+        _figures["before"] = _resident("RssAnon")
+        start(trainer, *arguments)
+
+    return measured
+
+
+def _measured(action: Any, name: str) -> Any:
+    """`name`: the most that was resident during the action, beyond what was before the trainer."""
+
+    def measured(*arguments: Any) -> Any:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        result = action(*arguments)
+        files = _resident("RssFile") + _resident("RssShmem")
+        _figures[name] = _resident("VmHWM") - files - _figures["before"]
+        return result
+
+    return measured
+
+
+def _measured_update(follow: Any) -> Any:
+    """Gradients are complete; what follows is the optimizer's step."""
+
+    def measured(update: LocalUpdate, learning_rate: float) -> Any:
+        _figures["weights"] = _held(update._parameters)
+        _figures["gradients"] = _held(p.grad for p in update._parameters if p.grad is not None)
+        norm = _measured(follow, "step")(update, learning_rate)
+        states = [s for part in update._optimizers.parts for state in part.state.values() for s in state.values()]
+        _figures["optimizer"] = _held(s for s in states if torch.is_tensor(s) and s.numel() > 1)
+        _print()
+        return norm
+
+    return measured
+
+
+def _measured_evaluation(evaluate: Any) -> Any:
+    def measured(*arguments: Any) -> None:
+        _measured(evaluate, "evaluation")(*arguments)
+        _print()
+
+    return measured
+
+
+def _print() -> None:
+    line = json.dumps({"memory": {"rank": int(os.environ["RANK"]), **_figures}})
+    os.write(1, f"{line}\n".encode())  # at once, so that lines of ranks do not mix
+
+
+def _resident(key: str) -> int:
+    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _held(tensors: Iterable[Any]) -> int:
+    """Bytes of the storages behind tensors, of each once."""
+    local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())

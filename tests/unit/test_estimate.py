@@ -1,0 +1,302 @@
+"""What a job would be: parameters, memory, communication, and when it is refused for its memory."""
+
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tests.builders import make_job, trainer_spec
+from tests.support.samples import SAMPLES, sample
+from trainyard.admission import admit
+from trainyard.communication import crosses_workers
+from trainyard.estimate import Estimate, TrainingEstimate, estimate
+from trainyard.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
+from trainyard.job import TrainingJob
+from trainyard.memory import Memory
+from trainyard.mesh import Mesh
+from trainyard.models import presets
+from trainyard.parameters import gpt_parameters
+from trainyard.resolve import GptConfig, resolve, spec_problems
+
+FSDP = {"mode": "fsdp"}
+
+
+def gpus(
+    preset: str, workers: int, parallelism: dict[str, Any], memory: str | None = "80Gi", **trainer: Any
+) -> TrainingJob:
+    """Workers of eight GPUs each."""
+    limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}}
+    return make_job(
+        replicas=workers,
+        workers=limits | ({"gpuMemory": memory} if memory else {}),
+        parallelism=parallelism,
+        trainer=trainer_spec(
+            model={"name": "gpt", "preset": preset},
+            data={"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048},
+            **{"batch": {"global": 512, "micro": 1}, **trainer},
+        ),
+    )
+
+
+def cpus(memory: str | None = None, replicas: int = 1, procs: int = 1, **spec: Any) -> TrainingJob:
+    resources = {"limits": {"memory": memory}} if memory else {}
+    trainer = trainer_spec(**spec.pop("trainer", {}))
+    return make_job(
+        replicas=replicas, workers={"procsPerWorker": procs, "resources": resources}, trainer=trainer, **spec
+    )
+
+
+def training(job: TrainingJob) -> TrainingEstimate:
+    found = estimate(job).training
+    assert found is not None
+    return found
+
+
+def memory(job: TrainingJob) -> Memory:
+    return training(job).fit.memory
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    # As published for Llama 3; its 1B shares embedding and head, here they are two matrices.
+    [("1b", 1_235_814_400 + 128_256 * 2048), ("8b", 8_030_261_248), ("70b", 70_553_706_496)],
+)
+def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
+    sizes = presets()["gpt"][preset]
+    assert gpt_parameters(GptConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+
+
+def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
+    job = gpus("70b", 8, {"data": FSDP, "tensor": 8}, activationCheckpointing="full")
+    assert spec_problems(job) == []
+    found = training(job).fit
+    assert found.fits is True
+    assert found.field == "spec.workers.gpuMemory"
+    # Weights, two moments, whole gradients of eight micro-batches.
+    parameters = gpt_parameters(resolve(job).gpt)
+    assert found.memory.weights == pytest.approx(4 * parameters / 64, rel=0.01)
+    assert found.memory.optimizer == pytest.approx(8 * parameters / 64, rel=0.01)
+    assert found.memory.gradients == pytest.approx(4 * parameters / 8, rel=0.01)
+    assert found.needed == found.memory.total + GPU_PROCESS_BYTES
+
+
+def test_70b_on_one_gpu_is_refused() -> None:
+    trainer = {"model": {"name": "gpt", "preset": "70b"}, "batch": {"global": 1}}
+    limits = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "gpuMemory": "80Gi"}
+    (problem,) = spec_problems(make_job(replicas=1, workers=limits, trainer=trainer_spec(**trainer)))
+    assert problem.startswith("spec.workers.gpuMemory: each GPU has 80.0Gi but needs about 1.")
+    assert "optimizer 510Gi, weights 255Gi, gradients 255Gi" in problem
+    assert problem.endswith(
+        "give more memory, or use more workers with spec.parallelism.data.mode: fsdp and a larger "
+        "spec.parallelism.tensor or pipeline.stages"
+    )
+
+
+def test_what_is_too_much_for_each_gpu_is_refused_with_a_change_that_helps() -> None:
+    (problem,) = spec_problems(gpus("8b", 1, {}, activationCheckpointing="full", batch={"global": 8}))
+    assert "; set spec.parallelism.data.mode: fsdp (then about " in problem
+    changed = gpus("8b", 1, {"data": FSDP}, activationCheckpointing="full", batch={"global": 8})
+    assert spec_problems(changed) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch": {"global": 16}}, "set spec.trainer.batch.micro: 1 (then about "),
+        ({"batch": {"global": 16, "micro": 1}}, "set spec.trainer.activationCheckpointing: full (then about "),
+    ],
+)
+def test_activations_that_are_too_large_are_refused_with_a_change_that_helps(change: Any, words: str) -> None:
+    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 1024}
+    model = {"name": "gpt", "preset": "small"}
+    enough = "4Gi" if "micro" not in change["batch"] else "2500Mi"
+    (problem,) = spec_problems(cpus(enough, trainer={"model": model, "data": data, **change}))
+    assert problem.startswith("spec.workers.resources.limits.memory: a worker has ")
+    assert words in problem
+
+
+def test_the_memory_of_a_worker_is_that_of_its_ranks_and_of_what_they_share() -> None:
+    alone, both = training(cpus("2Gi")).fit, training(cpus("2Gi", procs=2)).fit
+    assert alone.needed == alone.memory.total + AGENT_BYTES + PROCESS_BYTES
+    assert both.needed == 2 * both.memory.total + AGENT_BYTES + 2 * PROCESS_BYTES
+
+
+@pytest.mark.parametrize("job", [cpus(), gpus("70b", 8, {}, memory=None)])
+def test_without_any_memory_nothing_is_checked(job: TrainingJob) -> None:
+    assert spec_problems(job) == []
+    assert training(job).fit.fits is None
+
+
+def test_a_limit_that_is_no_quantity_is_a_problem_that_is_told() -> None:
+    assert spec_problems(cpus("2GB")) == [
+        "spec.workers.resources.limits.memory: '2GB' is no quantity of memory; write it like 2Gi"
+    ]
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_every_sample_fits(name: str) -> None:
+    assert estimate(admit(sample(name))).problems == ()
+
+
+def test_sharding_divides_what_is_held() -> None:
+    whole, half = memory(cpus(replicas=2)), memory(cpus(replicas=2, parallelism={"data": FSDP}))
+    assert half.weights == whole.weights // 2
+    assert half.optimizer == whole.optimizer // 2
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "states"),
+    [
+        ({"name": "sgd"}, 0),
+        ({"name": "sgd", "momentum": 0.9}, 1),
+        ({"name": "adagrad"}, 1),
+        ({"name": "rmsprop"}, 1),
+        ({"name": "rmsprop", "momentum": 0.9}, 2),
+        ({"name": "adam"}, 2),
+        ({"name": "adamw"}, 2),
+    ],
+)
+def test_optimizers_keep_states(optimizer: dict[str, Any], states: int) -> None:
+    found = memory(cpus(trainer={"optimizer": optimizer}))
+    assert found.optimizer == states * found.weights
+
+
+def test_muon_keeps_one_state_of_inner_matrices_and_two_of_the_rest() -> None:
+    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), resolve(cpus()).gpt
+    rest = 2 * model.vocab_size * model.dim + (2 * model.layers + 1) * model.dim
+    assert found.optimizer == found.weights + 4 * rest
+
+
+def test_1f1b_keeps_the_micro_batches_of_its_stages_and_gpipe_all() -> None:
+    def activations(schedule: str) -> int:
+        parallelism = {"pipeline": {"stages": 2, "schedule": schedule}}
+        batch = {"global": 16, "micro": 2}
+        return memory(cpus(replicas=2, parallelism=parallelism, trainer={"batch": batch})).activations
+
+    assert 3.5 < activations("GPipe") / activations("1F1B") < 4
+
+
+def test_checkpointing_keeps_less() -> None:
+    none, selective, full = (
+        memory(cpus(trainer={"activationCheckpointing": mode})).activations for mode in ("none", "selective", "full")
+    )
+    assert full < selective < none
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 12))
+def test_the_fullest_worker_is_found(totals: list[int], each: int, procs: int) -> None:
+    ranks = [total for total in totals for _ in range(each)]
+    assume(len(ranks) % procs == 0)
+    workers = [ranks[first : first + procs] for first in range(0, len(ranks), procs)]
+    assert _fullest_worker(totals, len(ranks), procs) == max(map(sum, workers))
+
+
+# --- computation and communication ----------------------------------------------------------------------------
+
+
+def test_a_step_in_numbers() -> None:
+    job = cpus(trainer={"batch": {"global": 16, "micro": 4}})
+    work, model = training(job).work, resolve(job).gpt
+    assert (work.samples, work.tokens, work.micro_batches, work.bubble) == (16, 16 * 256, 4, 0.0)
+    multiplied = training(job).parameters - model.vocab_size * model.dim
+    assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "bubble"), [("GPipe", 1 / 9), ("1F1B", 1 / 9), ("Interleaved1F1B", 1 / 17), ("ZBV", 0.0)]
+)
+def test_the_bubble_of_a_pipeline(schedule: str, bubble: float) -> None:
+    parallelism = {"pipeline": {"stages": 2, "schedule": schedule}}
+    work = training(cpus(replicas=2, parallelism=parallelism, trainer={"batch": {"global": 8, "micro": 1}})).work
+    assert work.bubble == pytest.approx(bubble)
+    assert sum(work.stages) == 4
+
+
+def sent(job: TrainingJob) -> dict[tuple[str, str], tuple[int, int]]:
+    """Times and bytes, by axis and collective."""
+    return {(t.axis, t.collective): (t.times, t.bytes) for t in training(job).communication}
+
+
+def test_one_rank_sends_nothing() -> None:
+    assert sent(cpus()) == {}
+
+
+def test_replicas_reduce_gradients_once() -> None:
+    size = 4 * training(cpus()).parameters
+    assert sent(cpus(replicas=4)) == {("replicate", "all-reduce"): (1, round(size * 2 * 3 / 4))}
+
+
+def test_shards_gather_parameters_for_each_micro_batch_and_scatter_gradients_once() -> None:
+    job = cpus(
+        replicas=4, parallelism={"data": {"mode": "hsdp", "shard": 2}}, trainer={"batch": {"global": 8, "micro": 1}}
+    )
+    size = 4 * training(cpus()).parameters
+    assert sent(job) == {
+        ("shard", "all-gather"): (4, 4 * size // 2),
+        ("shard", "reduce-scatter"): (1, size // 2),
+        ("replicate", "all-reduce"): (1, size // 2),
+    }
+
+
+def test_tensor_ranks_exchange_in_every_block() -> None:
+    whole = 16 * 256 * 128 * 4
+    times = 4 * 4 + 2
+    job = cpus(replicas=2, parallelism={"tensor": 2})
+    assert sent(job) == {
+        ("tensor", "all-gather"): (times, times * whole // 2),
+        ("tensor", "reduce-scatter"): (times, times * whole // 2),
+    }
+
+
+def test_context_ranks_exchange_queries_keys_values_and_results() -> None:
+    part = 16 * 128 * 128 * 4
+    job = cpus(replicas=2, parallelism={"context": 2})
+    assert sent(job)[("context", "all-to-all")] == (32, 32 * part // 2)
+    assert sent(job)[("context", "all-reduce")] == (1, 4 * training(job).parameters)
+
+
+def test_stages_send_activations_and_gradients() -> None:
+    job = cpus(replicas=2, parallelism={"pipeline": {"stages": 2}}, trainer={"batch": {"global": 8, "micro": 2}})
+    assert sent(job) == {("pipeline", "point-to-point"): (4, 4 * 2 * 256 * 128 * 4)}
+
+
+def test_the_middle_of_a_v_sends_nothing_to_itself() -> None:
+    pipeline = {"stages": 2, "schedule": "ZBV"}
+    job = cpus(replicas=2, parallelism={"pipeline": pipeline}, trainer={"batch": {"global": 8, "micro": 1}})
+    assert sent(job)[("pipeline", "point-to-point")][0] == 2 * 8
+
+
+@pytest.mark.parametrize(
+    ("axis", "procs", "crosses"),
+    [
+        ("tensor", 4, False),
+        ("tensor", 2, True),
+        ("shard", 8, False),
+        ("shard", 4, True),
+        ("replicate", 8, True),
+        ("tensor", 6, True),
+    ],
+)
+def test_axes_that_cross_workers(axis: str, procs: int, crosses: bool) -> None:
+    assert crosses_workers(Mesh(replicate=3, shard=2, tensor=4), axis, procs) is crosses
+
+
+def test_a_program_of_ones_own_is_not_estimated() -> None:
+    found = estimate(make_job(workers={"resources": {"limits": {"memory": "1Mi"}}}))
+    assert found.training is None
+    assert found.problems == ()
+    assert found.workers.ranks == 2
+
+
+def test_an_estimate_survives_the_way_through_json() -> None:
+    found = estimate(gpus("8b", 1, {}))
+    value = found.to_dict()
+    fit = value["training"]["fit"]
+    assert fit["fits"] is False
+    assert fit["memory"].pop("total") == found.training.fit.memory.total  # type: ignore[union-attr]
+    fit.pop("fits")
+    assert Estimate.model_validate(value) == found
