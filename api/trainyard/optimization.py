@@ -33,7 +33,7 @@ class Optimizer(ApiModel):
     name: Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
     """gd: gradient descent, each step over all samples. sgd: stochastic, over a batch of them. adagrad (Duchi et al.,
     2011), rmsprop (Hinton, 2012), adam (Kingma and Ba, 2015), adamw (Loshchilov and Hutter, 2019), muon (Jordan et al.,
-    2024; for the matrices inside the blocks, and adamw for the rest)."""
+    2024; for the matrices inside the blocks, and adamw for the rest, the experts of a moe included)."""
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-4
     """Peak learning rate; the schedule scales it."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
