@@ -56,8 +56,8 @@ cluster-up: setup  ## a real one-node cluster for tests (needs root), or the one
 cluster-down: setup  ## remove that cluster; its logs stay in build/cluster-logs
 	$(RUN) python -m tests.cluster down
 
-bench-trainer: setup  ## tokens/s of the built-in trainer against a hand-written loop
-	$(RUN) python -m tests.bench.bench_trainer
+bench-trainer: setup  ## speed and memory of the trainer beside a plain loop and frameworks; ARGS="--only FSDP" for some
+	$(RUN) --group bench python -m tests.bench.trainer $(ARGS)
 
 clean:  ## remove what builds and runs have left here
 	rm -rf build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,41 @@
+"""What one would write without a framework."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.bench.trainer.cases import LOG_EVERY, local_batch
+from tests.bench.trainer.pace import Pace
+from trainyard.resolve import RunConfig
+from trainyard_trainer.data import TokenFile
+from trainyard_trainer.model import Gpt
+from trainyard_trainer.world import World
+
+
+def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+    length, batch = config.gpt.sequence_length, local_batch(config, world.size)
+    data = tokens.read()
+    generator = np.random.default_rng(world.rank)
+    torch.manual_seed(0)
+    model: torch.nn.Module = Gpt(config.gpt)
+    if world.size > 1:
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    done = 0
+    seen: list[float] = []
+    pace.start()
+    while True:
+        starts = generator.integers(0, len(data) - length - 1, batch)
+        rows = np.stack([data[start : start + length + 1] for start in starts])
+        ids = torch.from_numpy(rows.astype(np.int64))
+        logits = model(ids[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        done += 1
+        if done % LOG_EVERY == 0:
+            seen.append(loss.item())
+        pace.step_done()

@@ -1,0 +1,27 @@
+"""The built-in trainer as a worker runs it, with its metrics and reports."""
+
+from tests.bench.trainer.pace import Pace
+from trainyard.resolve import RunConfig
+from trainyard_trainer.data import TokenFile, Windows
+from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.train import Trainer
+from trainyard_trainer.world import World
+
+
+def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+    trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
+    metrics = _PacedMetrics(config, world.rank, pace)
+    pace.start()
+    trainer.run(metrics, metrics.report, metrics.evaluated)
+
+
+class _PacedMetrics(Metrics):
+    """Metrics are the last thing that the trainer does in a step."""
+
+    def __init__(self, config: RunConfig, rank: int, pace: Pace) -> None:
+        super().__init__(config, rank)
+        self._pace = pace
+
+    def step(self, samples: int = 0, data_seconds: float = 0.0, seconds: float = 0.0) -> None:
+        super().step(samples, data_seconds, seconds)
+        self._pace.step_done()

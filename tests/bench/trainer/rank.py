@@ -1,0 +1,49 @@
+"""One process of a program."""
+
+import os
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Protocol
+
+import torch
+
+from tests.bench.trainer.cases import Case, Program
+from tests.bench.trainer.pace import Pace
+from trainyard.resolve import RunConfig
+from trainyard_trainer import log
+from trainyard_trainer.data import TokenFile, prepare_tokens
+from trainyard_trainer.server import ParameterServer
+from trainyard_trainer.world import World
+
+
+class Train(Protocol):
+    """Trains for ever, at a pace."""
+
+    def __call__(self, config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None: ...
+
+
+def main(case: Case, program: Program, rank: int, port: int, cache: str, parent: Connection) -> None:
+    """Train when asked to, until killed."""
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(program.processes + program.servers),
+        LOCAL_WORLD_SIZE=str(program.processes),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+        OMP_NUM_THREADS=str(program.threads),
+        TRAINYARD_CACHE=cache,
+    )
+    torch.set_num_threads(program.threads)
+    config = case.config(program)
+    tokens = prepare_tokens(config)
+    world = World.from_environment(program.servers)
+    world.join()
+    log.logger.disabled = True
+    if rank >= program.processes:
+        server = ParameterServer(config.trainer.optimizer, world)
+        while server.serve():
+            pass
+    # Imported here, since the frameworks need not be installed.
+    train: Train = import_module(f"tests.bench.trainer.programs.{program.kind}").train
+    train(config, world, tokens, Pace(parent, case.steps))

@@ -1,0 +1,81 @@
+"""Runs the programs of a case in turns, and times them."""
+
+import multiprocessing
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from tests.bench.trainer import rank
+from tests.bench.trainer.cases import Case, Program
+
+Speeds = dict[Program, float]
+"""Tokens per second of each program in one round."""
+
+# Processes are forked from one that has imported all that the trainer needs, as those of a worker are.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "trainyard_trainer.worker", rank.__name__])
+
+
+def rounds(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[Speeds]:
+    """Speeds in each round, in which each program has one turn. The first turn of each is not counted."""
+    with _started(case, programs, cache) as groups:
+        for program in programs:
+            _turn(case, program, groups[program])
+        for number in range(case.rounds):
+            # Another one is first each time, and the direction changes, so that nobody always follows the same one.
+            order = [programs[(number + place) % len(programs)] for place in range(len(programs))]
+            order = order if number % 2 == 0 else order[::-1]
+            yield {program: case.tokens / _turn(case, program, groups[program]) for program in order}
+
+
+def _turn(case: Case, program: Program, connections: list[Connection]) -> float:
+    """Seconds that a program takes for its steps: from when its first process begins until its last one ends."""
+    for connection in connections:
+        connection.send(None)
+    times = [_receive(case, program, connection) for connection in connections]
+    return max(ended for _, ended in times) - min(began for began, _ in times)
+
+
+def _receive(case: Case, program: Program, connection: Connection) -> tuple[float, float]:
+    try:
+        times: tuple[float, float] = connection.recv()
+    except EOFError as error:
+        raise SystemExit(f"{case.name}: a process of '{program.label}' has ended; its error stands above") from error
+    return times
+
+
+@contextmanager
+def _started(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[dict[Program, list[Connection]]]:
+    """All processes, prepared, and the connections to those of each program."""
+    processes: list[BaseProcess] = []
+    groups: dict[Program, list[Connection]] = {}
+    try:
+        for program in programs:
+            groups[program] = []
+            for _ in range(program.groups):
+                port = _free_port()
+                for place in range(program.processes + program.servers):
+                    ours, theirs = _CONTEXT.Pipe()
+                    arguments = (case, program, place, port, cache, theirs)
+                    processes.append(_CONTEXT.Process(target=rank.main, args=arguments, daemon=True))
+                    processes[-1].start()
+                    theirs.close()
+                    if place < program.processes:
+                        groups[program].append(ours)
+        for program in programs:
+            for connection in groups[program]:
+                _receive(case, program, connection)
+        yield groups
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
