@@ -5,12 +5,13 @@ Bytes are those that one rank sends with the usual algorithms, which are optimal
 all-reduce. Scalars and norms of gradients, a few bytes, are left out.
 """
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
-from trainyard.activations import activations
+from trainyard.activations import activations, is_plain, widths
 from trainyard.base import ApiModel
-from trainyard.memory import ACTIVATION_BYTES, GRADIENT_BYTES, PARAMETER_BYTES
+from trainyard.memory import GRADIENT_BYTES
 from trainyard.mesh import AXES
 from trainyard.parameters import mlp_parameters, rank_parameters
 from trainyard.stages import stage_count, stages_of_rank
@@ -47,9 +48,7 @@ def crosses_workers(mesh: "Mesh", axis: str, procs_per_worker: int) -> bool:
     Ranks are counted with the last axis fastest, so a group of an axis spans the sizes of it and of all axes behind it.
     """
     sizes = mesh.shape[AXES.index(axis) :]
-    span = 1
-    for size in sizes:
-        span *= size
+    span = math.prod(sizes)
     return sizes[0] > 1 and (span > procs_per_worker or procs_per_worker % span != 0)
 
 
@@ -57,7 +56,7 @@ def communication(config: "RunConfig", place: int, procs_per_worker: int) -> lis
     """All exchanges of a rank at one place of the pipeline, axis by axis."""
     return [
         traffic
-        for part in (_parameters, _tensor, _context, _pipeline)
+        for part in (_parameters, _tensor, _context, _experts, _pipeline)
         for traffic in part(config, place, procs_per_worker)
         if traffic.bytes
     ]
@@ -68,9 +67,7 @@ def _traffic(
 ) -> Traffic:
     """`each`: bytes of the whole that is gathered, reduced or exchanged once."""
     axes = tuple(axis for axis in axes if getattr(config.mesh, axis) > 1)
-    ranks = 1
-    for axis in axes:
-        ranks *= getattr(config.mesh, axis)
+    ranks = math.prod(getattr(config.mesh, axis) for axis in axes)
     share = {"point-to-point": 1.0, "all-reduce": 2 * (ranks - 1) / ranks}.get(collective, (ranks - 1) / ranks)
     return Traffic(
         axis=" x ".join(axes),
@@ -86,17 +83,43 @@ def _traffic(
 def _parameters(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     """Gradients once in a step, and gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
     mesh = config.mesh
-    held = mlp_parameters(config) if config.model.name == "mlp" else rank_parameters(config, place).total
-    if mesh.pipeline * mesh.shard * mesh.tensor == 1:
+    if config.model.name == "mlp":
+        held = dense = mlp_parameters(config)
+        experts = 0
+    else:
+        own = rank_parameters(config, place)
+        held, experts = own.total, own.layers * own.experts
+        dense = held - experts
+    if config.servers:
+        yield _to_server(config, GRADIENT_BYTES * held)
+        return
+    if is_plain(config):
         yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, GRADIENT_BYTES * held)
         return
     # Gathered forward and backward for each micro-batch, but once in a pipeline, where they are kept for all of them.
     gathered = 1 if mesh.pipeline > 1 else 2 * config.accumulation
-    sharded = ("shard", "context")
-    yield _traffic(config, procs, sharded, "all-gather", "parameters", gathered, PARAMETER_BYTES * held)
-    yield _traffic(config, procs, sharded, "reduce-scatter", "gradients", 1, GRADIENT_BYTES * held)
-    part = held // (mesh.shard * mesh.context)
-    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, GRADIENT_BYTES * part)
+    _, width = widths(config)
+    for axes, what, size in (
+        (("shard", "expert", "context"), "", dense),
+        (("shard", "context"), " of experts", experts),
+    ):
+        yield _traffic(config, procs, axes, "all-gather", f"parameters{what}", gathered, width * size)
+        yield _traffic(config, procs, axes, "reduce-scatter", f"gradients{what}", 1, GRADIENT_BYTES * size)
+        part = size // math.prod(getattr(mesh, axis) for axis in axes)
+        yield _traffic(config, procs, ("replicate",), "all-reduce", f"gradients{what}", 1, GRADIENT_BYTES * part)
+
+
+def _to_server(config: "RunConfig", size: int) -> Traffic:
+    """The whole gradient goes to the server; as much comes back. The server sends that to each worker's rank."""
+    return Traffic(
+        axis="server",
+        ranks=config.mesh.data + config.servers,
+        collective="point-to-point",
+        what="gradients",
+        times=1,
+        bytes=size,
+        crosses_workers=True,
+    )
 
 
 def _tensor(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
@@ -104,7 +127,7 @@ def _tensor(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     if config.mesh.tensor == 1:
         return
     own, micros = rank_parameters(config, place), config.accumulation
-    whole = ACTIVATION_BYTES * activations(config, gpu=True).stream * config.mesh.tensor
+    whole = activations(config, gpu=True).stream * config.mesh.tensor
     again = own.layers if config.trainer.activation_checkpointing != "none" else 0
     ends = (own.embedding > 0) + (own.head > 0)
     # The backward pass of a gather is a scatter, and the other way round. Computed again is all but the last scatter.
@@ -120,8 +143,19 @@ def _context(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     model, own = config.gpt, rank_parameters(config, place)
     passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
     # Four exchanges; their mean size, since keys and values may have fewer heads.
-    each = ACTIVATION_BYTES * activations(config, gpu=True).stream * (model.heads + model.kv_heads) // (2 * model.heads)
+    each = activations(config, gpu=True).stream * (model.heads + model.kv_heads) // (2 * model.heads)
     yield _traffic(config, procs, ("context",), "all-to-all", "heads", 4 * passes, each)
+
+
+def _experts(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+    """Each token goes to its experts and comes back (Lepikhin et al., 2020); an even load is taken for granted."""
+    if config.mesh.expert == 1:
+        return
+    own, mixture = rank_parameters(config, place), config.gpt.mixture
+    assert mixture is not None
+    passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
+    each = activations(config, gpu=True).stream * mixture.experts_per_token
+    yield _traffic(config, procs, ("expert",), "all-to-all", "tokens", 2 * passes, each)
 
 
 def _pipeline(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
@@ -134,7 +168,7 @@ def _pipeline(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     # In a V the rank in the middle has two stages in a row and sends nothing between them.
     sends = sum(s < last and owners[s + 1] != place for s in stages)
     sends += sum(s > 0 and owners[s - 1] != place for s in stages)
-    each = ACTIVATION_BYTES * activations(config, gpu=True).stream
+    each = activations(config, gpu=True).stream
     yield _traffic(
         config, procs, ("pipeline",), "point-to-point", "activations and their gradients",
         sends * config.accumulation, each,

@@ -4,11 +4,12 @@ from typing import Literal
 
 from trainyard.base import ApiModel
 from trainyard.communication import Traffic, communication, crosses_workers
-from trainyard.fit import Fit, fit, memory_problem, uses_gpus
+from trainyard.fit import Fit, fit, memory_problem, server_fit, uses_gpus
 from trainyard.job import TrainingJob
+from trainyard.memory import held_parameters
 from trainyard.mesh import AXES
 from trainyard.parallelism import VIRTUAL_STAGES
-from trainyard.parameters import gpt_parameters, mlp_parameters, rank_parameters
+from trainyard.parameters import gpt_parameters, mlp_parameters
 from trainyard.resolve import RunConfig, resolve
 from trainyard.spec import ResourceList
 from trainyard.stages import layers_of_stage, stage_count
@@ -33,7 +34,7 @@ class Axis(ApiModel):
     """One axis of the mesh of ranks."""
 
     name: str
-    """pipeline, replicate, shard, context or tensor."""
+    """pipeline, replicate, shard, expert, context or tensor."""
     size: int
     """Ranks along it."""
     crosses_workers: bool
@@ -52,8 +53,9 @@ class Work(ApiModel):
     micro_batches: int
     """Forward passes of a rank."""
     flops: float | None
-    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter
-    but the embedding's, and 12 x layers x dim x sequence length for the attention (Chowdhery et al., 2022)."""
+    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter but
+    the embedding's (of the experts, those that it goes to), and 12 x layers x dim x sequence length for the attention
+    (Chowdhery et al., 2022)."""
     stages: tuple[int, ...] = ()
     """Layers of each pipeline stage, in order; some schedules give a rank two stages."""
     bubble: float = 0.0
@@ -73,6 +75,8 @@ class TrainingEstimate(ApiModel):
     """One step."""
     fit: Fit
     """Memory."""
+    server: Fit | None = None
+    """Memory of the parameter server, if there is one."""
     communication: tuple[Traffic, ...]
     """What the rank that needs the most memory sends in a step."""
 
@@ -118,33 +122,31 @@ def estimate(job: TrainingJob) -> Estimate:
 def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
     procs, mesh = job.spec.procs_per_worker, config.mesh
     found = fit(job.spec, config)
-    if config.model.name == "mlp":
-        whole = held = mlp_parameters(config)
-    else:
-        whole = gpt_parameters(config.gpt)
-        held = max(rank_parameters(config, place).total for place in range(mesh.pipeline))
-    plain = mesh.pipeline * mesh.shard * mesh.tensor == 1
+    mlp = config.model.name == "mlp"
     return TrainingEstimate(
-        parameters=whole,
-        rank_parameters=held if plain else held // (mesh.shard * mesh.context),
+        parameters=mlp_parameters(config) if mlp else gpt_parameters(config.gpt),
+        rank_parameters=max(held_parameters(config, place) for place in range(mesh.pipeline)),
         axes=tuple(
             Axis(name=name, size=size, crosses_workers=crosses_workers(mesh, name, procs))
             for name, size in zip(AXES, mesh.shape, strict=True)
             if size > 1
         ),
-        work=_work(config, whole),
+        work=_work(config),
         fit=found,
+        server=server_fit(job.spec, config),
         communication=tuple(communication(config, found.place, procs)),
     )
 
 
-def _work(config: RunConfig, parameters: int) -> Work:
+def _work(config: RunConfig) -> Work:
     samples = config.trainer.batch.global_
     tokens = None if samples is None else samples * config.tokens_per_sample
-    each = 6 * parameters
     stages: tuple[int, ...] = ()
-    if config.model.name == "gpt":
+    if config.model.name == "mlp":
+        each = 6 * mlp_parameters(config)
+    else:
         model, pipeline = config.gpt, config.parallelism.pipeline
+        each = 6 * gpt_parameters(model, active=True)
         each += 12 * model.layers * model.dim * model.sequence_length - 6 * model.vocab_size * model.dim
         count = stage_count(pipeline)
         stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import computed_field
 
 from trainyard.base import ApiModel
-from trainyard.memory import Memory, rank_memory
+from trainyard.memory import Memory, rank_memory, server_memory
 from trainyard.quantity import format_bytes, parse_bytes
 from trainyard.spec import GPU_RESOURCE, TrainingJobSpec
 
@@ -25,12 +25,13 @@ GPU_PROCESS_BYTES = 1536 * MiB
 
 LIMIT_FIELD = "spec.workers.resources.limits.memory"
 GPU_FIELD = "spec.workers.gpuMemory"
+SERVER_FIELD = "spec.server.resources.limits.memory"
 
 
 class Fit(ApiModel):
     """What is needed and what there is, for the worker (CPU) or the GPU that needs the most."""
 
-    of: Literal["worker", "gpu"]
+    of: Literal["worker", "gpu", "server"]
     """Whose memory it is."""
     field: str
     """Where the memory stands in the spec."""
@@ -90,6 +91,27 @@ def fit(spec: TrainingJobSpec, config: "RunConfig") -> Fit:
     )
 
 
+def server_fit(spec: TrainingJobSpec, config: "RunConfig") -> Fit | None:
+    """The same for the parameter server, which computes on a CPU; None if there is none.
+
+    Raises:
+        ValueError: the spec's memory is no quantity.
+    """
+    if not config.servers:
+        return None
+    limits = (spec.server.resources.limits or {}) if spec.server else {}
+    memory, process = server_memory(config), AGENT_BYTES + PROCESS_BYTES
+    return Fit(
+        of="server",
+        field=SERVER_FIELD,
+        needed=memory.total + process,
+        available=parse_bytes(limits["memory"]) if "memory" in limits else None,
+        place=0,
+        memory=memory,
+        process=process,
+    )
+
+
 def _fullest_worker(totals: list[int], ranks: int, procs: int) -> int:
     """Largest sum over the ranks of a worker. Ranks of one pipeline place, all alike, are numbered in a row."""
     each = ranks // len(totals)
@@ -114,17 +136,25 @@ def memory_problem(spec: TrainingJobSpec, config: "RunConfig") -> str | None:
         given = _given(spec)
     except ValueError as error:
         return f"{LIMIT_FIELD}: {error}"
-    if given is None:
-        return None
-    found = fit(spec, config)
-    if found.fits:
-        return None
-    whose = "each GPU" if found.of == "gpu" else "a worker"
+    try:
+        server = server_fit(spec, config)
+    except ValueError as error:
+        return f"{SERVER_FIELD}: {error}"
+    if given is not None and not (found := fit(spec, config)).fits:
+        return _lack(found, _advice(spec, config, given))
+    if server is not None and server.fits is False:
+        return _lack(server, "give it more memory, or choose spec.parallelism.data.mode: fsdp, which needs no server")
+    return None
+
+
+def _lack(found: Fit, advice: str) -> str:
+    whose = {"gpu": "each GPU", "worker": "a worker", "server": "the parameter server"}[found.of]
     parts = sorted(found.memory.parts.items(), key=lambda part: -part[1])
     words = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts[:3])
+    assert found.available is not None
     return (
-        f"{found.field}: {whose} has {format_bytes(given)} but needs about {format_bytes(found.needed)} "
-        f"(per rank: {words}); {_advice(spec, config, given)}"
+        f"{found.field}: {whose} has {format_bytes(found.available)} but needs about {format_bytes(found.needed)} "
+        f"(per rank: {words}); {advice}"
     )
 
 
@@ -146,14 +176,15 @@ def _changes(config: "RunConfig") -> Iterator[tuple[str, "RunConfig"]]:
     sharded = config
     if config.micro_batch > 1:
         yield micro, config.replace(micro_batch=1)
-    if config.model.name != "gpt":
+    if config.model.name == "mlp":
         return
     full, recomputed = "spec.trainer.activationCheckpointing: full", _recompute(config)
     if recomputed is not config:
         yield full, recomputed
-    if config.mesh.replicate > 1:
+    if config.mesh.replicate > 1 and not config.servers:
         mode = "spec.parallelism.data.mode: fsdp"
-        sharded = config.replace(mesh=config.mesh.replace(replicate=1, shard=config.mesh.data))
+        whole = config.mesh.replicate * config.mesh.shard
+        sharded = config.replace(mesh=config.mesh.replace(replicate=1, shard=whole))
         yield mode, sharded
         if recomputed is not config:
             yield f"{mode} and {full}", _recompute(sharded)
@@ -178,6 +209,8 @@ def _recompute(config: "RunConfig") -> "RunConfig":
 def _with_tensor(config: "RunConfig", others: str) -> Iterator[tuple[str, "RunConfig"]]:
     """The same with matrices split over some of the ranks that shard the data."""
     model, mesh = config.gpt, config.mesh
+    if model.mixture is not None or config.servers:
+        return
     for tensor in (2, 4, 8):
         split = tensor * mesh.context
         fits = not any(size % split for size in (model.heads, model.kv_heads, model.sequence_length))

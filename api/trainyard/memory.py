@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import computed_field
 
-from trainyard.activations import LOSS_COPIES, Activations, activations
+from trainyard.activations import LOSS_COPIES, Activations, activations, is_plain, widths
 from trainyard.base import ApiModel
+from trainyard.optimizer_memory import optimizer_states, optimizer_temporaries
 from trainyard.parameters import RankParameters, mlp_parameters, rank_parameters
 
 if TYPE_CHECKING:
     from trainyard.resolve import RunConfig
 
-PARAMETER_BYTES = GRADIENT_BYTES = STATE_BYTES = ACTIVATION_BYTES = 4
-"""Everything is float32."""
+PARAMETER_BYTES = GRADIENT_BYTES = STATE_BYTES = 4
+"""What a rank holds is float32; what it computes with may be bfloat16 (see `activations.widths`)."""
 BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel exchanges gradients in pieces of this size."""
 
@@ -58,6 +59,13 @@ def rank_memory(config: "RunConfig", place: int, gpu: bool) -> Memory:
     return max(moments, key=lambda memory: memory.total)
 
 
+def held_parameters(config: "RunConfig", place: int) -> int:
+    """Trained scalars that each rank at one place of the pipeline holds."""
+    if config.model.name == "mlp":
+        return mlp_parameters(config) // config.mesh.shard
+    return _Rank(config, place, gpu=False).held
+
+
 @dataclass(frozen=True, slots=True)
 class _Chunks:
     """Micro-batches that a rank has gone forward with and not yet back, each through one of its stages."""
@@ -95,12 +103,16 @@ class _Rank:
         self.chunks = _chunks(config, place)
         self.accumulates = config.accumulation > 1
         self.pipelined = mesh.pipeline > 1
-        self.plain = mesh.pipeline * mesh.shard * mesh.tensor == 1
-        self.sharded = not self.plain and mesh.data * mesh.context > 1
+        self.plain = is_plain(config)
+        self.half = config.trainer.precision == "bfloat16"
+        self.sharded = not self.plain and (mesh.data * mesh.context > 1 or self.half)
         """Whether the parameters are under fully_shard."""
-        self.shards = mesh.shard * mesh.context if self.sharded else 1
+        self.shards = mesh.shard * mesh.context * mesh.expert if self.sharded else 1
+        self.expert_shards = mesh.shard * mesh.context if self.sharded else 1
         self.replicated = self.plain and mesh.size > 1
-        """Whether they are under DistributedDataParallel."""
+        """Whether whole gradients stay from step to step: in DistributedDataParallel, or for a parameter server."""
+        self.served = config.servers > 0
+        self.held = self.own.held(self.shards, self.expert_shards)
 
     def moments(self) -> list[Memory]:
         """Every moment at which the peak may be."""
@@ -148,13 +160,12 @@ class _Rank:
 
     def _end(self) -> Memory:
         """The last block of the backward pass: all gradients are there."""
-        inner = self.own.layers * self.own.block
         gradients = self.own.total
         if self.sharded and not self.pipelined:
-            gradients = inner // self.shards + self.own.outer + self._loose_block
+            gradients = self._inner_held + self.own.outer + self._loose_block
         gradients += self._whole_embedding
-        copies = self.own.block if self.sharded else 0
-        if self.replicated:
+        copies = self._shared_block if self.sharded else 0
+        if self.replicated and not self.served:
             copies = min(BUCKET_BYTES // GRADIENT_BYTES, self.own.total)
         return self._moment(
             "backward pass ends",
@@ -167,15 +178,14 @@ class _Rank:
         """What lies outside of the blocks is reduced last, and is copied for that."""
         outer, inner = self.own.outer, self.own.layers * self.own.block
         gathered = self.own.total if self.pipelined else outer
-        unreduced = inner if self.pipelined else inner // self.shards
+        unreduced = inner if self.pipelined else self._inner_held
         return self._moment("gradients are reduced", gradients=unreduced + outer, buffers=gathered + outer)
 
     def _step(self) -> Memory:
         """The optimizer's step."""
-        held = self.own.total // self.shards
-        gradients = held if self.sharded else held + self._whole_embedding
+        gradients = self.held if self.sharded else self.held + self._whole_embedding
         model = self.config.gpt
-        temporaries = _temporaries(self.config, held, model.dim * model.ffn_dim)
+        temporaries = 0 if self.served else optimizer_temporaries(self.config, self.held, model.dim * model.ffn_dim)
         return self._moment("optimizer step", gradients=gradients, buffers=temporaries)
 
     def _evaluation(self) -> Memory:
@@ -194,8 +204,13 @@ class _Rank:
         )
 
     @property
+    def _inner_held(self) -> int:
+        """Scalars of the blocks that this rank holds."""
+        return self.held - self.own.outer // self.shards
+
+    @property
     def _stored(self) -> int:
-        """Scalars of the activations of all micro-batches on their way."""
+        """Bytes of the activations of all micro-batches on their way."""
         return self.chunks.at_once * self.own.chunk_layers * self.kept.block
 
     @property
@@ -215,14 +230,26 @@ class _Rank:
     @property
     def _loose_block(self) -> int:
         """Scalars of a block's gradients before they are sharded."""
-        return self.own.block if self.sharded and not self.accumulates else 0
+        return self._shared_block if self.sharded and not self.accumulates else 0
+
+    @property
+    def _shared_block(self) -> int:
+        """Scalars of a block that fully_shard looks after: not the experts, if no other rank has the same."""
+        alone = self.config.mesh.replicate * self.expert_shards == 1 and not self.half
+        return self.own.dense if alone else self.own.block
 
     @property
     def _gathered(self) -> int:
-        """Scalars of gathered parameters: all in a pipeline, else the block in use, the next, and the outer ones."""
+        """Float32 scalars of gathered parameters: all in a pipeline, else the block in use, the next, the outer ones.
+
+        Autocast keeps a copy of all parameters for the backward pass.
+        """
         if not self.sharded:
-            return 0
-        return self.own.total if self.pipelined else 2 * self.own.block + self.own.outer
+            return self.own.total // 2 if self.half else 0
+        _, width = widths(self.config)
+        layers = self.own.layers if self.pipelined else 2
+        scalars = layers * self._shared_block + self.own.outer
+        return scalars * width // PARAMETER_BYTES
 
     @property
     def _added(self) -> int:
@@ -233,14 +260,15 @@ class _Rank:
     def _moment(
         self, moment: str, *, gradients: int = 0, activations: int = 0, logits: int = 0, buffers: int = 0
     ) -> Memory:
-        held = self.own.total // self.shards
+        """Activations and logits in bytes, the rest in float32 scalars."""
+        states = 0 if self.served else optimizer_states(self.config, self.held, self.own.matrices // self.shards)
         return Memory(
             moment=moment,
-            weights=PARAMETER_BYTES * held,
+            weights=PARAMETER_BYTES * self.held,
             gradients=GRADIENT_BYTES * gradients,
-            optimizer=STATE_BYTES * _states(self.config, held, self.own.matrices // self.shards),
-            activations=ACTIVATION_BYTES * activations,
-            logits=ACTIVATION_BYTES * logits,
+            optimizer=STATE_BYTES * states,
+            activations=activations,
+            logits=logits,
             buffers=PARAMETER_BYTES * buffers,
         )
 
@@ -248,51 +276,33 @@ class _Rank:
 def _mlp_moments(config: "RunConfig") -> list[Memory]:
     """An mlp is never split, and small: all of it at once."""
     assert config.model.name == "mlp"
-    held = mlp_parameters(config) // config.mesh.shard
+    held = held_parameters(config, 0)
+    served = config.servers > 0
     return [
         Memory(
             moment="backward pass ends",
             weights=PARAMETER_BYTES * held,
             gradients=GRADIENT_BYTES * held,
-            optimizer=STATE_BYTES * _states(config, held, 0),
-            activations=ACTIVATION_BYTES * 3 * config.micro_batch * sum(config.model.hidden),
+            optimizer=0 if served else STATE_BYTES * optimizer_states(config, held, 0),
+            activations=4 * 3 * config.micro_batch * sum(config.model.hidden),
             logits=0,
-            buffers=PARAMETER_BYTES * _temporaries(config, held, 0),
+            buffers=0 if served else PARAMETER_BYTES * optimizer_temporaries(config, held, 0),
         )
     ]
 
 
-def _states(config: "RunConfig", held: int, matrices: int) -> int:
-    """Scalars that the optimizer keeps for the parameters held."""
-    optimizer = config.trainer.optimizer
-    momentum = bool(optimizer.parameters().get("momentum"))
-    match optimizer.name:
-        case "gd" | "sgd":
-            return held * momentum
-        case "adagrad":
-            return held
-        case "rmsprop":
-            return held * (1 + momentum)
-        case "muon":
-            return matrices + 2 * (held - matrices)
-        case _:
-            return 2 * held
-
-
-def _temporaries(config: "RunConfig", held: int, largest: int) -> int:
-    """Scalars of intermediate results: torch's foreach steps make some for all parameters at once, fused ones none,
-    and muon makes one matrix orthogonal after the other.
-    """
-    optimizer = config.trainer.optimizer
-    decays = bool(optimizer.parameters()["weightDecay"])
-    match optimizer.name:
-        case "gd" | "sgd":
-            return held * decays
-        case "adagrad":
-            return 2 * held
-        case "rmsprop":
-            return held * (1 + decays)
-        case "muon":
-            return 4 * largest
-        case _:
-            return 0
+def server_memory(config: "RunConfig") -> Memory:
+    """Memory of a parameter server, which holds the sum of the gradients and the one that arrives."""
+    gpt = config.model.name != "mlp"
+    held = rank_parameters(config, 0).total if gpt else mlp_parameters(config)
+    matrices = rank_parameters(config, 0).matrices if gpt else 0
+    largest = config.gpt.dim * config.gpt.ffn_dim if gpt else 0
+    return Memory(
+        moment="update",
+        weights=PARAMETER_BYTES * held,
+        gradients=GRADIENT_BYTES * 2 * held,
+        optimizer=STATE_BYTES * optimizer_states(config, held, matrices),
+        activations=0,
+        logits=0,
+        buffers=PARAMETER_BYTES * optimizer_temporaries(config, held, largest),
+    )

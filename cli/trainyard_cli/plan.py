@@ -18,6 +18,8 @@ def show(estimate: Estimate, console: Console) -> None:
     console.print(_job(estimate))
     if estimate.training is not None:
         console.print(_memory(estimate.training.fit))
+        if estimate.training.server is not None:
+            console.print(_fit(estimate.training.server))
         console.print(_communication(estimate.training.communication))
 
 
@@ -78,7 +80,7 @@ def _memory(fit: Fit) -> RenderableType:
 
 
 def _fit(fit: Fit) -> Text:
-    whose = "each GPU" if fit.of == "gpu" else "a worker"
+    whose = {"gpu": "each GPU", "worker": "a worker", "server": "the parameter server"}[fit.of]
     needed = f"{whose} needs about {format_bytes(fit.needed)}"
     if fit.available is None:
         return Text(f"fit: not checked; {needed}, and {fit.field} is not set", style="yellow")

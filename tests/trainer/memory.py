@@ -12,6 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer import launch
+from trainyard_trainer.server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.update import LocalUpdate
 
@@ -27,18 +28,20 @@ def main() -> None:
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
     Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
     Trainer._accumulate_gradients = _measured(Trainer._accumulate_gradients, "passes")  # type: ignore[method-assign]
+    ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
+    RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
     LocalUpdate.follow = _measured_update(LocalUpdate.follow)  # type: ignore[method-assign]
     Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
     launch.main()
 
 
-_figures: dict[str, int] = {}
+_figures: dict[str, int] = {"evaluation": 0, "passes": 0}
 
 
 def _measured_start(start: Any) -> Any:
-    def measured(trainer: Trainer, *arguments: Any) -> None:
+    def measured(*arguments: Any) -> None:
         _figures["before"] = _resident("RssAnon")
-        start(trainer, *arguments)
+        start(*arguments)
 
     return measured
 
@@ -65,6 +68,19 @@ def _measured_update(follow: Any) -> Any:
         norm = _measured(follow, "step")(update, learning_rate)
         states = [s for part in update._optimizers.parts for state in part.state.values() for s in state.values()]
         _figures["optimizer"] = _held(s for s in states if torch.is_tensor(s) and s.numel() > 1)
+        _print()
+        return norm
+
+    return measured
+
+
+def _measured_round(step: Any) -> Any:
+    """A worker of a parameter server holds two vectors, and no state of an optimizer."""
+
+    def measured(update: RemoteUpdate, learning_rate: float) -> Any:
+        _figures["weights"], _figures["gradients"] = _held([update._flat.parameters]), _held([update._flat.gradients])
+        _figures["optimizer"] = 0
+        norm = _measured(step, "step")(update, learning_rate)
         _print()
         return norm
 

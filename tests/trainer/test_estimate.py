@@ -1,13 +1,14 @@
 """The estimates of memory and communication against what is measured, and parameters against the trainer's count."""
 
 import json
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.communication import communication
-from trainyard.memory import Memory, rank_memory
+from trainyard.memory import Memory, rank_memory, server_memory
 from trainyard.parameters import gpt_parameters, mlp_parameters
 from trainyard.resolve import RunConfig
 from trainyard_trainer.parallel import parameter_count
@@ -20,6 +21,7 @@ MODEL = {"dim": 512, "layers": 4, "heads": 8, "kvHeads": 4, "ffnDim": 1536}
 """50 MiB of parameters, so that a process' small change does not matter."""
 VOCABULARY = {"tokenizer": "bpe", "vocabSize": 8192, "sequenceLength": 128}
 SMALL = {"dim": 128, "ffnDim": 256, "layers": 1}
+MOE = {"name": "moe", "layers": 2, "experts": 8, "expertsPerToken": 2, "ffnDim": 768}
 PIPELINE = {"stages": 2, "schedule": "1F1B"}
 
 LAYOUTS: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
@@ -42,6 +44,9 @@ LAYOUTS: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
     ),
     ("context", 2, {"context": 2}, {}),
     ("pipeline", 2, {"pipeline": PIPELINE}, {"batch": {"global": 4, "micro": 1}}),
+    ("a parameter server", 2, {"data": {"mode": "parameterServer"}}, {}),
+    ("a moe", 1, {}, {"model": MOE}),
+    ("a moe, experts apart", 2, {"expert": 2}, {"model": MOE}),
 )
 
 
@@ -64,12 +69,15 @@ def test_memory_is_what_was_estimated(
     start: Starter, name: str, processes: int, parallelism: dict[str, Any], trainer: dict[str, Any]
 ) -> None:
     config = config_of(processes, parallelism, trainer)
-    (pod,) = start(config, 1, processes, entry="tests.trainer.memory:main")
-    assert finish([pod], 120) == [0], pod.stderr
-    lines = [json.loads(line)["memory"] for line in pod.stdout.splitlines() if '"memory"' in line]
-    for rank in range(processes):
+    pods = start(config, 1, processes, entry="tests.trainer.memory:main")
+    assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
+    output = [line for pod in pods for line in pod.stdout.splitlines()]
+    lines = [json.loads(line)["memory"] for line in output if '"memory"' in line]
+    for rank in range(processes + config.servers):
         *_, last = [line for line in lines if line["rank"] == rank]
-        assert_close(last, rank_memory(config, config.mesh.coordinate(rank).pipeline, gpu=False))
+        serves = rank >= processes
+        place = 0 if serves else config.mesh.coordinate(rank).pipeline
+        assert_close(last, server_memory(config) if serves else rank_memory(config, place, gpu=False))
 
 
 def assert_close(measured: dict[str, int], estimated: Memory) -> None:
@@ -94,23 +102,33 @@ FULL = {"activationCheckpointing": "full"}
         ({"context": 2}, FULL),
         ({"pipeline": PIPELINE}, {}),
         ({"pipeline": {"stages": 2, "schedule": "ZBV"}}, {}),
+        ({"data": {"mode": "fsdp"}}, {"model": {"name": "moe", "experts": 4, "expertsPerToken": 2}}),
     ],
     ids=str,
 )
 def test_ranks_send_what_was_estimated(start: Starter, parallelism: dict[str, Any], trainer: dict[str, Any]) -> None:
-    model = {"layers": 4, "kvHeads": 4}
-    config = make_config(2, parallelism, **{"model": model, "batch": {"global": 8}, "stop": {"steps": 2}, **trainer})
+    model = {"layers": 4, "kvHeads": 4, **trainer.get("model", {})}
+    config = make_config(2, parallelism, **{"batch": {"global": 8}, "stop": {"steps": 2}, **trainer, "model": model})
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
     assert finish([pod], 120) == [0], pod.stderr
     lines = [json.loads(line)["sent"] for line in pod.stdout.splitlines() if '"sent"' in line]
     assert len(lines) == 2
     for line in lines:
         estimated = communication(config, config.mesh.coordinate(line["rank"]).pipeline, procs_per_worker=2)
-        assert {t.collective: t.bytes for t in estimated}.items() <= line.items()
+        sent = Counter[str]()
+        for traffic in estimated:
+            sent[traffic.collective] += traffic.bytes
+        assert sent.items() <= line.items()
 
 
 @pytest.mark.parametrize(
-    "model", [{}, {"layers": 3, "kvHeads": 4}, {"dim": 48, "heads": 3, "kvHeads": 1, "ffnDim": 100, "layers": 5}]
+    "model",
+    [
+        {},
+        {"layers": 3, "kvHeads": 4},
+        {"dim": 48, "heads": 3, "kvHeads": 1, "ffnDim": 100, "layers": 5},
+        {"name": "moe", "experts": 5, "expertsPerToken": 3},
+    ],
 )
 def test_parameters_of_a_gpt_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)

@@ -206,6 +206,51 @@ def test_a_step_in_numbers() -> None:
     assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)
 
 
+def test_a_mixture_of_experts_in_numbers() -> None:
+    """Jiang et al. (2024): 47B parameters, of which a token goes through 13B."""
+    model = {"name": "moe", "preset": "8x7b"}
+    data = {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 32000, "sequenceLength": 1024}
+    job = make_job(
+        replicas=2,
+        workers={"resources": {"limits": {"nvidia.com/gpu": 8}}},
+        parallelism={"data": {"mode": "fsdp"}, "expert": 8},
+        trainer=trainer_spec(model=model, data=data, activationCheckpointing="full"),
+    )
+    found = training(job)
+    assert found.parameters == 46_702_792_704
+    assert gpt_parameters(resolve(job).gpt, active=True) == 12_879_925_248
+    experts = 32 * 8 * 3 * 4096 * 14336
+    assert found.rank_parameters == (found.parameters - experts) // 16 + experts // 8 // 2
+    axes = {(t.axis, t.what) for t in found.communication}
+    assert ("shard x expert", "parameters") in axes
+    assert ("shard", "parameters of experts") in axes
+    assert ("expert", "tokens") in axes
+
+
+def test_bfloat16_halves_what_a_sharded_model_computes_with() -> None:
+    whole, half = (
+        memory(gpus("8b", 1, {"data": FSDP}, activationCheckpointing="full", precision=precision))
+        for precision in ("float32", "bfloat16")
+    )
+    assert (half.weights, half.optimizer) == (whole.weights, whole.optimizer)
+    assert half.buffers < whole.buffers
+    assert half.activations == whole.activations // 2
+
+
+def test_a_parameter_server_has_memory_of_its_own() -> None:
+    limits = {"resources": {"limits": {"memory": "500Mi"}}}
+    parallelism = {"data": {"mode": "parameterServer"}}
+    model = {"name": "gpt", "preset": "small"}
+    job = make_job(parallelism=parallelism, server=limits, trainer=trainer_spec(model=model))
+    found = training(job)
+    assert found.fit.memory.optimizer == 0
+    assert found.server is not None
+    assert found.server.memory.total == (4 + 8 + 8) * found.parameters
+    assert [t.axis for t in found.communication] == ["server"]
+    (problem,) = spec_problems(job)
+    assert problem.startswith("spec.server.resources.limits.memory: the parameter server has 500Mi but needs about ")
+
+
 @pytest.mark.parametrize(
     ("schedule", "bubble"), [("GPipe", 1 / 9), ("1F1B", 1 / 9), ("Interleaved1F1B", 1 / 17), ("ZBV", 0.0)]
 )
