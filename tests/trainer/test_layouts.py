@@ -149,10 +149,10 @@ def samples_of(folder: Path, layout: Layout) -> list[list[int]]:
     mesh = make_config(layout.processes, layout.parallelism, model=MODEL).mesh
     shares: dict[int, list[list[int]]] = {}
     for rank in range(layout.processes):
-        read = json.loads((folder / f"samples-{rank}.json").read_text())
-        if not read:
-            continue  # a stage in the middle of a pipeline
         at = mesh.coordinate(rank)
+        if 0 < at.pipeline < mesh.pipeline - 1:
+            continue  # in the middle of a pipeline nobody needs samples to train
+        read = json.loads((folder / f"samples-{rank}.json").read_text())
         assert {(part, parts) for part, parts, _ in read} == {(at.context, mesh.context)}
         numbers = [sample for _, _, numbers in read for sample in numbers]
         size = 8 // mesh.data
@@ -201,7 +201,7 @@ def test_table_notices_gradients_that_are_scaled_wrongly(start: Starter, one_pro
 @pytest.mark.parametrize(
     "parallelism", [{"tensor": 2, "data": FSDP}, {"pipeline": pipe(2), "tensor": 2}, {"data": SERVER}], ids=str
 )
-@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name != "adamw"])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
 def test_every_optimizer_is_exact_when_its_parameters_are_split(
     start: Starter, name: str, parallelism: dict[str, Any]
 ) -> None:
