@@ -6,20 +6,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.pods import ENTRY, Starter, finish, make_config
-from tests.trainer.test_layouts import (
+from tests.trainer.layouts import (
     FSDP,
-    HELD_OUT,
     HSDP,
     MUON_TOLERANCE,
     STEPS,
     TOLERANCE,
+    Audit,
     Layout,
     Reports,
     assert_equal,
+    assert_same,
+    audited,
     can_evaluate,
     pipe,
+    run,
 )
+from tests.trainer.pods import Starter
 from trainyard.optimization import OPTIMIZER_PARAMETERS
 from trainyard.resolve import GptConfig, MixtureConfig
 from trainyard_trainer.initial import initialize
@@ -177,47 +180,27 @@ LAYOUTS = (
 )
 
 
-def run(
-    start: Starter,
-    layout: Layout,
-    checkpointing: Literal["none", "selective", "full"] = "none",
-    entry: str = ENTRY,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    **optimizer: Any,
-) -> Reports:
-    """What rank 0 reports of each step, and last what it found on the held-out samples."""
-    config = make_config(
-        layout.processes,
-        layout.parallelism,
-        model=MODEL,
-        batch={"global": 8, "micro": layout.micro},
-        stop={"steps": STEPS},
-        data=HELD_OUT if can_evaluate(layout) else {},
-        optimizer=optimizer or {"eps": 1e-4},
-        activationCheckpointing=checkpointing,
-        precision=precision,
-    )
-    (pod,) = start(config, 1, layout.processes, entry)
-    assert finish([pod], 120) == [0], pod.stderr
-    return [*pod.reports, *pod.evaluations]
+@pytest.fixture(scope="session")
+def alone_moe(start: Starter) -> Audit:
+    return audited(start, Layout(1, {}), model=MODEL)
 
 
 @pytest.fixture(scope="session")
-def one_process_moe(start: Starter) -> Reports:
-    return run(start, Layout(1, {}))
+def one_process_moe(alone_moe: Audit) -> Reports:
+    return alone_moe.reports
 
 
 @pytest.fixture(scope="session")
-def one_process_moe_without_evaluation(start: Starter) -> Reports:
-    return run(start, Layout(1, {"pipeline": pipe(1, "ZBV")}))
+def alone_moe_without_evaluation(start: Starter) -> Audit:
+    return audited(start, Layout(1, {"pipeline": pipe(1, "ZBV")}), model=MODEL)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_layout_gives_the_losses_of_one_process(
-    start: Starter, one_process_moe: Reports, one_process_moe_without_evaluation: Reports, layout: Layout
+def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
+    start: Starter, alone_moe: Audit, alone_moe_without_evaluation: Audit, layout: Layout
 ) -> None:
-    reference = one_process_moe if can_evaluate(layout) else one_process_moe_without_evaluation
-    assert_equal(run(start, layout), reference)
+    reference = alone_moe if can_evaluate(layout) else alone_moe_without_evaluation
+    assert_same(audited(start, layout, model=MODEL), reference)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +218,7 @@ def test_layout_gives_the_losses_of_one_process(
 def test_what_is_computed_again_is_the_same(
     start: Starter, one_process_moe: Reports, mode: Literal["selective", "full"], layout: Layout
 ) -> None:
-    assert_equal(run(start, layout, mode), one_process_moe)
+    assert_equal(run(start, layout, model=MODEL, activationCheckpointing=mode), one_process_moe)
 
 
 @pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
@@ -243,16 +226,20 @@ def test_every_optimizer_is_exact_when_experts_are_split(start: Starter, name: s
     own = OPTIMIZER_PARAMETERS[name]
     given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
     given["learningRate"] = 0.001  # with larger steps it is rounding that decides to which experts some tokens go
-    alone = run(start, Layout(1, {}), name=name, **given)
+    alone = run(start, Layout(1, {}), model=MODEL, optimizer={"name": name, **given})
     tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
-    assert_equal(run(start, Layout(4, {"expert": 2, "data": FSDP}), name=name, **given), alone, tolerance)
+    assert_equal(
+        run(start, Layout(4, {"expert": 2, "data": FSDP}), model=MODEL, optimizer={"name": name, **given}),
+        alone,
+        tolerance,
+    )
 
 
 def test_ranks_without_tokens_take_part(start: Starter) -> None:
     """While all tokens choose the same experts, one rank has all of the work."""
     entry = "tests.trainer.faults:no_preference"
-    alone = run(start, Layout(1, {}), entry=entry)
-    assert_equal(run(start, Layout(2, {"expert": 2}), entry=entry), alone)
+    alone = run(start, Layout(1, {}), entry=entry, model=MODEL)
+    assert_equal(run(start, Layout(2, {"expert": 2}), entry=entry, model=MODEL), alone)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +251,7 @@ def test_ranks_without_tokens_take_part(start: Starter) -> None:
     ids=str,
 )
 def test_comparison_notices_a_fault(start: Starter, one_process_moe: Reports, fault: str, layout: Layout) -> None:
-    reports = run(start, layout, entry=f"tests.trainer.faults:{fault}")
+    reports = run(start, layout, entry=f"tests.trainer.faults:{fault}", model=MODEL)
     ours, theirs = ([r["gradNorm"] for r in run[:STEPS]] for run in (reports, one_process_moe))
     assert ours != pytest.approx(theirs, rel=100 * TOLERANCE)
 
@@ -275,7 +262,7 @@ def test_comparison_notices_a_fault(start: Starter, one_process_moe: Reports, fa
 def test_bfloat16_changes_the_losses_by_its_rounding_only(
     start: Starter, one_process_moe: Reports, layout: Layout
 ) -> None:
-    reports = run(start, layout, precision="bfloat16")
+    reports = run(start, layout, model=MODEL, precision="bfloat16")
     for ours, theirs in zip(reports[:STEPS], one_process_moe[:STEPS], strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2), "a few tokens take another expert"
     with pytest.raises(AssertionError):
