@@ -8,10 +8,8 @@ one for each expert that it goes to; the load of the experts is taken to be even
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 
 LOSS_COPIES = 3
 """Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits."""
@@ -33,14 +31,14 @@ class Activations:
     """The residual stream: what goes from block to block, and from stage to stage."""
 
 
-def is_plain(config: "RunConfig") -> bool:
+def is_plain(config: RunConfig) -> bool:
     """Whether every rank holds the whole model by itself, without fully_shard (see the trainer's `parallel.py`)."""
     mesh = config.mesh
     whole = mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1
     return mesh.size == 1 or (whole and config.model.name != "moe")
 
 
-def widths(config: "RunConfig") -> tuple[int, int]:
+def widths(config: RunConfig) -> tuple[int, int]:
     """Bytes of a value in the residual stream, and inside of a block.
 
     With bfloat16 a sharded model computes all in it; else autocast leaves residual stream and norms as they are.
@@ -50,7 +48,7 @@ def widths(config: "RunConfig") -> tuple[int, int]:
     return (4, 2) if is_plain(config) else (2, 2)
 
 
-def activations(config: "RunConfig", gpu: bool) -> Activations:
+def activations(config: RunConfig, gpu: bool) -> Activations:
     """Count them for one micro-batch."""
     model, tensor = config.gpt, config.mesh.tensor
     n = config.micro_batch * model.sequence_length // config.mesh.context

@@ -7,18 +7,15 @@ all-reduce. Scalars and norms of gradients, a few bytes, are left out.
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from trainyard.activations import activations, is_plain, widths
 from trainyard.base import ApiModel
+from trainyard.config import RunConfig
 from trainyard.memory import GRADIENT_BYTES
-from trainyard.mesh import AXES
+from trainyard.mesh import AXES, Mesh
 from trainyard.parameters import mlp_parameters, rank_parameters
 from trainyard.stages import stage_count, stages_of_rank
-
-if TYPE_CHECKING:
-    from trainyard.mesh import Mesh
-    from trainyard.resolve import RunConfig
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point"]
 
@@ -42,7 +39,7 @@ class Traffic(ApiModel):
     """Whether the ranks are in more than one worker, so that the network carries it."""
 
 
-def crosses_workers(mesh: "Mesh", axis: str, procs_per_worker: int) -> bool:
+def crosses_workers(mesh: Mesh, axis: str, procs_per_worker: int) -> bool:
     """Whether neighbours on an axis are not all in the same worker.
 
     Ranks are counted with the last axis fastest, so a group of an axis spans the sizes of it and of all axes behind it.
@@ -52,7 +49,7 @@ def crosses_workers(mesh: "Mesh", axis: str, procs_per_worker: int) -> bool:
     return sizes[0] > 1 and (span > procs_per_worker or procs_per_worker % span != 0)
 
 
-def communication(config: "RunConfig", place: int, procs_per_worker: int) -> list[Traffic]:
+def communication(config: RunConfig, place: int, procs_per_worker: int) -> list[Traffic]:
     """All exchanges of a rank at one place of the pipeline, axis by axis."""
     return [
         traffic
@@ -63,7 +60,7 @@ def communication(config: "RunConfig", place: int, procs_per_worker: int) -> lis
 
 
 def _traffic(
-    config: "RunConfig", procs: int, axes: tuple[str, ...], collective: Collective, what: str, times: int, each: int
+    config: RunConfig, procs: int, axes: tuple[str, ...], collective: Collective, what: str, times: int, each: int
 ) -> Traffic:
     """`each`: bytes of the whole that is gathered, reduced or exchanged once."""
     axes = tuple(axis for axis in axes if getattr(config.mesh, axis) > 1)
@@ -80,7 +77,7 @@ def _traffic(
     )
 
 
-def _parameters(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Gradients once in a step, and gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
     mesh = config.mesh
     if config.model.name == "mlp":
@@ -109,7 +106,7 @@ def _parameters(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic
         yield _traffic(config, procs, ("replicate",), "all-reduce", f"gradients{what}", 1, GRADIENT_BYTES * part)
 
 
-def _to_server(config: "RunConfig", size: int) -> Traffic:
+def _to_server(config: RunConfig, size: int) -> Traffic:
     """The whole gradient goes to the server; as much comes back. The server sends that to each worker's rank."""
     return Traffic(
         axis="server",
@@ -122,7 +119,7 @@ def _to_server(config: "RunConfig", size: int) -> Traffic:
     )
 
 
-def _tensor(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+def _tensor(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Inputs of matrices are gathered and their results scattered, in each block twice forward and twice backward."""
     if config.mesh.tensor == 1:
         return
@@ -136,7 +133,7 @@ def _tensor(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     yield _traffic(config, procs, ("tensor",), "reduce-scatter", "activations", micros * scatters, whole)
 
 
-def _context(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+def _context(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Queries, keys and values change from positions to heads, and results back (Jacobs et al., 2023)."""
     if config.mesh.context == 1:
         return
@@ -147,7 +144,7 @@ def _context(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     yield _traffic(config, procs, ("context",), "all-to-all", "heads", 4 * passes, each)
 
 
-def _experts(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+def _experts(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Each token goes to its experts and comes back (Lepikhin et al., 2020); an even load is taken for granted."""
     if config.mesh.expert == 1:
         return
@@ -158,7 +155,7 @@ def _experts(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
     yield _traffic(config, procs, ("expert",), "all-to-all", "tokens", 2 * passes, each)
 
 
-def _pipeline(config: "RunConfig", place: int, procs: int) -> Iterator[Traffic]:
+def _pipeline(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Activations to the next stage and gradients to the one before."""
     if config.mesh.pipeline == 1:
         return

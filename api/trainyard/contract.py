@@ -28,7 +28,7 @@ CONFIG_FILE: Final = "config.json"
 TERMINATION_LOG: Final = "/dev/termination-log"
 
 ENV_CONFIG: Final = "TRAINYARD_CONFIG"
-"""Path of the resolved configuration (JSON, `trainyard.resolve.RunConfig`)."""
+"""Path of the resolved configuration (JSON, `trainyard.config.RunConfig`)."""
 ENV_JOB: Final = "TRAINYARD_JOB_NAME"
 ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
 ENV_ATTEMPT: Final = "TRAINYARD_ATTEMPT"

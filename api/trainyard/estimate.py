@@ -4,13 +4,14 @@ from typing import Literal
 
 from trainyard.base import ApiModel
 from trainyard.communication import Traffic, communication, crosses_workers
+from trainyard.config import RunConfig
 from trainyard.fit import Fit, fit, memory_problem, server_fit, uses_gpus
 from trainyard.job import TrainingJob
 from trainyard.memory import held_parameters
 from trainyard.mesh import AXES
 from trainyard.parallelism import VIRTUAL_STAGES
 from trainyard.parameters import gpt_parameters, mlp_parameters
-from trainyard.resolve import RunConfig, resolve
+from trainyard.resolve import resolve
 from trainyard.spec import ResourceList
 from trainyard.stages import layers_of_stage, stage_count
 

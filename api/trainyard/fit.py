@@ -1,17 +1,15 @@
 """Whether a job fits into the memory that it asks for, and if not, what would help."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import computed_field
 
 from trainyard.base import ApiModel
+from trainyard.config import RunConfig
 from trainyard.memory import Memory, rank_memory, server_memory
 from trainyard.quantity import format_bytes, parse_bytes
 from trainyard.spec import GPU_RESOURCE, TrainingJobSpec
-
-if TYPE_CHECKING:
-    from trainyard.resolve import RunConfig
 
 MiB = 2**20
 AGENT_BYTES = 390 * MiB
@@ -66,7 +64,7 @@ def _given(spec: TrainingJobSpec) -> int | None:
     return None if given is None else parse_bytes(given)
 
 
-def fit(spec: TrainingJobSpec, config: "RunConfig") -> Fit:
+def fit(spec: TrainingJobSpec, config: RunConfig) -> Fit:
     """Compare the estimate with the memory of the spec.
 
     Raises:
@@ -91,7 +89,7 @@ def fit(spec: TrainingJobSpec, config: "RunConfig") -> Fit:
     )
 
 
-def server_fit(spec: TrainingJobSpec, config: "RunConfig") -> Fit | None:
+def server_fit(spec: TrainingJobSpec, config: RunConfig) -> Fit | None:
     """The same for the parameter server, which computes on a CPU; None if there is none.
 
     Raises:
@@ -127,7 +125,7 @@ def _fullest_worker(totals: list[int], ranks: int, procs: int) -> int:
     )
 
 
-def memory_problem(spec: TrainingJobSpec, config: "RunConfig") -> str | None:
+def memory_problem(spec: TrainingJobSpec, config: RunConfig) -> str | None:
     """Why the job does not fit, with the field, what is needed, and what would help; None if it fits or nobody knows.
 
     Only what surely does not fit is refused, so the estimate is taken as it is, without a margin.
@@ -158,7 +156,7 @@ def _lack(found: Fit, advice: str) -> str:
     )
 
 
-def _advice(spec: TrainingJobSpec, config: "RunConfig", available: int) -> str:
+def _advice(spec: TrainingJobSpec, config: RunConfig, available: int) -> str:
     """The first change that makes it fit, tried out; else the general ones."""
     for words, changed in _changes(config):
         needed = fit(spec, changed).needed
@@ -170,7 +168,7 @@ def _advice(spec: TrainingJobSpec, config: "RunConfig", available: int) -> str:
     )
 
 
-def _changes(config: "RunConfig") -> Iterator[tuple[str, "RunConfig"]]:
+def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     """Other configurations of the same model and ranks that need less, the cheaper ones first."""
     micro = "spec.trainer.batch.micro: 1"
     sharded = config
@@ -199,14 +197,14 @@ def _changes(config: "RunConfig") -> Iterator[tuple[str, "RunConfig"]]:
     yield from _with_tensor(_recompute(sharded).replace(micro_batch=1), f"{full} and {micro}")
 
 
-def _recompute(config: "RunConfig") -> "RunConfig":
+def _recompute(config: RunConfig) -> RunConfig:
     trainer = config.trainer
     if trainer.activation_checkpointing == "full":
         return config
     return config.replace(trainer=trainer.replace(activation_checkpointing="full"))
 
 
-def _with_tensor(config: "RunConfig", others: str) -> Iterator[tuple[str, "RunConfig"]]:
+def _with_tensor(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfig]]:
     """The same with matrices split over some of the ranks that shard the data."""
     model, mesh = config.gpt, config.mesh
     if model.mixture is not None or config.servers:

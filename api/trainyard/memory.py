@@ -5,17 +5,14 @@ up here as the trainer (`parallel.py`, `passes.py`, `optimizer.py`) reaches it; 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import computed_field
 
 from trainyard.activations import LOSS_COPIES, Activations, activations, is_plain, widths
 from trainyard.base import ApiModel
+from trainyard.config import RunConfig
 from trainyard.optimizer_memory import optimizer_states, optimizer_temporaries
 from trainyard.parameters import RankParameters, mlp_parameters, rank_parameters
-
-if TYPE_CHECKING:
-    from trainyard.resolve import RunConfig
 
 PARAMETER_BYTES = GRADIENT_BYTES = STATE_BYTES = 4
 """What a rank holds is float32; what it computes with may be bfloat16 (see `activations.widths`)."""
@@ -53,13 +50,13 @@ class Memory(ApiModel):
         return sum(self.parts.values())
 
 
-def rank_memory(config: "RunConfig", place: int, gpu: bool) -> Memory:
+def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
     """Memory of the ranks at one place of the pipeline."""
     moments = _mlp_moments(config) if config.model.name == "mlp" else _Rank(config, place, gpu).moments()
     return max(moments, key=lambda memory: memory.total)
 
 
-def held_parameters(config: "RunConfig", place: int) -> int:
+def held_parameters(config: RunConfig, place: int) -> int:
     """Trained scalars that each rank at one place of the pipeline holds."""
     if config.model.name == "mlp":
         return mlp_parameters(config) // config.mesh.shard
@@ -75,7 +72,7 @@ class _Chunks:
     """Of these, those of the last stage, whose logits are kept."""
 
 
-def _chunks(config: "RunConfig", place: int) -> _Chunks:
+def _chunks(config: RunConfig, place: int) -> _Chunks:
     """Huang et al., 2019 (GPipe); Narayanan et al., 2021 (1F1B, interleaved); Qi et al., 2024 (ZBV)."""
     stages, micros = config.mesh.pipeline, config.accumulation
     if stages == 1:
@@ -95,7 +92,7 @@ def _chunks(config: "RunConfig", place: int) -> _Chunks:
 class _Rank:
     """The moments of a step on one rank of a gpt."""
 
-    def __init__(self, config: "RunConfig", place: int, gpu: bool) -> None:
+    def __init__(self, config: RunConfig, place: int, gpu: bool) -> None:
         mesh = config.mesh
         self.config = config
         self.own: RankParameters = rank_parameters(config, place)
@@ -273,7 +270,7 @@ class _Rank:
         )
 
 
-def _mlp_moments(config: "RunConfig") -> list[Memory]:
+def _mlp_moments(config: RunConfig) -> list[Memory]:
     """An mlp is never split, and small: all of it at once."""
     assert config.model.name == "mlp"
     held = held_parameters(config, 0)
@@ -291,7 +288,7 @@ def _mlp_moments(config: "RunConfig") -> list[Memory]:
     ]
 
 
-def server_memory(config: "RunConfig") -> Memory:
+def server_memory(config: RunConfig) -> Memory:
     """Memory of a parameter server, which holds the sum of the gradients and the one that arrives."""
     gpt = config.model.name != "mlp"
     held = rank_parameters(config, 0).total if gpt else mlp_parameters(config)

@@ -1,12 +1,9 @@
 """What the optimizers keep, and what they need during a step, in scalars."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 
 
-def optimizer_states(config: "RunConfig", held: int, matrices: int) -> int:
+def optimizer_states(config: RunConfig, held: int, matrices: int) -> int:
     """Scalars that the optimizer keeps for the parameters held."""
     optimizer = config.trainer.optimizer
     momentum = bool(optimizer.parameters().get("momentum"))
@@ -23,7 +20,7 @@ def optimizer_states(config: "RunConfig", held: int, matrices: int) -> int:
             return 2 * held
 
 
-def optimizer_temporaries(config: "RunConfig", held: int, largest: int) -> int:
+def optimizer_temporaries(config: RunConfig, held: int, largest: int) -> int:
     """Scalars of intermediate results: torch's foreach steps make some for all parameters at once, fused ones none,
     and muon makes one matrix orthogonal after the other.
     """

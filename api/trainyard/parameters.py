@@ -2,12 +2,9 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
+from trainyard.config import GptConfig, RunConfig
 from trainyard.stages import layers_of_stage, stage_count, stages_of_rank
-
-if TYPE_CHECKING:
-    from trainyard.resolve import GptConfig, RunConfig
 
 DIGITS_FEATURES, DIGITS_CLASSES = 64, 10
 
@@ -51,7 +48,7 @@ class RankParameters:
         return (self.layers * self.dense + self.outer) // shards + self.layers * self.experts // expert_shards
 
 
-def dense_matrices(model: "GptConfig") -> int:
+def dense_matrices(model: GptConfig) -> int:
     """Scalars in the matrices of one block that every token goes through: q and o, k and v; gate, up and down, or the
     router of a moe.
     """
@@ -60,12 +57,12 @@ def dense_matrices(model: "GptConfig") -> int:
     return model.dim * (2 * model.dim + 2 * kv_dim + rest)
 
 
-def expert_matrices(model: "GptConfig") -> int:
+def expert_matrices(model: GptConfig) -> int:
     """Scalars in gate, up and down of one expert; 0 without experts."""
     return 3 * model.dim * model.ffn_dim if model.mixture else 0
 
 
-def gpt_parameters(model: "GptConfig", active: bool = False) -> int:
+def gpt_parameters(model: GptConfig, active: bool = False) -> int:
     """Scalars of the whole model, or of what a token goes through; embedding and head are two matrices."""
     block = dense_matrices(model) + 2 * model.dim
     if model.mixture:
@@ -73,7 +70,7 @@ def gpt_parameters(model: "GptConfig", active: bool = False) -> int:
     return model.layers * block + 2 * model.vocab_size * model.dim + model.dim
 
 
-def mlp_parameters(config: "RunConfig") -> int:
+def mlp_parameters(config: RunConfig) -> int:
     """Scalars of an mlp; of data in a file, whose width only the worker knows, those between hidden layers alone."""
     assert config.model.name == "mlp"
     known = config.trainer.data.builtin == "digits"
@@ -81,7 +78,7 @@ def mlp_parameters(config: "RunConfig") -> int:
     return sum((into + 1) * out for into, out in pairwise(sizes))
 
 
-def rank_parameters(config: "RunConfig", place: int) -> RankParameters:
+def rank_parameters(config: RunConfig, place: int) -> RankParameters:
     """The part of a gpt on the ranks at one place of the pipeline. Norms stay whole where matrices are split."""
     model, tensor, pipeline = config.gpt, config.mesh.tensor, config.parallelism.pipeline
     stages = stages_of_rank(pipeline, place)

@@ -1,91 +1,20 @@
 """From what the user wrote to what a worker runs: presets filled in, `auto` replaced by numbers."""
 
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from trainyard.base import ApiModel
+from trainyard.config import GptConfig, MlpConfig, RunConfig
 from trainyard.datasets import Data
 from trainyard.fit import memory_problem
 from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
-from trainyard.parallelism import Parallelism
 from trainyard.spec import GPU_RESOURCE
 from trainyard.training import TrainerSpec
 
 BYTE_VOCABULARY = 256
 MICRO_BATCH_TOKENS = 16_384
 DEFAULT_HIDDEN = (64, 64)
-
-
 DEFAULT_BALANCE_LOSS = 0.01
-
-
-class MixtureConfig(ApiModel):
-    """The experts that a moe has for each feed-forward network."""
-
-    experts: int
-    experts_per_token: int
-    balance_loss: float
-
-
-class GptConfig(ApiModel):
-    """Sizes of a GPT, complete; with a mixture of experts it is a moe."""
-
-    name: Literal["gpt", "moe"] = "gpt"
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn_dim: int
-    vocab_size: int
-    sequence_length: int
-    mixture: MixtureConfig | None = None
-
-
-class MlpConfig(ApiModel):
-    """Sizes of a multi-layer perceptron; features and classes are those of the data."""
-
-    name: Literal["mlp"] = "mlp"
-    hidden: tuple[int, ...]
-
-
-class RunConfig(ApiModel):
-    """What every worker of a job reads at start-up (the ConfigMap's config.json)."""
-
-    job: str
-    namespace: str
-    world_size: int
-    """Ranks that train."""
-    servers: int = 0
-    """Parameter servers, ranked after those that train."""
-    mesh: Mesh
-    """Sizes of the axes over which the ranks are laid out."""
-    parallelism: Parallelism
-    """How model and data are split, as the user wrote it."""
-    model: Annotated[GptConfig | MlpConfig, Field(discriminator="name")]
-    micro_batch: int
-    """Samples per forward pass of one rank; with gd at most."""
-    trainer: TrainerSpec
-    """The rest, as the user wrote it."""
-
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of one rank per optimizer step; with gd, whose batch is all data, at least so many."""
-        batch = self.trainer.batch.global_
-        return self.mesh.pipeline if batch is None else batch // (self.mesh.data * self.micro_batch)
-
-    @property
-    def gpt(self) -> GptConfig:
-        """The model, known to be a GPT or a moe."""
-        assert isinstance(self.model, GptConfig)
-        return self.model
-
-    @property
-    def tokens_per_sample(self) -> int:
-        """Predictions that one sample asks for: one for each token, or one for a class."""
-        return self.model.sequence_length if isinstance(self.model, GptConfig) else 1
 
 
 def spec_problems(job: TrainingJob) -> list[str]:

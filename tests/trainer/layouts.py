@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard.stages import stage_count, stages_of_rank
 
 TOLERANCE = 1e-5

@@ -21,7 +21,8 @@ import psutil
 
 from trainyard import contract
 from trainyard.admission import admit
-from trainyard.resolve import RunConfig, resolve
+from trainyard.config import RunConfig
+from trainyard.resolve import resolve
 from trainyard.termination import TerminationMessage
 
 API_VERSION = f"{contract.GROUP}/{contract.VERSION}"

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard import contract
+from trainyard.config import RunConfig
 from trainyard.datasets import Data
-from trainyard.resolve import RunConfig
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.data import TokenFile, Windows, prepare_tokens
 from trainyard_trainer.errors import ConfigError

@@ -8,9 +8,9 @@ import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.communication import communication
+from trainyard.config import RunConfig
 from trainyard.memory import Memory, rank_memory, server_memory
 from trainyard.parameters import gpt_parameters, mlp_parameters
-from trainyard.resolve import RunConfig
 from trainyard_trainer.parallel import parameter_count
 from trainyard_trainer.samples import prepare
 

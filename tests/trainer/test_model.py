@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainyard.resolve import GptConfig
+from trainyard.config import GptConfig
 from trainyard_trainer.initial import initialize
 from trainyard_trainer.model import Attention, Gpt, rotary_table, rotate
 from trainyard_trainer.recompute import recompute_activations

@@ -23,8 +23,8 @@ from tests.trainer.layouts import (
     run,
 )
 from tests.trainer.pods import Starter
+from trainyard.config import GptConfig, MixtureConfig
 from trainyard.optimization import OPTIMIZER_PARAMETERS
-from trainyard.resolve import GptConfig, MixtureConfig
 from trainyard_trainer.initial import initialize
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.moe import MixtureOfExperts

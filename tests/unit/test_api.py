@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from tests.builders import make_job, make_manifest, trainer_spec
 from trainyard.base import ApiModel
+from trainyard.config import RunConfig
 from trainyard.job import TrainingJob
-from trainyard.resolve import MICRO_BATCH_TOKENS, RunConfig, resolve, spec_problems
+from trainyard.resolve import MICRO_BATCH_TOKENS, resolve, spec_problems
 from trainyard.status import Condition, ConditionType, Progress, TrainingJobStatus
 
 

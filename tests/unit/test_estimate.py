@@ -10,6 +10,7 @@ from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
 from trainyard.admission import admit
 from trainyard.communication import crosses_workers
+from trainyard.config import GptConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.job import TrainingJob
@@ -17,7 +18,7 @@ from trainyard.memory import Memory
 from trainyard.mesh import Mesh
 from trainyard.models import presets
 from trainyard.parameters import gpt_parameters
-from trainyard.resolve import GptConfig, resolve, spec_problems
+from trainyard.resolve import resolve, spec_problems
 
 FSDP = {"mode": "fsdp"}
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.sampling import IntArray, Sampler

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainyard.config import RunConfig
 from trainyard.contract import ENV_CACHE
-from trainyard.resolve import RunConfig
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.sampling import IntArray
 from trainyard_trainer.text import Text, find_text

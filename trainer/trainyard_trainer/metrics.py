@@ -6,7 +6,7 @@ import time
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, Summary, start_http_server
 
 from trainyard import contract
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.report import StepReport
 
 logger = logging.getLogger("trainyard")

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainyard.resolve import GptConfig
+from trainyard.config import GptConfig
 from trainyard_trainer.moe import MixtureOfExperts
 
 ROPE_BASE = 10_000.0

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce
 
-from trainyard.resolve import MixtureConfig
+from trainyard.config import MixtureConfig
 
 
 class MixtureOfExperts(nn.Module):

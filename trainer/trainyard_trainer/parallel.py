@@ -7,8 +7,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from trainyard.config import MlpConfig, RunConfig
 from trainyard.parallelism import PipelineParallelism
-from trainyard.resolve import MlpConfig, RunConfig
 from trainyard.stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.compilation import compile_blocks
 from trainyard_trainer.context import split_context

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard.stages import stage_count, stages_of_rank
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.mesh import RankMesh

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.sampling import IntArray
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard.training import Stop
 from trainyard_trainer.errors import ConfigError
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.sampling import IntArray
 

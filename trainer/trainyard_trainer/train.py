@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.evaluation import evaluate

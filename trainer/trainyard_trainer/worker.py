@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from trainyard import contract
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, log

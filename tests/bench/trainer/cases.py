@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trainyard.admission import admit
+from trainyard.config import RunConfig
 from trainyard.contract import GROUP, KIND, VERSION
-from trainyard.resolve import RunConfig, resolve
+from trainyard.resolve import resolve
 
 LOG_EVERY = 10
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.pace import Pace
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.data import TokenFile, prepare_tokens
 from trainyard_trainer.server import ParameterServer

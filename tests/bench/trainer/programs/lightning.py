@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
-from trainyard.resolve import GptConfig, RunConfig
+from trainyard.config import GptConfig, RunConfig
 from trainyard_trainer.data import TokenFile
 from trainyard_trainer.world import World
 

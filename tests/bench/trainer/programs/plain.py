@@ -7,7 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.data import TokenFile
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.world import World

@@ -1,7 +1,7 @@
 """The built-in trainer as a worker runs it, with its metrics and reports."""
 
 from tests.bench.trainer.pace import Pace
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.train import Trainer

@@ -7,7 +7,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
-from trainyard.resolve import RunConfig
+from trainyard.config import RunConfig
 from trainyard_trainer.data import TokenFile
 from trainyard_trainer.world import World
 

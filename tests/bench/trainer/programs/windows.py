@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainyard.resolve import GptConfig
+from trainyard.config import GptConfig
 from trainyard_trainer.data import TokenFile
 from trainyard_trainer.model import Gpt
 
