@@ -3,16 +3,18 @@
 That paper counts a GPT-3 in 16 bits, with dropout and a kept softmax; this is the trainer's model: RMSNorm, SwiGLU,
 grouped queries, and an attention that keeps only a logarithm for each query instead of the scores (Dao et al., 2022).
 Letters as in the trainer's model: D width of the residual stream, H query and K key heads, F width of the feed-forward
-network, V vocabulary; n positions of one micro-batch on the ranks of a tensor group. Of a moe each position is k rows,
-one for each expert that it goes to; the load of the experts is taken to be even.
+network or of an expert, V vocabulary; n positions of one micro-batch on the ranks of a tensor group. A moe has X
+experts, and rows, one for each position and each expert that it chooses.
 """
 
 from dataclasses import dataclass
 
 from trainyard.config import RunConfig
+from trainyard.placement import FULL_BYTES, placement
 
 LOSS_COPIES = 3
-"""Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits."""
+"""Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits;
+always in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,55 +28,84 @@ class Activations:
     end: int
     """Kept by last norm and head."""
     logits: int
-    """One copy of the logits."""
+    """One copy of the logits in float32."""
+    scores: int
+    """One copy as the head gives them."""
     stream: int
     """The residual stream: what goes from block to block, and from stage to stage."""
+    heads: int
+    """As large as the stream, in the type of queries, keys and values."""
+    rows: int
+    """The rows of a mixture, each as wide as the stream; 0 without one."""
 
 
-def is_plain(config: RunConfig) -> bool:
-    """Whether every rank holds the whole model by itself, without fully_shard (see the trainer's `parallel.py`)."""
-    mesh = config.mesh
-    whole = mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1
-    return mesh.size == 1 or (whole and config.model.name != "moe")
+@dataclass(frozen=True, slots=True)
+class _FeedForward:
+    """Bytes of one feed-forward network or mixture."""
 
-
-def widths(config: RunConfig) -> tuple[int, int]:
-    """Bytes of a value in the residual stream, and inside of a block.
-
-    With bfloat16 a sharded model computes all in it; else autocast leaves residual stream and norms as they are.
-    """
-    if config.trainer.precision == "float32":
-        return 4, 4
-    return (4, 2) if is_plain(config) else (2, 2)
+    kept: int
+    products: int
+    """Results of its matrix products, which `selective` keeps; without the last one of a dense network."""
+    working: int
+    rows: int = 0
 
 
 def activations(config: RunConfig, gpu: bool) -> Activations:
     """Count them for one micro-batch."""
-    model, tensor = config.gpt, config.mesh.tensor
+    model, tensor, place = config.gpt, config.mesh.tensor, placement(config)
     n = config.micro_batch * model.sequence_length // config.mesh.context
     kv = model.dim * model.kv_heads // model.heads
-    wide, narrow = widths(config)
     # A tensor group splits the residual stream by positions and the rest by heads and columns; but each rank gathers
     # the inputs of its matrices whole.
-    stream, inputs, inside = wide * n * model.dim // tensor, narrow * n * model.dim, narrow * n // tensor
-    norm = stream if gpu else 2 * stream  # CUDA has one kernel for it, which keeps the input only
-    attention = inside * (2 * model.dim + 2 * kv + model.heads)  # q, k, v, output; logarithms
-    products = inside * (2 * model.dim + 2 * kv + model.heads) + inputs
-    if model.mixture is None:
-        feed_forward, working = 4 * inside * model.ffn_dim + inputs, 2 * inside * model.ffn_dim + 2 * inputs
-        products += 2 * inside * model.ffn_dim + inputs
-    else:
-        rows = model.mixture.experts_per_token * inside
-        router = 3 * 4 * n * model.mixture.experts  # in float32
-        feed_forward = rows * (4 * model.ffn_dim + 2 * model.dim) + router
-        working = rows * (2 * model.ffn_dim + 3 * model.dim)
-        products += rows * (2 * model.ffn_dim + model.dim)
-    whole = 2 * norm + inputs + attention + feed_forward
+    width, inside = place.width, n // tensor
+    stream, inputs = place.stream_width * n * model.dim // tensor, width * n * model.dim
+    # CUDA has one kernel for it, which keeps the input only; on CPU it is computed in float32, and kept so.
+    norm = stream if gpu else 2 * FULL_BYTES * n * model.dim // tensor
+    queries = 3 if place.casts else 1  # autocast makes a copy of the input for each of q, k and v
+    logarithms = FULL_BYTES * inside * model.heads
+    attention = width * inside * (2 * model.dim + 2 * kv) + logarithms  # q, k, v, output
+    feed_forward = _dense(config, n) if model.mixture is None else _mixture(config, n)
+    whole = 2 * norm + queries * inputs + attention + feed_forward.kept
+    products = attention + inputs + feed_forward.products
     kept = {"none": whole, "selective": stream + products, "full": stream}[config.trainer.activation_checkpointing]
     return Activations(
         block=kept,
-        working=whole - kept + working,
+        working=whole - kept + feed_forward.working,
         end=norm + inputs,
-        logits=4 * n * model.vocab_size // tensor,  # the loss is computed in float32
+        logits=FULL_BYTES * n * model.vocab_size // tensor,
+        scores=width * n * model.vocab_size // tensor,
         stream=stream,
+        heads=width * n * model.dim // tensor,
+        rows=feed_forward.rows,
+    )
+
+
+def _dense(config: RunConfig, n: int) -> _FeedForward:
+    """Kept: the input, and results of gate, up, silu and their product."""
+    model, place = config.gpt, placement(config)
+    inputs = place.width * n * model.dim
+    inner = place.width * n // config.mesh.tensor * model.ffn_dim
+    return _FeedForward(
+        kept=(2 if place.casts else 1) * inputs + 4 * inner, products=2 * inner + inputs, working=2 * inner + 2 * inputs
+    )
+
+
+def _mixture(config: RunConfig, n: int) -> _FeedForward:
+    """Kept: the router's input and probabilities, the rows in order of their experts, and their results in order of
+    positions. Over an expert axis as many rows arrive as leave, if the load is balanced, which nobody knows before.
+
+    autocast leaves the products of experts as they are, so there they are in float32.
+    """
+    model, place = config.gpt, placement(config)
+    assert model.mixture is not None
+    width = FULL_BYTES if place.casts else place.width
+    count = n * model.mixture.experts_per_token
+    rows, inner = width * count * model.dim, width * count * model.ffn_dim
+    order = 2 * 8 * count  # two permutations of the rows, numbers of 8 bytes
+    scores = 2 * FULL_BYTES * n * model.mixture.experts
+    return _FeedForward(
+        kept=place.width * n * model.dim + scores + 2 * rows + 4 * inner + order,
+        products=scores // 2 + 2 * inner + rows,
+        working=2 * inner + 3 * rows,
+        rows=rows,
     )

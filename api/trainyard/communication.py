@@ -5,16 +5,15 @@ Bytes are those that one rank sends with the usual algorithms, which are optimal
 all-reduce. Scalars and norms of gradients, a few bytes, are left out.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
-from trainyard.activations import activations, is_plain, widths
+from trainyard.activations import activations
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
-from trainyard.memory import GRADIENT_BYTES
 from trainyard.mesh import AXES, Mesh
 from trainyard.parameters import mlp_parameters, rank_parameters
+from trainyard.placement import FULL_BYTES, placement
 from trainyard.stages import stage_count, stages_of_rank
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point"]
@@ -24,7 +23,7 @@ class Traffic(ApiModel):
     """One kind of exchange on one axis of the mesh."""
 
     axis: str
-    """The axis, or two that act as one."""
+    """The axis, or more that act as one; or the parameter server."""
     ranks: int
     """Ranks that take part."""
     collective: Collective
@@ -32,9 +31,9 @@ class Traffic(ApiModel):
     what: str
     """What is exchanged."""
     times: int
-    """How often in a step."""
+    """How often in a step; with gd, whose micro-batches only the worker knows, at least."""
     bytes: int
-    """Bytes that a rank sends in a step."""
+    """Bytes that a rank sends in a step; of parameters from a server, those that it gets."""
     crosses_workers: bool
     """Whether the ranks are in more than one worker, so that the network carries it."""
 
@@ -45,7 +44,9 @@ def crosses_workers(mesh: Mesh, axis: str, procs_per_worker: int) -> bool:
     Ranks are counted with the last axis fastest, so a group of an axis spans the sizes of it and of all axes behind it.
     """
     sizes = mesh.shape[AXES.index(axis) :]
-    span = math.prod(sizes)
+    span = 1
+    for size in sizes:
+        span *= size
     return sizes[0] > 1 and (span > procs_per_worker or procs_per_worker % span != 0)
 
 
@@ -64,7 +65,9 @@ def _traffic(
 ) -> Traffic:
     """`each`: bytes of the whole that is gathered, reduced or exchanged once."""
     axes = tuple(axis for axis in axes if getattr(config.mesh, axis) > 1)
-    ranks = math.prod(getattr(config.mesh, axis) for axis in axes)
+    ranks = 1
+    for axis in axes:
+        ranks *= getattr(config.mesh, axis)
     share = {"point-to-point": 1.0, "all-reduce": 2 * (ranks - 1) / ranks}.get(collective, (ranks - 1) / ranks)
     return Traffic(
         axis=" x ".join(axes),
@@ -79,44 +82,56 @@ def _traffic(
 
 def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Gradients once in a step, and gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
-    mesh = config.mesh
-    if config.model.name == "mlp":
-        held = dense = mlp_parameters(config)
-        experts = 0
-    else:
-        own = rank_parameters(config, place)
-        held, experts = own.total, own.layers * own.experts
-        dense = held - experts
-    if config.servers:
-        yield _to_server(config, GRADIENT_BYTES * held)
+    placed = placement(config)
+    own = None if config.model.name == "mlp" else rank_parameters(config, place)
+    held = mlp_parameters(config) if own is None else own.total
+    if placed.served:
+        yield from _server(config, FULL_BYTES * held)
         return
-    if is_plain(config):
-        yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, GRADIENT_BYTES * held)
+    if not placed.sharded:
+        yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, FULL_BYTES * held)
         return
-    # Gathered forward and backward for each micro-batch, but once in a pipeline, where they are kept for all of them.
-    gathered = 1 if mesh.pipeline > 1 else 2 * config.accumulation
-    _, width = widths(config)
-    for axes, what, size in (
-        (("shard", "expert", "context"), "", dense),
-        (("shard", "context"), " of experts", experts),
-    ):
-        yield _traffic(config, procs, axes, "all-gather", f"parameters{what}", gathered, width * size)
-        yield _traffic(config, procs, axes, "reduce-scatter", f"gradients{what}", 1, GRADIENT_BYTES * size)
-        part = size // math.prod(getattr(mesh, axis) for axis in axes)
-        yield _traffic(config, procs, ("replicate",), "all-reduce", f"gradients{what}", 1, GRADIENT_BYTES * part)
+    stacked = own.stacked if own is not None and placed.apart else 0
+    dense: tuple[str, ...] = ("shard", "context", "expert")
+    yield from _sharded(config, procs, dense, "parameters", held - stacked)
+    if placed.experts_sharded:
+        yield from _sharded(config, procs, ("shard", "context"), "experts", stacked)
+    part = held // placed.shards if own is None else placed.held(own)
+    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * part)
 
 
-def _to_server(config: RunConfig, size: int) -> Traffic:
-    """The whole gradient goes to the server; as much comes back. The server sends that to each worker's rank."""
-    return Traffic(
-        axis="server",
-        ranks=config.mesh.data + config.servers,
-        collective="point-to-point",
-        what="gradients",
-        times=1,
-        bytes=size,
-        crosses_workers=True,
-    )
+def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int) -> Iterator[Traffic]:
+    """Gathered forward and backward for each micro-batch, but once in a pipeline, where they are kept for all."""
+    placed = placement(config)
+    times = 1 if config.mesh.pipeline > 1 else 2 * config.accumulation
+    width = FULL_BYTES if placed.casts else placed.width
+    yield _traffic(config, procs, axes, "all-gather", what, times, width * scalars)
+    gradients = "gradients" if what == "parameters" else f"gradients of {what}"
+    yield _traffic(config, procs, axes, "reduce-scatter", gradients, 1, FULL_BYTES * scalars)
+
+
+def _server(config: RunConfig, size: int) -> Iterator[Traffic]:
+    """A gradient to the parameter server, and parameters back (Li et al., 2014). It is a pod of its own."""
+    for what in ("gradients, to it", "parameters, back"):
+        yield Traffic(
+            axis="server",
+            ranks=config.mesh.size,
+            collective="point-to-point",
+            what=what,
+            times=1,
+            bytes=size,
+            crosses_workers=True,
+        )
+
+
+def _experts(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
+    """Rows to their experts and back, in each block forward and backward (Lepikhin et al., 2020); the load balanced."""
+    if config.mesh.expert == 1:
+        return
+    passes = 2 if config.trainer.activation_checkpointing == "none" else 3
+    times = 2 * passes * rank_parameters(config, place).layers * config.accumulation
+    rows = activations(config, gpu=True).rows
+    yield _traffic(config, procs, ("expert",), "all-to-all", "tokens", times, rows)
 
 
 def _tensor(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
@@ -140,19 +155,8 @@ def _context(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     model, own = config.gpt, rank_parameters(config, place)
     passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
     # Four exchanges; their mean size, since keys and values may have fewer heads.
-    each = activations(config, gpu=True).stream * (model.heads + model.kv_heads) // (2 * model.heads)
+    each = activations(config, gpu=True).heads * (model.heads + model.kv_heads) // (2 * model.heads)
     yield _traffic(config, procs, ("context",), "all-to-all", "heads", 4 * passes, each)
-
-
-def _experts(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Each token goes to its experts and comes back (Lepikhin et al., 2020); an even load is taken for granted."""
-    if config.mesh.expert == 1:
-        return
-    own, mixture = rank_parameters(config, place), config.gpt.mixture
-    assert mixture is not None
-    passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
-    each = activations(config, gpu=True).stream * mixture.experts_per_token
-    yield _traffic(config, procs, ("expert",), "all-to-all", "tokens", 2 * passes, each)
 
 
 def _pipeline(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:

@@ -5,12 +5,12 @@ from typing import Literal
 from trainyard.base import ApiModel
 from trainyard.communication import Traffic, communication, crosses_workers
 from trainyard.config import RunConfig
-from trainyard.fit import Fit, fit, memory_problem, server_fit, uses_gpus
+from trainyard.fit import Fit, fit, memory_problems, server_fit, uses_gpus
 from trainyard.job import TrainingJob
-from trainyard.memory import held_parameters
 from trainyard.mesh import AXES
 from trainyard.parallelism import VIRTUAL_STAGES
-from trainyard.parameters import gpt_parameters, mlp_parameters
+from trainyard.parameters import active_parameters, gpt_parameters, mlp_parameters, rank_parameters
+from trainyard.placement import placement
 from trainyard.resolve import resolve
 from trainyard.spec import ResourceList
 from trainyard.stages import layers_of_stage, stage_count
@@ -35,7 +35,7 @@ class Axis(ApiModel):
     """One axis of the mesh of ranks."""
 
     name: str
-    """pipeline, replicate, shard, expert, context or tensor."""
+    """pipeline, replicate, shard, context, expert or tensor."""
     size: int
     """Ranks along it."""
     crosses_workers: bool
@@ -52,11 +52,11 @@ class Work(ApiModel):
     micro_batch: int
     """Samples of one forward pass of a rank."""
     micro_batches: int
-    """Forward passes of a rank."""
+    """Forward passes of a rank; with gd at least."""
     flops: float | None
-    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter but
-    the embedding's (of the experts, those that it goes to), and 12 x layers x dim x sequence length for the attention
-    (Chowdhery et al., 2022)."""
+    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter
+    that it goes through but the embedding's, and 12 x layers x dim x sequence length for the attention (Chowdhery et
+    al., 2022)."""
     stages: tuple[int, ...] = ()
     """Layers of each pipeline stage, in order; some schedules give a rank two stages."""
     bubble: float = 0.0
@@ -68,6 +68,8 @@ class TrainingEstimate(ApiModel):
 
     parameters: int
     """Trained scalars of the whole model."""
+    active_parameters: int
+    """Those of them that a token goes through: of a moe only the experts that it chooses."""
     rank_parameters: int
     """Scalars that the rank with the most of them holds."""
     axes: tuple[Axis, ...]
@@ -75,7 +77,7 @@ class TrainingEstimate(ApiModel):
     work: Work
     """One step."""
     fit: Fit
-    """Memory."""
+    """Memory of the workers."""
     server: Fit | None = None
     """Memory of the parameter server, if there is one."""
     communication: tuple[Traffic, ...]
@@ -115,39 +117,42 @@ def estimate(job: TrainingJob) -> Estimate:
     if spec.trainer is None:
         return Estimate(**known)
     config = resolve(job)
-    if problem := memory_problem(spec, config):
-        known["problems"] = (problem,)
+    known["problems"] = tuple(memory_problems(spec, config))
     return Estimate(**known, training=_training(job, config))
 
 
 def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
     procs, mesh = job.spec.procs_per_worker, config.mesh
     found = fit(job.spec, config)
-    mlp = config.model.name == "mlp"
+    if config.model.name == "mlp":
+        whole = active = mlp_parameters(config)
+        held = whole // placement(config).shards
+    else:
+        whole, active = gpt_parameters(config.gpt), active_parameters(config.gpt)
+        held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
     return TrainingEstimate(
-        parameters=mlp_parameters(config) if mlp else gpt_parameters(config.gpt),
-        rank_parameters=max(held_parameters(config, place) for place in range(mesh.pipeline)),
+        parameters=whole,
+        active_parameters=active,
+        rank_parameters=held,
         axes=tuple(
             Axis(name=name, size=size, crosses_workers=crosses_workers(mesh, name, procs))
             for name, size in zip(AXES, mesh.shape, strict=True)
             if size > 1
         ),
-        work=_work(config),
+        work=_work(config, active),
         fit=found,
         server=server_fit(job.spec, config),
         communication=tuple(communication(config, found.place, procs)),
     )
 
 
-def _work(config: RunConfig) -> Work:
+def _work(config: RunConfig, active: int) -> Work:
     samples = config.trainer.batch.global_
     tokens = None if samples is None else samples * config.tokens_per_sample
+    each = 6 * active
     stages: tuple[int, ...] = ()
-    if config.model.name == "mlp":
-        each = 6 * mlp_parameters(config)
-    else:
+    if config.model.name != "mlp":
         model, pipeline = config.gpt, config.parallelism.pipeline
-        each = 6 * gpt_parameters(model, active=True)
         each += 12 * model.layers * model.dim * model.sequence_length - 6 * model.vocab_size * model.dim
         count = stage_count(pipeline)
         stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))

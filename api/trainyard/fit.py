@@ -7,7 +7,9 @@ from pydantic import computed_field
 
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
-from trainyard.memory import Memory, rank_memory, server_memory
+from trainyard.memory import Memory, server_memory
+from trainyard.mesh import Mesh
+from trainyard.moments import rank_memory
 from trainyard.quantity import format_bytes, parse_bytes
 from trainyard.spec import GPU_RESOURCE, TrainingJobSpec
 
@@ -27,7 +29,7 @@ SERVER_FIELD = "spec.server.resources.limits.memory"
 
 
 class Fit(ApiModel):
-    """What is needed and what there is, for the worker (CPU) or the GPU that needs the most."""
+    """What is needed and what there is: for the worker (CPU) or GPU that needs the most, or the parameter server."""
 
     of: Literal["worker", "gpu", "server"]
     """Whose memory it is."""
@@ -38,11 +40,11 @@ class Fit(ApiModel):
     available: int | None
     """Bytes; None if the spec does not say, and so nothing is checked."""
     place: int
-    """Place in the pipeline of the rank that needs the most."""
+    """Place in the pipeline of the rank that needs the most; 0 for a server."""
     memory: Memory
-    """What that rank needs for the training."""
+    """What that rank, or the server, needs for the training."""
     process: int
-    """Bytes of that rank's process besides."""
+    """Bytes of its process besides."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -90,20 +92,20 @@ def fit(spec: TrainingJobSpec, config: RunConfig) -> Fit:
 
 
 def server_fit(spec: TrainingJobSpec, config: RunConfig) -> Fit | None:
-    """The same for the parameter server, which computes on a CPU; None if there is none.
+    """The same for the pod of the parameter server; None without one.
 
     Raises:
         ValueError: the spec's memory is no quantity.
     """
     if not config.servers:
         return None
-    limits = (spec.server.resources.limits or {}) if spec.server else {}
-    memory, process = server_memory(config), AGENT_BYTES + PROCESS_BYTES
+    limits = (spec.server.resources.limits if spec.server is not None else None) or {}
+    given, memory, process = limits.get("memory"), server_memory(config), AGENT_BYTES + PROCESS_BYTES
     return Fit(
         of="server",
         field=SERVER_FIELD,
         needed=memory.total + process,
-        available=parse_bytes(limits["memory"]) if "memory" in limits else None,
+        available=None if given is None else parse_bytes(given),
         place=0,
         memory=memory,
         process=process,
@@ -125,34 +127,48 @@ def _fullest_worker(totals: list[int], ranks: int, procs: int) -> int:
     )
 
 
-def memory_problem(spec: TrainingJobSpec, config: RunConfig) -> str | None:
-    """Why the job does not fit, with the field, what is needed, and what would help; None if it fits or nobody knows.
+def memory_problems(spec: TrainingJobSpec, config: RunConfig) -> list[str]:
+    """Why the job does not fit, with the field, what is needed, and what would help; empty if it fits or nobody knows.
 
     Only what surely does not fit is refused, so the estimate is taken as it is, without a margin.
     """
+    return [problem for problem in (_worker_problem(spec, config), _server_problem(spec, config)) if problem]
+
+
+def _worker_problem(spec: TrainingJobSpec, config: RunConfig) -> str | None:
     try:
         given = _given(spec)
     except ValueError as error:
         return f"{LIMIT_FIELD}: {error}"
+    if given is None:
+        return None
+    found = fit(spec, config)
+    if found.fits:
+        return None
+    whose = "each GPU" if found.of == "gpu" else "a worker"
+    return f"{_lack(found, whose, 'per rank: ')}; {_advice(spec, config, given)}"
+
+
+def _server_problem(spec: TrainingJobSpec, config: RunConfig) -> str | None:
     try:
-        server = server_fit(spec, config)
+        found = server_fit(spec, config)
     except ValueError as error:
         return f"{SERVER_FIELD}: {error}"
-    if given is not None and not (found := fit(spec, config)).fits:
-        return _lack(found, _advice(spec, config, given))
-    if server is not None and server.fits is False:
-        return _lack(server, "give it more memory, or choose spec.parallelism.data.mode: fsdp, which needs no server")
-    return None
+    if found is None or found.fits is not False:
+        return None
+    return (
+        f"{_lack(found, 'the parameter server')}; give it more memory, or set spec.parallelism.data.mode: fsdp, which "
+        "has no server"
+    )
 
 
-def _lack(found: Fit, advice: str) -> str:
-    whose = {"gpu": "each GPU", "worker": "a worker", "server": "the parameter server"}[found.of]
+def _lack(found: Fit, whose: str, of: str = "") -> str:
+    assert found.available is not None
     parts = sorted(found.memory.parts.items(), key=lambda part: -part[1])
     words = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts[:3])
-    assert found.available is not None
     return (
         f"{found.field}: {whose} has {format_bytes(found.available)} but needs about {format_bytes(found.needed)} "
-        f"(per rank: {words}); {advice}"
+        f"({of}{words})"
     )
 
 
@@ -164,7 +180,7 @@ def _advice(spec: TrainingJobSpec, config: RunConfig, available: int) -> str:
             return f"set {words} (then about {format_bytes(needed)}), or give more memory"
     return (
         "give more memory, or use more workers with spec.parallelism.data.mode: fsdp and a larger "
-        "spec.parallelism.tensor or pipeline.stages"
+        f"spec.parallelism.{'expert' if config.model.name == 'moe' else 'tensor'} or pipeline.stages"
     )
 
 
@@ -179,10 +195,9 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
     full, recomputed = "spec.trainer.activationCheckpointing: full", _recompute(config)
     if recomputed is not config:
         yield full, recomputed
-    if config.mesh.replicate > 1 and not config.servers:
+    if config.mesh.replicate > 1:
         mode = "spec.parallelism.data.mode: fsdp"
-        whole = config.mesh.replicate * config.mesh.shard
-        sharded = config.replace(mesh=config.mesh.replace(replicate=1, shard=whole))
+        sharded = config.replace(servers=0, mesh=_fully_sharded(config.mesh))
         yield mode, sharded
         if recomputed is not config:
             yield f"{mode} and {full}", _recompute(sharded)
@@ -194,7 +209,12 @@ def _changes(config: RunConfig) -> Iterator[tuple[str, RunConfig]]:
         share = config.micro_batch * config.accumulation
         single = _recompute(sharded).replace(micro_batch=share)
         yield f"spec.parallelism.data.mode: fsdp, {full} and spec.trainer.batch.micro: {share}", single
-    yield from _with_tensor(_recompute(sharded).replace(micro_batch=1), f"{full} and {micro}")
+    split = _with_experts if config.model.name == "moe" else _with_tensor
+    yield from split(_recompute(sharded).replace(micro_batch=1), f"{full} and {micro}")
+
+
+def _fully_sharded(mesh: Mesh) -> Mesh:
+    return mesh.replace(replicate=1, shard=mesh.replicate * mesh.shard)
 
 
 def _recompute(config: RunConfig) -> RunConfig:
@@ -207,8 +227,6 @@ def _recompute(config: RunConfig) -> RunConfig:
 def _with_tensor(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfig]]:
     """The same with matrices split over some of the ranks that shard the data."""
     model, mesh = config.gpt, config.mesh
-    if model.mixture is not None or config.servers:
-        return
     for tensor in (2, 4, 8):
         split = tensor * mesh.context
         fits = not any(size % split for size in (model.heads, model.kv_heads, model.sequence_length))
@@ -219,3 +237,14 @@ def _with_tensor(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfi
                 f"spec.parallelism: {{data: {{mode: fsdp}}, tensor: {tensor}}}, {others}",
                 config.replace(mesh=smaller),
             )
+
+
+def _with_experts(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfig]]:
+    """The same with experts split over more of the ranks that shard the data."""
+    model, mesh = config.gpt, config.mesh
+    assert model.mixture is not None
+    for expert in (2, 4, 8):
+        if expert > mesh.expert and model.mixture.experts % expert == 0 and mesh.data % expert == 0:
+            spread = mesh.replace(expert=expert, shard=mesh.data // expert, replicate=1)
+            words = f"spec.parallelism: {{data: {{mode: fsdp}}, expert: {expert}}}, {others}"
+            yield words, config.replace(mesh=spread, servers=0)

@@ -6,7 +6,7 @@ from itertools import pairwise
 from trainyard.config import GptConfig, RunConfig
 from trainyard.stages import layers_of_stage, stage_count, stages_of_rank
 
-DIGITS_FEATURES, DIGITS_CLASSES = 64, 10
+DIGITS_FEATURES, DIGITS_CLASSES, DIGITS_SAMPLES = 64, 10, 1797
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +17,16 @@ class RankParameters:
     """Blocks of this rank."""
     chunk_layers: int
     """Blocks of its largest stage; some schedules give a rank two stages."""
-    dense: int
-    """Of one block, without its experts."""
+    block: int
+    """Of one block, without those of `experts`."""
     experts: int
-    """Of the experts of one block that this rank has; 0 if the model has none."""
+    """In the stacks of experts of one block, of which this rank has its part; 0 without a mixture."""
     embedding: int
     """Of the embedding; 0 if another rank has it."""
     head: int
     """Of head and last norm; 0 if another rank has them."""
     matrices: int
-    """Of all matrices inside the blocks, without experts."""
-
-    @property
-    def block(self) -> int:
-        """Of one block."""
-        return self.dense + self.experts
+    """Of all matrices inside the blocks; stacks are none."""
 
     @property
     def outer(self) -> int:
@@ -39,34 +34,46 @@ class RankParameters:
         return self.embedding + self.head
 
     @property
-    def total(self) -> int:
-        """All of them."""
+    def dense(self) -> int:
+        """All but those of `stacked`."""
         return self.layers * self.block + self.outer
 
-    def held(self, shards: int, expert_shards: int) -> int:
-        """Scalars that stay on this rank, if that many ranks share parameters, and experts."""
-        return (self.layers * self.dense + self.outer) // shards + self.layers * self.experts // expert_shards
+    @property
+    def stacked(self) -> int:
+        """In the stacks of all blocks."""
+        return self.layers * self.experts
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.dense + self.stacked
 
 
-def dense_matrices(model: GptConfig) -> int:
-    """Scalars in the matrices of one block that every token goes through: q and o, k and v; gate, up and down, or the
-    router of a moe.
-    """
+def expert_parameters(model: GptConfig) -> int:
+    """Scalars of one expert: gate, up and down."""
+    return 3 * model.dim * model.ffn_dim
+
+
+def block_matrices(model: GptConfig) -> int:
+    """Scalars in the matrices of one block: q and o, k and v; gate, up and down, or the router of a mixture."""
     kv_dim = model.dim // model.heads * model.kv_heads
-    rest = model.mixture.experts if model.mixture else 3 * model.ffn_dim
-    return model.dim * (2 * model.dim + 2 * kv_dim + rest)
+    feed_forward = expert_parameters(model) if model.mixture is None else model.dim * model.mixture.experts
+    return model.dim * (2 * model.dim + 2 * kv_dim) + feed_forward
 
 
-def expert_matrices(model: GptConfig) -> int:
-    """Scalars in gate, up and down of one expert; 0 without experts."""
-    return 3 * model.dim * model.ffn_dim if model.mixture else 0
+def gpt_parameters(model: GptConfig) -> int:
+    """Scalars of the whole model; embedding and head are two matrices."""
+    experts = 0 if model.mixture is None else model.mixture.experts
+    return _gpt_with(model, experts)
 
 
-def gpt_parameters(model: GptConfig, active: bool = False) -> int:
-    """Scalars of the whole model, or of what a token goes through; embedding and head are two matrices."""
-    block = dense_matrices(model) + 2 * model.dim
-    if model.mixture:
-        block += (model.mixture.experts_per_token if active else model.mixture.experts) * expert_matrices(model)
+def active_parameters(model: GptConfig) -> int:
+    """Those of them that a token goes through: of a mixture the experts that it chooses."""
+    return _gpt_with(model, 0 if model.mixture is None else model.mixture.experts_per_token)
+
+
+def _gpt_with(model: GptConfig, experts: int) -> int:
+    block = block_matrices(model) + 2 * model.dim + experts * expert_parameters(model)
     return model.layers * block + 2 * model.vocab_size * model.dim + model.dim
 
 
@@ -84,13 +91,13 @@ def rank_parameters(config: RunConfig, place: int) -> RankParameters:
     stages = stages_of_rank(pipeline, place)
     chunks = [len(layers_of_stage(pipeline, model.layers, stage)) for stage in stages]
     vocabulary = model.vocab_size * model.dim // tensor
-    matrices = dense_matrices(model) // tensor
-    experts = model.mixture.experts // config.mesh.expert * expert_matrices(model) if model.mixture else 0
+    matrices = block_matrices(model) // tensor
+    experts = 0 if model.mixture is None else model.mixture.experts // config.mesh.expert
     return RankParameters(
         layers=sum(chunks),
         chunk_layers=max(chunks),
-        dense=matrices + 2 * model.dim,
-        experts=experts,
+        block=matrices + 2 * model.dim,
+        experts=experts * expert_parameters(model),
         embedding=vocabulary if 0 in stages else 0,
         head=vocabulary + model.dim if stage_count(pipeline) - 1 in stages else 0,
         matrices=sum(chunks) * matrices,

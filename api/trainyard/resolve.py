@@ -4,7 +4,7 @@ from typing import Any
 
 from trainyard.config import GptConfig, MlpConfig, RunConfig
 from trainyard.datasets import Data
-from trainyard.fit import memory_problem
+from trainyard.fit import memory_problems
 from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
@@ -24,7 +24,7 @@ def spec_problems(job: TrainingJob) -> list[str]:
     """
     problems = layout_problems(job)
     if not problems and job.spec.trainer is not None:
-        problems = [p for p in [memory_problem(job.spec, _configure(job))] if p]
+        problems = memory_problems(job.spec, _configure(job))
     return problems
 
 

@@ -17,10 +17,11 @@ def show(estimate: Estimate, console: Console) -> None:
     """Print it as tables."""
     console.print(_job(estimate))
     if estimate.training is not None:
-        console.print(_memory(estimate.training.fit))
-        if estimate.training.server is not None:
-            console.print(_fit(estimate.training.server))
-        console.print(_communication(estimate.training.communication))
+        training = estimate.training
+        console.print(_memory(training.fit))
+        if training.server is not None:
+            console.print(_fit(training.server))
+        console.print(_communication(training.communication, whole=training.work.samples is not None))
 
 
 def _job(estimate: Estimate) -> RenderableType:
@@ -48,7 +49,10 @@ def _axis(axis: Axis) -> str:
 
 
 def _parameters(training: TrainingEstimate) -> str:
-    return f"{_count(training.parameters)} parameters, {_count(training.rank_parameters)} held by a rank"
+    words = f"{_count(training.parameters)} parameters"
+    if training.active_parameters < training.parameters:
+        words += f" of which a token uses {_count(training.active_parameters)}"
+    return f"{words}, {_count(training.rank_parameters)} held by a rank"
 
 
 def _work(work: Work, ranks: int) -> list[tuple[str, str]]:
@@ -88,10 +92,16 @@ def _fit(fit: Fit) -> Text:
     return Text(f"fit: {share}", style="green") if fit.fits else Text(f"does not fit: {share}", style="bold red")
 
 
-def _communication(traffic: tuple[Traffic, ...]) -> RenderableType:
+def _communication(traffic: tuple[Traffic, ...], whole: bool) -> RenderableType:
+    """`whole`: it is known how many micro-batches a step has; else these are the least."""
     if not traffic:
         return Text("\nNothing is sent between ranks.")
-    table = Table(title="Sent by a rank in one step", title_justify="left", title_style="bold", box=None)
+    table = Table(
+        title="Sent by a rank in one step" + ("" if whole else ", at least"),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+    )
     for name in ("axis", "collective", "what", "times", "bytes", "over"):
         table.add_column(name, justify="right" if name in ("times", "bytes") else "left", header_style="dim")
     for one in traffic:

@@ -28,26 +28,26 @@ def main() -> None:
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
     Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
     Trainer._accumulate_gradients = _measured(Trainer._accumulate_gradients, "passes")  # type: ignore[method-assign]
-    ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
-    RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
     LocalUpdate.follow = _measured_update(LocalUpdate.follow)  # type: ignore[method-assign]
+    RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
+    ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
     Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
     launch.main()
 
 
-_figures: dict[str, int] = {"evaluation": 0, "passes": 0}
+_figures: dict[str, int] = {}
 
 
 def _measured_start(start: Any) -> Any:
-    def measured(*arguments: Any) -> None:
+    def measured(started: Trainer | ParameterServer, *arguments: Any) -> None:
         _figures["before"] = _resident("RssAnon")
-        start(*arguments)
+        start(started, *arguments)
 
     return measured
 
 
 def _measured(action: Any, name: str) -> Any:
-    """`name`: the most that was resident during the action, beyond what was before the trainer."""
+    """`name`: the most that was resident during the action, beyond what was before the trainer or server."""
 
     def measured(*arguments: Any) -> Any:
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
@@ -75,10 +75,11 @@ def _measured_update(follow: Any) -> Any:
 
 
 def _measured_round(step: Any) -> Any:
-    """A worker of a parameter server holds two vectors, and no state of an optimizer."""
+    """Gradients are complete; what follows is done by the parameter server."""
 
     def measured(update: RemoteUpdate, learning_rate: float) -> Any:
-        _figures["weights"], _figures["gradients"] = _held([update._flat.parameters]), _held([update._flat.gradients])
+        _figures["weights"] = _held([update._flat.parameters])
+        _figures["gradients"] = _held([update._flat.gradients])
         _figures["optimizer"] = 0
         norm = _measured(step, "step")(update, learning_rate)
         _print()

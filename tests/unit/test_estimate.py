@@ -8,16 +8,18 @@ from hypothesis import strategies as st
 
 from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
+from trainyard.activations import activations
 from trainyard.admission import admit
 from trainyard.communication import crosses_workers
-from trainyard.config import GptConfig
+from trainyard.config import GptConfig, MixtureConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.job import TrainingJob
 from trainyard.memory import Memory
 from trainyard.mesh import Mesh
 from trainyard.models import presets
-from trainyard.parameters import gpt_parameters
+from trainyard.parameters import active_parameters, gpt_parameters
+from trainyard.placement import placement
 from trainyard.resolve import resolve, spec_problems
 
 FSDP = {"mode": "fsdp"}
@@ -33,9 +35,8 @@ def gpus(
         workers=limits | ({"gpuMemory": memory} if memory else {}),
         parallelism=parallelism,
         trainer=trainer_spec(
-            model={"name": "gpt", "preset": preset},
             data={"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048},
-            **{"batch": {"global": 512, "micro": 1}, **trainer},
+            **{"model": {"name": "gpt", "preset": preset}, "batch": {"global": 512, "micro": 1}, **trainer},
         ),
     )
 
@@ -66,6 +67,18 @@ def memory(job: TrainingJob) -> Memory:
 def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
     sizes = presets()["gpt"][preset]
     assert gpt_parameters(GptConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
+
+
+@pytest.mark.parametrize(("preset", "whole", "active"), [("8x7b", 46.7e9, 12.9e9), ("8x22b", 140.6e9, 39.1e9)])
+def test_presets_have_the_parameters_of_mixtral(preset: str, whole: float, active: float) -> None:
+    sizes = dict(presets()["moe"][preset])
+    mixture = MixtureConfig(
+        experts=sizes.pop("experts"), experts_per_token=sizes.pop("expertsPerToken"), balance_loss=0.0
+    )
+    vocabulary = {"8x7b": 32_000, "8x22b": 32_768}[preset]
+    model = GptConfig(**sizes, name="moe", vocab_size=vocabulary, sequence_length=8192, mixture=mixture)
+    assert gpt_parameters(model) == pytest.approx(whole, rel=0.002)
+    assert active_parameters(model) == pytest.approx(active, rel=0.002)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
@@ -188,6 +201,131 @@ def test_checkpointing_keeps_less() -> None:
     assert full < selective < none
 
 
+def moe(replicas: int = 1, **spec: Any) -> TrainingJob:
+    trainer = {"model": {"name": "moe", "preset": "nano"}, **spec.pop("trainer", {})}
+    return cpus(replicas=replicas, trainer=trainer, **spec)
+
+
+STACKS = 4 * 8 * 3 * 128 * 192
+"""Scalars of all experts of the nano moe."""
+
+
+def test_experts_are_split_and_the_rest_is_sharded_over_the_expert_axis() -> None:
+    whole = training(moe()).parameters
+    alone, both = training(moe(2, parallelism={"expert": 2})), training(moe(4, parallelism={"data": FSDP, "expert": 2}))
+    assert alone.rank_parameters == (whole - STACKS) // 2 + STACKS // 2
+    assert both.rank_parameters == (whole - STACKS) // 4 + STACKS // 4
+    # In one block with the rest, experts are gathered; of their own they stay where they are.
+    gathered = memory(moe(2, parallelism={"data": FSDP})).buffers
+    assert memory(moe(2, parallelism={"expert": 2})).buffers < gathered / 2
+
+
+def test_muon_leaves_stacks_of_experts_to_adamw() -> None:
+    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), resolve(moe()).gpt
+    matrices = model.layers * (4 * 128 * 128 + 128 * 8)
+    assert found.optimizer == 2 * found.weights - 4 * matrices
+
+
+def test_a_moe_keeps_rows_for_each_expert_of_a_token() -> None:
+    def block(experts: int) -> int:
+        sizes = {"name": "moe", "preset": "nano", "expertsPerToken": experts}
+        return activations(resolve(moe(trainer={"model": sizes})), gpu=False).block
+
+    rows = 16 * 256
+    assert block(3) - block(2) == rows * (4 * (2 * 128 + 4 * 192) + 16)
+
+
+def test_a_moe_that_does_not_fit_is_told_to_split_its_experts() -> None:
+    def job(memory: str, parallelism: dict[str, Any], **trainer: Any) -> TrainingJob:
+        model = {"name": "moe", "preset": "8x7b"}
+        return gpus(
+            "", 1, {"data": FSDP, **parallelism}, memory, model=model, batch={"global": 8, "micro": 1}, **trainer
+        )
+
+    needed = training(job("1Gi", {"expert": 2}, activationCheckpointing="full")).fit.needed
+    (problem,) = spec_problems(job(f"{needed // 2**20 + 1}Mi", {}))
+    assert "set spec.parallelism: {data: {mode: fsdp}, expert: 2}, spec.trainer.activationCheck" in problem
+    assert "tensor" not in problem
+
+
+def test_bfloat16_halves_what_is_gathered_and_the_stream_but_not_what_is_held() -> None:
+    def of(precision: str) -> TrainingJob:
+        return cpus(replicas=2, parallelism={"data": FSDP}, trainer={"precision": precision})
+
+    full, half = memory(of("float32")), memory(of("bfloat16"))
+    assert (half.weights, half.optimizer) == (full.weights, full.optimizer)
+    assert half.activations < 0.75 * full.activations
+    assert sent(of("bfloat16"))[("shard", "all-gather")][1] == sent(of("float32"))[("shard", "all-gather")][1] // 2
+    assert sent(of("bfloat16"))[("shard", "reduce-scatter")] == sent(of("float32"))[("shard", "reduce-scatter")]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "parallelism", "model", "expected"),
+    [
+        (1, {}, "moe", (False, False)),
+        (2, {}, "gpt", (True, False)),
+        (2, {}, "moe", (False, True)),
+        (2, {"expert": 2}, "moe", (False, True)),
+        (2, {"tensor": 2}, "gpt", (False, False)),
+        (2, {"data": {"mode": "parameterServer"}}, "gpt", (False, False)),
+    ],
+)
+def test_who_is_replicated_and_who_sharded(ranks: int, parallelism: Any, model: str, expected: Any) -> None:
+    trainer = {"model": {"name": model, "preset": "nano"}}
+    placed = placement(resolve(cpus(replicas=ranks, parallelism=parallelism, trainer=trainer)))
+    assert (placed.replicated, placed.sharded) == expected
+
+
+def test_bfloat16_shards_what_is_split_otherwise_too() -> None:
+    job = cpus(replicas=2, parallelism={"tensor": 2}, trainer={"precision": "bfloat16"})
+    assert placement(resolve(job)).sharded
+    assert placement(resolve(cpus(trainer={"precision": "bfloat16"}))).casts
+
+
+def served_by(limit: str | None, **trainer: Any) -> TrainingJob:
+    server: dict[str, Any] = {"server": {"resources": {"limits": {"memory": limit}}}} if limit else {}
+    return cpus(replicas=2, parallelism={"data": {"mode": "parameterServer"}}, trainer=trainer, **server)
+
+
+def test_a_parameter_server_holds_gradients_twice_and_the_state_that_workers_do_not() -> None:
+    found = training(served_by("4Gi"))
+    size = 4 * found.parameters
+    assert found.server is not None
+    assert found.server.memory.parts == {
+        "weights": size, "gradients": size, "optimizer": 2 * size, "activations": 0, "logits": 0, "buffers": size,
+    }  # fmt: skip
+    assert found.server.needed == 5 * size + AGENT_BYTES + PROCESS_BYTES
+    assert found.server.fits is True
+    assert (found.fit.memory.optimizer, found.fit.memory.gradients) == (0, size)
+    both = [(t.what, t.bytes) for t in found.communication]
+    assert both == [("gradients, to it", size), ("parameters, back", size)]
+
+
+def test_a_parameter_server_that_is_too_small_is_refused() -> None:
+    (problem,) = estimate(served_by("400Mi")).problems
+    assert problem.startswith("spec.server.resources.limits.memory: the parameter server has 400Mi but needs about ")
+    assert estimate(served_by(None)).problems == ()
+    assert spec_problems(served_by("1GB")) == [
+        "spec.server.resources.limits.memory: '1GB' is no quantity of memory; write it like 2Gi"
+    ]
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_gradient_descent_has_gradients_before_its_last_micro_batch(stages: int) -> None:
+    trainer = {"optimizer": {"name": "gd"}, "batch": {}}
+    job = cpus(replicas=2, parallelism={"pipeline": {"stages": stages}}, trainer=trainer)
+    found = training(job)
+    assert (found.work.samples, found.work.flops) == (None, None)
+    assert found.work.micro_batches == stages
+    assert found.fit.memory.gradients >= found.fit.memory.weights
+
+
+def test_gradient_descent_that_does_not_fit_is_refused_with_a_change_that_helps() -> None:
+    trainer = {"optimizer": {"name": "gd"}, "batch": {}}
+    (problem,) = spec_problems(cpus("500Mi", trainer=trainer))
+    assert "set spec.trainer.batch.micro: 1 (then about " in problem
+
+
 @given(st.lists(st.integers(0, 99), min_size=1, max_size=6), st.integers(1, 6), st.integers(1, 12))
 def test_the_fullest_worker_is_found(totals: list[int], each: int, procs: int) -> None:
     ranks = [total for total in totals for _ in range(each)]
@@ -207,51 +345,6 @@ def test_a_step_in_numbers() -> None:
     assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)
 
 
-def test_a_mixture_of_experts_in_numbers() -> None:
-    """Jiang et al. (2024): 47B parameters, of which a token goes through 13B."""
-    model = {"name": "moe", "preset": "8x7b"}
-    data = {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 32000, "sequenceLength": 1024}
-    job = make_job(
-        replicas=2,
-        workers={"resources": {"limits": {"nvidia.com/gpu": 8}}},
-        parallelism={"data": {"mode": "fsdp"}, "expert": 8},
-        trainer=trainer_spec(model=model, data=data, activationCheckpointing="full"),
-    )
-    found = training(job)
-    assert found.parameters == 46_702_792_704
-    assert gpt_parameters(resolve(job).gpt, active=True) == 12_879_925_248
-    experts = 32 * 8 * 3 * 4096 * 14336
-    assert found.rank_parameters == (found.parameters - experts) // 16 + experts // 8 // 2
-    axes = {(t.axis, t.what) for t in found.communication}
-    assert ("shard x expert", "parameters") in axes
-    assert ("shard", "parameters of experts") in axes
-    assert ("expert", "tokens") in axes
-
-
-def test_bfloat16_halves_what_a_sharded_model_computes_with() -> None:
-    whole, half = (
-        memory(gpus("8b", 1, {"data": FSDP}, activationCheckpointing="full", precision=precision))
-        for precision in ("float32", "bfloat16")
-    )
-    assert (half.weights, half.optimizer) == (whole.weights, whole.optimizer)
-    assert half.buffers < whole.buffers
-    assert half.activations == whole.activations // 2
-
-
-def test_a_parameter_server_has_memory_of_its_own() -> None:
-    limits = {"resources": {"limits": {"memory": "500Mi"}}}
-    parallelism = {"data": {"mode": "parameterServer"}}
-    model = {"name": "gpt", "preset": "small"}
-    job = make_job(parallelism=parallelism, server=limits, trainer=trainer_spec(model=model))
-    found = training(job)
-    assert found.fit.memory.optimizer == 0
-    assert found.server is not None
-    assert found.server.memory.total == (4 + 8 + 8) * found.parameters
-    assert [t.axis for t in found.communication] == ["server"]
-    (problem,) = spec_problems(job)
-    assert problem.startswith("spec.server.resources.limits.memory: the parameter server has 500Mi but needs about ")
-
-
 @pytest.mark.parametrize(
     ("schedule", "bubble"), [("GPipe", 1 / 9), ("1F1B", 1 / 9), ("Interleaved1F1B", 1 / 17), ("ZBV", 0.0)]
 )
@@ -265,6 +358,20 @@ def test_the_bubble_of_a_pipeline(schedule: str, bubble: float) -> None:
 def sent(job: TrainingJob) -> dict[tuple[str, str], tuple[int, int]]:
     """Times and bytes, by axis and collective."""
     return {(t.axis, t.collective): (t.times, t.bytes) for t in training(job).communication}
+
+
+def test_tokens_travel_to_their_experts_and_back() -> None:
+    half, found = 8 * 256, sent(moe(2, parallelism={"expert": 2}))
+    assert found[("expert", "all-to-all")] == (16, 16 * half * 2 * 128 * 4 // 2)
+    dense = 4 * (training(moe()).parameters - STACKS)
+    assert found[("expert", "reduce-scatter")] == (1, dense // 2)
+
+
+def test_a_token_computes_with_its_experts_only() -> None:
+    found = training(moe())
+    assert found.active_parameters == found.parameters - STACKS * 6 // 8
+    multiplied = found.active_parameters - 256 * 128
+    assert found.work.flops == 16 * 256 * (6 * multiplied + 12 * 4 * 128 * 256)
 
 
 def test_one_rank_sends_nothing() -> None:
