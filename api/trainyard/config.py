@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel
+from trainyard.checkpoint import CheckpointConfig
 from trainyard.mesh import Mesh
 from trainyard.parallelism import Parallelism
 from trainyard.training import TrainerSpec
@@ -55,6 +56,8 @@ class RunConfig(ApiModel):
     model: Annotated[GptConfig | MlpConfig, Field(discriminator="name")]
     micro_batch: int
     """Samples per forward pass of one rank; with gd at most."""
+    checkpoint: CheckpointConfig | None = None
+    """How often the state is written; None: never."""
     trainer: TrainerSpec
     """The rest, as the user wrote it."""
 

@@ -26,6 +26,7 @@ METRICS_PORT: Final = 9400
 CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
 TERMINATION_LOG: Final = "/dev/termination-log"
+CHECKPOINT_MOUNT: Final = "/checkpoints"
 
 ENV_CONFIG: Final = "TRAINYARD_CONFIG"
 """Path of the resolved configuration (JSON, `trainyard.config.RunConfig`)."""
@@ -36,6 +37,11 @@ ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
 ENV_TERMINATION_LOG: Final = "TRAINYARD_TERMINATION_LOG"
 ENV_CACHE: Final = "TRAINYARD_CACHE"
 """Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""
+
+ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
+"""Folder for the job's checkpoints; the programs of users get it, too."""
+ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
+"""Seconds from SIGTERM until the pod is killed."""
 
 EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
@@ -52,6 +58,13 @@ METRIC_TOKENS_PER_SECOND: Final = "trainyard_tokens_per_second"
 METRIC_SAMPLES_PER_SECOND: Final = "trainyard_samples_per_second"
 METRIC_EVALUATION: Final = "trainyard_eval_"
 """Prefix; the name of the figure follows."""
+METRIC_CHECKPOINT_STEP: Final = "trainyard_checkpoint_step"
+METRIC_CHECKPOINT_TIME: Final = "trainyard_checkpoint_timestamp_seconds"
+METRIC_CHECKPOINT_DURATION: Final = "trainyard_checkpoint_duration_seconds"
+METRIC_CHECKPOINT_STALL: Final = "trainyard_checkpoint_stall_seconds_total"
+METRIC_CHECKPOINT_FAILURES: Final = "trainyard_checkpoint_failures_total"
+METRIC_CHECKPOINT_DAMAGED: Final = "trainyard_checkpoints_damaged"
+METRIC_RESUMED_STEP: Final = "trainyard_resumed_step"
 METRIC_LAST_STEP: Final = "trainyard_last_step_timestamp_seconds"
 METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"
 

@@ -30,6 +30,7 @@ class Metadata(BaseModel):
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
     *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
+    "checkpoint",
     "workers.gpuMemory",
 )
 _UNCHANGED = " && ".join(

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainyard.checkpoint import checkpoint_config
 from trainyard.config import GptConfig, MlpConfig, RunConfig
 from trainyard.datasets import Data
 from trainyard.fit import memory_problems
@@ -116,6 +117,7 @@ def _configure(job: TrainingJob) -> RunConfig:
         parallelism=job.spec.parallel,
         model=_model_config(trainer),
         micro_batch=_micro_batch(trainer, mesh),
+        checkpoint=checkpoint_config(job.spec.checkpoint),
         trainer=trainer,
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
+from trainyard.checkpoint import Checkpoint
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.training import TrainerSpec
@@ -186,6 +187,8 @@ class TrainingJobSpec(ApiModel):
     """How the built-in trainer splits model and data over the ranks; data-parallel (ddp) if absent."""
     server: Server | None = None
     """The pod of the parameter server, with parallelism.data.mode parameterServer."""
+    checkpoint: Checkpoint | None = None
+    """Where the state of the run is kept. Without it a restart begins at the first step."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
 
@@ -206,6 +209,12 @@ class TrainingJobSpec(ApiModel):
         Rule(
             "!has(self.parallelism) || has(self.trainer)",
             "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+        ),
+        Rule(
+            "has(self.trainer) || !has(self.checkpoint) || !(has(self.checkpoint.everySteps) ||"
+            " has(self.checkpoint.everySeconds) || has(self.checkpoint.keep) || has(self.checkpoint.async))",
+            "spec.checkpoint: everySteps, everySeconds, keep and async are the built-in trainer's; remove them, a "
+            "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
         ),
         Rule(
             f"!has(self.server) || {_SERVES}",

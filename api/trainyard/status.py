@@ -138,6 +138,10 @@ class Progress(ApiModel):
     """Samples per second of all ranks together."""
     eta_seconds: Figure = None
     """Time that the remaining steps take at this speed."""
+    checkpoint_step: Count | None = None
+    """Step of the newest complete checkpoint."""
+    resumed_step: Count | None = None
+    """Step of the checkpoint that this attempt has continued from."""
     updated_at: Timestamp | None = None
     """When these figures were read from the worker."""
 

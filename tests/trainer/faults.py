@@ -55,7 +55,7 @@ def forget_accumulation() -> None:
 def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
     windows_of = Sampler.windows_of
-    Sampler.windows_of = lambda self, step, index: windows_of(self, step, 0)  # type: ignore[method-assign]
+    Sampler.windows_of = lambda self, step, index, origin=0: windows_of(self, step, 0, origin)  # type: ignore
     launch.main()
 
 
@@ -126,10 +126,10 @@ def wait_in_rank_0() -> None:
 def die_while_joining() -> None:
     join = World.join
 
-    def faulty(self: World) -> None:
+    def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        join(self)
+        join(self, **options)
 
     World.join = faulty  # type: ignore[method-assign]
     launch.main()
@@ -138,10 +138,10 @@ def die_while_joining() -> None:
 def second_pod_joins_late() -> None:
     join = World.join
 
-    def faulty(self: World) -> None:
+    def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             time.sleep(2)
-        join(self)
+        join(self, **options)
 
     World.join = faulty  # type: ignore[method-assign]
     launch.main()

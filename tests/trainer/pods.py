@@ -31,7 +31,12 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_config(
-    world_size: int = 1, parallelism: dict[str, Any] | None = None, *, replace: bool = False, **trainer: Any
+    world_size: int = 1,
+    parallelism: dict[str, Any] | None = None,
+    *,
+    replace: bool = False,
+    checkpoint: dict[str, Any] | None = None,
+    **trainer: Any,
 ) -> RunConfig:
     """A tiny run, as admission would let it pass; other arguments are merged into spec.trainer or replace parts."""
     model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
@@ -52,6 +57,8 @@ def make_config(
     job: dict[str, Any] = {"workers": workers, "trainer": spec}
     if parallelism is not None:
         job["parallelism"] = parallelism
+    if checkpoint is not None:
+        job["checkpoint"] = {"volume": {"emptyDir": {}}, **checkpoint}
     body = {"apiVersion": API_VERSION, "kind": contract.KIND, "metadata": {"name": "tests"}, "spec": job}
     return resolve(admit(body))
 

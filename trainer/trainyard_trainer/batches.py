@@ -51,6 +51,16 @@ class Batches:
         self.micro_batches = math.ceil(share / self._micro / mesh.pipeline) * mesh.pipeline
         """Forward passes of one rank per step; a pipeline needs a multiple of its stages."""
         self.sampler = Sampler(self.trained, config.trainer.seed, self.global_batch, self._shares)
+        self.origin = 0
+        """Number of the sample that step 0 would begin with; not 0 after a change of the global batch in mid-run."""
+
+    def drawn(self, step: int) -> int:
+        """Samples of the run that the steps before this one have drawn."""
+        return self.origin + step * self.global_batch
+
+    def go_on(self, step: int, drawn: int) -> None:
+        """Let a step begin after so many samples."""
+        self.origin = drawn - step * self.global_batch
 
     def of_step(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step (from 0), each read when it is asked for."""
@@ -73,7 +83,7 @@ class Batches:
         """Numbers of this rank's samples of a step, and which of them only fill up its share."""
         if self._full:
             return self._in_order(0, self.trained, 0)
-        numbers = self.sampler.windows_of(step, self._index)
+        numbers = self.sampler.windows_of(step, self._index, self.origin)
         return numbers, np.zeros(len(numbers), dtype=bool)
 
     def _in_order(self, first: int, count: int, start: int) -> tuple[IntArray, BoolArray]:

@@ -24,12 +24,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from trainyard import contract
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending
 from trainyard_trainer.errors import ConfigError
 
 STOP_SECONDS = 10.0
-"""Time that the ranks get to end after SIGTERM."""
+"""Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
+END_SECONDS = 2.0
+"""Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -142,7 +145,7 @@ class Ranks:
         """Pass a signal on to the ranks, let them say their last word, and end this process."""
         self._stopping = True
         self._signal(received)
-        patience = time.monotonic() + STOP_SECONDS
+        patience = time.monotonic() + float(os.environ.get(contract.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
         while self._alive and time.monotonic() < patience:
             time.sleep(0.02)
         self._signal(signal.SIGKILL)
@@ -150,9 +153,9 @@ class Ranks:
         ending.exit_now(128 + received)
 
     def _end(self) -> None:
-        """SIGTERM now, and SIGKILL for what is still there after a while."""
-        self._signal(signal.SIGTERM)
-        killer = threading.Timer(STOP_SECONDS, self._signal, [signal.SIGKILL])
+        """SIGINT now, at which ranks save nothing, and SIGKILL for what is still there after a while."""
+        self._signal(signal.SIGINT)
+        killer = threading.Timer(END_SECONDS, self._signal, [signal.SIGKILL])
         killer.daemon = True
         killer.start()
 

@@ -11,6 +11,8 @@ from trainyard_trainer.report import StepReport
 
 logger = logging.getLogger("trainyard")
 
+_CHECKPOINT_STEP = "Step of the newest complete checkpoint."
+
 
 class Metrics:
     """Metrics of one worker pod, kept by its first process.
@@ -41,6 +43,10 @@ class Metrics:
             (*contract.METRIC_LABELS, "phase"),
             registry=self.registry,
         )
+        self._stall = self._counter(contract.METRIC_CHECKPOINT_STALL, "Seconds that training waited for checkpoints.")
+        self._save_failures = self._counter(
+            contract.METRIC_CHECKPOINT_FAILURES, "Checkpoints that could not be written."
+        )
         self._data = self._duration.labels(*self._labels, "data")
         self._compute = self._duration.labels(*self._labels, "compute")
 
@@ -51,6 +57,9 @@ class Metrics:
         if name not in self._gauges:
             self._gauges[name] = Gauge(name, text, contract.METRIC_LABELS, registry=self.registry)
         return self._gauges[name]
+
+    def _set(self, name: str, text: str, value: float) -> None:
+        self._gauge(name, text).labels(*self._labels).set(value)
 
     def serve(self, port: int) -> None:
         """Answer scrapes on a port from now on. A port in use is worth a warning, not the run; 0 serves nothing."""
@@ -66,10 +75,40 @@ class Metrics:
                 contract.ENV_METRICS_PORT,
             )
 
+    def resumed(self, step: int, damaged: int) -> None:
+        """Say what was found on the volume: the step to go on from, and how many newer checkpoints are no use."""
+        if self._leads and step:
+            self._set(contract.METRIC_RESUMED_STEP, "Step of the checkpoint that this attempt continued from.", step)
+            self._set(contract.METRIC_CHECKPOINT_STEP, _CHECKPOINT_STEP, step)
+        if self._leads:
+            self._set(contract.METRIC_CHECKPOINT_DAMAGED, "Checkpoints that were found to be damaged.", damaged)
+
+    def begin(self, step: int, samples: int) -> None:
+        """Count on from a checkpoint."""
+        if self._leads:
+            self._steps.inc(step)
+            self._samples.inc(samples)
+            self._tokens.inc(samples * self._config.tokens_per_sample)
+
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint is complete."""
+        self._set(contract.METRIC_CHECKPOINT_STEP, _CHECKPOINT_STEP, step)
+        self._set(contract.METRIC_CHECKPOINT_TIME, "Time at which the newest checkpoint was complete.", time.time())
+        self._set(contract.METRIC_CHECKPOINT_DURATION, "Seconds that the newest checkpoint took to write.", seconds)
+
+    def save_failed(self) -> None:
+        """A checkpoint could not be written."""
+        self._save_failures.inc()
+
+    def stalled(self, seconds: float) -> None:
+        """Training has waited for a checkpoint."""
+        if self._leads:
+            self._stall.inc(seconds)
+
     def plan(self, total_steps: int) -> None:
         """Say how many steps there will be."""
         if self._leads:
-            self._gauge(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.").labels(*self._labels).set(total_steps)
+            self._set(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.", total_steps)
 
     def step(self, samples: int = 0, data_seconds: float = 0.0, seconds: float = 0.0) -> None:
         """Count one optimizer step. Only rank 0's figures are counted."""
@@ -85,8 +124,9 @@ class Metrics:
     def evaluated(self, figures: dict[str, float]) -> None:
         """Show the figures of an evaluation."""
         for name, value in figures.items():
-            text = f"Held-out samples, at the last evaluation: {name}."
-            self._gauge(f"{contract.METRIC_EVALUATION}{name}", text).labels(*self._labels).set(value)
+            self._set(
+                f"{contract.METRIC_EVALUATION}{name}", f"Held-out samples, at the last evaluation: {name}.", value
+            )
 
     def report(self, report: StepReport) -> None:
         """Show the figures of a report."""
@@ -97,4 +137,4 @@ class Metrics:
             (contract.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", report.tokens_per_second),
             (contract.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", report.samples_per_second),
         ):
-            self._gauge(name, text).labels(*self._labels).set(value)
+            self._set(name, text, value)

@@ -29,12 +29,14 @@ class StepReport:
     samples_per_second: float
     """All ranks together, since the report before."""
     seconds: float
-    """Since the first step began."""
+    """Since the first step of this attempt began."""
+    steps: int
+    """Steps in that time."""
 
     def progress(self, attempt: int) -> Progress:
         """The report in the words of the job's status."""
         steps_left = self.total_steps - self.step
-        seconds_per_step = self.seconds / self.step
+        seconds_per_step = self.seconds / self.steps
         return Progress(
             attempt=attempt,
             step=self.step,

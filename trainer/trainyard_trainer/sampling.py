@@ -27,10 +27,13 @@ class Sampler:
     shares: int
     """Parts of a global batch: the data-parallel ranks."""
 
-    def windows_of(self, step: int, index: int) -> IntArray:
-        """Windows of a share of the batch of a step (both from 0), in order: [global_batch / shares]."""
+    def windows_of(self, step: int, index: int, origin: int = 0) -> IntArray:
+        """Windows of a share of the batch of a step (both from 0), in order: [global_batch / shares].
+
+        `origin`: number of the sample that step 0 begins with.
+        """
         block, place = divmod(step, _STEPS_AT_ONCE)
-        drawn: IntArray = _draw(self, block, index)[place]
+        drawn: IntArray = _draw(self, block, index, origin)[place]
         return drawn
 
     def windows_at(self, samples: IntArray) -> IntArray:
@@ -44,11 +47,12 @@ class Sampler:
 
 
 @lru_cache(maxsize=4)
-def _draw(sampler: Sampler, block: int, index: int) -> IntArray:
+def _draw(sampler: Sampler, block: int, index: int, origin: int) -> IntArray:
     """Windows of a share for a block of steps [steps, share]: NumPy costs a millisecond per call, however few."""
     share = sampler.global_batch // sampler.shares
     steps = block * _STEPS_AT_ONCE + np.arange(_STEPS_AT_ONCE, dtype=np.int64)
-    samples = steps[:, None] * sampler.global_batch + index * share + np.arange(share, dtype=np.int64)
+    samples = origin + steps[:, None] * sampler.global_batch + index * share + np.arange(share, dtype=np.int64)
+    samples = samples.clip(min=0)  # after a change of the batch, steps before it have none
     drawn = sampler.windows_at(samples.ravel()).reshape(samples.shape)
     drawn.setflags(write=False)
     return drawn

@@ -5,15 +5,32 @@ rank, follows the sum, and sends the new parameters to every worker: synchronous
 one process. All of it is one flat vector of float32 [parameters], over gloo, so that the server needs no GPU.
 """
 
+from collections.abc import Mapping
+from enum import IntEnum
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.optimization import Optimizer
+from trainyard_trainer.state import Shape, Tensors, model_tensors
+from trainyard_trainer.storage import FAILURES, load, save, saved_shapes
 from trainyard_trainer.update import LocalUpdate, Named
 from trainyard_trainer.world import World
+from trainyard_trainer.writer import CheckpointWriter
 
-Shapes = list[tuple[str, tuple[int, ...]]]
+Shapes = list[tuple[str, Shape]]
+
+
+class Order(IntEnum):
+    """What rank 0 tells the server to do next."""
+
+    STEP = 0
+    """With a learning rate; all workers then send their gradients."""
+    SAVE = 1
+    END = 2
 
 
 class Flat:
@@ -39,18 +56,29 @@ class RemoteUpdate:
 
     def __init__(self, named: Named, world: World) -> None:
         named = list(named)
+        self._named = named
         self._flat = Flat(named)
         self._world = world
         self._server = world.size
         self._norm = torch.zeros(1)
-        if world.rank == 0:
-            shapes: list[Shapes] = [[(name, tuple(parameter.shape)) for name, parameter in named]]
-            dist.send_object_list(shapes, self._server)
+
+    def begin(self, folder: Path | None) -> None:
+        """Tell the server what the parameters are, and where the state of its optimizer lies."""
+        if self._world.rank == 0:
+            shapes: Shapes = [(name, tuple(parameter.shape)) for name, parameter in self._named]
+            dist.send_object_list([shapes, folder], self._server)
             dist.send(self._flat.parameters.cpu(), self._server)
+
+    def tensors(self) -> Tensors:
+        """It is the server's."""
+        return {}
+
+    def prepare(self, saved: Mapping[str, Shape]) -> None:
+        pass
 
     def step(self, learning_rate: float) -> Tensor:
         """One round trip; `learning_rate` is rank 0's to tell."""
-        self._announce(learning_rate)
+        self._order(Order.STEP, learning_rate)
         dist.send(self._flat.gradients.cpu(), self._server)
         self._flat.gradients.zero_()
         if self._flat.parameters.device.type == "cpu":
@@ -62,13 +90,26 @@ class RemoteUpdate:
         dist.recv(self._norm, self._server)
         return self._norm.squeeze()
 
+    def save(self, root: Path, step: int, about: dict[str, Any]) -> None:
+        """Have the server write a checkpoint (rank 0), and wait for it.
+
+        Raises:
+            OSError: it could not.
+        """
+        self._order(Order.SAVE)
+        dist.send_object_list([root, step, about], self._server)
+        answer: list[str | None] = [None]
+        dist.recv_object_list(answer, self._server)
+        if answer[0] is not None:
+            raise OSError(answer[0])
+
     def close(self) -> None:
         """Tell the server that the training is over."""
-        self._announce(-1.0)
+        self._order(Order.END)
 
-    def _announce(self, learning_rate: float) -> None:
+    def _order(self, order: Order, learning_rate: float = 0.0) -> None:
         if self._world.rank == 0:
-            dist.send(torch.tensor([learning_rate], dtype=torch.float64), self._server)
+            dist.send(torch.tensor([order, learning_rate], dtype=torch.float64), self._server)
 
 
 class ParameterServer:
@@ -76,29 +117,51 @@ class ParameterServer:
 
     def __init__(self, config: Optimizer, world: World) -> None:
         self._workers = range(world.size)
-        shapes: list[Shapes] = [[]]
-        dist.recv_object_list(shapes, 0)
-        named = [(name, nn.Parameter(torch.empty(shape))) for name, shape in shapes[0]]
-        self._flat = Flat(named)
+        told: list[Any] = [None, None]
+        dist.recv_object_list(told, 0)
+        shapes, folder = told
+        self._named = [(name, nn.Parameter(torch.empty(shape))) for name, shape in shapes]
+        self._flat = Flat(self._named)
         self._arriving = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
-        self._update = LocalUpdate(named, config, mesh=None)
+        self._update = LocalUpdate(self._named, config, mesh=None)
+        if folder is not None:
+            self._update.prepare(saved_shapes(folder))
+            load(folder, self._update.tensors(), group=None)
         self.step = 0
         """Updates done."""
 
     def serve(self) -> bool:
-        """One step of all workers. Returns False when they are done."""
-        learning_rate = torch.zeros(1, dtype=torch.float64)
-        dist.recv(learning_rate, 0)
-        if learning_rate < 0:
-            return False
+        """Follow one order. Returns False when the workers are done."""
+        told = torch.zeros(2, dtype=torch.float64)
+        dist.recv(told, 0)
+        match Order(int(told[0])):
+            case Order.STEP:
+                self._follow(told[1].item())
+            case Order.SAVE:
+                self._save()
+            case Order.END:
+                return False
+        return True
+
+    def _follow(self, learning_rate: float) -> None:
         for worker in self._workers:
             dist.recv(self._arriving, worker)
             self._flat.gradients.add_(self._arriving)
-        norm = self._update.follow(learning_rate.item())
+        norm = self._update.follow(learning_rate)
         self._flat.gradients.zero_()
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
             dist.send(norm.view(1), worker)
         self.step += 1
-        return True
+
+    def _save(self) -> None:
+        told: list[Any] = [None, None, None]
+        dist.recv_object_list(told, 0)
+        writer = CheckpointWriter(*told)
+        answer = None
+        try:
+            save(writer, model_tensors(self._named) | self._update.tensors(), group=None)
+        except FAILURES as error:
+            answer = str(error).splitlines()[0]
+        dist.send_object_list([answer], 0)

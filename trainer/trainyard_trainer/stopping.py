@@ -1,6 +1,7 @@
 """When a training is done."""
 
 import math
+from typing import Any
 
 from trainyard.config import RunConfig
 from trainyard.training import Stop
@@ -44,6 +45,15 @@ class Convergence:
         self._converged = stop.converged
         self._lowest = math.inf
         self._stale = 0
+
+    def remember(self) -> dict[str, Any]:
+        """What has been seen so far, as JSON; `recall` takes it up again."""
+        return {"lowest": self._lowest if math.isfinite(self._lowest) else None, "stale": self._stale}
+
+    def recall(self, seen: dict[str, Any]) -> None:
+        """Go on as if this one had seen it."""
+        self._lowest = math.inf if seen["lowest"] is None else seen["lowest"]
+        self._stale = seen["stale"]
 
     def judge(self, loss: float) -> str | None:
         """Why the training is over after an evaluation with this loss, in words; None to go on."""

@@ -2,13 +2,16 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard_trainer import log
+from trainyard_trainer import checkpoints, log
 from trainyard_trainer.batches import Batches
+from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
@@ -17,8 +20,11 @@ from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import Samples
+from trainyard_trainer.saver import Saver
 from trainyard_trainer.server import RemoteUpdate
+from trainyard_trainer.state import Tensors, model_tensors
 from trainyard_trainer.stopping import Convergence, total_steps
+from trainyard_trainer.storage import load, saved_shapes
 from trainyard_trainer.table import Table
 from trainyard_trainer.update import LocalUpdate, Update
 from trainyard_trainer.world import World
@@ -37,7 +43,9 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_parts(config, self.mesh, samples, world.device)
-        named = [pair for part in self.parts for pair in part.named_parameters()]
+        # DistributedDataParallel puts a prefix before all names.
+        named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
+        self._named = named
         self.passes = make_passes(config, self.mesh, self.parts, world.device, self.batches)
         self.update: Update
         if world.servers:
@@ -46,7 +54,14 @@ class Trainer:
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh)
         self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
-        """Optimizer steps done."""
+        """Optimizer steps done, those of earlier attempts too."""
+        self.saver: Saver | None = None
+        self._source: Path | None = None
+        self._fingerprint = samples.fingerprint
+        self.figures: dict[str, Any] = {}
+        """What is known of the run at this step, as JSON; it goes into each checkpoint, and comes back from it."""
+        self.told_to_stop = False
+        """Whether the training has ended early because a rank was told to stop. All that it did is saved then."""
         self.stopped_because: str | None = None
         """Why an evaluation has ended the training, perhaps before its last step."""
         self._convergence = Convergence(config.trainer.stop)
@@ -62,30 +77,90 @@ class Trainer:
         )
         self._classes = samples.class_count if isinstance(samples, Table) else None
 
+    def go_on(self, saver: Saver) -> None:
+        """Take up the newest whole checkpoint, whatever the layout that wrote it; from now on there will be more.
+
+        Raises:
+            ConfigError: it is of another model or optimizer.
+        """
+        self.saver = saver
+        self._source = saver.find()
+        if self._source is None:
+            return
+        about = checkpoints.read_manifest(self._source)
+        self._check(about)
+        saved = saved_shapes(self._source)
+        self.update.prepare(saved)
+        load(self._source, model_tensors(self._named) | self.update.tensors(), saver.group)
+        self.step = about["step"]
+        self.batches.go_on(self.step, about["samples"])
+        self._convergence.recall(about["convergence"])
+        self.stopped_because = about["stoppedBecause"]
+        self.figures = about["figures"]
+        log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
+
+    def _check(self, about: dict[str, Any]) -> None:
+        """Whether a checkpoint is of this run."""
+        fix = "change it back, or choose another spec.checkpoint volume"
+        model, optimizer = self.config.model.to_dict(), self.config.trainer.optimizer.name
+        differing = [key for key in {*model, *about["model"]} if model.get(key) != about["model"].get(key)]
+        if differing:
+            key = min(differing)
+            raise ConfigError(
+                f"spec.trainer.model: {key} is {model.get(key)}, but the checkpoint {self._source} is of a model with "
+                f"{about['model'].get(key)}; {fix}"
+            )
+        if optimizer != about["optimizer"]:
+            raise ConfigError(
+                f"spec.trainer.optimizer.name: is {optimizer}, but the checkpoint {self._source} was made with "
+                f"{about['optimizer']}; {fix}"
+            )
+        if self._fingerprint != about["data"]:
+            log.logger.warning("the data are not those that the checkpoint was trained on")
+
+    def _snapshot(self) -> tuple[Tensors, dict[str, Any]]:
+        """What a checkpoint after this step holds."""
+        about = {
+            "step": self.step,
+            "samples": self.batches.drawn(self.step),
+            "model": self.config.model.to_dict(),
+            "optimizer": self.config.trainer.optimizer.name,
+            "data": self._fingerprint,
+            "convergence": self._convergence.remember(),
+            "stoppedBecause": self.stopped_because,
+            "figures": self.figures,
+        }
+        return model_tensors(self._named) | self.update.tensors(), about
+
     def run(
         self,
         metrics: Metrics | None,
         on_report: Callable[[StepReport], None],
         on_evaluation: Callable[[dict[str, float]], None],
     ) -> None:
-        """Train to the last step. Rank 0 reports the first step, every logEverySteps-th, those
+        """Train to the last step. Rank 0 reports the first step of an attempt, every logEverySteps-th, those
         before an evaluation, and the last.
 
         Between reports and evaluations nothing waits for the device.
         """
         total = self.total_steps
         every = self.config.trainer.log_every_steps
-        clock = _Clock()
+        first = self.step + 1
+        clock = _Clock(self.step)
         if metrics is not None:
             metrics.plan(total)
+            metrics.begin(self.step, self.batches.drawn(self.step))
+        self.update.begin(self._source)
         while self.step < total and not self.stopped_because:
             began = time.perf_counter()
             learning_rate = self._learning_rate()
             loss, data_seconds = self._accumulate_gradients()
+            if self.saver is not None:
+                self.saver.before_update()
             norm = self.update.step(learning_rate)
             self.step += 1
             evaluates = self._evaluates()
-            if self.step == 1 or self.step % every == 0 or self.step == total or evaluates:
+            if self.step == first or self.step % every == 0 or self.step == total or evaluates:
                 report = self._report(loss, norm, learning_rate, clock)
                 if self.world.rank == 0:
                     on_report(report)
@@ -94,6 +169,11 @@ class Trainer:
             if evaluates:
                 self._evaluate(on_evaluation)
                 clock.skip()
+            if self.saver is not None and self.saver.after_step(self.step, self._snapshot):
+                self.told_to_stop = True
+                break
+        if self.saver is not None:
+            self.saver.finish(self.step, self._snapshot)
         self.update.close()
 
     def _evaluates(self) -> bool:
@@ -134,15 +214,16 @@ class Trainer:
             tokens_per_second=samples_per_second * self.config.tokens_per_sample,
             samples_per_second=samples_per_second,
             seconds=clock.total,
+            steps=self.step - clock.first,
         )
 
 
 class _Clock:
     """Steps and seconds since the report before."""
 
-    def __init__(self) -> None:
+    def __init__(self, step: int) -> None:
         self._start = self._last = time.perf_counter()
-        self._step = 0
+        self.first = self._step = step
 
     def lap(self, step: int) -> tuple[int, float]:
         now = time.perf_counter()

@@ -4,10 +4,12 @@ import faulthandler
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 from pydantic import ValidationError
 
 from trainyard import contract
+from trainyard.checkpoint import CheckpointConfig
 from trainyard.config import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
@@ -16,7 +18,8 @@ from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import prepare
-from trainyard_trainer.server import ParameterServer
+from trainyard_trainer.saver import Saver
+from trainyard_trainer.server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.world import World
 
@@ -38,6 +41,7 @@ class Worker:
     def __init__(self) -> None:
         self.rank = int(os.environ["RANK"])
         self.attempt = int(os.environ.get(contract.ENV_ATTEMPT, "0"))
+        self.config: RunConfig | None = None
         self.metrics: Metrics | None = None
         self.trainer: Trainer | None = None
         self.server: ParameterServer | None = None
@@ -49,7 +53,17 @@ class Worker:
         return acting.step if acting is not None else None
 
     def stop(self, received: signal.Signals) -> None:
-        """End, having been told to."""
+        """End, having been told to. The training first saves what it has done, if it is to be saved at all."""
+        if received == signal.SIGTERM and self.config is not None and self.config.checkpoint is not None:
+            if self.trainer is not None and self.trainer.saver is not None:
+                self.trainer.saver.ask_to_stop()
+                return
+            if self.server is not None:
+                return  # its workers end it, once it has saved for them
+        self.leave(received)
+
+    def leave(self, received: signal.Signals) -> NoReturn:
+        """End at once."""
         message = f"rank {self.rank} was told to stop by {received.name}"
         word = TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
         ending.leave_word(word)
@@ -57,7 +71,7 @@ class Worker:
 
     def run(self) -> None:
         """Take part in the run, as one of those that train or as their parameter server."""
-        config = read_config()
+        config = self.config = read_config()
         log.configure(config.job, self.attempt, self.rank)
         world = World.from_environment(config.servers)
         if world.size != config.world_size:
@@ -73,9 +87,11 @@ class Worker:
         else:
             self._train(config, world)
         world.barrier()
+        if self.trainer is not None and self.trainer.told_to_stop:
+            self.leave(signal.SIGTERM)
 
     def _serve(self, config: RunConfig, world: World) -> None:
-        world.join()
+        world.join(saves=config.checkpoint is not None)
         self.server = ParameterServer(config.trainer.optimizer, world)
         while self.server.serve():
             if self.metrics is not None:
@@ -84,16 +100,40 @@ class Worker:
     def _train(self, config: RunConfig, world: World) -> None:
         """Prepare, train, and say how it went."""
         samples = prepare(config)
-        world.join()
+        world.join(saves=config.checkpoint is not None)
         if not world.agrees(samples.fingerprint):
             raise ConfigError(
                 "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
             )
         self.trainer = Trainer(config, world, samples)
+        if config.checkpoint is not None:
+            self._go_on(config.checkpoint, self.trainer)
         self.trainer.run(self.metrics, self.report, self.evaluated)
-        if self.rank == 0:
+        if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
-            ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self.last))
+            ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
+
+    def _go_on(self, config: CheckpointConfig, trainer: Trainer) -> None:
+        """Continue from what is on the checkpoint volume, and save to it."""
+        root = Path(os.environ.get(contract.ENV_CHECKPOINTS) or contract.CHECKPOINT_MOUNT)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
+                f"{os.getuid()} may write to"
+            ) from error
+        send = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
+        trainer.go_on(Saver(config, root, trainer.world, self.metrics, send))
+        if trainer.figures:
+            self.last = Progress.model_validate(trainer.figures).replace(attempt=self.attempt)
+
+    def _final(self) -> Progress | None:
+        """The figures of the last step."""
+        saver = self.trainer.saver if self.trainer is not None else None
+        if self.last is None or saver is None:
+            return self.last
+        return self.last.replace(checkpoint_step=saver.step)
 
     def report(self, report: StepReport) -> None:
         """Pass the figures of a step on (rank 0)."""
@@ -101,15 +141,21 @@ class Worker:
         self.last = report.progress(self.attempt)
         if before is not None:
             self.last = self.last.replace(eval_loss=before.eval_loss, metrics=before.metrics)
+        self._remember(self.last)
         log.info(str(report), **self.last.to_dict(), seconds=round(report.seconds, 3))
         if self.metrics is not None:
             self.metrics.report(report)
+
+    def _remember(self, figures: Progress) -> None:
+        assert self.trainer is not None
+        self.trainer.figures = figures.to_dict()
 
     def evaluated(self, figures: dict[str, float]) -> None:
         """Pass the figures of an evaluation on (rank 0)."""
         assert self.last is not None, "a step comes first"
         figures = {name: float(f"{value:.6g}") for name, value in figures.items()}
         self.last = self.last.replace(eval_loss=figures["loss"], metrics=figures)
+        self._remember(self.last)
         words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         log.info(f"evaluation after step {self.last.step}: {words}", evaluation=figures)
         if self.metrics is not None:

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from trainyard_trainer.errors import ConfigError
 
@@ -27,6 +28,8 @@ class World:
     """Parameter servers; their ranks come after those that train."""
     group: dist.ProcessGroup | None = None
     """The ranks that train; None if there are no others."""
+    control: dist.ProcessGroup | None = None
+    """The same ranks over gloo, for what is said beside the training; only where checkpoints are written."""
 
     @classmethod
     def from_environment(cls, servers: int = 0) -> "World":
@@ -45,11 +48,11 @@ class World:
             servers=servers,
         )
 
-    def join(self) -> None:
+    def join(self, *, saves: bool = False) -> None:
         """Set the device, then form the process group with all other ranks.
 
         A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
-        themselves.
+        themselves. `saves`: checkpoints will be written.
         """
         backend = "gloo"
         if self.device.type == "cuda":
@@ -65,6 +68,11 @@ class World:
                 timeout=COLLECTIVE_TIMEOUT,
                 device_id=self.device if backend == "nccl" else None,
             )
+        elif saves:  # torch's way to save in the background needs a group, be it of one
+            dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        if saves:
+            control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
+            self.control = control if isinstance(control, dist.ProcessGroup) else None
 
     def barrier(self) -> None:
         """Wait for all ranks, parameter servers too."""
@@ -79,6 +87,14 @@ class World:
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=self.group)
         largest, negated_smallest = extremes.tolist()
         return bool(largest == -negated_smallest)
+
+    def agrees_on(self, holds: bool) -> bool:
+        """Whether something holds on every rank that trains."""
+        if self.size == 1:
+            return holds
+        count = torch.tensor([int(holds)])
+        dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control)
+        return bool(count.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over the ranks that train, in place, on each of them."""

@@ -1,0 +1,198 @@
+"""When a checkpoint is written, and what a run goes on from."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from trainyard.checkpoint import CheckpointConfig
+from trainyard_trainer import checkpoints, log
+from trainyard_trainer.agreement import Agreement, Wish
+from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.state import Tensors
+from trainyard_trainer.storage import FAILURES, BackgroundSave, save
+from trainyard_trainer.world import World
+from trainyard_trainer.writer import CheckpointWriter
+
+Snapshot = Callable[[], tuple[Tensors, dict[str, Any]]]
+"""The tensors of this rank, and what the manifest says besides."""
+Send = Callable[[Path, int, dict[str, Any]], None]
+"""Has a parameter server write a checkpoint; raises OSError."""
+
+
+class Saver:
+    """Writes the checkpoints of a run. All ranks call every method at the same point of the same step."""
+
+    def __init__(
+        self, config: CheckpointConfig, root: Path, world: World, metrics: Metrics | None, send: Send | None
+    ) -> None:
+        """`send`: with a parameter server, which holds all that is to be saved."""
+        self._config = config
+        self._root = root
+        self._world = world
+        self._metrics = metrics
+        self._send = send
+        self._agreement = Agreement(self.group)
+        self._background: BackgroundSave | None = None
+        if config.async_ and send is None:
+            assert world.control is not None
+            self._background = BackgroundSave(world.device, world.control)
+        self._started = False
+        self._staged: Future[None] | None = None
+        self._pending: tuple[int, float, Future[None]] | None = None
+        """Step, time of the start, and end of the save under way."""
+        self._last: int | None = None
+        self._last_time = time.monotonic()
+        self.step: int | None = None
+        """Step of the newest complete checkpoint, as rank 0 knows it."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that save and load together; None if there is only one."""
+        return self._world.control if self._world.size > 1 else None
+
+    # --- going on ------------------------------------------------------------------------------------------------
+
+    def find(self) -> Path | None:
+        """The newest checkpoint that is whole; the same on every rank. What never became complete is removed."""
+        found: list[list[int]] = [[]]
+        if self._world.rank == 0:
+            checkpoints.remove_partial(self._root)
+            found = [checkpoints.complete_steps(self._root)]
+        if self._world.size > 1:
+            dist.broadcast_object_list(found, 0, group=self._world.control)
+        for damaged, step in enumerate(found[0]):
+            folder = checkpoints.complete_folder(self._root, step)
+            problem = checkpoints.damage(folder, self._world.rank, self._world.size)
+            if problem is not None:
+                log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
+            if self._world.agrees_on(problem is None):
+                self._last = self.step = step
+                if self._metrics is not None:
+                    self._metrics.resumed(step, damaged)
+                return folder
+        if self._metrics is not None and found[0]:
+            self._metrics.resumed(0, len(found[0]))
+        return None
+
+    # --- during the training -------------------------------------------------------------------------------------
+
+    def ask_to_stop(self) -> None:
+        """Let all ranks save and stop, soon; from any thread of any rank."""
+        self._agreement.want(Wish.STOP)
+
+    def before_update(self) -> None:
+        """The tensors are about to change: wait until they have been copied."""
+        if self._staged is not None:
+            began = time.perf_counter()
+            self._staged.result()
+            self._staged = None
+            self._stalled(began)
+
+    def after_step(self, step: int, snapshot: Snapshot) -> bool:
+        """Save if it is time. Returns True if the training is to stop, with all that it has done saved."""
+        self._poll()
+        every, seconds = self._config.every_steps, self._config.every_seconds
+        if seconds is not None and self._world.rank == 0 and time.monotonic() - self._last_time >= seconds:
+            self._agreement.want(Wish.SAVE)
+        agreed = self._agreement.settle()
+        if agreed is Wish.STOP:
+            self.finish(step, snapshot)
+            return True
+        if agreed is Wish.SAVE or (every is not None and step % every == 0):
+            self._save(step, snapshot, wait=False)
+        return False
+
+    def finish(self, step: int, snapshot: Snapshot) -> None:
+        """No step follows: save what is not saved, and wait until it is."""
+        self.before_update()
+        self._wait()
+        if step != self._last:
+            self._save(step, snapshot, wait=True)
+            self.before_update()
+            self._wait()
+
+    # --- saving --------------------------------------------------------------------------------------------------
+
+    def _save(self, step: int, snapshot: Snapshot, *, wait: bool) -> None:
+        began = time.perf_counter()
+        self.before_update()
+        self._wait()  # one at a time
+        self._last, self._last_time = step, time.monotonic()
+        self._pending = (step, self._last_time, self._start(step, *snapshot(), alone=wait and not self._started))
+        self._stalled(began)
+        self._poll()
+
+    def _start(self, step: int, tensors: Tensors, about: dict[str, Any], *, alone: bool) -> Future[None]:
+        """Begin to write. `alone`: no other save will follow, and none has been; that is faster without a process."""
+        if self._send is not None:
+            send = self._send if self._world.rank == 0 else lambda *_: None
+            return _outcome(lambda: send(self._root, step, about))
+        writer = CheckpointWriter(self._root, step, about)
+        if self._background is None or alone:
+            return _outcome(lambda: save(writer, tensors, self.group))
+        self._started = True
+        response = self._background.start(writer, tensors)
+        self._staged = response.staging_completion
+        return response.upload_completion
+
+    def _poll(self) -> None:
+        """See whether the save under way has ended."""
+        if self._pending is not None and self._pending[2].done():
+            self._conclude()
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            began = time.perf_counter()
+            self._pending[2].exception()
+            self._conclude()
+            self._stalled(began)
+
+    def _conclude(self) -> None:
+        assert self._pending is not None
+        step, began, end = self._pending
+        self._pending = None
+        error = end.exception()
+        if error is not None and not isinstance(error, FAILURES):
+            raise error
+        if self._world.rank != 0:
+            return
+        if error is not None:
+            log.logger.error("the checkpoint of step %d could not be written: %s", step, _first_line(error))
+            checkpoints.remove_partial(self._root)
+            if self._metrics is not None:
+                self._metrics.save_failed()
+            return
+        self.step = step
+        seconds = time.monotonic() - began
+        log.info(f"checkpoint of step {step} is complete after {seconds:.1f} s", checkpointStep=step)
+        if self._metrics is not None:
+            self._metrics.saved(step, seconds)
+        threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep)).start()
+
+    def _stalled(self, began: float) -> None:
+        if self._metrics is not None:
+            self._metrics.stalled(time.perf_counter() - began)
+
+
+def _outcome(act: Callable[[], object]) -> Future[None]:
+    """Do it now."""
+    end: Future[None] = Future()
+    try:
+        act()
+    except FAILURES as error:
+        end.set_exception(error)
+    else:
+        end.set_result(None)
+    return end
+
+
+def _first_line(error: BaseException) -> str:
+    """The cause, where torch wraps it: CheckpointException holds one for each rank that failed."""
+    failures = getattr(error, "failures", {})
+    cause = next(iter(failures.values()))[0] if failures else error
+    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
