@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer import launch
+from trainyard_trainer import launch, worker
 from trainyard_trainer.server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.update import LocalUpdate
@@ -22,6 +22,7 @@ THRESHOLD = 2**18
 
 def main() -> None:
     """Run a pod whose ranks print a line of figures, in bytes, after each step."""
+    worker.keep_freed_memory = lambda: None
     # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)

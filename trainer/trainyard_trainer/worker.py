@@ -14,6 +14,7 @@ from trainyard.config import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, log
+from trainyard_trainer.allocator import keep_freed_memory
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
@@ -82,6 +83,8 @@ class Worker:
         if world.local_rank == 0:
             self.metrics = Metrics(config, self.rank)
             self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
+        if world.device.type == "cpu":
+            keep_freed_memory()
         if self.rank >= world.size:
             self._serve(config, world)
         else:

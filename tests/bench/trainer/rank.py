@@ -1,6 +1,7 @@
 """One process of a program."""
 
 import os
+from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from typing import Protocol
@@ -42,8 +43,10 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     log.logger.disabled = True
     if rank >= program.processes:
         server = ParameterServer(config.trainer.optimizer, world)
-        while server.serve():
-            pass
+        with suppress(RuntimeError):  # when its turns are over a worker is killed
+            while server.serve():
+                pass
+        return
     # Imported here, since the frameworks need not be installed.
     train: Train = import_module(f"tests.bench.trainer.programs.{program.kind}").train
     train(config, world, tokens, Pace(parent, case.steps))

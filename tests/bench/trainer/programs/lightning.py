@@ -1,6 +1,7 @@
 """The Trainer of Lightning: https://lightning.ai/docs/pytorch/stable/common/trainer.html."""
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from trainyard_trainer.world import World
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")  # advice, and deprecations of its own code
     data = WindowDataset(tokens, config.gpt.sequence_length)
     loader = DataLoader(data, local_batch(config, world.size), shuffle=True, drop_last=True)
     trainer = Trainer(

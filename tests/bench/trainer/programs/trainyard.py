@@ -2,6 +2,7 @@
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
+from trainyard_trainer.allocator import keep_freed_memory
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.train import Trainer
@@ -9,6 +10,7 @@ from trainyard_trainer.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+    keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
     metrics = _PacedMetrics(config, world.rank, pace)
     pace.start()
