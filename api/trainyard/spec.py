@@ -8,6 +8,7 @@ from trainyard.base import ApiModel, Rule, opaque
 from trainyard.checkpoint import Checkpoint
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
+from trainyard.restart import RestartPolicy
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -138,27 +139,6 @@ class LocalObjectReference(ApiModel):
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
     """Name."""
-
-
-class Backoff(ApiModel):
-    """Waiting time before a restart: initialSeconds x factor^(restarts that count - 1), at most maxSeconds."""
-
-    initial_seconds: Annotated[int, Field(ge=0, le=86_400)] = 1
-    """Wait before the first restart, in seconds."""
-    max_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
-    """Longest wait, in seconds."""
-    factor: Annotated[float, Field(ge=1, le=10)] = 2.0
-    """Growth from one restart to the next."""
-
-
-class RestartPolicy(ApiModel):
-    """What happens when a worker fails. The group always restarts whole, as a new attempt."""
-
-    limit: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Restarts after failures of the program itself. Those after eviction, preemption, the deletion of a pod
-    or a change of replicas do not count."""
-    backoff: Backoff = Backoff()
-    """How long to wait before each restart."""
 
 
 class TrainingJobSpec(ApiModel):

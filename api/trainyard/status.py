@@ -57,6 +57,7 @@ class Reason(StrEnum):
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
     RESTART_LIMIT = "RestartLimitReached"
+    RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
     FINISHED = "Finished"
     ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"

@@ -28,6 +28,7 @@ class Simulation:
         self.world = World(**spec)
         self._runner = asyncio.Runner(loop_factory=JumpingLoop)
         self._due: datetime | None = None
+        self._condemned = False
         self._patch = patch("trainyard_operator.core.reconcile.plan", self._checked_plan)
         self._patch.start()
         self.start_operator()
@@ -97,6 +98,9 @@ class Simulation:
             self.start_operator()
         except Gone:
             pass
+        except AssertionError:
+            self._condemned = True
+            raise
         except BackendError:
             self._due = self.world.now + timedelta(seconds=0.5)
         else:
@@ -116,6 +120,8 @@ class Simulation:
 
     def run_to_the_end(self, rounds: int = 300) -> None:
         """From here on nothing goes wrong any more: the job must finish, and leave no pod that holds resources."""
+        if self._condemned:
+            return  # the verdict stands; what comes after it would only hide it
         world = self.world
         world.quota = world.silent = False
         world.fuse = None

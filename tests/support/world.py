@@ -124,7 +124,7 @@ class World:
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
         if new.restarts_counted > old.restarts_counted:
-            assert old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+            self._judge_charge(old, new)
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
@@ -133,6 +133,16 @@ class World:
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
             done = [identity(p) for p in self.pods.values() if p["status"]["phase"] == "Succeeded"]
             assert sum(attempt == new.attempt for attempt, _ in done) >= pods, "said to have succeeded too early"
+
+    def _judge_charge(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """A restart was charged: the program has failed, or the user wants it so."""
+        assert self.job is not None
+        assert new.last_failure is not None
+        rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
+        wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
+        assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+        free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
+        assert not free, "a restart was charged that a rule makes free"
 
     def judge_creation(self, pod: dict[str, Any]) -> None:
         """When a pod may be created."""

@@ -26,6 +26,12 @@ which = st.integers(0, 9)
 few = st.integers(1, 4)
 seldom = st.sampled_from([False, False, True])
 
+RULES: list[list[dict[str, Any]]] = [
+    [],
+    [{"onExitCodes": [137], "action": "RestartFree"}],
+    [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
+]
+
 
 class Life(RuleBasedStateMachine):
     """One random life."""
@@ -38,9 +44,12 @@ class Life(RuleBasedStateMachine):
         wait=st.sampled_from([0, 1, 30]),
         rests=st.booleans(),
         serves=st.booleans(),
+        rules=st.sampled_from(RULES),
     )
-    def begin(self, replicas: int, limit: int, wait: int, rests: bool, serves: bool) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": wait}}
+    def begin(
+        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]]
+    ) -> None:
+        policy = {"limit": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
         program = served() if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
 
@@ -215,6 +224,15 @@ class Unjust(Simulation):
             return plan(seen)
 
 
+class Lawless(Simulation):
+    """Does not read the user's rules."""
+
+    def decide(self, seen: Observation) -> Plan:
+        spec = seen.job.spec
+        policy = spec.restart_policy.replace(exceptions=())
+        return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
+
+
 class Boastful(Simulation):
     """Says Running as soon as the pods exist."""
 
@@ -246,6 +264,7 @@ class Restless(Simulation):
         (Hasty, "acted upon before it was written down"),
         (Spendthrift, "the budget was overdrawn"),
         (Unjust, "not the program's fault"),
+        (Lawless, "that a rule makes free"),
         (Boastful, "said to run before every worker ran"),
         (Sleepy, "asleep in"),
         (Restless, "a busy loop"),

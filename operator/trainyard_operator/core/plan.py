@@ -15,11 +15,11 @@ from datetime import timedelta
 from trainyard.job import TrainingJob
 from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
-from trainyard.spec import Backoff
 from trainyard.status import ConditionType as C
 from trainyard.status import Progress, Reason, TrainingJobStatus, WorkerCounts
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.draft import Draft, Event
+from trainyard_operator.core.judge import backoff, judge
 from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState
 
 SETTLE = timedelta(seconds=3)
@@ -156,7 +156,7 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
     gone = len(missing) if draft.status.is_true(C.RUNNING) else 0
     if found := diagnose(workers, draft.status.attempt, gone, draft.now):
-        return _judge(draft, found)
+        return _recover(draft, found)
     if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
         return _succeed(draft, workers)
     if missing:
@@ -224,19 +224,15 @@ def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -
 # --- failure and restart --------------------------------------------------------------------------------------
 
 
-def _judge(draft: Draft, found: Diagnosis) -> Plan:
-    failure, status, policy = found.failure, draft.status, draft.job.spec.restart_policy
+def _recover(draft: Draft, found: Diagnosis) -> Plan:
+    """A failure: start over, or give up."""
     if found.effect_since and timedelta(0) <= draft.now - found.effect_since < SETTLE:
         return _end(draft, wake_after=SETTLE.total_seconds())
-    draft.update(last_failure=failure)
-    story = _tell(found)
-    if found.hopeless:
-        return _fail(draft, Reason.INVALID_CONFIG, failure.message)
-    if found.counts and status.restarts_counted >= policy.limit:
-        spent = f"; restartPolicy.limit is {policy.limit}" if policy.limit else ""
-        return _fail(draft, Reason.RESTART_LIMIT if policy.limit else Reason.WORKER_FAILED, story + spent)
-    reason = Reason.WORKER_FAILED if found.counts else Reason.DISRUPTED
-    return _restart(draft, reason, story, counts=found.counts)
+    draft.update(last_failure=found.failure)
+    verdict = judge(found, draft.job.spec.restart_policy, draft.status.restarts_counted)
+    if verdict.fails:
+        return _fail(draft, verdict.reason, verdict.message)
+    return _restart(draft, verdict.reason, verdict.message, counts=verdict.counts)
 
 
 def _restart(draft: Draft, reason: Reason, why: str, *, counts: bool) -> Plan:
@@ -265,12 +261,6 @@ def _backoff_left(draft: Draft) -> float:
     return wait - (draft.now - failure.at).total_seconds()
 
 
-def backoff(policy: Backoff, restarts: int) -> float:
-    """Seconds to wait before a restart, given how many count so far, this one included."""
-    growth: float = policy.factor ** min(max(0, restarts - 1), 64)
-    return min(policy.max_seconds, policy.initial_seconds * growth)
-
-
 # --- small parts ----------------------------------------------------------------------------------------------
 
 
@@ -284,20 +274,6 @@ def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
         succeeded=states.count(WorkerState.SUCCEEDED),
         failed=states.count(WorkerState.FAILED),
     )
-
-
-def _tell(found: Diagnosis) -> str:
-    """One sentence on a failure: pod, rank, node, exit code, reason, last line."""
-    f = found.failure
-    who = f"pod {f.pod}" if f.pod else "the group"
-    facts = [f"rank {f.rank}" if f.rank is not None else "", f"node {f.node}" if f.node else ""]
-    facts.append(f"exit code {f.exit_code}" if f.exit_code is not None else "")
-    facts.append(f"step {f.step}" if f.step is not None else "")
-    detail = ", ".join(x for x in facts if x)
-    story = f"attempt {f.attempt}: {who} {'failed' if found.counts else 'was lost'}"
-    story += f" ({detail})" if detail else ""
-    story += f": {f.reason}"
-    return f"{story}: {f.message}" if f.message else story
 
 
 def _reached(progress: Progress | None) -> str:
