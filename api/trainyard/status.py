@@ -42,6 +42,7 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     WAITING_FOR_PODS = "WaitingForPods"
     WAITING_FOR_OLD_PODS = "WaitingForOldPods"
+    POD_OVERDUE = "PodOverdue"
     BACKING_OFF = "BackingOff"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"

@@ -139,7 +139,8 @@ class Simulation:
                 break
         assert world.job is not None
         assert world.job.status.finished, f"asleep in {world.job.status.phase}: {world.job.status.conditions}"
-        active = [name for name, pod in world.pods.items() if observe_worker(pod).active]
+        left = [observe_worker(pod) for pod in world.pods.values()]
+        active = [w.name for w in left if w.active and w.uid not in world.lost]
         assert active == [], "a finished job still holds pods"
 
     def _kubelets_work(self, *, to_the_end: bool) -> bool:
@@ -147,6 +148,8 @@ class Simulation:
         world = self.world
         for name, pod in list(world.pods.items()):
             worker = observe_worker(pod)
+            if worker.uid in world.lost:
+                continue
             if worker.terminating:
                 world.remove_pod(name)
             elif worker.state is WorkerState.PENDING:
@@ -154,7 +157,7 @@ class Simulation:
             else:
                 continue
             return True
-        workers = [observe_worker(pod) for pod in world.pods.values()]
+        workers = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
         assert world.job is not None
         if len(workers) < world.job.spec.pods or not to_the_end:
             return False

@@ -8,7 +8,7 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.builders import NOW, make_job
+from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard import contract
 from trainyard.job import TrainingJob
@@ -17,6 +17,9 @@ from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Pod, Worker
+
+MARGIN = 30
+"""Seconds after its grace period that a pod is waited for."""
 
 Change = tuple[str, Any]
 """What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
@@ -42,6 +45,8 @@ class World:
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
         self.failed: set[int] = set()
+        self.lost: set[str] = set()
+        """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
         self.quota = False
         self.silent = False
@@ -79,8 +84,14 @@ class World:
     def mark_deleted(self, name: str) -> None:
         """Somebody deletes a pod: it goes on until its kubelet has stopped it."""
         pod = deepcopy(self.pods[name])
-        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now)
-        self._store_pod(pod)
+        if "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now + timedelta(seconds=GRACE))
+            self._store_pod(pod)
+
+    def lose_node(self, name: str) -> None:
+        """The node of a pod is gone; the cluster deletes the pod, and that never ends."""
+        self.lost.add(self.pods[name]["metadata"]["uid"])
+        self.mark_deleted(name)
 
     def remove_pod(self, name: str) -> None:
         """The pod is gone."""
@@ -144,6 +155,15 @@ class World:
         free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
 
+    def judge_force(self, pod: dict[str, Any]) -> None:
+        """When a pod may be deleted without its kubelet."""
+        assert self.job is not None
+        due = pod["metadata"].get("deletionTimestamp")
+        assert due is not None, "a pod was deleted by force that nobody had asked to end"
+        late = (self.now - datetime.fromisoformat(due)).total_seconds()
+        assert late > MARGIN, f"a pod was deleted by force {late:g} s after its grace period"
+        assert identity(pod)[0] < self.job.status.attempt, "a pod was deleted by force for which nobody waits"
+
     def judge_creation(self, pod: dict[str, Any]) -> None:
         """When a pod may be created."""
         assert self.job is not None
@@ -204,13 +224,17 @@ class WorldBackend:
         world._burn(after=True)
         return answer
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
         for worker in workers:
             self._ask(job)
             self.world._burn(after=False)
             pod = self.world.pods.get(worker.name)
             if pod is not None and pod["metadata"]["uid"] == worker.uid:
-                self.world.mark_deleted(worker.name)
+                if force:
+                    self.world.judge_force(pod)
+                    self.world.remove_pod(worker.name)
+                else:
+                    self.world.mark_deleted(worker.name)
             self.world._burn(after=True)
 
     async def tell(self, job: TrainingJob, event: Event) -> None:

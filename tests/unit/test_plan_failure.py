@@ -188,6 +188,44 @@ def test_deleting_a_pod_that_has_succeeded_does_no_harm() -> None:
     assert story.phase == Phase.SUCCEEDED
 
 
+# --- lost nodes -----------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> None:
+    story = running().see(make_worker(0, terminating=True, node="node-7"), make_worker(1))
+    assert story.settle().actions == (DeleteWorkers((story.workers[1],)),), "its peers end as ever"
+    lost = story.workers[0]
+    step = story.see(lost).later(1).settle()
+    assert (step.actions, step.wake_after) == ((), 60), "30 s of grace, 30 s more, and 1 s to be past them"
+    assert story.later(59).settle().actions == ()
+    step = story.later(1).settle()
+    assert step.actions == (DeleteWorkers((lost,), force=True),)
+    assert story.events[-1].message == (
+        "pod job-1-0 has not ended 30 s after its grace period, so node node-7 is taken for lost; deleting the pod by "
+        "force"
+    )
+    assert story.see().settle().actions == (CreateWorkers(2, (0, 1)),)
+    assert story.status.restarts_counted == 0
+
+
+def test_each_pod_has_its_own_grace_period() -> None:
+    story = running()
+    story.all("Running", terminating=True).settle()
+    slow = make_worker(1, deletion_at=after(3600))
+    step = story.see(make_worker(0, terminating=True), slow).later(61).settle()
+    assert step.actions == (DeleteWorkers((story.workers[0],), force=True),)
+    assert step.wake_after == 3600 - 61 + 30 + 1
+
+
+@pytest.mark.parametrize("why", ["suspended", "finished"])
+def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None:
+    story = running(restartPolicy={"limit": 0})
+    story.edit(suspend=True) if why == "suspended" else story.see(crash(0), make_worker(1))
+    story.settle()
+    step = story.see(make_worker(1, terminating=True)).later(3600).settle()
+    assert (step.actions, step.wake_after) == ((), None)
+
+
 # --- rules ----------------------------------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from tests.support.world import World, WorldBackend
 from trainyard.job import TrainingJob
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.observe import Observation, Pod, WorkerState, observe_worker
-from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.plan import DeleteWorkers, Plan, plan
 
 which = st.integers(0, 9)
 few = st.integers(1, 4)
@@ -150,9 +150,16 @@ class Life(RuleBasedStateMachine):
         else:
             self.world.remove_pod(name)
 
+    @precondition(lambda self: self.pods("Pending", "Running"))
+    @rule(which=which)
+    def node_is_lost(self, which: int) -> None:
+        names = self.pods("Pending", "Running")
+        self.world.lose_node(names[which % len(names)])
+
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
-        going = [name for name, pod in self.world.pods.items() if pod["metadata"].get("deletionTimestamp")]
+        workers = map(observe_worker, self.world.pods.values())
+        going = [w.name for w in workers if w.terminating and w.uid not in self.world.lost]
         for name in going[:count]:
             self.world.remove_pod(name)
 
@@ -249,6 +256,24 @@ class Sleepy(Simulation):
         return step if step.wake_after == 0 else replace(step, wake_after=None)
 
 
+class Impatient(Simulation):
+    """Deletes by force what is merely slow to end."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        going = tuple(w for w in seen.workers if w.terminating and w.attempt < seen.job.status.attempt)
+        return replace(step, actions=(DeleteWorkers(going, force=True),)) if going and not step.actions else step
+
+
+class Patient(Simulation):
+    """Waits for the kubelet of a lost node."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        actions = tuple(a for a in step.actions if not (isinstance(a, DeleteWorkers) and a.force))
+        return replace(step, actions=actions)
+
+
 class Restless(Simulation):
     """Looks again at once, for no reason."""
 
@@ -266,6 +291,8 @@ class Restless(Simulation):
         (Unjust, "not the program's fault"),
         (Lawless, "that a rule makes free"),
         (Boastful, "said to run before every worker ran"),
+        (Impatient, "s after its grace period"),
+        (Patient, "asleep in"),
         (Sleepy, "asleep in"),
         (Restless, "a busy loop"),
     ],

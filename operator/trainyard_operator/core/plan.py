@@ -24,6 +24,8 @@ from trainyard_operator.core.observe import Observation, Obstacle, Worker, Worke
 
 SETTLE = timedelta(seconds=3)
 """How long a failure that looks like the effect of another one waits for the cause to show."""
+OVERDUE = timedelta(seconds=30)
+"""How much longer than its grace period a pod may take to end before its node is taken for lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class DeleteWorkers:
     """Delete these pods."""
 
     workers: tuple[Worker, ...]
+    force: bool = False
+    """At once, without waiting for the kubelet to say that they have ended."""
 
 
 Action = CreateWorkers | DeleteWorkers
@@ -183,7 +187,14 @@ def _retire(draft: Draft, old: list[Worker]) -> Plan:
     noun = "pod" if len(old) == 1 else "pods"
     message = f"waiting for {len(old)} {noun} of an earlier attempt to end"
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
-    return _end(draft, delete=old)
+    left = {w: (w.deletion_at + OVERDUE - draft.now).total_seconds() for w in old if w.deletion_at}
+    overdue = tuple(w for w, seconds in left.items() if seconds < 0)
+    for worker in overdue:
+        draft.tell("Warning", Reason.POD_OVERDUE, _tell_overdue(worker))
+    actions = (DeleteWorkers(overdue, force=True),) if overdue else ()
+    # A lost node sends no event: look again when the next one is overdue.
+    wake_after = min((seconds for seconds in left.values() if seconds >= 0), default=None)
+    return _end(draft, delete=old, actions=actions, wake_after=None if wake_after is None else wake_after + 1)
 
 
 def _set_running(draft: Draft, seen: Observation) -> None:
@@ -274,6 +285,11 @@ def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
         succeeded=states.count(WorkerState.SUCCEEDED),
         failed=states.count(WorkerState.FAILED),
     )
+
+
+def _tell_overdue(worker: Worker) -> str:
+    late = f"{OVERDUE.total_seconds():.0f} s after its grace period"
+    return f"pod {worker.name} has not ended {late}, so node {worker.node} is taken for lost; deleting the pod by force"
 
 
 def _reached(progress: Progress | None) -> str:
