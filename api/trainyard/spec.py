@@ -6,6 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
 from trainyard.checkpoint import Checkpoint
+from trainyard.health import Health
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.restart import RestartPolicy
@@ -171,6 +172,8 @@ class TrainingJobSpec(ApiModel):
     """Where the state of the run is kept. Without it a restart begins at the first step."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
+    health: Health | None = None
+    """When a run of the built-in trainer that does not get on is restarted."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -189,6 +192,10 @@ class TrainingJobSpec(ApiModel):
         Rule(
             "!has(self.parallelism) || has(self.trainer)",
             "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+        ),
+        Rule(
+            "!has(self.health) || has(self.trainer)",
+            "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
         ),
         Rule(
             "has(self.trainer) || !has(self.checkpoint) || !(has(self.checkpoint.everySteps) ||"

@@ -57,6 +57,7 @@ class Reason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
+    STARTUP_TIMEOUT = "StartupTimeout"
     RESTART_LIMIT = "RestartLimitReached"
     RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
@@ -146,6 +147,11 @@ class Progress(ApiModel):
     """Step of the checkpoint that this attempt has continued from."""
     updated_at: Timestamp | None = None
     """When these figures were read from the worker."""
+
+    @property
+    def steps_made(self) -> int:
+        """Steps of this attempt itself, beyond the checkpoint that it has continued from."""
+        return self.step - (self.resumed_step or 0)
 
 
 class Failure(ApiModel):

@@ -429,6 +429,11 @@ RULES = (
         )
     ),
     Fault(
+        "the health of a program of one's own",
+        lambda: make_manifest(health={"startupTimeoutSeconds": 60}),
+        "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
+    ),
+    Fault(
         "a rule for restarts without a condition",
         lambda: make_manifest(restartPolicy={"rules": [{"action": "Fail"}]}),
         _ONE_CONDITION,

@@ -45,13 +45,15 @@ class Life(RuleBasedStateMachine):
         rests=st.booleans(),
         serves=st.booleans(),
         rules=st.sampled_from(RULES),
+        runs=st.booleans(),
     )
     def begin(
-        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]]
+        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
     ) -> None:
         policy = {"limit": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
         program = served() if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
+        self.life.run_smoothly(20 if runs else 0)  # what a running job can meet is more than what a new one can
 
     def teardown(self) -> None:
         try:

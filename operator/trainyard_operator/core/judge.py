@@ -48,6 +48,8 @@ def judge(found: Diagnosis, policy: RestartPolicy, spent: int) -> Verdict:
 
 
 def _reason(found: Diagnosis) -> Reason:
+    if found.failure.reason == Reason.STARTUP_TIMEOUT:
+        return Reason.STARTUP_TIMEOUT
     return Reason.WORKER_FAILED if found.counts else Reason.DISRUPTED
 
 

@@ -90,6 +90,7 @@ class Observation:
     workers: tuple[Worker, ...]
     now: datetime
     progress: Progress | None = None
+    """What rank 0's metrics page showed when it was last read, with step 0 before the first one."""
     trouble: Trouble | None = None
 
 

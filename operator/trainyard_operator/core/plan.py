@@ -12,15 +12,16 @@ pod of an attempt is created while a pod of another one exists.
 from dataclasses import dataclass
 from datetime import timedelta
 
-from trainyard.job import TrainingJob
 from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
 from trainyard.status import ConditionType as C
-from trainyard.status import Progress, Reason, TrainingJobStatus, WorkerCounts
+from trainyard.status import Reason, TrainingJobStatus
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.draft import Draft, Event
 from trainyard_operator.core.judge import backoff, judge
-from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState
+from trainyard_operator.core.observe import Observation, Worker, WorkerState
+from trainyard_operator.core.startup import first_step_due, judge_startup
+from trainyard_operator.core.tell import count_workers, set_running, set_waiting, tell_overdue, tell_reached
 
 SETTLE = timedelta(seconds=3)
 """How long a failure that looks like the effect of another one waits for the cause to show."""
@@ -65,7 +66,7 @@ def plan(seen: Observation) -> Plan:
     status = job.status
     newest = max((w.attempt for w in seen.workers), default=0)
     current = tuple(w for w in seen.workers if w.attempt == status.attempt)
-    draft.update(workers=_count(job, current))
+    draft.update(workers=count_workers(job, current))
     if status.finished:
         return _end(draft, delete=[w for w in seen.workers if w.active])
     if newest > status.attempt:
@@ -134,7 +135,7 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
     draft.update(completion_time=draft.now)
     for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
         draft.clear(kind, Reason.FINISHED, "the job has succeeded")
-    reached = _reached(draft.status.progress)
+    reached = tell_reached(draft.status.progress)
     why = f"; {first.message.message}" if first.message and first.message.message else ""
     draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}{why}", event="Normal")
     return _ledger(draft)
@@ -166,10 +167,19 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
     if missing:
         return _create(draft, seen, missing)
     if all(w.state is not WorkerState.PENDING for w in workers):
-        _set_running(draft, seen)
-    else:
-        _set_waiting(draft, seen, workers)
+        return _run(draft, seen)
+    set_waiting(draft, seen, workers)
     return _end(draft)
+
+
+def _run(draft: Draft, seen: Observation) -> Plan:
+    """All workers run: follow their progress, and see to it that the first step comes."""
+    set_running(draft, seen)
+    if found := judge_startup(draft, seen.progress):
+        return _recover(draft, found)
+    due = first_step_due(draft)
+    left = (due - draft.now).total_seconds() if due else 0.0
+    return _end(draft, wake_after=left if left > 0 else None)
 
 
 def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
@@ -178,7 +188,7 @@ def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
         draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
         return _end(draft, wake_after=wait)
     workers = [w for w in seen.workers if w.attempt == draft.status.attempt]
-    _set_waiting(draft, seen, tuple(workers))
+    set_waiting(draft, seen, tuple(workers))
     return _end(draft, actions=(CreateWorkers(draft.status.attempt, missing),))
 
 
@@ -190,46 +200,11 @@ def _retire(draft: Draft, old: list[Worker]) -> Plan:
     left = {w: (w.deletion_at + OVERDUE - draft.now).total_seconds() for w in old if w.deletion_at}
     overdue = tuple(w for w, seconds in left.items() if seconds < 0)
     for worker in overdue:
-        draft.tell("Warning", Reason.POD_OVERDUE, _tell_overdue(worker))
+        draft.tell("Warning", Reason.POD_OVERDUE, tell_overdue(worker, OVERDUE))
     actions = (DeleteWorkers(overdue, force=True),) if overdue else ()
     # A lost node sends no event: look again when the next one is overdue.
     wake_after = min((seconds for seconds in left.values() if seconds >= 0), default=None)
     return _end(draft, delete=old, actions=actions, wake_after=None if wake_after is None else wake_after + 1)
-
-
-def _set_running(draft: Draft, seen: Observation) -> None:
-    attempt, spec = draft.status.attempt, seen.job.spec
-    noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
-    message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
-    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
-    draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
-    if seen.progress is not None and seen.progress.attempt == attempt:
-        draft.update(progress=seen.progress)
-    if spec.trainer is None:
-        return
-    progress = draft.status.progress
-    if progress is not None and progress.attempt == attempt and progress.step > 0:
-        draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
-    else:
-        draft.set(C.PROGRESSING, False, Reason.NO_STEP_YET, f"attempt {attempt} has not finished its first step yet")
-
-
-def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
-    """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = seen.job.spec.pods
-    noun = "pods" if seen.job.spec.servers else "workers"
-    obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
-    if seen.trouble:
-        draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
-    elif obstacles:
-        rank = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
-        first = min(obstacles, key=lambda o: rank.index(o.reason))
-        affected = sum(o.reason is first.reason for o in obstacles)
-        message = f"{affected} of {wanted} {noun}: {first.message}"
-        draft.set(C.RUNNING, False, first.reason, message, event="Warning")
-    else:
-        running = sum(w.state is not WorkerState.PENDING for w in workers)
-        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} {noun} run")
 
 
 # --- failure and restart --------------------------------------------------------------------------------------
@@ -273,30 +248,6 @@ def _backoff_left(draft: Draft) -> float:
 
 
 # --- small parts ----------------------------------------------------------------------------------------------
-
-
-def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
-    workers = tuple(w for w in workers if not w.serves)
-    states = [w.state for w in workers]
-    return WorkerCounts(
-        desired=0 if job.spec.suspend else job.spec.workers.replicas,
-        running=states.count(WorkerState.RUNNING),
-        ready=sum(w.ready and w.state is WorkerState.RUNNING for w in workers),
-        succeeded=states.count(WorkerState.SUCCEEDED),
-        failed=states.count(WorkerState.FAILED),
-    )
-
-
-def _tell_overdue(worker: Worker) -> str:
-    late = f"{OVERDUE.total_seconds():.0f} s after its grace period"
-    return f"pod {worker.name} has not ended {late}, so node {worker.node} is taken for lost; deleting the pod by force"
-
-
-def _reached(progress: Progress | None) -> str:
-    if progress is None:
-        return ""
-    loss = f", loss {progress.loss:.4f}" if progress.loss is not None else ""
-    return f" at step {progress.step}{loss}"
 
 
 def _ledger(draft: Draft) -> Plan:
