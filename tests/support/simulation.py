@@ -7,11 +7,13 @@ from unittest.mock import patch
 
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
-from tests.support.world import Crash, World, WorldBackend
+from tests.support.world import Crash, World, WorldBackend, identity
+from trainyard.status import Progress
 from trainyard_operator.core.backend import BackendError, Gone
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.observe import Observation, WorkerState, observe_worker
 from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.progress import rank_zero
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import Reconciler
 
@@ -81,6 +83,17 @@ class Simulation:
         for kind, pod in _take(self.world.pod_stream, pods):
             (cache.remove_pod if kind == "DELETED" else cache.put_pod)(pod)
             self._due = self.world.now
+
+    def read_page(self) -> None:
+        """The poller reads rank 0's page, if it would: as `ProgressPoller` does."""
+        entry = self.operator.cache.get(KEY)
+        pod = entry and rank_zero(entry)
+        if entry is None or not pod or pod["metadata"]["name"] not in self.world.pods:
+            return
+        attempt = identity(pod)[0]
+        page = self.world.pages.get(attempt) or Progress(attempt=attempt)
+        entry.progress = page.replace(updated_at=self.world.now.replace(microsecond=0))
+        self._due = self.world.now
 
     @property
     def awake(self) -> bool:

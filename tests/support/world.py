@@ -12,7 +12,7 @@ from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard.status import ConditionType, Progress, Reason, TrainingJobStatus
 from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid
 from trainyard_operator.core.draft import Event
@@ -45,6 +45,8 @@ class World:
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
         self.failed: set[int] = set()
+        self.pages: dict[int, Progress] = {}
+        """Rank 0's metrics page, by attempt."""
         self.lost: set[str] = set()
         """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
@@ -80,6 +82,12 @@ class World:
         """The user's program fails."""
         self.failed.add(identity(self.pods[name])[0])
         self.set_pod(name, kubelet.ended(self.now, code, message=words))
+
+    def train(self, attempt: int, steps: int, *, start: int, stall: float) -> None:
+        """An attempt makes steps, after those that its checkpoint had, and waits for checkpoints."""
+        page = self.pages.get(attempt) or Progress(attempt=attempt, step=start, resumed_step=start)
+        stalled = (page.checkpoint_stall_seconds or 0.0) + stall
+        self.pages[attempt] = page.replace(step=page.step + steps, checkpoint_stall_seconds=stalled)
 
     def mark_deleted(self, name: str) -> None:
         """Somebody deletes a pod: it goes on until its kubelet has stopped it."""
@@ -130,6 +138,7 @@ class World:
         """What a status may say, given the one before and what has really happened."""
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
+        judge_goodput(old, new, self.now)
         limit, pods = self.job.spec.restart_policy.limit, self.job.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
@@ -150,6 +159,10 @@ class World:
         assert self.job is not None
         assert new.last_failure is not None
         rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
+        if failure.reason == Reason.STARTUP_TIMEOUT:
+            page = self.pages.get(old.attempt)
+            assert page is None or page.steps_made == 0, "a group that trains was taken for one that does not start"
+            self.failed.add(old.attempt)
         wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
         assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
         free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
@@ -243,6 +256,18 @@ class WorldBackend:
 
     def metrics_url(self, pod: Pod) -> str | None:
         return None
+
+
+def judge_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime) -> None:
+    """The parts of the wall time add up to it, and none shrinks."""
+    if new.start_time is None:
+        assert new.goodput is None
+        return
+    assert new.goodput is not None, "the time is not accounted for"
+    parts, end = new.goodput.parts(), new.completion_time or now.replace(microsecond=0)
+    assert sum(parts.values()) == (end - new.start_time).total_seconds(), "the parts do not add up to the wall time"
+    before = old.goodput.parts() if old.goodput else dict.fromkeys(parts, 0)
+    assert all(parts[name] >= before[name] for name in parts), "time that was accounted for has shrunk"
 
 
 def identity(pod: Pod) -> tuple[int, int]:

@@ -9,7 +9,7 @@ upon it. So an operator that dies at any moment never repeats or forgets a decis
 pod of an attempt is created while a pod of another one exists.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 from trainyard.mesh import make_mesh
@@ -18,6 +18,7 @@ from trainyard.status import ConditionType as C
 from trainyard.status import Reason, TrainingJobStatus
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.draft import Draft, Event
+from trainyard_operator.core.goodput import account
 from trainyard_operator.core.judge import backoff, judge
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
 from trainyard_operator.core.startup import first_step_due, judge_startup
@@ -62,6 +63,11 @@ class Plan:
 
 def plan(seen: Observation) -> Plan:
     """Decide the next step in the life of a job."""
+    step = _decide(seen)
+    return replace(step, status=account(seen.job, step.status, seen.now))
+
+
+def _decide(seen: Observation) -> Plan:
     job, draft = seen.job, Draft(seen.job, seen.now)
     status = job.status
     newest = max((w.attempt for w in seen.workers), default=0)

@@ -34,6 +34,7 @@ _FIGURES = {
     contract.METRIC_GRAD_NORM: "grad_norm",
     contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
+    contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
 }
 _COUNTS = ("step", "total_steps", "resumed_step")
 
@@ -101,7 +102,7 @@ class ProgressPoller:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(asyncio.sleep(self.interval))
                     for key, entry in self.cache.jobs():
-                        if (pod := _rank_zero(entry)) is not None:
+                        if (pod := rank_zero(entry)) is not None:
                             group.create_task(self._pull(session, slots, key, entry, pod))
 
     async def _pull(
@@ -134,7 +135,7 @@ async def _read(response: aiohttp.ClientResponse) -> str:
     return page.decode()
 
 
-def _rank_zero(entry: Entry) -> Pod | None:
+def rank_zero(entry: Entry) -> Pod | None:
     """The running pod with index 0 of a running job that uses the built-in trainer."""
     job = entry.job
     if job is None or job.spec.trainer is None or not job.status.is_true(ConditionType.RUNNING):
