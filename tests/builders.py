@@ -12,6 +12,8 @@ from trainyard_operator.core.observe import Worker, WorkerState
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 TRAINER_IMAGE = "example.com/trainyard-trainer:test"
+GRACE = 30
+"""Seconds that a pod has to end once its deletion was asked for: the default of Kubernetes."""
 
 
 def after(seconds: float) -> datetime:
@@ -85,16 +87,24 @@ def make_pod(
     pod = build_pod(job, attempt, index, trainer_image=TRAINER_IMAGE)
     pod["metadata"] |= {"uid": uid or f"pod-{attempt}-{index}", "resourceVersion": str(version)}
     if terminating:
-        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(NOW)
+        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(after(GRACE))
     if node:
         pod["spec"]["nodeName"] = node
     return {**pod, "status": kubelet.scheduled() if status is None else status}
 
 
 def make_worker(
-    index: int = 0, *, attempt: int = 1, state: str = "Running", replicas: int = 2, **fields: Any
+    index: int = 0,
+    *,
+    attempt: int = 1,
+    state: str = "Running",
+    replicas: int = 2,
+    terminating: bool = False,
+    **fields: Any,
 ) -> Worker:
-    """One worker as a plan sees it."""
+    """One worker as a plan sees it. `terminating`: its deletion was asked for at `NOW`."""
+    if terminating:
+        fields.setdefault("deletion_at", after(GRACE))
     fields.setdefault("exit_code", {"Succeeded": 0, "Failed": 1}.get(state))
     if state in ("Succeeded", "Failed"):
         fields.setdefault("finished_at", NOW)

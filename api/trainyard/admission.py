@@ -100,8 +100,11 @@ def _schema_messages(error: ValidationError, body: dict[str, Any]) -> list[str]:
     """One message per faulty field; a union names all that it would have taken."""
     wanted: dict[str, list[str]] = {}
     given: dict[str, str] = {}
-    for fault in error.errors(include_url=False):
-        path = _field_path(fault["loc"], body)
+    faults = [(_field_path(fault["loc"], body), fault) for fault in error.errors(include_url=False)]
+    paths = [path for path, _ in faults]
+    for path, fault in faults:
+        if fault["type"] == "too_short" and any(other.startswith(f"{path}[") for other in paths):
+            continue  # pydantic counts the good entries only: the faulty ones are told already
         wanted.setdefault(path, []).append(_explain(dict(fault), path))
         given[path] = "" if fault["type"] in ("missing", "extra_forbidden") else f", not {fault['input']!r}"
     return [f"{path}: {' or '.join(words)}{given[path]}" for path, words in wanted.items()]

@@ -6,8 +6,10 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
 from trainyard.checkpoint import Checkpoint
+from trainyard.health import Health
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
+from trainyard.restart import RestartPolicy
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -140,27 +142,6 @@ class LocalObjectReference(ApiModel):
     """Name."""
 
 
-class Backoff(ApiModel):
-    """Waiting time before a restart: initialSeconds x factor^(restarts that count - 1), at most maxSeconds."""
-
-    initial_seconds: Annotated[int, Field(ge=0, le=86_400)] = 1
-    """Wait before the first restart, in seconds."""
-    max_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
-    """Longest wait, in seconds."""
-    factor: Annotated[float, Field(ge=1, le=10)] = 2.0
-    """Growth from one restart to the next."""
-
-
-class RestartPolicy(ApiModel):
-    """What happens when a worker fails. The group always restarts whole, as a new attempt."""
-
-    limit: Annotated[int, Field(ge=0, le=10_000)] = 3
-    """Restarts after failures of the program itself. Those after eviction, preemption, the deletion of a pod
-    or a change of replicas do not count."""
-    backoff: Backoff = Backoff()
-    """How long to wait before each restart."""
-
-
 class TrainingJobSpec(ApiModel):
     """What to train, with which workers."""
 
@@ -191,6 +172,8 @@ class TrainingJobSpec(ApiModel):
     """Where the state of the run is kept. Without it a restart begins at the first step."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
+    health: Health | None = None
+    """When a run of the built-in trainer that does not get on is restarted."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -209,6 +192,10 @@ class TrainingJobSpec(ApiModel):
         Rule(
             "!has(self.parallelism) || has(self.trainer)",
             "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+        ),
+        Rule(
+            "!has(self.health) || has(self.trainer)",
+            "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
         ),
         Rule(
             "has(self.trainer) || !has(self.checkpoint) || !(has(self.checkpoint.everySteps) ||"

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     RESUMED = "Resumed"
     WAITING_FOR_PODS = "WaitingForPods"
     WAITING_FOR_OLD_PODS = "WaitingForOldPods"
+    POD_OVERDUE = "PodOverdue"
     BACKING_OFF = "BackingOff"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
@@ -56,7 +57,9 @@ class Reason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
+    STARTUP_TIMEOUT = "StartupTimeout"
     RESTART_LIMIT = "RestartLimitReached"
+    RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
     FINISHED = "Finished"
     ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"
@@ -142,8 +145,15 @@ class Progress(ApiModel):
     """Step of the newest complete checkpoint."""
     resumed_step: Count | None = None
     """Step of the checkpoint that this attempt has continued from."""
+    checkpoint_stall_seconds: Figure = None
+    """Seconds that training has waited for checkpoints in this attempt."""
     updated_at: Timestamp | None = None
     """When these figures were read from the worker."""
+
+    @property
+    def steps_made(self) -> int:
+        """Steps of this attempt itself, beyond the checkpoint that it has continued from."""
+        return self.step - (self.resumed_step or 0)
 
 
 class Failure(ApiModel):
@@ -169,6 +179,50 @@ class Failure(ApiModel):
     """When."""
 
 
+class Activity(StrEnum):
+    """What a job spends its time on."""
+
+    STARTUP = "Startup"
+    PRODUCTIVE = "Productive"
+    RECOVERY = "Recovery"
+    SUSPENDED = "Suspended"
+
+
+class Goodput(ApiModel):
+    """What the wall time from startTime to accountedAt went into. The parts add up to it, to the second."""
+
+    productive_seconds: Count = 0
+    """Steps were made that had never been made before; of a program of your own: all workers ran."""
+    startup_seconds: Count = 0
+    """From the start, or a resumption, until the first such step: waiting for pods, loading, compiling."""
+    checkpoint_seconds: Count = 0
+    """Productive but for waiting for checkpoints."""
+    recovery_seconds: Count = 0
+    """From a failure, a disruption or a resize until training had reached the same step again."""
+    suspended_seconds: Count = 0
+    """Suspended."""
+    ratio: Figure = None
+    """productiveSeconds over the sum of all."""
+    current: Activity | None = None
+    """What the time after accountedAt will be counted as; absent once the job has ended."""
+    accounted_at: Timestamp
+    """Until when the time is accounted for: when this status was written."""
+    reached_step: Count = 0
+    """Highest step that any attempt has reached."""
+    checkpoint_debt_seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Waiting for checkpoints that is not in checkpointSeconds yet; it will be taken off what is productive next."""
+
+    def parts(self) -> dict[str, int]:
+        """Seconds by what they went into."""
+        return {
+            "productive": self.productive_seconds,
+            "startup": self.startup_seconds,
+            "checkpoint": self.checkpoint_seconds,
+            "recovery": self.recovery_seconds,
+            "suspended": self.suspended_seconds,
+        }
+
+
 class TrainingJobStatus(ApiModel):
     """Where the job stands."""
 
@@ -192,6 +246,8 @@ class TrainingJobStatus(ApiModel):
     """Pods of the current attempt."""
     progress: Progress | None = None
     """Step, loss and throughput; updatedAt tells how old they are."""
+    goodput: Goodput | None = None
+    """What the time went into, as of the last change of this status."""
     last_failure: Failure | None = None
     """Why the last attempt ended early."""
 

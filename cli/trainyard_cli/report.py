@@ -95,6 +95,9 @@ def status_table(job: TrainingJob) -> Table:
     table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")
     if status.start_time and (end := status.completion_time or _last_change(job)):
         table.add_row("time", f"{(end - status.start_time).total_seconds():.0f} s")
+    if (goodput := status.goodput) and goodput.ratio is not None:
+        others = ", ".join(f"{part} {s} s" for part, s in goodput.parts().items() if s and part != "productive")
+        table.add_row("goodput", f"{goodput.ratio:.0%}" + (f" ({others})" if others else ""))
     if failure := status.last_failure:
         table.add_row("last failure", f"{failure.pod or 'group'}: {failure.reason}: {failure.message}")
     return table

@@ -127,6 +127,19 @@ async def test_a_pod_that_is_taken_away_costs_no_restart(namespace: Namespace, h
     assert (status["restarts"], status.get("restartsCounted", 0)) == (1, 0)
 
 
+async def test_a_pod_on_a_lost_node_is_deleted_by_force_and_the_group_starts_anew(namespace: Namespace) -> None:
+    async with recording(namespace) as seen:
+        await namespace.create_job(make_manifest(restartPolicy={"limit": 0, "backoff": {"initialSeconds": 0}}))
+        names = await running(namespace)
+        # What the cluster does with a pod whose node does not answer. No kubelet will end it: none runs here.
+        await namespace.api.delete(namespace.core("pods", names[0]), gracePeriodSeconds=1)
+        await namespace.has_condition("Running", "False", "WaitingForOldPods")
+        await finish_deletion(namespace, names[1])
+        await namespace.has_pods("job-2-0", "job-2-1", seconds=60)
+    seen.judge(limit=0)
+    await has_told(namespace, "Accepted", "AllWorkersRunning", "Disrupted", "PodOverdue")
+
+
 async def attempt_runs(namespace: Namespace, attempt: int) -> Object:
     status: Object = (await namespace.job())["status"]
     assert (status["attempt"], status["phase"]) == (attempt, "Running")

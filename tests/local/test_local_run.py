@@ -51,6 +51,19 @@ def alive(pods: list[str]) -> list[psutil.Process]:
     return [process for uid in pods for process in family(MARK, uid)]
 
 
+async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
+    async with local_run(shell_job("trap '' TERM; sleep 600 & while true; do wait; done"), tmp_path) as run:
+        await until_running(run)
+        pods = uids(run)
+        run.suspend()
+        async with asyncio.timeout(5):  # the grace period is longer
+            await run.backend.delete_pods(run.job, run.cache.workers(run.key), force=True)
+            while not run.over:
+                await run.changed.wait()
+                run.changed.clear()
+        assert alive(pods) == []
+
+
 async def test_each_worker_gets_the_rendezvous_contract(tmp_path: Path) -> None:
     script = "echo $RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $PET_NODE_RANK $PET_NNODES $PET_MASTER_PORT"
     job, run = await finish(shell_job(script), tmp_path)

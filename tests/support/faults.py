@@ -94,6 +94,10 @@ _PRESET = (
     "8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
 )
 
+_ONE_CONDITION = (
+    "spec.restartPolicy.rules: each rule has exactly one of onExitCodes and onReasons; add one, or make two rules of it"
+)
+
 RULES = (
     Fault("no batch size", lambda: _trainer(batch={}), _BATCH_OR_GD),
     Fault("a batch of gradient descent", lambda: _trainer(optimizer={"name": "gd"}), _BATCH_OR_GD),
@@ -425,6 +429,21 @@ RULES = (
         )
     ),
     Fault(
+        "the health of a program of one's own",
+        lambda: make_manifest(health={"startupTimeoutSeconds": 60}),
+        "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
+    ),
+    Fault(
+        "a rule for restarts without a condition",
+        lambda: make_manifest(restartPolicy={"rules": [{"action": "Fail"}]}),
+        _ONE_CONDITION,
+    ),
+    Fault(
+        "a rule for restarts with two conditions",
+        lambda: make_manifest(restartPolicy={"rules": [{"onExitCodes": [1], "onReasons": ["E"], "action": "Fail"}]}),
+        _ONE_CONDITION,
+    ),
+    Fault(
         "a name too long for a pod's host name",
         lambda: make_manifest("a" * 51),
         "metadata.name: must be at most 50 characters, since pods are named NAME-ATTEMPT-INDEX "
@@ -455,7 +474,7 @@ SCHEMA = (
     Fault(
         "an unknown field with no likely meaning",
         lambda: make_manifest(restartPolicy={"xyz": 1}),
-        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff",
+        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, rules",
         server='unknown field "spec.restartPolicy.xyz"',
         strict=True,
     ),
@@ -511,6 +530,13 @@ SCHEMA = (
         "spec.trainer.optimizer.learningRate: must be greater than 0.0, not 0",
         server="spec.trainer.optimizer.learningRate: Invalid value: 0: spec.trainer.optimizer.learningRate in body "
         "should be greater than 0",
+    ),
+    Fault(
+        "an exit code of success in a rule for restarts",
+        lambda: make_manifest(restartPolicy={"rules": [{"onExitCodes": [0], "action": "Fail"}]}),
+        "spec.restartPolicy.rules[0].onExitCodes[0]: must be at least 1, not 0",
+        server="spec.restartPolicy.rules[0].onExitCodes[0]: Invalid value: 0: "
+        "spec.restartPolicy.rules[0].onExitCodes[0] in body should be greater than or equal to 1",
     ),
     Fault(
         "no way to stop",

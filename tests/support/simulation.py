@@ -7,11 +7,13 @@ from unittest.mock import patch
 
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
-from tests.support.world import Crash, World, WorldBackend
+from tests.support.world import Crash, World, WorldBackend, identity
+from trainyard.status import Progress
 from trainyard_operator.core.backend import BackendError, Gone
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.observe import Observation, WorkerState, observe_worker
 from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.progress import rank_zero
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import Reconciler
 
@@ -28,6 +30,7 @@ class Simulation:
         self.world = World(**spec)
         self._runner = asyncio.Runner(loop_factory=JumpingLoop)
         self._due: datetime | None = None
+        self._condemned = False
         self._patch = patch("trainyard_operator.core.reconcile.plan", self._checked_plan)
         self._patch.start()
         self.start_operator()
@@ -81,6 +84,17 @@ class Simulation:
             (cache.remove_pod if kind == "DELETED" else cache.put_pod)(pod)
             self._due = self.world.now
 
+    def read_page(self) -> None:
+        """The poller reads rank 0's page, if it would: as `ProgressPoller` does."""
+        entry = self.operator.cache.get(KEY)
+        pod = entry and rank_zero(entry)
+        if entry is None or not pod or pod["metadata"]["name"] not in self.world.pods:
+            return
+        attempt = identity(pod)[0]
+        page = self.world.pages.get(attempt) or Progress(attempt=attempt)
+        entry.progress = page.replace(updated_at=self.world.now.replace(microsecond=0))
+        self._due = self.world.now
+
     @property
     def awake(self) -> bool:
         """Whether a look is due."""
@@ -97,6 +111,9 @@ class Simulation:
             self.start_operator()
         except Gone:
             pass
+        except AssertionError:
+            self._condemned = True
+            raise
         except BackendError:
             self._due = self.world.now + timedelta(seconds=0.5)
         else:
@@ -116,6 +133,8 @@ class Simulation:
 
     def run_to_the_end(self, rounds: int = 300) -> None:
         """From here on nothing goes wrong any more: the job must finish, and leave no pod that holds resources."""
+        if self._condemned:
+            return  # the verdict stands; what comes after it would only hide it
         world = self.world
         world.quota = world.silent = False
         world.fuse = None
@@ -133,7 +152,8 @@ class Simulation:
                 break
         assert world.job is not None
         assert world.job.status.finished, f"asleep in {world.job.status.phase}: {world.job.status.conditions}"
-        active = [name for name, pod in world.pods.items() if observe_worker(pod).active]
+        left = [observe_worker(pod) for pod in world.pods.values()]
+        active = [w.name for w in left if w.active and w.uid not in world.lost]
         assert active == [], "a finished job still holds pods"
 
     def _kubelets_work(self, *, to_the_end: bool) -> bool:
@@ -141,6 +161,8 @@ class Simulation:
         world = self.world
         for name, pod in list(world.pods.items()):
             worker = observe_worker(pod)
+            if worker.uid in world.lost:
+                continue
             if worker.terminating:
                 world.remove_pod(name)
             elif worker.state is WorkerState.PENDING:
@@ -148,7 +170,7 @@ class Simulation:
             else:
                 continue
             return True
-        workers = [observe_worker(pod) for pod in world.pods.values()]
+        workers = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
         assert world.job is not None
         if len(workers) < world.job.spec.pods or not to_the_end:
             return False

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from tests.builders import NOW, make_job, make_worker
 from trainyard.job import TrainingJob
@@ -54,16 +54,16 @@ class Story:
             assert step.status != before, "a look at once, without any change, would go on for ever"
         raise AssertionError("ten looks, and still no rest")
 
-    def later(self, seconds: float) -> "Story":
+    def later(self, seconds: float) -> Self:
         self.now += timedelta(seconds=seconds)
         return self
 
-    def see(self, *workers: Worker) -> "Story":
+    def see(self, *workers: Worker) -> Self:
         """The pods that there are from now on."""
         self.workers = workers
         return self
 
-    def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> "Story":
+    def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> Self:
         """All pods of an attempt (the current one) are there, in this state."""
         replicas = self.job.spec.workers.replicas
         number = self.status.attempt if attempt is None else attempt
@@ -71,7 +71,7 @@ class Story:
             *(make_worker(i, attempt=number, state=state, replicas=replicas, **fields) for i in range(replicas))
         )
 
-    def edit(self, **changes: Any) -> "Story":
+    def edit(self, **changes: Any) -> Self:
         """The user changes the spec: `suspend` or `replicas`."""
         spec = self.job.spec
         if "replicas" in changes:

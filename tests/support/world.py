@@ -8,15 +8,18 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
 
-from tests.builders import NOW, make_job
+from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard.status import ConditionType, Progress, Reason, TrainingJobStatus
 from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Pod, Worker
+
+MARGIN = 30
+"""Seconds after its grace period that a pod is waited for."""
 
 Change = tuple[str, Any]
 """What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
@@ -42,6 +45,10 @@ class World:
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
         self.failed: set[int] = set()
+        self.pages: dict[int, Progress] = {}
+        """Rank 0's metrics page, by attempt."""
+        self.lost: set[str] = set()
+        """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
         self.quota = False
         self.silent = False
@@ -76,11 +83,23 @@ class World:
         self.failed.add(identity(self.pods[name])[0])
         self.set_pod(name, kubelet.ended(self.now, code, message=words))
 
+    def train(self, attempt: int, steps: int, *, start: int, stall: float) -> None:
+        """An attempt makes steps, after those that its checkpoint had, and waits for checkpoints."""
+        page = self.pages.get(attempt) or Progress(attempt=attempt, step=start, resumed_step=start)
+        stalled = (page.checkpoint_stall_seconds or 0.0) + stall
+        self.pages[attempt] = page.replace(step=page.step + steps, checkpoint_stall_seconds=stalled)
+
     def mark_deleted(self, name: str) -> None:
         """Somebody deletes a pod: it goes on until its kubelet has stopped it."""
         pod = deepcopy(self.pods[name])
-        pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now)
-        self._store_pod(pod)
+        if "deletionTimestamp" not in pod["metadata"]:
+            pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now + timedelta(seconds=GRACE))
+            self._store_pod(pod)
+
+    def lose_node(self, name: str) -> None:
+        """The node of a pod is gone; the cluster deletes the pod, and that never ends."""
+        self.lost.add(self.pods[name]["metadata"]["uid"])
+        self.mark_deleted(name)
 
     def remove_pod(self, name: str) -> None:
         """The pod is gone."""
@@ -119,12 +138,13 @@ class World:
         """What a status may say, given the one before and what has really happened."""
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
+        judge_goodput(old, new, self.now)
         limit, pods = self.job.spec.restart_policy.limit, self.job.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
         if new.restarts_counted > old.restarts_counted:
-            assert old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+            self._judge_charge(old, new)
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
@@ -133,6 +153,29 @@ class World:
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
             done = [identity(p) for p in self.pods.values() if p["status"]["phase"] == "Succeeded"]
             assert sum(attempt == new.attempt for attempt, _ in done) >= pods, "said to have succeeded too early"
+
+    def _judge_charge(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """A restart was charged: the program has failed, or the user wants it so."""
+        assert self.job is not None
+        assert new.last_failure is not None
+        rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
+        if failure.reason == Reason.STARTUP_TIMEOUT:
+            page = self.pages.get(old.attempt)
+            assert page is None or page.steps_made == 0, "a group that trains was taken for one that does not start"
+            self.failed.add(old.attempt)
+        wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
+        assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+        free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
+        assert not free, "a restart was charged that a rule makes free"
+
+    def judge_force(self, pod: dict[str, Any]) -> None:
+        """When a pod may be deleted without its kubelet."""
+        assert self.job is not None
+        due = pod["metadata"].get("deletionTimestamp")
+        assert due is not None, "a pod was deleted by force that nobody had asked to end"
+        late = (self.now - datetime.fromisoformat(due)).total_seconds()
+        assert late > MARGIN, f"a pod was deleted by force {late:g} s after its grace period"
+        assert identity(pod)[0] < self.job.status.attempt, "a pod was deleted by force for which nobody waits"
 
     def judge_creation(self, pod: dict[str, Any]) -> None:
         """When a pod may be created."""
@@ -194,13 +237,17 @@ class WorldBackend:
         world._burn(after=True)
         return answer
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
         for worker in workers:
             self._ask(job)
             self.world._burn(after=False)
             pod = self.world.pods.get(worker.name)
             if pod is not None and pod["metadata"]["uid"] == worker.uid:
-                self.world.mark_deleted(worker.name)
+                if force:
+                    self.world.judge_force(pod)
+                    self.world.remove_pod(worker.name)
+                else:
+                    self.world.mark_deleted(worker.name)
             self.world._burn(after=True)
 
     async def tell(self, job: TrainingJob, event: Event) -> None:
@@ -209,6 +256,18 @@ class WorldBackend:
 
     def metrics_url(self, pod: Pod) -> str | None:
         return None
+
+
+def judge_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime) -> None:
+    """The parts of the wall time add up to it, and none shrinks."""
+    if new.start_time is None:
+        assert new.goodput is None
+        return
+    assert new.goodput is not None, "the time is not accounted for"
+    parts, end = new.goodput.parts(), new.completion_time or now.replace(microsecond=0)
+    assert sum(parts.values()) == (end - new.start_time).total_seconds(), "the parts do not add up to the wall time"
+    before = old.goodput.parts() if old.goodput else dict.fromkeys(parts, 0)
+    assert all(parts[name] >= before[name] for name in parts), "time that was accounted for has shrunk"
 
 
 def identity(pod: Pod) -> tuple[int, int]:

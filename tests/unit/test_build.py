@@ -175,6 +175,42 @@ def test_the_trainer_fits_the_restricted_security_profile() -> None:
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
+# --- lost nodes -----------------------------------------------------------------------------------------------
+
+LOST = [
+    {"key": f"node.kubernetes.io/{key}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}
+    for key in ("not-ready", "unreachable")
+]
+
+
+def tolerations_of(*given: dict[str, Any]) -> list[dict[str, Any]]:
+    pod = pod_of(make_job(workers={"template": {"spec": {"tolerations": list(given)}}}))
+    found: list[dict[str, Any]] = pod["spec"]["tolerations"]
+    return found
+
+
+def test_a_pod_leaves_a_lost_node_after_half_a_minute(job: TrainingJob) -> None:
+    assert pod_of(job)["spec"]["tolerations"][-2:] == LOST
+    server = build_pod(make_job(**served()), 1, 2, trainer_image="t")
+    assert server["spec"]["tolerations"] == LOST
+
+
+def test_a_template_may_be_more_patient_with_a_node_or_leave_it_to_us() -> None:
+    patient = {**LOST[0], "tolerationSeconds": 600}
+    gpu = {"key": "nvidia.com/gpu", "operator": "Exists"}
+    assert tolerations_of(gpu, patient) == [gpu, patient, LOST[1]]
+    everything = {"operator": "Exists"}
+    assert tolerations_of(everything) == [everything]
+    other_effect = {**LOST[0], "effect": "NoSchedule"}
+    assert tolerations_of(other_effect) == [other_effect, *LOST]
+
+
+@pytest.mark.parametrize("given", ["all", ["all"]])
+def test_tolerations_that_are_none_are_left_to_the_api_server(given: Any) -> None:
+    pod = pod_of(make_job(workers={"template": {"spec": {"tolerations": given}}}))
+    assert pod["spec"]["tolerations"] == given
+
+
 # --- merging --------------------------------------------------------------------------------------------------
 
 

@@ -160,6 +160,14 @@ async def test_a_pod_is_deleted_under_its_uid() -> None:
     ((verb, path, body),) = api.requests
     assert (verb, path) == ("DELETE", "/api/v1/namespaces/default/pods/job-1-0")
     assert body["preconditions"] == {"uid": "pod-1-0"}
+    assert "gracePeriodSeconds" not in body, "the pod's own"
+
+
+async def test_a_pod_is_deleted_by_force_under_its_uid_too() -> None:
+    hands, api = backend({}, {})
+    await hands.delete_pods(JOB, [make_worker(0), make_worker(1)], force=True)
+    for index, (_, _, body) in enumerate(api.requests):
+        assert (body["gracePeriodSeconds"], body["preconditions"]) == (0, {"uid": f"pod-1-{index}"})
 
 
 @pytest.mark.parametrize("code", [404, 409])

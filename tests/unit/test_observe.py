@@ -108,7 +108,9 @@ def test_other_failures_of_a_pod_are(reason: str) -> None:
 
 
 def test_a_pod_that_is_being_deleted_says_so() -> None:
-    assert seen(kubelet.running(NOW), terminating=True).terminating
+    worker = seen(kubelet.running(NOW), terminating=True)
+    assert (worker.terminating, worker.deletion_at) == (True, after(30))
+    assert not seen(kubelet.running(NOW)).terminating
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,8 @@ async def test_the_series_of_a_job_tell_its_state_and_vanish_with_it() -> None:
     cache: Cache = Cache()
     metrics = OperatorMetrics(cache, WorkQueue[Key]())
     condition = {"type": "Running", "status": "True", "reason": "r", "lastTransitionTime": "2030-01-01T00:00:00Z"}
-    cache.put_job(make_job(status={"conditions": [condition], "restarts": 5, "restartsCounted": 2}))
+    goodput = {"productiveSeconds": 90, "suspendedSeconds": 10, "accountedAt": "2030-01-01T00:00:00Z"}
+    cache.put_job(make_job(status={"conditions": [condition], "restarts": 5, "restartsCounted": 2, "goodput": goodput}))
     cache.put_pod(make_pod(make_job(), 0, status=kubelet.evicted()))
     cache.put_pod(make_pod(make_job(), 1))
 
@@ -260,6 +261,8 @@ async def test_the_series_of_a_job_tell_its_state_and_vanish_with_it() -> None:
         'trainyard_job_pods{job_name="job",namespace="default",state="Pending"} 1.0',
         'trainyard_job_restarts_total{counted="true",job_name="job",namespace="default"} 2.0',
         'trainyard_job_restarts_total{counted="false",job_name="job",namespace="default"} 3.0',
+        'trainyard_job_goodput_seconds_total{job_name="job",namespace="default",part="productive"} 90.0',
+        'trainyard_job_goodput_seconds_total{job_name="job",namespace="default",part="recovery"} 0.0',
     ):
         assert line in page
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from tests.builders import NOW, after, last_words, make_worker
 from tests.support.story import Story, running
-from trainyard.spec import Backoff
+from trainyard.restart import Backoff
 from trainyard.status import Failure, Phase, TrainingJobStatus
+from trainyard_operator.core.judge import backoff
 from trainyard_operator.core.observe import Worker
-from trainyard_operator.core.plan import CreateWorkers, DeleteWorkers, backoff
+from trainyard_operator.core.plan import CreateWorkers, DeleteWorkers
 
 
 def failure(story: Story) -> Failure:
@@ -185,6 +186,131 @@ def test_deleting_a_pod_that_has_succeeded_does_no_harm() -> None:
     story = running().see(make_worker(0, state="Succeeded", terminating=True), make_worker(1, state="Succeeded"))
     story.settle()
     assert story.phase == Phase.SUCCEEDED
+
+
+# --- lost nodes -----------------------------------------------------------------------------------------------
+
+
+def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> None:
+    story = running().see(make_worker(0, terminating=True, node="node-7"), make_worker(1))
+    assert story.settle().actions == (DeleteWorkers((story.workers[1],)),), "its peers end as ever"
+    lost = story.workers[0]
+    step = story.see(lost).later(1).settle()
+    assert (step.actions, step.wake_after) == ((), 60), "30 s of grace, 30 s more, and 1 s to be past them"
+    assert story.later(59).settle().actions == ()
+    step = story.later(1).settle()
+    assert step.actions == (DeleteWorkers((lost,), force=True),)
+    assert story.events[-1].message == (
+        "pod job-1-0 has not ended 30 s after its grace period, so node node-7 is taken for lost; deleting the pod by "
+        "force"
+    )
+    assert story.see().settle().actions == (CreateWorkers(2, (0, 1)),)
+    assert story.status.restarts_counted == 0
+
+
+def test_each_pod_has_its_own_grace_period() -> None:
+    story = running()
+    story.all("Running", terminating=True).settle()
+    slow = make_worker(1, deletion_at=after(3600))
+    step = story.see(make_worker(0, terminating=True), slow).later(61).settle()
+    assert step.actions == (DeleteWorkers((story.workers[0],), force=True),)
+    assert step.wake_after == 3600 - 61 + 30 + 1
+
+
+@pytest.mark.parametrize("why", ["suspended", "finished"])
+def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None:
+    story = running(restartPolicy={"limit": 0})
+    story.edit(suspend=True) if why == "suspended" else story.see(crash(0), make_worker(1))
+    story.settle()
+    step = story.see(make_worker(1, terminating=True)).later(3600).settle()
+    assert (step.actions, step.wake_after) == ((), None)
+
+
+# --- rules ----------------------------------------------------------------------------------------------------
+
+
+def ruled(*rules: dict[str, Any], **policy: Any) -> Story:
+    """A running job with these rules."""
+    return running(restartPolicy={"limit": 1, "backoff": {"initialSeconds": 0}, **policy, "rules": list(rules)})
+
+
+def test_a_rule_for_an_exit_code_restarts_without_end_and_spends_nothing() -> None:
+    story = ruled({"onExitCodes": [41, 42], "action": "RestartFree"})
+    for _ in range(5):
+        fail_once_by(story, exit_code=42)
+    assert (story.phase, story.status.restarts, story.status.restarts_counted) == (Phase.RESTARTING, 5, 0)
+    assert story.condition("Restarting").reason == "WorkerFailed"
+    assert "; restartPolicy.rules[0] says RestartFree; restarting the group" in story.condition("Restarting").message
+    fail_once_by(story, exit_code=1)
+    assert story.status.restarts_counted == 1, "other failures count as ever"
+
+
+def fail_once_by(story: Story, **fields: Any) -> None:
+    """One worker fails; what is left of the group goes away."""
+    story.all("Running").settle()
+    attempt = story.status.attempt
+    story.see(crash(0, attempt=attempt, **fields), make_worker(1, attempt=attempt)).settle()
+    story.see().later(1).settle()
+
+
+def test_a_rule_that_fails_ends_the_job_at_once_and_is_named() -> None:
+    story = ruled({"onExitCodes": [9], "action": "Restart"}, {"onReasons": ["ValueError"], "action": "Fail"}, limit=5)
+    words = last_words(rank=0, exception="ValueError", message="no such column", step=3)
+    fail_once_by(story, last_words=words)
+    assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
+    assert story.condition("Failed").reason == "RestartRule"
+    assert story.condition("Failed").message == (
+        "attempt 1: pod job-1-0 failed (rank 0, exit code 1, step 3): ValueError: no such column; "
+        "restartPolicy.rules[1] says Fail"
+    )
+    assert failure(story).reason == "ValueError"
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    story = ruled({"onReasons": ["OOMKilled"], "action": "RestartFree"}, {"onExitCodes": [137], "action": "Fail"})
+    fail_once_by(story, exit_code=137, reason="OOMKilled")
+    assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
+    fail_once_by(story, exit_code=137)
+    assert story.phase == Phase.FAILED
+    assert "restartPolicy.rules[1] says Fail" in story.condition("Failed").message
+
+
+def test_a_rule_may_charge_what_the_cluster_takes_away() -> None:
+    story = ruled({"onReasons": ["Evicted"], "action": "Restart"})
+    for _ in range(2):
+        story.all("Running").settle()
+        lost = crash(0, attempt=story.status.attempt, exit_code=None, disrupted=True, reason="Evicted")
+        story.see(lost, make_worker(1, attempt=story.status.attempt)).settle()
+        story.see().settle()
+    assert (story.phase, story.status.restarts_counted) == (Phase.FAILED, 1)
+    assert story.condition("Failed").reason == "RestartLimitReached"
+
+
+def test_the_exit_code_of_a_pod_that_was_taken_away_is_not_the_programs() -> None:
+    story = ruled({"onExitCodes": [137], "action": "Fail"})
+    preempted = crash(0, exit_code=137, disrupted=True, reason="Error")
+    story.see(preempted, make_worker(1)).settle()
+    assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
+
+
+def test_a_vanished_pod_has_a_reason_for_rules_too() -> None:
+    story = ruled({"onReasons": ["WorkerLost"], "action": "Fail"}).see(make_worker(1))
+    story.settle()
+    assert story.condition("Failed").reason == "RestartRule"
+
+
+def test_a_rule_comes_before_what_the_operator_thinks_hopeless() -> None:
+    story = ruled({"onExitCodes": [78], "action": "RestartFree"})
+    fail_once_by(story, exit_code=78, last_words=last_words(rank=0, message="spec.x: not mounted yet"))
+    assert story.phase == Phase.RESTARTING
+
+
+def test_a_rule_for_the_effect_of_a_failure_waits_for_the_cause_like_all_else() -> None:
+    story = ruled({"onReasons": ["PeerLost"], "action": "Fail"}).later(10)
+    story.see(effect(0, 9), make_worker(1)).step()
+    assert story.phase == Phase.RUNNING
+    story.later(1).see(effect(0, 9), crash(1, exit_code=5, finished_at=after(11))).step()
+    assert (story.phase, failure(story).exit_code) == (Phase.RESTARTING, 5)
 
 
 # --- cause before effect --------------------------------------------------------------------------------------

@@ -68,10 +68,23 @@ def test_more_figures_than_a_status_holds_are_a_value_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "page", ["", "up 1\n", "trainyard_steps_total 0\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
+    "page", ["", "up 1\n", "trainyard_loss 1\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
 )
-def test_there_is_no_progress_before_the_first_step(page: str) -> None:
+def test_there_is_no_progress_on_a_page_that_counts_no_steps(page: str) -> None:
     assert parse_progress(page, attempt=1, now=NOW) is None
+
+
+def test_a_page_before_the_first_step_shows_step_zero() -> None:
+    page = "trainyard_steps_total 0\ntrainyard_planned_steps 10\ntrainyard_tokens_per_second 5\n"
+    progress = parse_progress(page, attempt=1, now=NOW)
+    assert progress is not None
+    assert (progress.step, progress.total_steps, progress.eta_seconds, progress.steps_made) == (0, 10, None, 0)
+
+
+def test_steps_that_a_checkpoint_brought_are_not_made() -> None:
+    progress = parse_progress(PAGE + "trainyard_resumed_step 48\n", attempt=1, now=NOW)
+    assert progress is not None
+    assert (progress.step, progress.resumed_step, progress.steps_made) == (50, 48, 2)
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])

@@ -43,9 +43,9 @@ class Recorder(WorldBackend):
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
         return await super().create(job, manifests)
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
-        self.note(f"delete {', '.join(w.name for w in workers)}")
-        await super().delete_pods(job, workers)
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+        self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
+        await super().delete_pods(job, workers, force=force)
 
 
 class Operator:

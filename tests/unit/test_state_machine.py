@@ -5,6 +5,7 @@ ends with a time in which nothing goes wrong any more: then the job must finish.
 """
 
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 from unittest.mock import patch
 
@@ -16,15 +17,24 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.builders import last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
-from tests.support.world import World, WorldBackend
+from tests.support.world import World, WorldBackend, identity
 from trainyard.job import TrainingJob
+from trainyard.status import Progress, TrainingJobStatus
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
+from trainyard_operator.core.goodput import account
 from trainyard_operator.core.observe import Observation, Pod, WorkerState, observe_worker
-from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.plan import DeleteWorkers, Plan, plan
 
 which = st.integers(0, 9)
 few = st.integers(1, 4)
-seldom = st.sampled_from([False, False, True])
+often = st.sampled_from([True, True, False])
+seldom = st.sampled_from([False, False, False, True])
+
+RULES: list[list[dict[str, Any]]] = [
+    [],
+    [{"onExitCodes": [137], "action": "RestartFree"}],
+    [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
+]
 
 
 class Life(RuleBasedStateMachine):
@@ -36,13 +46,18 @@ class Life(RuleBasedStateMachine):
         replicas=st.integers(1, 3),
         limit=st.integers(0, 3),
         wait=st.sampled_from([0, 1, 30]),
-        rests=st.booleans(),
+        rests=seldom,
         serves=st.booleans(),
+        rules=st.sampled_from(RULES),
+        runs=often,
     )
-    def begin(self, replicas: int, limit: int, wait: int, rests: bool, serves: bool) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": wait}}
-        program = served() if serves else {}
+    def begin(
+        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
+    ) -> None:
+        policy = {"limit": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
+        program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
+        self.life.run_smoothly(20 if runs else 0)  # what a running job can meet is more than what a new one can
 
     def teardown(self) -> None:
         try:
@@ -88,9 +103,11 @@ class Life(RuleBasedStateMachine):
     def resync(self) -> None:
         self.life.resync()
 
-    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 1000]))
-    def time_passes(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 101, 1000]), times=st.integers(0, 2))
+    def time_passes(self, seconds: float, times: int) -> None:
         self.world.pass_time(seconds)
+        for _ in range(times):
+            self.life.look()
 
     # --- the cluster ----------------------------------------------------------------------------------------
 
@@ -121,11 +138,34 @@ class Life(RuleBasedStateMachine):
             self.world.set_pod(name, kubelet.ended(self.world.now, 0))
 
     @precondition(lambda self: self.pods("Running"))
-    @rule(which=which, code=st.sampled_from([1, 78, 137]), peer_lost=st.booleans(), speaks=st.booleans())
-    def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool) -> None:
+    @rule(
+        which=which,
+        code=st.sampled_from([1, 78, 137]),
+        peer_lost=st.booleans(),
+        speaks=st.booleans(),
+        noticed=st.booleans(),
+    )
+    def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool, noticed: bool) -> None:
         names = self.pods("Running")
         words = last_words(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
         self.world.fail_pod(names[which % len(names)], code, words)
+        if noticed:
+            self.life.deliver(jobs=9, pods=9)
+            self.life.look()
+
+    @precondition(lambda self: self.pods("Running"))
+    @rule(steps=st.integers(1, 50), start=st.sampled_from([0, 0, 30]), stall=st.sampled_from([0, 0.7, 20]), seen=often)
+    def group_trains(self, steps: int, start: int, stall: float, seen: bool) -> None:
+        attempt, _ = identity(self.world.pods[self.pods("Running")[0]])
+        self.world.train(attempt, steps, start=start, stall=stall)
+        if seen:
+            self.life.read_page()
+
+    @rule(seconds=st.sampled_from([0, 5, 101]))
+    def page_is_read(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+        self.life.read_page()
+        self.life.look()
 
     @precondition(lambda self: self.pods("Pending", "Running"))
     @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
@@ -141,9 +181,16 @@ class Life(RuleBasedStateMachine):
         else:
             self.world.remove_pod(name)
 
+    @precondition(lambda self: self.pods("Pending", "Running"))
+    @rule(which=which)
+    def node_is_lost(self, which: int) -> None:
+        names = self.pods("Pending", "Running")
+        self.world.lose_node(names[which % len(names)])
+
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
-        going = [name for name, pod in self.world.pods.items() if pod["metadata"].get("deletionTimestamp")]
+        workers = map(observe_worker, self.world.pods.values())
+        going = [w.name for w in workers if w.terminating and w.uid not in self.world.lost]
         for name in going[:count]:
             self.world.remove_pod(name)
 
@@ -215,6 +262,35 @@ class Unjust(Simulation):
             return plan(seen)
 
 
+class Lawless(Simulation):
+    """Does not read the user's rules."""
+
+    def decide(self, seen: Observation) -> Plan:
+        spec = seen.job.spec
+        policy = spec.restart_policy.replace(exceptions=())
+        return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
+
+
+class Suspicious(Simulation):
+    """Takes it that no step is made where none is known."""
+
+    def decide(self, seen: Observation) -> Plan:
+        nothing = Progress(attempt=seen.job.status.attempt, updated_at=seen.now)
+        return plan(replace(seen, progress=seen.progress or nothing))
+
+
+class Clockless(Simulation):
+    """Accounts for time from when its process began, and not from the status."""
+
+    def decide(self, seen: Observation) -> Plan:
+        def forget(job: TrainingJob, after: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
+            goodput = job.status.goodput and job.status.goodput.replace(accounted_at=now)
+            return account(job.replace(status=job.status.replace(goodput=goodput)), after, now)
+
+        with patch("trainyard_operator.core.plan.account", forget):
+            return plan(seen)
+
+
 class Boastful(Simulation):
     """Says Running as soon as the pods exist."""
 
@@ -229,6 +305,24 @@ class Sleepy(Simulation):
     def decide(self, seen: Observation) -> Plan:
         step = plan(seen)
         return step if step.wake_after == 0 else replace(step, wake_after=None)
+
+
+class Impatient(Simulation):
+    """Deletes by force what is merely slow to end."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        going = tuple(w for w in seen.workers if w.terminating and w.attempt < seen.job.status.attempt)
+        return replace(step, actions=(DeleteWorkers(going, force=True),)) if going and not step.actions else step
+
+
+class Patient(Simulation):
+    """Waits for the kubelet of a lost node."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        actions = tuple(a for a in step.actions if not (isinstance(a, DeleteWorkers) and a.force))
+        return replace(step, actions=actions)
 
 
 class Restless(Simulation):
@@ -246,7 +340,12 @@ class Restless(Simulation):
         (Hasty, "acted upon before it was written down"),
         (Spendthrift, "the budget was overdrawn"),
         (Unjust, "not the program's fault"),
+        (Lawless, "that a rule makes free"),
+        (Suspicious, "taken for one that does not start"),
+        (Clockless, "do not add up"),
         (Boastful, "said to run before every worker ran"),
+        (Impatient, "s after its grace period"),
+        (Patient, "asleep in"),
         (Sleepy, "asleep in"),
         (Restless, "a busy loop"),
     ],

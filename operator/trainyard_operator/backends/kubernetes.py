@@ -103,12 +103,17 @@ class KubernetesBackend:
         fix = "delete it, or give the job another name"
         raise Refused(Reason.NAME_TAKEN, f"{kind} {name} exists already and is not this job's; {fix}")
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
-        """Delete pods, each under its UID, so that a namesake made since is left alone."""
-        await asyncio.gather(*(self._delete_one(job, worker) for worker in workers))
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+        """Delete pods, each under its UID, so that a namesake made since is left alone.
 
-    async def _delete_one(self, job: TrainingJob, worker: Worker) -> None:
-        body = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
+        By force: the pod vanishes from the API at once, whatever its kubelet does. See docs/failures.md for the risk.
+        """
+        await asyncio.gather(*(self._delete_one(job, worker, force) for worker in workers))
+
+    async def _delete_one(self, job: TrainingJob, worker: Worker, force: bool) -> None:
+        body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
+        if force:
+            body["gracePeriodSeconds"] = 0
         try:
             await self._api.request("DELETE", f"{core_path('pods', job.metadata.namespace)}/{worker.name}", body)
         except ApiError as error:

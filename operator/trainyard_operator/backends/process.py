@@ -13,7 +13,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +78,16 @@ class ProcessBackend:
                 created.append(self._running[name].pod)
         return created
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
-        """Ask processes to end; the watcher of each removes the pod."""
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+        """Ask processes to end, or kill them at once; the watcher of each removes the pod."""
         for worker in workers:
             running = self._running.get(worker.name)
             if running is not None and running.pod["metadata"]["uid"] == worker.uid:
-                self._change(running, metadata={"deletionTimestamp": _now()})
+                self._change(running, metadata={"deletionTimestamp": _now(0 if force else GRACE)})
                 if running.watcher is None or running.watcher.done():
                     self._remove(running)
+                elif force:
+                    end_family(MARK, worker.uid)
                 else:
                     self._signal(running)
 
@@ -249,5 +251,6 @@ def _free_port() -> int:
         return port
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def _now(later: float = 0) -> str:
+    """The time, or that many seconds later, as the API has it."""
+    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -12,6 +12,11 @@ TRAINER_COMMAND = ["python", "-m", "trainyard_trainer"]
 
 NON_ROOT = 65532
 
+_LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+_LOST_AFTER = 30
+"""Seconds on a node that does not answer until the cluster deletes the pod; Kubernetes' own default is 300, in which
+the rest of the group would wait for a worker that is gone."""
+
 
 def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str) -> Manifest:
     """The manifest of one pod: a worker, or after the workers the parameter server.
@@ -66,6 +71,8 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str) ->
         "containers": [_worker_container(job, attempt, index, trainer_image)],
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }
+    if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
+        spec["tolerations"] = tolerations
     if job.spec.image_pull_secrets:
         spec["imagePullSecrets"] = [s.to_dict() for s in job.spec.image_pull_secrets]
     if job.spec.trainer is not None:
@@ -82,6 +89,26 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str) ->
             "seccompProfile": {"type": "RuntimeDefault"},
         }
     return spec
+
+
+def _tolerations(given: Any) -> list[Any] | None:
+    """The template's tolerations, and ours of a lost node for the taints that it says nothing of.
+
+    None leaves the template's as they are: what is not a list of objects is the API server's to refuse.
+    """
+    if not isinstance(given, list) or not all(isinstance(toleration, dict) for toleration in given):
+        return None
+    ours = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_AFTER}
+        for key in _LOST
+        if not any(_speaks_of(toleration, key) for toleration in given)
+    ]
+    return [*given, *ours]
+
+
+def _speaks_of(toleration: Manifest, key: str) -> bool:
+    """Whether a toleration is about evictions by a taint; as the admission plugin DefaultTolerationSeconds has it."""
+    return toleration.get("key", "") in (key, "") and toleration.get("effect", "") in ("NoExecute", "")
 
 
 def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:

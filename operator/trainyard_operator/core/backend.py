@@ -48,8 +48,8 @@ class Backend(Protocol):
         """Create children, as many at a time as the world takes; one that exists and is the job's own is fine."""
         ...
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker]) -> None:
-        """Start to delete pods, each only if it is still the one that was looked at (its UID)."""
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+        """Start to delete pods, each only if it is still the one that was looked at (its UID); `force`: at once."""
         ...
 
     async def tell(self, job: TrainingJob, event: Event) -> None:

@@ -28,6 +28,7 @@ class Entry:
     pods: dict[str, Pod] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)
     progress: Progress | None = None
+    """What rank 0's metrics page showed when it was last read."""
     trouble: Trouble | None = None
 
 

@@ -46,8 +46,8 @@ class Worker:
     serves: bool = False
     """The pod is the parameter server."""
     ready: bool = False
-    terminating: bool = False
-    """The pod is being deleted."""
+    deletion_at: datetime | None = None
+    """The pod is being deleted, and should be gone by then: its grace period is over."""
     disrupted: bool = False
     """The cluster took the pod away (eviction, preemption, node shutdown): not the program's fault."""
     node: str | None = None
@@ -57,6 +57,11 @@ class Worker:
     """Termination message of the container, or the message of the pod."""
     finished_at: datetime | None = None
     obstacle: Obstacle | None = None
+
+    @property
+    def terminating(self) -> bool:
+        """Whether the pod is being deleted."""
+        return self.deletion_at is not None
 
     @property
     def active(self) -> bool:
@@ -85,6 +90,7 @@ class Observation:
     workers: tuple[Worker, ...]
     now: datetime
     progress: Progress | None = None
+    """What rank 0's metrics page showed when it was last read, with step 0 before the first one."""
     trouble: Trouble | None = None
 
 
@@ -140,7 +146,7 @@ def observe_worker(pod: Pod) -> Worker:
         state=_state(status.get("phase", "Pending"), container),
         serves=labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER,
         ready=conditions.get("Ready", {}).get("status") == "True",
-        terminating=bool(metadata.get("deletionTimestamp")),
+        deletion_at=_moment(metadata.get("deletionTimestamp")),  # when it was asked for, plus the grace period
         disrupted=disrupted,
         node=(pod.get("spec") or {}).get("nodeName"),
         exit_code=ended.get("exitCode"),

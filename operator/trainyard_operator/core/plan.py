@@ -9,21 +9,25 @@ upon it. So an operator that dies at any moment never repeats or forgets a decis
 pod of an attempt is created while a pod of another one exists.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from trainyard.job import TrainingJob
 from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
-from trainyard.spec import Backoff
 from trainyard.status import ConditionType as C
-from trainyard.status import Progress, Reason, TrainingJobStatus, WorkerCounts
+from trainyard.status import Reason, TrainingJobStatus
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.draft import Draft, Event
-from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState
+from trainyard_operator.core.goodput import account
+from trainyard_operator.core.judge import backoff, judge
+from trainyard_operator.core.observe import Observation, Worker, WorkerState
+from trainyard_operator.core.startup import first_step_due, judge_startup
+from trainyard_operator.core.tell import count_workers, set_running, set_waiting, tell_overdue, tell_reached
 
 SETTLE = timedelta(seconds=3)
 """How long a failure that looks like the effect of another one waits for the cause to show."""
+OVERDUE = timedelta(seconds=30)
+"""How much longer than its grace period a pod may take to end before its node is taken for lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +43,8 @@ class DeleteWorkers:
     """Delete these pods."""
 
     workers: tuple[Worker, ...]
+    force: bool = False
+    """At once, without waiting for the kubelet to say that they have ended."""
 
 
 Action = CreateWorkers | DeleteWorkers
@@ -57,11 +63,16 @@ class Plan:
 
 def plan(seen: Observation) -> Plan:
     """Decide the next step in the life of a job."""
+    step = _decide(seen)
+    return replace(step, status=account(seen.job, step.status, seen.now))
+
+
+def _decide(seen: Observation) -> Plan:
     job, draft = seen.job, Draft(seen.job, seen.now)
     status = job.status
     newest = max((w.attempt for w in seen.workers), default=0)
     current = tuple(w for w in seen.workers if w.attempt == status.attempt)
-    draft.update(workers=_count(job, current))
+    draft.update(workers=count_workers(job, current))
     if status.finished:
         return _end(draft, delete=[w for w in seen.workers if w.active])
     if newest > status.attempt:
@@ -130,7 +141,7 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
     draft.update(completion_time=draft.now)
     for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
         draft.clear(kind, Reason.FINISHED, "the job has succeeded")
-    reached = _reached(draft.status.progress)
+    reached = tell_reached(draft.status.progress)
     why = f"; {first.message.message}" if first.message and first.message.message else ""
     draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}{why}", event="Normal")
     return _ledger(draft)
@@ -156,16 +167,25 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
     gone = len(missing) if draft.status.is_true(C.RUNNING) else 0
     if found := diagnose(workers, draft.status.attempt, gone, draft.now):
-        return _judge(draft, found)
+        return _recover(draft, found)
     if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
         return _succeed(draft, workers)
     if missing:
         return _create(draft, seen, missing)
     if all(w.state is not WorkerState.PENDING for w in workers):
-        _set_running(draft, seen)
-    else:
-        _set_waiting(draft, seen, workers)
+        return _run(draft, seen)
+    set_waiting(draft, seen, workers)
     return _end(draft)
+
+
+def _run(draft: Draft, seen: Observation) -> Plan:
+    """All workers run: follow their progress, and see to it that the first step comes."""
+    set_running(draft, seen)
+    if found := judge_startup(draft, seen.progress):
+        return _recover(draft, found)
+    due = first_step_due(draft)
+    left = (due - draft.now).total_seconds() if due else 0.0
+    return _end(draft, wake_after=left if left > 0 else None)
 
 
 def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
@@ -174,7 +194,7 @@ def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
         draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
         return _end(draft, wake_after=wait)
     workers = [w for w in seen.workers if w.attempt == draft.status.attempt]
-    _set_waiting(draft, seen, tuple(workers))
+    set_waiting(draft, seen, tuple(workers))
     return _end(draft, actions=(CreateWorkers(draft.status.attempt, missing),))
 
 
@@ -183,60 +203,28 @@ def _retire(draft: Draft, old: list[Worker]) -> Plan:
     noun = "pod" if len(old) == 1 else "pods"
     message = f"waiting for {len(old)} {noun} of an earlier attempt to end"
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
-    return _end(draft, delete=old)
-
-
-def _set_running(draft: Draft, seen: Observation) -> None:
-    attempt, spec = draft.status.attempt, seen.job.spec
-    noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
-    message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
-    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
-    draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
-    if seen.progress is not None and seen.progress.attempt == attempt:
-        draft.update(progress=seen.progress)
-    if spec.trainer is None:
-        return
-    progress = draft.status.progress
-    if progress is not None and progress.attempt == attempt and progress.step > 0:
-        draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
-    else:
-        draft.set(C.PROGRESSING, False, Reason.NO_STEP_YET, f"attempt {attempt} has not finished its first step yet")
-
-
-def _set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
-    """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = seen.job.spec.pods
-    noun = "pods" if seen.job.spec.servers else "workers"
-    obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
-    if seen.trouble:
-        draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
-    elif obstacles:
-        rank = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
-        first = min(obstacles, key=lambda o: rank.index(o.reason))
-        affected = sum(o.reason is first.reason for o in obstacles)
-        message = f"{affected} of {wanted} {noun}: {first.message}"
-        draft.set(C.RUNNING, False, first.reason, message, event="Warning")
-    else:
-        running = sum(w.state is not WorkerState.PENDING for w in workers)
-        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} {noun} run")
+    left = {w: (w.deletion_at + OVERDUE - draft.now).total_seconds() for w in old if w.deletion_at}
+    overdue = tuple(w for w, seconds in left.items() if seconds < 0)
+    for worker in overdue:
+        draft.tell("Warning", Reason.POD_OVERDUE, tell_overdue(worker, OVERDUE))
+    actions = (DeleteWorkers(overdue, force=True),) if overdue else ()
+    # A lost node sends no event: look again when the next one is overdue.
+    wake_after = min((seconds for seconds in left.values() if seconds >= 0), default=None)
+    return _end(draft, delete=old, actions=actions, wake_after=None if wake_after is None else wake_after + 1)
 
 
 # --- failure and restart --------------------------------------------------------------------------------------
 
 
-def _judge(draft: Draft, found: Diagnosis) -> Plan:
-    failure, status, policy = found.failure, draft.status, draft.job.spec.restart_policy
+def _recover(draft: Draft, found: Diagnosis) -> Plan:
+    """A failure: start over, or give up."""
     if found.effect_since and timedelta(0) <= draft.now - found.effect_since < SETTLE:
         return _end(draft, wake_after=SETTLE.total_seconds())
-    draft.update(last_failure=failure)
-    story = _tell(found)
-    if found.hopeless:
-        return _fail(draft, Reason.INVALID_CONFIG, failure.message)
-    if found.counts and status.restarts_counted >= policy.limit:
-        spent = f"; restartPolicy.limit is {policy.limit}" if policy.limit else ""
-        return _fail(draft, Reason.RESTART_LIMIT if policy.limit else Reason.WORKER_FAILED, story + spent)
-    reason = Reason.WORKER_FAILED if found.counts else Reason.DISRUPTED
-    return _restart(draft, reason, story, counts=found.counts)
+    draft.update(last_failure=found.failure)
+    verdict = judge(found, draft.job.spec.restart_policy, draft.status.restarts_counted)
+    if verdict.fails:
+        return _fail(draft, verdict.reason, verdict.message)
+    return _restart(draft, verdict.reason, verdict.message, counts=verdict.counts)
 
 
 def _restart(draft: Draft, reason: Reason, why: str, *, counts: bool) -> Plan:
@@ -265,46 +253,7 @@ def _backoff_left(draft: Draft) -> float:
     return wait - (draft.now - failure.at).total_seconds()
 
 
-def backoff(policy: Backoff, restarts: int) -> float:
-    """Seconds to wait before a restart, given how many count so far, this one included."""
-    growth: float = policy.factor ** min(max(0, restarts - 1), 64)
-    return min(policy.max_seconds, policy.initial_seconds * growth)
-
-
 # --- small parts ----------------------------------------------------------------------------------------------
-
-
-def _count(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
-    workers = tuple(w for w in workers if not w.serves)
-    states = [w.state for w in workers]
-    return WorkerCounts(
-        desired=0 if job.spec.suspend else job.spec.workers.replicas,
-        running=states.count(WorkerState.RUNNING),
-        ready=sum(w.ready and w.state is WorkerState.RUNNING for w in workers),
-        succeeded=states.count(WorkerState.SUCCEEDED),
-        failed=states.count(WorkerState.FAILED),
-    )
-
-
-def _tell(found: Diagnosis) -> str:
-    """One sentence on a failure: pod, rank, node, exit code, reason, last line."""
-    f = found.failure
-    who = f"pod {f.pod}" if f.pod else "the group"
-    facts = [f"rank {f.rank}" if f.rank is not None else "", f"node {f.node}" if f.node else ""]
-    facts.append(f"exit code {f.exit_code}" if f.exit_code is not None else "")
-    facts.append(f"step {f.step}" if f.step is not None else "")
-    detail = ", ".join(x for x in facts if x)
-    story = f"attempt {f.attempt}: {who} {'failed' if found.counts else 'was lost'}"
-    story += f" ({detail})" if detail else ""
-    story += f": {f.reason}"
-    return f"{story}: {f.message}" if f.message else story
-
-
-def _reached(progress: Progress | None) -> str:
-    if progress is None:
-        return ""
-    loss = f", loss {progress.loss:.4f}" if progress.loss is not None else ""
-    return f" at step {progress.step}{loss}"
 
 
 def _ledger(draft: Draft) -> Plan:

@@ -28,17 +28,19 @@ _LONGEST_PAGE = 1_000_000
 _FIGURES = {
     contract.METRIC_STEP: "step",
     contract.METRIC_TOTAL_STEPS: "total_steps",
+    contract.METRIC_RESUMED_STEP: "resumed_step",
     contract.METRIC_LOSS: "loss",
     contract.METRIC_LEARNING_RATE: "learning_rate",
     contract.METRIC_GRAD_NORM: "grad_norm",
     contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
+    contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
 }
-_COUNTS = ("step", "total_steps")
+_COUNTS = ("step", "total_steps", "resumed_step")
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
-    """Progress from a page in the Prometheus text format; None before the first step is done.
+    """Progress from a page in the Prometheus text format; None if it counts no steps. Before the first step it is 0.
 
     Raises:
         ValueError: the page is not in that format.
@@ -53,11 +55,11 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
             evaluation[sample.name.removeprefix(contract.METRIC_EVALUATION)] = significant(sample.value)
         elif sample.name == contract.METRIC_TOKENS:
             tokens = sample.value
-    if not values.get("step"):
+    if "step" not in values:
         return None
     figures = {k: int(v) if k in _COUNTS else significant(v) for k, v in values.items()}
     eta = None
-    if (speed := values.get("tokens_per_second")) and "total_steps" in values:
+    if values["step"] and (speed := values.get("tokens_per_second")) and "total_steps" in values:
         left = max(0.0, values["total_steps"] - values["step"])
         eta = significant(left * tokens / values["step"] / speed, 3)
     return Progress(
@@ -100,7 +102,7 @@ class ProgressPoller:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(asyncio.sleep(self.interval))
                     for key, entry in self.cache.jobs():
-                        if (pod := _rank_zero(entry)) is not None:
+                        if (pod := rank_zero(entry)) is not None:
                             group.create_task(self._pull(session, slots, key, entry, pod))
 
     async def _pull(
@@ -133,7 +135,7 @@ async def _read(response: aiohttp.ClientResponse) -> str:
     return page.decode()
 
 
-def _rank_zero(entry: Entry) -> Pod | None:
+def rank_zero(entry: Entry) -> Pod | None:
     """The running pod with index 0 of a running job that uses the built-in trainer."""
     job = entry.job
     if job is None or job.spec.trainer is None or not job.status.is_true(ConditionType.RUNNING):

@@ -105,7 +105,7 @@ class Reconciler:
     async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
         for action in step.actions:
             if isinstance(action, DeleteWorkers):
-                await self.backend.delete_pods(job, action.workers)
+                await self.backend.delete_pods(job, action.workers, force=action.force)
                 continue
             try:
                 await self._create(job, action)

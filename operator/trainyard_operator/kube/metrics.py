@@ -73,6 +73,11 @@ class _JobCollector(Collector):
             "Attempts that had to be repeated, by whether they count",
             labels=[*labels, "counted"],
         )
+        goodput = CounterMetricFamily(
+            "trainyard_job_goodput_seconds",
+            "Wall time of the job, by what it went into, as of the last change of its status",
+            labels=[*labels, "part"],
+        )
         for key, entry in self._cache.jobs():
             if entry.job is None:
                 continue
@@ -84,4 +89,6 @@ class _JobCollector(Collector):
                 pods.add_metric([*key, state], tally[state])
             restarts.add_metric([*key, "true"], status.restarts_counted)
             restarts.add_metric([*key, "false"], status.restarts - status.restarts_counted)
-        return conditions, pods, restarts
+            for part, seconds in status.goodput.parts().items() if status.goodput else ():
+                goodput.add_metric([*key, part], seconds)
+        return conditions, pods, restarts, goodput

@@ -1,0 +1,141 @@
+"""Attempts that run and never make a step: they are restarted, if that is known and not merely unseen."""
+
+from typing import Any
+
+from tests.builders import after, make_job, make_progress, make_worker, trainer_spec
+from tests.support.story import Story, running
+from trainyard.status import Phase, Progress, Reason
+from trainyard_operator.core.observe import Trouble
+
+
+def starting(seconds: int = 600, limit: int = 1) -> Story:
+    """A job of the built-in trainer whose workers all run, at `NOW`."""
+    policy = {"limit": limit, "backoff": {"initialSeconds": 0}}
+    return running(trainer=trainer_spec(), health={"startupTimeoutSeconds": seconds}, restartPolicy=policy)
+
+
+def page(story: Story, step: int = 0, *, attempt: int = 1, **fields: Any) -> Progress:
+    """Rank 0's page, read now."""
+    return Progress(attempt=attempt, step=step, updated_at=story.now, **fields)
+
+
+def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() -> None:
+    story = starting()
+    assert story.step().wake_after == 600
+    story.later(599)
+    story.progress = page(story)
+    assert (story.step().wake_after, story.status.attempt) == (1, 1)
+    story.later(1)
+    story.progress = page(story)
+    story.step()
+    assert (story.status.attempt, story.status.restarts_counted) == (2, 1)
+    restarting = story.condition("Restarting")
+    assert (restarting.status, restarting.reason) == ("True", "StartupTimeout")
+    failure = story.status.last_failure
+    assert failure is not None
+    assert (failure.attempt, failure.reason, failure.at) == (1, "StartupTimeout", after(600))
+    assert failure.message == "no step within 600 s since all workers run (spec.health.startupTimeoutSeconds)"
+    assert restarting.message.startswith("attempt 1: the group failed: StartupTimeout: no step within 600 s")
+
+
+def test_each_attempt_has_the_whole_time_for_itself_and_the_limit_ends_it() -> None:
+    story = starting(limit=1)
+    for attempt in (1, 2):
+        story.all("Running").settle()
+        assert story.later(300).settle().wake_after == 300
+        story.later(300)
+        story.progress = page(story, attempt=attempt)
+        story.settle()
+        story.progress = None
+        story.see().settle()
+    assert story.phase == Phase.FAILED
+    assert story.condition("Failed").reason == "RestartLimitReached"
+
+
+def test_the_default_is_half_an_hour() -> None:
+    assert running(trainer=trainer_spec()).step().wake_after == 1800
+
+
+def test_the_first_step_ends_the_wait() -> None:
+    story = starting()
+    story.later(599)
+    story.progress = page(story, 1)
+    assert story.step().wake_after is None
+    assert story.later(10_000).step().wake_after is None
+    assert (story.phase, story.status.attempt) == (Phase.RUNNING, 1)
+
+
+def test_a_step_that_a_checkpoint_brought_is_none_of_this_attempts() -> None:
+    story = starting().later(600)
+    story.progress = page(story, 80, resumed_step=80)
+    story.step()
+    assert story.status.attempt == 2
+    going = starting().later(600)
+    going.progress = page(going, 81, resumed_step=80)
+    going.step()
+    assert (going.status.attempt, going.condition("Progressing").status) == (1, "True")
+
+
+def test_a_page_that_cannot_be_read_is_no_evidence_and_the_condition_says_so() -> None:
+    story = starting()
+    assert story.condition("Progressing").message == "attempt 1 has not finished its first step yet"
+    step = story.later(100_000).step()
+    assert (step.wake_after, story.phase, story.status.attempt) == (None, Phase.RUNNING, 1)
+    assert story.condition("Progressing").message == (
+        "attempt 1: whether it makes steps is not known, since rank 0's metrics page cannot be read, and so "
+        "spec.health.startupTimeoutSeconds is not enforced; let the operator reach port 9400 of the pods"
+    )
+
+
+def test_a_page_that_was_read_before_the_time_was_over_is_no_evidence() -> None:
+    story = starting()
+    story.later(599)
+    story.progress = page(story)
+    story.later(100).step()
+    assert (story.phase, story.status.attempt) == (Phase.RUNNING, 1), "it may have made a step since"
+    story.progress = page(story)
+    story.step()
+    assert story.status.attempt == 2
+
+
+def test_the_page_of_an_earlier_attempt_is_no_evidence() -> None:
+    story = starting().see(make_worker(0, state="Failed"), make_worker(1))
+    story.settle()
+    story.see().settle()
+    story.all("Running").settle()
+    story.later(600)
+    story.progress = page(story, attempt=1)
+    story.step()
+    assert story.status.attempt == 2
+
+
+def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
+    story = Story(make_job(trainer=trainer_spec(), health={"startupTimeoutSeconds": 5}))
+    story.settle()
+    story.trouble = Trouble(Reason.PODS_REFUSED, "quota")
+    story.later(1000).settle()
+    story.trouble = None
+    story.all("Running").settle()
+    assert (story.step().wake_after, story.status.attempt) == (5, 1)
+
+
+def test_a_rule_may_make_a_slow_start_free() -> None:
+    rules = [{"onReasons": ["StartupTimeout"], "action": "RestartFree"}]
+    story = running(trainer=trainer_spec(), restartPolicy={"limit": 0, "rules": rules}).later(1800)
+    story.progress = page(story)
+    story.step()
+    assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
+    assert story.condition("Restarting").reason == "StartupTimeout"
+
+
+def test_step_zero_does_not_hide_how_far_the_attempt_before_had_come() -> None:
+    story = starting()
+    story.progress = make_progress(50)
+    story.settle()
+    story.see(make_worker(0, state="Failed"), make_worker(1)).settle()
+    story.see().settle()
+    story.all("Running").later(5)
+    story.progress = page(story, attempt=2)
+    story.settle()
+    assert story.status.progress == make_progress(50)
+    assert story.condition("Progressing").status == "False"
