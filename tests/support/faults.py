@@ -434,6 +434,17 @@ RULES = (
         "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
     ),
     Fault(
+        "checkpoints without a volume",
+        lambda: make_manifest(checkpoint={}),
+        "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
+    ),
+    Fault(
+        "steps between checkpoints of a program of one's own",
+        lambda: make_manifest(checkpoint={"claim": {"size": "1Gi"}, "everySteps": 10}),
+        "spec.checkpoint: everySteps, everySeconds, keep and async are the built-in trainer's; remove them, a "
+        "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
+    ),
+    Fault(
         "a rule for restarts without a condition",
         lambda: make_manifest(restartPolicy={"rules": [{"action": "Fail"}]}),
         _ONE_CONDITION,

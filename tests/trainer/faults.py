@@ -1,5 +1,6 @@
 """Entry points of pods with one thing wrong, to prove that tests notice."""
 
+import errno
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from trainyard_trainer.sampling import Sampler
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.update import LocalUpdate
 from trainyard_trainer.world import World
+from trainyard_trainer.writer import CheckpointWriter
 
 
 def sum_instead_of_mean() -> None:
@@ -181,6 +183,19 @@ def second_pod_never_comes() -> None:
 
 def different_text() -> None:
     TokenFile.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
+    launch.main()
+
+
+def disk_full_at_step_3() -> None:
+    """As rank 1's disk would answer."""
+    write_data = CheckpointWriter.write_data
+
+    def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
+        if "00000003" in str(self.path) and os.environ["RANK"] == "1":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *arguments)
+
+    CheckpointWriter.write_data = faulty  # type: ignore[method-assign]
     launch.main()
 
 

@@ -22,7 +22,7 @@ THRESHOLD = 2**18
 
 def main() -> None:
     """Run a pod whose ranks print a line of figures, in bytes, after each step."""
-    worker.keep_freed_memory = lambda: None
+    worker.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
     # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)

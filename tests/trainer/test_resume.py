@@ -1,5 +1,8 @@
 """A run that goes on from a checkpoint is the run that was never interrupted."""
 
+import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +79,90 @@ def test_a_checkpoint_of_any_layout_goes_on_on_any_other(
         assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
         assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE), reader
         assert checkpoints.complete_steps(folder) == [6, 3]
+
+
+def test_a_run_saves_in_the_background_and_keeps_as_many_as_it_should(start: Starter, tmp_path: Path) -> None:
+    pods = train(start, tmp_path, Layout(2, {}), stop=12, checkpoint={"everySteps": 3, "async": True, "keep": 2})
+    assert finish(pods, 120) == [0], pods[0].stderr
+    assert checkpoints.complete_steps(tmp_path) == [12, 9]
+    assert all(checkpoints.damage(checkpoints.complete_folder(tmp_path, step)) is None for step in (12, 9))
+    assert pods[0].word is not None
+    assert pods[0].word.progress is not None
+    assert pods[0].word.progress.checkpoint_step == 12
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("layout", [Layout(1, {}), Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})], ids=str)
+def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_at_the_next_step(
+    start: Starter, tmp_path: Path, undisturbed: dict[int, float], layout: Layout, background: bool
+) -> None:
+    """Only one pod is told; all end, after the same step."""
+    checkpoint = {"everySteps": 1000, "async": background}
+    pods = train(start, tmp_path, layout, stop=100_000, checkpoint=checkpoint)
+    pods[0].wait_for_step(4)
+    os.kill(pods[0].pid, signal.SIGTERM)
+    codes = finish(pods[:1], 60)
+    assert codes == [128 + signal.SIGTERM], pods[0].stderr
+    [step] = checkpoints.complete_steps(tmp_path)
+    assert step >= 4
+    seen = losses(pods[0])
+    assert max(seen) == step
+    assert {s: seen[s] for s in (1, 2, 3)} == pytest.approx({s: undisturbed[s] for s in (1, 2, 3)}, rel=TOLERANCE)
+    pods = train(start, tmp_path, layout, stop=step + 2, checkpoint=checkpoint)
+    assert set(finish(pods, 60)) == {0}, pods[0].stderr
+    assert sorted(losses(pods[0])) == [step + 1, step + 2]
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    start: Starter, tmp_path: Path, undisturbed: dict[int, float]
+) -> None:
+    pods = train(start, tmp_path, Layout(2, {"data": FSDP}))
+    assert finish(pods, 60) == [0], pods[0].stderr
+    with (tmp_path / "step-00000006" / "__1_0.distcp").open("r+b") as file:
+        file.truncate(100)
+    pods = train(start, tmp_path, Layout(2, {}))
+    assert finish(pods, 60) == [0], pods[0].stderr
+    assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE)
+    assert "the checkpoint of step 6 is damaged" in pods[0].stdout
+    assert checkpoints.damage(tmp_path / "step-00000006") is None
+
+
+def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: Starter, tmp_path: Path) -> None:
+    pods = train(start, tmp_path, Layout(1, {}), stop=3)
+    assert finish(pods, 60) == [0], pods[0].stderr
+    for changes, message in (
+        ({"model": {**GPT, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
+        ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name: is sgd, but the checkpoint"),
+    ):
+        [pod] = train(start, tmp_path, Layout(1, {}), **changes)
+        assert finish([pod], 60) == [contract.EXIT_INVALID_CONFIG]
+        assert pod.word is not None
+        assert pod.word.message.startswith(message)
+
+
+def test_the_samples_go_on_where_they_were_if_the_batch_changes(start: Starter, tmp_path: Path) -> None:
+    """Eight samples a step, then four: none is repeated and none is left out."""
+    entry = "tests.trainer.faults:audit"
+    pods = train(start, tmp_path, Layout(1, {}), stop=3, entry=entry)
+    assert finish(pods, 60) == [0], pods[0].stderr
+    drawn = read_samples(pods[0])
+    pods = train(start, tmp_path, Layout(1, {}), stop=9, entry=entry, batch={"global": 4})
+    assert finish(pods, 60) == [0], pods[0].stderr
+    drawn += read_samples(pods[0])
+    pods = train(start, tmp_path / "whole", Layout(1, {}), entry=entry)
+    assert finish(pods, 60) == [0], pods[0].stderr
+    assert drawn == read_samples(pods[0])
+    assert len(set(drawn)) == 48
+
+
+def read_samples(pod: Pod) -> list[int]:
+    read = json.loads((pod.folder / "samples-0.json").read_text())
+    return [sample for _, _, numbers in read for sample in numbers]
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path: Path) -> None:
+    pods = train(start, tmp_path, Layout(2, {"data": FSDP}), entry="tests.trainer.faults:disk_full_at_step_3")
+    assert finish(pods, 60) == [0], pods[0].stderr
+    assert "the checkpoint of step 3 could not be written: OSError: [Errno 28]" in pods[0].stdout
+    assert checkpoints.complete_steps(tmp_path) == [6]
+    assert not list(tmp_path.glob("*.partial"))

@@ -12,7 +12,7 @@ from tests.builders import make_job, served, trainer_spec
 from trainyard import contract
 from trainyard.config import RunConfig
 from trainyard.job import TrainingJob
-from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.build.children import build_claim, build_config_map, build_service
 from trainyard_operator.build.merge import merge_pod_spec
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.observe import job_name_of
@@ -110,6 +110,56 @@ def test_every_child_is_owned_by_the_job_and_goes_with_it(job: TrainingJob) -> N
         assert (owner["uid"], owner["controller"], owner["kind"]) == ("uid-1", True, "TrainingJob")
         assert child["metadata"]["namespace"] == job.metadata.namespace
         assert child["metadata"]["labels"][contract.LABEL_JOB] == job.metadata.name
+
+
+def test_a_claim_goes_with_the_job_unless_it_is_retained() -> None:
+    claim = {"size": "1Gi", "storageClassName": "fast", "accessModes": ["ReadWriteOnce"]}
+    manifests = [
+        build_claim(make_job(trainer=trainer_spec(), checkpoint={"claim": {**claim, "retain": retain}}))
+        for retain in (False, True)
+    ]
+    assert all(m is not None for m in manifests)
+    owned, retained = (m or {} for m in manifests)
+    assert owned["metadata"]["ownerReferences"][0]["kind"] == "TrainingJob"
+    assert "ownerReferences" not in retained["metadata"]
+    assert owned["spec"] == {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+        "storageClassName": "fast",
+    }
+    assert build_claim(make_job(trainer=trainer_spec(), checkpoint={"volume": {"emptyDir": {}}})) is None
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "source"),
+    [
+        ({"volume": {"nfs": {"server": "s", "path": "/p"}}}, {"nfs": {"server": "s", "path": "/p"}}),
+        ({"claim": {"size": "1Gi"}}, {"persistentVolumeClaim": {"claimName": "train"}}),
+    ],
+)
+@pytest.mark.parametrize("trainer", [trainer_spec(), None], ids=["trainer", "a program of one's own"])
+def test_checkpoints_have_a_volume_a_folder_and_time_to_be_written(
+    checkpoint: dict[str, Any], source: dict[str, Any], trainer: dict[str, Any] | None
+) -> None:
+    job = (
+        make_job("train", trainer=trainer, checkpoint=checkpoint)
+        if trainer
+        else make_job("train", checkpoint=checkpoint)
+    )
+    pod, env = pod_of(job), env_of(job)
+    assert {"name": "checkpoints", **source} in pod["spec"]["volumes"]
+    assert {"name": "checkpoints", "mountPath": "/checkpoints"} in worker_of(pod)["volumeMounts"]
+    assert env["TRAINYARD_CHECKPOINTS"] == "/checkpoints/train"
+    grace = "120" if trainer else None
+    assert env.get("TRAINYARD_GRACE_SECONDS") == grace
+    assert pod["spec"].get("terminationGracePeriodSeconds") == (int(grace) if grace else None)
+
+
+def test_a_template_may_give_another_time_to_write_the_last_checkpoint() -> None:
+    workers = {"template": {"spec": {"terminationGracePeriodSeconds": 600}}}
+    job = make_job(trainer=trainer_spec(), workers=workers, checkpoint={"claim": {"size": "1Gi"}})
+    assert pod_of(job)["spec"]["terminationGracePeriodSeconds"] == 600
+    assert env_of(job)["TRAINYARD_GRACE_SECONDS"] == "600"
 
 
 def test_the_service_selects_the_jobs_pods(job: TrainingJob) -> None:

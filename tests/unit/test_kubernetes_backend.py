@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from tests.builders import make_job, make_pod, make_worker, trainer_spec
+from trainyard.job import TrainingJob
 from trainyard.status import Reason, TrainingJobStatus
 from trainyard_operator.backends.kubernetes import KubernetesBackend
-from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.build.children import build_claim, build_config_map, build_service
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.draft import Event
 from trainyard_operator.kube.api import ApiError
@@ -137,6 +138,25 @@ async def test_a_name_in_use_that_cannot_be_looked_at_is_tried_again(code: int, 
         await hands.create(JOB, [SERVICE])
 
 
+def claiming(retain: bool = False) -> TrainingJob:
+    return make_job(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi", "retain": retain}})
+
+
+@pytest.mark.parametrize(("retain", "welcome"), [(True, True), (False, False)])
+async def test_a_claim_that_an_earlier_job_left_is_taken_over_if_it_was_to_be_retained(
+    retain: bool, welcome: bool
+) -> None:
+    left, wanted = build_claim(claiming(retain=True)), build_claim(claiming(retain))
+    assert left is not None
+    assert wanted is not None
+    hands, _ = backend(error(409), left)
+    if welcome:
+        assert await hands.create(JOB, [wanted]) == [left]
+    else:
+        with pytest.raises(Refused, match="exists already and is not this job's"):
+            await hands.create(JOB, [wanted])
+
+
 async def test_one_refused_child_does_not_keep_the_others_from_being_created() -> None:
     pods = [make_pod(JOB, index) for index in range(3)]
     hands, api = backend(pods[0], error(403), pods[2])
@@ -216,6 +236,7 @@ def test_every_kind_that_is_built_can_be_created() -> None:
     kinds: list[Callable[[], dict[str, Any] | None]] = [
         lambda: build_service(JOB),
         lambda: build_config_map(JOB),
+        lambda: build_claim(claiming()),
         lambda: make_pod(JOB),
     ]
     from trainyard_operator.backends.kubernetes import _PLURALS

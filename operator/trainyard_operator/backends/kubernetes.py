@@ -17,7 +17,12 @@ from trainyard_operator.kube.api import MERGE_PATCH, ApiError, KubeApi
 
 log = logging.getLogger(__name__)
 
-_PLURALS = {"Pod": "pods", "Service": "services", "ConfigMap": "configmaps"}
+_PLURALS = {
+    "Pod": "pods",
+    "Service": "services",
+    "ConfigMap": "configmaps",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+}
 
 
 def jobs_path(namespace: str | None = None) -> str:
@@ -92,7 +97,7 @@ class KubernetesBackend:
         try:
             found = await self._api.request("GET", path)
             owner = owner_uid(found)
-            if owner == job.metadata.uid:
+            if owner == job.metadata.uid or _is_retained(found, manifest):
                 if kind == "ConfigMap" and found.get("data") != manifest["data"]:
                     found = await self._api.request("PATCH", path, {"data": manifest["data"]}, content_type=MERGE_PATCH)
                 return found
@@ -155,6 +160,14 @@ class KubernetesBackend:
         address = (pod.get("status") or {}).get("podIP")
         host = f"[{address}]" if address and ":" in address else address
         return f"http://{host}:{contract.METRICS_PORT}/metrics" if address else None
+
+
+def _is_retained(found: dict[str, Any], manifest: dict[str, Any]) -> bool:
+    """Whether this is the claim that an earlier job of the same name left for this one."""
+    labels = found["metadata"].get("labels") or {}
+    retained = manifest["kind"] == "PersistentVolumeClaim" and "ownerReferences" not in manifest["metadata"]
+    same = labels.get(contract.LABEL_JOB) == manifest["metadata"]["labels"][contract.LABEL_JOB]
+    return retained and same and owner_uid(found) is None and not found["metadata"].get("deletionTimestamp")
 
 
 def _translate(error: ApiError) -> BackendError:

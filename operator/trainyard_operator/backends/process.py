@@ -166,6 +166,9 @@ class ProcessBackend:
         environment[MARK] = running.pod["metadata"]["uid"]
         environment[contract.ENV_TERMINATION_LOG] = str(running.folder / "termination-log")
         environment[contract.ENV_METRICS_PORT] = str(running.metrics_port)
+        environment[contract.ENV_GRACE] = str(GRACE)
+        if contract.ENV_CHECKPOINTS in given:
+            environment[contract.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[contract.ENV_CONFIG] = str(config / contract.CONFIG_FILE)
         return environment

@@ -51,6 +51,28 @@ def build_service(job: TrainingJob) -> Manifest:
     }
 
 
+def build_claim(job: TrainingJob) -> Manifest | None:
+    """The claim for the checkpoints, where the job asks for one. One that is retained has no owner to go with."""
+    claim = job.spec.checkpoint.claim if job.spec.checkpoint else None
+    if claim is None:
+        return None
+    metadata = child_metadata(job, job.metadata.name)
+    if claim.retain:
+        del metadata["ownerReferences"]
+    spec: Manifest = {
+        "accessModes": list(claim.access_modes),
+        "resources": {"requests": {"storage": claim.size}},
+    }
+    if claim.storage_class_name:
+        spec["storageClassName"] = claim.storage_class_name
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def build_shared(job: TrainingJob) -> list[Manifest]:
+    """All that the pods of a job need besides themselves."""
+    return [child for child in (build_service(job), build_config_map(job), build_claim(job)) if child is not None]
+
+
 def build_config_map(job: TrainingJob) -> Manifest | None:
     """The resolved configuration that every worker of the built-in trainer reads; None for a user's program."""
     if job.spec.trainer is None:

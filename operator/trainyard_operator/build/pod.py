@@ -12,6 +12,9 @@ TRAINER_COMMAND = ["python", "-m", "trainyard_trainer"]
 
 NON_ROOT = 65532
 
+GRACE_SECONDS = 120
+"""Grace period of pods that write checkpoints, unless their template has another."""
+
 _LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _LOST_AFTER = 30
 """Seconds on a node that does not answer until the cluster deletes the pod; Kubernetes' own default is 300, in which
@@ -73,6 +76,11 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str) ->
     }
     if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
+    if job.spec.checkpoint is not None:
+        source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
+        spec["volumes"].append({"name": "checkpoints", **source})
+    if job.spec.trainer is not None and job.spec.checkpoint is not None:
+        spec["terminationGracePeriodSeconds"] = _grace_seconds(job, index)
     if job.spec.image_pull_secrets:
         spec["imagePullSecrets"] = [s.to_dict() for s in job.spec.image_pull_secrets]
     if job.spec.trainer is not None:
@@ -111,6 +119,11 @@ def _speaks_of(toleration: Manifest, key: str) -> bool:
     return toleration.get("key", "") in (key, "") and toleration.get("effect", "") in ("NoExecute", "")
 
 
+def _grace_seconds(job: TrainingJob, index: int) -> int:
+    """Time in which a pod that is told to stop writes a last checkpoint."""
+    return int(_role_spec(job, index).template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
+
+
 def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
     spec = job.spec
     container: Manifest = {
@@ -122,6 +135,8 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
+    if spec.checkpoint is not None:
+        container["volumeMounts"].append({"name": "checkpoints", "mountPath": contract.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
     if spec.trainer is None:
@@ -169,6 +184,10 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
         values |= {"RANK": str(job.spec.world_size if serves else index), "LOCAL_RANK": "0"}
     if procs == 1 or job.spec.servers:
         values["WORLD_SIZE"] = str(job.spec.world_size + job.spec.servers)
+    if job.spec.checkpoint is not None:
+        values[contract.ENV_CHECKPOINTS] = f"{contract.CHECKPOINT_MOUNT}/{job.metadata.name}"
+        if job.spec.trainer is not None:
+            values[contract.ENV_GRACE] = str(_grace_seconds(job, index))
     if job.spec.trainer is not None:
         values[contract.ENV_CONFIG] = f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
         values[contract.ENV_METRICS_PORT] = str(contract.METRICS_PORT)

@@ -29,6 +29,7 @@ _FIGURES = {
     contract.METRIC_STEP: "step",
     contract.METRIC_TOTAL_STEPS: "total_steps",
     contract.METRIC_RESUMED_STEP: "resumed_step",
+    contract.METRIC_CHECKPOINT_STEP: "checkpoint_step",
     contract.METRIC_LOSS: "loss",
     contract.METRIC_LEARNING_RATE: "learning_rate",
     contract.METRIC_GRAD_NORM: "grad_norm",
@@ -36,7 +37,7 @@ _FIGURES = {
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
     contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
 }
-_COUNTS = ("step", "total_steps", "resumed_step")
+_COUNTS = ("step", "total_steps", "resumed_step", "checkpoint_step")
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:

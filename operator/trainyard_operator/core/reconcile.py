@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard_operator.build.children import build_config_map, build_service
+from trainyard_operator.build.children import build_shared
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Entry, Key
@@ -124,8 +124,7 @@ class Reconciler:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        config = build_config_map(job)
-        await self.backend.create(job, [build_service(job), *([config] if config else [])])
+        await self.backend.create(job, build_shared(job))
         pods = [build_pod(job, action.attempt, i, trainer_image=self.trainer_image) for i in action.indexes]
         for pod in await self.backend.create(job, pods):
             self.cache.put_pod(pod)
