@@ -31,6 +31,7 @@ _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
     *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
     "checkpoint",
+    "health",
     "workers.gpuMemory",
 )
 _UNCHANGED = " && ".join(

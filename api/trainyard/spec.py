@@ -6,6 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
 from trainyard.checkpoint import Checkpoint
+from trainyard.health import Health
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.training import TrainerSpec
@@ -189,6 +190,8 @@ class TrainingJobSpec(ApiModel):
     """The pod of the parameter server, with parallelism.data.mode parameterServer."""
     checkpoint: Checkpoint | None = None
     """Where the state of the run is kept. Without it a restart begins at the first step."""
+    health: Health | None = None
+    """When a run that does not get on is ended."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
 
@@ -215,6 +218,11 @@ class TrainingJobSpec(ApiModel):
             " has(self.checkpoint.everySeconds) || has(self.checkpoint.keep) || has(self.checkpoint.async))",
             "spec.checkpoint: everySteps, everySeconds, keep and async are the built-in trainer's; remove them, a "
             "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
+        ),
+        Rule(
+            "has(self.trainer) || !has(self.health) || !has(self.health.hangTimeoutSeconds)",
+            "spec.health.hangTimeoutSeconds: needs spec.trainer, whose ranks give signs of life; remove it, a program "
+            "of your own ends by itself when it hangs",
         ),
         Rule(
             f"!has(self.server) || {_SERVES}",

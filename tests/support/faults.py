@@ -144,6 +144,21 @@ RULES = (
         "of it; choose a divisor, or auto",
     ),
     Fault(
+        "a hang timeout of a program of one's own",
+        lambda: make_manifest(health={"hangTimeoutSeconds": 600}),
+        "spec.health.hangTimeoutSeconds: needs spec.trainer, whose ranks give signs of life; remove it, a program of "
+        "your own ends by itself when it hangs",
+    ),
+    *(
+        Fault(
+            f"a hang timeout of {value}",
+            partial(make_manifest, trainer=trainer_spec(), health={"hangTimeoutSeconds": value}),
+            f"spec.health.hangTimeoutSeconds: must be {rule} or must be 'auto', not {value!r}",
+            server="spec.health.hangTimeoutSeconds: must be auto or a number from 1 to 86400",
+        )
+        for value, rule in (("long", "a whole number"), (0, "at least 1"), (86_401, "at most 86400"))
+    ),
+    Fault(
         "parallelism of a program of one's own",
         lambda: make_manifest(parallelism={"tensor": 2}),
         "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
