@@ -48,7 +48,7 @@ def test_a_stopped_rank_ends_all_pods_and_is_blamed(start: Starter, stopped: int
     found = diagnosis(pods, codes)
     assert (found.failure.rank, found.failure.reason, found.counts) == (stopped, "Hang", True)
     assert found.failure.pod == f"job-1-{stopped}"
-    assert "does not answer (it is stopped)" in found.failure.message
+    assert "does not answer: it is stopped" in found.failure.message
     other, word = pods[1 - stopped], pods[1 - stopped].word
     assert word is not None
     assert word.hang is not None
@@ -65,7 +65,7 @@ def test_a_rank_that_sleeps_says_where_and_is_blamed(start: Starter, pods: int, 
     assert codes == [contract.EXIT_HANG] * pods, [pod.stderr for pod in started]
     found = diagnosis(started, codes)
     assert (found.failure.rank, found.failure.step, found.failure.reason) == (1, 3, "Hang")
-    assert found.failure.message.startswith("no sign of life from rank 1 for ")
+    assert found.failure.message.startswith("rank 1 gave no sign of life for ")
     assert "rank 1: step 3, end of the step, " in found.failure.message
     assert "faults.py:" in found.failure.message
     log = started[-1].stderr

@@ -192,7 +192,7 @@ def test_a_hang_is_told_with_the_place_of_each_rank() -> None:
     word = hang.last_word([witness(4), witness(5, Phase.DATA, age=70.6), witness(6)])
     assert (word.rank, word.exception, word.step) == (5, "Hang", 5)
     assert word.message == (
-        "no sign of life from rank 5 for 71 s in data; "
+        "rank 5 gave no sign of life for 71 s (phase: data); "
         "rank 4: step 5, forward and backward, 70 s, data.py:95 read; "
         "rank 5: step 5, data, 71 s, data.py:95 read; "
         "rank 6: step 5, forward and backward, 70 s, data.py:95 read"
@@ -203,7 +203,7 @@ def test_a_rank_that_does_not_answer_is_blamed_before_one_that_is_behind() -> No
     word = hang.last_word([witness(0, Phase.DATA, step=4), witness(1, answer="")])
     assert word.rank == 1
     assert word.message.startswith(
-        "no sign of life from rank 1 for 70 s in forward and backward, and does not answer (it is stuck in the kernel)"
+        "rank 1 gave no sign of life for 70 s (phase: forward and backward), and does not answer: it is stuck in the"
     )
 
 

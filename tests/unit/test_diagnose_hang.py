@@ -24,7 +24,7 @@ def hung(
     words = last_words(
         rank=index,
         exception="Hang",
-        message=f"no sign of life from rank {index}",
+        message=f"rank {index} gave no sign of life",
         step=step,
         hang=Hang(silent=silent, phase=phase, last_beat=at),
     )

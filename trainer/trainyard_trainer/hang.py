@@ -136,8 +136,9 @@ class Witness:
     @property
     def word(self) -> TerminationMessage:
         """The last word of a pod that blames this rank."""
-        silence = "" if self.answer else f", and does not answer ({_state_in_words(self.state)})"
-        message = f"no sign of life from rank {self.rank} for {self.age:.0f} s in {self.beat.phase.words}{silence}"
+        silence = "" if self.answer else f", and does not answer: {_state_in_words(self.state)}"
+        phase = self.beat.phase.words
+        message = f"rank {self.rank} gave no sign of life for {self.age:.0f} s (phase: {phase}){silence}"
         place = Hang(silent=not self.answer, phase=self.beat.phase, last_beat=round(time.time() - self.age, 3))
         return TerminationMessage(rank=self.rank, exception="Hang", message=message, step=self.beat.step, hang=place)
 
