@@ -6,6 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel
 from trainyard.checkpoint import CheckpointConfig
+from trainyard.health import HealthConfig
 from trainyard.mesh import Mesh
 from trainyard.parallelism import Parallelism
 from trainyard.training import TrainerSpec
@@ -58,6 +59,8 @@ class RunConfig(ApiModel):
     """Samples per forward pass of one rank; with gd at most."""
     checkpoint: CheckpointConfig | None = None
     """How often the state is written; None: never."""
+    health: HealthConfig = HealthConfig()
+    """When the run is taken to hang."""
     trainer: TrainerSpec
     """The rest, as the user wrote it."""
 

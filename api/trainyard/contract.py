@@ -45,6 +45,8 @@ ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
 
 EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
+EXIT_HANG: Final = 79
+"""Exit code of a worker one of whose ranks has given no sign of life for too long (no code of sysexits.h)."""
 
 # Gauges and counters that the operator reads from rank 0 into status.progress.
 METRIC_STEP: Final = "trainyard_steps_total"

@@ -98,7 +98,7 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
         node = {**target, **{k: v for k, v in node.items() if k != "$ref"}}
     if node.get("x-kubernetes-int-or-string"):
         keep = ("description", "default", "x-kubernetes-int-or-string")
-        return {k: node[k] for k in keep if k in node}
+        return {k: node[k] for k in keep if node.get(k) is not None}
     alternatives = node.get("allOf") or [n for n in node.get("anyOf", ()) if n.get("type") != "null"]
     if alternatives:
         node = _merge_alternatives(node, alternatives, definitions)

@@ -1,10 +1,10 @@
 """`spec.health`: when a run that does not get on is ended, so that it is restarted."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel
+from trainyard.base import ApiModel, Rule
 
 DEFAULT_STARTUP_TIMEOUT = 1800
 _LONGEST = 86_400
@@ -17,6 +17,38 @@ class Health(ApiModel):
     """Seconds from the moment when all workers run until the first step of the attempt must be done; then the group
     restarts, which counts against restartPolicy.limit. It must have time for loading the data, compiling the model and
     reading a checkpoint. Judged by rank 0's metrics page alone: while it cannot be read, nothing is done."""
+    hang_timeout_seconds: Annotated[
+        Annotated[int, Field(ge=1, le=_LONGEST)] | Literal["auto"] | None,
+        Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+    ] = None
+    """Seconds without a sign of life from a rank of the built-in trainer, after its first step, that are taken for a
+    hang: the pods then say where each rank is, end with exit code 79, and the group restarts, which counts against
+    restartPolicy.limit. A rank gives such a sign many times in each step and evaluation. auto (the default): 20 times
+    the longest time between two of them that the run has needed lately in the same phase of a step, at least 60;
+    600 in a phase that it has not passed yet; and the writing of a checkpoint takes as long as the storage needs. A
+    number is for every phase, the writing of a checkpoint too."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.hangTimeoutSeconds) || (type(self.hangTimeoutSeconds) == int ?"
+            f" (self.hangTimeoutSeconds >= 1 && self.hangTimeoutSeconds <= {_LONGEST})"
+            " : self.hangTimeoutSeconds == 'auto')",
+            f"spec.health.hangTimeoutSeconds: must be auto or a number from 1 to {_LONGEST}",
+        ),
+    )
+
+
+class HealthConfig(ApiModel):
+    """The same for the trainer, complete."""
+
+    hang_timeout_seconds: int | None = None
+    """None: as the run itself shows (auto)."""
+
+
+def health_config(spec: Health | None) -> HealthConfig:
+    """Defaults filled in."""
+    given = None if spec is None else spec.hang_timeout_seconds
+    return HealthConfig(hang_timeout_seconds=None if given == "auto" else given)
 
 
 def startup_timeout(health: Health | None) -> int:

@@ -6,6 +6,7 @@ from trainyard.checkpoint import checkpoint_config
 from trainyard.config import GptConfig, MlpConfig, RunConfig
 from trainyard.datasets import Data
 from trainyard.fit import memory_problems
+from trainyard.health import health_config
 from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
@@ -118,6 +119,7 @@ def _configure(job: TrainingJob) -> RunConfig:
         model=_model_config(trainer),
         micro_batch=_micro_batch(trainer, mesh),
         checkpoint=checkpoint_config(job.spec.checkpoint),
+        health=health_config(job.spec.health),
         trainer=trainer,
     )
 

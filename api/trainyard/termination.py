@@ -1,8 +1,9 @@
 """The last word of a worker: a short JSON object that it leaves as the container's termination message."""
 
 import json
+from typing import Annotated
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from trainyard.base import ApiModel
 from trainyard.status import Count, Progress
@@ -12,6 +13,17 @@ MAX_BYTES = 4096
 
 _MAX_EXCEPTION = 200
 _GAP = " ... "
+
+
+class Hang(ApiModel):
+    """Where a rank stood that gave no sign of life any more."""
+
+    silent: bool = False
+    """It did not even say where it is: it is stopped, or stuck in the kernel."""
+    phase: Count
+    """What it was doing: the place of that in the order of a step (trainyard_trainer.heartbeat.Phase)."""
+    last_beat: Annotated[float, Field(allow_inf_nan=False)]
+    """When it gave its last sign of life, in seconds since 1970."""
 
 
 class TerminationMessage(ApiModel):
@@ -27,8 +39,19 @@ class TerminationMessage(ApiModel):
     """Optimizer steps done by then."""
     peer_lost: bool = False
     """True if this process only noticed that another one had gone: an effect, not the cause."""
+    hang: Hang | None = None
+    """Set if nothing happened but that a rank gave no sign of life any more."""
     progress: Progress | None = None
     """Final figures, from rank 0 after success."""
+
+    @property
+    def blame(self) -> tuple[bool, int, int, float, int]:
+        """Sort key for ranks that hang together, since all wait for one: that one comes first.
+
+        One that does not answer, then the one that is the furthest behind, then the longest without a sign of life.
+        """
+        hang = self.hang or Hang(phase=0, last_beat=0.0)
+        return not hang.silent, self.step or 0, hang.phase, hang.last_beat, self.rank or 0
 
     def encode(self) -> str:
         """The message as JSON of at most `MAX_BYTES` bytes; a longer text loses its middle."""

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from trainyard_operator.backends.process import MARK
 STEPS = 300
 
 
-def job(**spec: object) -> TrainingJob:
+def job(**spec: Any) -> TrainingJob:
     model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}
     trainer = trainer_spec(model=model, data=data, batch={"global": 8}, stop={"steps": STEPS}, logEverySteps=1)

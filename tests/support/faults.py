@@ -147,6 +147,15 @@ RULES = (
         "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
         "of it; choose a divisor, or auto",
     ),
+    *(
+        Fault(
+            f"a hang timeout of {value}",
+            partial(make_manifest, trainer=trainer_spec(), health={"hangTimeoutSeconds": value}),
+            f"spec.health.hangTimeoutSeconds: must be {rule} or must be 'auto', not {value!r}",
+            server="spec.health.hangTimeoutSeconds: must be auto or a number from 1 to 86400",
+        )
+        for value, rule in (("long", "a whole number"), (0, "at least 1"), (86_401, "at most 86400"))
+    ),
     Fault(
         "parallelism of a program of one's own",
         lambda: make_manifest(parallelism={"tensor": 2}),

@@ -195,7 +195,7 @@ def disk_full_at_step_3() -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_data(self, *arguments)
 
-    CheckpointWriter.write_data = faulty  # type: ignore[method-assign]
+    CheckpointWriter.write_data = faulty  # type: ignore
     launch.main()
 
 

@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.builders import make_progress
-from trainyard.termination import MAX_BYTES, TerminationMessage
+from trainyard.termination import MAX_BYTES, Hang, TerminationMessage
 
 words = st.builds(
     TerminationMessage,
@@ -18,6 +18,7 @@ words = st.builds(
     | st.text("ab ", max_size=20_000),
     step=st.none() | st.integers(0, 2**31 - 1),
     peer_lost=st.booleans(),
+    hang=st.none() | st.just(Hang(silent=True, phase=3, last_beat=1795592248.473)),
     progress=st.none() | st.just(make_progress(10)),
 )
 
@@ -32,6 +33,7 @@ def test_it_fits_what_the_kubelet_keeps_and_can_be_read_back(said: TerminationMe
     heard = TerminationMessage.decode(text)
     assert heard is not None
     assert (heard.rank, heard.step, heard.peer_lost) == (said.rank, said.step, said.peer_lost)
+    assert heard.hang == said.hang
     assert heard.progress == said.progress
 
 

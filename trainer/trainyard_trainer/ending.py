@@ -100,6 +100,22 @@ def hold_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
+def hold_child_signals() -> None:
+    """Let the ends of child processes wait until `next_signal` takes them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+
+
+def release_child_signals() -> None:
+    """Undo that, in a process that has been forked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+
+
+def next_signal(seconds: float) -> signal.Signals | None:
+    """The next of all that are held, or that comes within a time; None if none does."""
+    found = signal.sigtimedwait((*STOP_SIGNALS, signal.SIGCHLD), max(0.0, seconds))
+    return None if found is None else signal.Signals(found.si_signo)
+
+
 def held_stop_signal() -> signal.Signals | None:
     """A signal that has come while they were held, if one has."""
     return signal.Signals(signal.sigwait(STOP_SIGNALS)) if signal.sigpending() & set(STOP_SIGNALS) else None

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainyard_trainer import heartbeat
 from trainyard_trainer.batches import IGNORED, Batches
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.passes import Passes
 from trainyard_trainer.world import World
 
@@ -29,6 +31,7 @@ def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None
     # Sums over samples are all that ranks exchange, so the figures are exact however the samples are spread.
     totals = torch.zeros(3, dtype=torch.float64, device=world.device)
     confusion = torch.zeros(size * size, dtype=torch.int64, device=world.device)
+    heartbeat.beat(Phase.EVALUATION)
     for inputs, targets in batches.of_evaluation():
         loss, predicted = passes.evaluate(inputs, targets)
         if predicted is None or not counts:

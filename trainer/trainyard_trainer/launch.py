@@ -6,16 +6,17 @@ whose agent imports torch for itself.
 
 A process may be forked only while it has no other thread, since a lock that another thread holds at that moment stays
 locked in the child for ever. torchrun's agent has such threads when it forks (its store resolves addresses, and the
-resolver has a lock), and about one start in fifty hung. So here ranks are forked first, and threads come later (a test
-holds this). Nothing that is imported runs a tensor operation or calls CUDA, so every rank opens its device itself.
+resolver has a lock), and about one start in fifty hung. So the launcher never has a second thread (a test holds this):
+it waits for signals, of which the end of a rank is one, and looks at the ranks' signs of life in between. Nothing that
+is imported runs a tensor operation or calls CUDA, so every rank opens its device itself.
 """
 
 import gc
+import math
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -26,13 +27,17 @@ from typing import NoReturn
 
 from trainyard import contract
 from trainyard.termination import TerminationMessage
-from trainyard_trainer import ending
+from trainyard_trainer import ending, heartbeat
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.hang import ANSWER_SECONDS, LOOK_SECONDS, Stacks, Watch, Witness, last_word, process_state
+from trainyard_trainer.heartbeat import Hearts
 
 STOP_SECONDS = 10.0
 """Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
 END_SECONDS = 2.0
 """Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
+REAP_SECONDS = 1.0
+"""Time in which a rank that was killed is gone, unless it is stuck in the kernel."""
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -57,11 +62,10 @@ def main() -> NoReturn:
             from trainyard_trainer import worker
     except Exception as error:  # noqa: BLE001 (the last word of this pod, whatever the error is)
         ending.fail(error, rank=None, step=None)
-    ranks = Ranks()
     if (received := ending.held_stop_signal()) is not None:
-        ranks.stop(received)
-    ranks.start(place, worker.main)
-    ending.on_stop_signal(ranks.stop)
+        ending.exit_now(_told_to_stop(received))
+    ranks = Ranks(place)
+    ranks.start(worker.main)
     ending.exit_now(ranks.wait())
 
 
@@ -107,60 +111,113 @@ class Place:
 
 
 class Ranks:
-    """The training processes of this pod."""
+    """The training processes of this pod, and the one loop, in one thread, that attends to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Place) -> None:
+        self._place = place
         self._alive: dict[int, int] = {}
-        """Rank by process id."""
+        """Local rank by process id."""
+        self._hearts = Hearts(place.local_size)
+        self._stacks = Stacks(self._hearts.stacks)
+        self._watch = Watch(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
         self._code = 0
-        self._stopping = False
+        self._told: signal.Signals | None = None
+        """The signal that this pod was told to stop by."""
+        self._deadline = math.inf
+        """When the ranks that are left are killed; once they are, when they are no longer waited for."""
+        self._killed = False
 
-    def start(self, place: Place, run: Callable[[], None]) -> None:
+    def start(self, run: Callable[[], None]) -> None:
         """Fork the ranks; in each of them `run` is called, and the process ends when it returns."""
+        ending.hold_child_signals()
         launcher = os.getpid()
-        for local_rank in range(place.local_size):
+        for local_rank in range(self._place.local_size):
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
-                os.environ.update(place.environment(local_rank))
+                os.environ.update(self._place.environment(local_rank))
+                heartbeat.take(self._hearts.of(local_rank))
                 _be_rank(run, launcher)
-            self._alive[pid] = place.first + local_rank
+            self._alive[pid] = local_rank
 
     def wait(self) -> int:
-        """Wait for all ranks. After the first failure the others are ended. Returns the pod's exit code."""
-        while self._alive:
-            pid, status = os.waitpid(-1, 0)
-            rank = self._alive.pop(pid, None)
-            code = os.waitstatus_to_exitcode(status)
-            if rank is None or code == 0:  # None: an orphan, inherited by the first process of a container
-                continue
-            if self._code == 0:
-                self._code = _explain(rank, code)
-                self._end()
-        if self._stopping:
-            threading.Event().wait()  # the thread that has heard the signal ends this process
+        """Attend to the ranks until all have ended. Returns the pod's exit code.
+
+        After a failure of the first, or a hang, the others are ended; when this pod is told to stop, they are, too.
+        """
+        while self._alive and not (self._killed and time.monotonic() > self._deadline):
+            received = ending.next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
+            self._reap()
+            if received in ending.STOP_SIGNALS and self._told is None:
+                self._stop(received)
+            elif self._deadline == math.inf:
+                self._look()
+            elif time.monotonic() > self._deadline and not self._killed:
+                self._kill()
+        self._copy_stacks()
+        if self._told is not None and self._code == 0:
+            return _told_to_stop(self._told)
         return self._code
 
-    def stop(self, received: signal.Signals) -> NoReturn:
-        """Pass a signal on to the ranks, let them say their last word, and end this process."""
-        self._stopping = True
-        self._signal(received)
-        patience = time.monotonic() + float(os.environ.get(contract.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
-        while self._alive and time.monotonic() < patience:
-            time.sleep(0.02)
-        self._signal(signal.SIGKILL)
-        ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
-        ending.exit_now(128 + received)
+    def _reap(self) -> None:
+        """See which processes have ended. After the first failure of a rank the others are told to, without saving."""
+        while self._alive and (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
+            local_rank = self._alive.pop(ended[0], None)
+            code = os.waitstatus_to_exitcode(ended[1])
+            # None: an orphan, inherited by the first process of a container
+            if local_rank is None or code == 0 or self._deadline < math.inf:
+                continue
+            self._code = _explain(self._place.first + local_rank, code)
+            self._signal(signal.SIGINT)
+            self._deadline = time.monotonic() + END_SECONDS
 
-    def _end(self) -> None:
-        """SIGINT now, at which ranks save nothing, and SIGKILL for what is still there after a while."""
-        self._signal(signal.SIGINT)
-        killer = threading.Timer(END_SECONDS, self._signal, [signal.SIGKILL])
-        killer.daemon = True
-        killer.start()
+    def _stop(self, received: signal.Signals) -> None:
+        """Pass a signal on to the ranks, and give them time to save and to say their last word."""
+        self._told = received
+        self._signal(received)
+        if self._deadline == math.inf:
+            self._deadline = time.monotonic() + float(os.environ.get(contract.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
+
+    def _look(self) -> None:
+        """See whether the ranks hang. If so, say where they are, and end them."""
+        self._copy_stacks()
+        beats = {local_rank: self._hearts.read(local_rank) for local_rank in self._alive.values()}
+        if not self._watch.look(beats):
+            return
+        found = time.monotonic()
+        processes = self._processes()
+        states = {local_rank: process_state(process) for local_rank, process in processes.items()}
+        answers = self._stacks.ask(processes)
+        witnesses = [
+            Witness(self._place.first + r, beat, self._watch.age(r), answers[r], states[r]) for r, beat in beats.items()
+        ]
+        for witness in witnesses:
+            print(f"{witness}\n{witness.answer}", file=sys.stderr)
+        word = last_word(witnesses)
+        print(f"hang: {word.message}", file=sys.stderr, flush=True)
+        ending.leave_word(word)
+        # Ranks in other pods, which wait for these, would else find a peer lost before their launchers find the hang.
+        time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
+        self._code = contract.EXIT_HANG
+        self._kill()
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+        self._killed = True
+        self._deadline = time.monotonic() + REAP_SECONDS
+
+    def _copy_stacks(self) -> None:
+        """What ranks say when somebody else asks them (kill -USR1) belongs to the log as well."""
+        for local_rank in range(self._place.local_size):
+            if news := self._stacks.news(local_rank):
+                print(f"rank {self._place.first + local_rank} is here:\n{news}", file=sys.stderr, flush=True)
+
+    def _processes(self) -> dict[int, int]:
+        """Process ids by local rank."""
+        return {local_rank: pid for pid, local_rank in self._alive.items()}
 
     def _signal(self, number: signal.Signals) -> None:
-        for pid in list(self._alive):  # not reaped yet, so the number is still that of the rank
+        for pid in self._alive:  # not reaped yet, so the number is still that of the rank
             os.kill(pid, number)
 
 
@@ -172,11 +229,18 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
         _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
         if os.getppid() != launcher:
             os._exit(1)
+        ending.release_child_signals()
         run()
     except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
         traceback.print_exc()
         ending.exit_now(1)
     ending.exit_now(0)
+
+
+def _told_to_stop(received: signal.Signals) -> int:
+    """The pod's exit code; its last word, too, if no rank has left one."""
+    ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
+    return 128 + received
 
 
 def _explain(rank: int, code: int) -> int:

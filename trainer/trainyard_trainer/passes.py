@@ -23,7 +23,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
 from trainyard.stages import stage_count, stages_of_rank
+from trainyard_trainer import heartbeat
 from trainyard_trainer.batches import Batches
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.mesh import RankMesh
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {
@@ -85,8 +87,10 @@ class _Accumulated:
         waited = 0.0
         for part in range(self._parts):
             began = time.perf_counter()
+            heartbeat.beat(Phase.DATA)
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
+            heartbeat.beat(Phase.PASSES)
             with self._exchange_if(part == self._parts - 1), _loss_context(self._split_logits):
                 with self._precision():
                     part_loss = token_losses(self._model(inputs), targets) / self._tokens
@@ -99,6 +103,7 @@ class _Accumulated:
         loss = torch.zeros((), device=self._device)
         predicted = []
         for x, y in zip(inputs.chunk(self._parts), targets.chunk(self._parts), strict=True):
+            heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
                 loss += _value(token_losses(logits, y))
@@ -149,8 +154,10 @@ class _Pipelined:
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
+        heartbeat.beat(Phase.DATA)
         inputs, targets = batches.whole_step(step) if self._first or self._last else (None, None)
         waited = time.perf_counter() - began
+        heartbeat.beat(Phase.PASSES)
         losses: list[Tensor] = []
         with _loss_context(self._split_logits):
             self._schedule.step(
@@ -165,6 +172,7 @@ class _Pipelined:
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         losses: list[Tensor] = []
+        heartbeat.beat(Phase.EVALUATION)
         with _loss_context(self._split_logits):
             logits = self._schedule.eval(
                 *([inputs] if self._first else []),

@@ -10,8 +10,9 @@ from typing import Any
 import torch.distributed as dist
 
 from trainyard.checkpoint import CheckpointConfig
-from trainyard_trainer import checkpoints, log
+from trainyard_trainer import checkpoints, heartbeat, log
 from trainyard_trainer.agreement import Agreement, Wish
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.state import Tensors
 from trainyard_trainer.storage import FAILURES, BackgroundSave, save
@@ -88,6 +89,11 @@ class Saver:
     def before_update(self) -> None:
         """The tensors are about to change: wait until they have been copied."""
         if self._staged is not None:
+            heartbeat.beat(Phase.COPY)
+            self._wait_for_copy()
+
+    def _wait_for_copy(self) -> None:
+        if self._staged is not None:
             began = time.perf_counter()
             self._staged.result()
             self._staged = None
@@ -95,6 +101,7 @@ class Saver:
 
     def after_step(self, step: int, snapshot: Snapshot) -> bool:
         """Save if it is time. Returns True if the training is to stop, with all that it has done saved."""
+        heartbeat.beat(Phase.AGREEMENT)
         self._poll()
         every, seconds = self._config.every_steps, self._config.every_seconds
         if seconds is not None and self._world.rank == 0 and time.monotonic() - self._last_time >= seconds:
@@ -109,18 +116,20 @@ class Saver:
 
     def finish(self, step: int, snapshot: Snapshot) -> None:
         """No step follows: save what is not saved, and wait until it is."""
-        self.before_update()
+        heartbeat.beat(Phase.CHECKPOINT)
+        self._wait_for_copy()
         self._wait()
         if step != self._last:
             self._save(step, snapshot, wait=True)
-            self.before_update()
+            self._wait_for_copy()
             self._wait()
 
     # --- saving --------------------------------------------------------------------------------------------------
 
     def _save(self, step: int, snapshot: Snapshot, *, wait: bool) -> None:
+        heartbeat.beat(Phase.CHECKPOINT)
         began = time.perf_counter()
-        self.before_update()
+        self._wait_for_copy()
         self._wait()  # one at a time
         self._last, self._last_time = step, time.monotonic()
         self._pending = (step, self._last_time, self._start(step, *snapshot(), alone=wait and not self._started))
@@ -131,7 +140,10 @@ class Saver:
         """Begin to write. `alone`: no other save will follow, and none has been; that is faster without a process."""
         if self._send is not None:
             send = self._send if self._world.rank == 0 else lambda *_: None
-            return _outcome(lambda: send(self._root, step, about))
+            outcome = _outcome(lambda: send(self._root, step, about))
+            # However long the storage takes, all are known to wait for it: no other rank goes on and seems to hang.
+            self._world.agrees_on(True)
+            return outcome
         writer = CheckpointWriter(self._root, step, about)
         if self._background is None or alone:
             return _outcome(lambda: save(writer, tensors, self.group))

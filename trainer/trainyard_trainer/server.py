@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.optimization import Optimizer
+from trainyard_trainer import checkpoints, heartbeat
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.state import Shape, Tensors, model_tensors
 from trainyard_trainer.storage import FAILURES, load, save, saved_shapes
 from trainyard_trainer.update import LocalUpdate, Named
@@ -128,11 +130,12 @@ class ParameterServer:
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
-        self.step = 0
-        """Updates done."""
+        self.step: int = 0 if folder is None else checkpoints.read_manifest(folder)["step"]
+        """Updates done, those of earlier attempts too."""
 
     def serve(self) -> bool:
         """Follow one order. Returns False when the workers are done."""
+        heartbeat.beat(Phase.WORKERS, self.step)
         told = torch.zeros(2, dtype=torch.float64)
         dist.recv(told, 0)
         match Order(int(told[0])):
@@ -148,8 +151,10 @@ class ParameterServer:
         for worker in self._workers:
             dist.recv(self._arriving, worker)
             self._flat.gradients.add_(self._arriving)
+        heartbeat.beat(Phase.SERVER)
         norm = self._update.follow(learning_rate)
         self._flat.gradients.zero_()
+        heartbeat.beat(Phase.WORKERS)
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
             dist.send(norm.view(1), worker)
@@ -158,6 +163,7 @@ class ParameterServer:
     def _save(self) -> None:
         told: list[Any] = [None, None, None]
         dist.recv_object_list(told, 0)
+        heartbeat.beat(Phase.CHECKPOINT)
         writer = CheckpointWriter(*told)
         answer = None
         try:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard_trainer import checkpoints, log
+from trainyard_trainer import checkpoints, heartbeat, log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.optimizer import learning_rate_factor
@@ -151,14 +152,17 @@ class Trainer:
             metrics.plan(total)
             metrics.begin(self.step, self.batches.drawn(self.step))
         self.update.begin(self._source)
+        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
         while self.step < total and not self.stopped_because:
             began = time.perf_counter()
             learning_rate = self._learning_rate()
             loss, data_seconds = self._accumulate_gradients()
             if self.saver is not None:
                 self.saver.before_update()
+            heartbeat.beat(Phase.UPDATE)
             norm = self.update.step(learning_rate)
             self.step += 1
+            heartbeat.beat(Phase.AFTER_STEP, self.step)
             evaluates = self._evaluates()
             if self.step == first or self.step % every == 0 or self.step == total or evaluates:
                 report = self._report(loss, norm, learning_rate, clock)

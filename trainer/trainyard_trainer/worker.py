@@ -13,9 +13,10 @@ from trainyard.checkpoint import CheckpointConfig
 from trainyard.config import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
-from trainyard_trainer import ending, log
+from trainyard_trainer import ending, heartbeat, log
 from trainyard_trainer.allocator import keep_freed_memory
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import prepare
@@ -27,7 +28,7 @@ from trainyard_trainer.world import World
 
 def main() -> None:
     """Train, as one of the ranks of a group. Returns after success; a failure ends the process."""
-    faulthandler.register(signal.SIGUSR1)  # says on standard error where each thread is, should a rank hang
+    faulthandler.register(signal.SIGUSR1, heartbeat.stack_file())  # says where each thread is, should a rank hang
     worker = Worker()
     ending.on_stop_signal(worker.stop)
     try:
@@ -89,6 +90,7 @@ class Worker:
             self._serve(config, world)
         else:
             self._train(config, world)
+        heartbeat.beat(Phase.END)
         world.barrier()
         if self.trainer is not None and self.trainer.told_to_stop:
             self.leave(signal.SIGTERM)
@@ -96,6 +98,7 @@ class Worker:
     def _serve(self, config: RunConfig, world: World) -> None:
         world.join(saves=config.checkpoint is not None)
         self.server = ParameterServer(config.trainer.optimizer, world)
+        heartbeat.start(self.server.step, config.health.hang_timeout_seconds)
         while self.server.serve():
             if self.metrics is not None:
                 self.metrics.step()

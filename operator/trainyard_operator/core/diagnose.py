@@ -2,11 +2,12 @@
 
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from trainyard import contract
 from trainyard.status import Failure, Reason
+from trainyard.termination import TerminationMessage
 from trainyard_operator.core.observe import Worker, WorkerState
 
 _LONGEST_REASON = 200
@@ -22,7 +23,7 @@ class Diagnosis:
     hopeless: bool = False
     """No restart can help: the configuration is wrong."""
     effect_since: datetime | None = None
-    """Set if this is only the effect of another failure, whose cause has not been seen yet."""
+    """Set if this may be only the effect of another failure that has not been seen yet: when it happened."""
 
 
 def diagnose(workers: Iterable[Worker], attempt: int, missing: int, now: datetime) -> Diagnosis | None:
@@ -40,7 +41,10 @@ def diagnose(workers: Iterable[Worker], attempt: int, missing: int, now: datetim
     if taken:  # its peers fail because it is gone, and never the other way round
         return _disruption(min(taken, key=_first), now)
     if failed:
-        return _program_failure(min(failed, key=_first), now)
+        first = min(failed, key=_first)
+        if _hangs(first):
+            return _hang([w for w in failed if _hangs(w)], first, workers, now)
+        return _program_failure(first, now)
     if missing:
         message = f"{missing} worker pods are gone: they were deleted, or their nodes were"
         return Diagnosis(Failure(attempt=attempt, reason=Reason.WORKER_LOST, message=message, at=now), counts=False)
@@ -52,6 +56,21 @@ def _first(worker: Worker) -> tuple[bool, float, int]:
     message = worker.message
     effect = message is not None and message.peer_lost
     return effect, worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
+
+
+def _hangs(worker: Worker) -> bool:
+    message = worker.message
+    return message is not None and message.hang is not None
+
+
+def _hang(hanging: list[Worker], first: Worker, workers: list[Worker], now: datetime) -> Diagnosis:
+    """All ranks wait for one that hangs, so each pod finds that out by itself, and each blames a rank of its own."""
+    blamed = min(hanging, key=lambda w: w.message.blame if w.message else TerminationMessage().blame)
+    found = _program_failure(blamed, now)
+    silent = blamed.message is not None and blamed.message.hang is not None and blamed.message.hang.silent
+    if silent or not any(w.active for w in workers):
+        return found
+    return replace(found, effect_since=first.finished_at)  # the pod with the cause may be about to say so
 
 
 def _disruption(worker: Worker, now: datetime) -> Diagnosis:
