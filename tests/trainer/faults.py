@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainyard import contract
-from trainyard_trainer import launch
+from trainyard_trainer import heartbeat, launch
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.moe import LoadBalance
@@ -109,6 +109,14 @@ def die_in_rank_1() -> None:
 def hang_in_rank_1() -> None:
     """Rank 1 sleeps, so that all others wait for it inside a collective."""
     _in_rank_1_at_step_3(lambda: time.sleep(600))
+
+
+def hang_in_rank_1_and_find_out_late() -> None:
+    """The pod of rank 0 finds that a second after the other one."""
+    start = heartbeat.start
+    late = 1.0 if os.environ["PET_NODE_RANK"] == "0" else 0.0
+    heartbeat.start = lambda step, timeout: start(step, (timeout or 0.0) + late)
+    hang_in_rank_1()
 
 
 def wait_in_rank_0() -> None:

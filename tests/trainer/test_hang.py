@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from typing import Any
 
 import pytest
 
@@ -15,12 +16,12 @@ from trainyard_operator.core.diagnose import Diagnosis, diagnose
 
 FAULTS = "tests.trainer.faults"
 TIMEOUT = 2
-SOON = 4 + 2.0
-"""Seconds: the timeout, two that the launchers leave each other, and some for a slow machine."""
+SOON = 8.0
+"""Seconds: the timeout, two that the launchers leave each other, half a one between two looks, and some to spare."""
 
 
-def endless(world_size: int, timeout: int | None = TIMEOUT) -> RunConfig:
-    config = make_config(world_size, stop={"steps": 1_000_000})
+def endless(world_size: int, parallelism: dict[str, Any] | None = None, timeout: int | None = TIMEOUT) -> RunConfig:
+    config = make_config(world_size, parallelism, stop={"steps": 1_000_000})
     return config.replace(health=HealthConfig(hang_timeout_seconds=timeout))
 
 
@@ -75,6 +76,15 @@ def test_a_rank_that_sleeps_says_where_and_is_blamed(start: Starter, pods: int, 
         assert "rank 0: step 3, forward and backward, " in found.failure.message
 
 
+def test_a_pod_that_finds_out_a_little_later_still_says_so(start: Starter) -> None:
+    """Rank 0 would lose its peer, and end without a word of where it was, if rank 1 were killed at once."""
+    pods = start(endless(2), 2, entry=f"{FAULTS}:hang_in_rank_1_and_find_out_late")
+    codes = finish(pods, 60)
+    assert codes == [contract.EXIT_HANG] * 2, [pod.stderr for pod in pods]
+    assert diagnosis(pods, codes).failure.rank == 1
+    assert "lost a peer" not in pods[0].stderr
+
+
 def test_a_stopped_rank_of_several_in_a_pod_is_blamed(start: Starter) -> None:
     (pod,) = start(endless(2), 1, 2)
     pod.wait_for_step(3)
@@ -88,13 +98,14 @@ def test_a_stopped_rank_of_several_in_a_pod_is_blamed(start: Starter) -> None:
 
 @pytest.mark.parametrize("stopped", [0, 2])
 def test_worker_or_parameter_server_is_blamed(start: Starter, stopped: int) -> None:
-    config = make_config(2, {"data": {"mode": "parameterServer"}}, stop={"steps": 1_000_000})
-    pods = start(config.replace(health=HealthConfig(hang_timeout_seconds=TIMEOUT)), 2)
+    pods = start(endless(2, {"data": {"mode": "parameterServer"}}), 2)
     pods[0].wait_for_step(3)
     os.kill(pods[stopped].ranks()[0], signal.SIGSTOP)
     codes = finish(pods, 15)
     found = diagnosis(pods, codes)
     assert (found.failure.rank, found.failure.reason) == (stopped, "Hang"), [pod.stderr for pod in pods]
+    server = pods[2].word
+    assert (server is not None and server.hang is not None) == (stopped == 2), "it only waits for its workers"
 
 
 def test_a_pod_that_hangs_can_be_stopped(start: Starter) -> None:

@@ -20,7 +20,7 @@ from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
 
 FIGURES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
-SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0}
+SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0, "steps": 4}
 
 
 def make_report(**changes: float) -> StepReport:

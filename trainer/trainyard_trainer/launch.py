@@ -196,7 +196,7 @@ class Ranks:
         word = last_word(witnesses)
         print(f"hang: {word.message}", file=sys.stderr, flush=True)
         ending.leave_word(word)
-        # Ranks in other pods, which wait for these, would else find a peer lost before their launchers find the hang.
+        # Ranks in other pods would else lose a peer, and end, before their launchers have asked them where they are.
         time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
         self._code = contract.EXIT_HANG
         self._kill()
