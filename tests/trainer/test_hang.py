@@ -82,7 +82,6 @@ def test_a_pod_that_finds_out_a_little_later_still_says_so(start: Starter) -> No
     codes = finish(pods, 60)
     assert codes == [contract.EXIT_HANG] * 2, [pod.stderr for pod in pods]
     assert diagnosis(pods, codes).failure.rank == 1
-    assert "lost a peer" not in pods[0].stderr
 
 
 def test_a_stopped_rank_of_several_in_a_pod_is_blamed(start: Starter) -> None:
