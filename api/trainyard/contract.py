@@ -23,6 +23,8 @@ ROLE_WORKER: Final = "worker"
 ROLE_SERVER: Final = "server"
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
+SUPERVISOR_PORT: Final = 9401
+"""Where a launcher takes orders (`trainyard.supervision`)."""
 CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
 TERMINATION_LOG: Final = "/dev/termination-log"
@@ -43,12 +45,19 @@ ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
 """Seconds from SIGTERM until the pod is killed."""
 
+ENV_TOKEN: Final = "TRAINYARD_TOKEN"
+"""The job's token: who knows it may give orders to the launcher. Without one nobody may."""
+TOKEN_KEY: Final = "token"
+"""Its key in the job's Secret."""
+ENV_SUPERVISOR_PORT: Final = "TRAINYARD_SUPERVISOR_PORT"
+
 EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
 EXIT_HANG: Final = 79
 """Exit code of a worker one of whose ranks has given no sign of life for too long (no code of sysexits.h)."""
 
 # Gauges and counters that the operator reads from rank 0 into status.progress.
+METRIC_ATTEMPT: Final = "trainyard_attempt"
 METRIC_STEP: Final = "trainyard_steps_total"
 METRIC_TOTAL_STEPS: Final = "trainyard_planned_steps"
 METRIC_TOKENS: Final = "trainyard_tokens_total"

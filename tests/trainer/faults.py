@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainyard import contract
-from trainyard_trainer import heartbeat, launch
+from trainyard_trainer import heartbeat, launch, place
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.moe import LoadBalance
@@ -163,13 +163,13 @@ def last_pod_never_comes() -> None:
 
 
 def stop_while_importing() -> None:
-    set_threads = launch._set_threads
+    set_threads = place.set_threads
 
     def faulty(processes: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         set_threads(processes)
 
-    launch._set_threads = faulty
+    launch.set_threads = faulty  # type: ignore[attr-defined]
     launch.main()
 
 

@@ -76,6 +76,7 @@ class Pod:
     pid: int
     folder: Path
     metrics_port: int
+    supervisor_port: int
     wait: Callable[[float], int]
 
     @property
@@ -99,6 +100,11 @@ class Pod:
     @property
     def word(self) -> TerminationMessage | None:
         return TerminationMessage.decode((self.folder / "termination").read_text())
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its first process has not ended."""
+        return psutil.pid_exists(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
 
     def ranks(self) -> list[int]:
         """Process ids of the training processes, by local rank."""
@@ -148,7 +154,7 @@ class Starter:
         for name in ("termination", "stdout", "stderr"):
             (folder / name).touch()
         (folder / "config.json").write_text(json.dumps(config.to_dict()))
-        metrics_port = free_port()
+        metrics_port, supervisor_port = free_port(), free_port()
         request = {
             "entry": entry,
             "folder": str(folder),
@@ -157,6 +163,7 @@ class Starter:
                 contract.ENV_TERMINATION_LOG: str(folder / "termination"),
                 contract.ENV_ATTEMPT: "3",
                 contract.ENV_METRICS_PORT: str(metrics_port),
+                contract.ENV_SUPERVISOR_PORT: str(supervisor_port),
                 contract.ENV_CACHE: str(self.folder / "cache"),
                 "PET_NODE_RANK": str(index),
                 "PET_NPROC_PER_NODE": str(procs),
@@ -167,7 +174,7 @@ class Starter:
         }
         pid = self._ask(request)["pid"]
         self.folders[pid] = folder
-        return Pod(pid, folder, metrics_port, lambda seconds: self._wait(pid, seconds))
+        return Pod(pid, folder, metrics_port, supervisor_port, lambda seconds: self._wait(pid, seconds))
 
     def _wait(self, pid: int, seconds: float) -> int:
         def ended() -> bool:

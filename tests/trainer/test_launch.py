@@ -10,7 +10,7 @@ import pytest
 
 from tests.trainer.pods import Starter, environment, make_config
 from trainyard import contract
-from trainyard_trainer import launch
+from trainyard_trainer import place
 from trainyard_trainer.errors import ConfigError
 
 
@@ -30,21 +30,21 @@ def test_quota_of_the_control_group(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(launch, "CGROUP", tmp_path)
+    monkeypatch.setattr(place, "CGROUP", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert launch._cgroup_quota() == quota
-    assert launch.usable_cpus() == (8 if quota is None else max(1, int(quota)))
+    assert place._cgroup_quota() == quota
+    assert place.usable_cpus() == (8 if quota is None else max(1, int(quota)))
 
 
 @pytest.mark.parametrize(
     ("processes", "given", "threads"), [(1, None, "8"), (3, None, "2"), (99, None, "1"), (2, "5", "5")]
 )
 def test_threads_per_process(monkeypatch: pytest.MonkeyPatch, processes: int, given: str | None, threads: str) -> None:
-    monkeypatch.setattr(launch, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(place, "usable_cpus", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    launch._set_threads(processes)
+    place.set_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
@@ -58,7 +58,7 @@ PODS = {
 
 
 @pytest.mark.parametrize(
-    ("environment", "place"),
+    ("environment", "expected"),
     [
         ({}, (0, 1, 1)),
         ({"PET_NPROC_PER_NODE": "2"}, (0, 2, 2)),
@@ -68,15 +68,15 @@ PODS = {
     ],
 )
 def test_place_of_a_pod(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int]
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, int, int]
 ) -> None:
     for name in (*PODS, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = launch.Place.from_environment()
-    assert (found.first, found.local_size, found.size) == place
-    assert found.environment(1)["RANK"] == str(place[0] + 1)
+    found = place.Place.from_environment()
+    assert (found.first, found.local_size, found.size) == expected
+    assert found.environment(1)["RANK"] == str(expected[0] + 1)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        launch.Place.from_environment()
+        place.Place.from_environment()
 
 
 @pytest.mark.parametrize("procs", [1, 3])

@@ -147,7 +147,7 @@ def test_figure_that_is_not_finite_is_left_out(loss: float) -> None:
 
 
 def test_no_server_without_a_port() -> None:
-    metrics = Metrics(make_config(1), rank=0)
+    metrics = Metrics(make_config(1), rank=0, attempt=1)
     metrics.serve(0)
 
 

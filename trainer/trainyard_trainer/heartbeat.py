@@ -129,6 +129,12 @@ class Hearts:
         number, step, done, phase, *seconds = _RECORD.unpack_from(self._memory, local_rank * _ROOM)
         return Beat(number, step, done, Phase(phase), *seconds)
 
+    def close(self) -> None:
+        """Give back the memory and the files, once no rank is left."""
+        self._memory.close()
+        for file in self.stacks:
+            os.close(file)
+
 
 _mine: Heart | None = None
 

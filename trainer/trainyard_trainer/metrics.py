@@ -21,7 +21,7 @@ class Metrics:
     nothing twice; the other pods say when they last finished a step.
     """
 
-    def __init__(self, config: RunConfig, rank: int) -> None:
+    def __init__(self, config: RunConfig, rank: int, attempt: int) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self._labels = (config.namespace, config.job)
@@ -30,6 +30,7 @@ class Metrics:
         self._last_step = self._gauge(contract.METRIC_LAST_STEP, "Time at which the last optimizer step ended.")
         self._leads = rank == 0
         if self._leads:
+            self._set(contract.METRIC_ATTEMPT, "Attempt that these figures are of.", attempt)
             self._declare_totals()
 
     def _declare_totals(self) -> None:

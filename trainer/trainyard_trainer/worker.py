@@ -28,6 +28,7 @@ from trainyard_trainer.world import World
 
 def main() -> None:
     """Train, as one of the ranks of a group. Returns after success; a failure ends the process."""
+    faulthandler.enable()  # says where each thread was when compiled code crashes
     faulthandler.register(signal.SIGUSR1, heartbeat.stack_file())  # says where each thread is, should a rank hang
     worker = Worker()
     ending.on_stop_signal(worker.stop)
@@ -82,7 +83,7 @@ class Worker:
                 "started; start as many as spec.workers asks for"
             )
         if world.local_rank == 0:
-            self.metrics = Metrics(config, self.rank)
+            self.metrics = Metrics(config, self.rank, self.attempt)
             self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
         if world.device.type == "cpu":
             keep_freed_memory()

@@ -3,11 +3,13 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
+from trainyard import contract
 from trainyard_trainer.errors import ConfigError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
@@ -58,21 +60,36 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "nccl"
+        place = {"timeout": COLLECTIVE_TIMEOUT, **self._meeting()}
         if self.servers:
-            dist.init_process_group("gloo", timeout=COLLECTIVE_TIMEOUT)
+            dist.init_process_group("gloo", **place)
             group = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, backend)
             self.group = group if isinstance(group, dist.ProcessGroup) else None  # the server is no member
         elif self.size > 1:
             dist.init_process_group(
                 backend,
-                timeout=COLLECTIVE_TIMEOUT,
                 device_id=self.device if backend == "nccl" else None,
+                **place,
             )
         elif saves:  # torch's way to save in the background needs a group, be it of one
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if saves:
             control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
             self.control = control if isinstance(control, dist.ProcessGroup) else None
+
+    def _meeting(self) -> dict[str, Any]:
+        """Where the ranks of this attempt meet. One of an earlier attempt that is still about must not count here.
+
+        torchrun's agent keeps a store of its own, and sees to that itself.
+        """
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            return {}
+        size = self.size + self.servers
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        # Everybody would be counted when it waits for workers by itself.
+        store = TCPStore(address, port, size, self.rank == 0, COLLECTIVE_TIMEOUT, wait_for_workers=False)
+        prefix = f"attempt {os.environ.get(contract.ENV_ATTEMPT, '0')}"
+        return {"store": PrefixStore(prefix, store), "rank": self.rank, "world_size": size}
 
     def barrier(self) -> None:
         """Wait for all ranks, parameter servers too."""

@@ -21,7 +21,7 @@ class _PacedMetrics(Metrics):
     """Metrics are the last thing that the trainer does in a step."""
 
     def __init__(self, config: RunConfig, rank: int, pace: Pace) -> None:
-        super().__init__(config, rank)
+        super().__init__(config, rank, attempt=1)
         self._pace = pace
 
     def step(self, samples: int = 0, data_seconds: float = 0.0, seconds: float = 0.0) -> None:
