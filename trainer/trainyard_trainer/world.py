@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from trainyard import contract
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.gloo import use_one_thread
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer than this has lost a peer which nobody saw die."""
@@ -56,6 +57,7 @@ class World:
         A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
         themselves. `saves`: checkpoints will be written.
         """
+        use_one_thread()
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
