@@ -23,6 +23,7 @@ ROLE_WORKER: Final = "worker"
 ROLE_SERVER: Final = "server"
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
+SUPERVISOR_PORT_NAME: Final = "supervisor"
 SUPERVISOR_PORT: Final = 9401
 """Where a launcher takes orders (`trainyard.supervision`)."""
 CONFIG_FOLDER: Final = "/etc/trainyard"

@@ -333,6 +333,11 @@ class TrainingJobSpec(ApiModel):
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
 
     @property
+    def restarts_in_place(self) -> bool:
+        """Whether the pods are to take orders to start another attempt."""
+        return self.restart_policy.in_place and self.trainer is not None
+
+    @property
     def world_size(self) -> int:
         """Number of ranks that train: workers x processes per worker."""
         return self.workers.replicas * self.procs_per_worker

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     WAITING_FOR_OLD_PODS = "WaitingForOldPods"
     POD_OVERDUE = "PodOverdue"
     BACKING_OFF = "BackingOff"
+    RESTARTING_IN_PLACE = "RestartingInPlace"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
@@ -233,7 +234,10 @@ class TrainingJobStatus(ApiModel):
     observed_generation: Count = 0
     """metadata.generation of the spec that this status answers."""
     attempt: Count = 0
-    """Number of the current group of pods, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    """Number of the current attempt, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    pod_attempt: Count | None = None
+    """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
+    on; absent: it is attempt."""
     restarts: Count = 0
     """Attempts that were started because the one before failed or was disturbed."""
     restarts_counted: Count = 0
@@ -259,6 +263,11 @@ class TrainingJobStatus(ApiModel):
         """Whether the condition of that type holds."""
         found = self.condition(kind)
         return found is not None and found.status == "True"
+
+    @property
+    def group(self) -> int:
+        """Attempt that the current pods were made for."""
+        return self.pod_attempt or self.attempt
 
     @property
     def finished(self) -> bool:

@@ -20,11 +20,11 @@ from trainyard_operator.backends.process import MARK
 STEPS = 300
 
 
-def job(**spec: Any) -> TrainingJob:
+def job(*, in_place: bool = True, **spec: Any) -> TrainingJob:
     model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}
     trainer = trainer_spec(model=model, data=data, batch={"global": 8}, stop={"steps": STEPS}, logEverySteps=1)
-    policy = {"limit": 1, "backoff": {"initialSeconds": 0}}
+    policy = {"limit": 1, "backoff": {"initialSeconds": 0}, "inPlace": in_place}
     return make_job("recovery", replicas=2, trainer=trainer, restartPolicy=policy, **spec)
 
 
@@ -73,21 +73,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
     return losses(folder)
 
 
+@pytest.mark.parametrize(("in_place", "last_pod"), [(True, "recovery-1-0"), (False, "recovery-2-0")])
 async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_else(
-    tmp_path: Path, undisturbed: dict[int, float]
+    tmp_path: Path, undisturbed: dict[int, float], in_place: bool, last_pod: str
 ) -> None:
-    spec = job(checkpoint={"claim": {"size": "1Gi"}, "everySteps": 50, "async": False})
+    spec = job(in_place=in_place, checkpoint={"claim": {"size": "1Gi"}, "everySteps": 50, "async": False})
     async with local_run(spec, tmp_path) as run:
         await until(run, "checkpoint", 50)
         os.kill(a_rank_of(run, 1).pid, signal.SIGKILL)
         await until(run, "over")
         status = run.job.status
         assert (status.phase, status.attempt, status.restarts_counted) == (Phase.SUCCEEDED, 2, 1)
+        assert status.pod_attempt == (1 if in_place else None)
         assert status.progress is not None
         assert status.progress.checkpoint_step == STEPS
         assert status.last_failure is not None
         assert (status.last_failure.rank, status.last_failure.reason) == (1, "SIGKILL")
-    first = [json.loads(x) for x in (tmp_path / "pods/recovery-2-0/log").read_text().splitlines() if x[0] == "{"]
+    first = [json.loads(x) for x in (tmp_path / "pods" / last_pod / "log").read_text().splitlines() if x[0] == "{"]
     resumed = next(entry["resumedStep"] for entry in first if "resumedStep" in entry)
     assert resumed >= 50
     assert resumed % 50 == 0

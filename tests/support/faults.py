@@ -494,7 +494,7 @@ SCHEMA = (
     Fault(
         "an unknown field with no likely meaning",
         lambda: make_manifest(restartPolicy={"xyz": 1}),
-        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, rules",
+        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, inPlace, rules",
         server='unknown field "spec.restartPolicy.xyz"',
         strict=True,
     ),
