@@ -22,7 +22,14 @@ from trainyard_operator.core.goodput import account
 from trainyard_operator.core.judge import backoff, judge
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
 from trainyard_operator.core.startup import first_step_due, judge_startup
-from trainyard_operator.core.tell import count_workers, set_running, set_waiting, tell_overdue, tell_reached
+from trainyard_operator.core.tell import (
+    count_workers,
+    set_running,
+    set_waiting,
+    tell_checkpoints,
+    tell_overdue,
+    tell_reached,
+)
 
 SETTLE = timedelta(seconds=3)
 """How long a failure that looks like the effect of another one waits for the cause to show."""
@@ -137,6 +144,7 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
         final = first.message.progress.replace(
             attempt=first.attempt, updated_at=first.finished_at or draft.now, eta_seconds=0.0
         )
+        tell_checkpoints(draft, final)
         draft.update(progress=final)
     draft.update(completion_time=draft.now)
     for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
