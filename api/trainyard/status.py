@@ -59,6 +59,9 @@ class Reason(StrEnum):
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
     STARTUP_TIMEOUT = "StartupTimeout"
+    CHECKPOINT_LOADED = "CheckpointLoaded"
+    CHECKPOINT_DAMAGED = "CheckpointDamaged"
+    CHECKPOINT_FAILED = "CheckpointFailed"
     RESTART_LIMIT = "RestartLimitReached"
     RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
@@ -146,6 +149,10 @@ class Progress(ApiModel):
     """Step of the newest complete checkpoint."""
     resumed_step: Count | None = None
     """Step of the checkpoint that this attempt has continued from."""
+    checkpoints_damaged: Count | None = None
+    """Newer checkpoints that this attempt has passed over, because they were damaged."""
+    checkpoint_failures: Count | None = None
+    """Checkpoints of this attempt that could not be written."""
     checkpoint_stall_seconds: Figure = None
     """Seconds that training has waited for checkpoints in this attempt."""
     updated_at: Timestamp | None = None

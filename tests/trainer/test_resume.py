@@ -124,7 +124,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert finish(pods, 60) == [0], pods[0].stderr
     assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE)
     assert "the checkpoint of step 6 is damaged" in pods[0].stdout
+    assert final(pods[0]) == (6, 3, 1, None)
     assert checkpoints.damage(tmp_path / "step-00000006") is None
+
+
+def final(pod: Pod) -> tuple[int | None, int | None, int | None, int | None]:
+    """What the last word says of checkpoints: the newest, the one taken up, and how many were damaged or failed."""
+    assert pod.word is not None
+    assert pod.word.progress is not None
+    figures = pod.word.progress
+    return figures.checkpoint_step, figures.resumed_step, figures.checkpoints_damaged, figures.checkpoint_failures
 
 
 def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: Starter, tmp_path: Path) -> None:
@@ -165,4 +174,5 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert finish(pods, 60) == [0], pods[0].stderr
     assert "the checkpoint of step 3 could not be written: OSError: [Errno 28]" in pods[0].stdout
     assert checkpoints.complete_steps(tmp_path) == [6]
+    assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))

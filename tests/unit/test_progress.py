@@ -87,6 +87,14 @@ def test_steps_that_a_checkpoint_brought_are_not_made() -> None:
     assert (progress.step, progress.resumed_step, progress.steps_made) == (50, 48, 2)
 
 
+def test_checkpoints_that_went_wrong_are_counted_if_there_are_any() -> None:
+    for count, expected in ((0, None), (2, 2)):
+        page = PAGE + f"trainyard_checkpoints_damaged {count}\ntrainyard_checkpoint_failures_total {count}\n"
+        progress = parse_progress(page, attempt=1, now=NOW)
+        assert progress is not None
+        assert (progress.checkpoints_damaged, progress.checkpoint_failures) == (expected, expected)
+
+
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
 def test_a_figure_that_has_overflowed_is_left_out_and_the_others_stay(value: str) -> None:
     page = (

@@ -50,6 +50,12 @@ class Saver:
         self._last_time = time.monotonic()
         self.step: int | None = None
         """Step of the newest complete checkpoint, as rank 0 knows it."""
+        self.resumed_step: int | None = None
+        """Step of the checkpoint that this attempt continues from."""
+        self.damaged = 0
+        """Newer checkpoints that were passed over."""
+        self.failures = 0
+        """Checkpoints that could not be written, as rank 0 knows it."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -66,19 +72,18 @@ class Saver:
             found = [checkpoints.complete_steps(self._root)]
         if self._world.size > 1:
             dist.broadcast_object_list(found, 0, group=self._world.control)
-        for damaged, step in enumerate(found[0]):
+        for step in found[0]:
             folder = checkpoints.complete_folder(self._root, step)
             problem = checkpoints.damage(folder, self._world.rank, self._world.size)
             if problem is not None:
                 log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
             if self._world.agrees_on(problem is None):
-                self._last = self.step = step
-                if self._metrics is not None:
-                    self._metrics.resumed(step, damaged)
-                return folder
+                self._last = self.step = self.resumed_step = step
+                break
+            self.damaged += 1
         if self._metrics is not None and found[0]:
-            self._metrics.resumed(0, len(found[0]))
-        return None
+            self._metrics.resumed(self.resumed_step or 0, self.damaged)
+        return None if self.resumed_step is None else checkpoints.complete_folder(self._root, self.resumed_step)
 
     # --- during the training -------------------------------------------------------------------------------------
 
@@ -176,6 +181,7 @@ class Saver:
         if error is not None:
             log.logger.error("the checkpoint of step %d could not be written: %s", step, _first_line(error))
             checkpoints.remove_partial(self._root)
+            self.failures += 1
             if self._metrics is not None:
                 self._metrics.save_failed()
             return

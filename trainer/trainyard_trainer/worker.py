@@ -140,7 +140,12 @@ class Worker:
         saver = self.trainer.saver if self.trainer is not None else None
         if self.last is None or saver is None:
             return self.last
-        return self.last.replace(checkpoint_step=saver.step)
+        return self.last.replace(
+            checkpoint_step=saver.step,
+            resumed_step=saver.resumed_step,
+            checkpoints_damaged=saver.damaged or None,
+            checkpoint_failures=saver.failures or None,
+        )
 
     def report(self, report: StepReport) -> None:
         """Pass the figures of a step on (rank 0)."""

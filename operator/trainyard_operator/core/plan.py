@@ -24,7 +24,14 @@ from trainyard_operator.core.goodput import account
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
 from trainyard_operator.core.restart import backoff_left, order, recover, renew, restart
 from trainyard_operator.core.startup import first_step_due, judge_startup
-from trainyard_operator.core.tell import count_workers, set_running, set_waiting, tell_overdue, tell_reached
+from trainyard_operator.core.tell import (
+    count_workers,
+    set_running,
+    set_waiting,
+    tell_checkpoints,
+    tell_overdue,
+    tell_reached,
+)
 
 OVERDUE = timedelta(seconds=30)
 """How much longer than its grace period a pod may take to end before its node is taken for lost."""
@@ -108,6 +115,7 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
         final = first.message.progress.replace(
             attempt=draft.status.attempt, updated_at=first.finished_at or draft.now, eta_seconds=0.0
         )
+        tell_checkpoints(draft, final)
         draft.update(progress=final)
     draft.update(completion_time=draft.now)
     for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):

@@ -32,6 +32,8 @@ _FIGURES = {
     contract.METRIC_TOTAL_STEPS: "total_steps",
     contract.METRIC_RESUMED_STEP: "resumed_step",
     contract.METRIC_CHECKPOINT_STEP: "checkpoint_step",
+    contract.METRIC_CHECKPOINT_DAMAGED: "checkpoints_damaged",
+    contract.METRIC_CHECKPOINT_FAILURES: "checkpoint_failures",
     contract.METRIC_LOSS: "loss",
     contract.METRIC_LEARNING_RATE: "learning_rate",
     contract.METRIC_GRAD_NORM: "grad_norm",
@@ -39,7 +41,9 @@ _FIGURES = {
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
     contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
 }
-_COUNTS = ("attempt", "step", "total_steps", "resumed_step", "checkpoint_step")
+_MISHAPS = ("checkpoints_damaged", "checkpoint_failures")
+"""Counts that are left out of the status while they are 0."""
+_COUNTS = ("attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
@@ -62,7 +66,8 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
             tokens = sample.value
     if "step" not in values:
         return None
-    figures = {k: int(v) if k in _COUNTS else significant(v) for k, v in values.items()}
+    seen = {k: v for k, v in values.items() if v or k not in _MISHAPS}
+    figures = {k: int(v) if k in _COUNTS else significant(v) for k, v in seen.items()}
     eta = None
     if values["step"] and (speed := values.get("tokens_per_second")) and "total_steps" in values:
         left = max(0.0, values["total_steps"] - values["step"])
