@@ -28,6 +28,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     RUNNING = "Running"
     PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
     RESTARTING = "Restarting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -58,6 +59,9 @@ class Reason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
+    NON_FINITE = "NonFinite"
+    ROLLED_BACK = "RolledBack"
+    HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
     CHECKPOINT_LOADED = "CheckpointLoaded"
     CHECKPOINT_DAMAGED = "CheckpointDamaged"
@@ -153,6 +157,12 @@ class Progress(ApiModel):
     """Newer checkpoints that this attempt has passed over, because they were damaged."""
     checkpoint_failures: Count | None = None
     """Checkpoints of this attempt that could not be written."""
+    skipped_steps: Count | None = None
+    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.nonFinite)."""
+    last_skipped_step: Count | None = None
+    """The last of them."""
+    rollbacks: Count | None = None
+    """How often this attempt has gone back to a checkpoint for such steps."""
     checkpoint_stall_seconds: Figure = None
     """Seconds that training has waited for checkpoints in this attempt."""
     updated_at: Timestamp | None = None
@@ -237,7 +247,7 @@ class TrainingJobStatus(ApiModel):
     phase: Phase | None = None
     """One word, derived from the conditions."""
     conditions: tuple[Condition, ...] = ()
-    """Created, Suspended, Running, Progressing, Restarting, Succeeded, Failed."""
+    """Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded, Failed."""
     observed_generation: Count = 0
     """metadata.generation of the spec that this status answers."""
     attempt: Count = 0

@@ -111,8 +111,8 @@ class World:
         """Whether something holds on every rank that trains."""
         if self.size == 1:
             return holds
-        count = torch.tensor([int(holds)])
-        dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control)
+        count = torch.tensor([int(holds)], device=None if self.control else self.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control or self.group)
         return bool(count.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -67,7 +67,7 @@ def settle(
 
 def fail(draft: Draft, reason: Reason, message: str) -> Plan:
     draft.update(completion_time=draft.now)
-    for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
+    for kind in (C.RUNNING, C.PROGRESSING, C.DEGRADED, C.RESTARTING):
         draft.clear(kind, Reason.FINISHED, "the job has failed")
     draft.set(C.FAILED, True, reason, message, event="Warning")
     return ledger(draft)

@@ -21,6 +21,7 @@ from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderW
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.goodput import account
+from trainyard_operator.core.mishaps import tell_mishaps
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
 from trainyard_operator.core.restart import backoff_left, order, recover, renew, restart
 from trainyard_operator.core.startup import first_step_due, judge_startup
@@ -28,7 +29,6 @@ from trainyard_operator.core.tell import (
     count_workers,
     set_running,
     set_waiting,
-    tell_checkpoints,
     tell_overdue,
     tell_reached,
 )
@@ -94,6 +94,7 @@ def _suspend(draft: Draft, seen: Observation) -> Plan:
         draft.set(C.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true; the job holds no pods", event="Normal")
         draft.clear(C.RUNNING, Reason.SUSPENDED, "the job is suspended")
         draft.clear(C.PROGRESSING, Reason.SUSPENDED, "the job is suspended")
+        draft.clear(C.DEGRADED, Reason.SUSPENDED, "the job is suspended")
         draft.clear(C.RESTARTING, Reason.SUSPENDED, "the job is suspended")
         return ledger(draft)
     return settle(draft, delete=seen.workers)
@@ -115,10 +116,10 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
         final = first.message.progress.replace(
             attempt=draft.status.attempt, updated_at=first.finished_at or draft.now, eta_seconds=0.0
         )
-        tell_checkpoints(draft, final)
+        tell_mishaps(draft, final)
         draft.update(progress=final)
     draft.update(completion_time=draft.now)
-    for kind in (C.RUNNING, C.PROGRESSING, C.RESTARTING):
+    for kind in (C.RUNNING, C.PROGRESSING, C.DEGRADED, C.RESTARTING):
         draft.clear(kind, Reason.FINISHED, "the job has succeeded")
     reached = tell_reached(draft.status.progress)
     why = f"; {first.message.message}" if first.message and first.message.message else ""

@@ -40,8 +40,11 @@ _FIGURES = {
     contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
     contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
+    contract.METRIC_SKIPPED: "skipped_steps",
+    contract.METRIC_SKIPPED_STEP: "last_skipped_step",
+    contract.METRIC_ROLLBACKS: "rollbacks",
 }
-_MISHAPS = ("checkpoints_damaged", "checkpoint_failures")
+_MISHAPS = ("checkpoints_damaged", "checkpoint_failures", "skipped_steps", "last_skipped_step", "rollbacks")
 """Counts that are left out of the status while they are 0."""
 _COUNTS = ("attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
 
