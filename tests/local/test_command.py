@@ -43,7 +43,8 @@ def test_a_folder_with_checkpoints_is_continued_from_or_cleared(
 ) -> None:
     saved = tmp_path / "checkpoints" / "step-00000010"
     saved.mkdir(parents=True)
-    job = make_job(trainer=trainer_spec(), **({"checkpoint": {"claim": {"size": "1Gi"}}} if saves else {}))
+    checkpoint: dict[str, Any] = {"checkpoint": {"claim": {"size": "1Gi"}}} if saves else {}
+    job = make_job(trainer=trainer_spec(), **checkpoint)
     screen = Console(file=io.StringIO())
     _prepare(tmp_path, job, fresh, screen)
     assert saved.exists() == left
