@@ -138,9 +138,10 @@ class Volume:
             self._in_node("umount", "--lazy", str(self.path))
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def persistent(self, claim: str, namespace: str, **spec: object) -> Body:
-        """A PersistentVolume that is kept for one claim."""
-        return {
+    def offer(self, world: World, claim: str) -> None:
+        """Make it a PersistentVolume that is kept for one claim."""
+        self.withdraw(world)
+        body = {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
             "metadata": {"name": self.path.name},
@@ -149,10 +150,14 @@ class Volume:
                 "accessModes": ["ReadWriteMany"],
                 "persistentVolumeReclaimPolicy": "Retain",
                 "hostPath": {"path": str(self.path)},
-                "claimRef": {"kind": "PersistentVolumeClaim", "namespace": namespace, "name": claim},
-                **spec,
+                "claimRef": {"kind": "PersistentVolumeClaim", "namespace": world.namespace, "name": claim},
             },
         }
+        world.apply(body)
+
+    def withdraw(self, world: World, *, wait: bool = True) -> None:
+        """Delete that again: it would never be anybody else's, not even that of a later claim of the same name."""
+        world.kubectl("delete", "pv", self.path.name, "--ignore-not-found", f"--wait={str(wait).lower()}")
 
     def _in_node(self, *argv: str) -> None:
         _run("nsenter", f"--target={self.hands.holder}", "--mount", "--", *argv)

@@ -34,7 +34,7 @@ def test_a_job_goes_on_where_a_deleted_one_of_its_name_has_left_off(world: World
     """The claim of the sample is retained; the volume behind it is a folder of the node."""
     name = "gpt-checkpoint"
     volume = hands.volume(world, name)
-    world.apply(volume.persistent(name, world.namespace))
+    volume.offer(world, name)
     try:
         world.apply(sample(name, steps=STEPS))
         status = world.await_phase(name, "Succeeded", timeout=180)
@@ -47,5 +47,5 @@ def test_a_job_goes_on_where_a_deleted_one_of_its_name_has_left_off(world: World
         assert (progress["resumedStep"], progress["step"], progress["checkpointStep"]) == (STEPS, STEPS + 3, STEPS + 3)
         assert ("CheckpointLoaded", f"attempt 1: continuing after step {STEPS}") in world.events(name)
     finally:
-        world.kubectl("delete", "pv", volume.path.name, "--wait=false")
+        volume.withdraw(world, wait=False)
         volume.remove()

@@ -41,7 +41,11 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
     body = trainer_job(
         name,
         steps=steps,
-        workers={"template": {"spec": template}, **spec.pop("workers", {})},
+        workers={
+            "template": {"spec": template},
+            "resources": {"requests": {"cpu": "500m"}},  # its share, whatever else runs on the machine
+            **spec.pop("workers", {}),
+        },
         env=[
             {"name": "PYTHONPATH", "value": "/hook"},
             {"name": "OMP_NUM_THREADS", "value": "1"},  # more of them would fight for two processors
@@ -93,7 +97,7 @@ class Scene:
 
     def kill_operator(self) -> None:
         """Kill the operator's process without a warning; the kubelet starts another one."""
-        [name] = self.operator.names()
+        [name] = eventually("an operator", self.operator.names)
         self.hands.signal(self.hands.launcher(self.operator.world.get("pod", name)))
 
     def in_rank(self, rank: int, code: str) -> None:

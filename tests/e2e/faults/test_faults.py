@@ -47,7 +47,7 @@ def training(world: World, hands: Hands, operator: OperatorPod, fault: Fault) ->
     if fault.volume == "tmpfs":
         volume.limit("32m")
     if fault.volume == "claim":
-        world.apply(volume.persistent(fault.name, world.namespace))
+        volume.offer(world, fault.name)
         checkpoint = {"claim": {"size": "1Gi"}}
     with follow(hands.pod_logs, world.namespace, fault.name) as course:
         world.apply(make_job(fault.name, checkpoint, pace=fault.pace, **fault.spec))
@@ -58,6 +58,7 @@ def training(world: World, hands: Hands, operator: OperatorPod, fault: Fault) ->
             raise
         finally:
             world.kubectl("delete", "tj", fault.name, "--wait=false")
+            volume.withdraw(world, wait=False)
             volume.remove()
 
 

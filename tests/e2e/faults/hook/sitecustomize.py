@@ -46,8 +46,9 @@ def change(batches: Any) -> None:
             exec(code)
         time.sleep(float(os.environ["TRAINYARD_TEST_STEP_SECONDS"]))
         numbers, missing = draw(self, step)
-        drawn = {"attempt": attempt, "step": step + 1, "rank": rank, "drawn": numbers.tolist()}
-        os.write(1, json.dumps(drawn).encode() + b"\n")
+        message = f"rank {rank} has drawn the samples of step {step + 1}"
+        who = {"attempt": attempt, "step": step + 1, "rank": rank}
+        os.write(1, json.dumps({"message": message, **who, "drawn": numbers.tolist()}).encode() + b"\n")
         return numbers, missing
 
     batches._draw = draw_and_tell
