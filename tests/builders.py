@@ -115,6 +115,7 @@ def make_worker(
         index=index,
         replicas=replicas,
         state=WorkerState(state),
+        runs=fields.pop("runs", attempt),
         **fields,
     )
 

@@ -23,6 +23,7 @@ ROLE_WORKER: Final = "worker"
 ROLE_SERVER: Final = "server"
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
+SUPERVISOR_PORT_NAME: Final = "supervisor"
 SUPERVISOR_PORT: Final = 9401
 """Where a launcher takes orders (`trainyard.supervision`)."""
 CONFIG_FOLDER: Final = "/etc/trainyard"
@@ -55,6 +56,8 @@ EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
 EXIT_HANG: Final = 79
 """Exit code of a worker one of whose ranks has given no sign of life for too long (no code of sysexits.h)."""
+EXIT_NON_FINITE: Final = 80
+"""Exit code of a worker whose run gives no finite gradient any more (no code of sysexits.h)."""
 
 # Gauges and counters that the operator reads from rank 0 into status.progress.
 METRIC_ATTEMPT: Final = "trainyard_attempt"
@@ -75,6 +78,10 @@ METRIC_CHECKPOINT_DURATION: Final = "trainyard_checkpoint_duration_seconds"
 METRIC_CHECKPOINT_STALL: Final = "trainyard_checkpoint_stall_seconds_total"
 METRIC_CHECKPOINT_FAILURES: Final = "trainyard_checkpoint_failures_total"
 METRIC_CHECKPOINT_DAMAGED: Final = "trainyard_checkpoints_damaged"
+METRIC_NON_FINITE: Final = "trainyard_nonfinite_steps_total"
+METRIC_SKIPPED: Final = "trainyard_skipped_steps_total"
+METRIC_SKIPPED_STEP: Final = "trainyard_last_skipped_step"
+METRIC_ROLLBACKS: Final = "trainyard_rollbacks_total"
 METRIC_RESUMED_STEP: Final = "trainyard_resumed_step"
 METRIC_LAST_STEP: Final = "trainyard_last_step_timestamp_seconds"
 METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"

@@ -10,6 +10,21 @@ DEFAULT_STARTUP_TIMEOUT = 1800
 _LONGEST = 86_400
 
 
+class BadSteps(ApiModel):
+    """What follows a step whose gradient is no use: its norm is not a finite number, or it is a spike."""
+
+    action: Literal["Skip", "Rollback", "Fail"] = "Skip"
+    """Skip: such a step changes neither parameters nor optimizer, and the run goes on with the next samples; after
+    `limit` of them in a row the attempt fails. Rollback: the same, but then all ranks go back to the newest checkpoint,
+    and on from there with samples that have not been drawn yet. Fail: the attempt fails at once. An attempt that fails
+    so ends with exit code 80 and the reason NonFinite, and counts against restartPolicy.limit."""
+    limit: Annotated[int, Field(ge=1, le=10_000)] = 5
+    """Bad steps in a row that are only skipped."""
+    spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = None
+    """A step is a spike if the norm of its gradient is more than this times the median of the last 100 good steps;
+    judged from the 20th on. Absent: only norms that are not finite count."""
+
+
 class Health(ApiModel):
     """When a run that does not get on is ended, so that it is restarted."""
 
@@ -28,6 +43,9 @@ class Health(ApiModel):
     600 in a phase that it has not passed yet; and the writing of a checkpoint takes as long as the storage needs. A
     number is for every phase, the writing of a checkpoint too."""
 
+    non_finite: BadSteps = BadSteps()
+    """What follows a step of the built-in trainer whose gradient is not finite, or too large to be true."""
+
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.hangTimeoutSeconds) || (type(self.hangTimeoutSeconds) == int ?"
@@ -43,12 +61,14 @@ class HealthConfig(ApiModel):
 
     hang_timeout_seconds: int | None = None
     """None: as the run itself shows (auto)."""
+    non_finite: BadSteps = BadSteps()
 
 
 def health_config(spec: Health | None) -> HealthConfig:
     """Defaults filled in."""
-    given = None if spec is None else spec.hang_timeout_seconds
-    return HealthConfig(hang_timeout_seconds=None if given == "auto" else given)
+    spec = spec or Health()
+    given = spec.hang_timeout_seconds
+    return HealthConfig(hang_timeout_seconds=None if given == "auto" else given, non_finite=spec.non_finite)
 
 
 def startup_timeout(health: Health | None) -> int:

@@ -55,6 +55,9 @@ class RestartPolicy(ApiModel):
     or a change of replicas do not count."""
     backoff: Backoff = Backoff()
     """How long to wait before each restart."""
+    in_place: bool = True
+    """Restart inside the pods where they live on and only processes in them have failed: nothing is scheduled, pulled
+    or imported again. Otherwise, and always for a program of your own (spec.command), the group gets new pods."""
     exceptions: Annotated[
         tuple[RestartRule, ...],
         Field(alias="rules", max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

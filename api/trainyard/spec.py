@@ -6,7 +6,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
 from trainyard.checkpoint import Checkpoint
-from trainyard.health import Health
+from trainyard.health import BadSteps, Health
 from trainyard.models import preset_is_known, size_in_cel
 from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
 from trainyard.restart import RestartPolicy
@@ -250,6 +250,11 @@ class TrainingJobSpec(ApiModel):
             "instead, which does",
         ),
         Rule(
+            "!has(self.health) || self.health.nonFinite.action != 'Rollback' || has(self.checkpoint)",
+            "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
+            "spec.checkpoint, or choose Skip",
+        ),
+        Rule(
             f"{_IF_BATCHED} self.trainer.batch.global % {_DATA} == 0",
             "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
             "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers",
@@ -331,6 +336,16 @@ class TrainingJobSpec(ApiModel):
             return self.workers.procs_per_worker
         limits = self.workers.resources.limits or {}
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
+
+    @property
+    def bad_steps(self) -> BadSteps:
+        """What follows a step without a good gradient, with defaults."""
+        return (self.health or Health()).non_finite
+
+    @property
+    def restarts_in_place(self) -> bool:
+        """Whether the pods are to take orders to start another attempt."""
+        return self.restart_policy.in_place and self.trainer is not None
 
     @property
     def world_size(self) -> int:

@@ -28,6 +28,7 @@ class ConditionType(StrEnum):
     SUSPENDED = "Suspended"
     RUNNING = "Running"
     PROGRESSING = "Progressing"
+    DEGRADED = "Degraded"
     RESTARTING = "Restarting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -44,6 +45,7 @@ class Reason(StrEnum):
     WAITING_FOR_OLD_PODS = "WaitingForOldPods"
     POD_OVERDUE = "PodOverdue"
     BACKING_OFF = "BackingOff"
+    RESTARTING_IN_PLACE = "RestartingInPlace"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
@@ -57,6 +59,9 @@ class Reason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
+    NON_FINITE = "NonFinite"
+    ROLLED_BACK = "RolledBack"
+    HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
     CHECKPOINT_LOADED = "CheckpointLoaded"
     CHECKPOINT_DAMAGED = "CheckpointDamaged"
@@ -152,6 +157,12 @@ class Progress(ApiModel):
     """Newer checkpoints that this attempt has passed over, because they were damaged."""
     checkpoint_failures: Count | None = None
     """Checkpoints of this attempt that could not be written."""
+    skipped_steps: Count | None = None
+    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.nonFinite)."""
+    last_skipped_step: Count | None = None
+    """The last of them."""
+    rollbacks: Count | None = None
+    """How often this attempt has gone back to a checkpoint for such steps."""
     checkpoint_stall_seconds: Figure = None
     """Seconds that training has waited for checkpoints in this attempt."""
     updated_at: Timestamp | None = None
@@ -236,11 +247,14 @@ class TrainingJobStatus(ApiModel):
     phase: Phase | None = None
     """One word, derived from the conditions."""
     conditions: tuple[Condition, ...] = ()
-    """Created, Suspended, Running, Progressing, Restarting, Succeeded, Failed."""
+    """Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded, Failed."""
     observed_generation: Count = 0
     """metadata.generation of the spec that this status answers."""
     attempt: Count = 0
-    """Number of the current group of pods, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    """Number of the current attempt, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    pod_attempt: Count | None = None
+    """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
+    on; absent: it is attempt."""
     restarts: Count = 0
     """Attempts that were started because the one before failed or was disturbed."""
     restarts_counted: Count = 0
@@ -266,6 +280,11 @@ class TrainingJobStatus(ApiModel):
         """Whether the condition of that type holds."""
         found = self.condition(kind)
         return found is not None and found.status == "True"
+
+    @property
+    def group(self) -> int:
+        """Attempt that the current pods were made for."""
+        return self.pod_attempt or self.attempt
 
     @property
     def finished(self) -> bool:

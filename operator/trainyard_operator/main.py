@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -23,6 +24,7 @@ from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import Reconciler, utc_now
 from trainyard_operator.kube.api import ApiError, connect
 from trainyard_operator.kube.feeders import make_registry, make_settings
+from trainyard_operator.kube.key import operator_key
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.resync import Resync
 from trainyard_operator.kube.web import Health, serve
@@ -41,6 +43,8 @@ class Options:
     port: int
     progress_interval: float
     resync_interval: float
+    key_secret: tuple[str, str] | None = None
+    """Namespace and name of the Secret with the operator's key; None: a key that goes with the process."""
 
 
 async def operate(options: Options) -> None:
@@ -53,7 +57,8 @@ async def operate(options: Options) -> None:
     queue: WorkQueue[Key] = WorkQueue()
     metrics = OperatorMetrics(cache, queue)
     async with connect(metrics.count_request) as api:
-        backend = KubernetesBackend(api)
+        key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
+        backend = KubernetesBackend(api, key)
         resync = Resync(api, cache, queue, options.namespace, options.resync_interval)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, observe_seconds=metrics.observe_reconcile)
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
@@ -158,9 +163,25 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         default=float(env("TRAINYARD_RESYNC_INTERVAL", "300")),
         help="seconds between two complete lists, which repair what a watch stream has missed",
     )
+    parser.add_argument(
+        "--key-secret",
+        metavar="NAMESPACE/NAME",
+        default=env("TRAINYARD_KEY_SECRET") or None,
+        help="Secret of the operator's own, made on first use; without it pods obey only the operator that made them",
+    )
     parser.add_argument("--log-level", default=env("TRAINYARD_LOG_LEVEL", "info"), choices=["debug", "info", "warning"])
     given = parser.parse_args(arguments)
-    options = Options(given.trainer_image, given.namespace, given.port, given.progress_interval, given.resync_interval)
+    namespace, _, name = (given.key_secret or "").partition("/")
+    if given.key_secret and not (namespace and name):
+        parser.error(f"--key-secret: must be NAMESPACE/NAME, not {given.key_secret}")
+    options = Options(
+        given.trainer_image,
+        given.namespace,
+        given.port,
+        given.progress_interval,
+        given.resync_interval,
+        key_secret=(namespace, name) if given.key_secret else None,
+    )
     return options, given.log_level
 
 

@@ -147,6 +147,12 @@ RULES = (
         "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
         "of it; choose a divisor, or auto",
     ),
+    Fault(
+        "a rollback without checkpoints",
+        lambda: make_manifest(trainer=trainer_spec(), health={"nonFinite": {"action": "Rollback"}}),
+        "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
+        "spec.checkpoint, or choose Skip",
+    ),
     *(
         Fault(
             f"a hang timeout of {value}",
@@ -494,7 +500,7 @@ SCHEMA = (
     Fault(
         "an unknown field with no likely meaning",
         lambda: make_manifest(restartPolicy={"xyz": 1}),
-        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, rules",
+        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, inPlace, rules",
         server='unknown field "spec.restartPolicy.xyz"',
         strict=True,
     ),

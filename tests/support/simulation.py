@@ -7,12 +7,13 @@ from unittest.mock import patch
 
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
-from tests.support.world import Crash, World, WorldBackend, identity
+from tests.support.world import Crash, World, WorldBackend
 from trainyard.status import Progress
+from trainyard_operator.core.actions import Plan
 from trainyard_operator.core.backend import BackendError, Gone
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.observe import Observation, WorkerState, observe_worker
-from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.plan import plan
 from trainyard_operator.core.progress import rank_zero
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import Reconciler
@@ -90,7 +91,7 @@ class Simulation:
         pod = entry and rank_zero(entry)
         if entry is None or not pod or pod["metadata"]["name"] not in self.world.pods:
             return
-        attempt = identity(pod)[0]
+        attempt = self.world.runs(pod["metadata"]["name"])
         page = self.world.pages.get(attempt) or Progress(attempt=attempt)
         entry.progress = page.replace(updated_at=self.world.now.replace(microsecond=0))
         self._due = self.world.now
@@ -175,7 +176,10 @@ class Simulation:
         if len(workers) < world.job.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
-        for name in running:
+        held = [name for name in running if world.is_held(name)]
+        for name in held:  # a launcher that has heard nothing for long
+            world.release(name)
+        for name in running if not held else ():
             world.set_pod(name, kubelet.ended(world.now, 0))
         return bool(running)
 

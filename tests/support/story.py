@@ -7,9 +7,10 @@ from typing import Any, Self
 from tests.builders import NOW, make_job, make_worker
 from trainyard.job import TrainingJob
 from trainyard.status import Condition, ConditionType, Phase, Progress, TrainingJobStatus
+from trainyard_operator.core.actions import Plan
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Observation, Trouble, Worker
-from trainyard_operator.core.plan import Plan, plan
+from trainyard_operator.core.plan import plan
 
 
 @dataclass

@@ -13,10 +13,11 @@ from tests.support import kubelet
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.status import ConditionType, Progress, Reason, TrainingJobStatus
+from trainyard.supervision import Ending, PodState
 from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid
 from trainyard_operator.core.draft import Event
-from trainyard_operator.core.observe import Pod, Worker
+from trainyard_operator.core.observe import Pod, Worker, observe_worker
 
 MARGIN = 30
 """Seconds after its grace period that a pod is waited for."""
@@ -45,8 +46,14 @@ class World:
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
         self.failed: set[int] = set()
+        self.last_run: dict[str, int] = {}
+        """Attempt that the processes in a pod took part in last, by UID, where it is not the pod's own."""
         self.pages: dict[int, Progress] = {}
         """Rank 0's metrics page, by attempt."""
+        self.launchers: dict[str, PodState] = {}
+        """What the launchers in running pods that take orders say, by UID."""
+        self.deaf: set[str] = set()
+        """Names of pods whose launcher does not follow orders."""
         self.lost: set[str] = set()
         """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
@@ -72,15 +79,53 @@ class World:
     def set_pod(self, name: str, status: kubelet.Status) -> None:
         """A kubelet reports."""
         pod = {**self.pods[name], "status": status}
-        attempt, index = identity(pod)
+        index, uid = identity(pod)[1], pod["metadata"]["uid"]
         state = status.get("containerStatuses", [{}])[0].get("state", {})
         if "running" in state or "terminated" in state:
-            self.started.setdefault(attempt, set()).add(index)
+            self.started.setdefault(self.runs(name), set()).add(index)
+        if "running" not in state:
+            self.launchers.pop(uid, None)
+        elif uid not in self.launchers and observe_worker(pod).supervised:
+            self.launchers[uid] = PodState(attempt=identity(pod)[0])
         self._store_pod(pod)
+
+    def runs(self, name: str) -> int:
+        """Attempt that the processes in a pod take part in."""
+        pod = self.pods[name]
+        launcher = self.launchers.get(pod["metadata"]["uid"])
+        return launcher.attempt if launcher else self.last_run.get(pod["metadata"]["uid"], identity(pod)[0])
+
+    def fail_inside(self, name: str, code: int, words: str = "") -> None:
+        """The user's program fails, but the pod lives and waits for orders."""
+        uid, attempt = self.pods[name]["metadata"]["uid"], self.runs(name)
+        self.failed.add(attempt)
+        self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
+        self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
+
+    def is_held(self, name: str) -> bool:
+        """Whether a pod waits for orders."""
+        launcher = self.launchers.get(self.pods[name]["metadata"]["uid"])
+        return launcher is not None and launcher.ending is not None
+
+    def release(self, name: str) -> None:
+        """A launcher ends with the code of its processes."""
+        launcher = self.launchers[self.pods[name]["metadata"]["uid"]]
+        assert launcher.ending is not None
+        self.last_run[self.pods[name]["metadata"]["uid"]] = launcher.attempt
+        self.set_pod(name, kubelet.ended(self.now, launcher.ending.exit_code, message=launcher.ending.message))
+
+    def restart_in_place(self, name: str, attempt: int) -> PodState:
+        """A launcher starts another attempt, and the kubelet sees that it is ready."""
+        pod = self.pods[name]
+        state = self.launchers[pod["metadata"]["uid"]] = PodState(attempt=attempt)
+        self.last_run[pod["metadata"]["uid"]] = attempt
+        self.started.setdefault(attempt, set()).add(identity(pod)[1])
+        self._store_pod({**pod, "status": kubelet.running(self.now)})
+        return state
 
     def fail_pod(self, name: str, code: int, words: str = "") -> None:
         """The user's program fails."""
-        self.failed.add(identity(self.pods[name])[0])
+        self.failed.add(self.runs(name))
         self.set_pod(name, kubelet.ended(self.now, code, message=words))
 
     def train(self, attempt: int, steps: int, *, start: int, stall: float) -> None:
@@ -151,8 +196,8 @@ class World:
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
             assert len(self.started.get(new.attempt, ())) >= pods, "said to run before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
-            done = [identity(p) for p in self.pods.values() if p["status"]["phase"] == "Succeeded"]
-            assert sum(attempt == new.attempt for attempt, _ in done) >= pods, "said to have succeeded too early"
+            done = [name for name, pod in self.pods.items() if pod["status"]["phase"] == "Succeeded"]
+            assert sum(self.runs(name) == new.attempt for name in done) >= pods, "said to have succeeded too early"
 
     def _judge_charge(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """A restart was charged: the program has failed, or the user wants it so."""
@@ -167,6 +212,20 @@ class World:
         assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
         free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
+
+    def judge_order(self, attempt: int) -> None:
+        """When an attempt may be started inside a pod."""
+        assert self.job is not None
+        status = self.job.status
+        assert attempt == status.attempt, "an attempt was started in a pod that is not written down"
+        assert not status.finished, "an attempt was started in a pod of a finished job"
+        assert not status.is_true(ConditionType.SUSPENDED), "an attempt was started in a pod of a suspended job"
+
+    def judge_release(self, state: PodState) -> None:
+        """When a pod may be told to end."""
+        assert self.job is not None
+        assert self.job.status.finished, "a pod was told to end though its job goes on"
+        assert state.ending is not None, "a pod was told to end whose processes run"
 
     def judge_force(self, pod: dict[str, Any]) -> None:
         """When a pod may be deleted without its kubelet."""
@@ -253,6 +312,37 @@ class WorldBackend:
     async def tell(self, job: TrainingJob, event: Event) -> None:
         self.world._burn(after=False)
         self.world.events.append(event)
+
+    def token(self, job: TrainingJob) -> str:
+        return "token"
+
+    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        return [self._launcher(pod) for pod in pods]
+
+    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
+        return [self._order_one(pod, attempt) for pod in pods]
+
+    def _order_one(self, pod: Pod, attempt: int | None) -> PodState | None:
+        world, name = self.world, pod["metadata"]["name"]
+        world._burn(after=False)
+        state = self._launcher(pod)
+        if state is None or name in world.deaf:
+            return None
+        if attempt is None:
+            world.judge_release(state)
+            world.release(name)
+        elif attempt > state.attempt:
+            world.judge_order(attempt)
+            state = world.restart_in_place(name, attempt)
+        world._burn(after=True)
+        return state
+
+    def _launcher(self, pod: Pod) -> PodState | None:
+        """What the launcher in a pod says, if the pod is still there and runs."""
+        known = self.world.pods.get(pod["metadata"]["name"])
+        if known is None or known["metadata"]["uid"] != pod["metadata"]["uid"]:
+            return None
+        return self.world.launchers.get(pod["metadata"]["uid"])
 
     def metrics_url(self, pod: Pod) -> str | None:
         return None

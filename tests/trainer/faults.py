@@ -2,14 +2,17 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -28,7 +31,7 @@ from trainyard_trainer.writer import CheckpointWriter
 def sum_instead_of_mean() -> None:
     follow = LocalUpdate.follow
 
-    def faulty(self: LocalUpdate, learning_rate: float) -> torch.Tensor:
+    def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, bool]:
         for parameter in self._parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
@@ -104,6 +107,54 @@ def raise_in_rank_1() -> None:
 
 def die_in_rank_1() -> None:
     _in_rank_1_at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def no_number_at_samples_24() -> None:
+    """The gradient of the last rank is no number in the step that begins with sample 24."""
+    _spoil_last_rank(lambda drawn: drawn == 24)
+
+
+def no_number_at_samples_32_to_47() -> None:
+    _spoil_last_rank(lambda drawn: 32 <= drawn < 48)
+
+
+def no_number_from_samples_32_on() -> None:
+    _spoil_last_rank(lambda drawn: drawn >= 32)
+
+
+def spike_at_samples_200() -> None:
+    _spoil_last_rank(lambda drawn: drawn == 200, 1e6)
+
+
+def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan) -> None:
+    accumulate = Trainer._accumulate_gradients
+
+    def faulty(self: Trainer) -> Any:
+        result = accumulate(self)
+        if when(self.batches.drawn(self.step)) and self.world.rank == self.world.size - 1:
+            for parameter in (p for part in self.parts for p in part.parameters()):
+                assert parameter.grad is not None
+                parameter.grad.mul_(factor)
+        return result
+
+    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def leave_out_step_4() -> None:
+    """What is to come of the step that begins with sample 24, done by hand."""
+    step = LocalUpdate.step
+    made: list[int] = []
+
+    def faulty(self: LocalUpdate, learning_rate: float) -> Any:
+        made.append(1)
+        if len(made) != 4:
+            return step(self, learning_rate)
+        self._optimizers.zero_grad()
+        return torch.zeros(()), True
+
+    LocalUpdate.step = faulty  # type: ignore[method-assign]
+    launch.main()
 
 
 def hang_in_rank_1() -> None:
@@ -273,3 +324,18 @@ def audit() -> None:
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
     tensor = parameter.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def count_gloo_threads() -> None:
+    """No fault: rank 0 says how many groups it is in, and how many threads run their collectives."""
+    run = Trainer.run
+
+    def counted(self: Trainer, *arguments: Any) -> None:
+        run(self, *arguments)
+        if self.world.rank == 0:
+            names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+            groups = len(distributed_c10d._world.pg_map)
+            print(json.dumps({"groups": groups, "threads": names.count("pt_gloo_runloop")}), flush=True)
+
+    Trainer.run = counted  # type: ignore
+    launch.main()

@@ -146,3 +146,11 @@ def test_nothing_heavy_is_imported_before_the_stop_signals_are_caught() -> None:
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_each_group_has_one_thread_of_gloo(start: Starter) -> None:
+    """With two, as torch has it, collectives of one group that overlap corrupt memory."""
+    (pod,) = start(make_config(4, {"tensor": 2}), 1, 4, entry="tests.trainer.faults:count_gloo_threads")
+    assert pod.wait(60) == 0, pod.stderr
+    found = next(json.loads(line) for line in pod.stdout.splitlines() if '"groups"' in line)
+    assert found["threads"] == found["groups"] > 1

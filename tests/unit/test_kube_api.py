@@ -39,7 +39,7 @@ def test_children_of_a_job_are_created_many_at_a_time_and_not_too_many() -> None
     async def scenario() -> None:
         api = SlowApi()
         pods = [make_pod(make_job(replicas=200), index) for index in range(200)]
-        created = await KubernetesBackend(api).create(make_job(), pods)
+        created = await KubernetesBackend(api, b"key").create(make_job(), pods)
         assert [pod["metadata"]["name"] for pod in created] == [pod["metadata"]["name"] for pod in pods]
         assert api.most == IN_FLIGHT
         rounds = len(pods) / IN_FLIGHT

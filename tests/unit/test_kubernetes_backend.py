@@ -10,7 +10,7 @@ from tests.builders import make_job, make_pod, make_worker, trainer_spec
 from trainyard.job import TrainingJob
 from trainyard.status import Reason, TrainingJobStatus
 from trainyard_operator.backends.kubernetes import KubernetesBackend
-from trainyard_operator.build.children import build_claim, build_config_map, build_service
+from trainyard_operator.build.children import build_claim, build_config_map, build_secret, build_service
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.draft import Event
 from trainyard_operator.kube.api import ApiError
@@ -41,7 +41,7 @@ class Api:
 
 def backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
     api = Api(*answers)
-    return KubernetesBackend(api), api  # type: ignore[arg-type]
+    return KubernetesBackend(api, b"key"), api  # type: ignore[arg-type]
 
 
 def error(code: int, message: str = "no") -> ApiError:
@@ -100,6 +100,14 @@ async def test_a_child_that_exists_and_is_the_jobs_own_is_fine() -> None:
     hands, api = backend(error(409), SERVICE)
     assert await hands.create(JOB, [SERVICE]) == [SERVICE]
     assert [verb for verb, _, _ in api.requests] == ["POST", "GET"]
+
+
+async def test_a_secret_in_use_is_not_looked_at_since_the_operator_may_read_none() -> None:
+    secret = build_secret(JOB, "token")
+    assert secret is not None
+    hands, api = backend(error(409))
+    assert await hands.create(JOB, [secret]) == [secret]
+    assert len(api.requests) == 1
 
 
 async def test_a_configuration_of_an_earlier_spec_is_brought_up_to_date() -> None:
@@ -237,6 +245,7 @@ def test_every_kind_that_is_built_can_be_created() -> None:
         lambda: build_service(JOB),
         lambda: build_config_map(JOB),
         lambda: build_claim(claiming()),
+        lambda: build_secret(JOB, "token"),
         lambda: make_pod(JOB),
     ]
     from trainyard_operator.backends.kubernetes import _PLURALS

@@ -13,6 +13,7 @@ from tests.support import clock, kubelet
 from tests.support.world import World, WorldBackend
 from trainyard.job import TrainingJob
 from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.build.children import secret_name
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.observe import Worker
@@ -88,14 +89,15 @@ def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_fir
     async def scenario() -> None:
         operator = Operator(trainer=trainer_spec())
         async with operator.working():
+            secret = secret_name(operator.job, "token")
             assert operator.backend.calls == [
                 "status",
                 "status",
-                "create Service job, ConfigMap job",
+                f"create Service job, ConfigMap job, Secret {secret}",
                 "create Pod job-1-0, Pod job-1-1",
             ] or operator.backend.calls == [
                 "status",
-                "create Service job, ConfigMap job",
+                f"create Service job, ConfigMap job, Secret {secret}",
                 "create Pod job-1-0, Pod job-1-1",
             ]
             assert operator.job.status.attempt == 1

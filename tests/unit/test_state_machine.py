@@ -17,13 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.builders import last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
-from tests.support.world import World, WorldBackend, identity
+from tests.support.world import World, WorldBackend
 from trainyard.job import TrainingJob
 from trainyard.status import Progress, TrainingJobStatus
+from trainyard_operator.core.actions import DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.goodput import account
 from trainyard_operator.core.observe import Observation, Pod, WorkerState, observe_worker
-from trainyard_operator.core.plan import DeleteWorkers, Plan, plan
+from trainyard_operator.core.plan import plan
 
 which = st.integers(0, 9)
 few = st.integers(1, 4)
@@ -73,6 +74,11 @@ class Life(RuleBasedStateMachine):
         """Names of the pods in one of these states that are not being deleted."""
         workers = map(observe_worker, self.world.pods.values())
         return [w.name for w in workers if w.state in states and not w.terminating]
+
+    def takers(self) -> list[str]:
+        """Names of the running pods that take orders."""
+        launchers = self.world.launchers
+        return [n for n in self.pods("Running") if self.world.pods[n]["metadata"]["uid"] in launchers]
 
     # --- the operator ---------------------------------------------------------------------------------------
 
@@ -153,6 +159,27 @@ class Life(RuleBasedStateMachine):
             self.life.deliver(jobs=9, pods=9)
             self.life.look()
 
+    @precondition(lambda self: self.takers())
+    @rule(which=which, code=st.sampled_from([1, 79, 137]), peer_lost=st.booleans(), times=st.integers(0, 3))
+    def processes_fail(self, which: int, code: int, peer_lost: bool, times: int) -> None:
+        names = self.takers()
+        words = last_words(rank=0, exception="Oops", peer_lost=peer_lost)
+        self.world.fail_inside(names[which % len(names)], code, words)
+        for _ in range(times):
+            self.life.deliver(jobs=9, pods=9)
+            self.life.look()
+
+    @precondition(lambda self: self.takers())
+    @rule(which=which, on=seldom)
+    def launcher_is_deaf(self, which: int, on: bool) -> None:
+        names = self.takers()
+        self.world.deaf = {names[which % len(names)]} if on else set()
+
+    @precondition(lambda self: any(map(self.world.is_held, self.pods("Running"))))
+    @rule()
+    def launcher_waits_no_longer(self) -> None:
+        self.world.release(next(filter(self.world.is_held, self.pods("Running"))))
+
     @precondition(lambda self: self.pods("Running"))
     @rule(
         steps=st.integers(1, 50),
@@ -162,7 +189,7 @@ class Life(RuleBasedStateMachine):
         seconds=st.sampled_from([0, 0, 101]),
     )
     def group_trains(self, steps: int, start: int, stall: float, seen: bool, seconds: float) -> None:
-        attempt, _ = identity(self.world.pods[self.pods("Running")[0]])
+        attempt = self.world.runs(self.pods("Running")[0])
         self.world.train(attempt, steps, start=start, stall=stall)
         if seen:
             self.life.read_page()
@@ -333,6 +360,23 @@ class Patient(Simulation):
         return replace(step, actions=actions)
 
 
+class Forward(Simulation):
+    """Starts the attempt after the one that is written down."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step = plan(seen)
+        further = [replace(a, attempt=a.attempt + 1) for a in step.actions if isinstance(a, OrderWorkers) and a.attempt]
+        return replace(step, actions=tuple(further)) if further else step
+
+
+class Curt(Simulation):
+    """Ends pods that wait for orders, though their job goes on."""
+
+    def decide(self, seen: Observation) -> Plan:
+        step, held = plan(seen), tuple(w for w in seen.workers if w.held)
+        return replace(step, actions=(OrderWorkers(held, None),)) if held and step.wake_after != 0 else step
+
+
 class Restless(Simulation):
     """Looks again at once, for no reason."""
 
@@ -355,6 +399,8 @@ class Restless(Simulation):
         (Impatient, "s after its grace period"),
         (Patient, "asleep in"),
         (Sleepy, "asleep in"),
+        (Forward, "that is not written down"),
+        (Curt, "though its job goes on"),
         (Restless, "a busy loop"),
     ],
 )

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from trainyard import contract
 from trainyard.termination import TerminationMessage
-from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.errors import ConfigError, NonFinite
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LAUNCHER_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
@@ -73,6 +73,9 @@ def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         exit_now(contract.EXIT_INVALID_CONFIG)
+    if isinstance(error, NonFinite):
+        print(f"error: {who}: {error}", file=sys.stderr)
+        exit_now(contract.EXIT_NON_FINITE)
     if word.peer_lost:
         print(f"{who} lost a peer: {word.message}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE)

@@ -1,4 +1,4 @@
-"""Mistakes in a job's configuration that show only inside a worker."""
+"""What ends a run and is no fault of the code: it shows only inside a worker, and needs no traceback."""
 
 
 class ConfigError(ValueError):
@@ -6,4 +6,11 @@ class ConfigError(ValueError):
 
     The message names the field, the rule and the fix. The worker ends with EXIT_INVALID_CONFIG and without a
     traceback.
+    """
+
+
+class NonFinite(ArithmeticError):
+    """Steps give no gradient that can be followed, and spec.health.nonFinite wants the attempt to fail.
+
+    The worker ends with EXIT_NON_FINITE and without a traceback.
     """

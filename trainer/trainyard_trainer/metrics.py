@@ -1,6 +1,7 @@
 """Figures for Prometheus and for the operator, which reads them into the job's status."""
 
 import logging
+import math
 import time
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, Summary, start_http_server
@@ -48,6 +49,9 @@ class Metrics:
         self._save_failures = self._counter(
             contract.METRIC_CHECKPOINT_FAILURES, "Checkpoints that could not be written."
         )
+        self._non_finite = self._counter(contract.METRIC_NON_FINITE, "Steps whose gradient had no finite norm.")
+        self._skipped = self._counter(contract.METRIC_SKIPPED, "Steps that changed nothing, for their gradient.")
+        self._rollbacks = self._counter(contract.METRIC_ROLLBACKS, "Returns to a checkpoint, for bad steps.")
         self._data = self._duration.labels(*self._labels, "data")
         self._compute = self._duration.labels(*self._labels, "compute")
 
@@ -121,6 +125,20 @@ class Metrics:
         self._tokens.inc(samples * self._config.tokens_per_sample)
         self._data.observe(data_seconds)
         self._compute.observe(seconds - data_seconds)
+
+    def skipped(self, step: int, norm: float) -> None:
+        """A step has changed nothing."""
+        if self._leads:
+            self._skipped.inc()
+            self._non_finite.inc(not math.isfinite(norm))
+            self._set(contract.METRIC_SKIPPED_STEP, "The last step that has changed nothing.", step)
+
+    def rolled_back(self, step: int) -> None:
+        """The run is at an earlier step again; what it has drawn stays drawn."""
+        if self._leads:
+            self._rollbacks.inc()
+            self._steps.reset()
+            self._steps.inc(step)
 
     def evaluated(self, figures: dict[str, float]) -> None:
         """Show the figures of an evaluation."""

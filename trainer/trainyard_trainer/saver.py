@@ -66,6 +66,25 @@ class Saver:
 
     def find(self) -> Path | None:
         """The newest checkpoint that is whole; the same on every rank. What never became complete is removed."""
+        self.resumed_step = self._newest()
+        if self._metrics is not None and (self.resumed_step or self.damaged):
+            self._metrics.resumed(self.resumed_step or 0, self.damaged)
+        return self._folder(self.resumed_step)
+
+    def find_again(self) -> Path | None:
+        """The same in the middle of a run, once nothing is being written any more."""
+        self._settle()
+        return self._folder(self._newest())
+
+    def _folder(self, step: int | None) -> Path | None:
+        return None if step is None else checkpoints.complete_folder(self._root, step)
+
+    def _settle(self) -> None:
+        heartbeat.beat(Phase.CHECKPOINT)
+        self._wait_for_copy()
+        self._wait()
+
+    def _newest(self) -> int | None:
         found: list[list[int]] = [[]]
         if self._world.rank == 0:
             checkpoints.remove_partial(self._root)
@@ -78,12 +97,10 @@ class Saver:
             if problem is not None:
                 log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
             if self._world.agrees_on(problem is None):
-                self._last = self.step = self.resumed_step = step
-                break
+                self._last = self.step = step
+                return step
             self.damaged += 1
-        if self._metrics is not None and found[0]:
-            self._metrics.resumed(self.resumed_step or 0, self.damaged)
-        return None if self.resumed_step is None else checkpoints.complete_folder(self._root, self.resumed_step)
+        return None
 
     # --- during the training -------------------------------------------------------------------------------------
 
@@ -121,9 +138,7 @@ class Saver:
 
     def finish(self, step: int, snapshot: Snapshot) -> None:
         """No step follows: save what is not saved, and wait until it is."""
-        heartbeat.beat(Phase.CHECKPOINT)
-        self._wait_for_copy()
-        self._wait()
+        self._settle()
         if step != self._last:
             self._save(step, snapshot, wait=True)
             self._wait_for_copy()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trainyard.optimization import Optimizer
 from trainyard_trainer import checkpoints, heartbeat
+from trainyard_trainer.guard import Guard
 from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.state import Shape, Tensors, model_tensors
 from trainyard_trainer.storage import FAILURES, load, save, saved_shapes
@@ -33,6 +34,8 @@ class Order(IntEnum):
     """With a learning rate; all workers then send their gradients."""
     SAVE = 1
     END = 2
+    GO_BACK = 3
+    """To a checkpoint; its folder follows."""
 
 
 class Flat:
@@ -62,7 +65,8 @@ class RemoteUpdate:
         self._flat = Flat(named)
         self._world = world
         self._server = world.size
-        self._norm = torch.zeros(1)
+        self._outcome = torch.zeros(2)
+        """Norm of the gradient, and 1 if it was followed."""
 
     def begin(self, folder: Path | None) -> None:
         """Tell the server what the parameters are, and where the state of its optimizer lies."""
@@ -78,7 +82,13 @@ class RemoteUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         pass
 
-    def step(self, learning_rate: float) -> Tensor:
+    def go_back(self, folder: Path) -> None:
+        """The server has a copy of its own."""
+        self._order(Order.GO_BACK)
+        if self._world.rank == 0:
+            dist.send_object_list([folder], self._server)
+
+    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
         """One round trip; `learning_rate` is rank 0's to tell."""
         self._order(Order.STEP, learning_rate)
         dist.send(self._flat.gradients.cpu(), self._server)
@@ -89,8 +99,8 @@ class RemoteUpdate:
             arriving = torch.empty_like(self._flat.parameters, device="cpu")
             dist.recv(arriving, self._server)
             self._flat.parameters.copy_(arriving)
-        dist.recv(self._norm, self._server)
-        return self._norm.squeeze()
+        dist.recv(self._outcome, self._server)
+        return self._outcome[0], bool(self._outcome[1])
 
     def save(self, root: Path, step: int, about: dict[str, Any]) -> None:
         """Have the server write a checkpoint (rank 0), and wait for it.
@@ -117,7 +127,7 @@ class RemoteUpdate:
 class ParameterServer:
     """The server's part. It knows nothing of the model but the names and shapes of its parameters."""
 
-    def __init__(self, config: Optimizer, world: World) -> None:
+    def __init__(self, config: Optimizer, world: World, guard: Guard) -> None:
         self._workers = range(world.size)
         told: list[Any] = [None, None]
         dist.recv_object_list(told, 0)
@@ -126,7 +136,7 @@ class ParameterServer:
         self._flat = Flat(self._named)
         self._arriving = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
-        self._update = LocalUpdate(self._named, config, mesh=None)
+        self._update = LocalUpdate(self._named, config, None, guard)
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
@@ -143,6 +153,8 @@ class ParameterServer:
                 self._follow(told[1].item())
             case Order.SAVE:
                 self._save()
+            case Order.GO_BACK:
+                self._go_back()
             case Order.END:
                 return False
         return True
@@ -152,13 +164,20 @@ class ParameterServer:
             dist.recv(self._arriving, worker)
             self._flat.gradients.add_(self._arriving)
         heartbeat.beat(Phase.SERVER)
-        norm = self._update.follow(learning_rate)
+        norm, made = self._update.follow(learning_rate)
         self._flat.gradients.zero_()
         heartbeat.beat(Phase.WORKERS)
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
-            dist.send(norm.view(1), worker)
+            dist.send(torch.stack([norm, torch.tensor(float(made))]), worker)
         self.step += 1
+
+    def _go_back(self) -> None:
+        told: list[Any] = [None]
+        dist.recv_object_list(told, 0)
+        heartbeat.beat(Phase.CHECKPOINT)
+        load(told[0], model_tensors(self._named) | self._update.tensors(), group=None)
+        self.step = checkpoints.read_manifest(told[0])["step"]
 
     def _save(self) -> None:
         told: list[Any] = [None, None, None]

@@ -1,5 +1,6 @@
 """The life of a run, from top to bottom, as one rank lives it."""
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,9 @@ from torch import Tensor
 from trainyard.config import RunConfig
 from trainyard_trainer import checkpoints, heartbeat, log
 from trainyard_trainer.batches import Batches
-from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.errors import ConfigError, NonFinite
 from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.guard import Guard, Strikes
 from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
@@ -52,7 +54,9 @@ class Trainer:
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
-            self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh)
+            guard = Guard(config.health.non_finite, world.agrees_on)
+            self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
+        self._strikes = Strikes(config.health.non_finite)
         self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
@@ -88,17 +92,60 @@ class Trainer:
         self._source = saver.find()
         if self._source is None:
             return
-        about = checkpoints.read_manifest(self._source)
-        self._check(about)
-        saved = saved_shapes(self._source)
-        self.update.prepare(saved)
-        load(self._source, model_tensors(self._named) | self.update.tensors(), saver.group)
-        self.step = about["step"]
+        about = self._take_up(self._source, saver)
         self.batches.go_on(self.step, about["samples"])
+        log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
+
+    def _take_up(self, source: Path, saver: Saver) -> dict[str, Any]:
+        """Be what a checkpoint holds, but for the samples, which the caller says. Returns its manifest."""
+        about = checkpoints.read_manifest(source)
+        self._check(about)
+        self.update.prepare(saved_shapes(source))
+        load(source, model_tensors(self._named) | self.update.tensors(), saver.group)
+        self.step = about["step"]
         self._convergence.recall(about["convergence"])
         self.stopped_because = about["stoppedBecause"]
         self.figures = about["figures"]
-        log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
+        return about
+
+    def _pass_over(self, norm: float, metrics: Metrics | None) -> bool:
+        """The step just done has changed nothing. Whether the run has gone back to an earlier one for it.
+
+        Raises:
+            NonFinite: spec.health.nonFinite wants no more of them.
+        """
+        follows = self._strikes.bad(self.saver is not None)
+        what = f"step {self.step}: the norm of the gradient is {norm:.4g}"
+        if math.isfinite(norm):
+            what += ", a spike, or no number on another rank"
+        if self.world.rank == 0 or not math.isfinite(norm):
+            log.logger.warning("%s; nothing was changed (%s)", what, self._strikes)
+        if metrics is not None:
+            metrics.skipped(self.step, norm)
+        if follows == "Rollback" and self.saver is not None and self._go_back(self.saver, metrics):
+            return True
+        if follows != "Skip":
+            raise NonFinite(
+                f"{what} ({self._strikes}); spec.health.nonFinite.action is {self.config.health.non_finite.action}"
+            )
+        return False
+
+    def _go_back(self, saver: Saver, metrics: Metrics | None) -> bool:
+        """Go back to the newest checkpoint, and on with new samples. False if there is none that may help."""
+        drawn = self.batches.drawn(self.step)
+        source = saver.find_again()
+        if source is None:
+            return False
+        self._take_up(source, saver)
+        self.update.go_back(source)
+        self.batches.go_on(self.step, drawn)
+        if not self._strikes.gone_back(self.step):
+            return False
+        if metrics is not None:
+            metrics.rolled_back(self.step)
+        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
+        log.info(f"back at step {self.step}; the samples since then are not drawn again", rollback=self.step)
+        return True
 
     def _check(self, about: dict[str, Any]) -> None:
         """Whether a checkpoint is of this run."""
@@ -160,9 +207,14 @@ class Trainer:
             if self.saver is not None:
                 self.saver.before_update()
             heartbeat.beat(Phase.UPDATE)
-            norm = self.update.step(learning_rate)
+            norm, made = self.update.step(learning_rate)
             self.step += 1
             heartbeat.beat(Phase.AFTER_STEP, self.step)
+            if made:
+                self._strikes.good()
+            elif self._pass_over(norm.item(), metrics):
+                clock = _Clock(self.step)
+                continue
             evaluates = self._evaluates()
             if self.step == first or self.step % every == 0 or self.step == total or evaluates:
                 report = self._report(loss, norm, learning_rate, clock)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from trainyard.optimization import Optimizer
 from trainyard_trainer.gradient import clip_gradient, gradient_norm
+from trainyard_trainer.guard import Guard
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.optimizer import build_optimizers
 from trainyard_trainer.state import Shape, Tensors, optimizer_tensors, prepare_optimizers
@@ -27,8 +28,15 @@ class Update(Protocol):
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         """Make room for the state of a checkpoint with these tensors, so that `tensors` can be filled."""
 
-    def step(self, learning_rate: float) -> Tensor:
-        """Change the parameters and forget the gradient. Returns its norm before clipping, still on the device."""
+    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
+        """Change the parameters, if the gradient is good, and forget it.
+
+        Returns its norm before clipping, and whether the parameters have changed. Whether a norm is good is for the
+        host to say, so this waits for the device, once a step.
+        """
+
+    def go_back(self, folder: Path) -> None:
+        """The parameters, and what `tensors` holds, have been filled from a checkpoint again."""
 
     def close(self) -> None:
         """No step follows."""
@@ -37,7 +45,7 @@ class Update(Protocol):
 class LocalUpdate:
     """Each rank changes the parameters that it holds; what they need of others' gradients is in them already."""
 
-    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None) -> None:
+    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: Guard) -> None:
         """Without a mesh, all of the parameters are here."""
         named = list(named)
         self._named = named
@@ -45,6 +53,7 @@ class LocalUpdate:
         self._optimizers = build_optimizers(named, config)
         self._clip = config.gradient_clip
         self._mesh = mesh
+        self._guard = guard
 
     def begin(self, folder: Path | None) -> None:
         pass
@@ -55,19 +64,24 @@ class LocalUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         prepare_optimizers(self._named, self._optimizers, saved)
 
-    def step(self, learning_rate: float) -> Tensor:
-        norm = self.follow(learning_rate)
-        self._optimizers.zero_grad()
-        return norm
+    def go_back(self, folder: Path) -> None:
+        pass
 
-    def follow(self, learning_rate: float) -> Tensor:
+    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
+        norm, made = self.follow(learning_rate)
+        self._optimizers.zero_grad()
+        return norm, made
+
+    def follow(self, learning_rate: float) -> tuple[Tensor, bool]:
         """The same, with the gradient kept where it is."""
         norm = gradient_norm(self._parameters, self._mesh)
+        if not self._guard.accepts(norm.item()):
+            return norm, False
         if self._clip > 0:
             clip_gradient(self._parameters, self._clip, norm)
         self._optimizers.set_learning_rate(learning_rate)
         self._optimizers.step()
-        return norm
+        return norm, True
 
     def close(self) -> None:
         pass

@@ -16,6 +16,7 @@ from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, heartbeat, log
 from trainyard_trainer.allocator import keep_freed_memory
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.guard import Guard
 from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
@@ -98,7 +99,7 @@ class Worker:
 
     def _serve(self, config: RunConfig, world: World) -> None:
         world.join(saves=config.checkpoint is not None)
-        self.server = ParameterServer(config.trainer.optimizer, world)
+        self.server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.non_finite, bool))
         heartbeat.start(self.server.step, config.health.hang_timeout_seconds)
         while self.server.serve():
             if self.metrics is not None:

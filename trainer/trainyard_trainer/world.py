@@ -11,6 +11,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from trainyard import contract
 from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.gloo import use_one_thread
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer than this has lost a peer which nobody saw die."""
@@ -56,6 +57,7 @@ class World:
         A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
         themselves. `saves`: checkpoints will be written.
         """
+        use_one_thread()
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -109,8 +111,8 @@ class World:
         """Whether something holds on every rank that trains."""
         if self.size == 1:
             return holds
-        count = torch.tensor([int(holds)])
-        dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control)
+        count = torch.tensor([int(holds)], device=None if self.control else self.device)
+        dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control or self.group)
         return bool(count.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -37,6 +37,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
+  resources: [secrets]  # a token for each job; none can be read
+  verbs: [create]
+- apiGroups: [""]
   resources: [events]
   verbs: [create]
 {{- end }}

@@ -9,6 +9,8 @@ from typing import Any
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.status import Reason, TrainingJobStatus
+from trainyard.supervision import PodState
+from trainyard_operator.backends import orders
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid
 from trainyard_operator.core.draft import Event
@@ -22,6 +24,7 @@ _PLURALS = {
     "Service": "services",
     "ConfigMap": "configmaps",
     "PersistentVolumeClaim": "persistentvolumeclaims",
+    "Secret": "secrets",
 }
 
 
@@ -40,8 +43,10 @@ def core_path(plural: str, namespace: str | None = None) -> str:
 class KubernetesBackend:
     """Children as objects of a cluster (see `trainyard_operator.core.backend.Backend`)."""
 
-    def __init__(self, api: KubeApi) -> None:
+    def __init__(self, api: KubeApi, key: bytes) -> None:
+        """`key`: secret; the tokens of all jobs follow from it."""
         self._api = api
+        self._key = key
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         """Replace the status subresource, with resource version and UID as preconditions."""
@@ -89,6 +94,8 @@ class KubernetesBackend:
         except ApiError as error:
             if error.code != 409:
                 raise _refusal(error, kind, metadata["name"]) from error
+        if kind == "Secret":
+            return manifest  # its name follows from what is in it, and the operator may not read Secrets
         return await self._adopt(job, manifest, f"{path}/{metadata['name']}")
 
     async def _adopt(self, job: TrainingJob, manifest: dict[str, Any], path: str) -> dict[str, Any]:
@@ -155,11 +162,28 @@ class KubernetesBackend:
         except ApiError as error:
             log.warning("%s/%s: the event %s was not stored: %s", namespace, name, event.reason, error)
 
+    def token(self, job: TrainingJob) -> str:
+        """See `orders.job_token`."""
+        return orders.job_token(self._key, job)
+
+    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Call the supervisor's port at the pods' addresses."""
+        return await orders.ask([_url(pod, contract.SUPERVISOR_PORT) for pod in pods], self.token(job))
+
+    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
+        """Call the supervisor's port at the pods' addresses."""
+        return await orders.order([_url(pod, contract.SUPERVISOR_PORT) for pod in pods], self.token(job), attempt)
+
     def metrics_url(self, pod: Pod) -> str | None:
         """The metrics port at the pod's address."""
-        address = (pod.get("status") or {}).get("podIP")
-        host = f"[{address}]" if address and ":" in address else address
-        return f"http://{host}:{contract.METRICS_PORT}/metrics" if address else None
+        url = _url(pod, contract.METRICS_PORT)
+        return url and f"{url}/metrics"
+
+
+def _url(pod: Pod, port: int) -> str | None:
+    address = (pod.get("status") or {}).get("podIP")
+    host = f"[{address}]" if address and ":" in address else address
+    return f"http://{host}:{port}" if address else None
 
 
 def _is_retained(found: dict[str, Any], manifest: dict[str, Any]) -> bool:

@@ -7,6 +7,7 @@ own, and a share of the processors. Images, volumes and resource limits do not a
 
 import asyncio
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -14,12 +15,17 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+
+import aiohttp
 
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.status import Reason, TrainingJobStatus
+from trainyard.supervision import PodState
+from trainyard_operator.backends import orders
 from trainyard_operator.backends.family import die_with_parent, end_family
 from trainyard_operator.core.backend import Refused
 from trainyard_operator.core.draft import Event
@@ -29,6 +35,8 @@ MARK = "TRAINYARD_POD_UID"
 GRACE = 10.0
 """Seconds between asking a pod to end and killing it."""
 LOG_TAIL = 2048
+PROBE_SECONDS = 0.25
+"""From one readiness probe of a pod to the next."""
 _HOST = "127.0.0.1"
 
 
@@ -39,8 +47,10 @@ class _Running:
     pod: dict[str, Any]
     folder: Path
     metrics_port: int
+    supervisor_port: int
     process: asyncio.subprocess.Process | None = None
     watcher: asyncio.Task[None] | None = None
+    probe: asyncio.Task[None] | None = None
 
 
 class ProcessBackend:
@@ -53,6 +63,8 @@ class ProcessBackend:
         self._on_pod = on_pod
         self._running: dict[str, _Running] = {}
         self._config: dict[str, Path] = {}
+        self._secrets: dict[str, dict[str, str]] = {}
+        self._key = secrets.token_bytes(32)
         self._ports: dict[str, int] = {}
         self._version = 0
 
@@ -72,6 +84,8 @@ class ProcessBackend:
             name = manifest["metadata"]["name"]
             if manifest["kind"] == "ConfigMap":
                 self._config[name] = self._write_config(manifest)
+            if manifest["kind"] == "Secret":
+                self._secrets[name] = manifest["stringData"]
             if manifest["kind"] == "Pod":
                 if name not in self._running:
                     await self._start(job, manifest)
@@ -99,6 +113,22 @@ class ProcessBackend:
         """The metrics port that was given to this pod."""
         running = self._running.get(pod["metadata"]["name"])
         return f"http://{_HOST}:{running.metrics_port}/metrics" if running else None
+
+    def token(self, job: TrainingJob) -> str:
+        """See `orders.job_token`."""
+        return orders.job_token(self._key, job)
+
+    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Call the supervisor's ports of the pods."""
+        return await orders.ask([self._supervisor_url(pod) for pod in pods], self.token(job))
+
+    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
+        """Call the supervisor's ports of the pods."""
+        return await orders.order([self._supervisor_url(pod) for pod in pods], self.token(job), attempt)
+
+    def _supervisor_url(self, pod: Pod) -> str | None:
+        running = self._running.get(pod["metadata"]["name"])
+        return f"http://{_HOST}:{running.supervisor_port}" if running else None
 
     def log_file(self, pod_name: str) -> Path:
         """Where the output of a pod goes."""
@@ -128,7 +158,7 @@ class ProcessBackend:
         metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": _now()}
         spec = {**manifest["spec"], "nodeName": socket.gethostname()}
         pod = {**manifest, "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
-        running = _Running(pod, folder, _free_port())
+        running = _Running(pod, folder, _free_port(), _free_port())
         container = next(c for c in spec["containers"] if c["name"] == contract.WORKER_CONTAINER)
         environment = self._environment(job, running, container)
         self._running[name] = running
@@ -147,14 +177,16 @@ class ProcessBackend:
             except OSError as error:  # as the kubelet has it: the container failed to start
                 self._finish(running, 128, "StartError", f"{container['command'][0]}: {error.strerror}")
                 return
-        self._change(running, status={"phase": "Running", **_container_status({"running": {"startedAt": _now()}})})
+        self._set_running(running, ready="readinessProbe" not in container)
         running.watcher = asyncio.create_task(self._watch(running))
+        if "readinessProbe" in container:
+            running.probe = asyncio.create_task(self._probe(running, container["readinessProbe"]["httpGet"]["path"]))
 
     def _environment(self, job: TrainingJob, running: _Running, container: dict[str, Any]) -> dict[str, str]:
         """The environment of this process, the container's own over it, and this machine's answers over both."""
         labels = running.pod["metadata"]["labels"]
         port = self._ports.setdefault(labels[contract.LABEL_ATTEMPT], _free_port())
-        given = {entry["name"]: _value(entry, running.pod) for entry in container.get("env", ())}
+        given = {entry["name"]: self._value(entry, running.pod) for entry in container.get("env", ())}
         environment = {**os.environ, **given}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
         for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
@@ -166,6 +198,7 @@ class ProcessBackend:
         environment[MARK] = running.pod["metadata"]["uid"]
         environment[contract.ENV_TERMINATION_LOG] = str(running.folder / "termination-log")
         environment[contract.ENV_METRICS_PORT] = str(running.metrics_port)
+        environment[contract.ENV_SUPERVISOR_PORT] = str(running.supervisor_port)
         environment[contract.ENV_GRACE] = str(GRACE)
         if contract.ENV_CHECKPOINTS in given:
             environment[contract.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
@@ -173,12 +206,50 @@ class ProcessBackend:
             environment[contract.ENV_CONFIG] = str(config / contract.CONFIG_FILE)
         return environment
 
+    def _set_running(self, running: _Running, *, ready: bool) -> None:
+        state = {"running": {"startedAt": _now()}}
+        self._change(running, status={"phase": "Running", **_container_status(state, ready=ready)})
+
+    async def _probe(self, running: _Running, path: str) -> None:
+        """See again and again whether a pod is ready, as a kubelet does."""
+        url, known = f"http://{_HOST}:{running.supervisor_port}{path}", False
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            while True:
+                await asyncio.sleep(PROBE_SECONDS)
+                try:
+                    async with session.get(url) as response:
+                        ready = response.status == HTTPStatus.OK
+                except (aiohttp.ClientError, TimeoutError):
+                    ready = False
+                if ready != known:
+                    known = ready
+                    self._set_running(running, ready=ready)
+
+    def _value(self, entry: dict[str, Any], pod: Pod) -> str:
+        """Value of an environment variable; of the sources only fields of the pod's metadata and our Secret exist.
+
+        Raises:
+            Refused: the value comes from somewhere else.
+        """
+        if "valueFrom" not in entry:
+            return str(entry.get("value", ""))
+        path = entry["valueFrom"].get("fieldRef", {}).get("fieldPath", "")
+        if path in ("metadata.name", "metadata.namespace", "metadata.uid"):
+            return str(pod["metadata"][path.removeprefix("metadata.")])
+        secret = entry["valueFrom"].get("secretKeyRef", {})
+        if secret.get("name") in self._secrets:
+            return self._secrets[secret["name"]][secret["key"]]
+        fix = "give it a value, or remove it and set it in your shell"
+        raise Refused(Reason.PODS_REFUSED, f"spec.env {entry['name']}: valueFrom needs a cluster; {fix}")
+
     # --- ending ---------------------------------------------------------------------------------------------
 
     async def _watch(self, running: _Running) -> None:
         """Wait for the process, then for nothing of it to be left, and say how it ended."""
         assert running.process is not None
         code = await running.process.wait()
+        if running.probe is not None:
+            running.probe.cancel()
         end_family(MARK, running.pod["metadata"]["uid"])
         code = 128 - code if code < 0 else code
         self._finish(running, code, "Completed" if code == 0 else "Error", _last_words(running.folder, code))
@@ -188,7 +259,7 @@ class ProcessBackend:
     def _finish(self, running: _Running, code: int, reason: str, message: str) -> None:
         ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": _now()}
         phase = "Succeeded" if code == 0 else "Failed"
-        self._change(running, status={"phase": phase, **_container_status({"terminated": ended})})
+        self._change(running, status={"phase": phase, **_container_status({"terminated": ended}, ready=False)})
 
     def _signal(self, running: _Running) -> None:
         """SIGTERM now, SIGKILL for the whole family after the grace period."""
@@ -215,21 +286,6 @@ class ProcessBackend:
         return str(self._version)
 
 
-def _value(entry: dict[str, Any], pod: Pod) -> str:
-    """Value of an environment variable; of the sources only fields of the pod's metadata exist here.
-
-    Raises:
-        Refused: the value comes from a Secret or the like.
-    """
-    if "valueFrom" not in entry:
-        return str(entry.get("value", ""))
-    path = entry["valueFrom"].get("fieldRef", {}).get("fieldPath", "")
-    if path in ("metadata.name", "metadata.namespace", "metadata.uid"):
-        return str(pod["metadata"][path.removeprefix("metadata.")])
-    fix = "give it a value, or remove it and set it in your shell"
-    raise Refused(Reason.PODS_REFUSED, f"spec.env {entry['name']}: valueFrom needs a cluster; {fix}")
-
-
 def _last_words(folder: Path, code: int) -> str:
     """The termination message; after a failure without one the end of the log, as the kubelet has it."""
     message = folder / "termination-log"
@@ -239,11 +295,10 @@ def _last_words(folder: Path, code: int) -> str:
     return (folder / "log").read_bytes()[-LOG_TAIL:].decode("utf-8", "replace")
 
 
-def _container_status(state: dict[str, Any]) -> dict[str, Any]:
-    ready = "True" if "running" in state else "False"
+def _container_status(state: dict[str, Any], *, ready: bool) -> dict[str, Any]:
     return {
         "containerStatuses": [{"name": contract.WORKER_CONTAINER, "state": state}],
-        "conditions": [{"type": "Ready", "status": ready}],
+        "conditions": [{"type": "Ready", "status": str(ready)}],
     }
 
 

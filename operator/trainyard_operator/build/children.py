@@ -1,5 +1,6 @@
 """The children of a job besides its pods, and what all children share."""
 
+import hashlib
 import json
 from typing import Any
 
@@ -68,9 +69,28 @@ def build_claim(job: TrainingJob) -> Manifest | None:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def build_shared(job: TrainingJob) -> list[Manifest]:
-    """All that the pods of a job need besides themselves."""
-    return [child for child in (build_service(job), build_config_map(job), build_claim(job)) if child is not None]
+def secret_name(job: TrainingJob, token: str) -> str:
+    """Name of the Secret with a token. Another token gets another name, so what has that name needs no look."""
+    return f"{job.metadata.name}-{hashlib.sha256(token.encode()).hexdigest()[:10]}"
+
+
+def build_secret(job: TrainingJob, token: str) -> Manifest | None:
+    """The job's token, for pods that take orders."""
+    if not job.spec.restarts_in_place:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": child_metadata(job, secret_name(job, token)),
+        "stringData": {contract.TOKEN_KEY: token},
+        "immutable": True,
+    }
+
+
+def build_shared(job: TrainingJob, token: str) -> list[Manifest]:
+    """All that the pods of a job need besides themselves. `token`: see `Backend.token`."""
+    children = (build_service(job), build_config_map(job), build_claim(job), build_secret(job, token))
+    return [child for child in children if child is not None]
 
 
 def build_config_map(job: TrainingJob) -> Manifest | None:

@@ -5,6 +5,7 @@ from typing import Any
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.spec import Server, Workers
+from trainyard.supervision import READY_PATH
 from trainyard_operator.build.children import Manifest, child_metadata
 from trainyard_operator.build.merge import merge_pod_spec
 
@@ -21,7 +22,7 @@ _LOST_AFTER = 30
 the rest of the group would wait for a worker that is gone."""
 
 
-def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str) -> Manifest:
+def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str, secret: str | None = None) -> Manifest:
     """The manifest of one pod: a worker, or after the workers the parameter server.
 
     Args:
@@ -29,6 +30,7 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str)
         attempt: number of the group that the pod belongs to.
         index: node rank of the pod in its group, from 0.
         trainer_image: image of the built-in trainer in this installation, unless spec.image names another.
+        secret: name of the Secret with the job's token, if the pod is to take orders.
     """
     template = _role_spec(job, index).template
     labels = {
@@ -46,7 +48,7 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str)
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": merge_pod_spec(template.spec, _own_spec(job, attempt, index, trainer_image)),
+        "spec": merge_pod_spec(template.spec, _own_spec(job, attempt, index, trainer_image, secret)),
     }
 
 
@@ -66,12 +68,15 @@ def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
     }
 
 
-def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
+def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None) -> Manifest:
+    worker = _worker_container(job, attempt, index, trainer_image)
+    if secret is not None:
+        _supervise(worker, secret)
     spec: Manifest = {
         "restartPolicy": "Never",  # the group restarts whole, and the operator is who restarts it
         "hostname": job.pod_name(attempt, index),
         "subdomain": job.metadata.name,
-        "containers": [_worker_container(job, attempt, index, trainer_image)],
+        "containers": [worker],
         "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }
     if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
@@ -156,6 +161,18 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         "capabilities": {"drop": ["ALL"]},
     }
     return container
+
+
+def _supervise(worker: Manifest, secret: str) -> None:
+    """Let a worker take orders. It is ready while its attempt runs: the operator sees the end of one by that."""
+    source = {"secretKeyRef": {"name": secret, "key": contract.TOKEN_KEY}}
+    worker["env"].append({"name": contract.ENV_TOKEN, "valueFrom": source})
+    worker["ports"].append({"name": contract.SUPERVISOR_PORT_NAME, "containerPort": contract.SUPERVISOR_PORT})
+    worker["readinessProbe"] = {
+        "httpGet": {"path": READY_PATH, "port": contract.SUPERVISOR_PORT_NAME},
+        "periodSeconds": 1,
+        "failureThreshold": 1,
+    }
 
 
 def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str, Any]]:

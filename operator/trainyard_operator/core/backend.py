@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from trainyard.job import TrainingJob
 from trainyard.status import Reason, TrainingJobStatus
+from trainyard.supervision import PodState
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Pod, Worker
 
@@ -54,6 +55,18 @@ class Backend(Protocol):
 
     async def tell(self, job: TrainingJob, event: Event) -> None:
         """Record an event on the job."""
+        ...
+
+    def token(self, job: TrainingJob) -> str:
+        """What the job's pods and the operator both know, so that an order is known to be one."""
+        ...
+
+    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """What the launchers of pods say of themselves; None for one that does not answer. Raises nothing."""
+        ...
+
+    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
+        """Tell the launchers of pods to start an attempt, or (None) to end. None for one that does not follow."""
         ...
 
     def metrics_url(self, pod: Pod) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from trainyard.job import TrainingJob
 from trainyard.status import Progress
-from trainyard_operator.core.observe import Pod, Trouble, Worker, job_name_of, observe_worker
+from trainyard.supervision import PodState
+from trainyard_operator.core.observe import Pod, Trouble, Worker, job_name_of, observe_worker, with_state
 
 Key = tuple[str, str]
 """Namespace and name of a job."""
@@ -30,6 +31,10 @@ class Entry:
     progress: Progress | None = None
     """What rank 0's metrics page showed when it was last read."""
     trouble: Trouble | None = None
+    states: dict[str, PodState] = field(default_factory=dict)
+    """What the launchers in the pods have said last, by the pods' UIDs."""
+    deaf: set[str] = field(default_factory=set)
+    """UIDs of pods that have not followed an order."""
 
 
 class Cache:
@@ -100,6 +105,8 @@ class Cache:
             known = entry.pods.get(metadata["name"])
             if known is not None and known["metadata"]["uid"] == metadata["uid"]:
                 del entry.pods[metadata["name"]], entry.workers[metadata["name"]]
+                entry.states.pop(metadata["uid"], None)
+                entry.deaf.discard(metadata["uid"])
             self._tidy(key)
         return key
 
@@ -107,7 +114,11 @@ class Cache:
         """The pods of a job that belong to it: a namesake's leftovers, of another owner, do not count."""
         entry = self._entries[key]
         uid = entry.job.metadata.uid if entry.job else None
-        return tuple(w for name, w in entry.workers.items() if owner_uid(entry.pods[name]) == uid)
+        return tuple(
+            with_state(w, entry.states.get(w.uid), deaf=w.uid in entry.deaf)
+            for name, w in entry.workers.items()
+            if owner_uid(entry.pods[name]) == uid
+        )
 
     def replace(self, jobs: Iterable[TrainingJob], pods: Iterable[Pod], version: int) -> int:
         """Take in a complete list made at resource version `version`, and drop what it does not hold.

@@ -78,7 +78,7 @@ def _disruption(worker: Worker, now: datetime) -> Diagnosis:
     deleted = "the pod was deleted", "Deleted"
     message, reason = (worker.last_words, worker.reason or Reason.DISRUPTED) if worker.disrupted else deleted
     failure = Failure(
-        attempt=worker.attempt,
+        attempt=worker.runs,
         pod=worker.name,
         node=worker.node,
         exit_code=worker.exit_code,
@@ -94,7 +94,7 @@ def _program_failure(worker: Worker, now: datetime) -> Diagnosis:
     effect = words is not None and words.peer_lost
     hopeless = worker.exit_code == contract.EXIT_INVALID_CONFIG and words is not None
     failure = Failure(
-        attempt=worker.attempt,
+        attempt=worker.runs,
         pod=worker.name,
         node=worker.node,
         rank=words.rank if words else None,

@@ -1,7 +1,7 @@
 """What the operator sees of the world: a pod, reduced to what decides the fate of its group."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.status import Progress, Reason
+from trainyard.supervision import PodState
 from trainyard.termination import TerminationMessage
 
 Pod = Mapping[str, Any]
@@ -43,6 +44,15 @@ class Worker:
     replicas: int
     """Workers of the group that this pod was made for."""
     state: WorkerState
+    runs: int
+    """Attempt that its processes take part in: later than `attempt` once the group has been restarted inside its
+    pods."""
+    supervised: bool = False
+    """The pod takes orders (`trainyard.supervision`)."""
+    held: bool = False
+    """Its processes have failed, as the state says, but the pod lives, and waits for orders."""
+    deaf: bool = False
+    """It has not followed an order."""
     serves: bool = False
     """The pod is the parameter server."""
     ready: bool = False
@@ -66,7 +76,13 @@ class Worker:
     @property
     def active(self) -> bool:
         """Whether the pod holds resources."""
-        return self.state in (WorkerState.PENDING, WorkerState.RUNNING)
+        return self.held or self.state in (WorkerState.PENDING, WorkerState.RUNNING)
+
+    @property
+    def obeys(self) -> bool:
+        """Whether another attempt can be started in the pod."""
+        alive = self.state is WorkerState.RUNNING or self.held
+        return self.supervised and alive and not (self.deaf or self.disrupted or self.terminating)
 
     @property
     def message(self) -> TerminationMessage | None:
@@ -148,6 +164,8 @@ def observe_worker(pod: Pod) -> Worker:
         index=int(labels[contract.LABEL_INDEX]),
         replicas=int(labels[contract.LABEL_REPLICAS]),
         state=state,
+        runs=int(labels[contract.LABEL_ATTEMPT]),
+        supervised=_is_supervised(pod),
         serves=labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER,
         ready=conditions.get("Ready", {}).get("status") == "True",
         deletion_at=_moment(metadata.get("deletionTimestamp")),  # when it was asked for, plus the grace period
@@ -158,6 +176,35 @@ def observe_worker(pod: Pod) -> Worker:
         last_words=(words or "").strip(),
         finished_at=_moment(ended.get("finishedAt")),
         obstacle=_obstacle(metadata["name"], container, conditions),
+    )
+
+
+def with_state(worker: Worker, known: PodState | None, *, deaf: bool) -> Worker:
+    """A worker with what its launcher has said, when it was last asked."""
+    if known is None:
+        return replace(worker, deaf=deaf)
+    worker = replace(worker, deaf=deaf, runs=known.attempt)
+    end = known.ending
+    if end is None or worker.ready or worker.state is not WorkerState.RUNNING:
+        return worker
+    return replace(
+        worker,
+        state=WorkerState.FAILED,
+        held=True,
+        exit_code=end.exit_code,
+        reason="Error",
+        last_words=end.message.strip(),
+        finished_at=end.at,
+    )
+
+
+def _is_supervised(pod: Pod) -> bool:
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    return any(
+        port.get("name") == contract.SUPERVISOR_PORT_NAME
+        for container in containers
+        if container["name"] == contract.WORKER_CONTAINER
+        for port in container.get("ports") or ()
     )
 
 

@@ -14,6 +14,7 @@ from prometheus_client.samples import Sample
 
 from trainyard import contract
 from trainyard.status import ConditionType, Progress
+from trainyard_operator.core.answers import read_text
 from trainyard_operator.core.backend import Backend
 from trainyard_operator.core.cache import Cache, Entry, Key
 from trainyard_operator.core.observe import Pod, WorkerState
@@ -26,6 +27,7 @@ _PATIENCE = aiohttp.ClientTimeout(total=5)
 _LONGEST_PAGE = 1_000_000
 """Bytes; a page is written by a user's container, which may write anything."""
 _FIGURES = {
+    contract.METRIC_ATTEMPT: "attempt",
     contract.METRIC_STEP: "step",
     contract.METRIC_TOTAL_STEPS: "total_steps",
     contract.METRIC_RESUMED_STEP: "resumed_step",
@@ -38,14 +40,19 @@ _FIGURES = {
     contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
     contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
+    contract.METRIC_SKIPPED: "skipped_steps",
+    contract.METRIC_SKIPPED_STEP: "last_skipped_step",
+    contract.METRIC_ROLLBACKS: "rollbacks",
 }
-_MISHAPS = ("checkpoints_damaged", "checkpoint_failures")
-"""Counts that are in a status only if there is something to count."""
-_COUNTS = ("step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
+_MISHAPS = ("checkpoints_damaged", "checkpoint_failures", "skipped_steps", "last_skipped_step", "rollbacks")
+"""Counts that are left out of the status while they are 0."""
+_COUNTS = ("attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
     """Progress from a page in the Prometheus text format; None if it counts no steps. Before the first step it is 0.
+
+    `attempt`: the one that the page is taken to be of, if it does not say so itself.
 
     Raises:
         ValueError: the page is not in that format.
@@ -69,10 +76,9 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
         left = max(0.0, values["total_steps"] - values["step"])
         eta = significant(left * tokens / values["step"] / speed, 3)
     return Progress(
-        **figures,
+        **{"attempt": attempt, **figures},
         eval_loss=evaluation.get("loss"),
         metrics=dict(sorted(evaluation.items())) or None,
-        attempt=attempt,
         eta_seconds=eta,
         updated_at=now.replace(microsecond=0),
     )
@@ -123,7 +129,7 @@ class ProgressPoller:
         try:
             async with slots, session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
-                progress = parse_progress(await _read(response), attempt=attempt, now=self.clock())
+                progress = parse_progress(await read_text(response, _LONGEST_PAGE), attempt=attempt, now=self.clock())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             log.debug("%s/%s: no progress from %s: %s", *key, url, error)
             return
@@ -132,20 +138,11 @@ class ProgressPoller:
             self.queue.add(key)
 
 
-async def _read(response: aiohttp.ClientResponse) -> str:
-    page = b""
-    async for chunk in response.content.iter_chunked(65_536):
-        page += chunk
-        if len(page) > _LONGEST_PAGE:
-            raise ValueError(f"the page has more than {_LONGEST_PAGE} bytes")
-    return page.decode()
-
-
 def rank_zero(entry: Entry) -> Pod | None:
     """The running pod with index 0 of a running job that uses the built-in trainer."""
     job = entry.job
     if job is None or job.spec.trainer is None or not job.status.is_true(ConditionType.RUNNING):
         return None
-    name = job.pod_name(job.status.attempt, 0)
+    name = job.pod_name(job.status.group, 0)
     worker = entry.workers.get(name)
     return entry.pods[name] if worker is not None and worker.state is WorkerState.RUNNING else None

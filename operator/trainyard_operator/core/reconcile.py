@@ -8,12 +8,13 @@ from datetime import UTC, datetime
 
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard_operator.build.children import build_shared
+from trainyard_operator.build.children import build_shared, secret_name
 from trainyard_operator.build.pod import build_pod
+from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Entry, Key
-from trainyard_operator.core.observe import Observation, Pod, Trouble
-from trainyard_operator.core.plan import CreateWorkers, DeleteWorkers, Plan, plan
+from trainyard_operator.core.observe import Observation, Pod, Trouble, Worker, WorkerState
+from trainyard_operator.core.plan import plan
 from trainyard_operator.core.queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Reconciler:
             self.queue.drop(key)  # gone or going: the children go with their owner
             return None
         job = entry.job
+        await self._consult(job, entry, key)
         seen = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.trouble)
         step = plan(seen)
         if step.status != job.status:
@@ -102,8 +104,35 @@ class Reconciler:
         await self._act(job, entry, step)
         return step.wake_after
 
+    async def _consult(self, job: TrainingJob, entry: Entry, key: Key) -> None:
+        """Ask the launchers whose pods do not say how their attempt stands.
+
+        A pod that is not ready may have ended its attempt and wait for orders. And of a pod that was made for an
+        earlier attempt than the current one a new operator does not know which one it runs.
+        """
+        asked = [
+            w
+            for w in self.cache.workers(key)
+            if w.supervised and not w.terminating and (w.state is WorkerState.RUNNING or w.held)
+            if not w.ready or w.runs < job.status.attempt
+        ]
+        if asked:
+            states = await self.backend.ask(job, [entry.pods[w.name] for w in asked])
+            entry.states.update({w.uid: state for w, state in zip(asked, states, strict=True) if state})
+
+    async def _order(self, job: TrainingJob, entry: Entry, workers: tuple[Worker, ...], attempt: int | None) -> None:
+        states = await self.backend.order(job, [entry.pods[w.name] for w in workers], attempt)
+        for worker, state in zip(workers, states, strict=True):
+            if state is None:
+                entry.deaf.add(worker.uid)
+            else:
+                entry.states[worker.uid] = state
+
     async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
         for action in step.actions:
+            if isinstance(action, OrderWorkers):
+                await self._order(job, entry, action.workers, action.attempt)
+                continue
             if isinstance(action, DeleteWorkers):
                 await self.backend.delete_pods(job, action.workers, force=action.force)
                 continue
@@ -124,8 +153,12 @@ class Reconciler:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        await self.backend.create(job, build_shared(job))
-        pods = [build_pod(job, action.attempt, i, trainer_image=self.trainer_image) for i in action.indexes]
+        token = self.backend.token(job)
+        await self.backend.create(job, build_shared(job, token))
+        secret = secret_name(job, token) if job.spec.restarts_in_place else None
+        pods = [
+            build_pod(job, action.attempt, i, trainer_image=self.trainer_image, secret=secret) for i in action.indexes
+        ]
         for pod in await self.backend.create(job, pods):
             self.cache.put_pod(pod)
 

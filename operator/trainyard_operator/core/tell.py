@@ -6,6 +6,7 @@ from trainyard.job import TrainingJob
 from trainyard.status import ConditionType as C
 from trainyard.status import Progress, Reason, WorkerCounts
 from trainyard_operator.core.draft import Draft
+from trainyard_operator.core.mishaps import tell_mishaps
 from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState
 from trainyard_operator.core.startup import has_stepped, tell_startup
 
@@ -31,7 +32,7 @@ def set_running(draft: Draft, seen: Observation) -> None:
     draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
-        tell_checkpoints(draft, seen.progress)
+        tell_mishaps(draft, seen.progress)
         draft.update(progress=seen.progress)
     if spec.trainer is None:
         return
@@ -39,27 +40,6 @@ def set_running(draft: Draft, seen: Observation) -> None:
         draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
     else:
         draft.set(C.PROGRESSING, False, Reason.NO_STEP_YET, tell_startup(draft, seen.progress))
-
-
-def tell_checkpoints(draft: Draft, read: Progress) -> None:
-    """What the newest figures show of checkpoints that the status does not hold yet: so each is told once."""
-    before = draft.status.progress
-    if before is None or before.attempt != read.attempt:
-        before = Progress()
-    damaged, failures = read.checkpoints_damaged or 0, read.checkpoint_failures or 0
-    log = f"the log of pod {draft.job.pod_name(read.attempt, 0)} says why"
-    if damaged > (before.checkpoints_damaged or 0):
-        what = "a checkpoint is" if damaged == 1 else f"{damaged} checkpoints are"
-        follows = "so an older one was taken" if read.resumed_step else "and no other is left: the run starts afresh"
-        draft.tell("Warning", Reason.CHECKPOINT_DAMAGED, f"attempt {read.attempt}: {what} damaged, {follows}; {log}")
-    if read.resumed_step and not before.resumed_step:
-        text = f"attempt {read.attempt}: continuing after step {read.resumed_step}"
-        draft.tell("Normal", Reason.CHECKPOINT_LOADED, text)
-    if (new := failures - (before.checkpoint_failures or 0)) > 0:
-        what = "a checkpoint" if new == 1 else f"{new} checkpoints"
-        newest = f"the newest is of step {read.checkpoint_step}" if read.checkpoint_step else "there is none yet"
-        text = f"attempt {read.attempt}: {what} could not be written, and the training goes on; {newest}; {log}"
-        draft.tell("Warning", Reason.CHECKPOINT_FAILED, text)
 
 
 def set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:

@@ -13,6 +13,7 @@ from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer import log
 from trainyard_trainer.data import TokenFile, prepare_tokens
+from trainyard_trainer.guard import Guard
 from trainyard_trainer.server import ParameterServer
 from trainyard_trainer.world import World
 
@@ -42,7 +43,7 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     world.join()
     log.logger.disabled = True
     if rank >= program.processes:
-        server = ParameterServer(config.trainer.optimizer, world)
+        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.non_finite, bool))
         with suppress(RuntimeError):  # when its turns are over a worker is killed
             while server.serve():
                 pass

@@ -1,0 +1,170 @@
+"""Steps without a gradient that can be followed: all ranks leave out the same ones, go back together, or give up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
+from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
+from trainyard import contract
+from trainyard.health import BadSteps
+from trainyard_trainer.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes
+
+FAULTS = "tests.trainer.faults"
+GPT = {"layers": 4, "heads": 8, "kvHeads": 4}
+ALONE = Layout(1, {})
+LAYOUTS = [
+    Layout(2, {}),
+    Layout(2, {"data": FSDP}),
+    Layout(2, {"tensor": 2}),
+    Layout(2, {"pipeline": pipe(2)}),
+    Layout(2, {"data": SERVER}),
+]
+
+
+def run(
+    start: Starter,
+    entry: str,
+    layout: Layout = ALONE,
+    *,
+    folder: Path | None = None,
+    bad: dict[str, Any] | None = None,
+    steps: int = 8,
+) -> Pod:
+    """All ranks in one pod; the parameter server, if there is one, in another."""
+    checkpoint = {"everySteps": 2, "async": False} if folder else None
+    settings: dict[str, Any] = {"model": GPT, "stop": {"steps": steps}, "optimizer": {"eps": 1e-4}}
+    settings["schedule"] = {"name": "constant"}
+    config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
+    if bad:
+        config = config.replace(health=config.health.replace(non_finite=BadSteps.model_validate(bad)))
+    env = {contract.ENV_CHECKPOINTS: str(folder)} if folder else {}
+    pods = start(config, 1, layout.processes, entry, env)
+    finish(pods, 90)
+    return pods[0]
+
+
+def losses(pod: Pod) -> list[tuple[int, float]]:
+    assert pod.reports, pod.stderr
+    return [(r["step"], r["loss"]) for r in pod.reports]
+
+
+def assert_equal(found: list[tuple[int, float]], expected: list[tuple[int, float]]) -> None:
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def left_out(start: Starter) -> list[tuple[int, float]]:
+    """Losses of one process that leaves the fourth step out."""
+    return losses(run(start, f"{FAULTS}:leave_out_step_4"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_what_is_no_number_on_one_rank_is_left_out_on_all(
+    start: Starter, left_out: list[tuple[int, float]], layout: Layout
+) -> None:
+    pod = run(start, f"{FAULTS}:no_number_at_samples_24", layout)
+    assert_equal(losses(pod), left_out)
+    said = [json.loads(line)["message"] for line in pod.stdout.splitlines() if "nothing was changed" in line]
+    assert "step 4: the norm of the gradient is nan; nothing was changed (1 in a row of at most 5)" in said
+
+
+def test_the_reference_differs_from_a_run_that_leaves_nothing_out(
+    start: Starter, left_out: list[tuple[int, float]]
+) -> None:
+    whole = losses(run(start, ENTRY))
+    assert_equal(whole[:4], left_out[:4])
+    assert whole[5][1] != pytest.approx(left_out[5][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(("action", "limit", "step"), [("Skip", 2, 6), ("Fail", 5, 5)])
+def test_an_attempt_gives_up(start: Starter, action: str, limit: int, step: int) -> None:
+    bad = {"action": action, "limit": limit}
+    pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), bad=bad)
+    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.word is not None
+    assert (pod.word.exception, pod.word.step) == ("NonFinite", step)
+    assert pod.word.message.startswith(f"step {step}: the norm of the gradient is ")
+    assert pod.word.message.endswith(f"spec.health.nonFinite.action is {action}")
+    assert "Traceback" not in pod.stderr
+
+
+@pytest.mark.parametrize("layout", [Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})], ids=str)
+def test_rollback_goes_on_from_the_checkpoint_with_other_samples(
+    start: Starter, tmp_path: Path, layout: Layout
+) -> None:
+    bad = {"action": "Rollback", "limit": 2}
+    entry = f"{FAULTS}:no_number_at_samples_32_to_47"
+    pod = run(start, entry, layout, folder=tmp_path / "whole", bad=bad)
+    steps = [step for step, _ in losses(pod)]
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8], "the second bad step is not reported: the run is back at step 4"
+    assert "back at step 4; the samples since then are not drawn again" in pod.stdout
+    # The same by hand: four steps, then the rest as if the samples from 32 to 47 had been drawn.
+    reference = tmp_path / "reference"
+    run(start, ENTRY, folder=reference, steps=4)
+    manifest = next(reference.glob("step-00000004/manifest.json"))
+    about = json.loads(manifest.read_text())
+    assert about["samples"] == 32
+    manifest.write_text(json.dumps({**about, "samples": 48}))
+    assert_equal(losses(pod)[-4:], losses(run(start, ENTRY, folder=reference)))
+
+
+def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> None:
+    bad = {"action": "Rollback", "limit": 1}
+    pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
+    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.stdout.count("back at step 4") == MAX_ROLLBACKS
+
+
+def test_a_spike_is_left_out_on_all_ranks(start: Starter) -> None:
+    bad = {"spikeFactor": 1000}
+    pod = run(start, f"{FAULTS}:spike_at_samples_200", Layout(2, {}), bad=bad, steps=28)
+    assert pod.wait(1) == 0, pod.stderr
+    (line,) = [line for line in pod.stdout.splitlines() if "nothing was changed" in line]
+    assert "step 26: the norm" in line
+
+
+# --- the rules alone ------------------------------------------------------------------------------------------
+
+
+def always(good: bool) -> bool:
+    return good
+
+
+@pytest.mark.parametrize("norm", [float("nan"), float("inf")])
+def test_norms_that_are_not_finite_are_refused_and_forgotten(norm: float) -> None:
+    guard = Guard(BadSteps(spike_factor=2.0), always)
+    for _ in range(FEWEST):
+        assert guard.accepts(1.0)
+        assert not guard.accepts(norm)
+    assert guard.accepts(1.9)
+
+
+def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
+    guard = Guard(BadSteps(spike_factor=3.0), always)
+    assert [guard.accepts(norm) for norm in (1.0, 100.0)] == [True, True], "nothing is known yet"
+    for _ in range(FEWEST):
+        assert guard.accepts(1.0)
+    assert not guard.accepts(3.1)
+    assert not guard.accepts(3.1), "a spike does not move the median"
+    assert guard.accepts(2.9)
+
+
+def test_without_a_factor_nothing_is_a_spike() -> None:
+    guard = Guard(BadSteps(), always)
+    assert all(guard.accepts(norm) for norm in [1.0] * 50 + [1e30])
+
+
+def test_one_rank_that_sees_a_spike_is_enough() -> None:
+    guard = Guard(BadSteps(spike_factor=3.0), lambda _: False)
+    assert not guard.accepts(1.0)
+
+
+def test_good_steps_in_between_begin_the_count_anew() -> None:
+    strikes = Strikes(BadSteps(limit=2))
+    assert [strikes.bad(can_go_back=True) for _ in range(2)] == ["Skip", "Fail"]
+    strikes.good()
+    assert strikes.bad(can_go_back=True) == "Skip"

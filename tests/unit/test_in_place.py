@@ -1,0 +1,217 @@
+"""Restarts inside the pods: when, in which order, and what happens where they are not to be had."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_spec
+from tests.support import kubelet
+from tests.support.simulation import Simulation
+from tests.support.world import World
+from trainyard import contract
+from trainyard.status import ConditionType as C
+from trainyard.status import Reason, TrainingJobStatus
+from trainyard.supervision import READY_PATH, Ending, PodState
+from trainyard_operator.build.children import build_secret, secret_name
+from trainyard_operator.build.pod import build_pod
+from trainyard_operator.core.observe import WorkerState, observe_worker, with_state
+
+WORDS = last_words(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
+
+
+@pytest.fixture
+def make() -> Iterator[Any]:
+    lives: list[Simulation] = []
+
+    def begin(**spec: Any) -> Simulation:
+        spec = {"trainer": trainer_spec(), **spec}
+        lives.append(Simulation(**spec))
+        lives[-1].run_smoothly(20)
+        assert status(lives[-1]).is_true(C.RUNNING)
+        return lives[-1]
+
+    yield begin
+    for life in lives:
+        life.close()
+
+
+def status(life: Simulation) -> TrainingJobStatus:
+    assert life.world.job is not None
+    return life.world.job.status
+
+
+def uids(world: World) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in world.pods.values()}
+
+
+def go_on(life: Simulation, seconds: float = 5) -> None:
+    """Time passes, and nothing else goes wrong."""
+    for _ in range(int(seconds)):
+        life.run_smoothly(4)
+        life.world.pass_time(1)
+    life.run_smoothly(10)
+
+
+@pytest.mark.parametrize("program", [{}, served()], ids=["trainer", "with a server"])
+def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, program: dict[str, Any]) -> None:
+    life = make(**program)
+    before = uids(life.world)
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    go_on(life)
+    found = status(life)
+    assert uids(life.world) == before
+    assert (found.attempt, found.pod_attempt, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
+    assert found.is_true(C.RUNNING)
+    assert not found.is_true(C.RESTARTING)
+    assert found.last_failure is not None
+    assert (found.last_failure.rank, found.last_failure.step, found.last_failure.attempt) == (1, 7, 1)
+    assert {life.world.runs(name) for name in life.world.pods} == {2}
+    assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.world.events)
+
+
+def test_it_may_fail_again_and_again(make: Any) -> None:
+    life = make()
+    for _ in range(3):
+        life.world.fail_inside("job-1-0", 1, WORDS)
+        go_on(life, 10)
+    found = status(life)
+    assert (found.attempt, found.pod_attempt, found.restarts_counted) == (4, 1, 3)
+    life.world.fail_inside("job-1-0", 3, WORDS)
+    go_on(life)
+    found = status(life)
+    assert found.is_true(C.FAILED)
+    pods = {name: observe_worker(pod) for name, pod in life.world.pods.items()}
+    assert pods["job-1-0"].exit_code == 3, "it has ended as its processes have, and its log can be read"
+    assert "job-1-1" not in pods, "it held resources"
+
+
+def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
+    life = make()
+    before = uids(life.world)
+    life.world.deaf = {"job-1-0"}
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    go_on(life)
+    found = status(life)
+    assert not before & uids(life.world)
+    assert (found.attempt, found.pod_attempt, found.restarts) == (2, None, 1)
+    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+
+
+def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charged(make: Any) -> None:
+    life = make()
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.deliver(jobs=9, pods=9)
+    life.look()
+    assert status(life).pod_attempt == 1
+    life.world.remove_pod("job-1-0")
+    go_on(life)
+    found = status(life)
+    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+    assert (found.attempt, found.restarts, found.restarts_counted) == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("spec", "loss"),
+    [
+        ({"restartPolicy": {"inPlace": False}}, "fail_inside"),
+        ({"restartPolicy": {"backoff": {"initialSeconds": 45}}}, "fail_inside"),
+        ({}, "fail_pod"),
+    ],
+    ids=["not wanted", "a wait longer than pods wait", "the pod has ended"],
+)
+def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any], loss: str) -> None:
+    life = make(**spec)
+    before = uids(life.world)
+    if "inPlace" in str(spec):
+        assert not life.world.launchers, "no pod takes orders"
+        loss = "fail_pod"
+    getattr(life.world, loss)("job-1-1", 137, WORDS)
+    go_on(life, 60)
+    assert not before & uids(life.world)
+    assert (status(life).attempt, status(life).pod_attempt) == (2, None)
+
+
+def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
+    life = make()
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    go_on(life)
+    life.start_operator()
+    go_on(life)
+    assert (status(life).attempt, status(life).restarts) == (2, 1)
+    life.world.fail_inside("job-1-0", 137, WORDS)
+    go_on(life)
+    assert (status(life).attempt, status(life).pod_attempt) == (3, 1)
+    failure = status(life).last_failure
+    assert failure is not None
+    assert failure.attempt == 2
+
+
+def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) -> None:
+    life = make()
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.deliver(jobs=9, pods=9)
+    life.look()
+    life.world.pass_time(2)
+    life.world.fuse = 2  # the status of the next look, then after the first order
+    go_on(life)
+    assert (status(life).attempt, status(life).pod_attempt) == (2, 1)
+    assert {life.world.runs(name) for name in life.world.pods} == {2}
+
+
+def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
+    life = make()
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    go_on(life)
+    life.world.edit(suspend=True)
+    go_on(life)
+    assert life.world.pods == {}
+    life.world.edit(suspend=False)
+    go_on(life)
+    assert (status(life).attempt, status(life).pod_attempt) == (3, None)
+    assert set(life.world.pods) == {"job-3-0", "job-3-1"}
+
+
+def test_waiting_for_the_order_is_told(make: Any) -> None:
+    life = make(restartPolicy={"backoff": {"initialSeconds": 20}})
+    life.world.fail_inside("job-1-1", 137, WORDS)
+    go_on(life, 3)
+    found = status(life).condition(C.RUNNING)
+    assert found is not None
+    assert (found.status, found.reason) == ("False", Reason.BACKING_OFF)
+    go_on(life, 20)
+    assert status(life).is_true(C.RUNNING)
+    assert status(life).pod_attempt == 1
+
+
+# --- what pods and launchers say ------------------------------------------------------------------------------
+
+
+def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read() -> None:
+    job = make_job(trainer=trainer_spec())
+    secret = build_secret(job, "abc")
+    assert secret is not None
+    pod = build_pod(job, 1, 0, trainer_image="trainer", secret=secret["metadata"]["name"])
+    worker = pod["spec"]["containers"][0]
+    (entry,) = [e for e in worker["env"] if e["name"] == contract.ENV_TOKEN]
+    assert entry["valueFrom"]["secretKeyRef"] == {"name": secret_name(job, "abc"), "key": contract.TOKEN_KEY}
+    assert secret["stringData"] == {contract.TOKEN_KEY: "abc"}
+    assert "abc" not in str(pod)
+    assert worker["readinessProbe"]["httpGet"] == {"path": READY_PATH, "port": "supervisor"}
+    assert secret_name(job, "abd") != secret_name(job, "abc")
+
+
+def test_a_users_program_takes_no_orders() -> None:
+    assert build_secret(make_job(), "abc") is None
+
+
+def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:
+    job = make_job(trainer=trainer_spec())
+    pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
+    end = Ending(exit_code=137, message=WORDS, at=NOW)
+    held = with_state(observe_worker(pod), PodState(attempt=3, ending=end), deaf=False)
+    assert (held.state, held.held, held.runs, held.exit_code) == (WorkerState.FAILED, True, 3, 137)
+    assert held.active
+    ready = observe_worker({**pod, "status": kubelet.running(NOW)})
+    seen = with_state(ready, PodState(attempt=3, ending=end), deaf=False)
+    assert (seen.state, seen.held, seen.runs) == (WorkerState.RUNNING, False, 3)

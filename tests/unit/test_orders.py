@@ -1,0 +1,103 @@
+"""Calls to launchers, over real sockets, and the key that their tokens come from."""
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from tests.builders import make_job
+from trainyard.supervision import PodState
+from trainyard_operator.backends import orders
+from trainyard_operator.kube.api import ApiError
+from trainyard_operator.kube.key import operator_key
+
+STATE = PodState(attempt=3)
+
+
+@asynccontextmanager
+async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[tuple[str, list[str]]]:
+    """A launcher that gives one answer, and notes what it was asked."""
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(f"{request.method} {request.path} {request.headers.get('Authorization')}")
+        return web.Response(status=status, text=STATE.model_dump_json(by_alias=True) if text is None else text)
+
+    app = web.Application()
+    app.router.add_route("*", "/{rest:.*}", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+    finally:
+        await runner.cleanup()
+
+
+async def test_what_is_asked_and_ordered() -> None:
+    async with launcher() as (url, asked):
+        assert await orders.ask([url, None], "t") == [STATE, None]
+        assert await orders.order([url], "t", 4) == [STATE]
+        assert await orders.order([url], "t", None) == [STATE]
+    assert asked == ["GET /v1/state Bearer t", "POST /v1/attempt/4 Bearer t", "POST /v1/release Bearer t"]
+
+
+@pytest.mark.parametrize(
+    ("status", "text"), [(401, None), (409, None), (302, None), (200, "what?"), (200, "{}"), (200, "x" * 70_000)]
+)
+async def test_an_answer_that_is_none_counts_as_silence(status: int, text: str | None) -> None:
+    async with launcher(status, text) as (url, _):
+        assert await orders.order([url], "t", 4) == [None]
+
+
+async def test_a_launcher_that_is_gone_counts_as_silent() -> None:
+    async with launcher() as (url, _):
+        pass
+    assert await orders.ask([url], "t") == [None]
+
+
+def test_tokens_differ_by_job_and_by_key() -> None:
+    one, other = make_job(uid="1"), make_job(uid="2")
+    assert orders.job_token(b"key", one) == orders.job_token(b"key", one)
+    assert len({orders.job_token(key, job) for key in (b"key", b"kez") for job in (one, other)}) == 4
+
+
+class Secrets:
+    """An API server with room for one Secret."""
+
+    def __init__(self, *errors: ApiError | None) -> None:
+        self.errors = list(errors)
+        self.stored: dict[str, object] | None = None
+
+    async def request(self, verb: str, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
+        if self.errors and (error := self.errors.pop(0)) is not None:
+            raise error
+        if verb == "POST":
+            self.stored = body
+        if self.stored is None:
+            raise ApiError(404, "NotFound", "no such secret")
+        return self.stored
+
+
+async def test_the_key_is_made_once_and_then_read() -> None:
+    api = Secrets()
+    first = await operator_key(api, "system", "trainyard-key")  # type: ignore[arg-type]
+    assert len(first) == 32
+    assert await operator_key(api, "system", "trainyard-key") == first  # type: ignore[arg-type]
+
+
+async def test_of_two_operators_that_make_the_key_one_wins() -> None:
+    api = Secrets(ApiError(404, "NotFound", ""), ApiError(409, "AlreadyExists", ""))
+    api.stored = {"data": {"key": base64.b64encode(b"theirs").decode()}}
+    assert await operator_key(api, "system", "trainyard-key") == b"theirs"  # type: ignore[arg-type]
+
+
+async def test_without_the_right_to_keep_a_key_it_lasts_as_long_as_the_operator(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    api = Secrets(ApiError(403, "Forbidden", "no"), ApiError(403, "Forbidden", "no"))
+    keys = {await operator_key(api, "system", "trainyard-key") for _ in range(2)}  # type: ignore[arg-type]
+    assert len(keys) == 2
+    assert "groups that fail get new pods instead of a restart in place" in caplog.text

@@ -1,0 +1,54 @@
+"""What a job tells of steps that have changed nothing: each once, and that it is degraded while they are recent."""
+
+from tests.builders import make_progress, trainer_spec
+from tests.support.story import Story, running
+from trainyard.status import ConditionType as C
+from trainyard.status import Progress
+from trainyard_operator.core.mishaps import RECENT_STEPS
+
+
+def training() -> Story:
+    story = running(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}})
+    return reads(story, make_progress(step=10))
+
+
+def reads(story: Story, page: Progress) -> Story:
+    story.events.clear()
+    story.progress = page
+    story.settle()
+    return story
+
+
+def told(story: Story) -> list[tuple[str, str]]:
+    return [(e.reason, e.message) for e in story.events if e.reason in ("NonFinite", "RolledBack")]
+
+
+def degraded(story: Story) -> tuple[str, str] | None:
+    found = story.job.status.condition(C.DEGRADED)
+    return (found.status, found.reason) if found else None
+
+
+def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
+    story = training()
+    assert degraded(story) is None, "nothing was ever wrong"
+    reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
+    text = "attempt 1: step 20 changed nothing, since the gradient was not finite, or a spike"
+    assert told(story) == [("NonFinite", f"{text} (spec.health.nonFinite bears 5 in a row)")]
+    assert degraded(story) == ("True", "NonFinite")
+    reads(story, make_progress(step=30, skipped_steps=1, last_skipped_step=20))
+    assert told(story) == []
+    reads(story, make_progress(step=40, skipped_steps=4, last_skipped_step=39))
+    assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 changed nothing")
+    reads(story, make_progress(step=39 + RECENT_STEPS, skipped_steps=4, last_skipped_step=39))
+    assert degraded(story) == ("False", "Healthy")
+
+
+def test_a_rollback_is_told_once() -> None:
+    page = make_progress(step=15, skipped_steps=5, last_skipped_step=20, rollbacks=1, checkpoint_step=15)
+    story = reads(training(), page)
+    assert told(story)[1] == (
+        "RolledBack",
+        "attempt 1: back at the checkpoint of step 15, and on with new samples",
+    )
+    assert degraded(story) == ("True", "NonFinite")
+    assert told(reads(story, page.replace(step=16))) == []

@@ -1,0 +1,71 @@
+"""Which steps are good: those whose gradient has a norm that is finite, and no spike."""
+
+import math
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from trainyard.health import BadSteps
+
+WINDOW = 100
+"""Good steps that a spike is measured against."""
+FEWEST = 20
+"""Good steps without which nothing is called a spike: at first norms fall fast."""
+MAX_ROLLBACKS = 3
+"""To one and the same checkpoint: if what follows it fails each time, other samples do not help."""
+
+
+class Guard:
+    """Judges the steps of a run, one after the other."""
+
+    def __init__(self, config: BadSteps, agree: Callable[[bool], bool]) -> None:
+        """`agree`: whether something holds on every rank.
+
+        All ranks compute the same norm, but from gradients of their own: one whose memory or processor has spoilt its
+        copy is alone with what it sees, and the last digit of a norm may differ between unlike processors. Ranks that
+        went on in different ways would never be equal again.
+        """
+        self._factor = config.spike_factor
+        self._agree = agree
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+
+    def accepts(self, norm: float) -> bool:
+        """Whether a step with this norm of its gradient (before clipping) is to be made."""
+        good = self._agree(math.isfinite(norm) and not self._is_spike(norm))
+        if good:
+            self._norms.append(norm)
+        return good
+
+    def _is_spike(self, norm: float) -> bool:
+        return self._factor is not None and len(self._norms) >= FEWEST and norm > self._factor * median(self._norms)
+
+
+class Strikes:
+    """What is to be done about bad steps, given how many have come in a row."""
+
+    def __init__(self, config: BadSteps) -> None:
+        self._config = config
+        self._row = 0
+        self._rollbacks: dict[int, int] = {}
+
+    def good(self) -> None:
+        """A step was made."""
+        self._row = 0
+
+    def bad(self, can_go_back: bool) -> str:
+        """A step was not made. Returns what follows: Skip, Rollback or Fail."""
+        self._row += 1
+        if self._config.action == "Fail":
+            return "Fail"
+        if self._row < self._config.limit:
+            return "Skip"
+        return "Rollback" if self._config.action == "Rollback" and can_go_back else "Fail"
+
+    def gone_back(self, step: int) -> bool:
+        """The run is at a checkpoint again. Whether that may help."""
+        self._row = 0
+        self._rollbacks[step] = self._rollbacks.get(step, 0) + 1
+        return self._rollbacks[step] <= MAX_ROLLBACKS
+
+    def __str__(self) -> str:
+        return f"{self._row} in a row of at most {self._config.limit}"
