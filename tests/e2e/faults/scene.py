@@ -43,7 +43,7 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
         steps=steps,
         workers={
             "template": {"spec": template},
-            "resources": {"requests": {"cpu": "500m"}},  # its share, whatever else runs on the machine
+            "resources": {"requests": {"cpu": "400m"}},  # its share, whatever else runs on the machine
             **spec.pop("workers", {}),
         },
         env=[

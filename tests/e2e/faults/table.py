@@ -11,7 +11,7 @@ from tests.e2e.faults.scene import EVERY, STEP_SECONDS, Scene
 from tests.e2e.world import Body, eventually
 
 HANG = {"health": {"hangTimeoutSeconds": 5}}
-SMALL = {"workers": {"resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "1Gi"}}}}
+SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
 

@@ -4,6 +4,7 @@ Each rank says on standard output which samples it draws for each step, takes at
 it, and runs the file fault-RANK.py, once, if somebody puts one onto the checkpoint volume.
 """
 
+import contextlib
 import importlib.abc
 import importlib.util
 import json
@@ -48,7 +49,8 @@ def change(batches: Any) -> None:
         numbers, missing = draw(self, step)
         message = f"rank {rank} has drawn the samples of step {step + 1}"
         who = {"attempt": attempt, "step": step + 1, "rank": rank}
-        os.write(1, json.dumps({"message": message, **who, "drawn": numbers.tolist()}).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: that is not the program's fault
+            os.write(1, json.dumps({"message": message, **who, "drawn": numbers.tolist()}).encode() + b"\n")
         return numbers, missing
 
     batches._draw = draw_and_tell
