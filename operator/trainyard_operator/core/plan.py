@@ -18,6 +18,7 @@ from trainyard.resolve import spec_problems
 from trainyard.status import ConditionType as C
 from trainyard.status import Reason
 from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan, fail, ledger, settle
+from trainyard_operator.core.avoid import NEEDED_AFTER, avoids, replace_straggler, use_slow_nodes
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.goodput import account
@@ -157,14 +158,19 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
     if missing:
         return _create(draft, seen, missing)
     if all(w.state is not WorkerState.PENDING for w in workers):
-        return _run(draft, seen)
+        return _run(draft, seen, workers)
+    if another := use_slow_nodes(draft, workers):
+        return another
     set_waiting(draft, seen, workers)
-    return settle(draft)
+    # Pods that cannot be scheduled say so once.
+    return settle(draft, wake_after=NEEDED_AFTER.total_seconds() if avoids(draft) else None)
 
 
-def _run(draft: Draft, seen: Observation) -> Plan:
+def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     """All workers run: follow their progress, and see to it that the first step comes."""
     set_running(draft, seen)
+    if another := replace_straggler(draft, seen, workers):
+        return another
     if found := judge_startup(draft, seen.progress):
         return recover(draft, found, ())
     due = first_step_due(draft)
