@@ -27,6 +27,8 @@ class Fault:
     """Do it. Returns when it is done, and undone if it is one that passes."""
     reason: str | None = None
     """What status.lastFailure.reason is to be; None: the group does not restart."""
+    effect: str | None = None
+    """What may be named instead, where the effect on another worker may be seen long before the cause."""
     counts: bool = True
     """Whether the restart spends restartPolicy.limit."""
     loses: int = EVERY
@@ -150,5 +152,11 @@ TABLE = (
     Fault("operator-and-rank", "SIGKILL of the operator and of a rank", kill_operator_and_rank, "SIGKILL"),
     Fault("operator", "SIGKILL of the operator", kill_operator, pace=0.2),
     Fault("api-server", "SIGKILL of the API server, which starts again", restart_api_server, pace=0.2),
-    Fault("api-server-and-rank", "the same, and a rank is killed", restart_api_server_and_kill_rank, "SIGKILL"),
+    Fault(
+        "api-server-and-rank",
+        "the same, and a rank is killed",
+        restart_api_server_and_kill_rank,
+        "SIGKILL",
+        effect="RuntimeError",  # by the time that both are seen the operator has no patience left for a cause
+    ),
 )
