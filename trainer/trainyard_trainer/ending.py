@@ -17,7 +17,7 @@ from trainyard.termination import TerminationMessage
 from trainyard_trainer.errors import ConfigError, NonFinite
 
 PEER_LOST_PAUSE = 1.0
-"""Seconds that a process which only lost a peer stays, so that whoever watches sees the cause before the effects."""
+"""Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
 
 
 def leave_word(word: TerminationMessage) -> None:
@@ -54,7 +54,8 @@ def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         exit_now(contract.EXIT_INVALID_CONFIG)
     if isinstance(error, NonFinite):
-        print(f"error: {who}: {error}", file=sys.stderr)
+        print(f"error: {who}: {error}", file=sys.stderr, flush=True)
+        time.sleep(PEER_LOST_PAUSE if word.peer_lost else 0)
         exit_now(contract.EXIT_NON_FINITE)
     if word.peer_lost:
         print(f"{who} lost a peer: {word.message}", file=sys.stderr, flush=True)
@@ -71,6 +72,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost := is_peer_lost(error):
         # Gloo puts the place in its source before, and advice after.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
+    lost = lost or (isinstance(error, NonFinite) and error.elsewhere)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 
