@@ -9,15 +9,13 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from trainyard import contract
+from trainyard.supervisor import STOP_SIGNALS, word_file
 from trainyard.termination import TerminationMessage
 from trainyard_trainer.errors import ConfigError, NonFinite
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LAUNCHER_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
 
@@ -27,7 +25,7 @@ def leave_word(word: TerminationMessage) -> None:
 
     The first process to know a cause wins; one that only lost its peers gives way to it.
     """
-    path = _word_file()
+    path = word_file()
     if contract.ENV_TERMINATION_LOG not in os.environ and not path.exists():
         return  # run by hand
     try:
@@ -41,24 +39,6 @@ def leave_word(word: TerminationMessage) -> None:
                 file.write(word.encode())
     except OSError as error:
         print(f"the termination message cannot be written to {path}: {error.strerror}", file=sys.stderr)
-
-
-def last_word() -> str:
-    """The termination message as it stands."""
-    try:
-        return _word_file().read_text()
-    except OSError:
-        return ""
-
-
-def clear_word() -> None:
-    """Take it back: another attempt begins."""
-    if last_word():
-        _word_file().write_text("")  # in place, as above
-
-
-def _word_file() -> Path:
-    return Path(os.environ.get(contract.ENV_TERMINATION_LOG) or contract.TERMINATION_LOG)
 
 
 def _outranks(word: TerminationMessage, there: TerminationMessage) -> bool:
@@ -122,22 +102,6 @@ def exit_now(code: int) -> NoReturn:
 def hold_stop_signals() -> None:
     """Let SIGTERM and SIGINT wait until `on_stop_signal` takes them, in this process and those that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-
-def hold_launcher_signals() -> None:
-    """Let the ends of child processes, and calls to the supervisor's port, wait until `next_signal` takes them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _LAUNCHER_SIGNALS)
-
-
-def release_launcher_signals() -> None:
-    """Undo that, in a process that has been forked."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LAUNCHER_SIGNALS)
-
-
-def next_signal(seconds: float) -> signal.Signals | None:
-    """The next of all that are held, or that comes within a time; None if none does."""
-    found = signal.sigtimedwait((*STOP_SIGNALS, *_LAUNCHER_SIGNALS), max(0.0, seconds))
-    return None if found is None else signal.Signals(found.si_signo)
 
 
 def held_stop_signal() -> signal.Signals | None:

@@ -6,25 +6,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from trainyard import contract
+from trainyard.supervisor import REAP_SECONDS, STOP_SIGNALS, Supervisor, end_children, next_signal, release_own_signals
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, heartbeat
 from trainyard_trainer.hang import ANSWER_SECONDS, LOOK_SECONDS, Stacks, Watch, Witness, last_word, process_state
 from trainyard_trainer.heartbeat import Hearts
-from trainyard_trainer.place import Place
-from trainyard_trainer.supervisor import Supervisor
+from trainyard_trainer.place import Place, memory_kills
 
 STOP_SECONDS = 10.0
 """Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
 END_SECONDS = 2.0
 """Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
-REAP_SECONDS = 1.0
-"""Time in which a process that was killed is gone, unless it is stuck in the kernel."""
 
 
 class Ranks:
@@ -44,6 +40,7 @@ class Ranks:
         self._deadline = math.inf
         """When the ranks that are left are killed; once they are, when they are no longer waited for."""
         self._killed = False
+        self._memory_kills = memory_kills()
         self._stepped = False
 
     def start(self, run: Callable[[], None]) -> None:
@@ -67,11 +64,11 @@ class Ranks:
         and they are killed if another attempt is to begin.
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
-            received = ending.next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
+            received = next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
             self._reap()
             if self._supervisor.attend() and not self._killed:
                 self._kill()
-            elif received in ending.STOP_SIGNALS and self._told is None:
+            elif received in STOP_SIGNALS and self._told is None:
                 self._stop(received)
             elif self._deadline == math.inf:
                 self._look()
@@ -101,7 +98,7 @@ class Ranks:
             # None: an orphan, inherited by the first process of a container
             if local_rank is None or code == 0 or self._deadline < math.inf:
                 continue
-            self._code = _explain(self._place.first + local_rank, code)
+            self._code = _explain(self._place.first + local_rank, code, memory_kills() > self._memory_kills)
             self._signal(signal.SIGINT)
             self._deadline = time.monotonic() + END_SECONDS
 
@@ -163,7 +160,7 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
         _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
         if os.getppid() != launcher:
             os._exit(1)
-        ending.release_launcher_signals()
+        release_own_signals()
         run()
     except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
         traceback.print_exc()
@@ -177,35 +174,18 @@ def told_to_stop(received: signal.Signals) -> int:
     return 128 + received
 
 
-def _explain(rank: int, code: int) -> int:
-    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does."""
+def _explain(rank: int, code: int, starved: bool) -> int:
+    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does.
+
+    `starved`: the kernel has killed a process of this pod for want of memory since the ranks were started.
+    """
     if code >= 0:
         return code
-    name = signal.Signals(-code).name
-    hint = "; the usual reason is its memory limit" if -code == signal.SIGKILL else ""
+    name, hint = signal.Signals(-code).name, ""
+    exception = name
+    if -code == signal.SIGKILL:
+        hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
+        exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
     message = f"rank {rank} was killed by {name}{hint}"
-    ending.leave_word(TerminationMessage(rank=rank, exception=name, message=message))
+    ending.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code
-
-
-def end_children() -> bool:
-    """Kill what the ranks have started and left behind. Whether nothing is left.
-
-    A process that writes a checkpoint outlives its rank, and must not go on beside a later attempt.
-    """
-    deadline = time.monotonic() + REAP_SECONDS
-    while children := [pid for pid, parent in _processes() if parent == os.getpid()]:
-        if time.monotonic() > deadline:
-            return False
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.005)
-    return True
-
-
-def _processes() -> Iterator[tuple[int, int]]:
-    """All processes, with their parents."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
