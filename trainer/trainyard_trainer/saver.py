@@ -19,6 +19,9 @@ from trainyard_trainer.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.world import World
 from trainyard_trainer.writer import CheckpointWriter
 
+REMOVAL_SECONDS = 5.0
+"""How long the end of a run waits for old checkpoints to be gone; the next save removes what is left."""
+
 Snapshot = Callable[[], tuple[Tensors, dict[str, Any]]]
 """The tensors of this rank, and what the manifest says besides."""
 Send = Callable[[Path, int, dict[str, Any]], None]
@@ -43,6 +46,8 @@ class Saver:
             assert world.control is not None
             self._background = BackgroundSave(world.device, world.control)
         self._started = False
+        self._removal: threading.Thread | None = None
+        """Of checkpoints that are too old, on rank 0."""
         self._staged: Future[None] | None = None
         self._pending: tuple[int, float, Future[None]] | None = None
         """Step, time of the start, and end of the save under way."""
@@ -156,6 +161,8 @@ class Saver:
             self._save(step, snapshot, wait=True)
             self._wait_for_copy()
             self._wait()
+        if self._removal is not None:
+            self._removal.join(REMOVAL_SECONDS)
 
     # --- saving --------------------------------------------------------------------------------------------------
 
@@ -221,7 +228,8 @@ class Saver:
         log.info(f"checkpoint of step {step} is complete after {seconds:.1f} s", checkpointStep=step)
         if self._metrics is not None:
             self._metrics.saved(step, seconds)
-        threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep)).start()
+        self._removal = threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep))
+        self._removal.start()
 
     def _stalled(self, began: float) -> None:
         if self._metrics is not None:
