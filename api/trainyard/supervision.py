@@ -10,8 +10,7 @@ All but the first want the job's token, as `Authorization: Bearer TOKEN`.
 
 from typing import Final
 
-from trainyard.base import ApiModel
-from trainyard.status import Count, Timestamp
+from trainyard.base import ApiModel, Count, Timestamp
 
 READY_PATH: Final = "/readyz"
 STATE_PATH: Final = "/v1/state"

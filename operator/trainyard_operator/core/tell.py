@@ -26,7 +26,7 @@ def count_workers(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts
 
 def set_running(draft: Draft, seen: Observation) -> None:
     """All workers run: say so, and how far they are."""
-    attempt, spec = draft.status.attempt, seen.job.spec
+    attempt, spec = draft.status.attempt, draft.job.spec
     noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
     message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
     draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
@@ -44,8 +44,8 @@ def set_running(draft: Draft, seen: Observation) -> None:
 
 def set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
     """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = seen.job.spec.pods
-    noun = "pods" if seen.job.spec.servers else "workers"
+    wanted = draft.job.spec.pods
+    noun = "pods" if draft.job.spec.servers else "workers"
     obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
     if seen.trouble:
         draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
