@@ -9,7 +9,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 PYTEST := $(RUN) pytest
 
-.PHONY: help setup demo test test-fast unit trainer local integration e2e lint format generate cluster-up cluster-down bench-trainer clean
+.PHONY: help setup demo test test-fast unit trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,10 @@ test-fast: setup  ## unit tests only
 
 unit trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
 	$(PYTEST) tests/$@
+
+resilience: setup  ## measure what faults cost on a real node, and rewrite docs/resilience.md
+	$(PYTEST) tests/e2e/faults
+	cp build/resilience.md docs/resilience.md
 
 lint: setup  ## ruff, mypy, import-linter, shellcheck, hadolint
 	$(RUN) ruff check .
@@ -58,6 +62,12 @@ cluster-down: setup  ## remove that cluster; its logs stay in build/cluster-logs
 
 bench-trainer: setup  ## speed and memory of the trainer beside a plain loop and frameworks; ARGS="--only FSDP" for some
 	$(RUN) --group bench python -m tests.bench.trainer $(ARGS)
+
+bench-recovery: setup  ## seconds from a failure to the next step, cost of checkpoints, goodput under faults
+	$(RUN) python -m tests.bench.recovery $(ARGS)
+
+soak: setup  ## ten minutes of runs that are hurt at random; ARGS="--seconds 3600 --seed 7"
+	$(RUN) python -m tests.soak $(ARGS)
 
 clean:  ## remove what builds and runs have left here
 	rm -rf build runs dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -25,6 +25,17 @@ class BadSteps(ApiModel):
     judged from the 20th on. Absent: only norms that are not finite count."""
 
 
+class Straggler(ApiModel):
+    """What follows if a rank computes slower than the others, which all wait for it in every step."""
+
+    factor: Annotated[float, Field(gt=1, le=100)] = 1.5
+    """A rank is a straggler if the same small computation takes it this many times as long as the median rank, for
+    a quarter of a minute."""
+    action: Literal["Report", "Replace"] = "Report"
+    """Report: an event, and the condition Degraded with rank, pod and node. Replace: besides, the group saves, and
+    starts anew on other nodes; that spends no restart, and is done at most once for each node."""
+
+
 class Health(ApiModel):
     """When a run that does not get on is ended, so that it is restarted."""
 
@@ -46,6 +57,9 @@ class Health(ApiModel):
     non_finite: BadSteps = BadSteps()
     """What follows a step of the built-in trainer whose gradient is not finite, or too large to be true."""
 
+    straggler: Straggler | None = None
+    """What follows if a rank of the built-in trainer is slow. Absent: nothing is measured."""
+
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.hangTimeoutSeconds) || (type(self.hangTimeoutSeconds) == int ?"
@@ -62,13 +76,18 @@ class HealthConfig(ApiModel):
     hang_timeout_seconds: int | None = None
     """None: as the run itself shows (auto)."""
     non_finite: BadSteps = BadSteps()
+    straggler: Straggler | None = None
 
 
 def health_config(spec: Health | None) -> HealthConfig:
     """Defaults filled in."""
     spec = spec or Health()
     given = spec.hang_timeout_seconds
-    return HealthConfig(hang_timeout_seconds=None if given == "auto" else given, non_finite=spec.non_finite)
+    return HealthConfig(
+        hang_timeout_seconds=None if given == "auto" else given,
+        non_finite=spec.non_finite,
+        straggler=spec.straggler,
+    )
 
 
 def startup_timeout(health: Health | None) -> int:

@@ -243,6 +243,12 @@ class TrainingJobSpec(ApiModel):
             "instead, which does",
         ),
         Rule(
+            "!has(self.health) || !has(self.health.straggler) || self.health.straggler.action != 'Replace'"
+            " || has(self.checkpoint)",
+            "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
+            "add spec.checkpoint, or choose Report",
+        ),
+        Rule(
             "!has(self.health) || self.health.nonFinite.action != 'Rollback' || has(self.checkpoint)",
             "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
             "spec.checkpoint, or choose Skip",

@@ -61,6 +61,7 @@ class Reason(StrEnum):
     SPEC_CHANGED = "SpecChanged"
     RESIZED = "Resized"
     NON_FINITE = "NonFinite"
+    STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
     HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
@@ -154,6 +155,10 @@ class Progress(ApiModel):
     """The last of them."""
     rollbacks: Count | None = None
     """How often this attempt has gone back to a checkpoint for such steps."""
+    straggler_rank: Count | None = None
+    """The slowest rank, if it is a straggler (spec.health.straggler)."""
+    straggler_ratio: Figure = None
+    """How many times as long as the median rank it takes for the same computation."""
     checkpoint_stall_seconds: Figure = None
     """Seconds that training has waited for checkpoints in this attempt."""
     updated_at: Timestamp | None = None
@@ -246,6 +251,10 @@ class TrainingJobStatus(ApiModel):
     pod_attempt: Count | None = None
     """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
     on; absent: it is attempt."""
+    slow_nodes: tuple[str, ...] = ()
+    """Nodes on which a rank was slow, so that the group was started anew without them."""
+    slow_nodes_needed: bool = False
+    """There was no room without them: pods do not stay away from them any more, and nothing more is replaced."""
     restarts: Count = 0
     """Attempts that were started because the one before failed or was disturbed."""
     restarts_counted: Count = 0

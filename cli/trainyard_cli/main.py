@@ -3,6 +3,7 @@
 import asyncio
 import importlib.util
 import json
+import shutil
 import time
 from enum import StrEnum
 from importlib.metadata import version
@@ -70,9 +71,15 @@ def run(
     folder: Annotated[
         Path | None,
         typer.Option(
-            "--folder", help="Where logs, configuration and plot go. [default: runs/NAME-TIME]", show_default=False
+            "--folder",
+            help="Where logs, configuration, checkpoints and plot go. A run continues from checkpoints that are there. "
+            "[default: runs/NAME-TIME]",
+            show_default=False,
         ),
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove the checkpoints in --folder first, and start from the beginning.")
+    ] = False,
 ) -> None:
     """Run a TrainingJob on this machine, without a cluster.
 
@@ -88,7 +95,7 @@ def run(
     except ManifestError as error:
         raise refuse(screen, file, error.problems) from None
     target = folder or Path("runs") / f"{job.metadata.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    target.mkdir(parents=True, exist_ok=True)
+    _prepare(target, job, fresh, screen)
     try:
         job, interrupted = asyncio.run(_run(job, target, screen))
     except asyncio.CancelledError:
@@ -132,6 +139,18 @@ def _check_machine(job: TrainingJob) -> None:
     path = job.spec.trainer.data.path
     if path is not None and not Path(path).exists():
         raise ManifestError([f"spec.trainer.data.path: {path} does not exist on this machine; correct the path"])
+
+
+def _prepare(folder: Path, job: TrainingJob, fresh: bool, screen: Console) -> None:
+    """Make the folder of a run, and say what it continues from, or remove that."""
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoints = folder / "checkpoints"
+    if job.spec.checkpoint is None or not any(checkpoints.glob("step-*")):
+        return
+    if fresh:
+        shutil.rmtree(checkpoints)
+    else:
+        screen.print(f"continuing from {checkpoints}; --fresh starts anew", highlight=False, soft_wrap=True)
 
 
 async def _run(job: TrainingJob, folder: Path, screen: Console) -> tuple[TrainingJob, bool]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster import Cluster, ClusterError, Profile, build_images, down, up
+from tests.e2e.node import Hands
 from tests.e2e.prometheus import Prometheus, run_prometheus
-from tests.e2e.world import OperatorPod, World
+from tests.e2e.world import OperatorPod, World, print_evidence
 from tests.support.need import require
 
 SYSTEM = "trainyard-system"
@@ -64,26 +65,34 @@ def prometheus(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture
 def world(cluster: Cluster, operator_pod: OperatorPod, request: pytest.FixtureRequest) -> Iterator[World]:
     """A namespace of the test's own, under the restricted security profile. What went wrong is printed."""
+    yield from _world(cluster, operator_pod, request, "restricted")
+
+
+@pytest.fixture(scope="module")
+def open_world(cluster: Cluster, operator_pod: OperatorPod, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A namespace of the module's own, whose pods may mount folders of the node."""
+    yield from _world(cluster, operator_pod, request, "privileged")
+
+
+@pytest.fixture(scope="session")
+def hands(cluster: Cluster) -> Hands:
+    """What can be done to the node."""
+    return Hands.on(cluster)
+
+
+def _world(
+    cluster: Cluster, operator_pod: OperatorPod, request: pytest.FixtureRequest, profile: str
+) -> Iterator[World]:
     world = World(cluster, f"e2e-{next(_numbers)}")
     namespace = {
         "apiVersion": "v1",
         "kind": "Namespace",
-        "metadata": {"name": world.namespace, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}},
+        "metadata": {"name": world.namespace, "labels": {"pod-security.kubernetes.io/enforce": profile}},
     }
     cluster.run([cluster.kubectl, "delete", "namespace", world.namespace, "--ignore-not-found"], timeout=120)
     cluster.run([cluster.kubectl, "apply", "-f", "-"], input=json.dumps(namespace))
     failures = request.session.testsfailed
     yield world
     if request.session.testsfailed > failures:
-        _print_evidence(world, operator_pod)
+        print_evidence(world, operator_pod)
     cluster.run([cluster.kubectl, "delete", "namespace", world.namespace, "--wait=false"])
-
-
-def _print_evidence(world: World, operator_pod: OperatorPod) -> None:
-    """Everything that a person would ask for first."""
-    print(world.kubectl("get", "tj,pods", "-o", "wide", check=False))
-    print(world.kubectl("describe", "tj", check=False))
-    print(world.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False))
-    print(world.kubectl("logs", "-l", "trainyard.dev/job-name", "--prefix", "--tail=20", check=False))
-    for name in operator_pod.names():
-        print(operator_pod.world.kubectl("logs", name, "--tail=50", check=False))

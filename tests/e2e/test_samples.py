@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.e2e.world import World
+from tests.e2e.node import Hands
+from tests.e2e.world import World, eventually
 from tests.support.samples import TRAINED, sample
 
 pytestmark = pytest.mark.e2e
@@ -10,7 +11,7 @@ pytestmark = pytest.mark.e2e
 STEPS = 5
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name != "gpt-ddp"])
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("gpt-ddp", "gpt-checkpoint")])
 def test_sample_trains_on_the_node(world: World, name: str) -> None:
     world.apply(sample(name, steps=STEPS))
     status = world.await_phase(name, "Succeeded", timeout=180)
@@ -27,3 +28,24 @@ def test_compiled_blocks_in_bfloat16_train_on_the_node(world: World) -> None:
     status = world.await_phase("gpt-fsdp", "Succeeded", timeout=300)
     assert status["progress"]["step"] == STEPS
     assert 0 < status["progress"]["loss"] < 7
+
+
+def test_a_job_goes_on_where_a_deleted_one_of_its_name_has_left_off(world: World, hands: Hands) -> None:
+    """The claim of the sample is retained; the volume behind it is a folder of the node."""
+    name = "gpt-checkpoint"
+    volume = hands.volume(world, name)
+    volume.offer(world, name)
+    try:
+        world.apply(sample(name, steps=STEPS))
+        status = world.await_phase(name, "Succeeded", timeout=180)
+        assert status["progress"]["checkpointStep"] == STEPS
+        world.kubectl("delete", "tj", name)
+        eventually("the pods gone with the job", lambda: not world.objects("pods"))
+        assert world.get("pvc", name)["status"]["phase"] == "Bound"
+        world.apply(sample(name, steps=STEPS + 3))
+        progress = world.await_phase(name, "Succeeded", timeout=180)["progress"]
+        assert (progress["resumedStep"], progress["step"], progress["checkpointStep"]) == (STEPS, STEPS + 3, STEPS + 3)
+        assert ("CheckpointLoaded", f"attempt 1: continuing after step {STEPS}") in world.events(name)
+    finally:
+        volume.withdraw(world, wait=False)
+        volume.remove()

@@ -26,10 +26,11 @@ for entry in os.listdir('/proc'):
 """
 
 
-def _first_step(world: World, pod: str) -> float:
-    """When rank 0 finished its first step, from its log."""
+def _first_step(world: World, pod: str, attempt: int = 1) -> float:
+    """When rank 0 finished its first step of an attempt, from its log."""
     for line in world.kubectl("logs", pod).splitlines():
-        if line.startswith("{") and (entry := json.loads(line)).get("step") == 1:
+        entry = json.loads(line) if line.startswith("{") else {}
+        if (entry.get("step"), entry.get("attempt")) == (1, attempt):
             return datetime.fromisoformat(entry["time"]).timestamp()
     raise AssertionError(f"{pod} has logged no first step")
 
@@ -103,25 +104,30 @@ def _check_prometheus(prometheus: Prometheus, job: str, namespace: str) -> None:
     assert eventually("the operator's view in Prometheus", lambda: prometheus.query(running), timeout=30)
 
 
-def test_a_killed_worker_restarts_the_whole_group(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    world.apply(trainer_job("killed", steps=400))
-    world.await_step("killed", 10)
-    before = {p["metadata"]["uid"] for p in world.objects("pods")}
+@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "with new pods"])
+def test_a_killed_rank_restarts_the_whole_group(
+    world: World, capsys: pytest.CaptureFixture[str], in_place: bool
+) -> None:
+    name = "killed" if in_place else "renewed"
+    world.apply(trainer_job(name, steps=400, restartPolicy={"inPlace": in_place}))
+    world.await_step(name, 10)
+    before = {p["metadata"]["uid"] for p in world.objects("pods", f"trainyard.dev/job-name={name}")}
     with world.record("tj") as jobs, world.record("pods") as pods:
         killed = time.time()
-        assert world.kubectl("exec", "killed-1-1", "--", "python", "-c", _FIRST_RANK).strip()
-        status = world.await_phase("killed", "Succeeded", timeout=180)
+        assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", _FIRST_RANK).strip()
+        status = world.await_phase(name, "Succeeded", timeout=180)
+    group = 1 if in_place else 2
     marks = {
         "failure seen": jobs.when(lambda j: j["status"]["attempt"] == 2),
-        "new pods": pods.when(lambda p: p["metadata"]["name"] == "killed-2-0"),
+        "new pods": pods.when(lambda p: p["metadata"]["name"] == f"{name}-2-0"),
         "all Running": jobs.when(lambda j: j["status"]["attempt"] == 2 and _running(j)),
-        "training again": _first_step(world, "killed-2-0"),
+        "training again": _first_step(world, f"{name}-{group}-0", attempt=2),
     }
     with capsys.disabled():
-        _print_timeline("kill of a worker ->", killed, marks)
+        _print_timeline(f"kill of a rank, {'in place' if in_place else 'new pods'} ->", killed, marks)
     failure = status["lastFailure"]
     assert (failure["pod"], failure["rank"], failure["exitCode"], failure["reason"]) == (
-        "killed-1-1",
+        f"{name}-1-1",
         1,
         137,
         "SIGKILL",
@@ -129,9 +135,14 @@ def test_a_killed_worker_restarts_the_whole_group(world: World, capsys: pytest.C
     assert failure["node"]
     assert (status["attempt"], status["restarts"], status["restartsCounted"]) == (2, 1, 1)
     assert status["progress"]["step"] == 400
-    old_end = max(s.at for s in pods.seen if s.body["metadata"]["uid"] in before)
-    new_start = min(s.at for s in pods.seen if s.body["metadata"]["name"].startswith("killed-2-"))
-    assert old_end <= new_start, "no pod of the new attempt before the last of the old one was gone"
+    mine = [s for s in pods.seen if s.body["metadata"]["name"].startswith(f"{name}-")]
+    new = [s for s in mine if s.body["metadata"]["uid"] not in before]
+    if in_place:
+        assert status["podAttempt"] == 1
+        assert new == [], "no pod was made"
+        return
+    old_end = max(s.at for s in mine if s.body["metadata"]["uid"] in before)
+    assert old_end <= min(s.at for s in new), "no pod of the new attempt before the last of the old one was gone"
 
 
 def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:

@@ -172,8 +172,14 @@ class OperatorPod:
         eventually("a new operator", lambda: [n for n in self.names() if n not in before])
 
 
-def _ready(pod: Body) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", ()))
+def print_evidence(world: World, operator_pod: OperatorPod) -> None:
+    """Everything that a person would ask for first."""
+    print(world.kubectl("get", "tj,pods", "-o", "wide", check=False))
+    print(world.kubectl("describe", "tj", check=False))
+    print(world.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False))
+    print(world.kubectl("logs", "-l", "trainyard.dev/job-name", "--prefix", "--tail=20", check=False))
+    for name in operator_pod.names():
+        print(operator_pod.world.kubectl("logs", name, "--tail=50", check=False))
 
 
 def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Body:

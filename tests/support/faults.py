@@ -171,6 +171,12 @@ RULES = (
         "of it; choose a divisor, or auto",
     ),
     Fault(
+        "a straggler that is to be replaced without checkpoints",
+        lambda: make_manifest(trainer=trainer_spec(), health={"straggler": {"action": "Replace"}}),
+        "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
+        "add spec.checkpoint, or choose Report",
+    ),
+    Fault(
         "a rollback without checkpoints",
         lambda: make_manifest(trainer=trainer_spec(), health={"nonFinite": {"action": "Rollback"}}),
         "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "

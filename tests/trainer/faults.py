@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainyard import contract
-from trainyard_trainer import heartbeat, launch, place
+from trainyard_trainer import heartbeat, launch, place, stragglers
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.moe import LoadBalance
@@ -138,6 +138,21 @@ def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan) -> N
         return result
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    launch.main()
+
+
+def slow_last_rank() -> None:
+    """Its processor takes three times as long for everything, and it is measured all the time."""
+    work, every = stragglers.Pace._work, 0.05
+    stragglers.EVERY = every
+
+    def faulty(self: stragglers.Pace) -> None:
+        began = time.perf_counter()
+        work(self)
+        if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
+            time.sleep(0.02 + 4 * (time.perf_counter() - began))
+
+    stragglers.Pace._work = faulty  # type: ignore[method-assign]
     launch.main()
 
 

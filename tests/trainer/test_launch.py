@@ -10,7 +10,8 @@ import pytest
 
 from tests.trainer.pods import Starter, environment, make_config
 from trainyard import contract
-from trainyard_trainer import place
+from trainyard.termination import TerminationMessage
+from trainyard_trainer import place, ranks
 from trainyard_trainer.errors import ConfigError
 
 
@@ -34,6 +35,44 @@ def test_quota_of_the_control_group(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     assert place._cgroup_quota() == quota
     assert place.usable_cpus() == (8 if quota is None else max(1, int(quota)))
+
+
+@pytest.mark.parametrize(
+    ("files", "kills"),
+    [
+        ({}, 0),
+        ({"memory.events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n"}, 2),
+        ({"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"}, 1),
+        ({"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),
+    ],
+)
+def test_processes_killed_for_want_of_memory_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], kills: int
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(place, "CGROUP", tmp_path)
+    assert place.memory_kills() == kills
+
+
+@pytest.mark.parametrize(
+    ("code", "starved", "name", "message"),
+    [
+        (-9, True, "OOMKilled", "rank 3 was killed by SIGKILL for want of memory"),
+        (-9, False, "SIGKILL", "rank 3 was killed by SIGKILL; the usual reason is a lack of memory"),
+        (-11, False, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
+        (-11, True, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
+    ],
+)
+def test_a_rank_that_was_killed_is_named_by_what_killed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, starved: bool, name: str, message: str
+) -> None:
+    monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "word"))
+    assert ranks._explain(3, code, starved) == 128 - code
+    word = TerminationMessage.decode((tmp_path / "word").read_text())
+    assert word is not None
+    assert (word.rank, word.exception, word.message) == (3, name, message)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,11 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.trainer.layouts import FSDP, GPT, HSDP, SERVER, Layout, pipe
-from tests.trainer.pods import Pod, Starter, finish, make_config
+from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard import contract
 from trainyard_trainer import checkpoints
 
@@ -176,3 +177,20 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert checkpoints.complete_steps(tmp_path) == [6]
     assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_the_death_of_the_process_that_saves_ends_the_run(start: Starter, tmp_path: Path) -> None:
+    """Rather than train on, with nothing saved any more, until somebody looks."""
+    (pod,) = train(start, tmp_path, Layout(1, {}), stop=1_000_000, checkpoint={"everySteps": 20, "async": True})
+    pod.wait_for_step(20)
+    (rank,) = pod.ranks()
+
+    def saving() -> list[psutil.Process]:
+        return [p for p in psutil.Process(rank).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+
+    wait_until(lambda: bool(saving()) and bool(checkpoints.complete_steps(tmp_path)), 60, lambda: pod.stderr)
+    for process in saving():
+        process.kill()
+    assert pod.wait(60) == 1
+    assert pod.word is not None
+    assert (pod.word.message, pod.word.peer_lost) == ("the process that writes checkpoints has died", False)

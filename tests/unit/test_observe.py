@@ -89,8 +89,14 @@ def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
 
 @pytest.mark.parametrize("status", [kubelet.running(NOW), kubelet.ended(NOW, 143)], ids=["running", "ended"])
 def test_a_disruption_target_is_not_to_blame(status: kubelet.Status) -> None:
-    assert seen(kubelet.disrupted(status)).disrupted
+    worker = seen(kubelet.disrupted(status))
+    assert (worker.disrupted, worker.reason, worker.last_words) == (True, "PreemptionByScheduler", "preempted")
     assert not seen(status).disrupted
+
+
+def test_a_pod_that_has_done_its_work_is_not_lost_any_more() -> None:
+    worker = seen(kubelet.disrupted(kubelet.ended(NOW, 0, message="done")))
+    assert (worker.state, worker.disrupted, worker.last_words) == (WorkerState.SUCCEEDED, False, "done")
 
 
 @pytest.mark.parametrize(

@@ -183,12 +183,20 @@ class Life(RuleBasedStateMachine):
         self.world.release(next(filter(self.world.is_held, self.pods("Running"))))
 
     @precondition(lambda self: self.pods("Running"))
-    @rule(steps=st.integers(1, 50), start=st.sampled_from([0, 0, 30]), stall=st.sampled_from([0, 0.7, 20]), seen=often)
-    def group_trains(self, steps: int, start: int, stall: float, seen: bool) -> None:
+    @rule(
+        steps=st.integers(1, 50),
+        start=st.sampled_from([0, 0, 30]),
+        stall=st.sampled_from([0, 0.7, 20]),
+        seen=often,
+        seconds=st.sampled_from([0, 0, 101]),
+    )
+    def group_trains(self, steps: int, start: int, stall: float, seen: bool, seconds: float) -> None:
         attempt = self.world.runs(self.pods("Running")[0])
         self.world.train(attempt, steps, start=start, stall=stall)
         if seen:
             self.life.read_page()
+        self.world.pass_time(seconds)
+        self.life.look()
 
     @rule(seconds=st.sampled_from([0, 5, 101]))
     def page_is_read(self, seconds: float) -> None:

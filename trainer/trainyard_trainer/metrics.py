@@ -45,6 +45,11 @@ class Metrics:
             (*contract.METRIC_LABELS, "phase"),
             registry=self.registry,
         )
+        by_rank = (*contract.METRIC_LABELS, "rank")
+        text = "Seconds that a rank takes for the same small computation, without any communication."
+        self._ranks = Gauge(contract.METRIC_RANK_COMPUTE, text, by_rank, registry=self.registry)
+        text = "Of a rank that is too slow: how many times as long as the median rank it takes for that."
+        self._stragglers = Gauge(contract.METRIC_STRAGGLER, text, by_rank, registry=self.registry)
         self._stall = self._counter(contract.METRIC_CHECKPOINT_STALL, "Seconds that training waited for checkpoints.")
         self._save_failures = self._counter(
             contract.METRIC_CHECKPOINT_FAILURES, "Checkpoints that could not be written."
@@ -157,3 +162,8 @@ class Metrics:
             (contract.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", report.samples_per_second),
         ):
             self._set(name, text, value)
+        for rank, seconds in enumerate(report.compute):
+            self._ranks.labels(*self._labels, str(rank)).set(seconds)
+        self._stragglers.clear()
+        for rank, ratio in report.stragglers.items():
+            self._stragglers.labels(*self._labels, str(rank)).set(ratio)

@@ -16,7 +16,7 @@ from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, heartbeat
 from trainyard_trainer.hang import ANSWER_SECONDS, LOOK_SECONDS, Stacks, Watch, Witness, last_word, process_state
 from trainyard_trainer.heartbeat import Hearts
-from trainyard_trainer.place import Place
+from trainyard_trainer.place import Place, memory_kills
 from trainyard_trainer.supervisor import Supervisor
 
 STOP_SECONDS = 10.0
@@ -44,6 +44,7 @@ class Ranks:
         self._deadline = math.inf
         """When the ranks that are left are killed; once they are, when they are no longer waited for."""
         self._killed = False
+        self._memory_kills = memory_kills()
         self._stepped = False
 
     def start(self, run: Callable[[], None]) -> None:
@@ -101,7 +102,7 @@ class Ranks:
             # None: an orphan, inherited by the first process of a container
             if local_rank is None or code == 0 or self._deadline < math.inf:
                 continue
-            self._code = _explain(self._place.first + local_rank, code)
+            self._code = _explain(self._place.first + local_rank, code, memory_kills() > self._memory_kills)
             self._signal(signal.SIGINT)
             self._deadline = time.monotonic() + END_SECONDS
 
@@ -177,14 +178,20 @@ def told_to_stop(received: signal.Signals) -> int:
     return 128 + received
 
 
-def _explain(rank: int, code: int) -> int:
-    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does."""
+def _explain(rank: int, code: int, starved: bool) -> int:
+    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does.
+
+    `starved`: the kernel has killed a process of this pod for want of memory since the ranks were started.
+    """
     if code >= 0:
         return code
-    name = signal.Signals(-code).name
-    hint = "; the usual reason is its memory limit" if -code == signal.SIGKILL else ""
+    name, hint = signal.Signals(-code).name, ""
+    exception = name
+    if -code == signal.SIGKILL:
+        hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
+        exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
     message = f"rank {rank} was killed by {name}{hint}"
-    ending.leave_word(TerminationMessage(rank=rank, exception=name, message=message))
+    ending.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code
 
 

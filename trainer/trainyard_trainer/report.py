@@ -1,7 +1,8 @@
 """What a run says about itself: one report every logEverySteps, to the log, to Prometheus, to the last word."""
 
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from trainyard.status import Progress
 
@@ -32,6 +33,10 @@ class StepReport:
     """Since the first step of this attempt began."""
     steps: int
     """Steps in that time."""
+    compute: list[float] = field(default_factory=list)
+    """Seconds that each rank takes for the same computation, by rank; empty if that is not measured."""
+    stragglers: dict[int, float] = field(default_factory=dict)
+    """Ranks that are too slow, and how many times as long as the median rank they take."""
 
     def progress(self, attempt: int) -> Progress:
         """The report in the words of the job's status."""
@@ -47,6 +52,8 @@ class StepReport:
             tokens_per_second=round(self.tokens_per_second, 1),
             samples_per_second=round(self.samples_per_second, 3),
             eta_seconds=round(steps_left * seconds_per_step, 1),
+            straggler_rank=(slowest := max(self.stragglers, key=self.stragglers.__getitem__, default=None)),
+            straggler_ratio=None if slowest is None else round(self.stragglers[slowest], 2),
         )
 
     def __str__(self) -> str:
@@ -58,3 +65,27 @@ class StepReport:
 
 def _finite(figure: float) -> float | None:
     return figure if math.isfinite(figure) else None
+
+
+class Clock:
+    """Steps and seconds since the report before."""
+
+    def __init__(self, step: int) -> None:
+        self._start = self._last = time.perf_counter()
+        self.first = self._step = step
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Those since the last lap."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, now - self._last
+        self._step, self._last = step, now
+        return steps, seconds
+
+    def skip(self) -> None:
+        """Do not count what came since the report: it was no training."""
+        self._last = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._start

@@ -189,6 +189,9 @@ class Saver:
         step, began, end = self._pending
         self._pending = None
         error = end.exception()
+        if isinstance(error, ConnectionError | EOFError):
+            # That is no answer of the storage, and no other save would succeed.
+            raise RuntimeError("the process that writes checkpoints has died") from error  # noqa: TRY004
         if error is not None and not isinstance(error, FAILURES):
             raise error
         if self._world.rank != 0:

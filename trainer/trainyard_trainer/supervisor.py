@@ -15,7 +15,9 @@ import fcntl
 import hmac
 import os
 import socket
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,6 +34,10 @@ _CALL_SECONDS = 2.0
 """How long a caller may take to say what it wants."""
 _LONGEST_CALL = 8192
 """Bytes."""
+
+# <fcntl.h>
+_F_SETOWN_EX = 15
+_F_OWNER_TID = 0
 
 Answer = tuple[HTTPStatus, str]
 
@@ -198,7 +204,9 @@ class Port:
 
     def _wake_for(self, connection: socket.socket) -> None:
         connection.setblocking(False)
-        fcntl.fcntl(connection, fcntl.F_SETOWN, os.getpid())
+        # To this thread, and no other: the signal is blocked here, and would end the process anywhere else.
+        owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
+        fcntl.fcntl(connection, _F_SETOWN_EX, owner)
         fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
 
 

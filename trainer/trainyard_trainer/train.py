@@ -21,13 +21,14 @@ from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.optimizer import learning_rate_factor
 from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
-from trainyard_trainer.report import StepReport
+from trainyard_trainer.report import Clock, StepReport
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.saver import Saver
 from trainyard_trainer.server import RemoteUpdate
 from trainyard_trainer.state import Tensors, model_tensors
 from trainyard_trainer.stopping import Convergence, total_steps
 from trainyard_trainer.storage import load, saved_shapes
+from trainyard_trainer.stragglers import Stragglers
 from trainyard_trainer.table import Table
 from trainyard_trainer.update import LocalUpdate, Update
 from trainyard_trainer.world import World
@@ -57,6 +58,7 @@ class Trainer:
             guard = Guard(config.health.non_finite, world.agrees_on)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
         self._strikes = Strikes(config.health.non_finite)
+        self._stragglers = Stragglers(config.health.straggler, world.rank, world.size, world.device)
         self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
@@ -194,7 +196,7 @@ class Trainer:
         total = self.total_steps
         every = self.config.trainer.log_every_steps
         first = self.step + 1
-        clock = _Clock(self.step)
+        clock = Clock(self.step)
         if metrics is not None:
             metrics.plan(total)
             metrics.begin(self.step, self.batches.drawn(self.step))
@@ -213,13 +215,14 @@ class Trainer:
             if made:
                 self._strikes.good()
             elif self._pass_over(norm.item(), metrics):
-                clock = _Clock(self.step)
+                clock = Clock(self.step)
                 continue
             evaluates = self._evaluates()
             if self.step == first or self.step % every == 0 or self.step == total or evaluates:
                 report = self._report(loss, norm, learning_rate, clock)
                 if self.world.rank == 0:
                     on_report(report)
+            self._stragglers.after_step()
             if metrics is not None:
                 metrics.step(self.batches.global_batch, data_seconds, time.perf_counter() - began)
             if evaluates:
@@ -255,9 +258,10 @@ class Trainer:
         """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
         return self.passes.run(self.batches, self.step)
 
-    def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: "_Clock") -> StepReport:
+    def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: Clock) -> StepReport:
         """Figures of the step just done. All ranks must call it; it waits for the device."""
-        mean_loss = self.world.sum(loss if self.mesh.counts_loss else torch.zeros_like(loss)).item()
+        own = loss if self.mesh.counts_loss else torch.zeros_like(loss)
+        mean_loss, *compute = self.world.sum(self._stragglers.join(own)).tolist()
         grad_norm = norm.item()
         steps, interval = clock.lap(self.step)
         samples_per_second = steps * self.batches.global_batch / interval
@@ -271,26 +275,6 @@ class Trainer:
             samples_per_second=samples_per_second,
             seconds=clock.total,
             steps=self.step - clock.first,
+            compute=compute,
+            stragglers=self._stragglers.judge(compute, time.monotonic()),
         )
-
-
-class _Clock:
-    """Steps and seconds since the report before."""
-
-    def __init__(self, step: int) -> None:
-        self._start = self._last = time.perf_counter()
-        self.first = self._step = step
-
-    def lap(self, step: int) -> tuple[int, float]:
-        now = time.perf_counter()
-        steps, seconds = step - self._step, now - self._last
-        self._step, self._last = step, now
-        return steps, seconds
-
-    def skip(self) -> None:
-        """Do not count what came since the report: it was no training."""
-        self._last = time.perf_counter()
-
-    @property
-    def total(self) -> float:
-        return self._last - self._start

@@ -1,5 +1,7 @@
 """A worker pod: the user's template underneath, the rendezvous contract on top."""
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 from trainyard import contract
@@ -15,6 +17,8 @@ NON_ROOT = 65532
 
 GRACE_SECONDS = 120
 """Grace period of pods that write checkpoints, unless their template has another."""
+
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 _LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _LOST_AFTER = 30
@@ -81,6 +85,8 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     }
     if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
+    if job.status.slow_nodes and not job.status.slow_nodes_needed:
+        spec["affinity"] = _away_from(job.status.slow_nodes, _role_spec(job, index).template.spec.get("affinity"))
     if job.spec.checkpoint is not None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({"name": "checkpoints", **source})
@@ -102,6 +108,17 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
             "seccompProfile": {"type": "RuntimeDefault"},
         }
     return spec
+
+
+def _away_from(nodes: Sequence[str], given: Any) -> Manifest:
+    """A pod's affinity that keeps it from nodes, on top of the template's own."""
+    expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+    affinity: Manifest = copy.deepcopy(given) if isinstance(given, dict) else {}
+    required = affinity.setdefault("nodeAffinity", {}).setdefault(_REQUIRED, {})
+    # Any one of the terms is enough for the scheduler, so each must have it.
+    for term in required.setdefault("nodeSelectorTerms", [{}]):
+        term["matchExpressions"] = [*term.get("matchExpressions", ()), expression]
+    return affinity
 
 
 def _tolerations(given: Any) -> list[Any] | None:

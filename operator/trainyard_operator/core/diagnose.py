@@ -1,5 +1,6 @@
 """Why an attempt ended early: which worker failed first, and whose fault it was. Acting on it is the plan's."""
 
+import json
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -111,18 +112,25 @@ def _reason(worker: Worker) -> str:
         return worker.reason
     if worker.message and worker.message.exception:
         return worker.message.exception[:_LONGEST_REASON]
-    if worker.exit_code and worker.exit_code > 128:
-        return _signal_name(worker.exit_code - 128)
-    return "Error"
+    return _signal_name((worker.exit_code or 0) - 128) or "Error"
 
 
-def _signal_name(number: int) -> str:
+def _signal_name(number: int) -> str | None:
+    """None if there is no such signal: 255 is exit(-1), or what containerd says if it does not know the exit code."""
     try:
         return signal.Signals(number).name
     except ValueError:
-        return f"Signal{number}"
+        return None
 
 
 def _last_line(text: str) -> str:
+    """The last line of a log; of one in JSON its message."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    if not lines:
+        return ""
+    try:
+        said = json.loads(lines[-1])
+    except (ValueError, RecursionError):
+        return lines[-1]
+    message = said.get("message") if isinstance(said, dict) else None
+    return message if isinstance(message, str) else lines[-1]

@@ -153,26 +153,30 @@ def observe_worker(pod: Pod) -> Worker:
     container = _worker_container(status)
     ended = container.get("state", {}).get("terminated") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    reason = ended.get("reason") or status.get("reason") or ""
-    disrupted = conditions.get("DisruptionTarget", {}).get("status") == "True" or status.get("reason") in _DISRUPTIONS
+    reason, words = ended.get("reason") or status.get("reason"), ended.get("message") or status.get("message")
+    target = conditions.get("DisruptionTarget", {})
+    state = _state(status.get("phase", "Pending"), container)
+    marked = target.get("status") == "True" and state is not WorkerState.SUCCEEDED
+    if marked:  # who takes the pod away knows why; all that its program says is how it was killed
+        reason, words = status.get("reason") or target.get("reason"), status.get("message") or target.get("message")
     return Worker(
         name=metadata["name"],
         uid=metadata["uid"],
         attempt=int(labels[contract.LABEL_ATTEMPT]),
         index=int(labels[contract.LABEL_INDEX]),
         replicas=int(labels[contract.LABEL_REPLICAS]),
-        state=_state(status.get("phase", "Pending"), container),
+        state=state,
         runs=int(labels[contract.LABEL_ATTEMPT]),
         supervised=_is_supervised(pod),
         serves=labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER,
         placeholder=labels.get(contract.LABEL_ROLE) == contract.ROLE_PLACEHOLDER,
         ready=conditions.get("Ready", {}).get("status") == "True",
         deletion_at=_moment(metadata.get("deletionTimestamp")),  # when it was asked for, plus the grace period
-        disrupted=disrupted,
+        disrupted=marked or status.get("reason") in _DISRUPTIONS,
         node=(pod.get("spec") or {}).get("nodeName"),
         exit_code=ended.get("exitCode"),
-        reason=reason,
-        last_words=(ended.get("message") or status.get("message") or "").strip(),
+        reason=reason or "",
+        last_words=(words or "").strip(),
         finished_at=_moment(ended.get("finishedAt")),
         obstacle=_obstacle(metadata["name"], container, conditions),
     )

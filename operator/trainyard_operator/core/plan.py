@@ -18,6 +18,7 @@ from trainyard.resolve import spec_problems
 from trainyard.status import ConditionType as C
 from trainyard.status import Reason
 from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan, fail, ledger, settle
+from trainyard_operator.core.avoid import NEEDED_AFTER, avoids, replace_straggler, use_slow_nodes
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.elastic import grow, rescale, shrink, shrink_due, tell_size
@@ -158,18 +159,24 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
         return _succeed(draft, workers)
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
         return _run(draft, seen, workers)
+    if not missing and (another := use_slow_nodes(draft, workers)):
+        return another
     if smaller := shrink(draft, seen, workers, missing):
         return smaller
     if missing:
         return _create(draft, seen, missing)
     set_waiting(draft, seen, workers)
-    return settle(draft, wake_after=shrink_due(draft))
+    # Pods that cannot be scheduled say so once.
+    waits = [shrink_due(draft), NEEDED_AFTER.total_seconds() if avoids(draft) else None]
+    return settle(draft, wake_after=min((s for s in waits if s is not None), default=None))
 
 
 def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     """All workers run: follow their progress, see to it that the first step comes, and seek room for more workers."""
     set_running(draft, seen)
     tell_size(draft, seen.job.spec.workers.replicas)
+    if another := replace_straggler(draft, seen, workers):
+        return another
     if found := judge_startup(draft, seen.progress):
         return recover(draft, found, ())
     due = first_step_due(draft)

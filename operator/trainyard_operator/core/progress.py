@@ -46,7 +46,7 @@ _FIGURES = {
 }
 _MISHAPS = ("checkpoints_damaged", "checkpoint_failures", "skipped_steps", "last_skipped_step", "rollbacks")
 """Counts that are left out of the status while they are 0."""
-_COUNTS = ("attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
+_COUNTS = ("straggler_rank", "attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
@@ -67,6 +67,8 @@ def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None
             evaluation[sample.name.removeprefix(contract.METRIC_EVALUATION)] = significant(sample.value)
         elif sample.name == contract.METRIC_TOKENS:
             tokens = sample.value
+        elif sample.name == contract.METRIC_STRAGGLER and sample.value > values.get("straggler_ratio", 0.0):
+            values |= {"straggler_ratio": sample.value, "straggler_rank": float(sample.labels.get("rank", 0))}
     if "step" not in values:
         return None
     seen = {k: v for k, v in values.items() if v or k not in _MISHAPS}

@@ -32,7 +32,8 @@ def set_running(draft: Draft, seen: Observation) -> None:
     draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
-        tell_mishaps(draft, seen.progress)
+        group = [w for w in seen.workers if w.attempt == draft.status.group and not w.placeholder]
+        tell_mishaps(draft, seen.progress, group)
         draft.update(progress=seen.progress)
     if spec.trainer is None:
         return

@@ -38,7 +38,11 @@ def make_row(case: str, value: float, unit: str, reference: str, reference_value
 
 def line(row: Row) -> str:
     """A row as text."""
-    start = f"{row['case']:<48}{row['value']:>9,.0f} {row['unit']:<9}{row['reference']:<34}"
+    start = f"{row['case']:<48}{_number(row['value'])} {row['unit']:<9}{row['reference']:<34}"
     if row["reference_value"] is None or row["ratio"] is None:
         return f"{start}not installed"
-    return f"{start}{row['reference_value']:>9,.0f}  {row['ratio']:.3f}"
+    return f"{start}{_number(row['reference_value'])}  {row['ratio']:.3f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:>9,.0f}" if value >= 100 else f"{value:>9.3f}"

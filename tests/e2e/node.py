@@ -1,0 +1,181 @@
+"""What somebody with root on the node can do to it: signals to processes of pods, mounts, packet filters, daemons."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.cluster import Cluster, Profile
+from tests.cluster.binaries import GoToolbox
+from tests.cluster.model import Request
+from tests.cluster.node import HOLDER, Node
+from tests.cluster.process import ProcessId, every_process
+from tests.e2e.world import Body, World, eventually
+from tests.support.need import require
+
+TRAINER = 65532
+"""User and group of the built-in trainer's pods."""
+
+
+@dataclass(frozen=True)
+class Hands:
+    """Hands on the one node of a cluster that `tests.cluster` runs itself."""
+
+    node: Node
+
+    @classmethod
+    def on(cls, cluster: Cluster) -> "Hands":
+        """Skips the test where the node is somebody else's."""
+        require(cluster.provider.name == "built", "a node of tests.cluster's own: its processes are to be killed")
+        return cls(Node(Request(Profile.NODE, cluster.name), GoToolbox()))
+
+    # --- processes -----------------------------------------------------------------------------------------------
+
+    def launcher(self, pod: Body) -> int:
+        """Process 1 of a pod's first container, as the node numbers it."""
+        [container] = pod["status"]["containerStatuses"]
+        identity = container["containerID"].rpartition("/")[2]
+        inside = [p.pid for p in every_process() if identity in _read(p.pid, "cgroup")]
+        [first] = [pid for pid in inside if re.search(r"^NSpid:.*\t1$", _read(pid, "status"), re.MULTILINE)]
+        return first
+
+    def ranks(self, pod: Body) -> list[int]:
+        """The training processes of a pod."""
+        launcher = self.launcher(pod)
+        return sorted(process.pid for process in every_process() if _parent(process.pid) == launcher)
+
+    def shim(self, pod: Body) -> int:
+        """The process of the container runtime that holds a pod's containers."""
+        parent = _parent(self.launcher(pod))
+        assert "containerd-shim" in _read(parent, "cmdline")
+        return parent
+
+    def signal(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal; to be killed is to be gone when this returns."""
+        process = ProcessId.of(pid)
+        assert process is not None, f"process {pid} has ended already"
+        process.signal(number)
+        if number == signal.SIGKILL:
+            eventually(f"process {pid} gone", lambda: not process.alive(), timeout=10, interval=0.01)
+
+    def restart(self, daemon: str) -> None:
+        """Kill a daemon of the node; returns once another one is up and healthy."""
+        process = self.node.supervisor().process(daemon)
+        assert process is not None, f"{daemon} does not run"
+        process.signal(signal.SIGKILL)
+        eventually(f"{daemon} gone", lambda: not process.alive(), timeout=10, interval=0.01)
+        self.node.up()
+
+    # --- network -------------------------------------------------------------------------------------------------
+
+    def cut_off(self, pod: Body) -> None:
+        """Drop all packets from and to a pod, for as long as it exists."""
+        for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
+            rule = ["iptables", "-w", "-I", chain, "!", way, "lo", "-j", "DROP"]
+            _run("nsenter", f"--target={self.launcher(pod)}", "--net", "--", *rule)
+
+    # --- volumes and logs ----------------------------------------------------------------------------------------
+
+    def volume(self, world: World, name: str) -> "Volume":
+        """A new folder of the node, for the trainer's user to write to."""
+        return Volume(self, self.node.paths.state / "volumes" / f"{world.namespace}-{name}").create()
+
+    @property
+    def pod_logs(self) -> Path:
+        """NAMESPACE_POD_UID/CONTAINER/RESTART.log, for each container."""
+        return self.node.paths.state / "pod-logs"
+
+    @property
+    def holder(self) -> int:
+        """The process that holds the node's namespaces."""
+        process = self.node.supervisor().process(HOLDER)
+        assert process is not None
+        return process.pid
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A folder of the node."""
+
+    hands: Hands
+    path: Path
+    """As the node has it."""
+
+    @property
+    def here(self) -> Path:
+        """The same folder as seen from outside of the node's mount namespace."""
+        return Path(f"/proc/{self.hands.holder}/root{self.path}")
+
+    def create(self) -> "Volume":
+        """Empty, and the trainer's."""
+        self.remove()
+        self.path.mkdir(parents=True)
+        os.chown(self.path, TRAINER, TRAINER)
+        return self
+
+    def limit(self, size: str) -> None:
+        """Put a file system of a certain size there."""
+        options = f"size={size},uid={TRAINER},gid={TRAINER},mode=0755"
+        self._in_node("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path))
+
+    def fill(self) -> None:
+        """Take all the space that is left."""
+        with suppress(OSError), (self.here / "filler").open("wb", buffering=0) as file:
+            while True:
+                file.write(b"\0" * (1 << 16))
+
+    def free(self) -> None:
+        """Give it back."""
+        (self.here / "filler").unlink()
+
+    def remove(self) -> None:
+        """As if it had never been; what pods have still mounted goes with them."""
+        if os.path.ismount(self.here):
+            self._in_node("umount", "--lazy", str(self.path))
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def offer(self, world: World, claim: str) -> None:
+        """Make it a PersistentVolume that is kept for one claim."""
+        self.withdraw(world)
+        body = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolume",
+            "metadata": {"name": self.path.name},
+            "spec": {
+                "capacity": {"storage": "1Gi"},
+                "accessModes": ["ReadWriteMany"],
+                "persistentVolumeReclaimPolicy": "Retain",
+                "hostPath": {"path": str(self.path)},
+                "claimRef": {"kind": "PersistentVolumeClaim", "namespace": world.namespace, "name": claim},
+            },
+        }
+        world.apply(body)
+
+    def withdraw(self, world: World, *, wait: bool = True) -> None:
+        """Delete that again: it would never be anybody else's, not even that of a later claim of the same name."""
+        world.kubectl("delete", "pv", self.path.name, "--ignore-not-found", f"--wait={str(wait).lower()}")
+
+    def _in_node(self, *argv: str) -> None:
+        _run("nsenter", f"--target={self.hands.holder}", "--mount", "--", *argv)
+
+
+def _read(pid: int, file: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 if it has ended."""
+    fields = _read(pid, "stat").rpartition(") ")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{argv}: {done.stderr}"

@@ -1,0 +1,23 @@
+"""`make soak`: ten minutes of random faults, or as many as SECONDS says. The seed is printed, and can be given."""
+
+import argparse
+import random
+import shutil
+from pathlib import Path
+
+from tests.soak.soak import soak
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--folder", type=Path, default=Path("build/soak"))
+    given = parser.parse_args()
+    shutil.rmtree(given.folder, ignore_errors=True)
+    print(f"seed {given.seed}, {given.seconds:.0f} s, in {given.folder}", flush=True)
+    print(soak(given.seconds, given.seed, given.folder, lambda text: print(text, flush=True)))
+
+
+if __name__ == "__main__":
+    main()
