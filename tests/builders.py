@@ -38,6 +38,15 @@ def served() -> dict[str, Any]:
     return {"trainer": trainer_spec(batch={"global": 12}), "parallelism": {"data": data}}
 
 
+def elastic(least: int = 1, *, batch: int = 12, **fields: Any) -> dict[str, Any]:
+    """Fields of a spec whose group may shrink; the batch suits one to four workers."""
+    return {
+        "trainer": trainer_spec(batch={"global": batch}),
+        "checkpoint": {"claim": {"size": "1Gi"}},
+        "elastic": {"minReplicas": least, "resizeAfterSeconds": 60, **fields},
+    }
+
+
 def make_manifest(
     name: str = "job",
     *,

@@ -1,8 +1,9 @@
 """What every API type shares: an immutable pydantic model and the CEL rules that stand beside its fields."""
 
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 POSITIVE_INT32 = 2_147_483_647
@@ -59,3 +60,12 @@ def opaque(description: str) -> Any:
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
 NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+
+
+def _zulu(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+Timestamp = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
+"""A moment in UTC, to the second, as the Kubernetes API has it."""

@@ -23,6 +23,8 @@ MANAGED_BY: Final = "trainyard"
 WORKER_CONTAINER: Final = "worker"
 ROLE_WORKER: Final = "worker"
 ROLE_SERVER: Final = "server"
+ROLE_PLACEHOLDER: Final = "placeholder"
+"""A pod that shows that there is room for one more worker (spec.elastic)."""
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
 SUPERVISOR_PORT_NAME: Final = "supervisor"

@@ -31,6 +31,7 @@ _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
     *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
     "checkpoint",
+    "elastic",
     "health",
     "workers.gpuMemory",
 )
@@ -83,10 +84,24 @@ class TrainingJob(ApiModel):
         """Namespace and name."""
         return self.metadata.namespace, self.metadata.name
 
+    def sized(self, replicas: int) -> "TrainingJob":
+        """The same job with another number of workers."""
+        return self.replace(spec=self.spec.replace(workers=self.spec.workers.replace(replicas=replicas)))
+
+    @property
+    def current(self) -> "TrainingJob":
+        """The job as its current attempt has it: with as many workers as that was made for (`spec.elastic`)."""
+        size = self.status.elastic.replicas if self.status.elastic and self.spec.elastic else None
+        return self if size is None or size >= self.spec.workers.replicas else self.sized(size)
+
     def pod_name(self, attempt: int, index: int) -> str:
         """Name of a pod, which is also its host name. The parameter server comes after the workers."""
         last = contract.ROLE_SERVER if self.spec.serves(index) else index
         return f"{self.metadata.name}-{attempt}-{last}"
+
+    def placeholder_name(self, group: int, index: int) -> str:
+        """Name of a pod that keeps room for one more worker of a group."""
+        return f"{self.metadata.name}-{group}-{contract.ROLE_PLACEHOLDER}-{index}"
 
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":

@@ -24,14 +24,45 @@ def spec_problems(job: TrainingJob) -> list[str]:
 
     Each entry names the field, the rule and the fix. An empty list means that the job can be run.
     """
-    problems = layout_problems(job)
-    if not problems and job.spec.trainer is not None:
-        problems = memory_problems(job.spec, _configure(job))
-    return problems
+    return _problems(job, memory=True)
 
 
 def layout_problems(job: TrainingJob) -> list[str]:
     """The same without the memory: what makes it impossible even to say what the job would be."""
+    return _problems(job, memory=False)
+
+
+def largest_size(job: TrainingJob, most: int) -> int | None:
+    """The most workers, no more than `most`, with which an elastic job can train; None if that is no number at all.
+
+    Sizes between spec.elastic.minReplicas and workers.replicas count whose layout, batch and memory have no problem.
+    """
+    if job.spec.elastic is None:
+        return None
+    sizes = range(min(most, job.spec.workers.replicas), job.spec.elastic.min_replicas - 1, -1)
+    return next((size for size in sizes if not _problems_at_size(job.sized(size), memory=True)), None)
+
+
+def _problems(job: TrainingJob, *, memory: bool) -> list[str]:
+    problems = _problems_at_size(job, memory=memory)
+    if problems or job.spec.elastic is None:
+        return problems
+    least = job.spec.elastic.min_replicas
+    return [
+        f"spec.elastic.minReplicas: with {least} workers the job is not possible: {problem}; or choose another "
+        "minReplicas"
+        for problem in _problems_at_size(job.sized(least), memory=memory)
+    ]
+
+
+def _problems_at_size(job: TrainingJob, *, memory: bool) -> list[str]:
+    problems = _layout_problems(job)
+    if memory and not problems and job.spec.trainer is not None:
+        problems = memory_problems(job.spec, _configure(job))
+    return problems
+
+
+def _layout_problems(job: TrainingJob) -> list[str]:
     try:
         _ = job.spec.world_size
     except ValueError:
@@ -46,13 +77,7 @@ def layout_problems(job: TrainingJob) -> list[str]:
         mesh = make_mesh(job.spec)
     except ValueError as error:
         return [str(error)]
-    problems = []
-    if trainer.batch.global_ is not None and trainer.batch.global_ % mesh.data:
-        problems.append(
-            f"spec.trainer.batch.global: {trainer.batch.global_} must be a multiple of the {mesh.data} data-parallel "
-            "ranks (workers.replicas x workers.procsPerWorker / (tensor x context x pipeline.stages)); change the "
-            "batch or the number of workers"
-        )
+    problems = _batch_problems(trainer, mesh)
     if trainer.model.name == "mlp":
         return problems
     model = gpt_config(trainer.model, trainer.data)
@@ -68,6 +93,27 @@ def layout_problems(job: TrainingJob) -> list[str]:
             f"(preset {preset} with your overrides); change heads or kvHeads"
         )
     return problems
+
+
+def _batch_problems(trainer: TrainerSpec, mesh: Mesh) -> list[str]:
+    """What keeps the global batch from being divided among the ranks, and the micro-batches of each."""
+    batch, micro = trainer.batch.global_, trainer.batch.micro
+    if batch is None:
+        return []
+    if batch % mesh.data:
+        return [
+            f"spec.trainer.batch.global: {batch} must be a multiple of the {mesh.data} data-parallel ranks "
+            "(workers.replicas x workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or "
+            "the number of workers"
+        ]
+    size = 1 if micro == "auto" else micro
+    if batch // mesh.data % (mesh.pipeline * size):
+        stages = f"{mesh.pipeline} stages x " if mesh.pipeline > 1 else ""
+        return [
+            f"spec.trainer.batch.micro: the share of one rank, {batch // mesh.data} samples, must be a multiple of "
+            f"{stages}{size}; change the batch, or the number of workers"
+        ]
+    return []
 
 
 def gpt_config(model: Model, data: Data) -> GptConfig:

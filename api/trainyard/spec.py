@@ -5,10 +5,24 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
+from trainyard.cel import (
+    CONTEXT,
+    EXPERT,
+    IF_GPT,
+    IF_MOE,
+    MODEL_PARALLEL,
+    NO_V,
+    SERVES,
+    STAGES,
+    TENSOR,
+    TWO_STAGES,
+    Layout,
+)
 from trainyard.checkpoint import Checkpoint
+from trainyard.elastic import ELASTIC_RULES, Elastic
 from trainyard.health import BadSteps, Health
-from trainyard.models import preset_is_known, size_in_cel
-from trainyard.parallelism import VIRTUAL_STAGES, Parallelism
+from trainyard.models import size_in_cel
+from trainyard.parallelism import Parallelism
 from trainyard.restart import RestartPolicy
 from trainyard.training import TrainerSpec
 
@@ -23,29 +37,7 @@ ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
 
 GPU_RESOURCE = "nvidia.com/gpu"
 
-# World size in CEL, as `TrainingJobSpec.world_size` has it in Python.
-_GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
-_PROCS = (
-    "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
-    " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"
-    f" && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
-)
-_WORLD = f"(self.workers.replicas * {_PROCS})"
-_TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
-_CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
-_EXPERT = "(has(self.parallelism) ? self.parallelism.expert : 1)"
-_STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
-_MODEL_PARALLEL = f"({_TENSOR} * {_CONTEXT} * {_STAGES})"
-_SERVES = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
-_DATA = f"({_WORLD} / {_MODEL_PARALLEL})"
-_MESH_FITS = f"{_WORLD} % {_MODEL_PARALLEL} == 0"
-_NO_V = f"{_STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
-_TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
-# Where the preset is one of another model, the rule about that alone speaks.
-_IF_GPT = f"!has(self.trainer) || self.trainer.model.name == 'mlp' || !{preset_is_known('self.trainer.model')} ||"
-_IF_MOE = f"!has(self.trainer) || self.trainer.model.name != 'moe' || !{preset_is_known('self.trainer.model')} ||"
-# Only where the mesh fits; where it does not, that rule alone speaks.
-_IF_BATCHED = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({_MESH_FITS}) ||"
+_LAYOUT = Layout("self.workers.replicas")
 
 
 class Resources(ApiModel):
@@ -82,7 +74,8 @@ class Workers(ApiModel):
     """The group of pods that trains one model together."""
 
     replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Number of worker pods. Changing it (kubectl scale) restarts the group at the new size."""
+    """Number of worker pods. Changing it (kubectl scale) restarts the group at the new size; with spec.elastic more of
+    them are waited for while the group goes on."""
     procs_per_worker: Annotated[
         Annotated[int, Field(ge=1, le=64)] | Literal["auto"],
         Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
@@ -170,6 +163,8 @@ class TrainingJobSpec(ApiModel):
     """The pod of the parameter server, with parallelism.data.mode parameterServer."""
     checkpoint: Checkpoint | None = None
     """Where the state of the run is kept. Without it a restart begins at the first step."""
+    elastic: Elastic | None = None
+    """With how few workers the job trains while there is no room for all; absent: it waits for all of them."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
     health: Health | None = None
@@ -204,48 +199,46 @@ class TrainingJobSpec(ApiModel):
             "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
         ),
         Rule(
-            f"!has(self.server) || {_SERVES}",
+            f"!has(self.server) || {SERVES}",
             "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
         ),
         Rule(
-            f"!({_SERVES}) || ({_MODEL_PARALLEL} * {_EXPERT} == 1"
+            f"!({SERVES}) || ({MODEL_PARALLEL} * {EXPERT} == 1"
             " && (!has(self.trainer) || self.trainer.model.name != 'moe'))",
             "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove "
             "tensor, context, expert and pipeline, or choose ddp, fsdp or hsdp",
         ),
         Rule(
-            _MESH_FITS,
+            _LAYOUT.mesh_fits,
             "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
             "workers.procsPerWorker); change an axis or the number of workers",
         ),
         Rule(
-            "!has(self.parallelism) || type(self.parallelism.data.shard) != int ||"
-            f" !({_MESH_FITS}) || {_DATA} % {_EXPERT} != 0 ||"
-            f" {_DATA} / {_EXPERT} % self.parallelism.data.shard == 0",
+            _LAYOUT.shard_fits,
             "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
             "context x pipeline.stages)) over expert; choose a divisor",
         ),
         Rule(
-            f"!({_MESH_FITS}) || {_DATA} % {_EXPERT} == 0",
+            _LAYOUT.expert_fits,
             "spec.parallelism.expert: must divide the number of data-parallel ranks (world size / (tensor x context x "
             "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
         ),
         Rule(
-            f"{_EXPERT} == 1 || !has(self.trainer) || self.trainer.model.name == 'moe'",
+            f"{EXPERT} == 1 || !has(self.trainer) || self.trainer.model.name == 'moe'",
             "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
         ),
         Rule(
-            f"{_IF_MOE} {size_in_cel('experts')} % {_EXPERT} == 0",
+            f"{IF_MOE} {size_in_cel('experts')} % {EXPERT} == 0",
             "spec.parallelism.expert: must divide the model's experts, since each rank holds equally many; lower it, "
             "or change spec.trainer.model.experts",
         ),
         Rule(
-            f"{_IF_MOE} {size_in_cel('expertsPerToken')} <= {size_in_cel('experts')}",
+            f"{IF_MOE} {size_in_cel('expertsPerToken')} <= {size_in_cel('experts')}",
             "spec.trainer.model.expertsPerToken: must be at most the model's experts; lower it, or raise "
             "spec.trainer.model.experts",
         ),
         Rule(
-            f"{_TENSOR} == 1 || !has(self.trainer) || self.trainer.model.name != 'moe'",
+            f"{TENSOR} == 1 || !has(self.trainer) || self.trainer.model.name != 'moe'",
             "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
             "instead, which does",
         ),
@@ -261,69 +254,68 @@ class TrainingJobSpec(ApiModel):
             "spec.checkpoint, or choose Skip",
         ),
         Rule(
-            f"{_IF_BATCHED} self.trainer.batch.global % {_DATA} == 0",
+            _LAYOUT.batch_fits,
             "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
             "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers",
         ),
         Rule(
-            f"{_IF_BATCHED} type(self.trainer.batch.micro) != int ||"
-            f" self.trainer.batch.global % ({_DATA} * self.trainer.batch.micro) == 0",
+            _LAYOUT.micro_batch_fits,
             "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
             "of it; choose a divisor, or auto",
         ),
         Rule(
-            f"{_IF_BATCHED} {_STAGES} == 1 || self.trainer.batch.global % ({_DATA} * {_STAGES} *"
-            " (type(self.trainer.batch.micro) == int ? self.trainer.batch.micro : 1)) == 0",
+            _LAYOUT.pipeline_fits,
             "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
             "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
         ),
         Rule(
-            f"{_IF_GPT} ({size_in_cel('heads')} % ({_TENSOR} * {_CONTEXT}) == 0 &&"
-            f" {size_in_cel('kvHeads')} % ({_TENSOR} * {_CONTEXT}) == 0)",
+            f"{IF_GPT} ({size_in_cel('heads')} % ({TENSOR} * {CONTEXT}) == 0 &&"
+            f" {size_in_cel('kvHeads')} % ({TENSOR} * {CONTEXT}) == 0)",
             "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
             "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
         ),
         Rule(
-            f"{_IF_GPT} {size_in_cel('ffnDim')} % {_TENSOR} == 0",
+            f"{IF_GPT} {size_in_cel('ffnDim')} % {TENSOR} == 0",
             "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
         ),
         Rule(
-            f"{_IF_GPT} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {_TENSOR} == 0",
+            f"{IF_GPT} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {TENSOR} == 0",
             "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
             "lower it, or change the vocabulary",
         ),
         Rule(
-            f"{_IF_GPT} self.trainer.data.sequenceLength % ({_TENSOR} * {_CONTEXT}) == 0",
+            f"{IF_GPT} self.trainer.data.sequenceLength % ({TENSOR} * {CONTEXT}) == 0",
             "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
             "change it or the axes",
         ),
         Rule(
-            f"{_IF_GPT} {size_in_cel('layers')} >= {_STAGES} * (has(self.parallelism) &&"
-            f" self.parallelism.pipeline.schedule in {_TWO_STAGES} && self.parallelism.pipeline.stages > 1"
+            f"{IF_GPT} {size_in_cel('layers')} >= {STAGES} * (has(self.parallelism) &&"
+            f" self.parallelism.pipeline.schedule in {TWO_STAGES} && self.parallelism.pipeline.stages > 1"
             " ? 2 : 1)",
             "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
             "has two stages; use fewer stages, another schedule, or more layers",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {_NO_V}",
+            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {NO_V}",
             "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
             "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {_NO_V}",
+            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {NO_V}",
             "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two "
             "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
         ),
         Rule(
-            f"!has(self.trainer) || !self.trainer.compile || ({_TENSOR} * {_CONTEXT} == 1 && ({_NO_V}))",
+            f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({NO_V}))",
             "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
             "differentiate the compiled blocks then); remove it, or choose another layout",
         ),
         Rule(
-            f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {_MODEL_PARALLEL} == 1",
+            f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {MODEL_PARALLEL} == 1",
             "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
             "and pipeline, or train a gpt",
         ),
+        *ELASTIC_RULES,
     )
 
     @property

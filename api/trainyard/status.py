@@ -1,13 +1,13 @@
 """`status` of a TrainingJob: written by the operator only, and true whenever it is read."""
 
 import math
-from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PlainSerializer
+from pydantic import AfterValidator, Field
 
-from trainyard.base import POSITIVE_INT32, ApiModel
+from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.elastic import ElasticStatus
 
 
 class Phase(StrEnum):
@@ -59,6 +59,7 @@ class Reason(StrEnum):
     INVALID_CONFIG = "InvalidConfig"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
+    RESIZED = "Resized"
     NON_FINITE = "NonFinite"
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
@@ -72,16 +73,6 @@ class Reason(StrEnum):
     RESTARTED = "Restarted"
     FINISHED = "Finished"
     ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"
-
-
-def _zulu(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-Timestamp = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
-"""A moment in UTC, to the second, as the Kubernetes API has it."""
-
-Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
 
 
 def _finite(value: float | None) -> float | None:
@@ -114,7 +105,7 @@ class WorkerCounts(ApiModel):
     """Pods of the current attempt."""
 
     desired: Count = 0
-    """Workers that the job needs."""
+    """Workers that the attempt needs: workers.replicas, or fewer with spec.elastic."""
     running: Count = 0
     """Pods whose worker container runs."""
     ready: Count = 0
@@ -276,6 +267,8 @@ class TrainingJobStatus(ApiModel):
     """Pods of the current attempt."""
     progress: Progress | None = None
     """Step, loss and throughput; updatedAt tells how old they are."""
+    elastic: ElasticStatus | None = None
+    """The size of the current attempt, with spec.elastic."""
     goodput: Goodput | None = None
     """What the time went into, as of the last change of this status."""
     last_failure: Failure | None = None

@@ -63,8 +63,11 @@ class LocalRun:
 
 
 @asynccontextmanager
-async def local_run(job: TrainingJob, folder: Path) -> AsyncIterator[LocalRun]:
-    """Start a job on this machine. Leaving the context ends every process that it has started."""
+async def local_run(job: TrainingJob, folder: Path, *, places: int | None = None) -> AsyncIterator[LocalRun]:
+    """Start a job on this machine. Leaving the context ends every process that it has started.
+
+    `places`: how many pods have room at a time; see `ProcessBackend`.
+    """
     metadata = job.metadata.model_copy(update={"uid": str(uuid.uuid4()), "generation": 1})
     job = job.replace(metadata=metadata)
     cache: Cache = Cache()
@@ -76,7 +79,7 @@ async def local_run(job: TrainingJob, folder: Path) -> AsyncIterator[LocalRun]:
         queue.add(key)
         run.changed.set()
 
-    backend = ProcessBackend(folder, on_pod)
+    backend = ProcessBackend(folder, on_pod, places)
     run = LocalRun(job.key, folder, backend, cache, queue)
     reconciler = Reconciler(cache, queue, backend, trainer_image="")
     reconciler.observe_seconds = lambda _seconds, _outcome: run.changed.set()

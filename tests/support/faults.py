@@ -98,6 +98,29 @@ _ONE_CONDITION = (
     "spec.restartPolicy.rules: each rule has exactly one of onExitCodes and onReasons; add one, or make two rules of it"
 )
 
+_ELASTIC_LAYOUT = (
+    "spec.elastic.minReplicas: the layout must be possible with that many workers, too: tensor x context x "
+    "pipeline.stages must divide minReplicas x procsPerWorker, batch.global must be a multiple of the data-parallel "
+    "ranks (with batch.micro or a pipeline: of their micro-batches), and expert and data.shard must divide them; "
+    "choose another minReplicas, or change the batch or spec.parallelism"
+)
+
+
+def _elastic(least: int = 1, replicas: int = 4, trainer: Manifest | None = None, **spec: Any) -> Manifest:
+    elastic = {"minReplicas": least, **spec.pop("elastic", {})}
+    settings: Manifest = {"checkpoint": {"claim": {"size": "1Gi"}}, "trainer": trainer or trainer_spec(), **spec}
+    return make_manifest(replicas=replicas, elastic=elastic, **settings)
+
+
+def _elastic_batch(least: int, replicas: int, batch: Manifest, **parallelism: Any) -> Manifest:
+    return _elastic(least, replicas, trainer_spec(batch=batch), parallelism=parallelism)
+
+
+_ELASTIC_NEEDS = (
+    "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size goes on from a checkpoint; add both, or "
+    "remove it"
+)
+
 RULES = (
     Fault("no batch size", lambda: _trainer(batch={}), _BATCH_OR_GD),
     Fault("a batch of gradient descent", lambda: _trainer(optimizer={"name": "gd"}), _BATCH_OR_GD),
@@ -492,6 +515,46 @@ RULES = (
         lambda: make_manifest("my.job"),
         "metadata.name: must start with a letter and hold only a-z, 0-9 and '-', since it names a "
         "Service; choose another name",
+    ),
+    Fault("an elastic program of one's own", lambda: make_manifest(elastic={"minReplicas": 1}), _ELASTIC_NEEDS),
+    Fault("elastic without checkpoints", lambda: _without(_elastic(), "spec", "checkpoint"), _ELASTIC_NEEDS),
+    Fault(
+        "fewer workers than elastic.minReplicas",
+        lambda: _elastic(4, replicas=2),
+        "spec.workers.replicas: must be at least spec.elastic.minReplicas; raise it, or lower minReplicas",
+    ),
+    Fault(
+        "more workers than elastic.maxReplicas",
+        lambda: _elastic(1, replicas=4, elastic={"maxReplicas": 2}),
+        "spec.workers.replicas: must be at most spec.elastic.maxReplicas; lower it, or raise maxReplicas",
+    ),
+    Fault("a batch that fewer workers cannot divide", lambda: _elastic(3), _ELASTIC_LAYOUT),
+    Fault(
+        "a mesh that fewer workers cannot make", lambda: _elastic_batch(1, 4, {"global": 16}, tensor=2), _ELASTIC_LAYOUT
+    ),
+    Fault(
+        "micro-batches that fewer workers cannot make",
+        lambda: _elastic_batch(3, 4, {"global": 24, "micro": 3}),
+        _ELASTIC_LAYOUT,
+    ),
+    Fault(
+        "a pipeline that fewer workers cannot fill",
+        lambda: _elastic_batch(8, 12, {"global": 12}, pipeline={"stages": 2}),
+        _ELASTIC_LAYOUT,
+    ),
+    Fault(
+        "groups that fewer workers cannot make",
+        lambda: _elastic_batch(3, 4, {"global": 12}, data={"mode": "hsdp", "shard": 2}),
+        _ELASTIC_LAYOUT,
+    ),
+    Fault(
+        "experts that fewer workers cannot hold",
+        lambda: _elastic(
+            3,
+            trainer=trainer_spec(batch={"global": 12}, model={"name": "moe", "preset": "nano"}),
+            parallelism={"expert": 2},
+        ),
+        _ELASTIC_LAYOUT,
     ),
 )
 

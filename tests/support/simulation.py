@@ -171,9 +171,10 @@ class Simulation:
             else:
                 continue
             return True
-        workers = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
+        there = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
+        workers = [w for w in there if not w.placeholder]
         assert world.job is not None
-        if len(workers) < world.job.spec.pods or not to_the_end:
+        if len(workers) < world.job.current.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
         held = [name for name in running if world.is_held(name)]

@@ -66,7 +66,7 @@ class Story:
 
     def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> Self:
         """All pods of an attempt (the current one) are there, in this state."""
-        replicas = self.job.spec.workers.replicas
+        replicas = self.job.current.spec.workers.replicas
         number = self.status.attempt if attempt is None else attempt
         return self.see(
             *(make_worker(i, attempt=number, state=state, replicas=replicas, **fields) for i in range(replicas))

@@ -54,6 +54,10 @@ class World:
         """What the launchers in running pods that take orders say, by UID."""
         self.deaf: set[str] = set()
         """Names of pods whose launcher does not follow orders."""
+        self.short: set[int] = set()
+        """Attempts of which a pod has found no room."""
+        self.roomy: set[int] = set()
+        """Groups of which a placeholder has run."""
         self.lost: set[str] = set()
         """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
@@ -81,6 +85,13 @@ class World:
         pod = {**self.pods[name], "status": status}
         index, uid = identity(pod)[1], pod["metadata"]["uid"]
         state = status.get("containerStatuses", [{}])[0].get("state", {})
+        if observe_worker(pod).placeholder:
+            if "running" in state:
+                self.roomy.add(identity(pod)[0])
+            self._store_pod(pod)
+            return
+        if observe_worker(pod).obstacle == observe_worker({**pod, "status": kubelet.unschedulable()}).obstacle:
+            self.short.add(identity(pod)[0])
         if "running" in state or "terminated" in state:
             self.started.setdefault(self.runs(name), set()).add(index)
         if "running" not in state:
@@ -184,19 +195,21 @@ class World:
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
         judge_goodput(old, new, self.now)
-        limit, pods = self.job.spec.restart_policy.limit, self.job.spec.pods
+        limit, pods = self.job.spec.restart_policy.limit, self.job.replace(status=new).current.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
         if new.restarts_counted > old.restarts_counted:
             self._judge_charge(old, new)
+        self._judge_size(old, new)
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
             assert len(self.started.get(new.attempt, ())) >= pods, "said to run before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
-            done = [name for name, pod in self.pods.items() if pod["status"]["phase"] == "Succeeded"]
+            workers = {name: pod for name, pod in self.pods.items() if not observe_worker(pod).placeholder}
+            done = [name for name, pod in workers.items() if pod["status"]["phase"] == "Succeeded"]
             assert sum(self.runs(name) == new.attempt for name in done) >= pods, "said to have succeeded too early"
 
     def _judge_charge(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
@@ -212,6 +225,20 @@ class World:
         assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
         free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
+
+    def _judge_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """With how many workers a group may go on."""
+        assert self.job is not None
+        before, after = (self.job.replace(status=status).current.spec.workers.replicas for status in (old, new))
+        if after < before:
+            assert self.job.spec.elastic is not None, "a group was made smaller that may not be"
+            assert after >= self.job.spec.elastic.min_replicas, "a group was made smaller than it may be"
+            runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
+            assert runs or old.attempt in self.short, "a group was made smaller that had room"
+        if after > before and not old.is_true(ConditionType.SUSPENDED):
+            assert old.group in self.roomy, "a group was made larger without room"
+        if after != before and new.attempt > old.attempt:
+            assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
 
     def judge_order(self, attempt: int) -> None:
         """When an attempt may be started inside a pod."""
@@ -240,11 +267,25 @@ class World:
         """When a pod may be created."""
         assert self.job is not None
         attempt, _ = identity(pod)
+        status = self.job.status
+        if observe_worker(pod).placeholder:
+            assert attempt == status.group, "room was sought for a group that there is not"
+            assert self.job.current.spec != self.job.spec, "room was sought for a group that lacks nobody"
+        else:
+            self._judge_replicas(pod)
+            assert attempt == status.attempt, "a pod was created whose attempt is not written down"
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
-        assert attempt == self.job.status.attempt, "a pod was created whose attempt is not written down"
         assert not self.job.status.finished, "a pod was created for a finished job"
         assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
+
+    def _judge_replicas(self, pod: dict[str, Any]) -> None:
+        """Pods of one attempt are all made for one size, and for no larger one than is written down."""
+        assert self.job is not None
+        made_for, known = observe_worker(pod).replicas, self.job.status.elastic
+        peers = [w for w in map(observe_worker, self.pods.values()) if w.attempt == identity(pod)[0]]
+        assert {w.replicas for w in peers if not w.placeholder} <= {made_for}, "sizes were mixed"
+        assert not known or made_for <= (known.replicas or made_for), "a pod was made for too large a group"
 
 
 class WorldBackend:
@@ -287,11 +328,13 @@ class WorldBackend:
         if name in world.pods:
             return world.pods[name]
         if world.quota:
+            if manifest["metadata"]["labels"][contract.LABEL_ROLE] != contract.ROLE_PLACEHOLDER:
+                world.short.add(identity(manifest)[0])
             raise Refused(Reason.PODS_REFUSED, "exceeded quota")
-        world.judge_creation(manifest)
-        world.created += 1
         pod = deepcopy(manifest)
-        pod["metadata"]["uid"] = f"pod-{world.created}"
+        pod["metadata"]["uid"] = f"pod-{world.created + 1}"
+        world.judge_creation(pod)
+        world.created += 1
         answer = world._store_pod({**pod, "status": kubelet.scheduled()})
         world._burn(after=True)
         return answer

@@ -14,16 +14,16 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.builders import last_words, served
+from tests.builders import elastic, last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
 from trainyard.job import TrainingJob
-from trainyard.status import Progress, TrainingJobStatus
+from trainyard.status import Progress, Reason, TrainingJobStatus
 from trainyard_operator.core.actions import DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.goodput import account
-from trainyard_operator.core.observe import Observation, Pod, WorkerState, observe_worker
+from trainyard_operator.core.observe import Observation, Obstacle, Pod, WorkerState, observe_worker
 from trainyard_operator.core.plan import plan
 
 which = st.integers(0, 9)
@@ -70,10 +70,12 @@ class Life(RuleBasedStateMachine):
     def world(self) -> World:
         return self.life.world
 
-    def pods(self, *states: str) -> list[str]:
+    def pods(self, *states: str, placeholders: bool = False) -> list[str]:
         """Names of the pods in one of these states that are not being deleted."""
         workers = map(observe_worker, self.world.pods.values())
-        return [w.name for w in workers if w.state in states and not w.terminating]
+        return [
+            w.name for w in workers if w.state in states and not w.terminating and (placeholders or not w.placeholder)
+        ]
 
     def takers(self) -> list[str]:
         """Names of the running pods that take orders."""
@@ -125,10 +127,10 @@ class Life(RuleBasedStateMachine):
     def api_server_is_silent(self, on: bool) -> None:
         self.world.silent = on
 
-    @precondition(lambda self: self.pods("Pending"))
+    @precondition(lambda self: self.pods("Pending", placeholders=True))
     @rule(count=few)
     def pods_start(self, count: int) -> None:
-        for name in self.pods("Pending")[:count]:
+        for name in self.pods("Pending", placeholders=True)[:count]:
             self.world.set_pod(name, kubelet.running(self.world.now))
 
     @precondition(lambda self: self.pods("Pending"))
@@ -202,10 +204,10 @@ class Life(RuleBasedStateMachine):
         self.life.read_page()
         self.life.look()
 
-    @precondition(lambda self: self.pods("Pending", "Running"))
+    @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
     @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
     def pod_is_taken_away(self, which: int, how: str) -> None:
-        names = self.pods("Pending", "Running")
+        names = self.pods("Pending", "Running", placeholders=True)
         name = names[which % len(names)]
         if how == "evicted":
             self.world.set_pod(name, kubelet.evicted())
@@ -216,10 +218,10 @@ class Life(RuleBasedStateMachine):
         else:
             self.world.remove_pod(name)
 
-    @precondition(lambda self: self.pods("Pending", "Running"))
+    @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
     @rule(which=which)
     def node_is_lost(self, which: int) -> None:
-        names = self.pods("Pending", "Running")
+        names = self.pods("Pending", "Running", placeholders=True)
         self.world.lose_node(names[which % len(names)])
 
     @rule(count=few)
@@ -237,11 +239,48 @@ class Life(RuleBasedStateMachine):
 
     @rule(replicas=st.integers(1, 3))
     def user_scales(self, replicas: int) -> None:
-        self.world.edit(replicas=replicas)
+        assert self.world.job is not None
+        least = self.world.job.spec.elastic.min_replicas if self.world.job.spec.elastic else 1
+        self.world.edit(replicas=max(least, replicas))
+
+
+class ElasticLife(Life):
+    """One random life of a group that begins with less room than it wants, or hardly any time to find it."""
+
+    @initialize(
+        replicas=st.integers(2, 3), least=st.integers(1, 2), short=st.integers(0, 3), serves=st.booleans(), runs=often
+    )
+    def begin(self, replicas: int, least: int, short: int, serves: bool, runs: bool) -> None:
+        program = elastic(least) | (served() if serves else {})
+        self.life = self.simulation(replicas=replicas, **program)
+        for _ in range(3):
+            self.life.look()
+        self.pods_find_no_room(short, 61)
+        self.life.run_smoothly(20 if runs else 0)
+
+    @rule(count=few, seconds=st.sampled_from([0, 61, 61]))
+    def pods_find_no_room(self, count: int, seconds: float) -> None:
+        names = self.pods("Pending", placeholders=True)
+        for name in names[max(0, len(names) - count) :]:
+            self.world.set_pod(name, kubelet.unschedulable())
+        for passing in (0, seconds):
+            self.world.pass_time(passing)
+            self.life.deliver(jobs=9, pods=9)
+            self.life.look()
+
+    @rule(rounds=few)
+    def room_is_sought(self, rounds: int) -> None:
+        self.life.run_smoothly(20)
+        self.world.pass_time(61)
+        self.life.run_smoothly(rounds)
 
 
 def test_random_lives() -> None:
     run_state_machine_as_test(Life, settings=settings(max_examples=150, stateful_step_count=40))
+
+
+def test_random_elastic_lives() -> None:
+    run_state_machine_as_test(ElasticLife, settings=settings(max_examples=150, stateful_step_count=40))
 
 
 # --- the machine itself: it catches an operator that breaks a rule ---------------------------------------------
@@ -377,6 +416,38 @@ class Curt(Simulation):
         return replace(step, actions=(OrderWorkers(held, None),)) if held and step.wake_after != 0 else step
 
 
+class Impulsive(Simulation):
+    """Takes pods that have not started for pods without room."""
+
+    def decide(self, seen: Observation) -> Plan:
+        none = Obstacle(Reason.UNSCHEDULABLE, "no room")
+        pending = [replace(w, obstacle=none) if w.state is WorkerState.PENDING else w for w in seen.workers]
+        return plan(replace(seen, workers=tuple(pending)))
+
+
+class Cramped(Simulation):
+    """Does not ask how small a group may be."""
+
+    def decide(self, seen: Observation) -> Plan:
+        with patch("trainyard_operator.core.elastic.largest_size", lambda _job, most: most or None):
+            return plan(seen)
+
+
+class Hopeful(Simulation):
+    """Takes a placeholder that has been made for one that runs."""
+
+    def decide(self, seen: Observation) -> Plan:
+        hoped = [replace(w, state=WorkerState.RUNNING) if w.placeholder else w for w in seen.workers]
+        return plan(replace(seen, workers=tuple(hoped)))
+
+
+class Untidy(Simulation):
+    """Leaves placeholders where they are."""
+
+    def decide(self, seen: Observation) -> Plan:
+        return plan(replace(seen, workers=tuple(w for w in seen.workers if not w.placeholder)))
+
+
 class Restless(Simulation):
     """Looks again at once, for no reason."""
 
@@ -405,7 +476,24 @@ class Restless(Simulation):
     ],
 )
 def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], verdict: str) -> None:
-    machine = type(mutant.__name__, (Life,), {"simulation": mutant})
+    catch(Life, mutant, verdict)
+
+
+@pytest.mark.parametrize(
+    ("mutant", "verdict"),
+    [
+        (Impulsive, "made smaller that had room"),
+        (Cramped, "made smaller than it may be"),
+        (Hopeful, "made larger without room"),
+        (Untidy, "still holds pods|asleep in"),
+    ],
+)
+def test_an_operator_that_breaks_a_rule_about_sizes_is_caught(mutant: type[Simulation], verdict: str) -> None:
+    catch(ElasticLife, mutant, verdict)
+
+
+def catch(life: type[Life], mutant: type[Simulation], verdict: str) -> None:
+    machine = type(mutant.__name__, (life,), {"simulation": mutant})
     found = settings(
         max_examples=1000, stateful_step_count=40, phases=[Phase.generate], derandomize=True, database=None
     )

@@ -2,7 +2,7 @@
 
 Pods are kept in the shape that the API server gives them, so everything above works on both worlds alike. What a
 node and a network would do is done here: each process finds its peers at 127.0.0.1, gets a metrics port of its
-own, and a share of the processors. Images, volumes and resource limits do not apply.
+own, and a share of the processors. Images, volumes and resource limits do not apply; how many pods have room is told.
 """
 
 import asyncio
@@ -13,8 +13,6 @@ import socket
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,45 +21,36 @@ import aiohttp
 
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.status import TrainingJobStatus
 from trainyard.supervision import PodState
-from trainyard_operator.backends import orders
+from trainyard_operator.backends import orders, states
 from trainyard_operator.backends.family import die_with_parent, end_family
-from trainyard_operator.core.backend import Refused
+from trainyard_operator.backends.hosted import HOST, Hosted, free_port, last_words, value_of
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Pod, Worker
 
 MARK = "TRAINYARD_POD_UID"
 GRACE = 10.0
 """Seconds between asking a pod to end and killing it."""
-LOG_TAIL = 2048
 PROBE_SECONDS = 0.25
 """From one readiness probe of a pod to the next."""
-_HOST = "127.0.0.1"
-
-
-@dataclass(slots=True)
-class _Running:
-    """A pod, and the process that it stands for."""
-
-    pod: dict[str, Any]
-    folder: Path
-    metrics_port: int
-    supervisor_port: int
-    process: asyncio.subprocess.Process | None = None
-    watcher: asyncio.Task[None] | None = None
-    probe: asyncio.Task[None] | None = None
 
 
 class ProcessBackend:
     """Children as files and processes (see `trainyard_operator.core.backend.Backend`)."""
 
-    def __init__(self, folder: Path, on_pod: Callable[[Pod, bool], None]) -> None:
-        """Keep files under `folder`; `on_pod` is called with each new state of a pod, and True once it is gone."""
+    def __init__(self, folder: Path, on_pod: Callable[[Pod, bool], None], places: int | None = None) -> None:
+        """Keep files under `folder`; `on_pod` is called with each new state of a pod, and True once it is gone.
+
+        `places`: how many pods may run at a time, as if this machine had no more room. The others wait.
+        """
         self.folder = folder
+        self._places = places
+        self._filling = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
         self.events: list[Event] = []
         self._on_pod = on_pod
-        self._running: dict[str, _Running] = {}
+        self._running: dict[str, Hosted] = {}
         self._config: dict[str, Path] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._key = secrets.token_bytes(32)
@@ -78,7 +67,7 @@ class ProcessBackend:
         return [r.pod for r in self._running.values()]
 
     async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write configuration files and start processes; there is no need for a Service."""
+        """Write configuration files, and start processes where there is room; there is no need for a Service."""
         created = []
         for manifest in manifests:
             name = manifest["metadata"]["name"]
@@ -88,22 +77,27 @@ class ProcessBackend:
                 self._secrets[name] = manifest["stringData"]
             if manifest["kind"] == "Pod":
                 if name not in self._running:
-                    await self._start(job, manifest)
-                created.append(self._running[name].pod)
-        return created
+                    self._running[name] = self._accept(job, manifest)
+                created.append(name)
+        await self._fill()
+        return [self._running[name].pod for name in created]
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
         """Ask processes to end, or kill them at once; the watcher of each removes the pod."""
-        for worker in workers:
-            running = self._running.get(worker.name)
-            if running is not None and running.pod["metadata"]["uid"] == worker.uid:
-                self._change(running, metadata={"deletionTimestamp": _now(0 if force else GRACE)})
-                if running.watcher is None or running.watcher.done():
-                    self._remove(running)
-                elif force:
-                    end_family(MARK, worker.uid)
-                else:
-                    self._signal(running)
+        async with self._filling:  # none of them may be about to start
+            for worker in workers:
+                running = self._running.get(worker.name)
+                if running is not None and running.pod["metadata"]["uid"] == worker.uid:
+                    self._delete(running, force)
+
+    def _delete(self, running: Hosted, force: bool) -> None:
+        self._change(running, metadata={"deletionTimestamp": states.now(0 if force else GRACE)})
+        if running.watcher is None or running.watcher.done():
+            self._remove(running)
+        elif force:
+            end_family(MARK, running.pod["metadata"]["uid"])
+        else:
+            self._signal(running)
 
     async def tell(self, job: TrainingJob, event: Event) -> None:
         """Keep the event for the end of the run."""
@@ -112,7 +106,7 @@ class ProcessBackend:
     def metrics_url(self, pod: Pod) -> str | None:
         """The metrics port that was given to this pod."""
         running = self._running.get(pod["metadata"]["name"])
-        return f"http://{_HOST}:{running.metrics_port}/metrics" if running else None
+        return f"http://{HOST}:{running.metrics_port}/metrics" if running else None
 
     def token(self, job: TrainingJob) -> str:
         """See `orders.job_token`."""
@@ -128,7 +122,7 @@ class ProcessBackend:
 
     def _supervisor_url(self, pod: Pod) -> str | None:
         running = self._running.get(pod["metadata"]["name"])
-        return f"http://{_HOST}:{running.supervisor_port}" if running else None
+        return f"http://{HOST}:{running.supervisor_port}" if running else None
 
     def log_file(self, pod_name: str) -> Path:
         """Where the output of a pod goes."""
@@ -136,6 +130,8 @@ class ProcessBackend:
 
     async def close(self) -> None:
         """Kill whatever still runs, and wait until it is gone."""
+        async with self._filling:
+            self._places = 0
         for running in list(self._running.values()):
             end_family(MARK, running.pod["metadata"]["uid"])
         watchers = [r.watcher for r in self._running.values() if r.watcher]
@@ -150,19 +146,54 @@ class ProcessBackend:
             (folder / name).write_text(text, "utf-8")
         return folder
 
-    async def _start(self, job: TrainingJob, manifest: dict[str, Any]) -> None:
+    def _accept(self, job: TrainingJob, manifest: dict[str, Any]) -> Hosted:
+        """A pod that is to be started.
+
+        Raises:
+            Refused: it cannot be, on this machine.
+        """
         name = manifest["metadata"]["name"]
         folder = self.folder / "pods" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": _now()}
-        spec = {**manifest["spec"], "nodeName": socket.gethostname()}
-        pod = {**manifest, "metadata": metadata, "spec": spec, "status": {"phase": "Pending"}}
-        running = _Running(pod, folder, _free_port(), _free_port())
-        container = next(c for c in spec["containers"] if c["name"] == contract.WORKER_CONTAINER)
-        environment = self._environment(job, running, container)
-        self._running[name] = running
-        with (folder / "log").open("wb") as output:
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": states.now()}
+        metadata["resourceVersion"] = self._next_version()
+        pod = {**manifest, "metadata": metadata, "status": states.pending()}
+        container = next(c for c in pod["spec"]["containers"] if c["name"] == contract.WORKER_CONTAINER)
+        given = {entry["name"]: value_of(entry, pod, self._secrets) for entry in container.get("env", ())}
+        return Hosted(job, pod, container, given, folder)
+
+    @property
+    def places(self) -> int | None:
+        """How many pods may run at a time; None: any number."""
+        return self._places
+
+    @places.setter
+    def places(self, places: int | None) -> None:
+        self._places = places
+        self._fill_soon()
+
+    async def _fill(self) -> None:
+        """Start pods, in the order in which they were made, for as long as there is room."""
+        async with self._filling:
+            for running in [r for r in self._running.values() if r.waits]:
+                taken = sum(r.pod["status"]["phase"] == "Running" for r in self._running.values())
+                if self._places is None or taken < self._places:
+                    await self._start(running)
+                elif "conditions" not in running.pod["status"]:
+                    self._change(running, status=states.unschedulable(self._places))
+
+    def _fill_soon(self) -> None:
+        task = asyncio.create_task(self._fill())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _start(self, running: Hosted) -> None:
+        container = running.container
+        running.metrics_port, running.supervisor_port = free_port(), free_port()
+        environment = self._environment(running)
+        self._change(running, spec={"nodeName": socket.gethostname()})
+        with (running.folder / "log").open("wb") as output:
             try:
                 running.process = await asyncio.create_subprocess_exec(
                     *(self._local(part) for part in container["command"]),
@@ -182,15 +213,14 @@ class ProcessBackend:
         if "readinessProbe" in container:
             running.probe = asyncio.create_task(self._probe(running, container["readinessProbe"]["httpGet"]["path"]))
 
-    def _environment(self, job: TrainingJob, running: _Running, container: dict[str, Any]) -> dict[str, str]:
+    def _environment(self, running: Hosted) -> dict[str, str]:
         """The environment of this process, the container's own over it, and this machine's answers over both."""
         labels = running.pod["metadata"]["labels"]
-        port = self._ports.setdefault(labels[contract.LABEL_ATTEMPT], _free_port())
-        given = {entry["name"]: self._value(entry, running.pod) for entry in container.get("env", ())}
-        environment = {**os.environ, **given}
+        port = self._ports.setdefault(labels[contract.LABEL_ATTEMPT], free_port())
+        job, environment = running.job, {**os.environ, **running.given}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
         for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
-            environment[name] = _HOST
+            environment[name] = HOST
         for name in ("MASTER_PORT", "PET_MASTER_PORT"):
             environment[name] = str(port)
         share = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
@@ -200,7 +230,7 @@ class ProcessBackend:
         environment[contract.ENV_METRICS_PORT] = str(running.metrics_port)
         environment[contract.ENV_SUPERVISOR_PORT] = str(running.supervisor_port)
         environment[contract.ENV_GRACE] = str(GRACE)
-        if contract.ENV_CHECKPOINTS in given:
+        if contract.ENV_CHECKPOINTS in running.given:
             environment[contract.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[contract.ENV_CONFIG] = str(config / contract.CONFIG_FILE)
@@ -211,13 +241,12 @@ class ProcessBackend:
         folder = contract.CONFIG_FOLDER + "/"
         return str(self.folder / "config" / part.removeprefix(folder)) if part.startswith(folder) else part
 
-    def _set_running(self, running: _Running, *, ready: bool) -> None:
-        state = {"running": {"startedAt": _now()}}
-        self._change(running, status={"phase": "Running", **_container_status(state, ready=ready)})
+    def _set_running(self, running: Hosted, *, ready: bool) -> None:
+        self._change(running, status=states.running(ready=ready))
 
-    async def _probe(self, running: _Running, path: str) -> None:
+    async def _probe(self, running: Hosted, path: str) -> None:
         """See again and again whether a pod is ready, as a kubelet does."""
-        url, known = f"http://{_HOST}:{running.supervisor_port}{path}", False
+        url, known = f"http://{HOST}:{running.supervisor_port}{path}", False
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 await asyncio.sleep(PROBE_SECONDS)
@@ -230,26 +259,9 @@ class ProcessBackend:
                     known = ready
                     self._set_running(running, ready=ready)
 
-    def _value(self, entry: dict[str, Any], pod: Pod) -> str:
-        """Value of an environment variable; of the sources only fields of the pod's metadata and our Secret exist.
-
-        Raises:
-            Refused: the value comes from somewhere else.
-        """
-        if "valueFrom" not in entry:
-            return str(entry.get("value", ""))
-        path = entry["valueFrom"].get("fieldRef", {}).get("fieldPath", "")
-        if path in ("metadata.name", "metadata.namespace", "metadata.uid"):
-            return str(pod["metadata"][path.removeprefix("metadata.")])
-        secret = entry["valueFrom"].get("secretKeyRef", {})
-        if secret.get("name") in self._secrets:
-            return self._secrets[secret["name"]][secret["key"]]
-        fix = "give it a value, or remove it and set it in your shell"
-        raise Refused(Reason.PODS_REFUSED, f"spec.env {entry['name']}: valueFrom needs a cluster; {fix}")
-
     # --- ending ---------------------------------------------------------------------------------------------
 
-    async def _watch(self, running: _Running) -> None:
+    async def _watch(self, running: Hosted) -> None:
         """Wait for the process, then for nothing of it to be left, and say how it ended."""
         assert running.process is not None
         code = await running.process.wait()
@@ -257,27 +269,26 @@ class ProcessBackend:
             running.probe.cancel()
         end_family(MARK, running.pod["metadata"]["uid"])
         code = 128 - code if code < 0 else code
-        self._finish(running, code, "Completed" if code == 0 else "Error", _last_words(running.folder, code))
+        self._finish(running, code, "Completed" if code == 0 else "Error", last_words(running.folder, code))
         if "deletionTimestamp" in running.pod["metadata"]:
             self._remove(running)
 
-    def _finish(self, running: _Running, code: int, reason: str, message: str) -> None:
-        ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": _now()}
-        phase = "Succeeded" if code == 0 else "Failed"
-        self._change(running, status={"phase": phase, **_container_status({"terminated": ended}, ready=False)})
+    def _finish(self, running: Hosted, code: int, reason: str, message: str) -> None:
+        self._change(running, status=states.ended(code, reason, message))
+        self._fill_soon()
 
-    def _signal(self, running: _Running) -> None:
+    def _signal(self, running: Hosted) -> None:
         """SIGTERM now, SIGKILL for the whole family after the grace period."""
         process, uid = running.process, running.pod["metadata"]["uid"]
         if process is not None and process.returncode is None:
             process.terminate()
             asyncio.get_running_loop().call_later(GRACE, end_family, MARK, uid)
 
-    def _remove(self, running: _Running) -> None:
+    def _remove(self, running: Hosted) -> None:
         self._running.pop(running.pod["metadata"]["name"], None)
         self._on_pod(running.pod, True)
 
-    def _change(self, running: _Running, **parts: dict[str, Any]) -> None:
+    def _change(self, running: Hosted, **parts: dict[str, Any]) -> None:
         """A new version of a pod, made known. Versions that were handed out before stay as they were."""
         pod = dict(running.pod)
         for part, fields in parts.items():
@@ -289,31 +300,3 @@ class ProcessBackend:
     def _next_version(self) -> str:
         self._version += 1
         return str(self._version)
-
-
-def _last_words(folder: Path, code: int) -> str:
-    """The termination message; after a failure without one the end of the log, as the kubelet has it."""
-    message = folder / "termination-log"
-    text = message.read_text("utf-8", "replace") if message.exists() else ""
-    if text or code == 0:
-        return text
-    return (folder / "log").read_bytes()[-LOG_TAIL:].decode("utf-8", "replace")
-
-
-def _container_status(state: dict[str, Any], *, ready: bool) -> dict[str, Any]:
-    return {
-        "containerStatuses": [{"name": contract.WORKER_CONTAINER, "state": state}],
-        "conditions": [{"type": "Ready", "status": str(ready)}],
-    }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((_HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _now(later: float = 0) -> str:
-    """The time, or that many seconds later, as the API has it."""
-    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")

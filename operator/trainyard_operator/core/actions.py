@@ -17,6 +17,14 @@ class CreateWorkers:
 
 
 @dataclass(frozen=True, slots=True)
+class CreatePlaceholders:
+    """Create pods that do nothing but find room for workers to come, beside the pods of this group."""
+
+    group: int
+    indexes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteWorkers:
     """Delete these pods."""
 
@@ -33,7 +41,7 @@ class OrderWorkers:
     attempt: int | None
 
 
-Action = CreateWorkers | DeleteWorkers | OrderWorkers
+Action = CreateWorkers | CreatePlaceholders | DeleteWorkers | OrderWorkers
 
 
 @dataclass(frozen=True, slots=True)

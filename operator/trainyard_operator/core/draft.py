@@ -23,7 +23,8 @@ class Draft:
     """A status in the making. `status` is always complete, with the phase derived from the conditions."""
 
     def __init__(self, job: TrainingJob, now: datetime) -> None:
-        self.job = job
+        self.job = job.current
+        """The job as its current attempt has it, perhaps with fewer workers than are wanted."""
         self.now = now.replace(microsecond=0)
         self.events: list[Event] = []
         self._status = job.status.replace(observed_generation=job.metadata.generation)

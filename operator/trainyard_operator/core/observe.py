@@ -55,6 +55,8 @@ class Worker:
     """It has not followed an order."""
     serves: bool = False
     """The pod is the parameter server."""
+    placeholder: bool = False
+    """The pod does nothing but show that there is room for one more worker."""
     ready: bool = False
     deletion_at: datetime | None = None
     """The pod is being deleted, and should be gone by then: its grace period is over."""
@@ -167,6 +169,7 @@ def observe_worker(pod: Pod) -> Worker:
         runs=int(labels[contract.LABEL_ATTEMPT]),
         supervised=_is_supervised(pod),
         serves=labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER,
+        placeholder=labels.get(contract.LABEL_ROLE) == contract.ROLE_PLACEHOLDER,
         ready=conditions.get("Ready", {}).get("status") == "True",
         deletion_at=_moment(metadata.get("deletionTimestamp")),  # when it was asked for, plus the grace period
         disrupted=marked or status.get("reason") in _DISRUPTIONS,

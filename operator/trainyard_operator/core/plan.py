@@ -21,10 +21,11 @@ from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderW
 from trainyard_operator.core.avoid import NEEDED_AFTER, avoids, replace_straggler, use_slow_nodes
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.draft import Draft
+from trainyard_operator.core.elastic import grow, rescale, shrink, shrink_due, tell_size
 from trainyard_operator.core.goodput import account
 from trainyard_operator.core.mishaps import tell_mishaps
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
-from trainyard_operator.core.restart import backoff_left, order, recover, renew, restart
+from trainyard_operator.core.restart import backoff_left, order, recover, renew
 from trainyard_operator.core.startup import first_step_due, judge_startup
 from trainyard_operator.core.tell import (
     count_workers,
@@ -48,8 +49,8 @@ def _decide(seen: Observation) -> Plan:
     job, draft = seen.job, Draft(seen.job, seen.now)
     status = job.status
     newest = max((w.runs for w in seen.workers), default=0)
-    current = tuple(w for w in seen.workers if w.attempt == status.group)
-    draft.update(workers=count_workers(job, current))
+    current = tuple(w for w in seen.workers if w.attempt == status.group and not w.placeholder)
+    draft.update(workers=count_workers(draft.job, current))
     if status.finished:
         return _clear(draft, seen.workers)
     if newest > status.attempt:
@@ -104,7 +105,8 @@ def _suspend(draft: Draft, seen: Observation) -> Plan:
 def _resume(draft: Draft) -> Plan:
     """A new attempt, since pods of the last one may still be going."""
     status = draft.status
-    draft.update(attempt=status.attempt + 1, pod_attempt=None, start_time=status.start_time or draft.now)
+    begun = status.start_time or draft.now
+    draft.update(attempt=status.attempt + 1, pod_attempt=None, start_time=begun, elastic=None)
     draft.set(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
     draft.set(C.SUSPENDED, False, Reason.RESUMED, f"resumed as attempt {status.attempt + 1}", event="Normal")
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
@@ -140,10 +142,10 @@ def _clear(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
 
 def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     """Bring the current attempt to life, watch it, and judge its end."""
-    spec = seen.job.spec
-    replicas = spec.workers.replicas
-    if any(w.replicas != replicas for w in workers):
-        return restart(draft, Reason.SPEC_CHANGED, f"spec.workers.replicas is {replicas} now", counts=False)
+    spec = draft.job.spec
+    if any(w.replicas != spec.workers.replicas for w in workers):
+        return rescale(draft, seen, workers)
+    tell_size(draft, seen.job.spec.workers.replicas)
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
     if draft.status.pod_attempt is not None and not draft.status.is_true(C.RUNNING):
         if missing or not all(w.obeys or w.runs == draft.status.attempt for w in workers):
@@ -155,27 +157,35 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
         return recover(draft, found, workers)
     if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
         return _succeed(draft, workers)
+    if not missing and all(w.state is not WorkerState.PENDING for w in workers):
+        return _run(draft, seen, workers)
+    if not missing and (another := use_slow_nodes(draft, workers)):
+        return another
+    if smaller := shrink(draft, seen, workers, missing):
+        return smaller
     if missing:
         return _create(draft, seen, missing)
-    if all(w.state is not WorkerState.PENDING for w in workers):
-        return _run(draft, seen, workers)
-    if another := use_slow_nodes(draft, workers):
-        return another
     set_waiting(draft, seen, workers)
     # Pods that cannot be scheduled say so once.
-    return settle(draft, wake_after=NEEDED_AFTER.total_seconds() if avoids(draft) else None)
+    waits = [shrink_due(draft), NEEDED_AFTER.total_seconds() if avoids(draft) else None]
+    return settle(draft, wake_after=min((s for s in waits if s is not None), default=None))
 
 
 def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
-    """All workers run: follow their progress, and see to it that the first step comes."""
+    """All workers run: follow their progress, see to it that the first step comes, and seek room for more workers."""
     set_running(draft, seen)
+    tell_size(draft, seen.job.spec.workers.replicas)
     if another := replace_straggler(draft, seen, workers):
         return another
     if found := judge_startup(draft, seen.progress):
         return recover(draft, found, ())
     due = first_step_due(draft)
     left = (due - draft.now).total_seconds() if due else 0.0
-    return settle(draft, wake_after=left if left > 0 else None)
+    step = settle(draft, wake_after=left if left > 0 else None)
+    if all(w.state is WorkerState.RUNNING for w in workers) and (larger := grow(draft, seen)):
+        waits = [s for s in (step.wake_after, larger.wake_after) if s is not None]
+        return replace(larger, wake_after=min(waits, default=None))
+    return step
 
 
 def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
@@ -185,11 +195,13 @@ def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
         return settle(draft, wake_after=wait)
     workers = [w for w in seen.workers if w.attempt == draft.status.attempt]
     set_waiting(draft, seen, tuple(workers))
-    return settle(draft, actions=(CreateWorkers(draft.status.attempt, missing),))
+    return settle(draft, actions=(CreateWorkers(draft.status.attempt, missing),), wake_after=shrink_due(draft))
 
 
 def _retire(draft: Draft, old: list[Worker]) -> Plan:
     """Wait until no pod of an earlier attempt is left: two groups must never share a job."""
+    # Placeholders keep the room that they have found until the workers have saved and gone.
+    old = [w for w in old if not (w.placeholder and w.state is WorkerState.RUNNING)] or old
     noun = "pod" if len(old) == 1 else "pods"
     message = f"waiting for {len(old)} {noun} of an earlier attempt to end"
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)

@@ -5,12 +5,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard_operator.build.children import build_shared, secret_name
+from trainyard_operator.build.placeholder import build_placeholder
 from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan
+from trainyard_operator.core.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Entry, Key
 from trainyard_operator.core.observe import Observation, Pod, Trouble, Worker, WorkerState
@@ -136,8 +138,11 @@ class Reconciler:
             if isinstance(action, DeleteWorkers):
                 await self.backend.delete_pods(job, action.workers, force=action.force)
                 continue
+            if isinstance(action, CreatePlaceholders):
+                await self._seek_room(job, action)
+                continue
             try:
-                await self._create(job, action)
+                await self._create(job.current, action)
             except Refused as error:
                 entry.trouble = Trouble(error.reason, str(error))
                 raise
@@ -161,6 +166,15 @@ class Reconciler:
         ]
         for pod in await self.backend.create(job, pods):
             self.cache.put_pod(pod)
+
+    async def _seek_room(self, job: TrainingJob, action: CreatePlaceholders) -> None:
+        """Create placeholders. One that is refused, by a quota above all, has found no room."""
+        build = partial(build_placeholder, job.current, action.group, trainer_image=self.trainer_image)
+        try:
+            for pod in await self.backend.create(job.current, [build(index) for index in action.indexes]):
+                self.cache.put_pod(pod)
+        except Refused as error:
+            log.info("%s/%s: there is no room for more workers: %s", *job.key, error)
 
 
 def _attempt(pod: Pod) -> int:

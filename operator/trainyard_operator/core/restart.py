@@ -6,7 +6,7 @@ from trainyard.status import ConditionType as C
 from trainyard.status import Reason
 from trainyard_operator.core.actions import OrderWorkers, Plan, fail, ledger, settle
 from trainyard_operator.core.diagnose import Diagnosis
-from trainyard_operator.core.draft import Draft
+from trainyard_operator.core.draft import Draft, EventType
 from trainyard_operator.core.judge import backoff, judge
 from trainyard_operator.core.observe import Worker
 
@@ -35,7 +35,9 @@ def _can_stay(draft: Draft, workers: tuple[Worker, ...], restarts: int) -> bool:
     return whole and spec.restarts_in_place and backoff(spec.restart_policy.backoff, restarts) <= LONGEST_HOLD
 
 
-def restart(draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: bool = False) -> Plan:
+def restart(
+    draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: bool = False, event: EventType = "Warning"
+) -> Plan:
     status = draft.status
     draft.update(
         attempt=status.attempt + 1,
@@ -49,7 +51,7 @@ def restart(draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: b
     if counts:
         message += f" (restart {status.restarts_counted + 1} of {draft.job.spec.restart_policy.limit})"
     draft.set(C.RESTARTING, True, reason, message)
-    draft.tell("Warning", reason, message)
+    draft.tell(event, reason, message)
     draft.clear(C.RUNNING, reason, why)
     draft.clear(C.PROGRESSING, reason, why)
     return ledger(draft)

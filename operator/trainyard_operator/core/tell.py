@@ -26,13 +26,14 @@ def count_workers(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts
 
 def set_running(draft: Draft, seen: Observation) -> None:
     """All workers run: say so, and how far they are."""
-    attempt, spec = draft.status.attempt, seen.job.spec
+    attempt, spec = draft.status.attempt, draft.job.spec
     noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
     message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
     draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
-        tell_mishaps(draft, seen.progress, [w for w in seen.workers if w.attempt == draft.status.group])
+        group = [w for w in seen.workers if w.attempt == draft.status.group and not w.placeholder]
+        tell_mishaps(draft, seen.progress, group)
         draft.update(progress=seen.progress)
     if spec.trainer is None:
         return
@@ -44,8 +45,8 @@ def set_running(draft: Draft, seen: Observation) -> None:
 
 def set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
     """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = seen.job.spec.pods
-    noun = "pods" if seen.job.spec.servers else "workers"
+    wanted = draft.job.spec.pods
+    noun = "pods" if draft.job.spec.servers else "workers"
     obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
     if seen.trouble:
         draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")

@@ -84,7 +84,7 @@ class _JobCollector(Collector):
             status = entry.job.status
             for kind in ConditionType:
                 conditions.add_metric([*key, kind], float(status.is_true(kind)))
-            tally = Tally(worker.state for worker in entry.workers.values())
+            tally = Tally(worker.state for worker in entry.workers.values() if not worker.placeholder)
             for state in WorkerState:
                 pods.add_metric([*key, state], tally[state])
             restarts.add_metric([*key, "true"], status.restarts_counted)
