@@ -58,7 +58,7 @@ async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_lef
     async with local_run(job(in_place=True), tmp_path) as run:
         async with asyncio.timeout(60):
             while not has_begun(run):  # a log says nothing when it grows
-                await asyncio.sleep(0.1)  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
         await asyncio.sleep(0.6)
         (_, _, _, rank, _, port, _, pid) = said(run, "own-1-1")[0]
         os.kill(int(pid), signal.SIGKILL)
