@@ -57,7 +57,7 @@ def has_begun(run: LocalRun) -> bool:
 async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_left(tmp_path: Path) -> None:
     async with local_run(job(in_place=True), tmp_path) as run:
         async with asyncio.timeout(60):
-            while not has_begun(run):  # a log says nothing when it grows
+            while not has_begun(run):  # noqa: ASYNC110 (a log says nothing when it grows)
                 await asyncio.sleep(0.1)
         await asyncio.sleep(0.6)
         (_, _, _, rank, _, port, _, pid) = said(run, "own-1-1")[0]
