@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from trainyard import supervisor
+
 GROUP: Final = "trainyard.dev"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
@@ -26,20 +28,21 @@ ROLE_PLACEHOLDER: Final = "placeholder"
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
 SUPERVISOR_PORT_NAME: Final = "supervisor"
-SUPERVISOR_PORT: Final = 9401
+SUPERVISOR_PORT: Final = supervisor.SUPERVISOR_PORT
 """Where a launcher takes orders (`trainyard.supervision`)."""
 CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
-TERMINATION_LOG: Final = "/dev/termination-log"
+SUPERVISOR_FILE: Final = "supervisor.py"
+TERMINATION_LOG: Final = supervisor.TERMINATION_LOG
 CHECKPOINT_MOUNT: Final = "/checkpoints"
 
 ENV_CONFIG: Final = "TRAINYARD_CONFIG"
 """Path of the resolved configuration (JSON, `trainyard.config.RunConfig`)."""
 ENV_JOB: Final = "TRAINYARD_JOB_NAME"
 ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
-ENV_ATTEMPT: Final = "TRAINYARD_ATTEMPT"
+ENV_ATTEMPT: Final = supervisor.ENV_ATTEMPT
 ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
-ENV_TERMINATION_LOG: Final = "TRAINYARD_TERMINATION_LOG"
+ENV_TERMINATION_LOG: Final = supervisor.ENV_TERMINATION_LOG
 ENV_CACHE: Final = "TRAINYARD_CACHE"
 """Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""
 
@@ -48,11 +51,11 @@ ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
 """Seconds from SIGTERM until the pod is killed."""
 
-ENV_TOKEN: Final = "TRAINYARD_TOKEN"
+ENV_TOKEN: Final = supervisor.ENV_TOKEN
 """The job's token: who knows it may give orders to the launcher. Without one nobody may."""
 TOKEN_KEY: Final = "token"
 """Its key in the job's Secret."""
-ENV_SUPERVISOR_PORT: Final = "TRAINYARD_SUPERVISOR_PORT"
+ENV_SUPERVISOR_PORT: Final = supervisor.ENV_SUPERVISOR_PORT
 
 EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""

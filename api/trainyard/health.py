@@ -33,7 +33,7 @@ class Straggler(ApiModel):
     a quarter of a minute."""
     action: Literal["Report", "Replace"] = "Report"
     """Report: an event, and the condition Degraded with rank, pod and node. Replace: besides, the group saves, and
-    starts anew on other nodes; that spends no restart, and is done at most once for each node."""
+    starts anew on other nodes; that spends no restart, and is done at most once for each node and every ten minutes."""
 
 
 class Health(ApiModel):

@@ -55,9 +55,11 @@ class RestartPolicy(ApiModel):
     or a change of replicas do not count."""
     backoff: Backoff = Backoff()
     """How long to wait before each restart."""
-    in_place: bool = True
-    """Restart inside the pods where they live on and only processes in them have failed: nothing is scheduled, pulled
-    or imported again. Otherwise, and always for a program of your own (spec.command), the group gets new pods."""
+    in_place: bool | None = None
+    """Restart inside the pods where they live on and only processes in them have failed: nothing is scheduled or pulled
+    again. Otherwise the group gets new pods. If absent true for the built-in trainer, and false for a program of your
+    own (spec.command): there it needs Python 3.8 or newer in the image, as python3, whose first process then is not
+    the command but a supervisor that starts it."""
     exceptions: Annotated[
         tuple[RestartRule, ...],
         Field(alias="rules", max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

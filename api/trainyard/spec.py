@@ -343,7 +343,8 @@ class TrainingJobSpec(ApiModel):
     @property
     def restarts_in_place(self) -> bool:
         """Whether the pods are to take orders to start another attempt."""
-        return self.restart_policy.in_place and self.trainer is not None
+        wanted = self.restart_policy.in_place
+        return self.trainer is not None if wanted is None else wanted
 
     @property
     def world_size(self) -> int:

@@ -8,14 +8,10 @@
 All but the first want the job's token, as `Authorization: Bearer TOKEN`.
 """
 
-from typing import Final
-
 from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.supervisor import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH
 
-READY_PATH: Final = "/readyz"
-STATE_PATH: Final = "/v1/state"
-ATTEMPT_PATH: Final = "/v1/attempt/"
-RELEASE_PATH: Final = "/v1/release"
+__all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "Ending", "PodState"]
 
 
 class Ending(ApiModel):

@@ -38,7 +38,8 @@ class TerminationMessage(ApiModel):
     step: Count | None = None
     """Optimizer steps done by then."""
     peer_lost: bool = False
-    """True if this process only noticed that another one had gone: an effect, not the cause."""
+    """True if this process only noticed that another one had gone, or computes what is no number: an effect, not the
+    cause."""
     hang: Hang | None = None
     """Set if nothing happened but that a rank gave no sign of life any more."""
     progress: Progress | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.local import losses, processes, reports, small_job, until_over, until_step
+from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard.status import Phase
 from trainyard_cli.local import local_run
@@ -53,6 +54,26 @@ async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_el
     assert resumed >= 50
     assert resumed % 50 == 0
     assert losses(tmp_path) == pytest.approx(undisturbed, rel=1e-4)
+
+
+async def test_a_run_that_diverges_fails_and_says_so(tmp_path: Path) -> None:
+    """A learning rate far too high: from the second step on the gradient is no number, on any rank."""
+    spec = job(health={"nonFinite": {"limit": 3}})
+    trainer = spec.spec.trainer
+    assert trainer is not None
+    wild = trainer.replace(optimizer=trainer.optimizer.replace(learning_rate=100.0, weight_decay=10.0))
+    policy = spec.spec.restart_policy.replace(limit=0)
+    spec = spec.replace(spec=spec.spec.replace(trainer=wild, restart_policy=policy))
+    async with local_run(spec, tmp_path) as run:
+        await until_over(run)
+        status = run.job.status
+    assert status.phase is Phase.FAILED
+    failure = status.last_failure
+    assert failure is not None
+    assert (failure.reason, failure.exit_code, failure.step) == ("NonFinite", contract.EXIT_NON_FINITE, 4)
+    assert failure.message.startswith("step 4: the norm of the gradient is nan (3 in a row of at most 3)")
+    assert list(losses(tmp_path)) == [1, 2, 3]
+    assert ["gradNorm" in entry for entry in reports(tmp_path) if "loss" in entry] == [True, False, False]
 
 
 async def test_a_suspended_run_saves_and_goes_on_at_the_next_step(

@@ -112,33 +112,43 @@ def die_in_rank_1() -> None:
 def no_number_at_samples_24() -> None:
     """The gradient of the last rank is no number in the step that begins with sample 24."""
     _spoil_last_rank(lambda drawn: drawn == 24)
+    audit()
 
 
-def no_number_at_samples_32_to_47() -> None:
-    _spoil_last_rank(lambda drawn: 32 <= drawn < 48)
+def no_number_at_samples_32_to_55() -> None:
+    _spoil_last_rank(lambda drawn: 32 <= drawn < 56)
+    audit()
 
 
 def no_number_from_samples_32_on() -> None:
     _spoil_last_rank(lambda drawn: drawn >= 32)
+    launch.main()
+
+
+def no_loss_from_samples_32_on() -> None:
+    """The same in the forward pass: the loss of the last rank is no number either."""
+    _spoil_last_rank(lambda drawn: drawn >= 32, loss=True)
+    launch.main()
 
 
 def spike_at_samples_200() -> None:
     _spoil_last_rank(lambda drawn: drawn == 200, 1e6)
+    launch.main()
 
 
-def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan) -> None:
+def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, loss: bool = False) -> None:
     accumulate = Trainer._accumulate_gradients
 
     def faulty(self: Trainer) -> Any:
-        result = accumulate(self)
+        value, seconds = accumulate(self)
         if when(self.batches.drawn(self.step)) and self.world.rank == self.world.size - 1:
+            value = value * factor if loss else value
             for parameter in (p for part in self.parts for p in part.parameters()):
                 assert parameter.grad is not None
                 parameter.grad.mul_(factor)
-        return result
+        return value, seconds
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
 
 
 def slow_last_rank() -> None:
@@ -169,7 +179,7 @@ def leave_out_step_4() -> None:
         return torch.zeros(()), True
 
     LocalUpdate.step = faulty  # type: ignore[method-assign]
-    launch.main()
+    audit()
 
 
 def hang_in_rank_1() -> None:

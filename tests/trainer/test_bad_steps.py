@@ -5,13 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard import contract
 from trainyard.health import BadSteps
-from trainyard_trainer.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes
+from trainyard_trainer import checkpoints
+from trainyard_trainer.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
 
+NAN = float("nan")
+TOLERANCE = 1e-5
+"""Relative; fp32 sums in another order."""
 FAULTS = "tests.trainer.faults"
 GPT = {"layers": 4, "heads": 8, "kvHeads": 4}
 ALONE = Layout(1, {})
@@ -56,38 +61,71 @@ def assert_equal(found: list[tuple[int, float]], expected: list[tuple[int, float
     assert [loss for _, loss in found] == pytest.approx([loss for _, loss in expected], rel=1e-5)
 
 
+def assert_same_parameters(found: Pod, expected: Pod, tolerance: float) -> None:
+    """In the end."""
+    ours, theirs = parameters(found), parameters(expected)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert (ours[name] - value).norm() <= tolerance * value.norm(), name
+
+
+def parameters(pod: Pod) -> dict[str, torch.Tensor]:
+    files = list(pod.folder.glob("parameters-*.pt"))
+    assert files, pod.stderr
+    return {name: value for file in files for name, value in torch.load(file).items()}
+
+
+def samples(pod: Pod, rank: int) -> list[int]:
+    read = json.loads((pod.folder / f"samples-{rank}.json").read_text())
+    return [sample for _, _, numbers in read for sample in numbers]
+
+
 @pytest.fixture(scope="module")
-def left_out(start: Starter) -> list[tuple[int, float]]:
-    """Losses of one process that leaves the fourth step out."""
-    return losses(run(start, f"{FAULTS}:leave_out_step_4"))
+def left_out(start: Starter) -> Pod:
+    """One process that leaves the fourth step out."""
+    return run(start, f"{FAULTS}:leave_out_step_4")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_what_is_no_number_on_one_rank_is_left_out_on_all(
-    start: Starter, left_out: list[tuple[int, float]], layout: Layout
-) -> None:
+def test_what_is_no_number_on_one_rank_is_left_out_on_all(start: Starter, left_out: Pod, layout: Layout) -> None:
     pod = run(start, f"{FAULTS}:no_number_at_samples_24", layout)
-    assert_equal(losses(pod), left_out)
-    said = [json.loads(line)["message"] for line in pod.stdout.splitlines() if "nothing was changed" in line]
-    assert "step 4: the norm of the gradient is nan; nothing was changed (1 in a row of at most 5)" in said
+    assert_equal(losses(pod), losses(left_out))
+    assert_same_parameters(pod, left_out, TOLERANCE)
+    (said,) = [json.loads(line)["message"] for line in pod.stdout.splitlines() if "nothing was changed" in line]
+    assert said.startswith("step 4: the norm of the gradient is ")
+    assert said.endswith("; nothing was changed (1 in a row of at most 5)")
+    assert pod.word is not None
+    assert pod.word.progress is not None
+    assert (pod.word.progress.skipped_steps, pod.word.progress.last_skipped_step) == (1, 4)
 
 
-def test_the_reference_differs_from_a_run_that_leaves_nothing_out(
-    start: Starter, left_out: list[tuple[int, float]]
+def test_on_the_same_layout_nothing_at_all_is_different(start: Starter, left_out: Pod) -> None:
+    pod = run(start, f"{FAULTS}:no_number_at_samples_24")
+    assert_same_parameters(pod, left_out, 1e-6)
+
+
+def test_the_reference_differs_from_a_run_that_leaves_nothing_out(start: Starter, left_out: Pod) -> None:
+    whole, reference = losses(run(start, ENTRY)), losses(left_out)
+    assert_equal(whole[:4], reference[:4])
+    assert whole[5][1] != pytest.approx(reference[5][1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("action", "limit", "step", "fault", "layout"),
+    [
+        ("Skip", 2, 6, "no_number_from_samples_32_on", Layout(2, {})),  # what rank 1 holds is spoilt, and only there
+        ("Fail", 5, 5, "no_loss_from_samples_32_on", Layout(2, {"data": FSDP})),  # and this spreads to all ranks
+    ],
+)
+def test_an_attempt_gives_up_and_names_the_rank(
+    start: Starter, action: str, limit: int, step: int, fault: str, layout: Layout
 ) -> None:
-    whole = losses(run(start, ENTRY))
-    assert_equal(whole[:4], left_out[:4])
-    assert whole[5][1] != pytest.approx(left_out[5][1], rel=1e-4)
-
-
-@pytest.mark.parametrize(("action", "limit", "step"), [("Skip", 2, 6), ("Fail", 5, 5)])
-def test_an_attempt_gives_up(start: Starter, action: str, limit: int, step: int) -> None:
     bad = {"action": action, "limit": limit}
-    pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), bad=bad)
+    pod = run(start, f"{FAULTS}:{fault}", layout, bad=bad)
     assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
     assert pod.word is not None
-    assert (pod.word.exception, pod.word.step) == ("NonFinite", step)
-    assert pod.word.message.startswith(f"step {step}: the norm of the gradient is ")
+    assert (pod.word.exception, pod.word.step, pod.word.rank) == ("NonFinite", step, 1)
+    assert pod.word.message.startswith(f"step {step}: the norm of the gradient is nan, which came from rank 1 (")
     assert pod.word.message.endswith(f"spec.health.nonFinite.action is {action}")
     assert "Traceback" not in pod.stderr
 
@@ -96,20 +134,28 @@ def test_an_attempt_gives_up(start: Starter, action: str, limit: int, step: int)
 def test_rollback_goes_on_from_the_checkpoint_with_other_samples(
     start: Starter, tmp_path: Path, layout: Layout
 ) -> None:
-    bad = {"action": "Rollback", "limit": 2}
-    entry = f"{FAULTS}:no_number_at_samples_32_to_47"
+    """A checkpoint is due after step 6, but that is a bad one: it would be no place to go back to."""
+    bad = {"action": "Rollback", "limit": 3}
+    entry = f"{FAULTS}:no_number_at_samples_32_to_55"
     pod = run(start, entry, layout, folder=tmp_path / "whole", bad=bad)
     steps = [step for step, _ in losses(pod)]
-    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8], "the second bad step is not reported: the run is back at step 4"
+    assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8], "the last bad step is not reported: the run is back at step 4"
     assert "back at step 4; the samples since then are not drawn again" in pod.stdout
-    # The same by hand: four steps, then the rest as if the samples from 32 to 47 had been drawn.
+    drawn = [sample for rank in range(2) for sample in samples(pod, rank)]
+    assert len(drawn) == len(set(drawn)) == (4 + 3 + 4) * 8
+    assert pod.word is not None
+    assert pod.word.progress is not None
+    assert (pod.word.progress.skipped_steps, pod.word.progress.rollbacks) == (3, 1)
+    # The same by hand: four steps, then the rest as if the samples from 32 to 55 had been drawn.
     reference = tmp_path / "reference"
-    run(start, ENTRY, folder=reference, steps=4)
+    run(start, ENTRY, layout, folder=reference, steps=4)
     manifest = next(reference.glob("step-00000004/manifest.json"))
     about = json.loads(manifest.read_text())
     assert about["samples"] == 32
-    manifest.write_text(json.dumps({**about, "samples": 48}))
-    assert_equal(losses(pod)[-4:], losses(run(start, ENTRY, folder=reference)))
+    manifest.write_text(json.dumps({**about, "samples": 56}))
+    by_hand = run(start, f"{FAULTS}:audit", layout, folder=reference)
+    assert_equal(losses(pod)[-4:], losses(by_hand))
+    assert_same_parameters(pod, by_hand, 1e-6)
 
 
 def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> None:
@@ -117,6 +163,19 @@ def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> Non
     pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
     assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
     assert pod.stdout.count("back at step 4") == MAX_ROLLBACKS
+
+
+def test_a_run_that_ended_while_steps_were_bad_counts_on_and_goes_back_beyond_its_end(
+    start: Starter, tmp_path: Path
+) -> None:
+    fault = f"{FAULTS}:no_number_from_samples_32_on"
+    pod = run(start, fault, folder=tmp_path, bad={"limit": 5})
+    assert pod.wait(1) == 0, pod.stderr
+    assert checkpoints.complete_steps(tmp_path) == [8, 4], "none was written after step 6"
+    pod = run(start, fault, folder=tmp_path, bad={"action": "Rollback", "limit": 5}, steps=9)
+    assert "continuing after step 8" in pod.stdout
+    assert "step 9: the norm of the gradient is nan; nothing was changed (5 in a row of at most 5)" in pod.stdout
+    assert "back at step 4" in pod.stdout
 
 
 def test_a_spike_is_left_out_on_all_ranks(start: Starter) -> None:
@@ -165,6 +224,21 @@ def test_one_rank_that_sees_a_spike_is_enough() -> None:
 
 def test_good_steps_in_between_begin_the_count_anew() -> None:
     strikes = Strikes(BadSteps(limit=2))
-    assert [strikes.bad(can_go_back=True) for _ in range(2)] == ["Skip", "Fail"]
+    assert [strikes.bad(step, can_go_back=True) for step in (1, 2)] == ["Skip", "Fail"]
     strikes.good()
-    assert strikes.bad(can_go_back=True) == "Skip"
+    assert strikes.bad(4, can_go_back=True) == "Skip"
+    assert (strikes.row, strikes.skipped, strikes.last) == (1, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("seen", "found"),
+    [
+        ([(2.5, NAN), (NAN, NAN), (2.5, NAN)], [1]),  # it spreads with the gradients, but not with the losses
+        ([(2.5, 0.9), (2.5, NAN), (2.5, 0.9)], [1]),  # it came up after the gradients were added up
+        ([(2.5, NAN)] * 3, []),  # in the backward pass: no telling where
+        ([(2.5, 1e6)] * 3, []),  # a spike
+        ([(NAN, NAN)], []),
+    ],
+)
+def test_where_what_is_no_number_came_from(seen: list[tuple[float, float]], found: list[int]) -> None:
+    assert suspects([suspicion(loss, norm) for loss, norm in seen]) == found

@@ -55,7 +55,7 @@ def test_kill_is_told_from_its_consequences(start: Starter, pods: int, procs: in
     word = started[-1].word
     assert word is not None
     assert (word.rank, word.exception, word.peer_lost) == (1, "SIGKILL", False)
-    assert "memory limit" in word.message
+    assert "lack of memory" in word.message
     assert_lost_peer(started[0], pods)
 
 

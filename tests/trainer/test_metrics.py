@@ -7,14 +7,17 @@ import math
 import socket
 import sys
 import urllib.request
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
-from prometheus_client import Metric
+from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard import contract
+from trainyard.status import Progress
+from trainyard_operator.core.progress import parse_progress
 from trainyard_trainer import log
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.report import StepReport
@@ -171,3 +174,45 @@ def test_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines[0].endswith("0 INFO step 4/10  loss 2.5000  lr 1.00e-01  norm 1.000  80 tokens/s  2.0 s")
     assert lines[1].endswith("7 WARNING every rank says this")
     assert len(lines) == 2
+
+
+def read_by_the_operator(metrics: Metrics) -> Progress:
+    progress = parse_progress(generate_latest(metrics.registry).decode(), attempt=0, now=datetime.now())
+    assert progress is not None
+    return progress
+
+
+def test_the_operator_reads_bad_steps_off_the_page() -> None:
+    metrics = Metrics(make_config(2), 0, 2)
+    for _ in range(20):
+        metrics.step()
+    quiet = read_by_the_operator(metrics)
+    assert (quiet.skipped_steps, quiet.last_skipped_step, quiet.rollbacks) == (None, None, None)
+    metrics.skipped(19, math.nan)
+    metrics.skipped(20, 1e6)
+    metrics.rolled_back(15)
+    metrics.step()
+    found = read_by_the_operator(metrics)
+    assert (found.attempt, found.step, found.skipped_steps, found.last_skipped_step, found.rollbacks) == (
+        2,
+        16,
+        2,
+        20,
+        1,
+    )
+    page = generate_latest(metrics.registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    assert value(families, contract.METRIC_NON_FINITE) == 1, "the other one is a spike"
+
+
+def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
+    metrics = Metrics(make_config(4), 0, 2)
+    compute = [0.002, 0.005, 0.002, 0.008]
+    metrics.report(replace(make_report(), compute=compute, stragglers={1: 2.5, 3: 4.0}))
+    found = read_by_the_operator(metrics)
+    assert (found.straggler_rank, found.straggler_ratio) == (3, 4.0)
+    page = generate_latest(metrics.registry).decode()
+    families = {family.name: family for family in text_string_to_metric_families(page)}
+    assert [value(families, contract.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
+    metrics.report(replace(make_report(), compute=[0.002] * 4))
+    assert read_by_the_operator(metrics).straggler_rank is None

@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ import pytest
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard import contract
 from trainyard.supervision import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH, PodState
-from trainyard_trainer import ending
-from trainyard_trainer.supervisor import Port, Supervisor
+from trainyard.supervisor import Port, Supervisor, next_signal, release_own_signals
 
 TOKEN = "a secret"
 ENV = {contract.ENV_TOKEN: TOKEN}
@@ -65,8 +65,8 @@ def running(start: Starter, tmp_path: Path) -> Iterator[list[Pod]]:
     assert all(ready(pod) for pod in pods)
     yield pods
     for pod in pods:
-        if pod.is_alive:
-            os.kill(pod.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(pod.pid, signal.SIGKILL)  # the processes that save outlive their ranks
 
 
 def test_group_starts_again_in_its_pods(running: list[Pod]) -> None:
@@ -166,7 +166,7 @@ class Harness:
     def ask(self, request: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port.number), timeout=2) as caller:
             caller.sendall(request)
-            assert ending.next_signal(2) is signal.SIGIO, "a call wakes the launcher"
+            assert next_signal(2) is signal.SIGIO, "a call wakes the launcher"
             time.sleep(0.02)  # the connection may come before what is said on it
             self.supervisor.attend()
             return caller.recv(4096)
@@ -175,13 +175,13 @@ class Harness:
 @pytest.fixture
 def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     monkeypatch.setenv(contract.ENV_ATTEMPT, "3")
-    ending.hold_launcher_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO, signal.SIGCHLD})
     harness = Harness()
     yield harness
     harness.port.close()
-    while ending.next_signal(0) is not None:
+    while next_signal(0) is not None:
         pass
-    ending.release_launcher_signals()
+    release_own_signals()
 
 
 def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
@@ -232,8 +232,8 @@ def test_caller_that_says_nothing_or_too_much_is_dropped(harness: Harness, said:
 def test_ranks_do_not_see_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(contract.ENV_TOKEN, TOKEN)
     monkeypatch.setenv(contract.ENV_SUPERVISOR_PORT, "0")
-    ending.hold_launcher_signals()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO, signal.SIGCHLD})
     supervisor = Supervisor.from_environment()
     supervisor.leave_port()
-    ending.release_launcher_signals()
+    release_own_signals()
     assert contract.ENV_TOKEN not in os.environ

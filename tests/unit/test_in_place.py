@@ -1,6 +1,9 @@
 """Restarts inside the pods: when, in which order, and what happens where they are not to be had."""
 
+import ast
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,11 +12,11 @@ from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
-from trainyard import contract
+from trainyard import contract, supervisor
 from trainyard.status import ConditionType as C
 from trainyard.status import Reason, TrainingJobStatus
 from trainyard.supervision import READY_PATH, Ending, PodState
-from trainyard_operator.build.children import build_secret, secret_name
+from trainyard_operator.build.children import build_config_map, build_secret, secret_name
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.observe import WorkerState, observe_worker, with_state
 
@@ -201,8 +204,31 @@ def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read(
     assert secret_name(job, "abd") != secret_name(job, "abc")
 
 
-def test_a_users_program_takes_no_orders() -> None:
-    assert build_secret(make_job(), "abc") is None
+def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
+    job = make_job()
+    assert build_secret(job, "abc") is None
+    assert build_config_map(job) is None
+    assert not observe_worker(make_pod(job)).supervised
+
+
+def test_a_users_program_is_started_by_a_supervisor_that_the_operator_brings() -> None:
+    job = make_job(args=["--steps", "10"], restartPolicy={"inPlace": True})
+    config = build_config_map(job)
+    assert config is not None
+    assert config["data"] == {contract.SUPERVISOR_FILE: Path(supervisor.__file__).read_text()}
+    pod = build_pod(job, 1, 0, trainer_image="", secret="s")
+    worker = pod["spec"]["containers"][0]
+    assert worker["command"] == ["python3", "/etc/trainyard/supervisor.py", "train"]
+    assert worker["args"] == ["--steps", "10"]
+    assert {"name": "config", "configMap": {"name": "job"}} in pod["spec"]["volumes"]
+    assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
+
+
+def test_the_supervisor_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
+    tree = ast.parse(Path(supervisor.__file__).read_text(), feature_version=(3, 8))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
 
 
 def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:

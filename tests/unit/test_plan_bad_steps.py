@@ -1,7 +1,10 @@
 """What a job tells of steps that have changed nothing: each once, and that it is degraded while they are recent."""
 
-from tests.builders import make_progress, trainer_spec
+import pytest
+
+from tests.builders import last_words, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
+from trainyard import contract
 from trainyard.status import ConditionType as C
 from trainyard.status import Progress
 from trainyard_operator.core.mishaps import RECENT_STEPS
@@ -41,6 +44,34 @@ def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
     assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 changed nothing")
     reads(story, make_progress(step=39 + RECENT_STEPS, skipped_steps=4, last_skipped_step=39))
     assert degraded(story) == ("False", "Healthy")
+
+
+@pytest.mark.parametrize(("limit", "phase"), [(0, "Failed"), (1, "Restarting")])
+def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, phase: str) -> None:
+    """All ranks give up together, and the first pod is not the one to blame."""
+    story = running(trainer=trainer_spec(), restartPolicy={"limit": limit})
+    words = [
+        last_words(rank=rank, exception="NonFinite", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
+        for rank in range(2)
+    ]
+    code = contract.EXIT_NON_FINITE
+    story.see(*(make_worker(i, state="Failed", exit_code=code, last_words=words[i]) for i in range(2))).settle()
+    failure = story.status.last_failure
+    assert failure is not None
+    assert (failure.reason, failure.rank, failure.step, failure.exit_code) == ("NonFinite", 1, 7, code)
+    assert (failure.pod, failure.message) == ("job-1-1", "nan, which came from rank 1")
+    assert (story.phase, story.status.restarts_counted) == (phase, limit)
+
+
+def test_what_was_skipped_after_the_last_look_is_told_by_the_last_word() -> None:
+    story = training()
+    final = make_progress(step=100, skipped_steps=1, last_skipped_step=99)
+    words = [last_words(rank=0, progress=final), ""]
+    story.events.clear()
+    story.see(*(make_worker(i, state="Succeeded", last_words=words[i]) for i in range(2))).settle()
+    assert told(story)[0][1].startswith("attempt 1: step 99 changed nothing")
+    assert degraded(story) == ("False", "Finished")
+    assert story.phase == "Succeeded"
 
 
 def test_a_rollback_is_told_once() -> None:

@@ -57,8 +57,20 @@ def test_a_node_is_replaced_once() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     story.see().settle()
     story.see(*(make_worker(i, attempt=2, node="b") for i in range(2))).settle()
-    reads(story, step=30, **SLOW)
+    reads(story.later(601), step=30, **SLOW)
     assert story.job.status.attempt == 2, "it was not avoided for nothing: there is no other"
+
+
+def test_the_next_node_is_replaced_once_the_new_group_has_run_for_a_while() -> None:
+    """However unlike the nodes are, and though the operator remembers nothing but the status."""
+    story = reads(training("Replace"), step=20, **SLOW)
+    story.see().settle()
+    story.see(*(make_worker(i, attempt=2, node="c") for i in range(2))).settle()
+    reads(story.later(599), step=30, **SLOW)
+    assert (story.job.status.attempt, story.job.status.slow_nodes) == (2, ("b",))
+    assert story.job.status.is_true(C.DEGRADED), "but it is told"
+    reads(story.later(1), step=31, **SLOW)
+    assert (story.job.status.attempt, story.job.status.slow_nodes) == (3, ("b", "c"))
 
 
 def test_what_is_needed_is_taken_back_after_a_while() -> None:
@@ -71,7 +83,7 @@ def test_what_is_needed_is_taken_back_after_a_while() -> None:
     assert (story.job.status.attempt, story.job.status.slow_nodes_needed) == (3, True)
     story.see().settle()
     story.see(*(make_worker(i, attempt=3, node="c") for i in range(2))).settle()
-    reads(story, step=30, **SLOW)
+    reads(story.later(601), step=30, **SLOW)
     assert story.job.status.attempt == 3, "and nothing more is replaced"
 
 

@@ -9,17 +9,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from trainyard import contract
+from trainyard.supervisor import STOP_SIGNALS, word_file
 from trainyard.termination import TerminationMessage
 from trainyard_trainer.errors import ConfigError, NonFinite
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_LAUNCHER_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
 PEER_LOST_PAUSE = 1.0
-"""Seconds that a process which only lost a peer stays, so that whoever watches sees the cause before the effects."""
+"""Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
 
 
 def leave_word(word: TerminationMessage) -> None:
@@ -27,7 +25,7 @@ def leave_word(word: TerminationMessage) -> None:
 
     The first process to know a cause wins; one that only lost its peers gives way to it.
     """
-    path = _word_file()
+    path = word_file()
     if contract.ENV_TERMINATION_LOG not in os.environ and not path.exists():
         return  # run by hand
     try:
@@ -43,24 +41,6 @@ def leave_word(word: TerminationMessage) -> None:
         print(f"the termination message cannot be written to {path}: {error.strerror}", file=sys.stderr)
 
 
-def last_word() -> str:
-    """The termination message as it stands."""
-    try:
-        return _word_file().read_text()
-    except OSError:
-        return ""
-
-
-def clear_word() -> None:
-    """Take it back: another attempt begins."""
-    if last_word():
-        _word_file().write_text("")  # in place, as above
-
-
-def _word_file() -> Path:
-    return Path(os.environ.get(contract.ENV_TERMINATION_LOG) or contract.TERMINATION_LOG)
-
-
 def _outranks(word: TerminationMessage, there: TerminationMessage) -> bool:
     return there.peer_lost and not word.peer_lost and word.exception not in {s.name for s in STOP_SIGNALS}
 
@@ -74,7 +54,8 @@ def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         exit_now(contract.EXIT_INVALID_CONFIG)
     if isinstance(error, NonFinite):
-        print(f"error: {who}: {error}", file=sys.stderr)
+        print(f"error: {who}: {error}", file=sys.stderr, flush=True)
+        time.sleep(PEER_LOST_PAUSE if word.peer_lost else 0)
         exit_now(contract.EXIT_NON_FINITE)
     if word.peer_lost:
         print(f"{who} lost a peer: {word.message}", file=sys.stderr, flush=True)
@@ -91,6 +72,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost := is_peer_lost(error):
         # Gloo puts the place in its source before, and advice after.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
+    lost = lost or (isinstance(error, NonFinite) and error.elsewhere)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 
@@ -120,22 +102,6 @@ def exit_now(code: int) -> NoReturn:
 def hold_stop_signals() -> None:
     """Let SIGTERM and SIGINT wait until `on_stop_signal` takes them, in this process and those that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-
-
-def hold_launcher_signals() -> None:
-    """Let the ends of child processes, and calls to the supervisor's port, wait until `next_signal` takes them."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _LAUNCHER_SIGNALS)
-
-
-def release_launcher_signals() -> None:
-    """Undo that, in a process that has been forked."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LAUNCHER_SIGNALS)
-
-
-def next_signal(seconds: float) -> signal.Signals | None:
-    """The next of all that are held, or that comes within a time; None if none does."""
-    found = signal.sigtimedwait((*STOP_SIGNALS, *_LAUNCHER_SIGNALS), max(0.0, seconds))
-    return None if found is None else signal.Signals(found.si_signo)
 
 
 def held_stop_signal() -> signal.Signals | None:

@@ -14,3 +14,8 @@ class NonFinite(ArithmeticError):
 
     The worker ends with EXIT_NON_FINITE and without a traceback.
     """
+
+    def __init__(self, message: str, *, elsewhere: bool) -> None:
+        """`elsewhere`: what is no number came from other ranks."""
+        super().__init__(message)
+        self.elsewhere = elsewhere

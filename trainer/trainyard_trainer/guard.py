@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import median
 
 from trainyard.health import BadSteps
@@ -45,27 +45,56 @@ class Strikes:
 
     def __init__(self, config: BadSteps) -> None:
         self._config = config
-        self._row = 0
+        self.row = 0
+        """Bad steps since the last good one."""
+        self.skipped = 0
+        """Bad steps of this attempt."""
+        self.last: int | None = None
+        """The last of them."""
         self._rollbacks: dict[int, int] = {}
+
+    @property
+    def rollbacks(self) -> int:
+        """How often this attempt has gone back to a checkpoint."""
+        return sum(self._rollbacks.values())
 
     def good(self) -> None:
         """A step was made."""
-        self._row = 0
+        self.row = 0
 
-    def bad(self, can_go_back: bool) -> str:
+    def bad(self, step: int, can_go_back: bool) -> str:
         """A step was not made. Returns what follows: Skip, Rollback or Fail."""
-        self._row += 1
+        self.row += 1
+        self.skipped += 1
+        self.last = step
         if self._config.action == "Fail":
             return "Fail"
-        if self._row < self._config.limit:
+        if self.row < self._config.limit:
             return "Skip"
         return "Rollback" if self._config.action == "Rollback" and can_go_back else "Fail"
 
     def gone_back(self, step: int) -> bool:
         """The run is at a checkpoint again. Whether that may help."""
-        self._row = 0
+        self.row = 0
         self._rollbacks[step] = self._rollbacks.get(step, 0) + 1
         return self._rollbacks[step] <= MAX_ROLLBACKS
 
     def __str__(self) -> str:
-        return f"{self._row} in a row of at most {self._config.limit}"
+        return f"{self.row} in a row of at most {self._config.limit}"
+
+
+def suspicion(loss: float, norm: float) -> int:
+    """How much speaks for what is no number having come from this rank.
+
+    Args:
+        loss: this rank's own part of it. Sums over ranks spread what is no number, but a part is no sum: 2.
+        norm: of the gradient. It is a sum over ranks; one that is no number on some ranks only became so there: 1.
+    """
+    return 2 if not math.isfinite(loss) else int(not math.isfinite(norm))
+
+
+def suspects(suspicions: Sequence[float]) -> list[int]:
+    """Ranks from which what is no number came, given the suspicion of each; none if all are alike."""
+    most = max(suspicions)
+    found = [rank for rank, s in enumerate(suspicions) if s == most]
+    return found if len(found) < len(suspicions) else []

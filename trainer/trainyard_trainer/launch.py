@@ -13,20 +13,16 @@ is imported runs a tensor operation or calls CUDA, so every rank opens its devic
 When the ranks fail, the launcher may be told to fork them again, for the next attempt (`supervisor`).
 """
 
-import ctypes
 import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+from trainyard.supervisor import Supervisor, adopt_orphans, clear_word, hold_signals
 from trainyard_trainer import ending
 from trainyard_trainer.place import Place, set_threads
 from trainyard_trainer.ranks import Ranks, told_to_stop
-from trainyard_trainer.supervisor import Supervisor
-
-_PR_SET_CHILD_SUBREAPER = 36
-"""<linux/prctl.h>"""
 
 
 def main() -> NoReturn:
@@ -37,9 +33,8 @@ def main() -> NoReturn:
     order of the operator, which sees all pods; without one a failure ends the pod.
     """
     # At once: as process 1 of a container this would otherwise ignore SIGTERM. The mask passes to the ranks.
-    ending.hold_stop_signals()
-    ending.hold_launcher_signals()
-    _adopt_orphans()
+    hold_signals()
+    adopt_orphans()
     try:
         place = Place.from_environment()
         set_threads(place.local_size)
@@ -60,7 +55,7 @@ def main() -> NoReturn:
         code = ranks.wait()
         if not ranks.may_go_on() or not (supervisor.ordered or supervisor.hold(code)):
             ending.exit_now(code)
-        ending.clear_word()
+        clear_word()
 
 
 @contextmanager
@@ -70,8 +65,3 @@ def _importing() -> Iterator[None]:
     yield
     gc.freeze()
     gc.enable()
-
-
-def _adopt_orphans() -> None:
-    """Become the parent of what ranks leave behind, as process 1 of a container is anyway."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

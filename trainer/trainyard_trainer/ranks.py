@@ -6,25 +6,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from trainyard import contract
+from trainyard.supervisor import REAP_SECONDS, STOP_SIGNALS, Supervisor, end_children, next_signal, release_own_signals
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, heartbeat
 from trainyard_trainer.hang import ANSWER_SECONDS, LOOK_SECONDS, Stacks, Watch, Witness, last_word, process_state
 from trainyard_trainer.heartbeat import Hearts
 from trainyard_trainer.place import Place, memory_kills
-from trainyard_trainer.supervisor import Supervisor
 
 STOP_SECONDS = 10.0
 """Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
 END_SECONDS = 2.0
 """Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
-REAP_SECONDS = 1.0
-"""Time in which a process that was killed is gone, unless it is stuck in the kernel."""
 
 
 class Ranks:
@@ -68,11 +64,11 @@ class Ranks:
         and they are killed if another attempt is to begin.
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
-            received = ending.next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
+            received = next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
             self._reap()
             if self._supervisor.attend() and not self._killed:
                 self._kill()
-            elif received in ending.STOP_SIGNALS and self._told is None:
+            elif received in STOP_SIGNALS and self._told is None:
                 self._stop(received)
             elif self._deadline == math.inf:
                 self._look()
@@ -164,7 +160,7 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
         _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
         if os.getppid() != launcher:
             os._exit(1)
-        ending.release_launcher_signals()
+        release_own_signals()
         run()
     except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
         traceback.print_exc()
@@ -193,26 +189,3 @@ def _explain(rank: int, code: int, starved: bool) -> int:
     message = f"rank {rank} was killed by {name}{hint}"
     ending.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code
-
-
-def end_children() -> bool:
-    """Kill what the ranks have started and left behind. Whether nothing is left.
-
-    A process that writes a checkpoint outlives its rank, and must not go on beside a later attempt.
-    """
-    deadline = time.monotonic() + REAP_SECONDS
-    while children := [pid for pid, parent in _processes() if parent == os.getpid()]:
-        if time.monotonic() > deadline:
-            return False
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, os.WNOHANG)
-        time.sleep(0.005)
-    return True
-
-
-def _processes() -> Iterator[tuple[int, int]]:
-    """All processes, with their parents."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])

@@ -19,6 +19,9 @@ from trainyard_trainer.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.world import World
 from trainyard_trainer.writer import CheckpointWriter
 
+REMOVAL_SECONDS = 5.0
+"""How long the end of a run waits for old checkpoints to be gone; the next save removes what is left."""
+
 Snapshot = Callable[[], tuple[Tensors, dict[str, Any]]]
 """The tensors of this rank, and what the manifest says besides."""
 Send = Callable[[Path, int, dict[str, Any]], None]
@@ -43,9 +46,13 @@ class Saver:
             assert world.control is not None
             self._background = BackgroundSave(world.device, world.control)
         self._started = False
+        self._removal: threading.Thread | None = None
+        """Of checkpoints that are too old, on rank 0."""
         self._staged: Future[None] | None = None
         self._pending: tuple[int, float, Future[None]] | None = None
         """Step, time of the start, and end of the save under way."""
+        self._due = False
+        """A save waits for a good step."""
         self._last: int | None = None
         self._last_time = time.monotonic()
         self.step: int | None = None
@@ -66,15 +73,16 @@ class Saver:
 
     def find(self) -> Path | None:
         """The newest checkpoint that is whole; the same on every rank. What never became complete is removed."""
-        self.resumed_step = self._newest()
+        self.resumed_step, self.damaged = self._newest(good=False)
         if self._metrics is not None and (self.resumed_step or self.damaged):
             self._metrics.resumed(self.resumed_step or 0, self.damaged)
         return self._folder(self.resumed_step)
 
     def find_again(self) -> Path | None:
-        """The same in the middle of a run, once nothing is being written any more."""
+        """The newest good one in the middle of a run: whole, and not written while steps were bad."""
         self._settle()
-        return self._folder(self._newest())
+        self._due = False
+        return self._folder(self._newest(good=True)[0])
 
     def _folder(self, step: int | None) -> Path | None:
         return None if step is None else checkpoints.complete_folder(self._root, step)
@@ -84,7 +92,9 @@ class Saver:
         self._wait_for_copy()
         self._wait()
 
-    def _newest(self) -> int | None:
+    def _newest(self, *, good: bool) -> tuple[int | None, int]:
+        """Step of a checkpoint, and how many newer ones are damaged. `good`: no bad step came just before it."""
+        damaged = 0
         found: list[list[int]] = [[]]
         if self._world.rank == 0:
             checkpoints.remove_partial(self._root)
@@ -96,11 +106,12 @@ class Saver:
             problem = checkpoints.damage(folder, self._world.rank, self._world.size)
             if problem is not None:
                 log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
-            if self._world.agrees_on(problem is None):
+            if not self._world.agrees_on(problem is None):
+                damaged += 1
+            elif not (good and checkpoints.read_manifest(folder).get("badSteps")):
                 self._last = self.step = step
-                return step
-            self.damaged += 1
-        return None
+                return step, damaged
+        return None, damaged
 
     # --- during the training -------------------------------------------------------------------------------------
 
@@ -121,18 +132,25 @@ class Saver:
             self._staged = None
             self._stalled(began)
 
-    def after_step(self, step: int, snapshot: Snapshot) -> bool:
-        """Save if it is time. Returns True if the training is to stop, with all that it has done saved."""
+    def after_step(self, step: int, snapshot: Snapshot, *, good: bool) -> bool:
+        """Save if it is time. Returns True if the training is to stop, with all that it has done saved.
+
+        `good`: the step was made. After one that was not, a save waits for the next good one: who goes back because of
+        bad steps wants to come to where there were none. Only the last save before a stop cannot wait.
+        """
         heartbeat.beat(Phase.AGREEMENT)
         self._poll()
         every, seconds = self._config.every_steps, self._config.every_seconds
-        if seconds is not None and self._world.rank == 0 and time.monotonic() - self._last_time >= seconds:
+        late = seconds is not None and time.monotonic() - self._last_time >= seconds
+        if late and self._world.rank == 0 and not self._due:
             self._agreement.want(Wish.SAVE)
         agreed = self._agreement.settle()
         if agreed is Wish.STOP:
             self.finish(step, snapshot)
             return True
-        if agreed is Wish.SAVE or (every is not None and step % every == 0):
+        self._due = self._due or agreed is Wish.SAVE or (every is not None and step % every == 0)
+        if self._due and good:
+            self._due = False
             self._save(step, snapshot, wait=False)
         return False
 
@@ -143,6 +161,8 @@ class Saver:
             self._save(step, snapshot, wait=True)
             self._wait_for_copy()
             self._wait()
+        if self._removal is not None:
+            self._removal.join(REMOVAL_SECONDS)
 
     # --- saving --------------------------------------------------------------------------------------------------
 
@@ -208,7 +228,8 @@ class Saver:
         log.info(f"checkpoint of step {step} is complete after {seconds:.1f} s", checkpointStep=step)
         if self._metrics is not None:
             self._metrics.saved(step, seconds)
-        threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep)).start()
+        self._removal = threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep))
+        self._removal.start()
 
     def _stalled(self, began: float) -> None:
         if self._metrics is not None:

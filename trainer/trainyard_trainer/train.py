@@ -14,7 +14,7 @@ from trainyard_trainer import checkpoints, heartbeat, log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.errors import ConfigError, NonFinite
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.guard import Guard, Strikes
+from trainyard_trainer.guard import Guard, Strikes, suspects, suspicion
 from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
@@ -57,7 +57,7 @@ class Trainer:
         else:
             guard = Guard(config.health.non_finite, world.agrees_on)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self._strikes = Strikes(config.health.non_finite)
+        self.strikes = Strikes(config.health.non_finite)
         self._stragglers = Stragglers(config.health.straggler, world.rank, world.size, world.device)
         self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
@@ -96,13 +96,15 @@ class Trainer:
             return
         about = self._take_up(self._source, saver)
         self.batches.go_on(self.step, about["samples"])
+        self.strikes.row = about.get("badSteps", 0)
         log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
 
     def _take_up(self, source: Path, saver: Saver) -> dict[str, Any]:
         """Be what a checkpoint holds, but for the samples, which the caller says. Returns its manifest."""
         about = checkpoints.read_manifest(source)
         self._check(about)
-        self.update.prepare(saved_shapes(source))
+        if not self.update.tensors():  # in the middle of a run it is there, and no memory for it twice
+            self.update.prepare(saved_shapes(source))
         load(source, model_tensors(self._named) | self.update.tensors(), saver.group)
         self.step = about["step"]
         self._convergence.recall(about["convergence"])
@@ -110,26 +112,30 @@ class Trainer:
         self.figures = about["figures"]
         return about
 
-    def _pass_over(self, norm: float, metrics: Metrics | None) -> bool:
+    def _pass_over(self, loss: float, norm: float, metrics: Metrics | None) -> bool:
         """The step just done has changed nothing. Whether the run has gone back to an earlier one for it.
 
         Raises:
             NonFinite: spec.health.nonFinite wants no more of them.
         """
-        follows = self._strikes.bad(self.saver is not None)
+        follows = self.strikes.bad(self.step, self.saver is not None)
+        sources = suspects(self.world.gather(suspicion(loss, norm)))
         what = f"step {self.step}: the norm of the gradient is {norm:.4g}"
-        if math.isfinite(norm):
-            what += ", a spike, or no number on another rank"
-        if self.world.rank == 0 or not math.isfinite(norm):
-            log.logger.warning("%s; nothing was changed (%s)", what, self._strikes)
+        if sources:
+            link = "but no number on" if math.isfinite(norm) else "which came from"
+            what += f", {link} rank {', '.join(map(str, sources))}"
+        elif math.isfinite(norm):
+            what += ", a spike"
+        if self.world.rank == 0:
+            log.logger.warning("%s; nothing was changed (%s)", what, self.strikes)
         if metrics is not None:
             metrics.skipped(self.step, norm)
         if follows == "Rollback" and self.saver is not None and self._go_back(self.saver, metrics):
             return True
         if follows != "Skip":
-            raise NonFinite(
-                f"{what} ({self._strikes}); spec.health.nonFinite.action is {self.config.health.non_finite.action}"
-            )
+            action = f"spec.health.nonFinite.action is {self.config.health.non_finite.action}"
+            elsewhere = bool(sources) and self.world.rank not in sources
+            raise NonFinite(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
         return False
 
     def _go_back(self, saver: Saver, metrics: Metrics | None) -> bool:
@@ -141,7 +147,7 @@ class Trainer:
         self._take_up(source, saver)
         self.update.go_back(source)
         self.batches.go_on(self.step, drawn)
-        if not self._strikes.gone_back(self.step):
+        if not self.strikes.gone_back(self.step):
             return False
         if metrics is not None:
             metrics.rolled_back(self.step)
@@ -178,6 +184,7 @@ class Trainer:
             "data": self._fingerprint,
             "convergence": self._convergence.remember(),
             "stoppedBecause": self.stopped_because,
+            "badSteps": self.strikes.row,
             "figures": self.figures,
         }
         return model_tensors(self._named) | self.update.tensors(), about
@@ -191,7 +198,7 @@ class Trainer:
         """Train to the last step. Rank 0 reports the first step of an attempt, every logEverySteps-th, those
         before an evaluation, and the last.
 
-        Between reports and evaluations nothing waits for the device.
+        Between reports and evaluations nothing waits for the device but the update, for the norm of the gradient.
         """
         total = self.total_steps
         every = self.config.trainer.log_every_steps
@@ -213,8 +220,8 @@ class Trainer:
             self.step += 1
             heartbeat.beat(Phase.AFTER_STEP, self.step)
             if made:
-                self._strikes.good()
-            elif self._pass_over(norm.item(), metrics):
+                self.strikes.good()
+            elif self._pass_over(loss.item(), norm.item(), metrics):
                 clock = Clock(self.step)
                 continue
             evaluates = self._evaluates()
@@ -228,7 +235,7 @@ class Trainer:
             if evaluates:
                 self._evaluate(on_evaluation)
                 clock.skip()
-            if self.saver is not None and self.saver.after_step(self.step, self._snapshot):
+            if self.saver is not None and self.saver.after_step(self.step, self._snapshot, good=made):
                 self.told_to_stop = True
                 break
         if self.saver is not None:

@@ -138,10 +138,17 @@ class Worker:
 
     def _final(self) -> Progress | None:
         """The figures of the last step."""
-        saver = self.trainer.saver if self.trainer is not None else None
-        if self.last is None or saver is None:
+        if self.last is None or self.trainer is None:
             return self.last
-        return self.last.replace(
+        strikes, saver = self.trainer.strikes, self.trainer.saver
+        last = self.last.replace(
+            skipped_steps=strikes.skipped or None,
+            last_skipped_step=strikes.last,
+            rollbacks=strikes.rollbacks or None,
+        )
+        if saver is None:
+            return last
+        return last.replace(
             checkpoint_step=saver.step,
             resumed_step=saver.resumed_step,
             checkpoints_damaged=saver.damaged or None,

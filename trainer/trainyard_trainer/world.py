@@ -115,6 +115,12 @@ class World:
         dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control or self.group)
         return bool(count.item())
 
+    def gather(self, value: float) -> list[float]:
+        """The number of each rank that trains, by rank, on each of them."""
+        values = torch.zeros(self.size, device=self.device)
+        values[self.rank] = value
+        return [float(v) for v in self.sum(values).tolist()]
+
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Add up a tensor over the ranks that train, in place, on each of them."""
         if self.size > 1:

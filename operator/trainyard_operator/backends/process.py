@@ -196,7 +196,7 @@ class ProcessBackend:
         with (running.folder / "log").open("wb") as output:
             try:
                 running.process = await asyncio.create_subprocess_exec(
-                    *container["command"],
+                    *(self._local(part) for part in container["command"]),
                     *container.get("args", ()),
                     env=environment,
                     stdin=asyncio.subprocess.DEVNULL,
@@ -235,6 +235,11 @@ class ProcessBackend:
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[contract.ENV_CONFIG] = str(config / contract.CONFIG_FILE)
         return environment
+
+    def _local(self, part: str) -> str:
+        """Where a file lies here that a pod would find in its configuration."""
+        folder = contract.CONFIG_FOLDER + "/"
+        return str(self.folder / "config" / part.removeprefix(folder)) if part.startswith(folder) else part
 
     def _set_running(self, running: Hosted, *, ready: bool) -> None:
         self._change(running, status=states.running(ready=ready))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.resources import files
 from typing import Any
 
 from trainyard import contract
@@ -94,13 +95,19 @@ def build_shared(job: TrainingJob, token: str) -> list[Manifest]:
 
 
 def build_config_map(job: TrainingJob) -> Manifest | None:
-    """The resolved configuration that every worker of the built-in trainer reads; None for a user's program."""
-    if job.spec.trainer is None:
+    """The resolved configuration that every worker of the built-in trainer reads.
+
+    For a user's program the supervisor that starts it, if it is to take orders; else there is none.
+    """
+    if job.spec.trainer is not None:
+        name, text = contract.CONFIG_FILE, json.dumps(resolve(job).to_dict(), indent=2)
+    elif job.spec.restarts_in_place:
+        name, text = contract.SUPERVISOR_FILE, files("trainyard").joinpath(contract.SUPERVISOR_FILE).read_text("utf-8")
+    else:
         return None
-    config = json.dumps(resolve(job).to_dict(), indent=2)
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": child_metadata(job, job.metadata.name),
-        "data": {contract.CONFIG_FILE: config},
+        "data": {name: text},
     }

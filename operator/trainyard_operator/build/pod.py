@@ -94,11 +94,10 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
         spec["terminationGracePeriodSeconds"] = _grace_seconds(job, index)
     if job.spec.image_pull_secrets:
         spec["imagePullSecrets"] = [s.to_dict() for s in job.spec.image_pull_secrets]
+    if job.spec.trainer is not None or secret is not None:
+        spec["volumes"].append({"name": "config", "configMap": {"name": job.metadata.name}})
     if job.spec.trainer is not None:
-        spec["volumes"] += [
-            {"name": "config", "configMap": {"name": job.metadata.name}},
-            {"name": "tmp", "emptyDir": {}},
-        ]
+        spec["volumes"].append({"name": "tmp", "emptyDir": {}})
         spec["automountServiceAccountToken"] = False  # workers need no credentials
         spec["securityContext"] = {
             "runAsNonRoot": True,
@@ -184,7 +183,11 @@ def _supervise(worker: Manifest, secret: str) -> None:
     """Let a worker take orders. It is ready while its attempt runs: the operator sees the end of one by that."""
     source = {"secretKeyRef": {"name": secret, "key": contract.TOKEN_KEY}}
     worker["env"].append({"name": contract.ENV_TOKEN, "valueFrom": source})
-    worker["ports"].append({"name": contract.SUPERVISOR_PORT_NAME, "containerPort": contract.SUPERVISOR_PORT})
+    port = {"name": contract.SUPERVISOR_PORT_NAME, "containerPort": contract.SUPERVISOR_PORT}
+    worker.setdefault("ports", []).append(port)
+    if worker["command"] != TRAINER_COMMAND:  # the trainer supervises itself
+        worker["command"] = ["python3", f"{contract.CONFIG_FOLDER}/{contract.SUPERVISOR_FILE}", *worker["command"]]
+        worker["volumeMounts"].append({"name": "config", "mountPath": contract.CONFIG_FOLDER, "readOnly": True})
     worker["readinessProbe"] = {
         "httpGet": {"path": READY_PATH, "port": contract.SUPERVISOR_PORT_NAME},
         "periodSeconds": 1,

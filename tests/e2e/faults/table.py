@@ -12,6 +12,20 @@ from tests.e2e.world import Body, eventually
 
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
+FAILS = {"health": {"nonFinite": {"action": "Fail"}}}
+_SPOIL = """
+import gc
+from trainyard_trainer.update import LocalUpdate
+
+def once(learning_rate, update, follow):
+    update.follow = follow
+    update._parameters[0].grad.mul_(float("nan"))
+    return follow(learning_rate)
+
+for update in gc.get_objects():
+    if isinstance(update, LocalUpdate):
+        update.follow = lambda rate, update=update, follow=update.follow, once=once: once(rate, update, follow)
+"""
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
 
@@ -27,6 +41,8 @@ class Fault:
     """Do it. Returns when it is done, and undone if it is one that passes."""
     reason: str | None = None
     """What status.lastFailure.reason is to be; None: the group does not restart."""
+    effect: str | None = None
+    """What may be named instead, where the effect on another worker may be seen long before the cause."""
     counts: bool = True
     """Whether the restart spends restartPolicy.limit."""
     loses: int = EVERY
@@ -69,6 +85,10 @@ def stop_rank(scene: Scene) -> None:
 
 def cut_off_pod(scene: Scene) -> None:
     scene.hands.cut_off(scene.pod())
+
+
+def spoil_gradient(scene: Scene) -> None:
+    scene.in_rank(1, _SPOIL)
 
 
 def run_out_of_memory(scene: Scene) -> None:
@@ -125,6 +145,7 @@ TABLE = (
     Fault("rank", "SIGKILL of a rank", kill_rank, "SIGKILL"),
     Fault("launcher", "SIGKILL of process 1 of a worker", kill_launcher, "SIGKILL"),
     Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
+    Fault("number", "a gradient is no number, once, on one rank", spoil_gradient, "NonFinite", spec=FAILS),
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
     Fault("partition", "a pod's network drops all packets", cut_off_pod, "Hang", spec=HANG),
     Fault("shim", "SIGKILL of containerd's shim of a pod", kill_shim, "Error"),
@@ -150,5 +171,11 @@ TABLE = (
     Fault("operator-and-rank", "SIGKILL of the operator and of a rank", kill_operator_and_rank, "SIGKILL"),
     Fault("operator", "SIGKILL of the operator", kill_operator, pace=0.2),
     Fault("api-server", "SIGKILL of the API server, which starts again", restart_api_server, pace=0.2),
-    Fault("api-server-and-rank", "the same, and a rank is killed", restart_api_server_and_kill_rank, "SIGKILL"),
+    Fault(
+        "api-server-and-rank",
+        "the same, and a rank is killed",
+        restart_api_server_and_kill_rank,
+        "SIGKILL",
+        effect="RuntimeError",  # by the time that both are seen the operator has no patience left for a cause
+    ),
 )

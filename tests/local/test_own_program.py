@@ -1,0 +1,95 @@
+"""A program of one's own that is restarted inside its pods."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.builders import make_job
+from tests.support.local import until_over, worker_of
+from trainyard import supervisor
+from trainyard.job import TrainingJob
+from trainyard.status import Phase
+from trainyard_cli.local import LocalRun, local_run
+from trainyard_operator.backends.family import family
+from trainyard_operator.backends.process import MARK
+
+PROGRAM = """
+import os, subprocess, sys, time
+attempt, rank, port = (os.environ[n] for n in ("TRAINYARD_ATTEMPT", "RANK", "MASTER_PORT"))
+assert "TRAINYARD_TOKEN" not in os.environ
+child = subprocess.Popen(["sleep", "1000"]) if attempt == "1" else None
+print("attempt", attempt, "rank", rank, "port", port, "pid", os.getpid(), flush=True)
+while attempt == "1":
+    time.sleep(0.1)
+"""
+
+
+def job(in_place: bool) -> TrainingJob:
+    policy = {"backoff": {"initialSeconds": 0}, "inPlace": in_place}
+    return make_job("own", command=[sys.executable, "-c", PROGRAM], restartPolicy=policy)
+
+
+def said(run: LocalRun, pod: str) -> list[list[str]]:
+    log = run.backend.log_file(pod)
+    return [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@pytest.fixture
+def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a second is long enough: pods are other processes, so they are told through the file itself."""
+    text = Path(supervisor.__file__).read_text()
+    changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")
+    assert changed != text
+    (tmp_path / "supervisor.py").write_text(changed)
+    monkeypatch.setattr("trainyard_operator.build.children.files", lambda _: tmp_path)
+
+
+def has_begun(run: LocalRun) -> bool:
+    workers = [worker_of(run, index) for index in range(2)]
+    return all(worker and worker.ready and said(run, worker.name) for worker in workers)
+
+
+@pytest.mark.usefixtures("short_attempts")
+async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_left(tmp_path: Path) -> None:
+    async with local_run(job(in_place=True), tmp_path) as run:
+        async with asyncio.timeout(60):
+            while not has_begun(run):
+                await run.changed.wait()
+                run.changed.clear()
+        await asyncio.sleep(0.6)
+        (_, _, _, rank, _, port, _, pid) = said(run, "own-1-1")[0]
+        os.kill(int(pid), signal.SIGKILL)
+        uids = [w.uid for i in range(2) if (w := worker_of(run, i))]
+        await until_over(run)
+        status = run.job.status
+        assert (status.phase, status.attempt, status.pod_attempt, rank) == (Phase.SUCCEEDED, 2, 1, "1")
+        assert status.last_failure is not None
+        assert (status.last_failure.pod, status.last_failure.exit_code) == ("own-1-1", 137)
+        again = [said(run, f"own-1-{i}")[1] for i in range(2)]
+        assert [(words[1], words[3], int(words[5]) - int(port)) for words in again] == [("2", "0", 1), ("2", "1", 1)]
+    assert not [p for uid in uids for p in family(MARK, uid)]
+
+
+async def test_a_program_that_fails_at_once_gets_new_pods(tmp_path: Path) -> None:
+    failing = job(in_place=True)
+    failing = failing.replace(spec=failing.spec.replace(command=("false",)))
+    async with local_run(failing, tmp_path) as run:
+        await until_over(run)
+        status = run.job.status
+        assert (status.phase, status.attempt, status.pod_attempt) == (Phase.FAILED, 4, None)
+        assert status.last_failure is not None
+        assert status.last_failure.exit_code == 1
+
+
+async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
+    missing = job(in_place=True)
+    missing = missing.replace(spec=missing.spec.replace(command=("no-such-command",)))
+    async with local_run(missing, tmp_path) as run:
+        await until_over(run)
+        assert run.job.status.last_failure is not None
+        assert run.job.status.last_failure.exit_code == 127
+        assert "no-such-command: No such file or directory" in run.job.status.last_failure.message
