@@ -79,11 +79,13 @@ async def test_one_failed_worker_replaces_the_whole_group_and_attempts_never_ove
         names = await running(namespace, replicas=3)
         await end_all(namespace, names[1], code=137, message="killed")
         await namespace.has_condition("Running", "False", "WaitingForOldPods")
-        pods = await namespace.pods()
-        assert {name: "deletionTimestamp" in pod["metadata"] for name, pod in pods.items()} == {
-            "job-1-0": True,
-            "job-1-2": True,
-        }, "those that run are being deleted, the one that has ended is gone"
+
+        async def only_the_old_are_left() -> None:
+            going = {name for name, pod in (await namespace.pods()).items() if "deletionTimestamp" in pod["metadata"]}
+            assert going == {"job-1-0", "job-1-2"}, "those that run are being deleted, the one that has ended is gone"
+            assert set(await namespace.pods()) == going
+
+        await eventually(only_the_old_are_left)
         for name in ("job-1-0", "job-1-2"):
             await finish_deletion(namespace, name)
         await running(namespace, attempt=2, replicas=3)

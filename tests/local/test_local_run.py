@@ -14,6 +14,7 @@ from trainyard.status import ConditionType, Phase, Reason
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK
+from trainyard_operator.core.observe import WorkerState
 
 
 def shell_job(script: str, *, replicas: int = 2, limit: int = 0, **spec: Any) -> TrainingJob:
@@ -62,6 +63,45 @@ async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
                 await run.changed.wait()
                 run.changed.clear()
         assert alive(pods) == []
+
+
+async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_path: Path) -> None:
+    script = "while [ ! -e $FOLDER/go ]; do sleep 0.05; done"
+    job = shell_job(script, replicas=3, env=[{"name": "FOLDER", "value": str(tmp_path)}])
+    async with local_run(job, tmp_path, places=1) as run, asyncio.timeout(30):
+
+        async def until(running: int, reason: Reason) -> None:
+            def holds() -> bool:
+                condition = run.job.status.condition(ConditionType.RUNNING)
+                counts = run.job.status.workers
+                return condition is not None and condition.reason == reason and counts.running == running
+
+            while not holds():
+                await run.changed.wait()
+                run.changed.clear()
+
+        await until(1, Reason.UNSCHEDULABLE)
+        condition = run.job.status.condition(ConditionType.RUNNING)
+        assert condition is not None
+        assert condition.message.startswith("2 of 3 workers: pod local-1-1: cannot be scheduled: all 1 places of this")
+        run.backend.places = 2
+        await until(2, Reason.UNSCHEDULABLE)
+        assert {w.index for w in run.cache.workers(run.key) if w.state is WorkerState.RUNNING} == {0, 1}
+        run.backend.places = None
+        await until(3, Reason.ALL_WORKERS_RUNNING)
+        (tmp_path / "go").touch()
+        await to_the_end(run)
+    assert run.job.status.phase is Phase.SUCCEEDED
+
+
+async def test_a_pod_without_a_place_goes_with_its_job(tmp_path: Path) -> None:
+    async with local_run(shell_job("sleep 60"), tmp_path, places=0) as run, asyncio.timeout(30):
+        while len(run.cache.workers(run.key)) < 2:
+            await run.changed.wait()
+            run.changed.clear()
+        run.suspend()
+        await to_the_end(run)
+        assert run.cache.workers(run.key) == ()
 
 
 async def test_each_worker_gets_the_rendezvous_contract(tmp_path: Path) -> None:

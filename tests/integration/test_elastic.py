@@ -1,0 +1,72 @@
+"""An elastic group on a real API server: room is lacking, sought and found. The tests play kubelet and scheduler."""
+
+import pytest
+
+from tests.builders import elastic, make_manifest
+from tests.support import kubelet
+from tests.support.kube import ApiRefusal, Namespace, eventually
+from tests.support.players import finish_deletion, recording, run_all
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+async def has_no_room(namespace: Namespace, name: str) -> None:
+    """The scheduler has looked for a node in vain."""
+    await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
+
+
+async def test_a_group_takes_the_room_that_there_is_and_more_once_there_is_more(namespace: Namespace) -> None:
+    """Under the restricted security profile, which holds for placeholders, too."""
+    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
+    await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
+    async with recording(namespace) as seen:
+        await namespace.create_job(make_manifest(replicas=2, **elastic(resizeAfterSeconds=1)))
+        await namespace.has_pods("job-1-0", "job-1-1")
+        await run_all(namespace, "job-1-0")
+        await has_no_room(namespace, "job-1-1")
+        await namespace.has_condition("Degraded", "True", "Resized")
+        await finish_deletion(namespace, "job-1-0")
+        await namespace.has_pods("job-2-0")
+        await run_all(namespace, "job-2-0")
+        status = await namespace.has_phase("Running")
+        assert (status["elastic"], status["workers"]["desired"]) == ({"replicas": 1}, 1)
+        config = await namespace.api.get(namespace.core("configmaps", "job"))
+        assert '"worldSize": 1,' in config["data"]["config.json"]
+        await namespace.has_pods("job-2-0", "job-2-placeholder-0")
+        await run_all(namespace, "job-2-placeholder-0")
+        await namespace.has_condition("Degraded", "False", "Resized")
+        await finish_deletion(namespace, "job-2-0")
+        await finish_deletion_once_asked(namespace, "job-2-placeholder-0")
+        await namespace.has_pods("job-3-0", "job-3-1")
+        await run_all(namespace, "job-3-0", "job-3-1")
+        status = await namespace.has_phase("Running")
+    assert (status["attempt"], status["restartsCounted"], status["workers"]["desired"]) == (3, 0, 2)
+    config = await namespace.api.get(namespace.core("configmaps", "job"))
+    assert '"worldSize": 2,' in config["data"]["config.json"]
+    seen.judge(limit=3)
+
+
+async def finish_deletion_once_asked(namespace: Namespace, name: str) -> None:
+    """The kubelet ends a pod, when the operator wants it to."""
+
+    async def check() -> None:
+        assert "deletionTimestamp" in (await namespace.pods())[name]["metadata"]
+
+    await eventually(check)
+    await finish_deletion(namespace, name)
+
+
+async def test_scale_keeps_to_the_limits(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(replicas=2, **elastic(2, maxReplicas=3)))
+    await namespace.has_pods("job-1-0", "job-1-1")
+    await run_all(namespace, "job-1-0", "job-1-1")
+    await namespace.has_phase("Running")
+    scale = await namespace.api.get(namespace.jobs("job", "scale"))
+    del scale["metadata"]["resourceVersion"]  # the operator writes, too
+    for replicas, fault in ((1, "must be at least spec.elastic.minReplicas"), (4, "at most spec.elastic.maxReplicas")):
+        wanted = {**scale, "spec": {"replicas": replicas}}
+        with pytest.raises(ApiRefusal, match=fault):
+            await namespace.api.request("PUT", namespace.jobs("job", "scale"), wanted)
+    await namespace.edit({"workers": {"replicas": 3}})
+    await namespace.has_condition("Degraded", "True", "Resized")
+    assert set(await namespace.pods()) == {"job-1-0", "job-1-1"}, "the group goes on until there is room"
