@@ -189,7 +189,8 @@ def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Bod
         "kind": "TrainingJob",
         "metadata": {"name": name},
         "spec": {
-            "workers": {"replicas": replicas, **spec.pop("workers", {})},
+            # A share of the processor: pods that ask for none starve beside whatever else the machine does.
+            "workers": {"replicas": replicas, "resources": {"requests": {"cpu": "300m"}}, **spec.pop("workers", {})},
             "trainer": {
                 "model": {"name": "gpt", "preset": "nano", "layers": 2},
                 "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64},
