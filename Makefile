@@ -38,11 +38,12 @@ resilience: setup  ## measure what faults cost on a real node, and rewrite docs/
 	$(PYTEST) tests/e2e/faults
 	cp build/resilience.md docs/resilience.md
 
-lint: setup  ## ruff, mypy, import-linter, shellcheck, hadolint
+lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy api operator trainer cli tests
 	$(RUN) lint-imports --no-logo
+	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/supervisor.py
 	$(RUN) shellcheck .ci/run
 	$(RUN) hadolint Dockerfile
 

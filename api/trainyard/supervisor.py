@@ -29,10 +29,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Tuple
 
 ENV_ATTEMPT = "TRAINYARD_ATTEMPT"
 ENV_TOKEN = "TRAINYARD_TOKEN"
@@ -68,7 +68,7 @@ _F_SETOWN_EX = 15
 _F_OWNER_TID = 0
 _PR_SET_CHILD_SUBREAPER = 36
 
-Answer = tuple[HTTPStatus, str]
+Answer = Tuple[HTTPStatus, str]
 
 
 class Supervisor:
@@ -121,7 +121,7 @@ class Supervisor:
         """
         if not self._seen:
             return False
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._ending = {"exitCode": exit_code, "message": last_word(), "at": now}
         deadline = time.monotonic() + HOLD_SECONDS
         while not self.attend() and not self._released and time.monotonic() < deadline:
