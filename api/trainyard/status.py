@@ -289,6 +289,11 @@ class TrainingJobStatus(ApiModel):
         return self.pod_attempt or self.attempt
 
     @property
+    def avoided_nodes(self) -> tuple[str, ...]:
+        """Nodes that the pods of the current attempt stay away from."""
+        return () if self.slow_nodes_needed else self.slow_nodes
+
+    @property
     def finished(self) -> bool:
         """Whether the job has ended, for better or worse."""
         return self.is_true(ConditionType.SUCCEEDED) or self.is_true(ConditionType.FAILED)

@@ -85,8 +85,8 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     }
     if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
-    if job.status.slow_nodes and not job.status.slow_nodes_needed:
-        spec["affinity"] = _away_from(job.status.slow_nodes, _role_spec(job, index).template.spec.get("affinity"))
+    if job.status.avoided_nodes:
+        spec["affinity"] = _away_from(job.status.avoided_nodes, _role_spec(job, index).template.spec.get("affinity"))
     if job.spec.checkpoint is not None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({"name": "checkpoints", **source})

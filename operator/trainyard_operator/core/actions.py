@@ -67,15 +67,22 @@ def settle(
     actions: tuple[Action, ...] = (),
     wake_after: float | None = None,
 ) -> Plan:
+    """Nothing to decide: what there is to do now, with the deletion of pods that are not being deleted yet."""
     doomed = tuple(w for w in delete if not w.terminating)
     if doomed:
         actions = (*actions, DeleteWorkers(doomed))
     return Plan(draft.status, actions, tuple(draft.events), wake_after)
 
 
-def fail(draft: Draft, reason: Reason, message: str) -> Plan:
-    draft.update(completion_time=draft.now)
+def rest(draft: Draft, reason: Reason, message: str) -> None:
+    """Say that no attempt is under way any more."""
     for kind in (C.RUNNING, C.PROGRESSING, C.DEGRADED, C.RESTARTING):
-        draft.clear(kind, Reason.FINISHED, "the job has failed")
+        draft.clear(kind, reason, message)
+
+
+def fail(draft: Draft, reason: Reason, message: str) -> Plan:
+    """End the job, for the worse."""
+    draft.update(completion_time=draft.now)
+    rest(draft, Reason.FINISHED, "the job has failed")
     draft.set(C.FAILED, True, reason, message, event="Warning")
     return ledger(draft)

@@ -35,7 +35,7 @@ def replace_straggler(draft: Draft, seen: Observation, workers: tuple[Worker, ..
 def use_slow_nodes(draft: Draft, workers: tuple[Worker, ...]) -> Plan | None:
     """Take the slow nodes back, if without them there is no room."""
     stuck = any(w.obstacle is not None and w.obstacle.reason is Reason.UNSCHEDULABLE for w in workers)
-    if not stuck or not avoids(draft) or _runs_for(draft) < NEEDED_AFTER:
+    if not stuck or not draft.status.avoided_nodes or _runs_for(draft) < NEEDED_AFTER:
         return None
     nodes = ", ".join(draft.status.slow_nodes)
     draft.update(slow_nodes_needed=True)
@@ -46,8 +46,3 @@ def _runs_for(draft: Draft) -> timedelta:
     """How long the group has been running, or has not."""
     running = draft.status.condition(C.RUNNING)
     return draft.now - running.last_transition_time if running else timedelta(0)
-
-
-def avoids(draft: Draft) -> bool:
-    """Whether the pods of the current attempt stay away from some nodes."""
-    return bool(draft.status.slow_nodes) and not draft.status.slow_nodes_needed

@@ -17,23 +17,17 @@ from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
 from trainyard.status import ConditionType as C
 from trainyard.status import Reason
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan, fail, ledger, settle
-from trainyard_operator.core.avoid import NEEDED_AFTER, avoids, replace_straggler, use_slow_nodes
+from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan, fail, ledger, rest, settle
+from trainyard_operator.core.avoid import NEEDED_AFTER, replace_straggler, use_slow_nodes
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.elastic import grow, rescale, shrink, shrink_due, tell_size
 from trainyard_operator.core.goodput import account
 from trainyard_operator.core.mishaps import tell_mishaps
 from trainyard_operator.core.observe import Observation, Worker, WorkerState
-from trainyard_operator.core.restart import backoff_left, order, recover, renew
+from trainyard_operator.core.restart import back_off, order, recover, renew
 from trainyard_operator.core.startup import first_step_due, judge_startup
-from trainyard_operator.core.tell import (
-    count_workers,
-    set_running,
-    set_waiting,
-    tell_overdue,
-    tell_reached,
-)
+from trainyard_operator.core.tell import count_workers, set_running, set_waiting, tell_overdue, tell_reached
 
 OVERDUE = timedelta(seconds=30)
 """How much longer than its grace period a pod may take to end before its node is taken for lost."""
@@ -94,10 +88,7 @@ def _accept(draft: Draft) -> Plan:
 def _suspend(draft: Draft, seen: Observation) -> Plan:
     if not draft.status.is_true(C.SUSPENDED):
         draft.set(C.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true; the job holds no pods", event="Normal")
-        draft.clear(C.RUNNING, Reason.SUSPENDED, "the job is suspended")
-        draft.clear(C.PROGRESSING, Reason.SUSPENDED, "the job is suspended")
-        draft.clear(C.DEGRADED, Reason.SUSPENDED, "the job is suspended")
-        draft.clear(C.RESTARTING, Reason.SUSPENDED, "the job is suspended")
+        rest(draft, Reason.SUSPENDED, "the job is suspended")
         return ledger(draft)
     return settle(draft, delete=seen.workers)
 
@@ -122,8 +113,7 @@ def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
         tell_mishaps(draft, final)
         draft.update(progress=final)
     draft.update(completion_time=draft.now)
-    for kind in (C.RUNNING, C.PROGRESSING, C.DEGRADED, C.RESTARTING):
-        draft.clear(kind, Reason.FINISHED, "the job has succeeded")
+    rest(draft, Reason.FINISHED, "the job has succeeded")
     reached = tell_reached(draft.status.progress)
     why = f"; {first.message.message}" if first.message and first.message.message else ""
     draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}{why}", event="Normal")
@@ -164,16 +154,16 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
     if smaller := shrink(draft, seen, workers, missing):
         return smaller
     if missing:
-        return _create(draft, seen, missing)
+        return _create(draft, seen, workers, missing)
     set_waiting(draft, seen, workers)
     # Pods that cannot be scheduled say so once.
-    waits = [shrink_due(draft), NEEDED_AFTER.total_seconds() if avoids(draft) else None]
+    waits = [shrink_due(draft), NEEDED_AFTER.total_seconds() if draft.status.avoided_nodes else None]
     return settle(draft, wake_after=min((s for s in waits if s is not None), default=None))
 
 
 def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     """All workers run: follow their progress, see to it that the first step comes, and seek room for more workers."""
-    set_running(draft, seen)
+    set_running(draft, seen, workers)
     tell_size(draft, seen.job.spec.workers.replicas)
     if another := replace_straggler(draft, seen, workers):
         return another
@@ -188,13 +178,10 @@ def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
     return step
 
 
-def _create(draft: Draft, seen: Observation, missing: tuple[int, ...]) -> Plan:
-    wait = backoff_left(draft)
-    if wait > 0:
-        draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
-        return settle(draft, wake_after=wait)
-    workers = [w for w in seen.workers if w.attempt == draft.status.attempt]
-    set_waiting(draft, seen, tuple(workers))
+def _create(draft: Draft, seen: Observation, workers: tuple[Worker, ...], missing: tuple[int, ...]) -> Plan:
+    if pause := back_off(draft):
+        return pause
+    set_waiting(draft, seen, workers)
     return settle(draft, actions=(CreateWorkers(draft.status.attempt, missing),), wake_after=shrink_due(draft))
 
 

@@ -15,7 +15,7 @@ from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Entry, Key
-from trainyard_operator.core.observe import Observation, Pod, Trouble, Worker, WorkerState
+from trainyard_operator.core.observe import Observation, Pod, Trouble, WorkerState
 from trainyard_operator.core.plan import plan
 from trainyard_operator.core.queue import WorkQueue
 
@@ -122,9 +122,9 @@ class Reconciler:
             states = await self.backend.ask(job, [entry.pods[w.name] for w in asked])
             entry.states.update({w.uid: state for w, state in zip(asked, states, strict=True) if state})
 
-    async def _order(self, job: TrainingJob, entry: Entry, workers: tuple[Worker, ...], attempt: int | None) -> None:
-        states = await self.backend.order(job, [entry.pods[w.name] for w in workers], attempt)
-        for worker, state in zip(workers, states, strict=True):
+    async def _order(self, job: TrainingJob, entry: Entry, action: OrderWorkers) -> None:
+        states = await self.backend.order(job, [entry.pods[w.name] for w in action.workers], action.attempt)
+        for worker, state in zip(action.workers, states, strict=True):
             if state is None:
                 entry.deaf.add(worker.uid)
             else:
@@ -132,23 +132,26 @@ class Reconciler:
 
     async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
         for action in step.actions:
-            if isinstance(action, OrderWorkers):
-                await self._order(job, entry, action.workers, action.attempt)
-                continue
-            if isinstance(action, DeleteWorkers):
-                await self.backend.delete_pods(job, action.workers, force=action.force)
-                continue
-            if isinstance(action, CreatePlaceholders):
-                await self._seek_room(job, action)
-                continue
-            try:
-                await self._create(job.current, action)
-            except Refused as error:
-                entry.trouble = Trouble(error.reason, str(error))
-                raise
-            entry.trouble = None
+            match action:
+                case CreateWorkers():
+                    await self._create(job.current, entry, action)
+                case CreatePlaceholders():
+                    await self._seek_room(job, action)
+                case DeleteWorkers():
+                    await self.backend.delete_pods(job, action.workers, force=action.force)
+                case OrderWorkers():
+                    await self._order(job, entry, action)
 
-    async def _create(self, job: TrainingJob, action: CreateWorkers) -> None:
+    async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
+        """Create pods, and remember why they were refused, if they were."""
+        try:
+            await self._create_group(job, action)
+        except Refused as error:
+            entry.trouble = Trouble(error.reason, str(error))
+            raise
+        entry.trouble = None
+
+    async def _create_group(self, job: TrainingJob, action: CreateWorkers) -> None:
         """Create pods of the current attempt, after a look at the world itself that no other attempt is alive.
 
         The cache may lag; what is created here must not. One list per group is what the fence costs.

@@ -38,6 +38,7 @@ def _can_stay(draft: Draft, workers: tuple[Worker, ...], restarts: int) -> bool:
 def restart(
     draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: bool = False, event: EventType = "Warning"
 ) -> Plan:
+    """Begin the next attempt. `counts`: it spends restartPolicy.limit. `in_place`: in the pods that there are."""
     status = draft.status
     draft.update(
         attempt=status.attempt + 1,
@@ -59,10 +60,8 @@ def restart(
 
 def order(draft: Draft, behind: tuple[Worker, ...]) -> Plan:
     """Start the current attempt in the pods that are not in it yet."""
-    wait = backoff_left(draft)
-    if wait > 0:
-        draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
-        return settle(draft, wake_after=wait)
+    if pause := back_off(draft):
+        return pause
     message = f"{len(behind)} of {draft.job.spec.pods} pods have not begun attempt {draft.status.attempt} yet"
     draft.set(C.RUNNING, False, Reason.RESTARTING_IN_PLACE, message)
     return settle(draft, actions=(OrderWorkers(behind, draft.status.attempt),), wake_after=1)
@@ -76,10 +75,14 @@ def renew(draft: Draft) -> Plan:
     return ledger(draft)
 
 
-def backoff_left(draft: Draft) -> float:
-    """Seconds until the current attempt may start. It follows from what the status has recorded."""
+def back_off(draft: Draft) -> Plan | None:
+    """Wait, if the current attempt may not start yet. That follows from what the status has recorded."""
     status, failure = draft.status, draft.status.last_failure
     if failure is None or failure.attempt != status.attempt - 1:
-        return 0.0
+        return None
     wait = backoff(draft.job.spec.restart_policy.backoff, status.restarts_counted)
-    return wait - (draft.now - failure.at).total_seconds()
+    left = wait - (draft.now - failure.at).total_seconds()
+    if left <= 0:
+        return None
+    draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
+    return settle(draft, wake_after=left)

@@ -24,7 +24,7 @@ def count_workers(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts
     )
 
 
-def set_running(draft: Draft, seen: Observation) -> None:
+def set_running(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
     """All workers run: say so, and how far they are."""
     attempt, spec = draft.status.attempt, draft.job.spec
     noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
@@ -32,8 +32,7 @@ def set_running(draft: Draft, seen: Observation) -> None:
     draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
-        group = [w for w in seen.workers if w.attempt == draft.status.group and not w.placeholder]
-        tell_mishaps(draft, seen.progress, group)
+        tell_mishaps(draft, seen.progress, workers)
         draft.update(progress=seen.progress)
     if spec.trainer is None:
         return
