@@ -88,6 +88,7 @@ class Saver:
         return None if step is None else checkpoints.complete_folder(self._root, step)
 
     def _settle(self) -> None:
+        """Wait until nothing is being written any more."""
         heartbeat.beat(Phase.CHECKPOINT)
         self._wait_for_copy()
         self._wait()
@@ -159,18 +160,15 @@ class Saver:
         self._settle()
         if step != self._last:
             self._save(step, snapshot, wait=True)
-            self._wait_for_copy()
-            self._wait()
+            self._settle()
         if self._removal is not None:
             self._removal.join(REMOVAL_SECONDS)
 
     # --- saving --------------------------------------------------------------------------------------------------
 
     def _save(self, step: int, snapshot: Snapshot, *, wait: bool) -> None:
-        heartbeat.beat(Phase.CHECKPOINT)
+        self._settle()  # one at a time
         began = time.perf_counter()
-        self._wait_for_copy()
-        self._wait()  # one at a time
         self._last, self._last_time = step, time.monotonic()
         self._pending = (step, self._last_time, self._start(step, *snapshot(), alone=wait and not self._started))
         self._stalled(began)
@@ -209,11 +207,10 @@ class Saver:
         step, began, end = self._pending
         self._pending = None
         error = end.exception()
-        if isinstance(error, ConnectionError | EOFError):
-            # That is no answer of the storage, and no other save would succeed.
-            raise RuntimeError("the process that writes checkpoints has died") from error  # noqa: TRY004
-        if error is not None and not isinstance(error, FAILURES):
-            raise error
+        if error is not None and (isinstance(error, ConnectionError) or not isinstance(error, FAILURES)):
+            # That is no answer of the storage, and no other save would succeed. What it is depends on when the process
+            # died: a broken pipe, the end of one, or torch's word that it is dead.
+            raise RuntimeError(f"the process that writes checkpoints has failed: {_first_line(error)}") from error
         if self._world.rank != 0:
             return
         if error is not None:

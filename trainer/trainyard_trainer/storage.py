@@ -16,7 +16,7 @@ from trainyard_trainer.state import Shape, Tensors
 from trainyard_trainer.writer import CheckpointWriter
 
 FAILURES = (CheckpointException, OSError)
-"""What the storage may answer to a save. A saving process that has died is another matter."""
+"""What the storage may answer to a save. A ConnectionError is none: the process that saves has died."""
 
 
 def saved_shapes(folder: Path) -> dict[str, Shape]:
