@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from trainyard.job import TrainingJob
+from trainyard.spec import TrainingJobSpec
 from trainyard_operator.backends.process import ProcessBackend
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.draft import Event
@@ -56,9 +57,13 @@ class LocalRun:
     def suspend(self) -> None:
         """Ask for an end in good order, as `kubectl patch` with spec.suspend: true would."""
         self.interrupted = True
+        self.edit(self.job.spec.replace(suspend=True))
+
+    def edit(self, spec: TrainingJobSpec) -> None:
+        """Change what is wanted, as `kubectl edit` would."""
         job = self.job
         metadata = job.metadata.model_copy(update={"generation": job.metadata.generation + 1})
-        self.cache.put_job(job.replace(metadata=metadata, spec=job.spec.replace(suspend=True)))
+        self.cache.put_job(job.replace(metadata=metadata, spec=spec))
         self.queue.add(self.key)
 
 

@@ -63,10 +63,7 @@ async def suspend(run: LocalRun) -> None:
 
 def scale(run: LocalRun, replicas: int) -> None:
     """As `kubectl scale` does it."""
-    changed = run.job.sized(replicas)
-    metadata = changed.metadata.model_copy(update={"generation": changed.metadata.generation + 1})
-    run.cache.put_job(changed.replace(metadata=metadata))
-    run.queue.add(run.key)
+    run.edit(run.job.sized(replicas).spec)
 
 
 async def until_steps_of(run: LocalRun, attempt: int) -> None:

@@ -87,10 +87,7 @@ def suspend_and_resume(run: LocalRun, index: int) -> bool:
 
 
 def _resume(run: LocalRun) -> None:
-    job = run.job
-    metadata = job.metadata.model_copy(update={"generation": job.metadata.generation + 1})
-    run.cache.put_job(job.replace(metadata=metadata, spec=job.spec.replace(suspend=False)))
-    run.queue.add(run.key)
+    run.edit(run.job.spec.replace(suspend=False))
 
 
 def _signal(targets: list[psutil.Process], number: signal.Signals) -> bool:
@@ -120,7 +117,6 @@ class Tally:
 
     runs: int = 0
     attempts: int = 0
-    in_place: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:

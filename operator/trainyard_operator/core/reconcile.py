@@ -9,6 +9,7 @@ from functools import partial
 
 from trainyard import contract
 from trainyard.job import TrainingJob
+from trainyard.status import ConditionType
 from trainyard_operator.build.children import build_shared, secret_name
 from trainyard_operator.build.placeholder import build_placeholder
 from trainyard_operator.build.pod import build_pod
@@ -110,13 +111,17 @@ class Reconciler:
         """Ask the launchers whose pods do not say how their attempt stands.
 
         A pod that is not ready may have ended its attempt and wait for orders. And of a pod that was made for an
-        earlier attempt than the current one a new operator does not know which one it runs.
+        earlier attempt than the current one a new operator does not know which one it runs. While a group starts
+        neither can be: launchers wait for orders only after a step, and none is made before all workers run.
         """
+        status = job.status
+        if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt is not None or status.finished):
+            return
         asked = [
             w
             for w in self.cache.workers(key)
             if w.supervised and not w.terminating and (w.state is WorkerState.RUNNING or w.held)
-            if not w.ready or w.runs < job.status.attempt
+            if not w.ready or w.runs < status.attempt
         ]
         if asked:
             states = await self.backend.ask(job, [entry.pods[w.name] for w in asked])
