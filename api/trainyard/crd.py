@@ -24,6 +24,7 @@ _COLUMNS = (
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation", 0),
     ("Attempt", "integer", ".status.attempt", "Number of the current group of pods", 1),
     ("Steps", "integer", ".status.progress.totalSteps", "Optimizer steps in all", 1),
+    ("MFU", "number", ".status.progress.mfu", "Share of the devices' peak that went into training", 1),
     ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at this speed", 1),
 )
 

@@ -9,7 +9,7 @@ from trainyard.fit import Fit, fit, memory_problems, server_fit, uses_gpus
 from trainyard.job import TrainingJob
 from trainyard.mesh import AXES
 from trainyard.parallelism import VIRTUAL_STAGES
-from trainyard.parameters import active_parameters, gpt_parameters, mlp_parameters, rank_parameters
+from trainyard.parameters import active_parameters, flops_per_token, gpt_parameters, mlp_parameters, rank_parameters
 from trainyard.placement import placement
 from trainyard.resolve import resolve
 from trainyard.spec import ResourceList
@@ -54,9 +54,7 @@ class Work(ApiModel):
     micro_batches: int
     """Forward passes of a rank; with gd at least."""
     flops: float | None
-    """Floating-point operations over all ranks, without what is computed again: for each token 6 for each parameter
-    that it goes through but the embedding's, and 12 x layers x dim x sequence length for the attention (Chowdhery et
-    al., 2022)."""
+    """Floating-point operations over all ranks (`flops_per_token`)."""
     stages: tuple[int, ...] = ()
     """Layers of each pipeline stage, in order; some schedules give a rank two stages."""
     bubble: float = 0.0
@@ -139,21 +137,19 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
             for name, size in zip(AXES, mesh.shape, strict=True)
             if size > 1
         ),
-        work=_work(config, active),
+        work=_work(config),
         fit=found,
         server=server_fit(job.spec, config),
         communication=tuple(communication(config, found.place, procs)),
     )
 
 
-def _work(config: RunConfig, active: int) -> Work:
+def _work(config: RunConfig) -> Work:
     samples = config.trainer.batch.global_
     tokens = None if samples is None else samples * config.tokens_per_sample
-    each = 6 * active
     stages: tuple[int, ...] = ()
     if config.model.name != "mlp":
         model, pipeline = config.gpt, config.parallelism.pipeline
-        each += 12 * model.layers * model.dim * model.sequence_length - 6 * model.vocab_size * model.dim
         count = stage_count(pipeline)
         stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))
     return Work(
@@ -161,7 +157,7 @@ def _work(config: RunConfig, active: int) -> Work:
         tokens=tokens,
         micro_batch=config.micro_batch,
         micro_batches=config.accumulation,
-        flops=None if tokens is None else float(each) * tokens,
+        flops=None if tokens is None else float(flops_per_token(config)) * tokens,
         stages=stages if config.mesh.pipeline > 1 else (),
         bubble=_bubble(config),
     )

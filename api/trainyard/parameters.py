@@ -1,4 +1,4 @@
-"""How many parameters a model has, and which of them a rank computes with."""
+"""How many parameters a model has, which of them a rank computes with, and what a token costs."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -83,6 +83,19 @@ def mlp_parameters(config: RunConfig) -> int:
     known = config.trainer.data.builtin == "digits"
     sizes = (DIGITS_FEATURES, *config.model.hidden, DIGITS_CLASSES) if known else config.model.hidden
     return sum((into + 1) * out for into, out in pairwise(sizes))
+
+
+def flops_per_token(config: RunConfig) -> int:
+    """Floating-point operations that training on one token takes over all ranks, without what is computed again.
+
+    6 for each parameter that it goes through but the embedding's, and 12 x layers x dim x sequence length for the
+    attention (Chowdhery et al., 2022). Of an mlp a "token" is a sample.
+    """
+    if config.model.name == "mlp":
+        return 6 * mlp_parameters(config)
+    model = config.gpt
+    through = active_parameters(model) - model.vocab_size * model.dim
+    return 6 * through + 12 * model.layers * model.dim * model.sequence_length
 
 
 def rank_parameters(config: RunConfig, place: int) -> RankParameters:

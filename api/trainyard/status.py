@@ -139,6 +139,9 @@ class Progress(ApiModel):
     """Throughput of all ranks together, since the report before."""
     samples_per_second: Figure = None
     """Samples per second of all ranks together."""
+    mfu: Figure = None
+    """Model FLOPs utilisation: share of what the devices could compute at most that went into training (Chowdhery et
+    al., 2022); absent where that is not known, as on a CPU."""
     eta_seconds: Figure = None
     """Time that the remaining steps take at this speed."""
     checkpoint_step: Count | None = None

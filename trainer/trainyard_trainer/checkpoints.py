@@ -79,6 +79,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def size(folder: Path) -> int:
+    """Bytes of all files of a complete checkpoint, as its manifest says.
+
+    Raises:
+        OSError, ValueError: it is damaged.
+    """
+    return sum(file["bytes"] for file in read_manifest(folder)["files"].values())
+
+
 def sum_of(path: Path) -> FileSum:
     """Read a file and sum it up."""
     size = crc = 0

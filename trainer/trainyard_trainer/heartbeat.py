@@ -75,8 +75,11 @@ class Beat(NamedTuple):
 
 
 _RECORD = struct.Struct("<QqqQddd")
-_ROOM = 64
-"""Bytes between two records: a cache line, so that ranks do not slow each other down."""
+_FIGURES = struct.Struct("<4q")
+_FIGURES_AT = 64
+"""Where in the room of a rank its figures are: another cache line than that of the beats."""
+_ROOM = 128
+"""Bytes of one rank: whole cache lines, so that ranks do not slow each other down."""
 
 
 class Heart:
@@ -111,11 +114,20 @@ class Heart:
         done = self._step - self._first
         _RECORD.pack_into(self._memory, self._offset, self._number, self._step, done, phase, now, usual, self._timeout)
 
+    def tell(self, figures: tuple[int, int, int, int]) -> None:
+        """Leave figures where the other ranks of the pod can read them."""
+        _FIGURES.pack_into(self._memory, self._offset + _FIGURES_AT, *figures)
+
+    def told(self) -> list[tuple[int, ...]]:
+        """The figures of each rank of the pod, by local rank; zeros of one that has told nothing yet."""
+        return [_FIGURES.unpack_from(self._memory, at + _FIGURES_AT) for at in range(0, len(self._memory), _ROOM)]
+
 
 class Hearts:
     """The launcher's end: it reads. To be made before any rank is forked."""
 
     def __init__(self, ranks: int) -> None:
+        # The size of an anonymous mapping is what was asked for, though the kernel gives whole pages.
         self._memory = mmap.mmap(-1, ranks * _ROOM)
         self.stacks = [os.memfd_create("stacks") for _ in range(ranks)]
         """One for each rank, see `Heart.stacks`."""
@@ -155,6 +167,17 @@ def beat(phase: Phase, step: int | None = None) -> None:
     """See `Heart.beat`. Only the thread that trains may call it."""
     if _mine is not None:
         _mine.beat(phase, step)
+
+
+def tell(figures: tuple[int, int, int, int]) -> None:
+    """See `Heart.tell`."""
+    if _mine is not None:
+        _mine.tell(figures)
+
+
+def told() -> list[tuple[int, ...]]:
+    """See `Heart.told`; nothing without a launcher."""
+    return [] if _mine is None else _mine.told()
 
 
 def stack_file() -> int | TextIO:

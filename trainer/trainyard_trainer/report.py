@@ -13,7 +13,7 @@ class StepReport:
 
     As a JSON line on standard output it has, beside time (RFC 3339), level, message, job, attempt and rank, the
     fields of `trainyard.status.Progress` (step, totalSteps, loss, learningRate, gradNorm, tokensPerSecond,
-    samplesPerSecond, etaSeconds) and seconds. A figure that is not finite is left out.
+    samplesPerSecond, mfu, etaSeconds) and seconds. A figure that is not finite is left out.
     """
 
     step: int
@@ -33,6 +33,8 @@ class StepReport:
     """Since the first step of this attempt began."""
     steps: int
     """Steps in that time."""
+    mfu: float | None = None
+    """Model FLOPs utilisation since the report before (Chowdhery et al., 2022); None if the peak is not known."""
     compute: list[float] = field(default_factory=list)
     """Seconds that each rank takes for the same computation, by rank; empty if that is not measured."""
     stragglers: dict[int, float] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class StepReport:
             grad_norm=_finite(self.grad_norm),
             tokens_per_second=round(self.tokens_per_second, 1),
             samples_per_second=round(self.samples_per_second, 3),
+            mfu=None if self.mfu is None else round(self.mfu, 4),
             eta_seconds=round(steps_left * seconds_per_step, 1),
             straggler_rank=(slowest := max(self.stragglers, key=self.stragglers.__getitem__, default=None)),
             straggler_ratio=None if slowest is None else round(self.stragglers[slowest], 2),
@@ -59,7 +62,9 @@ class StepReport:
     def __str__(self) -> str:
         return (
             f"step {self.step}/{self.total_steps}  loss {self.loss:.4f}  lr {self.learning_rate:.2e}  "
-            f"norm {self.grad_norm:.3f}  {self.tokens_per_second:,.0f} tokens/s  {self.seconds:.1f} s"
+            f"norm {self.grad_norm:.3f}  {self.tokens_per_second:,.0f} tokens/s  "
+            + (f"MFU {self.mfu:.1%}  " if self.mfu is not None else "")
+            + f"{self.seconds:.1f} s"
         )
 
 

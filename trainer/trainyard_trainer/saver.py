@@ -224,9 +224,17 @@ class Saver:
         seconds = time.monotonic() - began
         log.info(f"checkpoint of step {step} is complete after {seconds:.1f} s", checkpointStep=step)
         if self._metrics is not None:
-            self._metrics.saved(step, seconds)
+            self._metrics.saved(step, seconds, self._size(step))
         self._removal = threading.Thread(target=checkpoints.remove_old, args=(self._root, self._config.keep))
         self._removal.start()
+
+    def _size(self, step: int) -> int | None:
+        """Bytes of a checkpoint; not worth the run, should the storage have a bad moment."""
+        try:
+            return checkpoints.size(checkpoints.complete_folder(self._root, step))
+        except (OSError, ValueError) as error:
+            log.logger.warning("the size of the checkpoint of step %d is not known: %s", step, error)
+            return None
 
     def _stalled(self, began: float) -> None:
         if self._metrics is not None:

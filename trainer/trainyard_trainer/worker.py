@@ -84,7 +84,7 @@ class Worker:
                 "started; start as many as spec.workers asks for"
             )
         if world.local_rank == 0:
-            self.metrics = Metrics(config, self.rank, self.attempt)
+            self.metrics = Metrics(config, world, self.attempt)
             self.metrics.serve(int(os.environ.get(contract.ENV_METRICS_PORT) or contract.METRICS_PORT))
         if world.device.type == "cpu":
             keep_freed_memory()

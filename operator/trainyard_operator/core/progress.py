@@ -39,6 +39,7 @@ _FIGURES = {
     contract.METRIC_GRAD_NORM: "grad_norm",
     contract.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
     contract.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
+    contract.METRIC_MFU: "mfu",
     contract.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
     contract.METRIC_SKIPPED: "skipped_steps",
     contract.METRIC_SKIPPED_STEP: "last_skipped_step",

@@ -12,7 +12,7 @@ from trainyard_trainer.world import World
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
-    metrics = _PacedMetrics(config, world.rank, pace)
+    metrics = _PacedMetrics(config, world, pace)
     pace.start()
     trainer.run(metrics, metrics.report, metrics.evaluated)
 
@@ -20,10 +20,10 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
 class _PacedMetrics(Metrics):
     """Metrics are the last thing that the trainer does in a step."""
 
-    def __init__(self, config: RunConfig, rank: int, pace: Pace) -> None:
-        super().__init__(config, rank, attempt=1)
+    def __init__(self, config: RunConfig, world: World, pace: Pace) -> None:
+        super().__init__(config, world, attempt=1)
         self._pace = pace
 
-    def step(self, samples: int = 0, data_seconds: float = 0.0, seconds: float = 0.0) -> None:
-        super().step(samples, data_seconds, seconds)
+    def step(self, samples: int = 0) -> None:
+        super().step(samples)
         self._pace.step_done()
