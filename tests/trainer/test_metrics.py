@@ -265,7 +265,7 @@ def test_the_peak_of_a_processor_is_not_known() -> None:
 
 
 def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
-    """30 µs as measured on a slow processor: 0.3 % of a step of 10 ms."""
+    """10 µs as measured on a slow processor: 0.1 % of a step of 10 ms."""
     metrics, watch = Metrics(make_config(1), make_world(), attempt=1), Stopwatch()
     metrics.plan(100, 1000)
 
@@ -275,4 +275,4 @@ def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
         metrics.step(8)
         metrics.spent(watch.lap())
 
-    assert min(timeit.repeat(step, number=1000, repeat=5)) / 1000 < 150e-6
+    assert min(timeit.repeat(step, number=1000, repeat=5)) / 1000 < 50e-6

@@ -45,6 +45,10 @@ def test_a_checkpoint_of_the_same_step_takes_the_place_of_a_damaged_one(tmp_path
     assert damage(folder) is None
 
 
+def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path: Path) -> None:
+    assert checkpoints.size(write(tmp_path, 5)) == 2 * len("a5") * 1000
+
+
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "no manifest", "broken manifest", "format"])
 def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault: str) -> None:
     folder = write(tmp_path, 5)

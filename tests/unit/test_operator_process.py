@@ -9,8 +9,8 @@ import aiohttp
 import pytest
 from prometheus_client import generate_latest
 
-from tests.builders import make_job, make_manifest, make_pod
-from tests.support import clock, kubelet
+from tests.builders import make_job, make_manifest
+from tests.support import clock
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
@@ -242,32 +242,6 @@ async def test_the_pages_say_how_the_operator_is() -> None:
         status, page = await get(session, "/healthz")
         assert (status, "silent" in page) == (503, True)
         assert (await get(session, "/elsewhere"))[0] == 404
-
-
-async def test_the_series_of_a_job_tell_its_state_and_vanish_with_it() -> None:
-    cache: Cache = Cache()
-    metrics = OperatorMetrics(cache, WorkQueue[Key]())
-    condition = {"type": "Running", "status": "True", "reason": "r", "lastTransitionTime": "2030-01-01T00:00:00Z"}
-    goodput = {"productiveSeconds": 90, "suspendedSeconds": 10, "accountedAt": "2030-01-01T00:00:00Z"}
-    cache.put_job(make_job(status={"conditions": [condition], "restarts": 5, "restartsCounted": 2, "goodput": goodput}))
-    cache.put_pod(make_pod(make_job(), 0, status=kubelet.evicted()))
-    cache.put_pod(make_pod(make_job(), 1))
-
-    page = generate_latest(metrics.registry).decode()
-    for line in (
-        'trainyard_job_condition{condition="Running",job_name="job",namespace="default"} 1.0',
-        'trainyard_job_condition{condition="Failed",job_name="job",namespace="default"} 0.0',
-        'trainyard_job_pods{job_name="job",namespace="default",state="Failed"} 1.0',
-        'trainyard_job_pods{job_name="job",namespace="default",state="Pending"} 1.0',
-        'trainyard_job_restarts_total{counted="true",job_name="job",namespace="default"} 2.0',
-        'trainyard_job_restarts_total{counted="false",job_name="job",namespace="default"} 3.0',
-        'trainyard_job_goodput_seconds_total{job_name="job",namespace="default",part="productive"} 90.0',
-        'trainyard_job_goodput_seconds_total{job_name="job",namespace="default",part="recovery"} 0.0',
-    ):
-        assert line in page
-
-    cache.remove_job(KEY, "uid-1")
-    assert 'job_name="job"' not in generate_latest(metrics.registry).decode()
 
 
 async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:

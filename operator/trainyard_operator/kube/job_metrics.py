@@ -1,0 +1,104 @@
+"""One set of series for each job that exists, computed from the cache at each scrape: a deleted job leaves none."""
+
+from collections import Counter as Tally
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from trainyard.contract import METRIC_LABELS
+from trainyard.job import TrainingJob
+from trainyard.status import ConditionType, Phase
+from trainyard_operator.core.cache import Cache, Entry, Key
+from trainyard_operator.core.observe import WorkerState
+
+_LABELS = list(METRIC_LABELS)
+
+
+class JobCollector(Collector):
+    """Reads the cache. It is scraped by the thread of the event loop, which alone changes the cache."""
+
+    def __init__(self, cache: Cache, clock: Callable[[], datetime]) -> None:
+        self._cache = cache
+        self._clock = clock
+
+    def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
+        """All series of all jobs."""
+        series, now = _Series(), self._clock()
+        phases: Tally[str] = Tally()
+        for key, entry in self._cache.jobs():
+            if entry.job is not None:
+                series.add(key, entry, entry.job, now)
+                phases[entry.job.status.phase or Phase.PENDING] += 1
+        count = GaugeMetricFamily("trainyard_operator_jobs", "Jobs that there are, by phase", labels=["phase"])
+        for phase in Phase:
+            count.add_metric([phase], phases[phase])
+        return [count, *vars(series).values()]
+
+
+class _Series:
+    """The families, each of which is an attribute."""
+
+    def __init__(self) -> None:
+        self.conditions = GaugeMetricFamily(
+            "trainyard_job_condition",
+            "1 while the condition of the job holds, else 0",
+            labels=[*_LABELS, "condition"],
+        )
+        self.pods = GaugeMetricFamily("trainyard_job_pods", "Pods of the job, by state", labels=[*_LABELS, "state"])
+        self.desired = GaugeMetricFamily(
+            "trainyard_job_workers_desired", "Workers that the current attempt needs", labels=_LABELS
+        )
+        self.attempt = GaugeMetricFamily("trainyard_job_attempt", "Number of the current attempt", labels=_LABELS)
+        self.pending = GaugeMetricFamily(
+            "trainyard_job_pending_seconds",
+            "How long not all workers of the job have been running, though they should; 0 while they do",
+            labels=_LABELS,
+        )
+        self.restarts = CounterMetricFamily(
+            "trainyard_job_restarts",
+            "Attempts that had to be repeated, by whether they count",
+            labels=[*_LABELS, "counted"],
+        )
+        self.failed_at = GaugeMetricFamily(
+            "trainyard_job_last_failure_timestamp_seconds",
+            "When an attempt of the job last ended early, and why",
+            labels=[*_LABELS, "reason"],
+        )
+        self.goodput = CounterMetricFamily(
+            "trainyard_job_goodput_seconds",
+            "Wall time of the job, by what it went into, as of the last change of its status",
+            labels=[*_LABELS, "part"],
+        )
+
+    def add(self, key: Key, entry: Entry, job: TrainingJob, now: datetime) -> None:
+        """Add the series of one job."""
+        status = job.status
+        for kind in ConditionType:
+            self.conditions.add_metric([*key, kind], float(status.is_true(kind)))
+        tally = Tally(worker.state for worker in entry.workers.values() if not worker.placeholder)
+        for state in WorkerState:
+            self.pods.add_metric([*key, state], tally[state])
+        self.desired.add_metric(key, status.workers.desired)
+        self.attempt.add_metric(key, status.attempt)
+        self.pending.add_metric(key, _pending_seconds(job, now))
+        self.restarts.add_metric([*key, "true"], status.restarts_counted)
+        self.restarts.add_metric([*key, "false"], status.restarts - status.restarts_counted)
+        if status.last_failure is not None:
+            self.failed_at.add_metric([*key, status.last_failure.reason], status.last_failure.at.timestamp())
+        for part, seconds in status.goodput.parts().items() if status.goodput else ():
+            self.goodput.add_metric([*key, part], seconds)
+
+
+def _pending_seconds(job: TrainingJob, now: datetime) -> float:
+    """How long a job that should run has not."""
+    status = job.status
+    if status.finished or status.is_true(ConditionType.RUNNING) or job.spec.suspend:
+        return 0.0
+    since = [c.last_transition_time for kind in _MARKS if (c := status.condition(kind)) is not None]
+    return max(0.0, (now - max(since)).total_seconds()) if since else 0.0
+
+
+_MARKS = (ConditionType.CREATED, ConditionType.RUNNING, ConditionType.SUSPENDED)
+"""Conditions whose last change began the wait: taken up, not running any more, resumed."""
