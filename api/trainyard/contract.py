@@ -19,6 +19,11 @@ LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 
+# By these a plain Prometheus finds the metrics of a pod, and so does the operator.
+ANNOTATION_SCRAPE: Final = "prometheus.io/scrape"
+ANNOTATION_PORT: Final = "prometheus.io/port"
+ANNOTATION_PATH: Final = "prometheus.io/path"
+
 # Inside a worker pod.
 WORKER_CONTAINER: Final = "worker"
 ROLE_WORKER: Final = "worker"

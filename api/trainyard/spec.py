@@ -24,6 +24,7 @@ from trainyard.health import BadSteps, Health
 from trainyard.models import size_in_cel
 from trainyard.parallelism import Parallelism
 from trainyard.restart import RestartPolicy
+from trainyard.scrape import Metrics
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -167,6 +168,8 @@ class TrainingJobSpec(ApiModel):
     """With how few workers the job trains while there is no room for all; absent: it waits for all of them."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
+    metrics: Metrics | None = None
+    """Where a program of your own serves metrics; absent: nowhere. The built-in trainer serves them by itself."""
     health: Health | None = None
     """When a run of the built-in trainer that does not get on is restarted."""
 
@@ -187,6 +190,10 @@ class TrainingJobSpec(ApiModel):
         Rule(
             "!has(self.parallelism) || has(self.trainer)",
             "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
+        ),
+        Rule(
+            "!has(self.metrics) || has(self.command)",
+            "spec.metrics: is about spec.command; the built-in trainer serves its metrics by itself, remove it",
         ),
         Rule(
             "!has(self.health) || has(self.trainer)",
@@ -334,6 +341,11 @@ class TrainingJobSpec(ApiModel):
             return self.workers.procs_per_worker
         limits = self.workers.resources.limits or {}
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
+
+    @property
+    def scraped(self) -> Metrics | None:
+        """Where each worker serves metrics; None if it does not."""
+        return self.metrics if self.trainer is None else Metrics()
 
     @property
     def bad_steps(self) -> BadSteps:

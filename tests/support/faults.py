@@ -473,6 +473,20 @@ RULES = (
         )
     ),
     Fault(
+        "metrics of the built-in trainer",
+        lambda: make_manifest(trainer=trainer_spec(), metrics={"port": 9500}),
+        "spec.metrics: is about spec.command; the built-in trainer serves its metrics by itself, remove it",
+    ),
+    *(
+        Fault(
+            f"metrics at port {port}",
+            partial(make_manifest, metrics={"port": port}),
+            "spec.metrics.port: 29500 and 9401 are those of the rendezvous and of restarts in place; choose "
+            "another one",
+        )
+        for port in (29500, 9401)
+    ),
+    Fault(
         "the health of a program of one's own",
         lambda: make_manifest(health={"startupTimeoutSeconds": 60}),
         "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
