@@ -472,6 +472,24 @@ RULES = (
             ("eps", 1e-8, "sgd", "adagrad, rmsprop, adam, adamw, muon"),
         )
     ),
+    *(
+        Fault(
+            f"{name} without a volume",
+            partial(_trainer, **{name: value}),
+            "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+        )
+        for name, value in (("tensorboard", True), ("profile", {"atStep": 5}))
+    ),
+    Fault(
+        "a trace of a rank that there is not",
+        lambda: make_manifest(
+            replicas=2,
+            trainer=trainer_spec(profile={"atStep": 5, "ranks": [0, 2]}),
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.trainer.profile.ranks: must be ranks of this job, which are numbered from 0 to workers.replicas x "
+        "workers.procsPerWorker - 1; correct them",
+    ),
     Fault(
         "metrics of the built-in trainer",
         lambda: make_manifest(trainer=trainer_spec(), metrics={"port": 9500}),
