@@ -47,6 +47,8 @@ ENV_JOB: Final = "TRAINYARD_JOB_NAME"
 ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
 ENV_ATTEMPT: Final = supervisor.ENV_ATTEMPT
 ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
+ENV_LOG_LEVEL: Final = "TRAINYARD_LOG_LEVEL"
+"""debug, info (the default) or warning; of the operator, and of rank 0 of the trainer (the others: warnings)."""
 ENV_TERMINATION_LOG: Final = supervisor.ENV_TERMINATION_LOG
 ENV_CACHE: Final = "TRAINYARD_CACHE"
 """Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""
