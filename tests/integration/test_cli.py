@@ -3,7 +3,11 @@
 import asyncio
 import json
 import os
+import pty
+import select
+import subprocess
 import sys
+import termios
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,3 +235,71 @@ async def test_the_ranks_of_a_job_are_shown_without_their_figures_where_nothing_
     assert (await trainyard("top")).out.splitlines()[0].startswith("1 TrainingJobs in namespace")
     assert (await trainyard("logs", "job", "--rank", "2")).error == "--rank: job has the ranks 0 to 1; choose one"
     assert (await trainyard("logs", "job", "--failed")).error == "no attempt of job has failed"
+
+
+class Terminal:
+    """A terminal that a program runs in."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.mine, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 160))
+        self.before = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        # Ctrl-C is for the terminal's own session.
+        command = ["setsid", "--ctty", *command]
+        self.process = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        self.shown = ""
+
+    async def shows(self, text: str, times: int = 1) -> None:
+        """Wait until a text has been drawn so often."""
+        async with asyncio.timeout(60):
+            while self.shown.count(text) < times:
+                ready, _, _ = await asyncio.to_thread(select.select, [self.mine], [], [], 1)
+                if ready:
+                    self.shown += os.read(self.mine, 65536).decode("utf-8", "replace")
+
+    def press(self, key: str) -> None:
+        os.write(self.mine, key.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.mine)
+        os.close(self.theirs)
+
+
+@pytest.mark.parametrize("key", ["q", "\x03"])
+async def test_top_draws_and_draws_again_until_a_key_ends_it(
+    trainyard: Command, namespace: Namespace, key: str
+) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    await running(namespace)
+    command = [sys.executable, "-m", "trainyard_cli.main", "top", "job", "--every", "0.2"]
+    terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
+    try:
+        await terminal.shows("job-1-1", times=3)
+        assert "\x1b[?1049h" in terminal.shown, "on a screen of its own"
+        terminal.press(key)
+        await terminal.shows("\x1b[?1049l")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == 0
+        assert termios.tcgetattr(terminal.theirs) == terminal.before, "the terminal is as it was"
+    finally:
+        terminal.close()
+
+
+async def test_who_stops_watching_leaves_the_job_alone(
+    trainyard: Command, namespace: Namespace, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(manifest())
+    command = [sys.executable, "-m", "trainyard_cli.main", "submit", str(file), "--watch"]
+    terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
+    try:
+        await running(namespace)
+        await terminal.shows("AllWorkersRunning")
+        terminal.press("\x03")
+        await terminal.shows("job goes on; see: trainyard status job")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == 130
+    finally:
+        terminal.close()
+    assert (await namespace.job())["status"]["phase"] == "Running"

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trainyard_cli.cluster.client import Cluster, ClusterProblem
+from trainyard_cli.ending import EXIT_INTERRUPTED
 from trainyard_cli.output import Output
 
 P = ParamSpec("P")
@@ -25,6 +26,8 @@ def reports_problems(command: Callable[P, None]) -> Callable[P, None]:
         except ClusterProblem as problem:
             say(f"[red]error[/]: {escape(str(problem))}")
             raise typer.Exit(problem.code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
 
     return run
 

@@ -7,7 +7,7 @@ import termios
 import time
 import tty
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
@@ -54,26 +54,27 @@ def top(
     if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         Console().print(picture())
         return
-    with _single_keys() as pressed, Live(picture(), screen=True, auto_refresh=False) as live:
+    with (
+        suppress(KeyboardInterrupt),
+        _single_keys() as pressed,
+        Live(picture(), screen=True, auto_refresh=False) as live,
+    ):
         while not pressed("q", every):
             live.update(picture(), refresh=True)
 
 
 @contextmanager
 def _single_keys() -> Iterator[Callable[[str, float], bool]]:
-    """Keys without Enter. What it yields waits for one for some seconds; True: it came, or Ctrl-C."""
+    """Keys without Enter. What it yields waits for one for some seconds; True: it came."""
     terminal = sys.stdin.fileno()
     before = termios.tcgetattr(terminal)
 
     def pressed(key: str, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        try:
-            while (left := end - time.monotonic()) > 0:
-                ready, _, _ = select.select([terminal], [], [], left)
-                if ready and key.encode() in os.read(terminal, 64):
-                    return True
-        except KeyboardInterrupt:
-            return True
+        while (left := end - time.monotonic()) > 0:
+            ready, _, _ = select.select([terminal], [], [], left)
+            if ready and key.encode() in os.read(terminal, 64):
+                return True
         return False
 
     try:
