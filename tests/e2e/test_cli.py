@@ -49,4 +49,4 @@ def test_logs_ranks_plot_and_a_trace_of_a_running_job(
     events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
     assert sum("Optimizer.step" in event.get("name", "") for event in events) == 2
     with capsys.disabled():
-        print(f"\n{picture}")
+        print(f"\n{picture}\n{drawn}\n{trainyard(world, 'list')}\n{trainyard(world, 'status', 'seen')}")

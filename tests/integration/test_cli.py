@@ -214,13 +214,13 @@ async def test_a_cluster_that_cannot_be_asked_is_an_error_with_a_way_out(trainya
 
 async def test_names_are_completed(trainyard: Command) -> None:
     await trainyard("submit", "-", stdin=manifest())
-    words = {"_TRAINYARD_COMPLETE": "complete_bash", "COMP_WORDS": "trainyard status j", "COMP_CWORD": "2"}
-    program = Path(sys.executable).parent / "trainyard"
-    process = await asyncio.create_subprocess_exec(
-        program, env={**trainyard.env, **words}, stdout=asyncio.subprocess.PIPE
-    )
-    out, _ = await process.communicate()
-    assert out.decode().split() == ["job"]
+    program = Path(sys.executable).parent / "kubectl_complete-trainyard"
+    for words, found in ((["status", "j"], ["job"]), (["sus"], ["suspend"]), (["status", "--cont"], ["--context"])):
+        process = await asyncio.create_subprocess_exec(
+            program, *words, env=trainyard.env, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert out.decode().split() == [*found, ":4"]
 
 
 async def test_the_ranks_of_a_job_are_shown_without_their_figures_where_nothing_answers(

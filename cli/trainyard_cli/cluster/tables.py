@@ -77,12 +77,15 @@ def job_table(bodies: Sequence[Body], jobs: Sequence[TrainingJob], now: datetime
     return table
 
 
-def progress_bar(job: TrainingJob) -> ProgressBar | None:
+def progress_bar(job: TrainingJob) -> Table | None:
     """How far the job is; None if that is not known."""
     progress = job.status.progress
     if progress is None or not progress.total_steps:
         return None
-    return ProgressBar(total=progress.total_steps, completed=progress.step, width=60)
+    line = Table.grid(padding=(0, 1))
+    bar = ProgressBar(total=progress.total_steps, completed=progress.step, width=60)
+    line.add_row(bar, f"{progress.step / progress.total_steps:.0%}")
+    return line
 
 
 def condition_table(conditions: Sequence[Condition], now: datetime) -> Table:
