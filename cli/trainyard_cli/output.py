@@ -1,11 +1,14 @@
 """Forms in which commands print."""
 
 import json
+import os
+import sys
 from enum import StrEnum
 from typing import Any
 
 import typer
 import yaml
+from rich.console import Console
 
 
 class Output(StrEnum):
@@ -14,6 +17,12 @@ class Output(StrEnum):
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
+
+
+def screen() -> Console:
+    """Standard output. What is not a terminal has no edge at which a line would have to be folded."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=1000 if wide else None)
 
 
 def write(value: Any, output: Output) -> None:

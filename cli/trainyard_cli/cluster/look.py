@@ -4,12 +4,11 @@ import time
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.options import Context, Form, Job, Kubeconfig, Namespace, reports_problems, say
-from trainyard_cli.output import Output, write
+from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
 
 EVERY = 2.0
@@ -42,7 +41,7 @@ def list_jobs(
         say("there are no TrainingJobs" + ("" if everywhere else f" in namespace {cluster.namespace}"))
     else:
         jobs = [parse(body) for body in bodies]
-        Console().print(tables.job_table(bodies, jobs, tables.utc_now(), everywhere=everywhere))
+        screen().print(tables.job_table(bodies, jobs, tables.utc_now(), everywhere=everywhere))
 
 
 def status(
@@ -61,13 +60,13 @@ def status(
         write(body, output)
         return
     job = parse(body)
-    screen = Console()
+    out = screen()
     bar = tables.progress_bar(job)
-    screen.print(status_table(job))
+    out.print(status_table(job))
     if bar is not None:
-        screen.print(bar)
-    screen.print()
-    screen.print(tables.condition_table(job.status.conditions, tables.utc_now()))
+        out.print(bar)
+    out.print()
+    out.print(tables.condition_table(job.status.conditions, tables.utc_now()))
 
 
 def events(
@@ -93,8 +92,8 @@ def events(
     if not found and not watch:
         say(f"there are no events about {name}; the cluster forgets them after an hour")
         return
-    screen = Console()
-    screen.print(tables.event_table(found, tables.utc_now()))
+    out = screen()
+    out.print(tables.event_table(found, tables.utc_now()))
     seen = set(map(_version, found))
     while watch:
         time.sleep(EVERY)
@@ -102,7 +101,7 @@ def events(
         if new:
             table = tables.event_table(new, tables.utc_now())
             table.show_header = False
-            screen.print(table)
+            out.print(table)
             seen |= set(map(_version, new))
 
 

@@ -15,7 +15,7 @@ from trainyard_cli.cluster.options import Context, Form, Kubeconfig, Namespace, 
 from trainyard_cli.display import Display
 from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, refuse
-from trainyard_cli.output import Output, write
+from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
 from trainyard_operator.core.draft import Event
 
@@ -63,7 +63,7 @@ def submit(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     job = parse(body)
     if output is Output.TABLE:
-        Console().print(status_table(job))
+        screen().print(status_table(job))
     else:
         write(body, output)
     raise typer.Exit(exit_code(job))

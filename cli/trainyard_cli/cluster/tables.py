@@ -29,7 +29,7 @@ def plain_table(*columns: str) -> Table:
     """Columns without lines, as kubectl has them."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column, no_wrap=column not in ("MESSAGE", "POD"), overflow="fold")
+        table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
     return table
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +23,7 @@ from trainyard_cli.cluster.options import Context, Kubeconfig, Namespace, report
 from trainyard_cli.cluster.options import Job as JobName
 from trainyard_cli.cluster.ranks import JobView, RankView, look_at
 from trainyard_cli.display import figures
+from trainyard_cli.output import screen
 from trainyard_cli.report import duration
 
 
@@ -52,7 +53,7 @@ def top(
         return _ranks(cluster, name) if name else _jobs(cluster, everywhere)
 
     if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        Console().print(picture())
+        screen().print(picture())
         return
     with (
         suppress(KeyboardInterrupt),
