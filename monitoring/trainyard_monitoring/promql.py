@@ -12,8 +12,8 @@ ON_JOB: Final = f"on ({JOB})"
 CONDITION: Final = "job:trainyard_job_condition:last"
 
 RUNNING: Final = f'and {ON_JOB} {CONDITION}{{condition="Running"}} == 1'
-STEPPING: Final = f'{RUNNING}\nand {ON_JOB} {CONDITION}{{condition="Progressing"}} == 1'
-"""The current attempt runs and has made a step of its own: it neither waits, nor starts, nor restarts."""
+STEPPING: Final = f'and {ON_JOB} {CONDITION}{{condition="Progressing"}} == 1'
+"""The current attempt has made a step of its own: the job neither waits, nor starts, nor restarts, nor rests."""
 NOT_OVER: Final = f'unless {ON_JOB} {CONDITION}{{condition=~"Succeeded|Failed|Suspended"}} == 1'
 
 
