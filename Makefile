@@ -9,7 +9,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 PYTEST := $(RUN) pytest
 
-.PHONY: help setup demo test test-fast unit trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
+.PHONY: help setup demo test test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: setup lint  ## everything: unit, trainer, integration (real API server), e
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit
 
-unit trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
+unit monitoring trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
 	$(PYTEST) tests/$@
 
 resilience: setup  ## measure what faults cost on a real node, and rewrite docs/resilience.md

@@ -13,8 +13,6 @@ def recording_rules(timing: Timing) -> list[Record]:
 def _operator_side(timing: Timing) -> list[Record]:
     gap = span(timing.gap)
     restarts = per_job(f"last_over_time(trainyard_job_restarts_total[{gap}])", "max", "counted")
-    parts = per_job("trainyard_job_goodput_seconds_total", "max", "part")
-    productive = per_job('trainyard_job_goodput_seconds_total{part="productive"}')
     return [
         # While the operator restarts, a job is what it was.
         Record(
@@ -22,7 +20,6 @@ def _operator_side(timing: Timing) -> list[Record]:
             per_job(f"last_over_time(trainyard_job_condition[{gap}])", "max", "condition"),
         ),
         Record("job:trainyard_job_restarts:last", per_job(restarts, "sum")),
-        Record("job:trainyard_goodput:ratio", f"{productive}\n/ {per_job(parts, 'sum')}"),
     ]
 
 
