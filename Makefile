@@ -9,7 +9,7 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 PYTEST := $(RUN) pytest
 
-.PHONY: help setup demo test test-fast unit trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
+.PHONY: help setup demo test test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ test: setup lint  ## everything: unit, trainer, integration (real API server), e
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit
 
-unit trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
+unit monitoring trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
 	$(PYTEST) tests/$@
 
 resilience: setup  ## measure what faults cost on a real node, and rewrite docs/resilience.md
@@ -41,7 +41,7 @@ resilience: setup  ## measure what faults cost on a real node, and rewrite docs/
 lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
-	$(RUN) mypy api operator trainer cli tests
+	$(RUN) mypy api operator trainer cli monitoring tests
 	$(RUN) lint-imports --no-logo
 	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/supervisor.py
 	$(RUN) shellcheck .ci/run
@@ -51,8 +51,9 @@ format: setup  ## format the code and mend what can be mended
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 
-generate: setup  ## regenerate the CRD and manifests/install.yaml
+generate: setup  ## regenerate the CRD, rules, dashboards and manifests/install.yaml
 	$(RUN) python -m trainyard.crd > charts/trainyard/files/crd.yaml
+	$(RUN) python -m trainyard_monitoring charts/trainyard/files
 	$(RUN) python -m tests.cluster render-chart > manifests/install.yaml
 
 cluster-up: setup  ## a real one-node cluster for tests (needs root), or the one of TRAINYARD_TEST_KUBECONFIG

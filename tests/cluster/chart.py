@@ -11,11 +11,15 @@ KUBERNETES = "1.34.0"
 """Rendering asks no cluster for its version."""
 
 
-def render_chart(namespace: str) -> str:
-    """A Namespace, and all that `helm install trainyard charts/trainyard` would create in it."""
+def render_chart(namespace: str, *settings: str) -> str:
+    """A Namespace, and all that `helm install trainyard charts/trainyard` would create in it.
+
+    `settings`: as of helm's --set, KEY=VALUE.
+    """
     helm = PathToolbox(GoToolbox()).path("helm")
     chart = str(REPOSITORY / "charts" / "trainyard")
     command = [str(helm), "template", "trainyard", chart, f"--namespace={namespace}", f"--kube-version={KUBERNETES}"]
+    command += [f"--set={setting}" for setting in settings]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ClusterError(f"helm template failed: {done.stderr.strip()}")

@@ -43,3 +43,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{- /* Where the generated files say that the runbooks are (RUNBOOKS in monitoring/). */}}
+{{- define "trainyard.runbooks" -}}
+https://github.com/trainyard/trainyard/blob/main/docs/runbooks
+{{- end }}

@@ -1,0 +1,282 @@
+"""The few kinds of panel that the dashboards are made of, on top of Grafana's own builders.
+
+Each panel says in its description what it shows and what to do when it looks bad, and links the runbooks of the alerts
+that watch the same figure.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, statetimeline, table, text, timeseries
+from grafana_foundation_sdk.models.common import (
+    BigValueColorMode,
+    BigValueGraphMode,
+    BigValueTextMode,
+    GraphTresholdsStyleMode,
+    LegendDisplayMode,
+    LegendPlacement,
+    ScaleDistribution,
+    SortOrder,
+    StackingMode,
+    TooltipDisplayMode,
+    VisibilityMode,
+)
+from grafana_foundation_sdk.models.dashboard import (
+    DashboardLinkType,
+    DataSourceRef,
+    DataTransformerConfig,
+    DynamicConfigValue,
+    Threshold,
+    ThresholdsMode,
+    ValueMap,
+    ValueMapping,
+    ValueMappingResult,
+)
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
+from grafana_foundation_sdk.models.text import TextMode
+
+from trainyard_monitoring.timing import RUNBOOKS
+
+Panel = stat.Panel | statetimeline.Panel | table.Panel | text.Panel | timeseries.Panel
+
+SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
+
+Levels = Sequence[tuple[float | None, str]]
+"""From which value on which colour; the first value is None."""
+PLAIN: Final[Levels] = ((None, "text"),)
+GOOD_AT_ZERO: Final[Levels] = ((None, "green"), (1, "orange"))
+
+
+@dataclass(frozen=True)
+class Query:
+    """One expression of a panel, and how its series are called."""
+
+    expression: str
+    legend: str = "__auto"
+
+
+@dataclass(frozen=True)
+class About:
+    """What each panel must have."""
+
+    title: str
+    unit: str
+    """Of Grafana's list of units: s, bytes, percentunit, short, none, ..."""
+    description: str
+    runbooks: Sequence[str] = ()
+    """Names of alerts."""
+    width: int | None = None
+    """Of 24; a figure has 4 unless told, all else 8."""
+    height: int | None = None
+    """A figure has 4 unless told, all else 8."""
+
+
+def _targets(queries: Sequence[Query], *, instant: bool = False, as_table: bool = False) -> list[prometheus.Dataquery]:
+    targets = []
+    for ref_id, query in zip("ABCDEFGHIJKL", queries, strict=False):
+        target = prometheus.Dataquery().ref_id(ref_id).expr(query.expression).legend_format(query.legend)
+        target = target.instant() if instant else target.range()
+        targets.append(target.format(PromQueryFormat.TABLE) if as_table else target)
+    return targets
+
+
+def _links(about: About) -> list[dashboard.DashboardLink]:
+    return [
+        dashboard.DashboardLink(f"Runbook: {name}")
+        .type(DashboardLinkType.LINK)
+        .url(f"{RUNBOOKS}/{name}.md")
+        .target_blank(True)
+        for name in about.runbooks
+    ]
+
+
+def _thresholds(levels: Levels) -> dashboard.ThresholdsConfig:
+    steps = [Threshold(value, color) for value, color in levels]
+    return dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
+
+
+def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
+    """Text and colour instead of numbers."""
+    options = {
+        str(value): ValueMappingResult(text=name, color=color, index=index)
+        for index, (value, (name, color)) in enumerate(names.items())
+    }
+    return [ValueMap(options)]
+
+
+def figure(
+    about: About,
+    *queries: Query,
+    levels: Levels = PLAIN,
+    names: Mapping[int, tuple[str, str]] | None = None,
+    decimals: int | None = None,
+    absent: str = "–",
+    instant: bool = False,
+    show_name: bool = False,
+) -> stat.Panel:
+    """One number, as of now. `absent`: what is shown where there is no series."""
+    panel = (
+        stat.Panel()
+        .title(about.title)
+        .description(about.description)
+        .datasource(SOURCE)
+        .targets(list(_targets(queries, instant=instant)))
+        .unit(about.unit)
+        .thresholds(_thresholds(levels))
+        .no_value(absent)
+        .span(about.width or 4)
+        .height(about.height or 4)
+        .links(list(_links(about)))
+        .graph_mode(BigValueGraphMode.NONE)
+        .color_mode(BigValueColorMode.VALUE)
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
+    )
+    if show_name:
+        panel = panel.text_mode(BigValueTextMode.NAME)
+    if names is not None:
+        panel = panel.mappings(value_map(names))
+    return panel if decimals is None else panel.decimals(decimals)
+
+
+def graph(
+    about: About,
+    *queries: Query,
+    levels: Levels | None = None,
+    stacked: bool = False,
+    least: float | None = None,
+    right: Mapping[str, str] | None = None,
+    logarithmic: bool = False,
+) -> timeseries.Panel:
+    """Figures over time. `right`: series, by legend, that have the right axis and another unit."""
+    panel = (
+        timeseries.Panel()
+        .title(about.title)
+        .description(about.description)
+        .datasource(SOURCE)
+        .targets(list(_targets(queries)))
+        .unit(about.unit)
+        .span(about.width or 8)
+        .height(about.height or 8)
+        .links(list(_links(about)))
+        .line_width(1)
+        .fill_opacity(30 if stacked else 0)
+        .show_points(VisibilityMode.NEVER)
+        .legend(
+            common.VizLegendOptions()
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
+            .show_legend(True)
+            .calcs([])
+        )
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+    )
+    if stacked:
+        panel = panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A"))
+    if levels is not None:
+        panel = panel.thresholds(_thresholds(levels))
+        panel = panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
+    if least is not None:
+        panel = panel.min(least)
+    if logarithmic:
+        panel = panel.scale_distribution(common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10))
+    for legend, unit in (right or {}).items():
+        panel = panel.override_by_name(
+            legend, [DynamicConfigValue("unit", unit), DynamicConfigValue("custom.axisPlacement", "right")]
+        )
+    return panel
+
+
+def timeline(about: About, *queries: Query, names: Mapping[int, tuple[str, str]]) -> statetimeline.Panel:
+    """States over time, one row for each series."""
+    return (
+        statetimeline.Panel()
+        .title(about.title)
+        .description(about.description)
+        .datasource(SOURCE)
+        .targets(list(_targets(queries)))
+        .unit(about.unit)
+        .mappings(value_map(names))
+        .span(about.width or 8)
+        .height(about.height or 8)
+        .links(list(_links(about)))
+        .merge_values(True)
+        .show_value(VisibilityMode.NEVER)
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: what is asked, and how it is shown."""
+
+    title: str
+    query: str
+    unit: str
+    names: Mapping[int, tuple[str, str]] | None = None
+
+
+def grid(about: About, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
+    """A table with one row for each set of labels.
+
+    Args:
+        about: title and so on.
+        keys: the labels that make a row, and their titles.
+        columns: figures.
+        link: where the last of the keys leads to.
+    """
+    names = {f"Value #{letter}": column.title for letter, column in zip("ABCDEFGHIJKL", columns, strict=False)}
+    order = {name: index for index, name in enumerate((*keys, *names))}
+    panel = (
+        table.Panel()
+        .title(about.title)
+        .description(about.description)
+        .datasource(SOURCE)
+        .targets(list(_targets([Query(column.query) for column in columns], instant=True, as_table=True)))
+        .unit(about.unit)
+        .span(about.width or 8)
+        .height(about.height or 8)
+        .links(list(_links(about)))
+        .transformations(
+            [
+                DataTransformerConfig(id_val="merge", options={}),
+                DataTransformerConfig(
+                    id_val="organize",
+                    options={
+                        "excludeByName": {"Time": True},
+                        "indexByName": order,
+                        "renameByName": {**keys, **names},
+                    },
+                ),
+            ]
+        )
+    )
+    for column in columns:
+        panel = panel.override_by_name(column.title, _column_properties(column))
+    return panel.override_by_name(
+        list(keys.values())[-1], [DynamicConfigValue("links", [{"title": "Open the job", "url": link}])]
+    )
+
+
+def _column_properties(column: Column) -> list[DynamicConfigValue]:
+    found = [DynamicConfigValue("unit", column.unit)]
+    if column.names is not None:
+        found.append(DynamicConfigValue("mappings", value_map(column.names)))
+        found.append(DynamicConfigValue("custom.cellOptions", {"type": "color-text"}))
+    return found
+
+
+def page(title: str, description: str, markdown: str, *, width: int = 24, height: int = 6) -> text.Panel:
+    """Words."""
+    panel = text.Panel().title(title).description(description).mode(TextMode.MARKDOWN).content(markdown)
+    return panel.span(width).height(height)
+
+
+def to_plain(value: Any) -> Any:
+    """What a builder has made, as dictionaries and lists."""
+    if hasattr(value, "to_json"):
+        return to_plain(value.to_json())
+    if isinstance(value, dict):
+        return {key: to_plain(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(child) for child in value]
+    return value

@@ -1,0 +1,175 @@
+"""What `make generate` writes: no drift, no unknown metric, nothing without words, scaled times and nothing else."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.monitoring.promtool import ALERTS, RULES, promtool
+from trainyard import contract
+from trainyard_monitoring.__main__ import generated
+from trainyard_monitoring.frame import marks
+from trainyard_monitoring.queries import dashboards, panel_queries
+from trainyard_monitoring.rule_file import rule_file, rule_groups
+from trainyard_monitoring.rules import Record
+from trainyard_monitoring.timing import RUNBOOKS, TIMING, Timing
+from trainyard_operator.core.cache import Cache, Key
+from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.kube.metrics import OperatorMetrics
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = REPOSITORY / "charts" / "trainyard" / "files"
+PAGES = REPOSITORY / "docs" / "runbooks"
+DOCUMENT = REPOSITORY / "docs" / "monitoring.md"
+RECORDS = [rule for group in rule_groups() for rule in group.rules if isinstance(rule, Record)]
+QUERIES = panel_queries("ml", "gpt")
+EVALUATIONS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1")
+
+
+def names_of_workers() -> set[str]:
+    metrics = {value for key, value in vars(contract).items() if key.startswith("METRIC_") and isinstance(value, str)}
+    metrics -= {contract.METRIC_EVALUATION, contract.METRIC_STEP_DURATION}
+    metrics |= {f"{contract.METRIC_STEP_DURATION}_{part}" for part in ("sum", "count")}
+    return metrics | {f"{contract.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+
+
+async def names_of_the_operator() -> set[str]:
+    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
+    families = OperatorMetrics(Cache(), WorkQueue[Key]()).registry.collect()
+    return {f"{family.name}{suffix}" for family in families for suffix in suffixes[family.type]}
+
+
+def metrics_in(expression: str) -> set[str]:
+    """Names of series in an expression; words in quotes are none."""
+    bare = re.sub(r'"[^"]*"', '""', expression)
+    return set(re.findall(r"\b(?:[a-z]+:)?trainyard_[a-z0-9_]+(?::[a-z0-9]+)?", bare))
+
+
+@pytest.mark.parametrize("name", generated())
+def test_the_chart_holds_the_generated_files(name: str) -> None:
+    assert (FILES / name).read_text("utf-8") == generated()[name], "out of date: run `make generate`"
+
+
+def test_the_chart_holds_no_other_files() -> None:
+    held = {str(path.relative_to(FILES)) for path in FILES.rglob("*") if path.is_file()}
+    assert held == {*generated(), "crd.yaml"}
+
+
+async def test_every_metric_exists() -> None:
+    known = names_of_workers() | await names_of_the_operator()
+    recorded = {record.name for record in RECORDS}
+    expressions = [rule.expression for group in rule_groups() for rule in group.rules]
+    expressions += [query.expression for query in QUERIES]
+    used = set[str]().union(*(metrics_in(expression) for expression in expressions))
+    assert len(used) > 40
+    assert used <= known | recorded
+    assert recorded <= used, "a recorded series that nothing uses"
+
+
+async def test_every_metric_is_documented_and_no_other() -> None:
+    known = names_of_workers() | await names_of_the_operator()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known} | known
+    told = set(re.findall(r"`(trainyard_[a-z0-9_]+)", DOCUMENT.read_text("utf-8")))
+    evaluations = {f"{contract.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+    assert told - {contract.METRIC_EVALUATION} <= families
+    missing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known - evaluations} - told
+    assert not missing
+    assert contract.METRIC_EVALUATION in told
+
+
+def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} == set(ALERTS)
+    for name in ALERTS:
+        text = (PAGES / f"{name}.md").read_text("utf-8")
+        assert text.startswith(f"# {name}\n"), name
+        for part in ("## What it means", "## Look first", "## Usual causes", "## Silence it"):
+            assert part in text, (name, part)
+        assert f"`{name}`" in DOCUMENT.read_text("utf-8")
+
+
+def panels() -> Iterator[tuple[str, dict[str, Any]]]:
+    for board in dashboards().values():
+        for panel in board["panels"]:
+            if panel["type"] != "row":
+                yield f"{board['title']}: {panel['title']}", panel
+
+
+@pytest.mark.parametrize(("where", "panel"), list(panels()), ids=lambda value: value if isinstance(value, str) else "")
+def test_every_panel_says_what_to_do(where: str, panel: dict[str, Any]) -> None:
+    assert len(panel["description"]) > 20
+    links = [link["url"] for link in panel.get("links") or ()]
+    links += re.findall(rf"{re.escape(RUNBOOKS)}/\w+\.md", str(panel["options"]))
+    assert all(url.removeprefix(f"{RUNBOOKS}/").removesuffix(".md") in ALERTS for url in links)
+    if panel["type"] != "text":
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["targets"]
+        assert all(target["expr"] for target in panel["targets"])
+
+
+def test_panels_lie_side_by_side() -> None:
+    for board in dashboards().values():
+        taken: set[tuple[int, int]] = set()
+        for panel in board["panels"]:
+            place = panel["gridPos"]
+            cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
+            assert not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < 24, panel["title"]
+            taken |= cells
+        assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_every_alert_of_a_job_is_linked_from_a_panel() -> None:
+    text = "".join(generated()[f"dashboards/{name}"] for name in dashboards())
+    assert {name for name in ALERTS if f"/{name}.md" not in text} == set()
+
+
+def test_promtool_parses_every_query(tmp_path: Path) -> None:
+    """Each as a recording rule: promtool of Debian has no other way to check an expression without a server."""
+    rules = [{"record": f"query:{number}", "expr": query.expression} for number, query in enumerate(QUERIES)]
+    assert len(rules) > 80
+    assert "$" not in "".join(rule["expr"] for rule in rules)
+    file = tmp_path / "queries.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), "utf-8")
+    done = promtool("check", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(rules)} rules found" in done.stdout
+
+
+def test_annotations_stand_at_the_times_that_the_series_say() -> None:
+    for mark in marks("x"):
+        plain = mark.to_json()
+        assert plain["useValueForTime"] is True
+        assert str(plain["expr"]).endswith("timestamp_seconds{x} * 1000")
+
+
+# --- times ---------------------------------------------------------------------------------------------------------
+
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+
+
+def numbers_in(text: str) -> tuple[str, list[float]]:
+    """The text with # for each number, and the numbers; times in seconds."""
+    found = [float(n) * _UNITS.get(unit, 1) for n, unit in re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)(ms|[smhd])?\b", text)]
+    return re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)(ms|[smhd])?\b", "#", text), found
+
+
+def test_scaling_changes_times_and_nothing_else() -> None:
+    (before, plain), (after, scaled) = numbers_in(rule_file()), numbers_in(rule_file(TIMING.scaled(0.01)))
+    assert before == after
+    times = set(dataclasses.asdict(TIMING).values())
+    changed = {a for a, b in zip(plain, scaled, strict=True) if a != b}
+    assert all(b == pytest.approx(a * 0.01) for a, b in zip(plain, scaled, strict=True) if a != b)
+    assert changed == times
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Timing)])
+def test_every_time_is_used(field: str) -> None:
+    assert rule_file(dataclasses.replace(TIMING, **{field: 12_345})) != rule_file(), "a time that changes nothing"
+
+
+def test_the_file_is_what_the_rules_are_tested_from() -> None:
+    assert RULES == FILES / "rules.yaml"
