@@ -1,6 +1,7 @@
 """The picture of a dashboard that the documentation has."""
 
 import pytest
+
 from trainyard_monitoring.picture import Series, _legend, in_unit
 
 
