@@ -101,7 +101,7 @@ def test_the_service_monitor_selects_the_operators_service() -> None:
 
 
 def test_the_plain_annotations_can_be_switched_off() -> None:
-    def annotations(*settings: str) -> Mapping[str, str]:
+    def annotations(*settings: str) -> object:
         metadata: Mapping[str, Any] = objects(*settings)["Deployment", "trainyard"]["spec"]["template"]["metadata"]
         return metadata.get("annotations", {})
 
