@@ -24,7 +24,7 @@ FACTOR = 1 / 75
 CALM = 10.0
 """Seconds for which all is well at first: what a job is compared with."""
 PATIENCE = 120.0
-"""It takes about 45 s where nothing else runs."""
+"""It takes less than a minute where not much else runs."""
 
 
 @dataclass

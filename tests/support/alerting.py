@@ -97,6 +97,8 @@ def run_prometheus(
     }
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
-    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", "--web.listen-address=127.0.0.1:0"]
+    # What is sent before Prometheus has found its Alertmanager, in its first five seconds, is lost: let it send again.
+    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", "--rules.alert.resend-delay=1s"]
+    arguments.append("--web.listen-address=127.0.0.1:0")
     with _daemon([str(program), *arguments], folder / "log"):
         yield
