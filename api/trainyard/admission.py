@@ -44,6 +44,15 @@ def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
     Raises:
         ManifestError: with one message for each fault, naming the field, the rule and the fix.
     """
+    return admit(parse_manifest(text), memory=memory)
+
+
+def parse_manifest(text: str) -> dict[str, Any]:
+    """The one TrainingJob in a YAML or JSON text, as it is written.
+
+    Raises:
+        ManifestError: it is not valid, or holds none, or several.
+    """
     try:
         documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
     except yaml.YAMLError as error:
@@ -51,7 +60,8 @@ def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
     jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == contract.KIND]
     if len(jobs) != 1:
         raise ManifestError([f"one {contract.KIND} is expected, {len(jobs)} found; give a file that holds one"])
-    return admit(jobs[0], memory=memory)
+    found: dict[str, Any] = jobs[0]
+    return found
 
 
 def admit(body: dict[str, Any], *, memory: bool = True) -> TrainingJob:

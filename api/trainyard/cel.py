@@ -27,6 +27,7 @@ class Layout:
 
     def __init__(self, replicas: str) -> None:
         world = f"({replicas} * {_PROCS})"  # as `TrainingJobSpec.world_size` has it in Python
+        self.world = world
         data = f"({world} / {MODEL_PARALLEL})"
         self.mesh_fits = f"{world} % {MODEL_PARALLEL} == 0"
         self.shard_fits = (

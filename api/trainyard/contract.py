@@ -19,6 +19,11 @@ LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 
+# By these a plain Prometheus finds the metrics of a pod, and so does the operator.
+ANNOTATION_SCRAPE: Final = "prometheus.io/scrape"
+ANNOTATION_PORT: Final = "prometheus.io/port"
+ANNOTATION_PATH: Final = "prometheus.io/path"
+
 # Inside a worker pod.
 WORKER_CONTAINER: Final = "worker"
 ROLE_WORKER: Final = "worker"
@@ -42,6 +47,8 @@ ENV_JOB: Final = "TRAINYARD_JOB_NAME"
 ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
 ENV_ATTEMPT: Final = supervisor.ENV_ATTEMPT
 ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
+ENV_LOG_LEVEL: Final = "TRAINYARD_LOG_LEVEL"
+"""debug, info (the default) or warning; of the operator, and of rank 0 of the trainer (the others: warnings)."""
 ENV_TERMINATION_LOG: Final = supervisor.ENV_TERMINATION_LOG
 ENV_CACHE: Final = "TRAINYARD_CACHE"
 """Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""

@@ -5,25 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule, opaque
-from trainyard.cel import (
-    CONTEXT,
-    EXPERT,
-    IF_GPT,
-    IF_MOE,
-    MODEL_PARALLEL,
-    NO_V,
-    SERVES,
-    STAGES,
-    TENSOR,
-    TWO_STAGES,
-    Layout,
-)
 from trainyard.checkpoint import Checkpoint
-from trainyard.elastic import ELASTIC_RULES, Elastic
+from trainyard.elastic import Elastic
 from trainyard.health import BadSteps, Health
-from trainyard.models import size_in_cel
 from trainyard.parallelism import Parallelism
 from trainyard.restart import RestartPolicy
+from trainyard.scrape import Metrics
+from trainyard.spec_rules import SPEC_RULES
 from trainyard.training import TrainerSpec
 
 Quantity = Annotated[
@@ -36,8 +24,6 @@ Quantity = Annotated[
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
 
 GPU_RESOURCE = "nvidia.com/gpu"
-
-_LAYOUT = Layout("self.workers.replicas")
 
 
 class Resources(ApiModel):
@@ -167,156 +153,12 @@ class TrainingJobSpec(ApiModel):
     """With how few workers the job trains while there is no room for all; absent: it waits for all of them."""
     restart_policy: RestartPolicy = RestartPolicy()
     """What happens when a worker fails."""
+    metrics: Metrics | None = None
+    """Where a program of your own serves metrics; absent: nowhere. The built-in trainer serves them by itself."""
     health: Health | None = None
     """When a run of the built-in trainer that does not get on is restarted."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "has(self.command) != has(self.trainer)",
-            "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
-            "add one or remove the other",
-        ),
-        Rule(
-            "!has(self.args) || has(self.command)",
-            "spec.args: needs spec.command; the built-in trainer takes no arguments, set its fields in spec.trainer",
-        ),
-        Rule(
-            "has(self.image) || has(self.trainer)",
-            "spec.image: is required with spec.command; name the image that holds your program",
-        ),
-        Rule(
-            "!has(self.parallelism) || has(self.trainer)",
-            "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
-        ),
-        Rule(
-            "!has(self.health) || has(self.trainer)",
-            "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
-        ),
-        Rule(
-            "has(self.trainer) || !has(self.checkpoint) || !(has(self.checkpoint.everySteps) ||"
-            " has(self.checkpoint.everySeconds) || has(self.checkpoint.keep) || has(self.checkpoint.async))",
-            "spec.checkpoint: everySteps, everySeconds, keep and async are the built-in trainer's; remove them, a "
-            "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
-        ),
-        Rule(
-            f"!has(self.server) || {SERVES}",
-            "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
-        ),
-        Rule(
-            f"!({SERVES}) || ({MODEL_PARALLEL} * {EXPERT} == 1"
-            " && (!has(self.trainer) || self.trainer.model.name != 'moe'))",
-            "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove "
-            "tensor, context, expert and pipeline, or choose ddp, fsdp or hsdp",
-        ),
-        Rule(
-            _LAYOUT.mesh_fits,
-            "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
-            "workers.procsPerWorker); change an axis or the number of workers",
-        ),
-        Rule(
-            _LAYOUT.shard_fits,
-            "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x "
-            "context x pipeline.stages)) over expert; choose a divisor",
-        ),
-        Rule(
-            _LAYOUT.expert_fits,
-            "spec.parallelism.expert: must divide the number of data-parallel ranks (world size / (tensor x context x "
-            "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
-        ),
-        Rule(
-            f"{EXPERT} == 1 || !has(self.trainer) || self.trainer.model.name == 'moe'",
-            "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
-        ),
-        Rule(
-            f"{IF_MOE} {size_in_cel('experts')} % {EXPERT} == 0",
-            "spec.parallelism.expert: must divide the model's experts, since each rank holds equally many; lower it, "
-            "or change spec.trainer.model.experts",
-        ),
-        Rule(
-            f"{IF_MOE} {size_in_cel('expertsPerToken')} <= {size_in_cel('experts')}",
-            "spec.trainer.model.expertsPerToken: must be at most the model's experts; lower it, or raise "
-            "spec.trainer.model.experts",
-        ),
-        Rule(
-            f"{TENSOR} == 1 || !has(self.trainer) || self.trainer.model.name != 'moe'",
-            "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
-            "instead, which does",
-        ),
-        Rule(
-            "!has(self.health) || !has(self.health.straggler) || self.health.straggler.action != 'Replace'"
-            " || has(self.checkpoint)",
-            "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
-            "add spec.checkpoint, or choose Report",
-        ),
-        Rule(
-            "!has(self.health) || self.health.nonFinite.action != 'Rollback' || has(self.checkpoint)",
-            "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
-            "spec.checkpoint, or choose Skip",
-        ),
-        Rule(
-            _LAYOUT.batch_fits,
-            "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks (workers.replicas x "
-            "workers.procsPerWorker / (tensor x context x pipeline.stages)); change the batch or the number of workers",
-        ),
-        Rule(
-            _LAYOUT.micro_batch_fits,
-            "spec.trainer.batch.micro: the share of one rank (batch.global / data-parallel ranks) must be a multiple "
-            "of it; choose a divisor, or auto",
-        ),
-        Rule(
-            _LAYOUT.pipeline_fits,
-            "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
-            "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
-        ),
-        Rule(
-            f"{IF_GPT} ({size_in_cel('heads')} % ({TENSOR} * {CONTEXT}) == 0 &&"
-            f" {size_in_cel('kvHeads')} % ({TENSOR} * {CONTEXT}) == 0)",
-            "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
-            "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
-        ),
-        Rule(
-            f"{IF_GPT} {size_in_cel('ffnDim')} % {TENSOR} == 0",
-            "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
-        ),
-        Rule(
-            f"{IF_GPT} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {TENSOR} == 0",
-            "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
-            "lower it, or change the vocabulary",
-        ),
-        Rule(
-            f"{IF_GPT} self.trainer.data.sequenceLength % ({TENSOR} * {CONTEXT}) == 0",
-            "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
-            "change it or the axes",
-        ),
-        Rule(
-            f"{IF_GPT} {size_in_cel('layers')} >= {STAGES} * (has(self.parallelism) &&"
-            f" self.parallelism.pipeline.schedule in {TWO_STAGES} && self.parallelism.pipeline.stages > 1"
-            " ? 2 : 1)",
-            "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
-            "has two stages; use fewer stages, another schedule, or more layers",
-        ),
-        Rule(
-            f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {NO_V}",
-            "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
-            "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
-        ),
-        Rule(
-            f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {NO_V}",
-            "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two "
-            "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
-        ),
-        Rule(
-            f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({NO_V}))",
-            "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
-            "differentiate the compiled blocks then); remove it, or choose another layout",
-        ),
-        Rule(
-            f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {MODEL_PARALLEL} == 1",
-            "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
-            "and pipeline, or train a gpt",
-        ),
-        *ELASTIC_RULES,
-    )
+    rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 
     @property
     def parallel(self) -> Parallelism:
@@ -334,6 +176,11 @@ class TrainingJobSpec(ApiModel):
             return self.workers.procs_per_worker
         limits = self.workers.resources.limits or {}
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
+
+    @property
+    def scraped(self) -> Metrics | None:
+        """Where each worker serves metrics; None if it does not."""
+        return self.metrics if self.trainer is None else Metrics()
 
     @property
     def bad_steps(self) -> BadSteps:

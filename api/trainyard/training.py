@@ -63,6 +63,17 @@ class Evaluation(ApiModel):
     """Steps between two evaluations during the training; none if absent."""
 
 
+class Profile(ApiModel):
+    """A trace of some steps, by torch's profiler."""
+
+    at_step: Positive
+    """The first of them, from 1."""
+    steps: Annotated[int, Field(ge=1, le=100)] = 3
+    """How many; a trace of a large model takes some ten MB for each."""
+    ranks: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=64)] = (0,)
+    """Ranks that are traced."""
+
+
 class TrainerSpec(ApiModel):
     """The built-in trainer."""
 
@@ -90,6 +101,12 @@ class TrainerSpec(ApiModel):
     needs a C++ compiler, which the trainer image has."""
     seed: NonNegative = 0
     """Seed of the initial weights and of the order of the samples."""
+    tensorboard: bool = False
+    """Write the figures of each report and evaluation for TensorBoard, to the folder tensorboard beside the
+    checkpoints."""
+    profile: Profile | None = None
+    """Write a trace of some steps (for Perfetto or chrome://tracing) to the folder profiles beside the checkpoints.
+    `trainyard profile` asks a running job for one."""
     log_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
     """Steps between two reports of loss and throughput. Between reports the trainer never waits for the
     device, so a larger number costs less."""

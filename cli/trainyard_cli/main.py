@@ -1,26 +1,27 @@
-"""`trainyard`: run a TrainingJob on this machine, or see what it would be."""
+"""`trainyard`, also as a plugin of kubectl: run a TrainingJob on this machine, or look after those of a cluster.
+
+The commands for a cluster are in `cluster/`.
+"""
 
 import asyncio
 import importlib.util
-import json
 import shutil
 import time
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
 from rich.console import Console
 
 from trainyard.admission import ManifestError, load_manifest
 from trainyard.estimate import estimate
 from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Reason
+from trainyard_cli.cluster import change, logs, look, submit, top, trace
 from trainyard_cli.display import Display
-from trainyard_cli.local import local_run
-from trainyard_cli.manifest import EXIT_BAD_INPUT, read_manifest, refuse
+from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code
+from trainyard_cli.manifest import read_manifest, refuse
+from trainyard_cli.output import Output, write
 from trainyard_cli.plan import show as show_plan
 from trainyard_cli.report import plot, read_reports, status_table
 
@@ -32,19 +33,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+for part in (look, logs, top, submit, change, trace):
+    part.add_to(app)
 
 Manifest = Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")]
-
-_BAD_INPUT = (Reason.INVALID_CONFIG, Reason.INVALID_SPEC)
-
-
-class Output(StrEnum):
-    """Form of what a command prints on standard output."""
-
-    TABLE = "table"
-    JSON = "json"
-    YAML = "yaml"
 
 
 def _show_version(wanted: bool) -> None:
@@ -104,7 +96,7 @@ def run(
     _print(job, output)
     _draw(job, target, screen)
     screen.print(f"logs: {target}/pods/*/log", highlight=False, soft_wrap=True)
-    raise typer.Exit(EXIT_INTERRUPTED if interrupted else _exit_code(job))
+    raise typer.Exit(EXIT_INTERRUPTED if interrupted else exit_code(job))
 
 
 @app.command("plan")
@@ -125,7 +117,7 @@ def plan_job(
     if output is Output.TABLE:
         show_plan(found, Console())
     else:
-        _write(found.to_dict(), output)
+        write(found.to_dict(), output)
     if found.problems:
         raise refuse(Console(stderr=True), file, found.problems)
 
@@ -154,6 +146,8 @@ def _prepare(folder: Path, job: TrainingJob, fresh: bool, screen: Console) -> No
 
 
 async def _run(job: TrainingJob, folder: Path, screen: Console) -> tuple[TrainingJob, bool]:
+    from trainyard_cli.local import local_run  # imported late: the other commands need no operator
+
     async with local_run(job, folder) as local:
         with Display(screen) as display:
             while not local.over:
@@ -167,14 +161,7 @@ def _print(job: TrainingJob, output: Output) -> None:
     if output is Output.TABLE:
         Console().print(status_table(job))
     else:
-        _write(job.to_dict(), output)
-
-
-def _write(value: dict[str, Any], output: Output) -> None:
-    if output is Output.JSON:
-        typer.echo(json.dumps(value, indent=2))
-    else:
-        typer.echo(yaml.safe_dump(value, sort_keys=False), nl=False)
+        write(job.to_dict(), output)
 
 
 def _draw(job: TrainingJob, folder: Path, screen: Console) -> None:
@@ -183,13 +170,6 @@ def _draw(job: TrainingJob, folder: Path, screen: Console) -> None:
         target = folder / "plot.png"
         plot(job, reports, target)
         screen.print(f"plot: {target}", highlight=False, soft_wrap=True)
-
-
-def _exit_code(job: TrainingJob) -> int:
-    if job.status.is_true(ConditionType.SUCCEEDED):
-        return 0
-    failed = job.status.condition(ConditionType.FAILED)
-    return EXIT_BAD_INPUT if failed and failed.reason in _BAD_INPUT else EXIT_FAILED
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trainyard.admission import ManifestError
-
-EXIT_BAD_INPUT = 2
+from trainyard_cli.ending import EXIT_BAD_INPUT
 
 
 def read_manifest(file: Path) -> str:

@@ -1,7 +1,7 @@
 """After a run: the table of its final status, and the plot of its loss and throughput."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -25,12 +25,13 @@ class StepReport:
 
 def read_reports(folder: Path) -> list[StepReport]:
     """The reports in the logs of all attempts of a run, in order."""
-    reports = [r for log in folder.glob("pods/*/log") for r in _reports_in(log)]
-    return sorted(reports, key=lambda r: (r.attempt, r.step))
+    logs = (log.read_text("utf-8", "replace").splitlines() for log in folder.glob("pods/*/log"))
+    return sorted((r for lines in logs for r in reports_in(lines)), key=lambda r: (r.attempt, r.step))
 
 
-def _reports_in(log: Path) -> Iterator[StepReport]:
-    for line in log.read_text("utf-8", "replace").splitlines():
+def reports_in(lines: Iterable[str]) -> Iterator[StepReport]:
+    """The reports among the lines of a worker's log."""
+    for line in lines:
         if '"tokensPerSecond"' not in line:
             continue
         try:
@@ -70,8 +71,19 @@ def plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None:
     plt.close(figure)
 
 
+def duration(seconds: float) -> str:
+    """A time as kubectl writes it: two units at most."""
+    left = max(0, round(seconds))
+    parts: list[str] = []
+    for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or parts or unit == "s":
+            parts.append(f"{count}{unit}")
+    return "".join(part for part in parts[:2] if not part.startswith("0") or len(parts) == 1)
+
+
 def status_table(job: TrainingJob) -> Table:
-    """The final status, as rows of name and value."""
+    """The status, as rows of name and value."""
     status, progress = job.status, job.status.progress
     table = Table(
         title=f"TrainingJob {job.metadata.namespace}/{job.metadata.name}", show_header=False, title_justify="left"
@@ -79,7 +91,11 @@ def status_table(job: TrainingJob) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("phase", str(status.phase))
-    table.add_row("workers", f"{job.spec.workers.replicas} x {job.spec.procs_per_worker} ranks")
+    current = job.current.spec
+    fewer = f" (of {job.spec.workers.replicas})" if current.workers.replicas < job.spec.workers.replicas else ""
+    table.add_row("workers", f"{current.workers.replicas}{fewer} x {current.procs_per_worker} ranks")
+    if status.avoided_nodes:
+        table.add_row("avoided nodes", ", ".join(status.avoided_nodes))
     if progress:
         total = f" of {progress.total_steps}" if progress.total_steps else ""
         table.add_row("step", f"{progress.step}{total}")
@@ -90,6 +106,12 @@ def status_table(job: TrainingJob) -> Table:
         ):
             if value is not None:
                 table.add_row(name, format(value, form))
+        if progress.mfu is not None:
+            table.add_row("MFU", f"{progress.mfu:.1%}")
+        if progress.eta_seconds and not status.finished:
+            table.add_row("ETA", duration(progress.eta_seconds))
+        if progress.checkpoint_step is not None:
+            table.add_row("checkpoint", f"step {progress.checkpoint_step}")
         for name, value in (progress.metrics or {}).items():
             table.add_row(f"held-out {name}", format(value, ".4f"))
     table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")

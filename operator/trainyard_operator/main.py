@@ -17,6 +17,7 @@ from typing import Any
 import kopf
 from kubernetes.aio.config import ConfigException
 
+from trainyard import contract
 from trainyard_operator.backends.kubernetes import KubernetesBackend
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.progress import ProgressPoller
@@ -169,7 +170,8 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         default=env("TRAINYARD_KEY_SECRET") or None,
         help="Secret of the operator's own, made on first use; without it pods obey only the operator that made them",
     )
-    parser.add_argument("--log-level", default=env("TRAINYARD_LOG_LEVEL", "info"), choices=["debug", "info", "warning"])
+    level = env(contract.ENV_LOG_LEVEL, "info")
+    parser.add_argument("--log-level", default=level, choices=["debug", "info", "warning"])
     given = parser.parse_args(arguments)
     namespace, _, name = (given.key_secret or "").partition("/")
     if given.key_secret and not (namespace and name):

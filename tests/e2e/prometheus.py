@@ -1,4 +1,4 @@
-"""A real Prometheus in the cluster's network, configured as the sample in manifests is."""
+"""A real Prometheus and a real Alertmanager in the cluster's network, configured as the samples in manifests are."""
 
 import json
 import re
@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from tests.cluster import Cluster
 from tests.e2e.world import Body, eventually
 from tests.support.need import require
+from trainyard_monitoring.picture import Series
 
 SAMPLE = Path("manifests/samples/prometheus.yaml")
-ADDRESS = "127.0.0.1:9490"
+RULES = Path("charts/trainyard/files/rules.yaml")
+ADDRESS, ALERTMANAGER = "127.0.0.1:9490", "127.0.0.1:9493"
 _GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 
 
@@ -31,10 +34,30 @@ class Prometheus:
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series that an instant query gives."""
-        url = f"http://{ADDRESS}/api/v1/query?query={urllib.parse.quote(expression)}"
-        answer = json.loads(self.cluster.run([sys.executable, "-c", _GET, url]).stdout)
+        return [(r["metric"], float(r["value"][1])) for r in self._ask("query", query=expression)]
+
+    def query_range(self, expression: str, start: float, end: float, step: float = 1.0) -> list[Series]:
+        """Each series of an expression between two times."""
+        found = self._ask("query_range", query=expression, start=str(start), end=str(end), step=str(step))
+        return [
+            Series(r["metric"], [float(at) for at, _ in r["values"]], [float(value) for _, value in r["values"]])
+            for r in found
+        ]
+
+    def _ask(self, what: str, **query: str) -> list[Body]:
+        url = f"http://{ADDRESS}/api/v1/{what}?{urllib.parse.urlencode(query)}"
+        answer = self._get(url)
         assert answer["status"] == "success", answer
-        return [(r["metric"], float(r["value"][1])) for r in answer["data"]["result"]]
+        found: list[Body] = answer["data"]["result"]
+        return found
+
+    def alerts(self, job: str) -> set[str]:
+        """Names of the alerts about a job that have arrived at Alertmanager and are not resolved."""
+        found = self._get(f"http://{ALERTMANAGER}/api/v2/alerts")
+        return {alert["labels"]["alertname"] for alert in found if alert["labels"].get("job_name") == job}
+
+    def _get(self, url: str) -> Any:
+        return json.loads(self.cluster.run([sys.executable, "-c", _GET, url]).stdout)
 
 
 @contextmanager
@@ -43,7 +66,9 @@ def run_prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
     program = shutil.which("prometheus")
     require(program, "prometheus (apt-get install prometheus)")
     config = yaml.safe_load(SAMPLE.read_text("utf-8"))
-    config["global"]["scrape_interval"] = config["global"]["scrape_timeout"] = "1s"
+    config["global"] |= dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "1s")
+    config["rule_files"] = [str(RULES.absolute())]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [ALERTMANAGER]
     targets = folder / "targets.json"
     for job in config["scrape_configs"]:
         assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
@@ -51,21 +76,44 @@ def run_prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
     arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={ADDRESS}"]
-    with discover(cluster, targets), (folder / "log").open("wb") as log:
-        command = [*cluster.command_prefix, str(program), *arguments]
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+    with (
+        discover(cluster, targets),
+        _alertmanager(cluster, folder / "alertmanager"),
+        _running(cluster, [str(program), *arguments], ADDRESS, folder / "log"),
+    ):
+        yield Prometheus(cluster)
+
+
+@contextmanager
+def _alertmanager(cluster: Cluster, folder: Path) -> Iterator[None]:
+    """Alertmanager, which tells nobody."""
+    program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
+    require(program, "alertmanager (apt-get install prometheus-alertmanager)")
+    folder.mkdir()
+    file = folder / "alertmanager.yaml"
+    file.write_text(yaml.safe_dump({"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}), "utf-8")
+    storage = [f"--config.file={file}", f"--storage.path={folder}/data"]
+    addresses = [f"--web.listen-address={ALERTMANAGER}", "--cluster.listen-address="]
+    with _running(cluster, [str(program), *storage, *addresses], ALERTMANAGER, folder / "log"):
+        yield
+
+
+@contextmanager
+def _running(cluster: Cluster, command: list[str], address: str, log: Path) -> Iterator[None]:
+    """Run a program in the cluster's network, from when it says that it is ready."""
+
+    def is_ready() -> bool:
+        assert process.poll() is None, f"{command[0]} ended: {log.read_text()}"
+        return cluster.run([sys.executable, "-c", _GET, f"http://{address}/-/ready"], check=False).returncode == 0
+
+    with log.open("wb") as output:
+        process = subprocess.Popen([*cluster.command_prefix, *command], stdout=output, stderr=output)
         try:
-            found = Prometheus(cluster)
-            eventually("Prometheus ready", lambda: _is_ready(cluster, process, folder / "log"))
-            yield found
+            eventually(f"{command[0]} ready", is_ready)
+            yield
         finally:
             process.terminate()
             process.wait(timeout=30)
-
-
-def _is_ready(cluster: Cluster, process: "subprocess.Popen[bytes]", log: Path) -> bool:
-    assert process.poll() is None, f"Prometheus ended: {log.read_text()}"
-    return cluster.run([sys.executable, "-c", _GET, f"http://{ADDRESS}/-/ready"], check=False).returncode == 0
 
 
 @contextmanager
@@ -104,8 +152,9 @@ def _targets_of(pod: Body) -> Iterator[Body]:
         "pod_name": pod["metadata"]["name"],
         "pod_phase": pod["status"]["phase"],
     }
-    for key, value in pod["metadata"].get("annotations", {}).items():
-        labels[f"pod_annotation_{re.sub('[^a-zA-Z0-9_]', '_', key)}"] = value
+    for kind in ("annotation", "label"):
+        for key, value in pod["metadata"].get(f"{kind}s", {}).items():
+            labels[f"pod_{kind}_{re.sub('[^a-zA-Z0-9_]', '_', key)}"] = value
     for container in pod["spec"]["containers"] if address else ():
         for port in container.get("ports", ()):
             yield {

@@ -101,9 +101,10 @@ def test_the_service_monitor_selects_the_operators_service() -> None:
 
 
 def test_the_plain_annotations_can_be_switched_off() -> None:
-    def annotations(*settings: str) -> dict[str, str]:
+    def annotations(*settings: str) -> Mapping[str, str]:
         metadata: Mapping[str, Any] = objects(*settings)["Deployment", "trainyard"]["spec"]["template"]["metadata"]
-        return dict(metadata.get("annotations", {}))
+        found: Mapping[str, str] = metadata.get("annotations", {})
+        return found
 
     assert annotations()["prometheus.io/scrape"] == "true"
     assert annotations("operator.scrapeAnnotations=false") == {}

@@ -12,7 +12,7 @@ from tests.builders import make_job
 from tests.support.local import until_over, worker_of
 from trainyard import supervisor
 from trainyard.job import TrainingJob
-from trainyard.status import Phase
+from trainyard.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK
@@ -92,3 +92,30 @@ async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
         assert run.job.status.last_failure is not None
         assert run.job.status.last_failure.exit_code == 127
         assert "no-such-command: No such file or directory" in run.job.status.last_failure.message
+
+
+REPORTING = """
+import time
+from trainyard.reporter import Reporter
+reporter = Reporter(total_steps=1000)
+for step in range(1000):
+    time.sleep(0.02)
+    reporter.step(tokens=64, loss=1 / (step + 1))
+"""
+
+
+async def test_a_program_that_reports_has_its_step_and_loss_in_the_status(tmp_path: Path) -> None:
+    job = make_job("own", command=[sys.executable, "-c", REPORTING], metrics={})
+    async with local_run(job, tmp_path) as run:
+        async with asyncio.timeout(60):
+            while run.job.status.progress is None:
+                await run.changed.wait()
+                run.changed.clear()
+        status = run.job.status
+        assert status.progress is not None
+        assert status.progress.attempt == 1
+        assert 0 < status.progress.step < 1000
+        assert status.progress.loss == pytest.approx(1 / status.progress.step, rel=0.1)
+        assert status.is_true(ConditionType.PROGRESSING)
+        run.suspend()
+        await until_over(run, 60)

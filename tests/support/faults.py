@@ -472,6 +472,38 @@ RULES = (
             ("eps", 1e-8, "sgd", "adagrad, rmsprop, adam, adamw, muon"),
         )
     ),
+    *(
+        Fault(
+            f"{name} without a volume",
+            partial(_trainer, **{name: value}),
+            "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+        )
+        for name, value in (("tensorboard", True), ("profile", {"atStep": 5}))
+    ),
+    Fault(
+        "a trace of a rank that there is not",
+        lambda: make_manifest(
+            replicas=2,
+            trainer=trainer_spec(profile={"atStep": 5, "ranks": [0, 2]}),
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.trainer.profile.ranks: must be ranks of this job, which are numbered from 0 to workers.replicas x "
+        "workers.procsPerWorker - 1; correct them",
+    ),
+    Fault(
+        "metrics of the built-in trainer",
+        lambda: make_manifest(trainer=trainer_spec(), metrics={"port": 9500}),
+        "spec.metrics: is about spec.command; the built-in trainer serves its metrics by itself, remove it",
+    ),
+    *(
+        Fault(
+            f"metrics at port {port}",
+            partial(make_manifest, metrics={"port": port}),
+            "spec.metrics.port: 29500 and 9401 are those of the rendezvous and of restarts in place; choose "
+            "another one",
+        )
+        for port in (29500, 9401)
+    ),
     Fault(
         "the health of a program of one's own",
         lambda: make_manifest(health={"startupTimeoutSeconds": 60}),

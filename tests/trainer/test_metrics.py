@@ -200,6 +200,23 @@ def test_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines) == 2
 
 
+def test_the_level_of_the_log_is_that_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        monkeypatch.setenv(contract.ENV_LOG_LEVEL, "warning")
+        log.configure("tests", 1, 0)
+        log.info("a step")
+        log.logger.warning("a warning")
+        monkeypatch.setenv(contract.ENV_LOG_LEVEL, "loud")
+        with pytest.raises(ConfigError, match="TRAINYARD_LOG_LEVEL: must be one of debug, info, warning, not loud"):
+            log.configure("tests", 1, 0)
+    finally:
+        log.logger.handlers = []
+        log.logger.setLevel(logging.NOTSET)
+    assert [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()] == ["a warning"]
+
+
 def read_by_the_operator(metrics: Metrics) -> Progress:
     progress = parse_progress(generate_latest(metrics.registry).decode(), attempt=0, now=datetime.now())
     assert progress is not None

@@ -237,7 +237,15 @@ async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptu
 )
 def test_metrics_are_at_the_pods_address(address: str | None, url: str | None) -> None:
     hands, _ = backend()
-    assert hands.metrics_url(make_pod(JOB, status={"podIP": address})) == url
+    job = make_job(metrics={})
+    assert hands.metrics_url(make_pod(job, status={"podIP": address})) == url
+
+
+def test_metrics_of_a_program_are_where_its_spec_says() -> None:
+    hands, _ = backend()
+    job = make_job(metrics={"port": 8000, "path": "/stats/prom"})
+    assert hands.metrics_url(make_pod(job, status={"podIP": "10.0.0.7"})) == "http://10.0.0.7:8000/stats/prom"
+    assert hands.metrics_url(make_pod(make_job(), status={"podIP": "10.0.0.7"})) is None, "nothing is said of any"
 
 
 def test_every_kind_that_is_built_can_be_created() -> None:

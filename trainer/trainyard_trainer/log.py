@@ -2,20 +2,34 @@
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from trainyard import contract
+from trainyard_trainer.errors import ConfigError
+
 logger = logging.getLogger("trainyard")
 
 
+LEVELS = ("debug", "info", "warning")
+
+
 def configure(job: str, attempt: int, rank: int) -> None:
-    """Send the trainer's log to standard output: everything of rank 0, warnings and errors of the others."""
+    """Send the trainer's log to standard output: that of rank 0 from a level on, warnings and errors of the others.
+
+    Raises:
+        ConfigError: there is no such level as TRAINYARD_LOG_LEVEL says.
+    """
+    level = os.environ.get(contract.ENV_LOG_LEVEL) or "info"
+    if level not in LEVELS:
+        raise ConfigError(f"{contract.ENV_LOG_LEVEL}: must be one of {', '.join(LEVELS)}, not {level}; correct it")
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Plain(rank) if sys.stdout.isatty() else _Json(job, attempt, rank))
     logger.handlers = [handler]
     logger.propagate = False
-    logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    logger.setLevel(level.upper() if rank == 0 else logging.WARNING)
 
 
 def info(message: str, **fields: Any) -> None:

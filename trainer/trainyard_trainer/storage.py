@@ -41,6 +41,19 @@ def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | 
     state_dict_saver.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
+def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same under the first part of each name.
+
+    Names on disk are the same, since torch joins them again, in the process that saves. But it handles each entry of
+    the dictionary that it is given by itself, in the thread that trains: of 200 tensors that is half of the stall.
+    """
+    parts: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = tensor
+    return parts
+
+
 class BackgroundSave:
     """Writes in a process of its own, which is started with the first save and stays."""
 
@@ -54,7 +67,7 @@ class BackgroundSave:
     def start(self, writer: CheckpointWriter, tensors: Mapping[str, Any]) -> AsyncSaveResponse:
         """Begin. The tensors must not change until `staging_completion`; `upload_completion` ends it."""
         response = state_dict_saver.async_save(
-            dict(tensors),
+            _nested(tensors),
             storage_writer=writer,
             process_group=self._group,
             async_checkpointer_type=AsyncCheckpointerType.PROCESS,

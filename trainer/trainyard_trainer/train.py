@@ -24,6 +24,7 @@ from trainyard_trainer.optimizer import learning_rate_factor
 from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
 from trainyard_trainer.peak import peak_flops
+from trainyard_trainer.profiling import Profiler
 from trainyard_trainer.report import Clock, StepReport
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.saver import Saver
@@ -68,6 +69,7 @@ class Trainer:
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
         self.saver: Saver | None = None
+        self.profiler: Profiler | None = None
         self._source: Path | None = None
         self._fingerprint = samples.fingerprint
         self.figures: dict[str, Any] = {}
@@ -218,6 +220,8 @@ class Trainer:
         while self.step < total and not self.stopped_because:
             if metrics is not None:
                 metrics.spent(watch.lap())
+            if self.profiler is not None:
+                self.profiler.before_step(self.step + 1)
             learning_rate = self._learning_rate()
             loss, waited = self._accumulate_gradients()
             watch.mark("passes", waited=waited)
@@ -229,6 +233,8 @@ class Trainer:
             watch.mark("update")
             self.step += 1
             heartbeat.beat(Phase.AFTER_STEP, self.step)
+            if self.profiler is not None:
+                self.profiler.after_step(self.step)
             if made:
                 self.strikes.good()
             elif self._pass_over(loss.item(), norm.item(), metrics):
@@ -240,6 +246,8 @@ class Trainer:
                 report = self._report(loss, norm, learning_rate, clock)
                 if self.world.rank == 0:
                     on_report(report)
+                if self.profiler is not None:
+                    self.profiler.poll(self.step)
             self._stragglers.after_step()
             if metrics is not None:
                 metrics.step(self.batches.global_batch)

@@ -19,10 +19,12 @@ from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.guard import Guard
 from trainyard_trainer.heartbeat import Phase
 from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.profiling import Profiler
 from trainyard_trainer.report import StepReport
 from trainyard_trainer.samples import prepare
 from trainyard_trainer.saver import Saver
 from trainyard_trainer.server import ParameterServer, RemoteUpdate
+from trainyard_trainer.trackers import Trackers
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.world import World
 
@@ -49,6 +51,7 @@ class Worker:
         self.metrics: Metrics | None = None
         self.trainer: Trainer | None = None
         self.server: ParameterServer | None = None
+        self.trackers: Trackers | None = None
         self.last: Progress | None = None
 
     def step(self) -> int | None:
@@ -116,14 +119,24 @@ class Worker:
         self.trainer = Trainer(config, world, samples)
         if config.checkpoint is not None:
             self._go_on(config.checkpoint, self.trainer)
+        if self.rank == 0:
+            root = None if config.checkpoint is None else self._root
+            self.trackers = Trackers(config, root, self.attempt, resumed=self.trainer.step > 0)
         self.trainer.run(self.metrics, self.report, self.evaluated)
+        if self.trackers is not None:
+            self.trackers.close()
         if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
             ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
 
+    @property
+    def _root(self) -> Path:
+        """The folder of the job on the checkpoint volume."""
+        return Path(os.environ.get(contract.ENV_CHECKPOINTS) or contract.CHECKPOINT_MOUNT)
+
     def _go_on(self, config: CheckpointConfig, trainer: Trainer) -> None:
         """Continue from what is on the checkpoint volume, and save to it."""
-        root = Path(os.environ.get(contract.ENV_CHECKPOINTS) or contract.CHECKPOINT_MOUNT)
+        root = self._root
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -133,6 +146,8 @@ class Worker:
             ) from error
         send = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         trainer.go_on(Saver(config, root, trainer.world, self.metrics, send))
+        wanted = trainer.config.trainer.profile
+        trainer.profiler = Profiler(wanted, root, self.rank, self.attempt, trainer.world.device)
         if trainer.figures:
             self.last = Progress.model_validate(trainer.figures).replace(attempt=self.attempt)
 
@@ -165,6 +180,8 @@ class Worker:
         log.info(str(report), **self.last.to_dict(), seconds=round(report.seconds, 3))
         if self.metrics is not None:
             self.metrics.report(report)
+        if self.trackers is not None:
+            self.trackers.report(report)
 
     def _remember(self, figures: Progress) -> None:
         assert self.trainer is not None
@@ -180,6 +197,8 @@ class Worker:
         log.info(f"evaluation after step {self.last.step}: {words}", evaluation=figures)
         if self.metrics is not None:
             self.metrics.evaluated(figures)
+        if self.trackers is not None:
+            self.trackers.evaluated(self.last.step, figures)
 
 
 def read_config() -> RunConfig:

@@ -175,9 +175,12 @@ class KubernetesBackend:
         return await orders.order([_url(pod, contract.SUPERVISOR_PORT) for pod in pods], self.token(job), attempt)
 
     def metrics_url(self, pod: Pod) -> str | None:
-        """The metrics port at the pod's address."""
-        url = _url(pod, contract.METRICS_PORT)
-        return url and f"{url}/metrics"
+        """The page that the pod's annotations name, at its address."""
+        about = pod["metadata"].get("annotations") or {}
+        if contract.ANNOTATION_PORT not in about:
+            return None
+        url = _url(pod, int(about[contract.ANNOTATION_PORT]))
+        return url and f"{url}{about[contract.ANNOTATION_PATH]}"
 
 
 def _url(pod: Pod, port: int) -> str | None:

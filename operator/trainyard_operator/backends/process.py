@@ -104,9 +104,10 @@ class ProcessBackend:
         self.events.append(event)
 
     def metrics_url(self, pod: Pod) -> str | None:
-        """The metrics port that was given to this pod."""
+        """The page that the pod's annotations name, at the port that this machine gave to the pod."""
         running = self._running.get(pod["metadata"]["name"])
-        return f"http://{HOST}:{running.metrics_port}/metrics" if running else None
+        path = (pod["metadata"].get("annotations") or {}).get(contract.ANNOTATION_PATH)
+        return f"http://{HOST}:{running.metrics_port}{path}" if running and path else None
 
     def token(self, job: TrainingJob) -> str:
         """See `orders.job_token`."""

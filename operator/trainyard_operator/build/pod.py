@@ -63,12 +63,13 @@ def _role_spec(job: TrainingJob, index: int) -> Workers | Server:
 
 def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
     """The annotations that a plain Prometheus looks for; a user's program may serve no metrics."""
-    if job.spec.trainer is None:
+    page = job.spec.scraped
+    if page is None:
         return {}
     return {
-        "prometheus.io/scrape": "true",
-        "prometheus.io/port": str(contract.METRICS_PORT),
-        "prometheus.io/path": "/metrics",
+        contract.ANNOTATION_SCRAPE: "true",
+        contract.ANNOTATION_PORT: str(page.port),
+        contract.ANNOTATION_PATH: page.path,
     }
 
 
@@ -160,13 +161,14 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         container["volumeMounts"].append({"name": "checkpoints", "mountPath": contract.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
+    if spec.scraped is not None:
+        container["ports"] = [{"name": "metrics", "containerPort": spec.scraped.port}]
     if spec.trainer is None:
         container["command"] = list(spec.command or ())
         if spec.args:
             container["args"] = list(spec.args)
         return container
     container["command"] = TRAINER_COMMAND
-    container["ports"] = [{"name": "metrics", "containerPort": contract.METRICS_PORT}]
     container["volumeMounts"] += [
         {"name": "config", "mountPath": contract.CONFIG_FOLDER, "readOnly": True},
         {"name": "tmp", "mountPath": "/tmp"},
@@ -227,5 +229,6 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
             values[contract.ENV_GRACE] = str(_grace_seconds(job, index))
     if job.spec.trainer is not None:
         values[contract.ENV_CONFIG] = f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
-        values[contract.ENV_METRICS_PORT] = str(contract.METRICS_PORT)
+    if job.spec.scraped is not None:
+        values[contract.ENV_METRICS_PORT] = str(job.spec.scraped.port)
     return [{"name": name, "value": value} for name, value in values.items()]

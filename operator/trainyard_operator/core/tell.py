@@ -34,8 +34,8 @@ def set_running(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) ->
     if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
         tell_mishaps(draft, seen.progress, workers)
         draft.update(progress=seen.progress)
-    if spec.trainer is None:
-        return
+    if spec.trainer is None and draft.status.progress is None:
+        return  # a program that does not say how far it is
     if has_stepped(draft.status):
         draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
     else:

@@ -1,0 +1,146 @@
+"""A picture of a dashboard without Grafana: each panel where the dashboard has it, drawn from what Prometheus answers.
+
+For the documentation; colours and fonts are not Grafana's, panels, queries, units and texts are.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter
+
+COLUMNS = 24
+"""Of Grafana's grid."""
+_CELL = (0.62, 0.34)
+"""Inches that a cell of the grid is wide and high."""
+_STEPS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+
+
+class Series(NamedTuple):
+    """One series of a range query."""
+
+    labels: Mapping[str, str]
+    times: Sequence[float]
+    """Seconds."""
+    values: Sequence[float]
+
+
+Read = Callable[[str], list[Series]]
+"""What Prometheus answers to an expression, over the time that the picture shows."""
+
+
+def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) -> None:
+    """Draw a dashboard into a file. `start`: the time, in seconds, that counts as 0."""
+    mpl.use("agg")
+    panels = [panel for panel in board["panels"] if panel["type"] != "text"]
+    rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
+    figure = plt.figure(figsize=(COLUMNS * _CELL[0], rows * _CELL[1]), facecolor="#f4f5f5")
+    grid = figure.add_gridspec(rows, COLUMNS, left=0.01, right=0.99, top=0.995, bottom=0.005, wspace=0, hspace=0)
+    for panel in panels:
+        place = panel["gridPos"]
+        area = grid[place["y"] : place["y"] + place["h"], place["x"] : place["x"] + place["w"]]
+        if panel["type"] == "row":
+            _heading(figure.add_subplot(area), panel["title"])
+            continue
+        # The title and the axes' labels have their room inside of the panel.
+        inner = area.subgridspec(20, 20)
+        axes = figure.add_subplot(inner[3:17, 3:19] if panel["type"] != "stat" else inner[:, :])
+        _panel(axes, panel, read, start)
+    figure.savefig(target, dpi=70)
+    plt.close(figure)
+
+
+def _heading(axes: Axes, title: str) -> None:
+    axes.axis("off")
+    axes.text(0, 0.4, title, fontsize=11, fontweight="bold", va="center")
+
+
+def _panel(axes: Axes, panel: Mapping[str, Any], read: Read, start: float) -> None:
+    found = [
+        (_legend(target.get("legendFormat", ""), series), series)
+        for target in panel.get("targets", ())
+        for series in read(target["expr"])
+    ]
+    defaults = panel["fieldConfig"]["defaults"]
+    unit = defaults.get("unit", "none")
+    if panel["type"] == "stat":
+        _stat(axes, panel["title"], found, defaults)
+        return
+    axes.set_title(panel["title"], fontsize=9, loc="left")
+    axes.tick_params(labelsize=7)
+    if panel["type"] == "state-timeline":
+        _states(axes, found, start)
+        return
+    stacked = (defaults.get("custom") or {}).get("stacking", {}).get("mode") == "normal"
+    _lines(axes, found, start, stacked=stacked)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, unit)))
+    axes.grid(alpha=0.3)
+    if found:
+        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
+
+
+def _lines(axes: Axes, found: Sequence[tuple[str, Series]], start: float, *, stacked: bool) -> None:
+    if stacked and found:
+        times = sorted({time for _, series in found for time in series.times})
+        by_time = [dict(zip(series.times, series.values, strict=True)) for _, series in found]
+        values = [[_number(points.get(time, 0.0)) for time in times] for points in by_time]
+        axes.stackplot([time - start for time in times], values, labels=[name for name, _ in found], alpha=0.6)
+        return
+    for name, series in found:
+        axes.plot([time - start for time in series.times], series.values, label=name, linewidth=1)
+
+
+def _states(axes: Axes, found: Sequence[tuple[str, Series]], start: float) -> None:
+    for row, (_, series) in enumerate(found):
+        on = [(time - start, 5.0) for time, value in zip(series.times, series.values, strict=True) if value]
+        axes.broken_barh(on, (row - 0.4, 0.8), facecolors=f"C{row}")
+    axes.set_yticks(range(len(found)), [name for name, _ in found])
+
+
+def _stat(axes: Axes, title: str, found: Sequence[tuple[str, Series]], defaults: Mapping[str, Any]) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.04, 0.86, title, fontsize=9, va="top", transform=axes.transAxes)
+    names = {
+        float(value): result["text"]
+        for mapping in defaults.get("mappings") or ()
+        for value, result in mapping["options"].items()
+    }
+    words = []
+    for name, series in found:
+        last = series.values[-1]
+        words.append(names.get(last) or (name if not defaults.get("unit") else in_unit(last, defaults["unit"])))
+    text = " / ".join(words) or defaults.get("noValue", "")
+    axes.text(0.5, 0.36, text, fontsize=14, ha="center", va="center", transform=axes.transAxes)
+
+
+def _legend(form: str, series: Series) -> str:
+    if form in ("", "__auto"):
+        return ", ".join(value for name, value in series.labels.items() if name not in ("namespace", "job_name"))
+    return re.sub(r"\{\{\s*(\w+)\s*\}\}", lambda found: series.labels.get(found[1], ""), form)
+
+
+def _number(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def in_unit(value: float, unit: str) -> str:
+    """A value as Grafana writes it in one of its units."""
+    if unit == "percentunit":
+        return f"{value:.0%}"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB" if abs(value) < 2**30 else f"{value / 2**30:.1f} GiB"
+    if unit == "s" and value and abs(value) < 1:
+        return f"{value * 1000:.3g} ms"
+    if unit == "s" and abs(value) >= 120:
+        return f"{value / 60:.1f} min"
+    name, size = max(
+        ((name, size) for name, size in _STEPS.items() if abs(value) >= size or size == 1), key=lambda step: step[1]
+    )
+    suffix = {"s": "s", "flops": "FLOP/s", "ops": "/s", "reqps": "/s"}.get(unit, "")
+    return " ".join(f"{value / size:.4g} {name}{suffix}".split())

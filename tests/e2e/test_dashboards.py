@@ -1,0 +1,91 @@
+"""Every panel of the dashboards has something to show of a real job on a real node, and alerts arrive."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.prometheus import Prometheus
+from tests.e2e.world import Body, World, eventually, trainer_job
+from trainyard_monitoring.picture import draw
+from trainyard_monitoring.queries import dashboards, panel_queries
+
+pytestmark = pytest.mark.e2e
+
+PICTURE = Path("build/job-overview.png")
+# Run in a worker: the first process that a launcher (process 1) has forked.
+_KILL = """
+import os
+for entry in os.listdir('/proc'):
+    if entry.isdigit() and open(f'/proc/{entry}/stat').read().rsplit(') ', 1)[1].split()[1] == '1':
+        os.kill(int(entry), 9)
+        break
+"""
+UNSEEN = {
+    "Slow ranks": "no rank of this job is slow",
+}
+"""Panels that are empty while all is well, and why."""
+
+
+def job(name: str) -> Body:
+    """Two ranks in one pod, so that an emptyDir holds the checkpoints of both, with all that can be measured."""
+    return trainer_job(
+        name,
+        steps=1_000_000,
+        replicas=1,
+        workers={"procsPerWorker": 2},
+        trainer={
+            "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "heldOut": 0.001},
+            "evaluation": {"everySteps": 50},
+        },
+        env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1e12"}],
+        checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
+        health={"straggler": {}},
+        restartPolicy={"backoff": {"initialSeconds": 0}},
+    )
+
+
+def test_every_panel_has_data_and_a_failure_is_an_alert(world: World, prometheus: Prometheus) -> None:
+    start, name = time.time(), "seen-job"
+    world.apply(job(name))
+    world.await_step(name, 200)
+    world.kubectl("exec", f"{name}-1-0", "--", "python", "-c", _KILL)
+    world.await_step(name, 400, attempt=2)
+
+    def empty() -> list[tuple[str, str, str]]:
+        queries = panel_queries(world.namespace, name, rate_interval="10s")
+        return [q for q in queries if q.panel not in UNSEEN and not prometheus.query(q.expression)]
+
+    deadline = time.monotonic() + 30
+    while (missing := empty()) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert missing == []
+    _draw(prometheus, world.namespace, name, start)
+    world.kubectl("patch", "tj", name, "--type=merge", "-p", json.dumps({"spec": {"suspend": True}}))
+    world.await_phase(name, "Suspended")
+
+
+def _draw(prometheus: Prometheus, namespace: str, name: str, start: float) -> None:
+    """What docs/monitoring.md shows."""
+    end = time.time()
+    values = {"$__rate_interval": "10s", "$namespace": namespace, "$job": name}
+    board = json.loads(_filled(json.dumps(dashboards()["trainyard-job.json"]), values))
+    PICTURE.parent.mkdir(exist_ok=True)
+    draw(board, lambda expression: prometheus.query_range(expression, start, end), PICTURE, start=start)
+    assert PICTURE.stat().st_size > 50_000
+
+
+def _filled(text: str, values: dict[str, str]) -> str:
+    for variable, value in values.items():
+        text = text.replace(variable, value)
+    return text
+
+
+def test_a_job_that_fails_for_good_is_an_alert_that_arrives(world: World, prometheus: Prometheus) -> None:
+    bad = trainer_job("hopeless", steps=10, replicas=1, trainer={"data": {"source": "text", "path": "/nowhere"}})
+    world.apply(bad)
+    world.await_phase("hopeless", "Failed")
+    eventually("the alert at Alertmanager", lambda: "TrainyardJobFailed" in prometheus.alerts("hopeless"), 60)
+    world.kubectl("delete", "tj", "hopeless")
+    eventually("the alert resolved", lambda: "TrainyardJobFailed" not in prometheus.alerts("hopeless"), 120)

@@ -1,0 +1,305 @@
+"""`trainyard` against a real API server with a real operator; the tests play the kubelet."""
+
+import asyncio
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+import termios
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.builders import last_words, make_manifest, trainer_spec
+from tests.cluster import Cluster
+from tests.support.kube import Namespace, Object, eventually
+from tests.support.players import end_all, finish_deletion, run_all
+from trainyard.status import Progress
+
+ENDS = ["WORKERS", "RESTARTS", "GOODPUT", "AGE"]
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """What went wrong, in one line."""
+        assert "Traceback" not in self.err, self.err
+        (line,) = self.err.splitlines()
+        return line.removeprefix("error: ")
+
+
+@dataclass(frozen=True)
+class Command:
+    """The program, in the namespace of a test."""
+
+    kubeconfig: Path
+    namespace: str
+    env: dict[str, str]
+
+    async def __call__(self, *arguments: str, stdin: str = "", **env: str) -> Done:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "trainyard_cli.main"),
+            *arguments,
+            env={**self.env, "COLUMNS": "200", **env},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            out, err = await process.communicate(stdin.encode())
+        assert process.returncode is not None
+        return Done(process.returncode, out.decode(), err.decode())
+
+
+@pytest.fixture
+def trainyard(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Command:
+    """With a kubeconfig whose context names the namespace, as `kubectl config set-context` leaves it."""
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    (context,) = config["contexts"]
+    context["context"]["namespace"] = namespace.name
+    config["contexts"].append({"name": "elsewhere", "context": {**context["context"], "namespace": "default"}})
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(config))
+    return Command(file, namespace.name, {**os.environ, "KUBECONFIG": str(file)})
+
+
+def manifest(**spec: Any) -> str:
+    return yaml.safe_dump(without_namespace(make_manifest(trainer=trainer_spec(), **spec)))
+
+
+def without_namespace(body: Object) -> Object:
+    del body["metadata"]["namespace"]
+    return body
+
+
+async def running(namespace: Namespace) -> None:
+    await namespace.has_pods("job-1-0", "job-1-1")
+    await run_all(namespace, "job-1-0", "job-1-1")
+    await namespace.has_phase("Running")
+
+
+async def test_a_job_is_submitted_looked_at_changed_and_deleted(trainyard: Command, namespace: Namespace) -> None:
+    assert (await trainyard("list")).error == f"there are no TrainingJobs in namespace {namespace.name}"
+    created = await trainyard("submit", "-", "-o", "json", stdin=manifest())
+    assert (created.code, json.loads(created.out)["metadata"]["name"]) == (0, "job"), created.err
+    await running(namespace)
+
+    listed = (await trainyard("list")).out.splitlines()
+    assert listed[0].split() == [
+        "NAME",
+        "PHASE",
+        "STEP",
+        "LOSS",
+        "TOKENS/S",
+        "ETA",
+        "WORKERS",
+        "RESTARTS",
+        "GOODPUT",
+        "AGE",
+    ]
+    assert listed[1].split()[:3] == ["job", "Running", "2/2"]
+    body = json.loads((await trainyard("status", "job", "-o", "json")).out)
+    assert body["status"]["phase"] == "Running"
+    shown = (await trainyard("status", "job")).out
+    assert "attempt 1: 2 workers run" in shown
+    assert "phase" in shown
+    told = [line.split()[1:3] for line in (await trainyard("events", "job")).out.splitlines()]
+    assert told == [["TYPE", "REASON"], ["Normal", "Accepted"], ["Normal", "AllWorkersRunning"]]
+
+    assert (await trainyard("scale", "job", "1")).code == 0
+    assert (await namespace.job())["spec"]["workers"]["replicas"] == 1
+    assert (await trainyard("suspend", "job")).code == 0
+    assert (await namespace.job())["spec"]["suspend"] is True
+    assert (await trainyard("restart", "job")).error == "job is suspended; start it with: trainyard resume job"
+    assert (await trainyard("resume", "job")).code == 0
+    assert (await namespace.job())["spec"]["suspend"] is False
+
+    assert "pass --yes" in (await trainyard("delete", "job")).error
+    assert (await trainyard("delete", "job", "--yes")).out == "job is deleted\n"
+
+    async def nothing_is_left() -> None:
+        assert (await namespace.api.get(namespace.jobs()))["items"] == []
+
+    await eventually(nothing_is_left)
+
+
+async def test_a_restart_is_a_new_attempt_that_spends_nothing(trainyard: Command, namespace: Namespace) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    await running(namespace)
+    done = await trainyard("restart", "job")
+    assert done.out == "job restarts: 2 pods of attempt 1 are being deleted\n", done.err
+    for name in ("job-1-0", "job-1-1"):
+        await finish_deletion(namespace, name)
+    await namespace.has_pods("job-2-0", "job-2-1")
+    status = (await namespace.job())["status"]
+    assert (status["attempt"], status["restarts"], status["restartsCounted"]) == (2, 1, 0)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1)])
+async def test_a_job_that_is_watched_to_its_end_gives_its_exit_code(
+    trainyard: Command, namespace: Namespace, code: int, expected: int
+) -> None:
+    watching = asyncio.create_task(
+        trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"limit": 0}, replicas=2))
+    )
+    await running(namespace)
+    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5), message="no data")
+    await end_all(namespace, "job-1-0", "job-1-1", code=code, message=words)
+    done = await watching
+    assert done.code == expected, done.err
+    assert "AllWorkersRunning: attempt 1: 2 workers run" in done.err
+    assert ("Succeeded" if code == 0 else "Failed") in done.out
+
+
+async def test_what_the_server_refuses_is_said_in_its_words(trainyard: Command) -> None:
+    bad = make_manifest(trainer=trainer_spec(batch={"global": 15}))
+    done = await trainyard("submit", "-", stdin=yaml.safe_dump(without_namespace(bad)))
+    assert done.code == 2
+    assert "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks" in done.error
+    bad = without_namespace(make_manifest(trainer=trainer_spec()))
+    bad["spec"]["replicas"] = 3
+    assert 'unknown field "spec.replicas"' in (await trainyard("submit", "-", stdin=yaml.safe_dump(bad))).error
+    nothing = await trainyard("submit", "-", stdin="kind: Pod")
+    assert (nothing.code, "one TrainingJob is expected, 0 found" in nothing.error) == (2, True)
+
+
+async def test_a_name_that_is_taken_or_unknown_is_an_error_with_a_way_out(trainyard: Command) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    again = await trainyard("submit", "-", stdin=manifest())
+    assert (again.code, again.error.endswith("delete it first, or change it with kubectl apply")) == (2, True)
+    for arguments in (
+        ["status", "jub"],
+        ["scale", "jub", "2"],
+        ["logs", "jub"],
+        ["delete", "jub", "-y"],
+        ["top", "jub"],
+    ):
+        done = await trainyard(*arguments)
+        assert done.code == 2
+        assert done.error == f"there is no TrainingJob jub in namespace {trainyard.namespace}; did you mean job?"
+    assert (await trainyard("status", "job", "--context", "elsewhere")).code == 2
+    assert (await trainyard("status", "job", "-n", trainyard.namespace, "--context", "elsewhere")).code == 0
+
+
+async def test_a_cluster_that_cannot_be_asked_is_an_error_with_a_way_out(trainyard: Command, tmp_path: Path) -> None:
+    unknown = await trainyard("list", "--context", "nowhere")
+    assert (unknown.code, "there is no context nowhere; there are: " in unknown.error) == (2, True)
+    config = yaml.safe_load(trainyard.kubeconfig.read_text())
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    config["users"] = [{"name": user["name"], "user": {"token": "none"}} for user in config["users"]]
+    gone = tmp_path / "gone"
+    gone.write_text(yaml.safe_dump(config))
+    done = await trainyard("list", "--kubeconfig", str(gone))
+    assert done.code == 3
+    assert done.error.startswith("https://127.0.0.1:1 does not answer: ")
+    config["clusters"] = yaml.safe_load(trainyard.kubeconfig.read_text())["clusters"]
+    gone.write_text(yaml.safe_dump(config))
+    stranger = await trainyard("list", "--kubeconfig", str(gone))
+    assert (stranger.code, stranger.error) == (3, "cannot list jobs: the cluster does not know you; log in anew")
+    nothing = await trainyard("list", KUBECONFIG=str(tmp_path / "none"))
+    assert (nothing.code, nothing.error.startswith("no cluster to ask: ")) == (3, True)
+
+
+async def test_names_are_completed(trainyard: Command) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    program = Path(sys.executable).parent / "kubectl_complete-trainyard"
+    for words, found in ((["status", "j"], ["job"]), (["sus"], ["suspend"]), (["status", "--cont"], ["--context"])):
+        process = await asyncio.create_subprocess_exec(
+            program, *words, env=trainyard.env, stdout=asyncio.subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+        assert out.decode().split() == [*found, ":4"]
+
+
+async def test_the_ranks_of_a_job_are_shown_without_their_figures_where_nothing_answers(
+    trainyard: Command, namespace: Namespace
+) -> None:
+    """There is no kubelet behind this API server; with one, see tests/e2e."""
+    await trainyard("submit", "-", stdin=manifest())
+    await running(namespace)
+    lines = (await trainyard("top", "job", "--once")).out.splitlines()
+    rows = [line.split()[:4] for line in lines if "job-1-" in line]
+    assert rows == [["0", "job-1-0", "node-1", "Running"], ["1", "job-1-1", "node-1", "Running"]]
+    assert (await trainyard("top")).out.splitlines()[0].startswith("1 TrainingJobs in namespace")
+    assert (await trainyard("logs", "job", "--rank", "2")).error == "--rank: job has the ranks 0 to 1; choose one"
+    assert (await trainyard("logs", "job", "--failed")).error == "no attempt of job has failed"
+
+
+class Terminal:
+    """A terminal that a program runs in."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.mine, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (40, 160))
+        self.before = termios.tcgetattr(theirs)
+        self.theirs = theirs
+        # Ctrl-C is for the terminal's own session.
+        command = ["setsid", "--ctty", *command]
+        self.process = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
+        self.shown = ""
+
+    async def shows(self, text: str, times: int = 1) -> None:
+        """Wait until a text has been drawn so often."""
+        async with asyncio.timeout(60):
+            while self.shown.count(text) < times:
+                ready, _, _ = await asyncio.to_thread(select.select, [self.mine], [], [], 1)
+                if ready:
+                    self.shown += os.read(self.mine, 65536).decode("utf-8", "replace")
+
+    def press(self, key: str) -> None:
+        os.write(self.mine, key.encode())
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.mine)
+        os.close(self.theirs)
+
+
+@pytest.mark.parametrize("key", ["q", "\x03"])
+async def test_top_draws_and_draws_again_until_a_key_ends_it(
+    trainyard: Command, namespace: Namespace, key: str
+) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    await running(namespace)
+    command = [sys.executable, "-m", "trainyard_cli.main", "top", "job", "--every", "0.2"]
+    terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
+    try:
+        await terminal.shows("job-1-1", times=3)
+        assert "\x1b[?1049h" in terminal.shown, "on a screen of its own"
+        terminal.press(key)
+        await terminal.shows("\x1b[?1049l")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == 0
+        assert termios.tcgetattr(terminal.theirs) == terminal.before, "the terminal is as it was"
+    finally:
+        terminal.close()
+
+
+async def test_who_stops_watching_leaves_the_job_alone(
+    trainyard: Command, namespace: Namespace, tmp_path: Path
+) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(manifest())
+    command = [sys.executable, "-m", "trainyard_cli.main", "submit", str(file), "--watch"]
+    terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
+    try:
+        await running(namespace)
+        await terminal.shows("AllWorkersRunning")
+        terminal.press("\x03")
+        await terminal.shows("job goes on; see: trainyard status job")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == 130
+    finally:
+        terminal.close()
+    assert (await namespace.job())["status"]["phase"] == "Running"

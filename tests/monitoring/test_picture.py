@@ -1,0 +1,30 @@
+"""The picture of a dashboard that the documentation has."""
+
+import pytest
+
+from trainyard_monitoring.picture import Series, _legend, in_unit
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.934, "percentunit", "93%"),
+        (3.5 * 2**30, "bytes", "3.5 GiB"),
+        (700 * 2**20, "bytes", "700 MiB"),
+        (0.0125, "s", "12.5 ms"),
+        (12.0, "s", "12 s"),
+        (600.0, "s", "10.0 min"),
+        (17_250.0, "short", "17.25 k"),
+        (0.0, "none", "0"),
+        (2.5e12, "flops", "2.5 TFLOP/s"),
+        (-3.0, "none", "-3"),
+    ],
+)
+def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> None:
+    assert in_unit(value, unit) == text
+
+
+def test_a_series_is_called_as_its_query_says() -> None:
+    series = Series({"job_name": "a", "rank": "3", "kind": "resident"}, [0.0], [1.0])
+    assert _legend("rank {{rank}} {{ kind }}", series) == "rank 3 resident"
+    assert _legend("__auto", series) == "3, resident"

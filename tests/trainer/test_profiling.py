@@ -1,0 +1,76 @@
+"""Traces of steps, asked for in the spec and of a running job."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.trainer.layouts import Layout
+from tests.trainer.pods import Starter, finish, wait_until
+from tests.trainer.test_resume import train
+from trainyard import contract
+from trainyard.training import Profile
+from trainyard_trainer.profiling import Profiler, ask, request_file, trace_file
+
+
+def events(file: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    return found
+
+
+def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(start: Starter, tmp_path: Path) -> None:
+    profile = {"atStep": 3, "steps": 2, "ranks": [1]}
+    (pod,) = train(start, tmp_path, Layout(2, {}), profile=profile)
+    assert finish([pod]) == [0], pod.stderr
+    (trace,) = (tmp_path / "profiles").iterdir()
+    assert trace == trace_file(tmp_path, attempt=3, step=3, rank=1)
+    names = [event.get("name", "") for event in events(trace)]
+    updates = sum("Optimizer.step" in name for name in names)
+    assert updates == 2
+    assert any("all_reduce" in name or "allreduce" in name for name in names), "communication is in it"
+
+
+def test_a_running_job_is_asked_for_a_trace(start: Starter, tmp_path: Path) -> None:
+    (pod,) = train(start, tmp_path, Layout(1, {}), stop=1_000_000, logEverySteps=5)
+    pod.wait_for_step(5)
+    command = [sys.executable, "-m", "trainyard_trainer.profiling", "--steps", "1"]
+    env = {**os.environ, contract.ENV_CHECKPOINTS: str(tmp_path)}
+    subprocess.run(command, env=env, check=True)
+    folder = tmp_path / "profiles"
+    wait_until(lambda: any(folder.glob("3-*-rank-0.json.gz")), 60, lambda: pod.stdout[-2000:])
+    assert not request_file(tmp_path, 0).exists()
+    (trace,) = folder.iterdir()
+    assert sum("Optimizer.step" in event.get("name", "") for event in events(trace)) == 1
+    os.kill(pod.pid, 15)
+    pod.wait(60)
+
+
+def test_without_a_volume_nothing_can_be_asked_for() -> None:
+    command = [sys.executable, "-m", "trainyard_trainer.profiling"]
+    env = {name: value for name, value in os.environ.items() if name != contract.ENV_CHECKPOINTS}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, "add spec.checkpoint" in done.stderr) == (2, True)
+
+
+def run(profiler: Profiler, steps: range) -> None:
+    for step in steps:
+        profiler.before_step(step)
+        profiler.after_step(step)
+        profiler.poll(step)
+
+
+def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:
+    (tmp_path / "profiles").touch()  # no folder can be made there
+    run(Profiler(Profile(at_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
+
+
+def test_a_request_that_is_no_use_is_dropped(tmp_path: Path) -> None:
+    request = ask(tmp_path, 0, 1)
+    request.write_text("{}")
+    run(Profiler(None, tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
+    assert list((tmp_path / "profiles").iterdir()) == []

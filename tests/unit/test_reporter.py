@@ -1,0 +1,117 @@
+"""`trainyard.reporter`: a program of the user's own tells how far it is."""
+
+import socket
+import urllib.request
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import pytest
+
+from trainyard import contract
+from trainyard.reporter import WINDOW, Reporter
+from trainyard.status import Progress
+from trainyard_operator.core.progress import parse_progress
+
+
+class Program:
+    """One process of a program."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.env = monkeypatch
+        self.now = 0.0
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.reporters: list[Reporter] = []
+        self.set(
+            **{
+                contract.ENV_JOB: "own",
+                contract.ENV_NAMESPACE: "team",
+                contract.ENV_ATTEMPT: "3",
+                contract.ENV_METRICS_PORT: str(self.port),
+            }
+        )
+
+    def set(self, **variables: str) -> None:
+        for name, value in variables.items():
+            self.env.setenv(name, value)
+
+    def begin(self, total_steps: int | None = None, resumed_step: int = 0) -> Reporter:
+        reporter = Reporter(total_steps, resumed_step=resumed_step, clock=lambda: self.now)
+        self.reporters.append(reporter)
+        return reporter
+
+    @property
+    def page(self) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    @property
+    def progress(self) -> Progress:
+        """What the operator makes of the page."""
+        found = parse_progress(self.page, attempt=1, now=datetime(2030, 1, 1, tzinfo=UTC))
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
+    found = Program(monkeypatch)
+    yield found
+    for reporter in found.reporters:
+        reporter.close()
+
+
+def test_the_operator_reads_it_as_it_reads_the_built_in_trainer(program: Program) -> None:
+    reporter = program.begin(total_steps=100, resumed_step=10)
+    for number in range(20):
+        program.now += 0.5
+        reporter.step(tokens=1000, samples=10, loss=3 - number / 10, learning_rate=0.1, grad_norm=2.0)
+    reporter.evaluated(loss=1.5, accuracy=0.75)
+    reporter.saved(30)
+    assert program.progress.to_dict() == {
+        "attempt": 3,
+        "step": 30,
+        "totalSteps": 100,
+        "resumedStep": 10,
+        "checkpointStep": 30,
+        "loss": 1.1,
+        "learningRate": 0.1,
+        "gradNorm": 2.0,
+        "tokensPerSecond": 2000.0,
+        "samplesPerSecond": 20.0,
+        "evalLoss": 1.5,
+        "metrics": {"accuracy": 0.75, "loss": 1.5},
+        "etaSeconds": 35.0,
+        "updatedAt": "2030-01-01T00:00:00Z",
+    }
+    assert 'trainyard_loss{job_name="own",namespace="team"} 1.1' in program.page
+
+
+def test_the_throughput_is_that_of_the_last_half_minute(program: Program) -> None:
+    reporter = program.begin()
+    for seconds in [10.0] * 10 + [1.0] * 40:
+        program.now += seconds
+        reporter.step(tokens=100)
+    assert WINDOW == 30
+    assert program.progress.tokens_per_second == 100
+
+
+def test_what_a_program_does_not_say_is_not_there(program: Program) -> None:
+    program.begin().step()
+    assert set(program.progress.to_dict()) == {"attempt", "step", "updatedAt"}
+
+
+def test_only_rank_0_tells_of_the_job_and_one_process_of_each_pod_serves(program: Program) -> None:
+    program.set(RANK="2", LOCAL_RANK="0")
+    program.begin(total_steps=10).step(tokens=5, loss=1.0)
+    program.set(RANK="3", LOCAL_RANK="1")
+    program.begin(total_steps=10).step(tokens=5, loss=1.0)  # the port is taken, and it does not mind
+    names = {line.split("{")[0] for line in program.page.splitlines() if line.startswith("trainyard_")}
+    assert names == {contract.METRIC_LAST_STEP}
+
+
+def test_a_port_in_use_is_an_error(program: Program) -> None:
+    program.begin()
+    with pytest.raises(OSError, match="in use"):
+        Reporter()
