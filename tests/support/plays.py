@@ -1,0 +1,236 @@
+"""Jobs that play one part each before the real instruments: what the operator and the worker tell Prometheus."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from prometheus_client import CollectorRegistry
+
+from tests.builders import make_job, trainer_spec
+from tests.support.kubelet import zulu
+from tests.trainer.pods import make_config
+from trainyard.job import TrainingJob
+from trainyard.status import ConditionType as C
+from trainyard_operator.core.cache import Cache
+from trainyard_operator.core.reconcile import utc_now
+from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.report import StepReport
+from trainyard_trainer.world import World
+
+NAMESPACE = "ml"
+TICK = 0.1
+"""Seconds between two steps of a job that is well."""
+
+
+class Play:
+    """A job that is well: it runs, makes steps, and saves every two seconds. Others differ in what they override."""
+
+    alert: ClassVar[str | None] = None
+    extra: ClassVar[Mapping[str, str]] = {}
+    """Labels of the alert besides the job's."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.name = type(self).__name__.lower()
+        self._cache, self._version = cache, 0
+        self.loss, self.speed = 3.0, 1000.0
+        self.steps, self.saves = True, True
+        self.stragglers: dict[int, float] = {}
+        self.begin()
+        self.runs()
+
+    def begin(self, step: int = 0, attempt: int = 1) -> None:
+        """A new attempt, in a new process."""
+        config = make_config().replace(namespace=NAMESPACE, job=self.name)
+        self.metrics = Metrics(config, World(0, 0, 1, 1, torch.device("cpu")), attempt)
+        self.page: CollectorRegistry | None = self.metrics.registry
+        self.step, self._saved = step, step
+        if step:
+            self.metrics.resumed(step, 0)
+        self.metrics.plan(100_000, 1000)
+        self.metrics.begin(step, step * 8)
+
+    def tell(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
+        """What the operator's cache knows from now on: these conditions are true."""
+        now = zulu(utc_now())
+        told = [
+            {"type": kind, "status": str(kind in conditions), "reason": "Test", "lastTransitionTime": now} for kind in C
+        ]
+        self._version += 1
+        self.job: TrainingJob = make_job(
+            self.name,
+            uid=self.name,
+            version=self._version,
+            namespace=NAMESPACE,
+            trainer=trainer_spec(),
+            suspend=suspend,
+            status={"conditions": told, **status},
+        )
+        self._cache.put_job(self.job)
+
+    def runs(self, **status: Any) -> None:
+        """The operator sees it make steps."""
+        self.tell(C.CREATED, C.RUNNING, C.PROGRESSING, **status)
+
+    def tick(self, age: float) -> None:
+        """One step, as the trainer tells it."""
+        if not self.steps or self.page is None:
+            return
+        self.step += 1
+        self.metrics.step(8)
+        self.metrics.spent({"passes": TICK})
+        figures = {"step": self.step, "total_steps": 100_000, "learning_rate": 0.1, "grad_norm": 1.0, "steps": 10}
+        speed = {"tokens_per_second": self.speed, "samples_per_second": self.speed / 16, "seconds": 1.0}
+        self.metrics.report(StepReport(loss=self.loss, stragglers=self.stragglers, **figures, **speed))  # type: ignore[arg-type]
+        if self.saves and self.step - self._saved >= 2 / TICK:
+            self._saved = self.step
+            self.metrics.saved(self.step, 0.1, 1000)
+
+    def trouble(self) -> None:
+        """What goes wrong."""
+
+    def later(self, seconds: float) -> None:
+        """What goes on, seconds after that."""
+
+    def mend(self) -> None:
+        """It is well again."""
+
+
+class Healthy(Play):
+    pass
+
+
+class Stalled(Play):
+    alert = "TrainyardJobStalled"
+
+    def trouble(self) -> None:
+        self.steps = False
+
+    def mend(self) -> None:
+        self.steps = True
+
+
+class NonFinite(Play):
+    alert = "TrainyardNonFiniteSteps"
+
+    def trouble(self) -> None:
+        for _ in range(4):
+            self.metrics.skipped(self.step, math.nan)
+
+
+class Diverging(Play):
+    alert = "TrainyardLossDiverging"
+
+    def trouble(self) -> None:
+        self.loss = 8.0
+
+    def mend(self) -> None:
+        self.loss = 3.0
+
+
+class Straggler(Play):
+    alert = "TrainyardStraggler"
+    extra: ClassVar[Mapping[str, str]] = {"rank": "3"}
+
+    def trouble(self) -> None:
+        self.stragglers = {3: 2.5}
+
+    def mend(self) -> None:
+        self.stragglers = {}
+
+
+class Storm(Play):
+    alert = "TrainyardRestartStorm"
+
+    def trouble(self) -> None:
+        failure = {"attempt": 1, "reason": "OOMKilled", "at": zulu(utc_now())}
+        self.runs(restarts=3, restartsCounted=2, lastFailure=failure)
+
+    def mend(self) -> None:
+        self.page = None
+        self.tell(C.CREATED, C.SUCCEEDED, restarts=3, restartsCounted=2)
+
+
+class Slow(Play):
+    alert = "TrainyardThroughputDropped"
+
+    def trouble(self) -> None:
+        self.speed = 300.0
+
+    def mend(self) -> None:
+        self.speed = 1000.0
+
+
+class Pending(Play):
+    alert = "TrainyardJobPendingTooLong"
+
+    def runs(self, **status: Any) -> None:
+        self.page = None
+        self.tell(C.CREATED)
+
+    def mend(self) -> None:
+        super().runs()
+
+
+class Stale(Play):
+    alert = "TrainyardCheckpointStale"
+
+    def trouble(self) -> None:
+        self.saves = False
+
+    def mend(self) -> None:
+        self.saves = True
+
+
+class Unsaved(Play):
+    alert = "TrainyardCheckpointFailing"
+
+    def trouble(self) -> None:
+        self.metrics.save_failed()
+
+
+class Failed(Play):
+    alert = "TrainyardJobFailed"
+
+    def trouble(self) -> None:
+        self.page = None
+        self.tell(C.CREATED, C.FAILED)
+
+    def mend(self) -> None:
+        self._cache.remove_job((NAMESPACE, self.name), self.job.metadata.uid)
+
+
+class Suspended(Play):
+    def trouble(self) -> None:
+        self.page = None
+        self.tell(C.CREATED, C.SUSPENDED, suspend=True)
+
+
+class Finished(Play):
+    def trouble(self) -> None:
+        self.page = None
+        self.tell(C.CREATED, C.SUCCEEDED)
+
+
+class Restarted(Play):
+    """From its last checkpoint, with a start that takes longer than a step ever may."""
+
+    STARTUP = 20.0
+    _told = ""
+
+    def trouble(self) -> None:
+        self.page = None
+        self.tell(C.CREATED, C.RESTARTING, restarts=1, restartsCounted=1)
+
+    def later(self, seconds: float) -> None:
+        if seconds > 2 and not self._told:
+            self._told, self.steps = "starts", False
+            self.begin(self._saved, attempt=2)
+            self.tell(C.CREATED, C.RUNNING, restarts=1, restartsCounted=1)
+        if seconds > self.STARTUP and self._told == "starts":
+            self._told, self.steps = "steps", True
+            self.runs(restarts=1, restartsCounted=1)
+
+
+PLAYS = tuple(Play.__subclasses__())
+"""One job for each; a play is its own subclass of `Play`, with no other in between."""
