@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from trainyard.job import TrainingJob
 from trainyard.status import ConditionType
+from trainyard_cli.report import duration
 from trainyard_operator.core.draft import Event
 
 PLAIN_EVERY = 5.0
@@ -81,6 +82,5 @@ def figures(job: TrainingJob) -> str:
     if progress.tokens_per_second is not None:
         parts.append(f"{progress.tokens_per_second:,.0f} tokens/s")
     if progress.eta_seconds and not status.finished:
-        minutes, seconds = divmod(round(progress.eta_seconds), 60)
-        parts.append(f"ETA {minutes}:{seconds:02d}")
+        parts.append(f"ETA {duration(progress.eta_seconds)}")
     return "  ".join(parts)

@@ -115,7 +115,8 @@ def status_table(job: TrainingJob) -> Table:
         for name, value in (progress.metrics or {}).items():
             table.add_row(f"held-out {name}", format(value, ".4f"))
     table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")
-    if status.start_time and (end := status.completion_time or _last_change(job)):
+    end = status.completion_time or (_last_change(job) if job.spec.suspend else None)
+    if status.start_time and end:
         table.add_row("time", f"{(end - status.start_time).total_seconds():.0f} s")
     if (goodput := status.goodput) and goodput.ratio is not None:
         others = ", ".join(f"{part} {s} s" for part, s in goodput.parts().items() if s and part != "productive")

@@ -39,7 +39,7 @@ def job(name: str) -> Body:
             "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "heldOut": 0.001},
             "evaluation": {"everySteps": 50},
         },
-        env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1e12"}],
+        env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1000000000000"}],
         checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
         health={"straggler": {}},
         restartPolicy={"backoff": {"initialSeconds": 0}},

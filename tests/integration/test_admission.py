@@ -90,7 +90,7 @@ def test_kubectl_refuses_an_unknown_field(cluster: Cluster, namespace: Namespace
 
 async def test_kubectl_shows_the_columns(cluster: Cluster, namespace: Namespace) -> None:
     await namespace.create_job(make_manifest())
-    progress = {"step": 42, "totalSteps": 100, "loss": 1.25, "tokensPerSecond": 12345.0, "etaSeconds": 60.0}
+    progress = {"step": 42, "totalSteps": 100, "loss": 1.25, "tokensPerSecond": 12345.0, "mfu": 0.4, "etaSeconds": 60.0}
     await with_status(namespace, phase="Running", progress=progress, workers={"running": 2}, restarts=1, attempt=3)
     shown = cluster.run([cluster.kubectl, "get", "tj", "-n", namespace.name, "-o", "wide"]).stdout.splitlines()
     assert shown[0].split() == [
@@ -104,11 +104,12 @@ async def test_kubectl_shows_the_columns(cluster: Cluster, namespace: Namespace)
         "AGE",
         "ATTEMPT",
         "STEPS",
+        "MFU",
         "ETA",
     ]
-    *cells, _age, attempt, steps, eta = shown[1].split()
+    *cells, _age, attempt, steps, mfu, eta = shown[1].split()
     assert cells == ["job", "Running", "42", "1.25", "12345", "2", "1"]
-    assert (attempt, steps, eta) == ("3", "100", "60")
+    assert (attempt, steps, mfu, eta) == ("3", "100", "0.4", "60")
     short = cluster.run([cluster.kubectl, "get", "tj", "-n", namespace.name]).stdout.splitlines()
     assert short[0].split() == ["NAME", "PHASE", "STEP", "LOSS", "TOKENS/S", "WORKERS", "RESTARTS", "AGE"]
 

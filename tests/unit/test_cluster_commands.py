@@ -93,7 +93,7 @@ def test_top_shows_each_rank_and_where_a_step_goes() -> None:
     slow.memory = {"resident": 700 * 2**20, "allocated": 3 * 2**30, "peak": 4 * 2**30}
     view = JobView([rank, slow], 2, {"data": 0.1, "passes": 0.3, "update": 0.1, "evaluation": 0.0})
     lines = shown(*picture_of(running_job(), view, NOW.timestamp()))
-    assert lines[0] == "job Running attempt 2 step 50/200 loss 2.5000 17,000 tokens/s ETA 1:35"
+    assert lines[0] == "job Running attempt 2 step 50/200 loss 2.5000 17,000 tokens/s ETA 1m35s"
     assert "a step takes 0.500 s on rank 0: data 20%, passes 60%, update 20%" in lines
     assert "0 job-2-0 node-1 Running 3s ago 2.10 ms" in lines
     assert "1 job-2-1 node-2 Running 6.30 ms 3.0 x 700 MiB 3.0 GiB 4.0 GiB" in lines
