@@ -44,13 +44,14 @@ def job_alerts(timing: Timing) -> list[Alert]:
 
 
 def stalled(timing: Timing) -> Alert:
-    """The last step is long ago by the clock, and by the job's own pace."""
+    """The last step is long ago by the clock, and by the job's own pace, which only the built-in trainer tells."""
     age = "(time() - job:trainyard_last_step_timestamp_seconds:last)"
     pace = f"last_over_time(job:trainyard_step_duration_seconds:mean[{span(timing.stalled_memory)}])"
+    usual = f"unless {ON_JOB} {age} <= {ON_JOB} {STALLED_STEPS} * {pace}"
     return Alert(
         "TrainyardJobStalled",
         "critical",
-        f"{age} > {number(timing.stalled_after)}\nand {ON_JOB} {age} > {ON_JOB} {STALLED_STEPS} * {pace}\n{STEPPING}",
+        f"{age} > {number(timing.stalled_after)}\n{usual}\n{STEPPING}",
         timing.stalled_for,
         "A training job makes no steps",
         f"{NAME} runs, but its last step was {TIME} ago: more than {span(timing.stalled_after)}, and more than"

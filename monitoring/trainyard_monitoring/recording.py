@@ -72,5 +72,9 @@ def _runs(timing: Timing) -> list[Record]:
 
 
 def _per_run(expression: str) -> str:
+    """With the labels of the run; a program of one's own tells none."""
     info = f"max by ({JOB}, instance, {RUN}) (trainyard_run_info)"
-    return f"max by ({JOB}, {RUN}) (\n  ({expression})\n  * on ({JOB}, instance) group_left ({RUN}) {info}\n)"
+    return (
+        f"max by ({JOB}, {RUN}) (\n  ({expression})\n  * on ({JOB}, instance) group_left ({RUN}) {info}\n"
+        f"  or ({expression}) unless on ({JOB}, instance) trainyard_run_info\n)"
+    )

@@ -83,7 +83,9 @@ def test_the_pod_monitor_selects_what_the_operator_builds() -> None:
     source = "__meta_kubernetes_pod_label_" + next(k for k in labels if k.endswith("job-name")).translate(
         str.maketrans("./-", "___")
     )
-    assert {tuple(rule["sourceLabels"]) for rule in endpoint["relabelings"]} == {(source,)}
+    path = "__meta_kubernetes_pod_annotation_prometheus_io_path"
+    assert [rule["sourceLabels"] for rule in endpoint["relabelings"]] == [[source], [source], [path]]
+    assert "prometheus.io/path" in pod["metadata"]["annotations"]
 
 
 def test_it_looks_where_the_operator_does() -> None:

@@ -23,7 +23,7 @@ FACTOR = 1 / 75
 """A day is 19 minutes, 15 minutes are 12 s, and two minutes 1.6 s: three scrapes."""
 CALM = 10.0
 """Seconds for which all is well at first: what a job is compared with."""
-PATIENCE = 120.0
+PATIENCE = 240.0
 """It takes less than a minute where not much else runs."""
 
 

@@ -16,6 +16,13 @@ def _stalled(age: str) -> str:
 STALLED = [
     Case("no step for long", "TrainyardJobStalled", RUNS | pace(1) | _stops_at_20, {38: _stalled("18m 0s")}, [20, 36]),
     Case(
+        "a program of one's own does not tell its pace",
+        "TrainyardJobStalled",
+        RUNS | _stops_at_20,
+        {38: _stalled("18m 0s")},
+        [20, 36],
+    ),
+    Case(
         "steps of a minute need more patience",
         "TrainyardJobStalled",
         RUNS | pace(60) | _stops_at_20,
@@ -134,6 +141,13 @@ DIVERGING = [
         RUNS | _run("trainyard_loss", "3x60 5x100 3x60") | worker("trainyard_steps_total", "0+10x2000"),
         {90: _DIVERGED},
         [60, 75, 185],
+    ),
+    Case(
+        "a program of one's own",
+        "TrainyardLossDiverging",
+        RUNS | worker("trainyard_loss", "3x60 5x100") | worker("trainyard_steps_total", "0+10x2000"),
+        {90: _DIVERGED},
+        [60, 75],
     ),
     Case(
         "noise",

@@ -98,7 +98,8 @@ def run_prometheus(
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
     # What is sent before Prometheus has found its Alertmanager, in its first five seconds, is lost: let it send again.
-    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", "--rules.alert.resend-delay=1s"]
+    # An alert that is not sent again for four times as long counts as resolved.
+    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", "--rules.alert.resend-delay=5s"]
     arguments.append("--web.listen-address=127.0.0.1:0")
     with _daemon([str(program), *arguments], folder / "log"):
         yield
