@@ -1,26 +1,31 @@
 """What the commands for a cluster show, and what they make of its answers."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from tests.builders import elastic, make_job, served, trainer_spec
 from trainyard.job import TrainingJob
+from trainyard.status import Condition
 from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import ClusterProblem, Missing, _problem, parse
-from trainyard_cli.cluster.logs import pod_of_rank
+from trainyard_cli.cluster.logs import draw, pod_of_rank
 from trainyard_cli.cluster.ranks import JobView, RankView
 from trainyard_cli.cluster.top import picture_of
-from trainyard_cli.report import duration, reports_in, status_table
+from trainyard_cli.output import screen
+from trainyard_cli.report import StepReport, duration, plot, reports_in, status_table
 
 NOW = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 
 
 def shown(*parts: RenderableType) -> list[str]:
-    console = Console(width=160)
+    console = screen()
+    console.width = 160
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -77,14 +82,14 @@ def test_who_is_degraded_is_so_in_the_list() -> None:
 
 def test_the_status_has_what_matters_now() -> None:
     job = running_job(progress={"mfu": 0.412, "checkpointStep": 40}, slowNodes=["node-7"])
-    text = "\n".join(shown(status_table(job), tables.condition_table(job.status.conditions, NOW)))
+    text = "\n".join(shown(status_table(job, NOW), tables.condition_table(job.status.conditions, NOW)))
     for part in ("MFU │ 41.2%", "ETA │ 1m35s", "checkpoint │ step 40", "avoided nodes │ node-7", "Running True 1m Why"):
         assert part in text
 
 
 def test_a_group_that_has_shrunk_shows_its_size() -> None:
     job = make_job(replicas=3, **elastic(), status={"attempt": 2, "elastic": {"replicas": 2}})
-    assert "workers │ 2 (of 3) x 1 ranks" in "\n".join(shown(status_table(job)))
+    assert "workers │ 2 (of 3) x 1 ranks" in "\n".join(shown(status_table(job, NOW)))
 
 
 def test_top_shows_each_rank_and_where_a_step_goes() -> None:
@@ -143,5 +148,25 @@ def test_a_job_of_a_later_version_is_no_bug_of_ours() -> None:
 
 def test_lines_that_are_no_reports_are_passed_over() -> None:
     report = {"attempt": 1, "step": 5, "loss": 2.0, "tokensPerSecond": 100}
-    lines = ["Traceback", json.dumps({"message": "x"}), json.dumps(report), '{"tokensPerSecond": 1', ""]
+    foreign = ['{"tokensPerSecond": 1', '{"tokensPerSecond": 1}', '"tokensPerSecond"', '{"tokensPerSecond": null}']
+    lines = ["Traceback", json.dumps({"message": "x"}), json.dumps(report), *foreign, ""]
     assert [found.step for found in reports_in(lines)] == [5]
+
+
+def test_a_loss_that_is_no_number_is_a_gap_in_the_plot(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"attempt": 1, "step": step, "tokensPerSecond": 100}) for step in (1, 2)]
+    lines.append(json.dumps({"attempt": 2, "step": 2, "loss": 2.0, "tokensPerSecond": 100}))
+    reports = list(reports_in(lines))
+    assert [math.isfinite(report.loss) for report in reports] == [False, False, True]
+    draw(make_job(), reports)
+    assert "job: loss (nats)" in capfd.readouterr().out
+    plot(make_job(), [*reports, StepReport(2, 3, math.inf, 100)], tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_words_of_events_and_conditions_are_shown_as_they_are() -> None:
+    words = "[rank0]: lost at [/opt/pair.cc:534]"
+    event = {"type": "Warning", "reason": "WorkerFailed", "message": words, "lastTimestamp": NOW.isoformat()}
+    assert f"WorkerFailed {words}" in shown(tables.event_table([event], NOW))[1]
+    condition = Condition(type="Failed", status="True", reason="Why", message=words, last_transition_time=NOW)
+    assert words in shown(tables.condition_table([condition], NOW))[1]

@@ -1,5 +1,6 @@
 """logs, plot: what the workers of a job have said."""
 
+import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -142,22 +143,25 @@ def plot_job(
 
 
 def draw(job: TrainingJob, reports: list[StepReport]) -> None:
-    """Draw into the terminal."""
+    """Draw into the terminal, one line for each attempt."""
     import plotext  # imported late: it is seldom used
 
     figure = plotext.figure
     figure.clear()
     figure.subplots(2, 1)
-    steps = [report.step for report in reports]
     for row, title, values in (
-        (1, f"{job.metadata.name}: loss (nats)", [report.loss for report in reports]),
-        (2, "tokens/s", [report.tokens_per_second for report in reports]),
+        (1, f"{job.metadata.name}: loss (nats)", [(r.attempt, r.step, r.loss) for r in reports]),
+        (2, "tokens/s", [(r.attempt, r.step, r.tokens_per_second) for r in reports]),
     ):
         part = figure.subplot(row, 1)
         part.title(title)
-        signal = part.signal(steps, values, marker="braille")
-        signal.lines()
-        part.draw(signal)
+        for attempt in sorted({r.attempt for r in reports}):
+            # What is no number must not get there: it ends the whole process.
+            points = [(step, value) for of, step, value in values if of == attempt and math.isfinite(value)]
+            if points:
+                signal = part.signal(*map(list, zip(*points, strict=True)), marker="braille")
+                signal.lines()
+                part.draw(signal)
     size = shutil.get_terminal_size((80, 24))
     figure.plot_size(width=size.columns, height=max(12, size.lines - 2))
     figure.show(colorless=not sys.stdout.isatty())

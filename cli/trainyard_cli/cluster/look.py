@@ -62,7 +62,7 @@ def status(
     job = parse(body)
     out = screen()
     bar = tables.progress_bar(job)
-    out.print(status_table(job))
+    out.print(status_table(job, tables.utc_now()))
     if bar is not None:
         out.print(bar)
     out.print()

@@ -12,6 +12,7 @@ from trainyard.admission import ManifestError, parse_manifest
 from trainyard_cli.cluster.client import Body, Cluster, ClusterProblem, parse
 from trainyard_cli.cluster.look import EVERY
 from trainyard_cli.cluster.options import Context, Form, Kubeconfig, Namespace, reports_problems, say
+from trainyard_cli.cluster.tables import utc_now
 from trainyard_cli.display import Display
 from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, refuse
@@ -63,7 +64,7 @@ def submit(
         raise typer.Exit(EXIT_INTERRUPTED) from None
     job = parse(body)
     if output is Output.TABLE:
-        screen().print(status_table(job))
+        screen().print(status_table(job, utc_now()))
     else:
         write(body, output)
     raise typer.Exit(exit_code(job))

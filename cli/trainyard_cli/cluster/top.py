@@ -58,7 +58,7 @@ def top(
     with (
         suppress(KeyboardInterrupt),
         _single_keys() as pressed,
-        Live(picture(), screen=True, auto_refresh=False) as live,
+        Live(picture(), console=screen(), screen=True, auto_refresh=False) as live,
     ):
         while not pressed("q", every):
             live.update(picture(), refresh=True)
