@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import RenderableType
+from typer.testing import CliRunner
 
 from tests.builders import elastic, make_job, make_pod, served, trainer_spec
 from tests.support import kubelet
@@ -21,6 +22,7 @@ from trainyard_cli.cluster.patience import Patience
 from trainyard_cli.cluster.problems import ClusterProblem, Missing, Unavailable, problem_of
 from trainyard_cli.cluster.ranks import JobView, RankView, look_at
 from trainyard_cli.cluster.top import picture_of
+from trainyard_cli.main import app
 from trainyard_cli.output import screen
 from trainyard_cli.report import StepReport, duration, plot, reports_in, status_table
 
@@ -262,6 +264,22 @@ def test_a_loss_that_is_no_number_is_a_gap_in_the_plot(tmp_path: Path, capfd: py
     assert "job: loss (nats)" in capfd.readouterr().out
     plot(make_job(), [*reports, StepReport(2, 3, math.inf, 100)], tmp_path / "plot.svg")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logged:
+        def __init__(self, *_: Any) -> None: ...
+
+        def job(self, name: str) -> TrainingJob:
+            return make_job(name, status={"attempt": 1})
+
+        def log(self, pod: str) -> list[str]:
+            return [json.dumps({"attempt": 1, "step": 1, "loss": 2.0, "tokensPerSecond": 100})]
+
+    monkeypatch.setattr("trainyard_cli.cluster.logs.Cluster", Logged)
+    file = tmp_path / "none" / "plot.png"
+    done = CliRunner().invoke(app, ["plot", "job", "-o", str(file)])
+    assert (done.exit_code, done.stderr) == (2, f"error: --output: {file}: No such file or directory\n")
 
 
 def test_words_of_events_and_conditions_are_shown_as_they_are() -> None:
