@@ -232,6 +232,20 @@ def test_each_answer_of_the_server_is_one_line_with_a_code(
     assert "\n" not in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, "404 page not found\n", "cannot look: HTTP 404 404 page not found"),
+        (403, b"Forbidden", "cannot look: HTTP 403 Forbidden"),
+        (500, None, "cannot look: HTTP 500"),
+        (403, '{"message": "user x cannot get pods/proxy"}', "cannot look: user x cannot get pods/proxy; ask for that"),
+        (503, '{"message": "error trying to reach service"}', "cannot look: error trying to reach service"),
+    ],
+)
+def test_what_a_pod_answers_is_told_apart_from_the_api_server(status: int, body: Any, words: str) -> None:
+    assert str(problem_of(status, body, "look", passed_on=True)).startswith(words)
+
+
 def test_a_name_that_is_taken_is_told_apart_from_a_job_that_has_changed() -> None:
     answer = json.dumps({"message": 'trainingjobs "job" already exists', "reason": "AlreadyExists"})
     problem = problem_of(409, answer, "create job job")

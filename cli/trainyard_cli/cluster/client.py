@@ -192,7 +192,7 @@ class Cluster:
         about = pod["metadata"]["annotations"]
         name = f"{pod['metadata']['name']}:{about[contract.ANNOTATION_PORT]}"
         path = about[contract.ANNOTATION_PATH].lstrip("/")
-        with self._asking(f"read the metrics of pod {pod['metadata']['name']}"):
+        with self._asking(f"read the metrics of pod {pod['metadata']['name']}", passed_on=True):
             answer = self._core.connect_get_namespaced_pod_proxy_with_path(
                 name, self.namespace, path, _preload_content=False, _request_timeout=_PATIENCE
             )
@@ -225,7 +225,7 @@ class Cluster:
         return str(output)
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
+    def _asking(self, what: str, *, passed_on: bool = False) -> Iterator[None]:
         """Turn what the client raises into a problem of the user's."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
@@ -233,7 +233,7 @@ class Cluster:
         try:
             yield
         except ApiException as error:
-            raise problem_of(error.status, error.body, what) from None
+            raise problem_of(error.status, error.body, what, passed_on=passed_on) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             text = str(reason).rpartition(": ")[2] or str(reason)

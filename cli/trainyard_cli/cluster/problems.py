@@ -24,9 +24,19 @@ class Unavailable(ClusterProblem):
     """No answer, or one that says that the server cannot just now: the same request may do later."""
 
 
-def problem_of(status: int, body: str | bytes | None, what: str) -> ClusterProblem:
-    """What an answer of the API server means to a user. `what`: what was tried, after "cannot"."""
+def problem_of(status: int, body: str | bytes | None, what: str, *, passed_on: bool = False) -> ClusterProblem:
+    """What an answer of the API server means to a user.
+
+    Args:
+        status: HTTP status.
+        body: its text: a Status object, or anything.
+        what: what was tried, as it stands after "cannot".
+        passed_on: the answer may be that of a program behind the API server.
+    """
     message, reason = _words(body)
+    if passed_on and not message:
+        text = body.decode("utf-8", "replace") if isinstance(body, bytes) else body or ""
+        return ClusterProblem(f"cannot {what}: {' '.join(['HTTP', str(status), *text.split()])[:200]}")
     if status == 404 and not message:
         fix = "install it: helm install trainyard charts/trainyard"
         return ClusterProblem(f"cannot {what}: the cluster has no TrainingJobs; {fix}", EXIT_NO_CLUSTER)
