@@ -28,6 +28,7 @@ from trainyard_cli.report import plot, read_reports, status_table
 
 app = typer.Typer(
     help="Train large models with one resource: TrainingJob.",
+    epilog="Exit codes: 0 done; 1 job or cluster failed; 2 bad input, or refused; 3 no cluster; 130 interrupted.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

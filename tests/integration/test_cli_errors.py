@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.builders import last_words
+from tests.builders import last_words, make_manifest, trainer_spec
 from tests.cluster import Cluster
 from tests.support.command import PROGRAM, Command, Terminal, manifest
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
+from trainyard import contract
 from trainyard.status import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -61,6 +62,19 @@ async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace
     assert done.code == 2
     assert f'User "system:serviceaccount:{namespace.name}:guest" cannot list resource "trainingjobs"' in done.error
     assert done.error.endswith("ask for that permission")
+    # The trace of a job is fetched over a WebSocket, whose refusal comes by another way.
+    await namespace.create_job(make_manifest(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}}))
+    await namespace.has_pods("job-1-0", "job-1-1")
+    rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace.name}"
+    reads = {"apiGroups": [contract.GROUP], "resources": [contract.PLURAL], "verbs": ["get"]}
+    await namespace.api.post(f"{rbac}/roles", {"metadata": {"name": "reader"}, "rules": [reads]})
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"}
+    subject = {"kind": "ServiceAccount", "name": "guest", "namespace": namespace.name}
+    binding = {"metadata": {"name": "reader"}, "roleRef": role, "subjects": [subject]}
+    await namespace.api.post(f"{rbac}/rolebindings", binding)
+    done = await trainyard("profile", "job", "--kubeconfig", str(guest))
+    assert done.code == 2
+    assert 'cannot get resource "pods/exec"' in done.error
 
 
 async def test_what_has_ended_or_is_so_already_is_not_changed(trainyard: Command, namespace: Namespace) -> None:

@@ -233,7 +233,13 @@ class Cluster:
         try:
             yield
         except ApiException as error:
-            raise problem_of(error.status, error.body, what, passed_on=passed_on) from None
+            status, body = error.status, error.body
+            if not status:  # of a WebSocket the package passes on no answer, but what it has raised before
+                status = getattr(error.__context__, "status_code", 0)
+                body = getattr(error.__context__, "resp_body", None)
+            if not status:
+                raise Unavailable(f"cannot {what}: {' '.join(str(error.reason).split())}") from None
+            raise problem_of(status, body, what, passed_on=passed_on) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             text = str(reason).rpartition(": ")[2] or str(reason)
