@@ -14,6 +14,8 @@ from tests.support.command import PROGRAM, Command, Terminal, manifest, without_
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.status import Progress
+from trainyard_cli.cluster.client import Cluster
+from trainyard_cli.cluster.problems import ClusterProblem
 
 ENDS = ["WORKERS", "RESTARTS", "GOODPUT", "AGE"]
 
@@ -107,6 +109,11 @@ async def test_what_the_server_refuses_is_said_in_its_words(trainyard: Command) 
     bad = without_namespace(make_manifest(trainer=trainer_spec()))
     bad["spec"]["replicas"] = 3
     assert 'unknown field "spec.replicas"' in (await trainyard("submit", "-", stdin=yaml.safe_dump(bad))).error
+    nameless = await trainyard("submit", "-", stdin="{kind: TrainingJob, metadata: , spec: {}}")
+    assert (nameless.code, nameless.error) == (2, "-: metadata.name: is missing; give the job a name")
+    elsewhere = await trainyard("submit", "-", "-n", "default", stdin=yaml.safe_dump(make_manifest(namespace="other")))
+    assert elsewhere.code == 2
+    assert elsewhere.error.startswith("-: metadata.namespace: is other, and --namespace is default; make them the same")
     nothing = await trainyard("submit", "-", stdin="kind: Pod")
     assert (nothing.code, "one TrainingJob is expected, 0 found" in nothing.error) == (2, True)
 
@@ -172,6 +179,46 @@ async def test_top_draws_and_draws_again_until_a_key_ends_it(
         assert termios.tcgetattr(terminal.theirs) == terminal.before, "the terminal is as it was"
     finally:
         terminal.close()
+
+
+async def test_events_are_shown_as_they_come(trainyard: Command, namespace: Namespace) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+    terminal = Terminal([*PROGRAM, "events", "job", "--watch"], {**trainyard.env, "TERM": "xterm"})
+    try:
+        await terminal.shows("Accepted")
+        await running(namespace)
+        await terminal.shows("AllWorkersRunning")
+        assert terminal.shown.count("Accepted") == 1, "what is shown already is not shown again"
+        terminal.press("\x03")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == 130
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize(("answer", "code", "left"), [("y", 0, 0), ("n", 1, 1)])
+async def test_delete_asks_on_a_terminal(
+    trainyard: Command, namespace: Namespace, answer: str, code: int, left: int
+) -> None:
+    await trainyard("submit", "-", stdin=manifest(checkpoint={"claim": {"size": "1Gi"}}))
+    terminal = Terminal([*PROGRAM, "delete", "job"], {**trainyard.env, "TERM": "xterm"})
+    try:
+        await terminal.shows(f"delete {namespace.name}/job and its checkpoints? [y/N]")
+        terminal.press(f"{answer}\n")
+        assert await asyncio.to_thread(terminal.process.wait, 30) == code
+    finally:
+        terminal.close()
+    assert len((await namespace.api.get(namespace.jobs()))["items"]) == left
+
+
+async def test_only_the_job_that_was_looked_at_is_deleted(trainyard: Command, namespace: Namespace) -> None:
+    await trainyard("submit", "-", stdin=manifest())
+
+    def delete() -> None:
+        Cluster(trainyard.kubeconfig).delete("job", "uid of an earlier job of that name")
+
+    with pytest.raises(ClusterProblem, match="it has just been changed"):
+        await asyncio.to_thread(delete)
+    assert (await namespace.job())["metadata"]["name"] == "job"
 
 
 async def test_who_stops_watching_leaves_the_job_alone(

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
@@ -294,6 +296,12 @@ def test_a_plot_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: 
     file = tmp_path / "none" / "plot.png"
     done = CliRunner().invoke(app, ["plot", "job", "-o", str(file)])
     assert (done.exit_code, done.stderr) == (2, f"error: --output: {file}: No such file or directory\n")
+
+
+def test_what_needs_no_cluster_starts_without_its_client() -> None:
+    late = ["kubernetes", "matplotlib", "plotext", "torch", "trainyard_operator.backends"]
+    program = f"import sys, trainyard_cli.main; print([name for name in {late} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout == b"[]\n"
 
 
 def test_words_of_events_and_conditions_are_shown_as_they_are() -> None:
