@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from trainyard.job import TrainingJob
@@ -27,7 +28,7 @@ class Display:
             TextColumn("[bold]{task.fields[phase]}"),
             BarColumn(bar_width=24),
             TaskProgressColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=console,
             disable=not console.is_terminal,
         )
@@ -46,7 +47,8 @@ class Display:
         """Show the job as it is now, and the events that are new."""
         for event in events[self._told :]:
             colour = "yellow" if event.type == "Warning" else "green"
-            self._console.print(f"[{colour}]{event.reason}[/]: {event.message}", highlight=False, soft_wrap=True)
+            line = f"[{colour}]{escape(event.reason)}[/]: {escape(event.message)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
         self._told = len(events)
         progress = job.status.progress
         phase = str(job.status.phase or "Pending")
@@ -65,7 +67,7 @@ class Display:
         state, now = (phase, figures(job)), time.monotonic()
         before, at = self._last
         if state != before and (state[0] != before[0] or now - at >= PLAIN_EVERY):
-            self._console.print(f"{phase} {state[1]}".strip(), highlight=False, soft_wrap=True)
+            self._console.print(f"{phase} {state[1]}".strip(), markup=False, highlight=False, soft_wrap=True)
             self._last = (state, now)
 
 

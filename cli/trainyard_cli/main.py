@@ -7,6 +7,7 @@ import asyncio
 import importlib.util
 import shutil
 import time
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +22,7 @@ from trainyard_cli.cluster import change, logs, look, submit, top, trace
 from trainyard_cli.display import Display
 from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, refuse
-from trainyard_cli.output import Output, write
+from trainyard_cli.output import Output, screen, write
 from trainyard_cli.plan import show as show_plan
 from trainyard_cli.report import plot, read_reports, status_table
 
@@ -80,22 +81,22 @@ def run(
 
     Exit codes: 0 the job succeeded; 1 it failed; 2 the manifest or what it names is wrong; 130 interrupted.
     """
-    screen = Console(stderr=True)
+    stderr = Console(stderr=True)
     try:
         job = load_manifest(read_manifest(file))
         _check_machine(job)
     except ManifestError as error:
-        raise refuse(screen, file, error.problems) from None
+        raise refuse(stderr, file, error.problems) from None
     target = folder or Path("runs") / f"{job.metadata.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    _prepare(target, job, fresh, screen)
+    _prepare(target, job, fresh, stderr)
     try:
-        job, interrupted = asyncio.run(_run(job, target, screen))
+        job, interrupted = asyncio.run(_run(job, target, stderr))
     except asyncio.CancelledError:
-        screen.print("[yellow]interrupted twice[/]: all processes were killed")
+        stderr.print("[yellow]interrupted twice[/]: all processes were killed")
         raise typer.Exit(EXIT_INTERRUPTED) from None
     _print(job, output)
-    _draw(job, target, screen)
-    screen.print(f"logs: {target}/pods/*/log", highlight=False, soft_wrap=True)
+    _draw(job, target, stderr)
+    stderr.print(f"logs: {target}/pods/*/log", markup=False, highlight=False, soft_wrap=True)
     raise typer.Exit(EXIT_INTERRUPTED if interrupted else exit_code(job))
 
 
@@ -133,7 +134,7 @@ def _check_machine(job: TrainingJob) -> None:
         raise ManifestError([f"spec.trainer.data.path: {path} does not exist on this machine; correct the path"])
 
 
-def _prepare(folder: Path, job: TrainingJob, fresh: bool, screen: Console) -> None:
+def _prepare(folder: Path, job: TrainingJob, fresh: bool, stderr: Console) -> None:
     """Make the folder of a run, and say what it continues from, or remove that."""
     folder.mkdir(parents=True, exist_ok=True)
     checkpoints = folder / "checkpoints"
@@ -142,14 +143,16 @@ def _prepare(folder: Path, job: TrainingJob, fresh: bool, screen: Console) -> No
     if fresh:
         shutil.rmtree(checkpoints)
     else:
-        screen.print(f"continuing from {checkpoints}; --fresh starts anew", highlight=False, soft_wrap=True)
+        stderr.print(
+            f"continuing from {checkpoints}; --fresh starts anew", markup=False, highlight=False, soft_wrap=True
+        )
 
 
-async def _run(job: TrainingJob, folder: Path, screen: Console) -> tuple[TrainingJob, bool]:
+async def _run(job: TrainingJob, folder: Path, stderr: Console) -> tuple[TrainingJob, bool]:
     from trainyard_cli.local import local_run  # imported late: the other commands need no operator
 
     async with local_run(job, folder) as local:
-        with Display(screen) as display:
+        with Display(stderr) as display:
             while not local.over:
                 await local.changed.wait()
                 local.changed.clear()
@@ -159,17 +162,17 @@ async def _run(job: TrainingJob, folder: Path, screen: Console) -> tuple[Trainin
 
 def _print(job: TrainingJob, output: Output) -> None:
     if output is Output.TABLE:
-        Console().print(status_table(job))
+        screen().print(status_table(job, datetime.now(UTC)))
     else:
         write(job.to_dict(), output)
 
 
-def _draw(job: TrainingJob, folder: Path, screen: Console) -> None:
+def _draw(job: TrainingJob, folder: Path, stderr: Console) -> None:
     reports = read_reports(folder)
     if reports:
         target = folder / "plot.png"
         plot(job, reports, target)
-        screen.print(f"plot: {target}", highlight=False, soft_wrap=True)
+        stderr.print(f"plot: {target}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:

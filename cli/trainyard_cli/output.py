@@ -20,9 +20,12 @@ class Output(StrEnum):
 
 
 def screen() -> Console:
-    """Standard output. What is not a terminal has no edge at which a line would have to be folded."""
+    """Standard output. What is not a terminal has no edge at which a line would have to be folded.
+
+    Text is shown as it is: messages of workers begin with "[rank0]:", which rich would take for its markup.
+    """
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=1000 if wide else None)
+    return Console(width=1000 if wide else None, markup=False)
 
 
 def write(value: Any, output: Output) -> None:

@@ -1,6 +1,7 @@
-"""After a run: the table of its final status, and the plot of its loss and throughput."""
+"""The status of a job as a table, and its loss and throughput as a plot."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from trainyard.job import TrainingJob
-from trainyard.status import Progress
+from trainyard.status import ConditionType, Phase, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,7 @@ class StepReport:
     attempt: int
     step: int
     loss: float
+    """Not a number where it was none."""
     tokens_per_second: float
 
 
@@ -36,11 +38,15 @@ def reports_in(lines: Iterable[str]) -> Iterator[StepReport]:
             continue
         try:
             entry: dict[str, Any] = json.loads(line)
-        except ValueError:  # a line that another process has broken into
+            yield StepReport(
+                int(entry["attempt"]),
+                int(entry["step"]),
+                float(entry.get("loss", math.nan)),  # left out where it is not finite: JSON has no such number
+                float(entry["tokensPerSecond"]),
+            )
+        # A line that another process has broken into, or one of a program that is not the built-in trainer.
+        except (ValueError, KeyError, TypeError, AttributeError):
             continue
-        yield StepReport(
-            int(entry["attempt"]), int(entry["step"]), float(entry["loss"]), float(entry["tokensPerSecond"])
-        )
 
 
 def plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None:
@@ -82,7 +88,7 @@ def duration(seconds: float) -> str:
     return "".join(part for part in parts[:2] if not part.startswith("0") or len(parts) == 1)
 
 
-def status_table(job: TrainingJob) -> Table:
+def status_table(job: TrainingJob, now: datetime) -> Table:
     """The status, as rows of name and value."""
     status, progress = job.status, job.status.progress
     table = Table(
@@ -90,7 +96,7 @@ def status_table(job: TrainingJob) -> Table:
     )
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("phase", str(status.phase))
+    table.add_row("phase", status.phase or Phase.PENDING)
     current = job.current.spec
     fewer = f" (of {job.spec.workers.replicas})" if current.workers.replicas < job.spec.workers.replicas else ""
     table.add_row("workers", f"{current.workers.replicas}{fewer} x {current.procs_per_worker} ranks")
@@ -115,11 +121,10 @@ def status_table(job: TrainingJob) -> Table:
         for name, value in (progress.metrics or {}).items():
             table.add_row(f"held-out {name}", format(value, ".4f"))
     table.add_row("attempts", f"{status.attempt} ({status.restarts} restarts)")
-    end = status.completion_time or (_last_change(job) if job.spec.suspend else None)
-    if status.start_time and end:
-        table.add_row("time", f"{(end - status.start_time).total_seconds():.0f} s")
+    if status.start_time:
+        table.add_row("time", duration((_end(job, now) - status.start_time).total_seconds()))
     if (goodput := status.goodput) and goodput.ratio is not None:
-        others = ", ".join(f"{part} {s} s" for part, s in goodput.parts().items() if s and part != "productive")
+        others = ", ".join(f"{part} {duration(s)}" for part, s in goodput.parts().items() if s and part != "productive")
         table.add_row("goodput", f"{goodput.ratio:.0%}" + (f" ({others})" if others else ""))
     if failure := status.last_failure:
         table.add_row("last failure", f"{failure.pod or 'group'}: {failure.reason}: {failure.message}")
@@ -133,5 +138,9 @@ def _speed(job: TrainingJob, progress: Progress) -> tuple[str, float | None, str
     return "tokens/s", progress.tokens_per_second, ",.0f"
 
 
-def _last_change(job: TrainingJob) -> datetime | None:
-    return max((c.last_transition_time for c in job.status.conditions), default=None)
+def _end(job: TrainingJob, now: datetime) -> datetime:
+    """When the job ended or was suspended; of one that goes on: now."""
+    suspended = job.status.condition(ConditionType.SUSPENDED)
+    if suspended and suspended.status == "True":
+        return suspended.last_transition_time
+    return job.status.completion_time or now

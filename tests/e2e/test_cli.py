@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,10 +13,13 @@ from tests.e2e.world import Body, World, trainer_job
 pytestmark = pytest.mark.e2e
 
 
+def command(world: World, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "trainyard_cli.main", *arguments, "-n", world.namespace]
+
+
 def trainyard(world: World, *arguments: str) -> str:
     """Run the command in the network of the cluster, as a user of it would."""
-    command = [sys.executable, "-m", "trainyard_cli.main", *arguments, "-n", world.namespace]
-    return str(world.cluster.run(command, timeout=120).stdout)
+    return str(world.cluster.run(command(world, *arguments), timeout=120).stdout)
 
 
 def test_logs_ranks_plot_and_a_trace_of_a_running_job(
@@ -30,6 +34,13 @@ def test_logs_ranks_plot_and_a_trace_of_a_running_job(
     assert trainyard(world, "logs", "seen", "--rank", "1") == ""
     prefixed = trainyard(world, "logs", "seen", "--all", "--tail", "3").splitlines()
     assert [line.split()[0] for line in prefixed] == ["seen-1-0"] * 3
+
+    follow = [*world.cluster.command_prefix, *command(world, "logs", "seen", "--all", "--follow", "--tail", "1")]
+    with subprocess.Popen(follow, env=world.cluster.environment, stdout=subprocess.PIPE, text=True) as follower:
+        assert follower.stdout is not None
+        followed = [follower.stdout.readline() for _ in range(3)]  # one is there, the others are yet to come
+        follower.terminate()
+    assert [line.split()[0] for line in followed] == ["seen-1-0"] * 3
 
     picture = trainyard(world, "top", "seen", "--once")
     rows = [line for line in picture.splitlines() if "seen-1-" in line]

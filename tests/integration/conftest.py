@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster import Cluster, ClusterError, Profile, down, up
+from tests.support.command import Command, Nursery, kubeconfig_for
 from tests.support.kube import Api, Namespace, connect, eventually
 from tests.support.need import require
 from tests.support.operator import OperatorProcess
@@ -142,3 +143,17 @@ async def own_namespace(own_api: Api) -> AsyncIterator[Namespace]:
     namespace = await new_namespace(own_api)
     yield namespace
     await leave(namespace)
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Where commands are started."""
+    nursery = Nursery(tmp_path_factory.mktemp("commands"))
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture
+def trainyard(commands: Nursery, cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Command:
+    """The command, in a namespace of the shared cluster."""
+    return Command(commands, kubeconfig_for(cluster.kubeconfig, namespace.name, tmp_path), namespace.name)

@@ -2,86 +2,22 @@
 
 import asyncio
 import json
-import os
-import pty
-import select
-import subprocess
 import sys
 import termios
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from tests.builders import last_words, make_manifest, trainer_spec
-from tests.cluster import Cluster
-from tests.support.kube import Namespace, Object, eventually
+from tests.support.command import PROGRAM, Command, Terminal, manifest, without_namespace
+from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.status import Progress
 
 ENDS = ["WORKERS", "RESTARTS", "GOODPUT", "AGE"]
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def error(self) -> str:
-        """What went wrong, in one line."""
-        assert "Traceback" not in self.err, self.err
-        (line,) = self.err.splitlines()
-        return line.removeprefix("error: ")
-
-
-@dataclass(frozen=True)
-class Command:
-    """The program, in the namespace of a test."""
-
-    kubeconfig: Path
-    namespace: str
-    env: dict[str, str]
-
-    async def __call__(self, *arguments: str, stdin: str = "", **env: str) -> Done:
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "trainyard_cli.main"),
-            *arguments,
-            env={**self.env, "COLUMNS": "200", **env},
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(60):
-            out, err = await process.communicate(stdin.encode())
-        assert process.returncode is not None
-        return Done(process.returncode, out.decode(), err.decode())
-
-
-@pytest.fixture
-def trainyard(cluster: Cluster, namespace: Namespace, tmp_path: Path) -> Command:
-    """With a kubeconfig whose context names the namespace, as `kubectl config set-context` leaves it."""
-    config = yaml.safe_load(cluster.kubeconfig.read_text())
-    (context,) = config["contexts"]
-    context["context"]["namespace"] = namespace.name
-    config["contexts"].append({"name": "elsewhere", "context": {**context["context"], "namespace": "default"}})
-    file = tmp_path / "kubeconfig"
-    file.write_text(yaml.safe_dump(config))
-    return Command(file, namespace.name, {**os.environ, "KUBECONFIG": str(file)})
-
-
-def manifest(**spec: Any) -> str:
-    return yaml.safe_dump(without_namespace(make_manifest(trainer=trainer_spec(), **spec)))
-
-
-def without_namespace(body: Object) -> Object:
-    del body["metadata"]["namespace"]
-    return body
 
 
 async def running(namespace: Namespace) -> None:
@@ -193,25 +129,6 @@ async def test_a_name_that_is_taken_or_unknown_is_an_error_with_a_way_out(trainy
     assert (await trainyard("status", "job", "-n", trainyard.namespace, "--context", "elsewhere")).code == 0
 
 
-async def test_a_cluster_that_cannot_be_asked_is_an_error_with_a_way_out(trainyard: Command, tmp_path: Path) -> None:
-    unknown = await trainyard("list", "--context", "nowhere")
-    assert (unknown.code, "there is no context nowhere; there are: " in unknown.error) == (2, True)
-    config = yaml.safe_load(trainyard.kubeconfig.read_text())
-    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
-    config["users"] = [{"name": user["name"], "user": {"token": "none"}} for user in config["users"]]
-    gone = tmp_path / "gone"
-    gone.write_text(yaml.safe_dump(config))
-    done = await trainyard("list", "--kubeconfig", str(gone))
-    assert done.code == 3
-    assert done.error.startswith("https://127.0.0.1:1 does not answer: ")
-    config["clusters"] = yaml.safe_load(trainyard.kubeconfig.read_text())["clusters"]
-    gone.write_text(yaml.safe_dump(config))
-    stranger = await trainyard("list", "--kubeconfig", str(gone))
-    assert (stranger.code, stranger.error) == (3, "cannot list jobs: the cluster does not know you; log in anew")
-    nothing = await trainyard("list", KUBECONFIG=str(tmp_path / "none"))
-    assert (nothing.code, nothing.error.startswith("no cluster to ask: ")) == (3, True)
-
-
 async def test_names_are_completed(trainyard: Command) -> None:
     await trainyard("submit", "-", stdin=manifest())
     program = Path(sys.executable).parent / "kubectl_complete-trainyard"
@@ -230,42 +147,12 @@ async def test_the_ranks_of_a_job_are_shown_without_their_figures_where_nothing_
     await trainyard("submit", "-", stdin=manifest())
     await running(namespace)
     lines = (await trainyard("top", "job", "--once")).out.splitlines()
-    rows = [line.split()[:4] for line in lines if "job-1-" in line]
+    rows = [line.split()[:4] for line in lines if line.startswith(("0 ", "1 "))]
+    assert lines[-1].startswith("not all ranks have figures: cannot read the metrics of pod job-1-")
     assert rows == [["0", "job-1-0", "node-1", "Running"], ["1", "job-1-1", "node-1", "Running"]]
     assert (await trainyard("top")).out.splitlines()[0].startswith("1 TrainingJobs in namespace")
     assert (await trainyard("logs", "job", "--rank", "2")).error == "--rank: job has the ranks 0 to 1; choose one"
     assert (await trainyard("logs", "job", "--failed")).error == "no attempt of job has failed"
-
-
-class Terminal:
-    """A terminal that a program runs in."""
-
-    def __init__(self, command: list[str], env: dict[str, str]) -> None:
-        self.mine, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (40, 160))
-        self.before = termios.tcgetattr(theirs)
-        self.theirs = theirs
-        # Ctrl-C is for the terminal's own session.
-        command = ["setsid", "--ctty", *command]
-        self.process = subprocess.Popen(command, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
-        self.shown = ""
-
-    async def shows(self, text: str, times: int = 1) -> None:
-        """Wait until a text has been drawn so often."""
-        async with asyncio.timeout(60):
-            while self.shown.count(text) < times:
-                ready, _, _ = await asyncio.to_thread(select.select, [self.mine], [], [], 1)
-                if ready:
-                    self.shown += os.read(self.mine, 65536).decode("utf-8", "replace")
-
-    def press(self, key: str) -> None:
-        os.write(self.mine, key.encode())
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.mine)
-        os.close(self.theirs)
 
 
 @pytest.mark.parametrize("key", ["q", "\x03"])
@@ -274,7 +161,7 @@ async def test_top_draws_and_draws_again_until_a_key_ends_it(
 ) -> None:
     await trainyard("submit", "-", stdin=manifest())
     await running(namespace)
-    command = [sys.executable, "-m", "trainyard_cli.main", "top", "job", "--every", "0.2"]
+    command = [*PROGRAM, "top", "job", "--every", "0.2"]
     terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
     try:
         await terminal.shows("job-1-1", times=3)
@@ -292,7 +179,7 @@ async def test_who_stops_watching_leaves_the_job_alone(
 ) -> None:
     file = tmp_path / "job.yaml"
     file.write_text(manifest())
-    command = [sys.executable, "-m", "trainyard_cli.main", "submit", str(file), "--watch"]
+    command = [*PROGRAM, "submit", str(file), "--watch"]
     terminal = Terminal(command, {**trainyard.env, "TERM": "xterm"})
     try:
         await running(namespace)

@@ -1,26 +1,37 @@
 """What the commands for a cluster show, and what they make of its answers."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+from typer.testing import CliRunner
 
-from tests.builders import elastic, make_job, served, trainer_spec
+from tests.builders import elastic, make_job, make_pod, served, trainer_spec
+from tests.support import kubelet
 from trainyard.job import TrainingJob
+from trainyard.status import Condition
 from trainyard_cli.cluster import tables
-from trainyard_cli.cluster.client import ClusterProblem, Missing, _problem, parse
-from trainyard_cli.cluster.logs import pod_of_rank
-from trainyard_cli.cluster.ranks import JobView, RankView
+from trainyard_cli.cluster.client import parse
+from trainyard_cli.cluster.logs import _as_they_come, draw, pod_of_rank
+from trainyard_cli.cluster.patience import Patience
+from trainyard_cli.cluster.problems import ClusterProblem, Missing, Unavailable, problem_of
+from trainyard_cli.cluster.ranks import JobView, RankView, look_at
 from trainyard_cli.cluster.top import picture_of
-from trainyard_cli.report import duration, reports_in, status_table
+from trainyard_cli.main import app
+from trainyard_cli.output import screen
+from trainyard_cli.report import StepReport, duration, plot, reports_in, status_table
 
 NOW = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 
 
 def shown(*parts: RenderableType) -> list[str]:
-    console = Console(width=160)
+    console = screen()
+    console.width = 160
     with console.capture() as captured:
         for part in parts:
             console.print(part)
@@ -77,14 +88,14 @@ def test_who_is_degraded_is_so_in_the_list() -> None:
 
 def test_the_status_has_what_matters_now() -> None:
     job = running_job(progress={"mfu": 0.412, "checkpointStep": 40}, slowNodes=["node-7"])
-    text = "\n".join(shown(status_table(job), tables.condition_table(job.status.conditions, NOW)))
+    text = "\n".join(shown(status_table(job, NOW), tables.condition_table(job.status.conditions, NOW)))
     for part in ("MFU │ 41.2%", "ETA │ 1m35s", "checkpoint │ step 40", "avoided nodes │ node-7", "Running True 1m Why"):
         assert part in text
 
 
 def test_a_group_that_has_shrunk_shows_its_size() -> None:
     job = make_job(replicas=3, **elastic(), status={"attempt": 2, "elastic": {"replicas": 2}})
-    assert "workers │ 2 (of 3) x 1 ranks" in "\n".join(shown(status_table(job)))
+    assert "workers │ 2 (of 3) x 1 ranks" in "\n".join(shown(status_table(job, NOW)))
 
 
 def test_top_shows_each_rank_and_where_a_step_goes() -> None:
@@ -93,11 +104,97 @@ def test_top_shows_each_rank_and_where_a_step_goes() -> None:
     slow.memory = {"resident": 700 * 2**20, "allocated": 3 * 2**30, "peak": 4 * 2**30}
     view = JobView([rank, slow], 2, {"data": 0.1, "passes": 0.3, "update": 0.1, "evaluation": 0.0})
     lines = shown(*picture_of(running_job(), view, NOW.timestamp()))
+    assert "not all ranks" not in "".join(lines)
     assert lines[0] == "job Running attempt 2 step 50/200 loss 2.5000 17,000 tokens/s ETA 1m35s"
     assert "a step takes 0.500 s on rank 0: data 20%, passes 60%, update 20%" in lines
     assert "0 job-2-0 node-1 Running 3s ago 2.10 ms" in lines
     assert "1 job-2-1 node-2 Running 6.30 ms 3.0 x 700 MiB 3.0 GiB 4.0 GiB" in lines
     assert lines[-1] == "and 2 pods more; Grafana shows all of them"
+
+
+def test_top_says_why_ranks_have_no_figures() -> None:
+    view = JobView([RankView(0, "job-2-0", "node-1", "Running")], 0, {}, "cannot read the metrics of pod job-2-0: no")
+    lines = shown(*picture_of(running_job(), view, NOW.timestamp()))
+    assert lines[-1] == "not all ranks have figures: cannot read the metrics of pod job-2-0: no"
+
+
+class Pods:
+    """A cluster that has pods, and whose pages are what the test says."""
+
+    def __init__(self, pods: list[dict[str, Any]], pages: dict[str, str | ClusterProblem]) -> None:
+        self._pods, self._pages = pods, pages
+
+    def pods(self, name: str) -> list[dict[str, Any]]:
+        return self._pods
+
+    def metrics(self, pod: dict[str, Any]) -> str:
+        page = self._pages[pod["metadata"]["name"]]
+        if isinstance(page, ClusterProblem):
+            raise page
+        return page
+
+
+def test_each_rank_has_the_figures_of_its_pod() -> None:
+    job = make_job(trainer=trainer_spec(), workers={"procsPerWorker": 2}, status={"attempt": 1})
+    pods = [make_pod(job, index, status=kubelet.running(NOW)) for index in (0, 1)]
+    page = """trainyard_last_step_timestamp_seconds{job_name="job"} 5.0
+trainyard_memory_bytes{job_name="job",rank="1",kind="resident"} 1024
+trainyard_rank_compute_seconds{job_name="job",rank="3"} 0.5
+trainyard_straggler_ratio{job_name="job",rank="3"} 2.5
+trainyard_step_duration_seconds_sum{job_name="job",phase="data"} 4
+trainyard_step_duration_seconds_count{job_name="job",phase="data"} 8
+"""
+    cluster: Any = Pods(pods, {"job-1-0": page, "job-1-1": ClusterProblem("cannot read job-1-1: no")})
+    view = look_at(cluster, job)
+    assert [(r.rank, r.pod, r.last_step) for r in view.ranks] == [
+        (0, "job-1-0", 5.0),
+        (1, "job-1-0", 5.0),
+        (2, "job-1-1", None),
+        (3, "job-1-1", None),
+    ]
+    assert (view.ranks[1].memory, view.ranks[3].compute, view.ranks[3].straggler) == ({"resident": 1024}, 0.5, 2.5)
+    assert (view.phases, view.problem) == ({"data": 0.5}, "cannot read job-1-1: no")
+
+
+@pytest.mark.parametrize(
+    ("program", "page", "problem"),
+    [
+        ({"trainer": trainer_spec()}, "{{", "the page of pod job-1-0 is not in the Prometheus text format"),
+        ({}, "", "the program serves no metrics, see spec.metrics"),
+    ],
+)
+def test_a_pod_without_a_page_is_told(program: dict[str, Any], page: str, problem: str) -> None:
+    job = make_job(**program, replicas=1, status={"attempt": 1})
+    cluster: Any = Pods([make_pod(job, status=kubelet.running(NOW))], {"job-1-0": page})
+    assert look_at(cluster, job).problem == problem
+
+
+def test_lines_of_several_pods_come_as_they_are_said() -> None:
+    first, second = SimpleQueue[str](), SimpleQueue[str]()
+    lines = _as_they_come([iter(first.get, "end"), iter(second.get, "end")])
+    second.put("b")
+    assert next(lines) == "b"
+    first.put("a")
+    assert next(lines) == "a"
+    first.put("end")
+    second.put("c")
+    assert next(lines) == "c"
+    second.put("end")
+    assert list(lines) == []
+
+
+def test_a_cluster_that_does_not_answer_is_borne_with_for_a_while(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = iter([0.0, 99.0, 200.0, 300.0])
+    patience = Patience(100, lambda: next(clock))
+
+    def silent() -> str:
+        raise Unavailable("no answer")
+
+    assert [patience.ask(silent), patience.ask(silent), patience.ask(lambda: "yes")] == [None, None, "yes"]
+    assert capsys.readouterr().err == "waiting: no answer\nthe cluster answers again\n"
+    assert patience.ask(silent) is None, "counted anew"
+    with pytest.raises(Unavailable):
+        patience.ask(silent)
 
 
 def test_the_pod_of_a_rank_is_that_of_the_current_group() -> None:
@@ -118,30 +215,90 @@ def test_the_pod_of_a_rank_is_that_of_the_current_group() -> None:
         (404, 'pods "a" not found', Missing, 2, 'cannot look: pods "a" not found'),
         (403, "user x cannot list", ClusterProblem, 2, "user x cannot list; ask for that permission"),
         (401, "Unauthorized", ClusterProblem, 3, "log in anew"),
-        (409, "already exists", ClusterProblem, 2, "delete it first"),
+        (409, "the object has been modified", ClusterProblem, 1, "try again"),
+        (429, "too many requests", Unavailable, 1, "too many requests"),
         (422, "spec: a\n must b", ClusterProblem, 2, "cannot look: spec: a must b"),
-        (500, "etcd", ClusterProblem, 1, "cannot look: etcd"),
-        (503, "", ClusterProblem, 1, "cannot look: HTTP 503"),
+        (500, "etcd", Unavailable, 1, "cannot look: etcd"),
+        (503, "", Unavailable, 1, "cannot look: HTTP 503"),
     ],
 )
 def test_each_answer_of_the_server_is_one_line_with_a_code(
     status: int, message: str, kind: type[ClusterProblem], code: int, words: str
 ) -> None:
-    problem = _problem(status, json.dumps({"message": message}) if message else "404 page not found", "look")
+    problem = problem_of(status, json.dumps({"message": message}) if message else "404 page not found", "look")
     assert type(problem) is kind
     assert problem.code == code
     assert words in str(problem)
     assert "\n" not in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (404, "404 page not found\n", "cannot look: HTTP 404 404 page not found"),
+        (403, b"Forbidden", "cannot look: HTTP 403 Forbidden"),
+        (500, None, "cannot look: HTTP 500"),
+        (403, '{"message": "user x cannot get pods/proxy"}', "cannot look: user x cannot get pods/proxy; ask for that"),
+        (503, '{"message": "error trying to reach service"}', "cannot look: error trying to reach service"),
+    ],
+)
+def test_what_a_pod_answers_is_told_apart_from_the_api_server(status: int, body: Any, words: str) -> None:
+    assert str(problem_of(status, body, "look", passed_on=True)).startswith(words)
+
+
+def test_a_name_that_is_taken_is_told_apart_from_a_job_that_has_changed() -> None:
+    answer = json.dumps({"message": 'trainingjobs "job" already exists', "reason": "AlreadyExists"})
+    problem = problem_of(409, answer, "create job job")
+    assert (problem.code, str(problem).endswith("delete it first, or change it with kubectl apply")) == (2, True)
+
+
 def test_a_job_of_a_later_version_is_no_bug_of_ours() -> None:
     body = body_of(running_job())
     body["status"]["mood"] = "good"
-    with pytest.raises(ClusterProblem, match=r"does not know its field status.mood; install the version"):
+    body["spec"]["workers"]["hats"] = 2
+    assert parse(body).status.progress == running_job().status.progress, "what it does not know it leaves out"
+    body["status"]["phase"] = "Dreaming"
+    with pytest.raises(ClusterProblem, match=r"does not understand its field status.phase; install the version"):
         parse(body)
 
 
 def test_lines_that_are_no_reports_are_passed_over() -> None:
     report = {"attempt": 1, "step": 5, "loss": 2.0, "tokensPerSecond": 100}
-    lines = ["Traceback", json.dumps({"message": "x"}), json.dumps(report), '{"tokensPerSecond": 1', ""]
+    foreign = ['{"tokensPerSecond": 1', '{"tokensPerSecond": 1}', '"tokensPerSecond"', '{"tokensPerSecond": null}']
+    lines = ["Traceback", json.dumps({"message": "x"}), json.dumps(report), *foreign, ""]
     assert [found.step for found in reports_in(lines)] == [5]
+
+
+def test_a_loss_that_is_no_number_is_a_gap_in_the_plot(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lines = [json.dumps({"attempt": 1, "step": step, "tokensPerSecond": 100}) for step in (1, 2)]
+    lines.append(json.dumps({"attempt": 2, "step": 2, "loss": 2.0, "tokensPerSecond": 100}))
+    reports = list(reports_in(lines))
+    assert [math.isfinite(report.loss) for report in reports] == [False, False, True]
+    draw(make_job(), reports)
+    assert "job: loss (nats)" in capfd.readouterr().out
+    plot(make_job(), [*reports, StepReport(2, 3, math.inf, 100)], tmp_path / "plot.svg")
+    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_a_plot_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logged:
+        def __init__(self, *_: Any) -> None: ...
+
+        def job(self, name: str) -> TrainingJob:
+            return make_job(name, status={"attempt": 1})
+
+        def log(self, pod: str) -> list[str]:
+            return [json.dumps({"attempt": 1, "step": 1, "loss": 2.0, "tokensPerSecond": 100})]
+
+    monkeypatch.setattr("trainyard_cli.cluster.logs.Cluster", Logged)
+    file = tmp_path / "none" / "plot.png"
+    done = CliRunner().invoke(app, ["plot", "job", "-o", str(file)])
+    assert (done.exit_code, done.stderr) == (2, f"error: --output: {file}: No such file or directory\n")
+
+
+def test_words_of_events_and_conditions_are_shown_as_they_are() -> None:
+    words = "[rank0]: lost at [/opt/pair.cc:534]"
+    event = {"type": "Warning", "reason": "WorkerFailed", "message": words, "lastTimestamp": NOW.isoformat()}
+    assert f"WorkerFailed {words}" in shown(tables.event_table([event], NOW))[1]
+    condition = Condition(type="Failed", status="True", reason="Why", message=words, last_transition_time=NOW)
+    assert words in shown(tables.condition_table([condition], NOW))[1]

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
-from trainyard_cli.cluster.client import EXIT_BAD_INPUT, Cluster, ClusterProblem, Missing
+from trainyard.job import TrainingJob
+from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems
+from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem, Missing
 
 
 def add_to(app: typer.Typer) -> None:
@@ -22,7 +24,11 @@ def suspend(name: Job, namespace: Namespace = None, context: Context = None, kub
 
     Example: kubectl trainyard suspend gpt-ddp
     """
-    Cluster(kubeconfig, context, namespace).patch(name, {"suspend": True})
+    cluster = Cluster(kubeconfig, context, namespace)
+    if _active(cluster, name).spec.suspend:
+        typer.echo(f"{name} is suspended already")
+        return
+    cluster.patch(name, {"suspend": True})
     typer.echo(f"{name} is being suspended")
 
 
@@ -31,7 +37,11 @@ def resume(name: Job, namespace: Namespace = None, context: Context = None, kube
 
     Example: kubectl trainyard resume gpt-ddp
     """
-    Cluster(kubeconfig, context, namespace).patch(name, {"suspend": False})
+    cluster = Cluster(kubeconfig, context, namespace)
+    if not _active(cluster, name).spec.suspend:
+        typer.echo(f"{name} is not suspended")
+        return
+    cluster.patch(name, {"suspend": False})
     typer.echo(f"{name} is being resumed")
 
 
@@ -44,10 +54,7 @@ def restart(name: Job, namespace: Namespace = None, context: Context = None, kub
     Example: kubectl trainyard restart gpt-ddp
     """
     cluster = Cluster(kubeconfig, context, namespace)
-    job = cluster.job(name)
-    if job.status.finished:
-        fix = "delete it and create it anew"
-        raise ClusterProblem(f"{name} has ended ({job.status.phase}) and cannot be restarted; {fix}", EXIT_BAD_INPUT)
+    job = _active(cluster, name)
     if job.spec.suspend:
         raise ClusterProblem(f"{name} is suspended; start it with: trainyard resume {name}", EXIT_BAD_INPUT)
     pods = [pod for pod in cluster.pods(name) if "deletionTimestamp" not in pod["metadata"]]
@@ -73,8 +80,21 @@ def scale(
 
     Example: kubectl trainyard scale gpt-ddp 4
     """
-    Cluster(kubeconfig, context, namespace).scale(name, replicas)
+    cluster = Cluster(kubeconfig, context, namespace)
+    if _active(cluster, name).spec.workers.replicas == replicas:
+        typer.echo(f"{name} has {replicas} workers already")
+        return
+    cluster.scale(name, replicas)
     typer.echo(f"{name} is being scaled to {replicas} workers")
+
+
+def _active(cluster: Cluster, name: str) -> TrainingJob:
+    """A job that has not ended: nothing that is done to one that has would have any effect."""
+    job = cluster.job(name)
+    if job.status.finished:
+        fix = "delete it and create it anew"
+        raise ClusterProblem(f"{name} has ended ({job.status.phase}), so this would do nothing; {fix}", EXIT_BAD_INPUT)
+    return job
 
 
 def delete(
@@ -96,5 +116,5 @@ def delete(
         if not sys.stdin.isatty():
             raise ClusterProblem(f"delete {name}{lost}? there is nobody to ask; pass --yes", EXIT_BAD_INPUT)
         typer.confirm(f"delete {cluster.namespace}/{name}{lost}?", abort=True)
-    cluster.delete(name)
+    cluster.delete(name, job.metadata.uid)
     typer.echo(f"{name} is deleted")

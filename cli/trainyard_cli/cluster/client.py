@@ -7,6 +7,7 @@ import difflib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,22 @@ from pydantic import ValidationError
 
 from trainyard import contract
 from trainyard.job import TrainingJob
+from trainyard_cli.cluster.login import login
+from trainyard_cli.cluster.problems import (
+    EXIT_BAD_INPUT,
+    EXIT_NO_CLUSTER,
+    ClusterProblem,
+    Missing,
+    Unavailable,
+    problem_of,
+)
 
 Body = dict[str, Any]
 """An object as the API server has it."""
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_CLUSTER = 1, 2, 3
 _WHERE = {"group": contract.GROUP, "version": contract.VERSION, "plural": contract.PLURAL}
 _PATIENCE = (5, 60)
 """Seconds for a connection, and from one byte of an answer to the next."""
-
-
-class ClusterProblem(Exception):
-    """What ends a command, in one line, with its exit code."""
-
-    def __init__(self, message: str, code: int = EXIT_FAILED) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class Missing(ClusterProblem):
-    """There is no such object."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, EXIT_BAD_INPUT)
 
 
 class Cluster:
@@ -46,30 +40,22 @@ class Cluster:
         """Log in as kubectl does.
 
         Raises:
-            ClusterProblem: there is no such kubeconfig or context.
+            ClusterProblem: see `login`.
         """
-        from kubernetes import client, config
-        from kubernetes.config import ConfigException
+        from kubernetes import client
 
-        file = str(kubeconfig) if kubeconfig else None
-        try:
-            _, current = config.list_kube_config_contexts(file)
-            if context is not None:
-                current = _context_named(config.list_kube_config_contexts(file)[0], context)
-            api = config.new_client_from_config(file, context)
-            inside = current["context"].get("namespace") or "default"
-        except ConfigException as error:
-            if context is None and file is None and _in_a_pod():
-                config.load_incluster_config()
-                api, inside = client.ApiClient(), _own_namespace()
-            else:
-                fix = "set KUBECONFIG, or pass --kubeconfig or --context"
-                raise ClusterProblem(f"no cluster to ask: {error}; {fix}", EXIT_NO_CLUSTER) from None
+        api, inside = login(kubeconfig, context)
         self.namespace = namespace or inside
         self._host = api.configuration.host
+        self._api = api
         # Its types say what it returns if it parses the answer; where it need not, that is faster.
         self._objects: Any = client.CustomObjectsApi(api)
-        self._core: Any = client.CoreV1Api(api)
+
+    @cached_property
+    def _core(self) -> Any:
+        from kubernetes.client import CoreV1Api  # a second of its own, which commands about jobs alone need not spend
+
+        return CoreV1Api(self._api)
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
@@ -121,7 +107,6 @@ class Cluster:
 
     def patch(self, name: str, spec: Body) -> Body:
         """Change fields of a job's spec."""
-        self.body(name)  # for the words about one that is missing
         with self._asking(f"change job {name}"):
             found: Body = self._objects.patch_namespaced_custom_object(
                 name=name, namespace=self.namespace, body={"spec": spec}, **_WHERE, _request_timeout=_PATIENCE
@@ -130,7 +115,6 @@ class Cluster:
 
     def scale(self, name: str, replicas: int) -> None:
         """Set the number of workers, as `kubectl scale` does."""
-        self.body(name)
         with self._asking(f"scale job {name}"):
             self._objects.patch_namespaced_custom_object_scale(
                 name=name,
@@ -140,12 +124,15 @@ class Cluster:
                 _request_timeout=_PATIENCE,
             )
 
-    def delete(self, name: str) -> None:
-        """Delete a job; what it owns goes with it."""
-        self.body(name)
+    def delete(self, name: str, uid: str) -> None:
+        """Delete this very job, and none that has taken its name since; what it owns goes with it."""
         with self._asking(f"delete job {name}"):
             self._objects.delete_namespaced_custom_object(
-                name=name, namespace=self.namespace, **_WHERE, _request_timeout=_PATIENCE
+                name=name,
+                namespace=self.namespace,
+                body={"preconditions": {"uid": uid}},
+                **_WHERE,
+                _request_timeout=_PATIENCE,
             )
 
     # --- what a job has ------------------------------------------------------------------------------------------
@@ -201,11 +188,11 @@ class Cluster:
                 yield rest.decode("utf-8", "replace")
 
     def metrics(self, pod: Body) -> str:
-        """The metrics page of a pod, through the API server."""
-        about = pod["metadata"].get("annotations") or {}
-        name = f"{pod['metadata']['name']}:{about.get(contract.ANNOTATION_PORT, contract.METRICS_PORT)}"
-        path = about.get(contract.ANNOTATION_PATH, "/metrics").lstrip("/")
-        with self._asking(f"read the metrics of pod {pod['metadata']['name']}"):
+        """The metrics page of a pod that has one, through the API server."""
+        about = pod["metadata"]["annotations"]
+        name = f"{pod['metadata']['name']}:{about[contract.ANNOTATION_PORT]}"
+        path = about[contract.ANNOTATION_PATH].lstrip("/")
+        with self._asking(f"read the metrics of pod {pod['metadata']['name']}", passed_on=True):
             answer = self._core.connect_get_namespaced_pod_proxy_with_path(
                 name, self.namespace, path, _preload_content=False, _request_timeout=_PATIENCE
             )
@@ -238,7 +225,7 @@ class Cluster:
         return str(output)
 
     @contextmanager
-    def _asking(self, what: str) -> Iterator[None]:
+    def _asking(self, what: str, *, passed_on: bool = False) -> Iterator[None]:
         """Turn what the client raises into a problem of the user's."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError
@@ -246,49 +233,27 @@ class Cluster:
         try:
             yield
         except ApiException as error:
-            raise _problem(error.status, error.body, what) from None
+            raise problem_of(error.status, error.body, what, passed_on=passed_on) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
             text = str(reason).rpartition(": ")[2] or str(reason)
             fix = "is the cluster up, and the context right?"
-            raise ClusterProblem(f"{self._host} does not answer: {text}; {fix}", EXIT_NO_CLUSTER) from None
+            raise Unavailable(f"{self._host} does not answer: {text}; {fix}", EXIT_NO_CLUSTER) from None
 
 
 def parse(body: Body) -> TrainingJob:
-    """A job from its body.
+    """A job from its body. Fields that this version does not know, since the cluster has a later one, are left out.
 
     Raises:
-        ClusterProblem: this version does not know some of its fields.
+        ClusterProblem: a field that it knows has a value that it does not.
     """
     try:
-        return TrainingJob.from_dict(body)
+        return TrainingJob.model_validate(body, extra="ignore")
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         name = body["metadata"]["name"]
         fix = "install the version of trainyard that the cluster has, or use kubectl"
-        raise ClusterProblem(f"job {name}: this version does not know its field {where}; {fix}") from None
-
-
-def _problem(status: int, body: str | bytes | None, what: str) -> ClusterProblem:
-    """What an answer of the API server means to a user."""
-    try:
-        message = str(json.loads(body or "")["message"])
-    except (ValueError, KeyError, TypeError):
-        message = ""
-    if status == 404 and not message:
-        fix = "install it: helm install trainyard charts/trainyard"
-        return ClusterProblem(f"cannot {what}: the cluster has no TrainingJobs; {fix}", EXIT_NO_CLUSTER)
-    if status == 404:
-        return Missing(f"cannot {what}: {message}")
-    if status == 401:
-        return ClusterProblem(f"cannot {what}: the cluster does not know you; log in anew", EXIT_NO_CLUSTER)
-    if status == 403:
-        return ClusterProblem(f"cannot {what}: {message}; ask for that permission", EXIT_BAD_INPUT)
-    if status == 409:
-        fix = "delete it first, or change it with kubectl apply"
-        return ClusterProblem(f"cannot {what}: {message}; {fix}", EXIT_BAD_INPUT)
-    code = EXIT_BAD_INPUT if status in (400, 422) else EXIT_FAILED
-    return ClusterProblem(f"cannot {what}: {' '.join(message.split()) or f'HTTP {status}'}", code)
+        raise ClusterProblem(f"job {name}: this version does not understand its field {where}; {fix}") from None
 
 
 def _place(pod: Body) -> tuple[bool, int]:
@@ -299,22 +264,3 @@ def _place(pod: Body) -> tuple[bool, int]:
 def _moment(event: Body) -> tuple[str, str]:
     """When an event was; times are whole seconds, and names of the operator's events go on in order."""
     return event.get("lastTimestamp") or event.get("eventTime") or "", event["metadata"]["name"]
-
-
-def _context_named(contexts: list[Body], name: str) -> Body:
-    for context in contexts:
-        if context["name"] == name:
-            return context
-    known = ", ".join(context["name"] for context in contexts)
-    raise ClusterProblem(f"--context: there is no context {name}; there are: {known}", EXIT_BAD_INPUT)
-
-
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-
-
-def _in_a_pod() -> bool:
-    return (_ACCOUNT / "token").exists()
-
-
-def _own_namespace() -> str:
-    return (_ACCOUNT / "namespace").read_text("utf-8").strip()

@@ -1,16 +1,21 @@
 """logs, plot: what the workers of a job have said."""
 
+import math
 import shutil
 import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Annotated
 
 import typer
 
 from trainyard.job import TrainingJob
-from trainyard_cli.cluster.client import EXIT_BAD_INPUT, Cluster, ClusterProblem, Missing
+from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems, say
+from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem, Missing
 from trainyard_cli.report import StepReport, plot, reports_in
 
 AT_A_TIME = 16
@@ -44,12 +49,10 @@ def logs(
     """
     if sum((rank is not None, every, failed)) > 1:
         raise ClusterProblem("--rank, --all and --failed exclude each other; choose one", EXIT_BAD_INPUT)
-    if every and follow:
-        raise ClusterProblem("--all: cannot be followed; follow one pod with --rank", EXIT_BAD_INPUT)
     cluster = Cluster(kubeconfig, context, namespace)
     job = cluster.job(name)
     if every:
-        _print_all(cluster, name, tail)
+        _print_all(cluster, name, tail, follow)
         return
     pod = _failed_pod(cluster, job) if failed else pod_of_rank(job, rank or 0)
     try:
@@ -87,21 +90,49 @@ def _failed_pod(cluster: Cluster, job: TrainingJob) -> str:
     return failure.pod
 
 
-def _print_all(cluster: Cluster, name: str, tail: int | None) -> None:
+def _print_all(cluster: Cluster, name: str, tail: int | None, follow: bool) -> None:
     pods = [pod["metadata"]["name"] for pod in cluster.pods(name)]
     if not pods:
         raise Missing(f"{name} has no pods now; see: trainyard status {name}")
 
-    def read(pod: str) -> list[str]:
+    def read(pod: str) -> Iterator[str]:
         try:
-            return list(cluster.log(pod, tail=tail))
+            for line in cluster.log(pod, tail=tail, follow=follow):
+                yield f"{pod} {line}"
         except ClusterProblem as problem:  # one that has not begun yet, or is gone
-            return [f"({problem})"]
+            yield f"{pod} ({problem})"
 
+    if follow:
+        for line in _as_they_come([read(pod) for pod in pods]):
+            typer.echo(line)
+        return
     with ThreadPoolExecutor(AT_A_TIME) as readers:
-        for pod, lines in zip(pods, readers.map(read, pods), strict=True):
+        for lines in readers.map(lambda pod: list(read(pod)), pods):
             for line in lines:
-                typer.echo(f"{pod} {line}")
+                typer.echo(line)
+
+
+def _as_they_come(sources: Sequence[Iterator[str]]) -> Iterator[str]:
+    """Lines of all sources, until all have ended."""
+    lines: SimpleQueue[str | None] = SimpleQueue()
+
+    def read(source: Iterator[str]) -> None:
+        try:
+            for line in source:
+                lines.put(line)
+        finally:
+            lines.put(None)
+
+    for source in sources:
+        # Daemons: Ctrl-C need not wait until each of them has something to read.
+        Thread(target=read, args=(source,), daemon=True).start()
+    going = len(sources)
+    while going:
+        line = lines.get()
+        if line is None:
+            going -= 1
+        else:
+            yield line
 
 
 def plot_job(
@@ -132,7 +163,10 @@ def plot_job(
     if not reports:
         raise ClusterProblem(f"{name} has not reported a step yet; see: trainyard status {name}")
     if file is not None:
-        plot(job, reports, file)
+        try:
+            plot(job, reports, file)
+        except OSError as error:
+            raise ClusterProblem(f"--output: {file}: {error.strerror}", EXIT_BAD_INPUT) from None
         typer.echo(f"plot: {file}")
     else:
         draw(job, reports)
@@ -142,22 +176,25 @@ def plot_job(
 
 
 def draw(job: TrainingJob, reports: list[StepReport]) -> None:
-    """Draw into the terminal."""
+    """Draw into the terminal, one line for each attempt."""
     import plotext  # imported late: it is seldom used
 
     figure = plotext.figure
     figure.clear()
     figure.subplots(2, 1)
-    steps = [report.step for report in reports]
     for row, title, values in (
-        (1, f"{job.metadata.name}: loss (nats)", [report.loss for report in reports]),
-        (2, "tokens/s", [report.tokens_per_second for report in reports]),
+        (1, f"{job.metadata.name}: loss (nats)", [(r.attempt, r.step, r.loss) for r in reports]),
+        (2, "tokens/s", [(r.attempt, r.step, r.tokens_per_second) for r in reports]),
     ):
         part = figure.subplot(row, 1)
         part.title(title)
-        signal = part.signal(steps, values, marker="braille")
-        signal.lines()
-        part.draw(signal)
+        for attempt in sorted({r.attempt for r in reports}):
+            # What is no number must not get there: it ends the whole process.
+            points = [(step, value) for of, step, value in values if of == attempt and math.isfinite(value)]
+            if points:
+                signal = part.signal(*map(list, zip(*points, strict=True)), marker="braille")
+                signal.lines()
+                part.draw(signal)
     size = shutil.get_terminal_size((80, 24))
     figure.plot_size(width=size.columns, height=max(12, size.lines - 2))
     figure.show(colorless=not sys.stdout.isatty())

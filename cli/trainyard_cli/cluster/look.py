@@ -8,6 +8,7 @@ import typer
 from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.options import Context, Form, Job, Kubeconfig, Namespace, reports_problems, say
+from trainyard_cli.cluster.patience import Patience
 from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
 
@@ -62,7 +63,7 @@ def status(
     job = parse(body)
     out = screen()
     bar = tables.progress_bar(job)
-    out.print(status_table(job))
+    out.print(status_table(job, tables.utc_now()))
     if bar is not None:
         out.print(bar)
     out.print()
@@ -95,9 +96,10 @@ def events(
     out = screen()
     out.print(tables.event_table(found, tables.utc_now()))
     seen = set(map(_version, found))
+    patience = Patience()
     while watch:
         time.sleep(EVERY)
-        new = [event for event in cluster.events(uid) if _version(event) not in seen]
+        new = [event for event in patience.ask(lambda: cluster.events(uid)) or () if _version(event) not in seen]
         if new:
             table = tables.event_table(new, tables.utc_now())
             table.show_header = False

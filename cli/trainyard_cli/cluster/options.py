@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from trainyard_cli.cluster.client import Cluster, ClusterProblem
+from trainyard_cli.cluster.client import Cluster
+from trainyard_cli.cluster.problems import ClusterProblem
 from trainyard_cli.ending import EXIT_INTERRUPTED
 from trainyard_cli.output import Output
 

@@ -1,6 +1,6 @@
 """What the metrics pages of a job's pods say of its ranks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -9,7 +9,8 @@ from prometheus_client.samples import Sample
 
 from trainyard import contract
 from trainyard.job import TrainingJob
-from trainyard_cli.cluster.client import Body, Cluster, ClusterProblem
+from trainyard_cli.cluster.client import Body, Cluster
+from trainyard_cli.cluster.problems import ClusterProblem
 from trainyard_cli.cluster.tables import pod_row
 
 AT_A_TIME = 16
@@ -45,14 +46,18 @@ class JobView:
     """Pods that were not looked at."""
     phases: dict[str, float]
     """Seconds of a step by phase, the mean of this attempt; empty before the first."""
+    problem: str = ""
+    """Why a page could not be read, if one could not."""
 
 
 def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
-    """Read the pages of the pods. One that does not answer leaves its ranks without figures."""
+    """Read the pages of the pods. One that cannot be read leaves its ranks without figures, and its problem."""
     pods = cluster.pods(job.metadata.name)
     shown = pods[:MOST_PODS]
     with ThreadPoolExecutor(AT_A_TIME) as readers:
-        pages = list(readers.map(lambda pod: _samples(cluster, pod), shown))
+        found = list(readers.map(lambda pod: _samples(cluster, pod), shown))
+    pages = [one if isinstance(one, list) else [] for one in found]
+    problem = next((one for one in found if isinstance(one, str)), "")
     ranks = {rank.rank: rank for pod in shown for rank in _ranks_of(job, pod)}
     totals: dict[str, float] = {}
     steps = 0.0
@@ -73,7 +78,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
             elif rank is not None and sample.name == contract.METRIC_MEMORY:
                 rank.memory[sample.labels["kind"]] = sample.value
     phases = {phase: seconds / steps for phase, seconds in totals.items()} if steps else {}
-    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases)
+    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, problem)
 
 
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
@@ -85,11 +90,16 @@ def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
         yield RankView(first + local, *pod_row(pod))
 
 
-def _samples(cluster: Cluster, pod: Body) -> Sequence[Sample]:
+def _samples(cluster: Cluster, pod: Body) -> list[Sample] | str:
+    """What a pod's page says, or why it cannot be read."""
     if (pod.get("status") or {}).get("phase") != "Running":
-        return ()
+        return []
+    if contract.ANNOTATION_PORT not in (pod["metadata"].get("annotations") or {}):
+        return "the program serves no metrics, see spec.metrics"
     try:
         page = cluster.metrics(pod)
         return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-    except (ClusterProblem, ValueError, IndexError):
-        return ()
+    except ClusterProblem as problem:
+        return str(problem)
+    except (ValueError, IndexError):
+        return f"the page of pod {pod['metadata']['name']} is not in the Prometheus text format"

@@ -21,6 +21,7 @@ from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Cluster, parse
 from trainyard_cli.cluster.options import Context, Kubeconfig, Namespace, reports_problems
 from trainyard_cli.cluster.options import Job as JobName
+from trainyard_cli.cluster.problems import Unavailable
 from trainyard_cli.cluster.ranks import JobView, RankView, look_at
 from trainyard_cli.display import figures
 from trainyard_cli.output import screen
@@ -55,13 +56,18 @@ def top(
     if once or not (sys.stdin.isatty() and sys.stdout.isatty()):
         screen().print(picture())
         return
+    shown = picture()
     with (
         suppress(KeyboardInterrupt),
         _single_keys() as pressed,
-        Live(picture(), screen=True, auto_refresh=False) as live,
+        Live(shown, console=screen(), screen=True, auto_refresh=False) as live,
     ):
         while not pressed("q", every):
-            live.update(picture(), refresh=True)
+            try:
+                shown = picture()
+                live.update(shown, refresh=True)
+            except Unavailable as problem:  # an API server that restarts comes back
+                live.update(Group(Text(str(problem), style="red"), shown), refresh=True)
 
 
 @contextmanager
@@ -111,6 +117,8 @@ def picture_of(job: TrainingJob, view: JobView, now: float) -> Iterator[Renderab
         yield Text(f"a step takes {step:.3f} s on rank 0: {parts}")
     yield Text()
     yield _rank_table(view.ranks, now)
+    if view.problem:
+        yield Text(f"not all ranks have figures: {view.problem}", style="yellow")
     if view.hidden:
         yield Text(f"and {view.hidden} pods more; Grafana shows all of them", style="dim")
 

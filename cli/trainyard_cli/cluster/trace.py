@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from trainyard import contract
-from trainyard_cli.cluster.client import EXIT_BAD_INPUT, Cluster, ClusterProblem
+from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.logs import pod_of_rank
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems, say
+from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem
 
 EVERY = 1.0
 _FOLDER = f"${contract.ENV_CHECKPOINTS}/profiles"
@@ -55,7 +56,11 @@ def profile(
         time.sleep(EVERY)
     trace = max(new)
     target = file or Path(f"{name}-{trace}")
-    target.write_bytes(base64.b64decode(_run(cluster, pod, f"base64 {_FOLDER}/{shlex.quote(trace)}")))
+    content = base64.b64decode(_run(cluster, pod, f"base64 {_FOLDER}/{shlex.quote(trace)}"))
+    try:
+        target.write_bytes(content)
+    except OSError as error:
+        raise ClusterProblem(f"--output: {target}: {error.strerror}", EXIT_BAD_INPUT) from None
     typer.echo(f"trace: {target}")
 
 

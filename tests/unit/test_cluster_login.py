@@ -1,0 +1,88 @@
+"""Which cluster and namespace a command is for, and the one line where the kubeconfig does not say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from trainyard_cli.cluster.login import login
+from trainyard_cli.cluster.problems import ClusterProblem
+
+HELPER = {"apiVersion": "client.authentication.k8s.io/v1", "command": "/none/helper", "interactiveMode": "Never"}
+
+
+def kubeconfig(**changes: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "here", "cluster": {"server": "https://here:6443"}},
+            {"name": "there", "cluster": {"server": "https://there:6443"}},
+            {"name": "untrusted", "cluster": {"server": "https://here", "certificate-authority": "/none/ca.crt"}},
+        ],
+        "users": [{"name": "me", "user": {"token": "secret"}}, {"name": "helped", "user": {"exec": HELPER}}],
+        "contexts": [
+            {"name": "one", "context": {"cluster": "here", "user": "me", "namespace": "team"}},
+            {"name": "two", "context": {"cluster": "there", "user": "me"}},
+            {"name": "helped", "context": {"cluster": "here", "user": "helped"}},
+            {"name": "untrusted", "context": {"cluster": "untrusted", "user": "me"}},
+        ],
+        "current-context": "one",
+        **changes,
+    }
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("trainyard_cli.cluster.login._ACCOUNT", tmp_path / "not in a pod")
+    return tmp_path / "kubeconfig"
+
+
+@pytest.mark.parametrize(
+    ("changes", "context", "host", "namespace"),
+    [
+        ({}, None, "https://here:6443", "team"),
+        ({}, "two", "https://there:6443", "default"),
+        ({"current-context": ""}, "one", "https://here:6443", "team"),
+        ({"current-context": "gone"}, "two", "https://there:6443", "default"),
+    ],
+)
+def test_the_context_says_which_cluster_and_namespace(
+    file: Path, changes: dict[str, Any], context: str | None, host: str, namespace: str
+) -> None:
+    config = {key: value for key, value in kubeconfig(**changes).items() if value}
+    file.write_text(yaml.safe_dump(config))
+    api, inside = login(file, context)
+    assert (api.configuration.host, inside) == (host, namespace)
+
+
+@pytest.mark.parametrize(
+    ("content", "context", "code", "words"),
+    [
+        (None, None, 3, "--kubeconfig: there is no file"),
+        (b"", None, 3, "is no kubeconfig: "),
+        (b"{{", None, 3, "is no kubeconfig: "),
+        (b"[1]", None, 3, "is no kubeconfig: "),
+        (b"clusters: 7", None, 3, "is no kubeconfig: "),
+        (b"\xff\xfe", None, 3, "is no kubeconfig: "),
+        (kubeconfig(**{"current-context": ""}), None, 3, "no context is chosen; pass --context: there are: one, two"),
+        (kubeconfig(**{"current-context": "gone"}), None, 3, "there is no context gone, which is the current one"),
+        (kubeconfig(), "gone", 2, "--context: there is no context gone; there are: one, two, helped, untrusted"),
+        (kubeconfig(), "helped", 3, "context helped of the kubeconfig: no credentials: "),
+        (kubeconfig(), "untrusted", 3, "context untrusted of the kubeconfig: File does not exist: /none/ca.crt"),
+        (kubeconfig(clusters=[]), None, 3, "context one of the kubeconfig: "),
+        (kubeconfig(contexts=[{"name": "one"}]), None, 3, "context one of the kubeconfig: "),
+    ],
+)
+def test_what_is_no_way_to_a_cluster_is_one_line(
+    file: Path, content: Any, context: str | None, code: int, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else yaml.safe_dump(content).encode())
+    with pytest.raises(ClusterProblem) as caught:
+        login(file, context)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.code == code
+    assert capfd.readouterr() == ("", ""), "nothing besides"
