@@ -86,3 +86,32 @@ def test_what_is_no_way_to_a_cluster_is_one_line(
     assert "\n" not in str(caught.value)
     assert caught.value.code == code
     assert capfd.readouterr() == ("", ""), "nothing besides"
+
+
+@pytest.fixture
+def account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a service account, as a pod has it; and no kubeconfig."""
+    for name, content in (("token", "secret"), ("ca.crt", "certificate"), ("namespace", "team\n")):
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr("trainyard_cli.cluster.login._ACCOUNT", tmp_path)
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr("kubernetes.config.incluster_config.SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    return tmp_path
+
+
+def test_inside_a_pod_its_service_account_logs_in(account: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, namespace = login(None, None)
+    assert (api.configuration.host, namespace) == ("https://10.96.0.1:443", "team")
+    with pytest.raises(ClusterProblem, match="there is no kubeconfig"):
+        login(None, "one")
+
+
+@pytest.mark.parametrize("lost", ["ca.crt", "namespace"])
+def test_a_service_account_that_is_no_use_is_one_line(account: Path, lost: str) -> None:
+    (account / lost).unlink()
+    with pytest.raises(ClusterProblem, match="the service account of this pod is no use: ") as caught:
+        login(None, None)
+    assert caught.value.code == 3

@@ -23,7 +23,7 @@ def login(kubeconfig: Path | None, context: str | None) -> tuple["ApiClient", st
     Raises:
         ClusterProblem: there is no such kubeconfig or context, or its credentials are not there.
     """
-    from kubernetes import client, config
+    from kubernetes import config
     from kubernetes.config import ConfigException
 
     # What is retried, and that the pool of connections is full, is no news to a user.
@@ -34,8 +34,7 @@ def login(kubeconfig: Path | None, context: str | None) -> tuple["ApiClient", st
     found = _read(file)
     if found is None:
         if context is None and (_ACCOUNT / "token").exists():
-            config.load_incluster_config()
-            return client.ApiClient(), (_ACCOUNT / "namespace").read_text("utf-8").strip()
+            return _login_in_pod()
         raise ClusterProblem(
             "no cluster to ask: there is no kubeconfig; set KUBECONFIG, or pass --kubeconfig", EXIT_NO_CLUSTER
         )
@@ -48,6 +47,19 @@ def login(kubeconfig: Path | None, context: str | None) -> tuple["ApiClient", st
         problem = f"context {chosen['name']} of the kubeconfig: {_line(error)}; mend it, or pass --context"
         raise ClusterProblem(problem, EXIT_NO_CLUSTER) from None
     return api, chosen["context"].get("namespace") or "default"
+
+
+def _login_in_pod() -> tuple["ApiClient", str]:
+    from kubernetes.client import ApiClient, Configuration
+    from kubernetes.config import ConfigException, load_incluster_config
+
+    configuration = Configuration()
+    try:
+        load_incluster_config(client_configuration=configuration)
+        return ApiClient(configuration), (_ACCOUNT / "namespace").read_text("utf-8").strip()
+    except (ConfigException, OSError) as error:
+        problem = f"the service account of this pod is no use: {_line(error)}; set KUBECONFIG, or pass --kubeconfig"
+        raise ClusterProblem(problem, EXIT_NO_CLUSTER) from None
 
 
 def _read(file: str) -> dict[str, Any] | None:
