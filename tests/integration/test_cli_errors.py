@@ -35,6 +35,13 @@ async def test_a_cluster_that_cannot_be_asked_is_an_error_with_a_way_out(trainya
     gone.write_text(yaml.safe_dump(config))
     stranger = await trainyard("list", "--kubeconfig", str(gone))
     assert (stranger.code, stranger.error) == (3, "cannot list jobs: the cluster does not know you; log in anew")
+    for cluster in config["clusters"]:
+        for trust in ("certificate-authority", "certificate-authority-data"):
+            cluster["cluster"].pop(trust, None)
+    gone.write_text(yaml.safe_dump(config))
+    untrusted = await trainyard("list", "--kubeconfig", str(gone))
+    assert untrusted.code == 3
+    assert " does not answer: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " in untrusted.error
     nothing = await trainyard("list", KUBECONFIG=str(tmp_path / "none"))
     assert (nothing.code, nothing.error.startswith("no cluster to ask: ")) == (3, True)
 

@@ -228,7 +228,7 @@ class Cluster:
     def _asking(self, what: str, *, passed_on: bool = False) -> Iterator[None]:
         """Turn what the client raises into a problem of the user's."""
         from kubernetes.client import ApiException
-        from urllib3.exceptions import HTTPError
+        from urllib3.exceptions import HTTPError, SSLError
 
         try:
             yield
@@ -242,7 +242,9 @@ class Cluster:
             raise problem_of(status, body, what, passed_on=passed_on) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
-            text = str(reason).rpartition(": ")[2] or str(reason)
+            whole = " ".join(str(reason).split())
+            # Of a connection what follows the address is enough; what TLS says is short, and has colons of its own.
+            text = whole if isinstance(reason, SSLError) else whole.rpartition(": ")[2] or whole
             fix = "is the cluster up, and the context right?"
             raise Unavailable(f"{self._host} does not answer: {text}; {fix}", EXIT_NO_CLUSTER) from None
 
