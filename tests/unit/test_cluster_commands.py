@@ -282,6 +282,19 @@ def test_a_loss_that_is_no_number_is_a_gap_in_the_plot(tmp_path: Path, capfd: py
     assert "<svg" in (tmp_path / "plot.svg").read_text()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("events job --watch -o json", "--watch: goes with -o table only; leave out one of them"),
+        ("logs job --all --failed", "--rank, --all and --failed exclude each other; choose one"),
+        ("plot job -o loss.txt", "--output: loss.txt must end in .png, .svg or .pdf"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(arguments: str, words: str) -> None:
+    done = CliRunner().invoke(app, arguments.split())
+    assert (done.exit_code, done.stderr) == (2, f"error: {words}\n")
+
+
 def test_a_plot_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Logged:
         def __init__(self, *_: Any) -> None: ...

@@ -9,6 +9,7 @@ from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.options import Context, Form, Job, Kubeconfig, Namespace, reports_problems, say
 from trainyard_cli.cluster.patience import Patience
+from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem
 from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
 
@@ -84,6 +85,8 @@ def events(
 
     Example: kubectl trainyard events gpt-ddp --watch
     """
+    if watch and output is not Output.TABLE:
+        raise ClusterProblem("--watch: goes with -o table only; leave out one of them", EXIT_BAD_INPUT)
     cluster = Cluster(kubeconfig, context, namespace)
     uid = cluster.body(name)["metadata"]["uid"]
     found = cluster.events(uid)
