@@ -5,7 +5,7 @@ For the documentation; colours and fonts are not Grafana's, panels, queries, uni
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ Read = Callable[[str], list[Series]]
 def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) -> None:
     """Draw a dashboard into a file. `start`: the time, in seconds, that counts as 0."""
     mpl.use("agg")
-    panels = [panel for panel in board["panels"] if panel["type"] != "text"]
+    panels = list(_without_texts(board["panels"]))
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = plt.figure(figsize=(COLUMNS * _CELL[0], rows * _CELL[1]), facecolor="#f4f5f5")
     grid = figure.add_gridspec(rows, COLUMNS, left=0.01, right=0.99, top=0.995, bottom=0.005, wspace=0, hspace=0)
@@ -53,6 +53,16 @@ def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) ->
         _panel(axes, panel, read, start)
     figure.savefig(target, dpi=70)
     plt.close(figure)
+
+
+def _without_texts(panels: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The panels, moved up to where there was a text: that is for who can click on its links."""
+    up = 0
+    for panel in panels:
+        if panel["type"] == "text":
+            up += panel["gridPos"]["h"]
+        else:
+            yield {**panel, "gridPos": {**panel["gridPos"], "y": panel["gridPos"]["y"] - up}}
 
 
 def _heading(axes: Axes, title: str) -> None:
@@ -76,12 +86,37 @@ def _panel(axes: Axes, panel: Mapping[str, Any], read: Read, start: float) -> No
     if panel["type"] == "state-timeline":
         _states(axes, found, start)
         return
+    right = _units_on_the_right(panel)
     stacked = (defaults.get("custom") or {}).get("stacking", {}).get("mode") == "normal"
-    _lines(axes, found, start, stacked=stacked)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, unit)))
+    _lines(axes, [(name, series) for name, series in found if name not in right], start, stacked=stacked)
+    _set_unit(axes, unit)
     axes.grid(alpha=0.3)
-    if found:
-        axes.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=4, frameon=False)
+    handles, names = axes.get_legend_handles_labels()
+    for other, (name, its_unit) in enumerate(right.items()):
+        twin = axes.twinx()
+        twin.tick_params(labelsize=7)
+        _set_unit(twin, its_unit)
+        for _, series in (pair for pair in found if pair[0] == name):
+            times = [time - start for time in series.times]
+            handles += twin.plot(times, series.values, linewidth=1, color=f"C{len(names) + other}")
+            names.append(name)
+    if handles:
+        below = (0.5, -0.1)
+        axes.legend(handles, names, fontsize=6, ncols=4, frameon=False, loc="upper center", bbox_to_anchor=below)
+
+
+def _units_on_the_right(panel: Mapping[str, Any]) -> dict[str, str]:
+    """Series that have an axis of their own, by name, with its unit."""
+    found = {}
+    for override in panel["fieldConfig"].get("overrides") or ():
+        properties = {entry["id"]: entry["value"] for entry in override["properties"]}
+        if properties.get("custom.axisPlacement") == "right":
+            found[override["matcher"]["options"]] = properties.get("unit", "none")
+    return found
+
+
+def _set_unit(axes: Axes, unit: str) -> None:
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, unit)))
 
 
 def _lines(axes: Axes, found: Sequence[tuple[str, Series]], start: float, *, stacked: bool) -> None:
@@ -132,7 +167,9 @@ def _number(value: float) -> float:
 def in_unit(value: float, unit: str) -> str:
     """A value as Grafana writes it in one of its units."""
     if unit == "percentunit":
-        return f"{value:.0%}"
+        return f"{value * 100:.3g}%"
+    if unit == "sci":
+        return f"{value:.1e}"
     if unit == "bytes":
         return f"{value / 2**20:.0f} MiB" if abs(value) < 2**30 else f"{value / 2**30:.1f} GiB"
     if unit == "s" and value and abs(value) < 1:

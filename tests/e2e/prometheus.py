@@ -19,10 +19,13 @@ from tests.cluster import Cluster
 from tests.e2e.world import Body, eventually
 from tests.support.need import require
 from trainyard_monitoring.picture import Series
+from trainyard_monitoring.rule_file import rule_file
+from trainyard_monitoring.timing import TIMING
 
 SAMPLE = Path("manifests/samples/prometheus.yaml")
-RULES = Path("charts/trainyard/files/rules.yaml")
 ADDRESS, ALERTMANAGER = "127.0.0.1:9490", "127.0.0.1:9493"
+PACE = 0.1
+"""What the waits of rules are multiplied by: the tests have no minutes to spare."""
 _GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 
 
@@ -67,7 +70,9 @@ def run_prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
     require(program, "prometheus (apt-get install prometheus)")
     config = yaml.safe_load(SAMPLE.read_text("utf-8"))
     config["global"] |= dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "1s")
-    config["rule_files"] = [str(RULES.absolute())]
+    rules = folder / "rules.yaml"
+    rules.write_text(rule_file(TIMING.scaled(PACE)), "utf-8")
+    config["rule_files"] = [str(rules)]
     config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [ALERTMANAGER]
     targets = folder / "targets.json"
     for job in config["scrape_configs"]:

@@ -38,7 +38,7 @@ def job(name: str) -> Body:
         env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1000000000000"}],
         checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
         # A step now and then is a spike, and left out; and one of two ranks is always slower, by however little.
-        health={"straggler": {"factor": 1.0001}, "nonFinite": {"spikeFactor": 1.2, "limit": 1000}},
+        health={"straggler": {"factor": 1.0001}, "nonFinite": {"spikeFactor": 1.5, "limit": 1000}},
         restartPolicy={"backoff": {"initialSeconds": 0}},
     )
 

@@ -8,7 +8,8 @@ from trainyard_monitoring.picture import Series, _legend, in_unit
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.934, "percentunit", "93%"),
+        (0.934, "percentunit", "93.4%"),
+        (0.0003, "sci", "3.0e-04"),
         (3.5 * 2**30, "bytes", "3.5 GiB"),
         (700 * 2**20, "bytes", "700 MiB"),
         (0.0125, "s", "12.5 ms"),

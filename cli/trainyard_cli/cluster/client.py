@@ -31,6 +31,8 @@ Body = dict[str, Any]
 _WHERE = {"group": contract.GROUP, "version": contract.VERSION, "plural": contract.PLURAL}
 _PATIENCE = (5, 60)
 """Seconds for a connection, and from one byte of an answer to the next."""
+_PATIENCE_WITH_A_LOG = (5, 86_400)
+"""The same for a log that is followed: a pod may have nothing to say for long."""
 
 
 class Cluster:
@@ -177,7 +179,7 @@ class Cluster:
                 container=contract.WORKER_CONTAINER,
                 follow=follow,
                 _preload_content=False,
-                _request_timeout=(5, None) if follow else _PATIENCE,
+                _request_timeout=_PATIENCE_WITH_A_LOG if follow else _PATIENCE,
                 **({} if tail is None else {"tail_lines": tail}),
             )
             rest = b""
