@@ -115,7 +115,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     with world.record("tj") as jobs, world.record("pods") as pods:
         killed = time.time()
         assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", _FIRST_RANK).strip()
-        status = world.await_phase(name, "Succeeded", timeout=180)
+        status = world.await_phase(name, "Succeeded", timeout=400)
     group = 1 if in_place else 2
     marks = {
         "failure seen": jobs.when(lambda j: j["status"]["attempt"] == 2),
