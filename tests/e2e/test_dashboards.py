@@ -7,21 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.prometheus import Prometheus
-from tests.e2e.world import Body, World, eventually, trainer_job
+from tests.e2e.world import KILL_A_RANK, Body, World, eventually, trainer_job
 from trainyard_monitoring.picture import draw
 from trainyard_monitoring.queries import PanelQuery, dashboards, panel_queries
 
 pytestmark = pytest.mark.e2e
 
 PICTURE = Path("build/job-overview.png")
-# Run in a worker: the first process that its launcher (process 1) has forked.
-_KILL = """
-import os
-for entry in os.listdir('/proc'):
-    if entry.isdigit() and open(f'/proc/{entry}/stat').read().rsplit(') ', 1)[1].split()[1] == '1':
-        os.kill(int(entry), 9)
-        break
-"""
 
 
 def job(name: str) -> Body:
@@ -51,7 +43,7 @@ def test_every_panel_has_data_and_a_failure_is_an_alert(world: World, prometheus
     start, name = time.time(), "seen-job"
     world.apply(job(name))
     world.await_step(name, 200)
-    world.kubectl("exec", f"{name}-1-0", "--", "python", "-c", _KILL)
+    world.kubectl("exec", f"{name}-1-0", "--", "python", "-c", KILL_A_RANK)
     world.await_step(name, 400, attempt=2)
 
     def empty() -> list[PanelQuery]:

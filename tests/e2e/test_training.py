@@ -10,20 +10,9 @@ import pytest
 import yaml
 
 from tests.e2e.prometheus import Prometheus
-from tests.e2e.world import Body, OperatorPod, World, eventually, trainer_job
+from tests.e2e.world import KILL_A_RANK, Body, OperatorPod, World, eventually, trainer_job
 
 pytestmark = pytest.mark.e2e
-
-# Run in a worker: the processes that torchrun has started, by parent.
-_FIRST_RANK = """
-import os
-for entry in os.listdir('/proc'):
-    if entry.isdigit() and open(f'/proc/{entry}/stat').read().rsplit(') ', 1)[1].split()[1] == '1':
-        if 'trainyard_trainer' in open(f'/proc/{entry}/cmdline').read():
-            os.kill(int(entry), 9)
-            print(entry)
-            break
-"""
 
 
 def _first_step(world: World, pod: str, attempt: int = 1) -> float:
@@ -114,7 +103,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     before = {p["metadata"]["uid"] for p in world.objects("pods", f"trainyard.dev/job-name={name}")}
     with world.record("tj") as jobs, world.record("pods") as pods:
         killed = time.time()
-        assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", _FIRST_RANK).strip()
+        assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", KILL_A_RANK).strip()
         status = world.await_phase(name, "Succeeded", timeout=400)
     group = 1 if in_place else 2
     marks = {

@@ -17,6 +17,17 @@ from tests.cluster import Cluster
 T = TypeVar("T")
 Body = dict[str, Any]
 
+# Run in a worker: the processes that torchrun has started, by parent.
+KILL_A_RANK = """
+import os
+for entry in os.listdir('/proc'):
+    if entry.isdigit() and open(f'/proc/{entry}/stat').read().rsplit(') ', 1)[1].split()[1] == '1':
+        if 'trainyard_trainer' in open(f'/proc/{entry}/cmdline').read():
+            os.kill(int(entry), 9)
+            print(entry)
+            break
+"""
+
 
 def eventually(what: str, probe: Callable[[], T | None], timeout: float = 60, interval: float = 0.3) -> T:
     """Wait until `probe` returns something true, and return it; fail with the last answer after `timeout` seconds."""

@@ -8,7 +8,8 @@ import typer
 from trainyard.job import TrainingJob
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems
-from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem, Missing
+from trainyard_cli.cluster.problems import ClusterProblem, Missing
+from trainyard_cli.ending import EXIT_BAD_INPUT
 
 
 def add_to(app: typer.Typer) -> None:

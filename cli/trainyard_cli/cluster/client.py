@@ -16,14 +16,8 @@ from pydantic import ValidationError
 from trainyard import contract
 from trainyard.job import TrainingJob
 from trainyard_cli.cluster.login import login
-from trainyard_cli.cluster.problems import (
-    EXIT_BAD_INPUT,
-    EXIT_NO_CLUSTER,
-    ClusterProblem,
-    Missing,
-    Unavailable,
-    problem_of,
-)
+from trainyard_cli.cluster.problems import EXIT_NO_CLUSTER, ClusterProblem, Missing, Unavailable, problem_of
+from trainyard_cli.ending import EXIT_BAD_INPUT
 
 Body = dict[str, Any]
 """An object as the API server has it."""

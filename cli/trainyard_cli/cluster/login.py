@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, EXIT_NO_CLUSTER, ClusterProblem
+from trainyard_cli.cluster.problems import EXIT_NO_CLUSTER, ClusterProblem
+from trainyard_cli.ending import EXIT_BAD_INPUT
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient

@@ -15,7 +15,8 @@ import typer
 from trainyard.job import TrainingJob
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems, say
-from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem, Missing
+from trainyard_cli.cluster.problems import ClusterProblem, Missing
+from trainyard_cli.ending import EXIT_BAD_INPUT
 from trainyard_cli.report import StepReport, plot, reports_in
 
 AT_A_TIME = 16

@@ -9,7 +9,8 @@ from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.options import Context, Form, Job, Kubeconfig, Namespace, reports_problems, say
 from trainyard_cli.cluster.patience import Patience
-from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem
+from trainyard_cli.cluster.problems import ClusterProblem
+from trainyard_cli.ending import EXIT_BAD_INPUT
 from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
 

@@ -2,7 +2,9 @@
 
 import json
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_CLUSTER = 1, 2, 3
+from trainyard_cli.ending import EXIT_BAD_INPUT, EXIT_FAILED
+
+EXIT_NO_CLUSTER = 3
 
 
 class ClusterProblem(Exception):

@@ -12,7 +12,8 @@ from trainyard import contract
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.logs import pod_of_rank
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems, say
-from trainyard_cli.cluster.problems import EXIT_BAD_INPUT, ClusterProblem
+from trainyard_cli.cluster.problems import ClusterProblem
+from trainyard_cli.ending import EXIT_BAD_INPUT
 
 EVERY = 1.0
 _FOLDER = f"${contract.ENV_CHECKPOINTS}/profiles"
