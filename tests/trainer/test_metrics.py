@@ -293,3 +293,13 @@ def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
         metrics.spent(watch.lap())
 
     assert min(timeit.repeat(step, number=1000, repeat=5)) / 1000 < 50e-6
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"), [("NVIDIA L40", 181e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA Z1", None)]
+)
+def test_a_device_is_not_taken_for_one_of_a_shorter_name(
+    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak

@@ -14,6 +14,7 @@ PEAKS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
 }
 """Floating-point operations per second in bfloat16, dense, by a part of the device's name; from the makers' data
