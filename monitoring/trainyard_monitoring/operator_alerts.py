@@ -42,7 +42,7 @@ def absent(timing: Timing) -> Alert:
 
 
 def queue_stuck(timing: Timing) -> Alert:
-    """Work waits, and none is finished."""
+    """Work waits, and none is finished; or the API server does not answer, which ends each look, and for nothing."""
     window = span(timing.queue_window)
     return Alert(
         "TrainyardOperatorQueueStuck",
@@ -52,6 +52,6 @@ def queue_stuck(timing: Timing) -> Alert:
         0,
         "The work queue of a Trainyard operator stands still",
         "Jobs waited for the operator in namespace {{ $labels.namespace }} for"
-        f" {{{{ humanizeDuration $value }}}} within the last {window}, and none was dealt with. The kubelet restarts it"
-        " after 120 s of that.",
+        f" {{{{ humanizeDuration $value }}}} within the last {window}, and none was dealt with. Either the API server"
+        " does not answer, or the operator hangs; the kubelet restarts one that has hung for 120 s.",
     )

@@ -49,8 +49,9 @@ def _now() -> list[Panel]:
             About(
                 "Queue stands still",
                 "s",
-                "How long work has waited without any being finished. Above"
-                f" {TIMING.queue_stalled:.0f} s something hangs; from 120 s the kubelet restarts the operator.",
+                "How long work has waited without any being finished, or without an answer of the API server. Above"
+                f" {TIMING.queue_stalled:.0f} s something hangs, or is away; the kubelet restarts an operator that has"
+                " hung for 120 s.",
                 ("TrainyardOperatorQueueStuck",),
                 width=6,
             ),

@@ -55,8 +55,8 @@ STUCK = [
         {STALLED: "0x10 100 0x60"},
         {
             14: "Jobs waited for the operator in namespace system for 1m 40s within the last 10m, and none was"
-            " dealt with. The"
-            " kubelet restarts it after 120 s of that."
+            " dealt with. Either the API server does not answer, or the operator hangs; the kubelet restarts one that"
+            " has hung for 120 s."
         },
         [10, 25],
         {"namespace": "system"},

@@ -244,6 +244,25 @@ async def test_the_pages_say_how_the_operator_is() -> None:
         assert (await get(session, "/elsewhere"))[0] == 404
 
 
+def test_an_api_server_that_does_not_answer_is_a_standstill_though_every_look_ends() -> None:
+    """A request to one that is down fails at once, and one to one that hangs after its time-out: before any alert."""
+
+    async def scenario() -> None:
+        queue = WorkQueue[Key]()
+        metrics = OperatorMetrics(Cache(), queue)
+
+        async def look(code: int) -> float:
+            queue.add(KEY)
+            metrics.count_request("PUT", code)
+            queue.done(await queue.get())
+            await asyncio.sleep(30)
+            return metrics.registry.get_sample_value("trainyard_operator_queue_stalled_seconds") or 0.0
+
+        assert [await look(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
+
+    clock.run(scenario())
+
+
 async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:
     metrics = OperatorMetrics(Cache(), WorkQueue[Key]())
     metrics.count_request("POST", 409)

@@ -1,5 +1,6 @@
 """The operator's own metrics, and those of its jobs (`job_metrics`)."""
 
+import asyncio
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -34,17 +35,27 @@ class OperatorMetrics:
         depth.set_function(lambda: len(queue))
         stalled = Gauge(
             "trainyard_operator_queue_stalled_seconds",
-            "How long work has been waiting without any being finished",
+            "How long work has been waiting without any being finished, or without an answer of the API server",
             registry=self.registry,
         )
-        stalled.set_function(queue.stalled_seconds)
+        stalled.set_function(lambda: max(queue.stalled_seconds(), self._silent_seconds()))
         info = Gauge("trainyard_operator_info", "What runs; always 1", ["version"], registry=self.registry)
         info.labels(version("trainyard")).set(1)
+        self._silent_since: float | None = None
+        """When a request first had no answer (time of the event loop), if none has had one since."""
         self.registry.register(JobCollector(cache, utc_now))
 
     def count_request(self, verb: str, code: int) -> None:
-        """Count one answer of the API server."""
+        """Count one answer of the API server, or (code 0) that none came."""
         self.requests.labels(verb, str(code)).inc()
+        if 0 < code < 500:
+            self._silent_since = None
+        elif self._silent_since is None:
+            self._silent_since = asyncio.get_running_loop().time()
+
+    def _silent_seconds(self) -> float:
+        """A look that ends for want of an answer is finished for the queue, but nothing is done."""
+        return 0.0 if self._silent_since is None else asyncio.get_running_loop().time() - self._silent_since
 
     def observe_reconcile(self, seconds: float, outcome: str) -> None:
         """Note one look at one job."""
