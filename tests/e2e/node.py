@@ -5,12 +5,14 @@ import re
 import shutil
 import signal
 import subprocess
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster import Cluster, Profile
 from tests.cluster.binaries import GoToolbox
+from tests.cluster.cgroups import hierarchies
 from tests.cluster.model import Request
 from tests.cluster.node import HOLDER, Node
 from tests.cluster.process import ProcessId, every_process
@@ -64,11 +66,37 @@ class Hands:
 
     def restart(self, daemon: str) -> None:
         """Kill a daemon of the node; returns once another one is up and healthy."""
+        with self.without(daemon):
+            pass
+
+    @contextmanager
+    def without(self, daemon: str) -> Iterator[None]:
+        """A daemon of the node is killed, and another one is up and healthy when the context ends."""
         process = self.node.supervisor().process(daemon)
         assert process is not None, f"{daemon} does not run"
         process.signal(signal.SIGKILL)
         eventually(f"{daemon} gone", lambda: not process.alive(), timeout=10, interval=0.01)
-        self.node.up()
+        try:
+            yield
+        finally:
+            self.node.up()
+
+    def throttle(self, pod: Body, share: float | None) -> None:
+        """Give a pod's container no more than this share of a processor; None: as much as there is."""
+        launcher = self.launcher(pod)
+        period = 10_000  # microseconds: short, so that even a small piece of work is slowed down evenly
+        quota = None if share is None else round(share * period)
+        paths = {line.split(":", 2)[2].lstrip("/") for line in _read(launcher, "cgroup").splitlines()}
+        groups = {root / path for root in hierarchies(_read(os.getpid(), "mountinfo")) for path in paths}
+        for group in groups:
+            if (group / "cpu.max").exists():  # version 2
+                (group / "cpu.max").write_text(f"{'max' if quota is None else quota} {period}")
+                return
+            if (group / "cpu.cfs_quota_us").exists():
+                (group / "cpu.cfs_period_us").write_text(str(period))
+                (group / "cpu.cfs_quota_us").write_text(str(-1 if quota is None else quota))
+                return
+        raise AssertionError(f"no cgroup of a processor among {groups}")
 
     # --- network -------------------------------------------------------------------------------------------------
 

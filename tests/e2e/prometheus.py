@@ -23,9 +23,10 @@ from trainyard_monitoring.rule_file import rule_file
 from trainyard_monitoring.timing import TIMING
 
 SAMPLE = Path("manifests/samples/prometheus.yaml")
-ADDRESS, ALERTMANAGER = "127.0.0.1:9490", "127.0.0.1:9493"
-PACE = 0.1
-"""What the waits of rules are multiplied by: the tests have no minutes to spare."""
+PORT = 9490
+PACE = TIMING.scaled(1 / 30)
+"""The rules' times in all tests on the node: a quarter of an hour is half a minute, and a series may be missing for
+four scrapes."""
 _GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 
 
@@ -34,6 +35,17 @@ class Prometheus:
     """A running Prometheus."""
 
     cluster: Cluster
+    port: int = PORT
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def alertmanager(self) -> str:
+        """Where its Alertmanager does."""
+        return f"127.0.0.1:{self.port + 1}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """Labels and value of each series that an instant query gives."""
@@ -48,7 +60,7 @@ class Prometheus:
         ]
 
     def _ask(self, what: str, **query: str) -> list[Body]:
-        url = f"http://{ADDRESS}/api/v1/{what}?{urllib.parse.urlencode(query)}"
+        url = f"http://{self.address}/api/v1/{what}?{urllib.parse.urlencode(query)}"
         answer = self._get(url)
         assert answer["status"] == "success", answer
         found: list[Body] = answer["data"]["result"]
@@ -56,41 +68,49 @@ class Prometheus:
 
     def alerts(self, job: str) -> set[str]:
         """Names of the alerts about a job that have arrived at Alertmanager and are not resolved."""
-        found = self._get(f"http://{ALERTMANAGER}/api/v2/alerts")
-        return {alert["labels"]["alertname"] for alert in found if alert["labels"].get("job_name") == job}
+        return {a["labels"]["alertname"] for a in self.active() if a["labels"].get("job_name") == job}
+
+    def active(self) -> list[Body]:
+        """All such alerts, as Alertmanager tells them."""
+        found: list[Body] = self._get(f"http://{self.alertmanager}/api/v2/alerts")
+        return found
 
     def _get(self, url: str) -> Any:
         return json.loads(self.cluster.run([sys.executable, "-c", _GET, url]).stdout)
 
 
 @contextmanager
-def run_prometheus(cluster: Cluster, folder: Path) -> Iterator[Prometheus]:
-    """Start Prometheus with the sample configuration; pods are discovered as `discover` says."""
+def run_prometheus(cluster: Cluster, folder: Path, port: int = PORT) -> Iterator[Prometheus]:
+    """Start Prometheus with the sample configuration; pods are discovered as `discover` says.
+
+    It takes this port of the cluster's network, and its Alertmanager the next one.
+    """
+    found = Prometheus(cluster, port)
     program = shutil.which("prometheus")
     require(program, "prometheus (apt-get install prometheus)")
     config = yaml.safe_load(SAMPLE.read_text("utf-8"))
     config["global"] |= dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), "1s")
     rules = folder / "rules.yaml"
-    rules.write_text(rule_file(TIMING.scaled(PACE)), "utf-8")
+    rules.write_text(rule_file(PACE), "utf-8")
     config["rule_files"] = [str(rules)]
-    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [ALERTMANAGER]
+    config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [found.alertmanager]
     targets = folder / "targets.json"
     for job in config["scrape_configs"]:
         assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
         job["file_sd_configs"] = [{"files": [str(targets)]}]
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
-    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={ADDRESS}"]
+    arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={found.address}"]
     with (
         discover(cluster, targets),
-        _alertmanager(cluster, folder / "alertmanager"),
-        _running(cluster, [str(program), *arguments], ADDRESS, folder / "log"),
+        _alertmanager(cluster, folder / "alertmanager", found.alertmanager),
+        _running(cluster, [str(program), *arguments], found.address, folder / "log"),
     ):
-        yield Prometheus(cluster)
+        yield found
 
 
 @contextmanager
-def _alertmanager(cluster: Cluster, folder: Path) -> Iterator[None]:
+def _alertmanager(cluster: Cluster, folder: Path, address: str) -> Iterator[None]:
     """Alertmanager, which tells nobody."""
     program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     require(program, "alertmanager (apt-get install prometheus-alertmanager)")
@@ -98,8 +118,8 @@ def _alertmanager(cluster: Cluster, folder: Path) -> Iterator[None]:
     file = folder / "alertmanager.yaml"
     file.write_text(yaml.safe_dump({"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}), "utf-8")
     storage = [f"--config.file={file}", f"--storage.path={folder}/data"]
-    addresses = [f"--web.listen-address={ALERTMANAGER}", "--cluster.listen-address="]
-    with _running(cluster, [str(program), *storage, *addresses], ALERTMANAGER, folder / "log"):
+    addresses = [f"--web.listen-address={address}", "--cluster.listen-address="]
+    with _running(cluster, [str(program), *storage, *addresses], address, folder / "log"):
         yield
 
 
@@ -132,7 +152,9 @@ def discover(cluster: Cluster, targets: Path) -> Iterator[None]:
 
     def keep() -> None:
         while not stop.is_set():
-            done = cluster.run([cluster.kubectl, "get", "pods", "-A", "-o", "json"], check=False)
+            # While the API server does not answer, the last targets stay, as in Prometheus.
+            question: list[str | Path] = [cluster.kubectl, "get", "pods", "-A", "-o", "json", "--request-timeout=5s"]
+            done = cluster.run(question, check=False)
             if done.returncode == 0:
                 groups = [group for pod in json.loads(done.stdout)["items"] for group in _targets_of(pod)]
                 part = targets.with_suffix(".part")

@@ -176,6 +176,13 @@ class OperatorPod:
         ]
         return [p["metadata"]["name"] for p in ready if "deletionTimestamp" not in p["metadata"]]
 
+    def scale(self, replicas: int) -> int:
+        """Have so many of them, and return how many there were wanted before."""
+        [deployment] = self.world.objects("deployments", "app.kubernetes.io/name=trainyard-operator")
+        name, before = deployment["metadata"]["name"], int(deployment["spec"]["replicas"])
+        self.world.kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
+        return before
+
     def kill(self) -> None:
         """Kill the operator without warning, and wait for the next one."""
         before = self.names()

@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from tests.monitoring.promtool import ALERTS
-from tests.support.alerting import Alertmanager, run_alertmanager, run_prometheus
+from tests.support.alerting import Alertmanager, flaws, run_alertmanager, run_prometheus
 from tests.support.plays import NAMESPACE, PLAYS, TICK, Play
 from trainyard_monitoring.rule_file import rule_file
-from trainyard_monitoring.timing import RUNBOOKS, TIMING
+from trainyard_monitoring.timing import TIMING
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.kube.metrics import OperatorMetrics
@@ -135,9 +135,7 @@ class Seen:
         """Look once more."""
         alerts = await alertmanager.active()
         for alert in alerts:
-            assert alert["annotations"]["runbook_url"] == f"{RUNBOOKS}/{alert['labels']['alertname']}.md"
-            assert "<no value>" not in alert["annotations"]["description"]
-            assert "error" not in alert["annotations"]["description"]
+            assert flaws(alert) == []
         self.now = {frozenset(alert["labels"].items()) for alert in alerts}
         self.ever |= self.now
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.alerts import OPERATOR, TABLE
 from tests.monitoring import cases_life, cases_operator, cases_run
 from tests.monitoring.promtool import ALERTS, RULES, Case, promtool, run_cases
 
@@ -27,6 +28,11 @@ def test_every_alert_is_seen_to_fire_and_to_be_silent(alert: str) -> None:
     assert any(case.fires for case in cases)
     assert any(case.silent and case.fires for case in cases), "resolves, or is silent before"
     assert any(not case.fires for case in cases), "a false alarm that does not happen"
+
+
+def test_every_alert_fires_for_a_real_fault_too() -> None:
+    """On a real node: tests/e2e/test_alerts.py."""
+    assert {*OPERATOR, *(name for trouble in TABLE for name in trouble.alerts)} == set(ALERTS)
 
 
 def test_a_wrong_expectation_is_found(tmp_path: Path) -> None:

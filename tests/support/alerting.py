@@ -14,9 +14,19 @@ import aiohttp
 import yaml
 
 from tests.support.need import require
+from trainyard_monitoring.timing import RUNBOOKS
 
 SCRAPE = "500ms"
 _ALERTMANAGER = {"route": {"receiver": "nobody", "group_wait": "0s"}, "receivers": [{"name": "nobody"}]}
+
+
+def flaws(alert: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the words of an alert, as Alertmanager tells it."""
+    notes, name = alert["annotations"], alert["labels"]["alertname"]
+    found = [f"{name}: {key}: {text}" for key, text in notes.items() if "<no value>" in text or "error" in text]
+    if notes["runbook_url"] != f"{RUNBOOKS}/{name}.md":
+        found.append(f"{name}: its runbook is {notes['runbook_url']}")
+    return found
 
 
 @dataclass(frozen=True)

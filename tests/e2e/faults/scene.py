@@ -59,15 +59,13 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
 
 
 @dataclass
-class Scene:
-    """A running job, and everything around it that can break."""
+class Subject:
+    """A running job whose processes and checkpoint volume are in reach."""
 
     world: World
     hands: Hands
-    operator: OperatorPod
     job: str
     volume: Volume
-    course: Course
 
     def pod(self, index: int = 1) -> Body:
         """A pod of the first attempt."""
@@ -81,6 +79,26 @@ class Scene:
     def checkpoints(self) -> Path:
         """The job's folder on its volume."""
         return self.volume.here / self.job
+
+    def in_rank(self, rank: int, code: str) -> None:
+        """Have a rank run some Python before its next step."""
+        file = self.fault(rank)
+        part = file.with_suffix(".part")
+        part.write_text(code)
+        part.chmod(0o644)
+        part.rename(file)
+
+    def fault(self, rank: int) -> Path:
+        """What a rank is to run; gone as soon as it has read it."""
+        return self.checkpoints / f"fault-{rank}.py"
+
+
+@dataclass
+class Scene(Subject):
+    """The same with the operator, and with a record of all that the job says."""
+
+    operator: OperatorPod
+    course: Course
 
     def samples_in_manifests(self) -> dict[int, int]:
         """Step and samples drawn of each complete checkpoint."""
@@ -99,14 +117,6 @@ class Scene:
         """Kill the operator's process without a warning; the kubelet starts another one."""
         [name] = eventually("an operator", self.operator.names)
         self.hands.signal(self.hands.launcher(self.operator.world.get("pod", name)))
-
-    def in_rank(self, rank: int, code: str) -> None:
-        """Have a rank run some Python before its next step."""
-        file = self.checkpoints / f"fault-{rank}.py"
-        part = file.with_suffix(".part")
-        part.write_text(code)
-        part.chmod(0o644)
-        part.rename(file)
 
     def await_end(self, timeout: float = 120) -> Body:
         """Wait for success; the status. The API server may be away meanwhile."""

@@ -13,7 +13,7 @@ from tests.e2e.world import Body, eventually
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
 FAILS = {"health": {"nonFinite": {"action": "Fail"}}}
-_SPOIL = """
+SPOIL_GRADIENT = """
 import gc
 from trainyard_trainer.update import LocalUpdate
 
@@ -88,7 +88,7 @@ def cut_off_pod(scene: Scene) -> None:
 
 
 def spoil_gradient(scene: Scene) -> None:
-    scene.in_rank(1, _SPOIL)
+    scene.in_rank(1, SPOIL_GRADIENT)
 
 
 def run_out_of_memory(scene: Scene) -> None:

@@ -52,7 +52,7 @@ def training(world: World, hands: Hands, operator: OperatorPod, fault: Fault) ->
     with follow(hands.pod_logs, world.namespace, fault.name) as course:
         world.apply(make_job(fault.name, checkpoint, pace=fault.pace, **fault.spec))
         try:
-            yield Scene(world, hands, operator, fault.name, volume, course)
+            yield Scene(world, hands, fault.name, volume, operator, course)
         except BaseException:
             print_evidence(world, operator)
             raise

@@ -44,7 +44,7 @@ def change(batches: Any) -> None:
         if fault.exists():
             code = fault.read_text()
             fault.unlink()
-            exec(code)
+            exec(code, {})
         time.sleep(float(os.environ["TRAINYARD_TEST_STEP_SECONDS"]))
         numbers, missing = draw(self, step)
         message = f"rank {rank} has drawn the samples of step {step + 1}"
