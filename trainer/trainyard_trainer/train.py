@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from trainyard_trainer.optimizer import learning_rate_factor
 from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
 from trainyard_trainer.peak import peak_flops
-from trainyard_trainer.profiling import Profiler
 from trainyard_trainer.report import Clock, StepReport
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.saver import Saver
@@ -37,6 +36,19 @@ from trainyard_trainer.stragglers import Stragglers
 from trainyard_trainer.table import Table
 from trainyard_trainer.update import LocalUpdate, Update
 from trainyard_trainer.world import World
+
+
+class Observer(Protocol):
+    """Watches the steps of a rank, and changes nothing."""
+
+    def before_step(self, step: int) -> None:
+        """A step is about to begin, by its number from 1."""
+
+    def after_step(self, step: int) -> None:
+        """It is done."""
+
+    def reported(self, step: int) -> None:
+        """Its figures have been reported."""
 
 
 class Trainer:
@@ -69,7 +81,7 @@ class Trainer:
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
         self.saver: Saver | None = None
-        self.profiler: Profiler | None = None
+        self.observers: list[Observer] = []
         self._source: Path | None = None
         self._fingerprint = samples.fingerprint
         self.figures: dict[str, Any] = {}
@@ -220,8 +232,8 @@ class Trainer:
         while self.step < total and not self.stopped_because:
             if metrics is not None:
                 metrics.spent(watch.lap())
-            if self.profiler is not None:
-                self.profiler.before_step(self.step + 1)
+            for observer in self.observers:
+                observer.before_step(self.step + 1)
             learning_rate = self._learning_rate()
             loss, waited = self._accumulate_gradients()
             watch.mark("passes", waited=waited)
@@ -233,8 +245,8 @@ class Trainer:
             watch.mark("update")
             self.step += 1
             heartbeat.beat(Phase.AFTER_STEP, self.step)
-            if self.profiler is not None:
-                self.profiler.after_step(self.step)
+            for observer in self.observers:
+                observer.after_step(self.step)
             if made:
                 self.strikes.good()
             elif self._pass_over(loss.item(), norm.item(), metrics):
@@ -246,8 +258,8 @@ class Trainer:
                 report = self._report(loss, norm, learning_rate, clock)
                 if self.world.rank == 0:
                     on_report(report)
-                if self.profiler is not None:
-                    self.profiler.poll(self.step)
+                for observer in self.observers:
+                    observer.reported(self.step)
             self._stragglers.after_step()
             if metrics is not None:
                 metrics.step(self.batches.global_batch)
