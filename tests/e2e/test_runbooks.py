@@ -1,0 +1,70 @@
+"""The commands of the runbooks work as they stand there, on a job on a real node."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.prometheus import Prometheus
+from tests.e2e.world import KILL_A_RANK, OperatorPod, World, trainer_job
+
+pytestmark = pytest.mark.e2e
+
+RUNBOOKS = Path(__file__).parents[2] / "docs" / "runbooks"
+ELSEWHERE = {
+    "kubectl top": "needs metrics-server, which the test's cluster does not have",
+    "kubectl get servicemonitor": "needs the CRDs of the Prometheus Operator",
+    "port-forward": "stays in the foreground",
+}
+SILENT = ("-o jsonpath", "grep -i finite", "logs deploy/trainyard --previous")
+"""Commands that may find nothing, or fail for want of it, on a job that is well and an operator that never ended."""
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Lines of the page's code blocks."""
+    for block in re.findall(r"^```\n(.*?)^```", page.read_text("utf-8"), re.M | re.S):
+        yield from (line.split("   #")[0].strip() for line in block.splitlines())
+
+
+def fill(command: str, names: dict[str, str], alertmanager: str) -> str:
+    """A command of a page as somebody would type it. amtool finds its Alertmanager in a file of the user's."""
+    filled = re.sub(r"\b(JOB-ATTEMPT-0|[A-Z]{3,})\b", lambda found: names.get(found[0], found[0]), command)
+    return filled.replace("amtool", f"amtool --alertmanager.url=http://{alertmanager}")
+
+
+def test_every_command_of_every_runbook_works(
+    world: World, operator_pod: OperatorPod, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.apply(
+        trainer_job("job", steps=1_000_000, replicas=1, checkpoint={"everySteps": 5, "volume": {"emptyDir": {}}})
+    )
+    world.await_step("job", 5)
+    world.kubectl("exec", "job-1-0", "--", "python", "-c", KILL_A_RANK)
+    world.await_step("job", 5, attempt=2)
+    pod = "job-1-0"  # the second attempt began in place
+    failed, tried = [], 0
+    for page in sorted(RUNBOOKS.glob("*.md")):
+        own = page.stem.startswith("TrainyardOperator")
+        namespace = operator_pod.world.namespace if own else world.namespace
+        names = {"NAMESPACE": namespace, "JOB-ATTEMPT-0": pod, "JOB": "job", "POD": pod, "NODE": _node(world, pod)}
+        for command in commands(page):
+            if any(part in command for part in ELSEWHERE):
+                continue
+            filled = fill(command, names, prometheus.alertmanager)
+            done = world.cluster.run(["bash", "-c", filled], check=False)
+            tried += 1
+            if command.startswith("amtool silence add"):
+                expire = fill(f"amtool silence expire {done.stdout.strip()}", {}, prometheus.alertmanager)
+                world.cluster.run(["bash", "-c", expire])
+            with capsys.disabled():
+                print(f"\n$ {filled}\n{done.stdout[:300]}{done.stderr[:300]}")
+            said = done.returncode == 0 and done.stdout.strip()
+            if not said and not any(part in command for part in SILENT):
+                failed.append(f"{page.name}: {filled}: exit code {done.returncode}: {done.stderr}")
+    assert failed == []
+    assert tried >= 40
+
+
+def _node(world: World, pod: str) -> str:
+    return str(world.get("pod", pod)["spec"]["nodeName"])
