@@ -1,5 +1,7 @@
 """The operator's own metrics, and those of its jobs (`job_metrics`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -40,11 +42,23 @@ class OperatorMetrics:
         stalled.set_function(queue.stalled_seconds)
         info = Gauge("trainyard_operator_info", "What runs; always 1", ["version"], registry=self.registry)
         info.labels(version("trainyard")).set(1)
+        self.leader = Gauge(
+            "trainyard_operator_leader", "1 while this operator works, 0 while it stands by", registry=self.registry
+        )
         self.registry.register(JobCollector(cache, utc_now))
 
     def count_request(self, verb: str, code: int) -> None:
         """Count one answer of the API server."""
         self.requests.labels(verb, str(code)).inc()
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """This operator is the one that works, for the time of the context."""
+        self.leader.set(1)
+        try:
+            yield
+        finally:
+            self.leader.set(0)
 
     def observe_reconcile(self, seconds: float, outcome: str) -> None:
         """Note one look at one job."""
