@@ -55,6 +55,8 @@ ENV_CACHE: Final = "TRAINYARD_CACHE"
 
 ENV_PEAK_FLOPS: Final = "TRAINYARD_PEAK_FLOPS"
 """Floating-point operations per second that the device of one rank can do at most; where it is not known by itself."""
+ENV_STEP_SAMPLES: Final = "TRAINYARD_STEP_SAMPLES"
+"""on (the default) or off: whether rank 0 traces a step now and then, to say how much of it is communication."""
 ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
 """Folder for the job's checkpoints; the programs of users get it, too."""
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
@@ -107,6 +109,7 @@ METRIC_MEMORY: Final = "trainyard_memory_bytes"
 METRIC_RUN_INFO: Final = "trainyard_run_info"
 METRIC_LAST_STEP: Final = "trainyard_last_step_timestamp_seconds"
 METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"
+METRIC_STEP_PART: Final = "trainyard_step_part_ratio"
 
 METRIC_LABELS: Final = ("namespace", "job_name")
 """Labels of every worker metric. Not `job`: Prometheus sets that one itself, from the scrape configuration."""

@@ -62,6 +62,7 @@ def speed() -> list[Panel]:
                 f"Tokens per second of all ranks, and their mean over an hour. Below {SLOW_RATIO:.0%} of"
                 " what is usual for long: see the step's phases, then slow ranks.",
                 ("TrainyardThroughputDropped",),
+                width=6,
             ),
             Query(speed, "tokens/s"),
             Query(f"max(avg_over_time(trainyard_tokens_per_second{{{S}}}[1h]))", "mean of an hour"),
@@ -75,8 +76,23 @@ def speed() -> list[Panel]:
                 " backward and their communication, what it is for. update waits for the slowest rank. checkpoint,"
                 " evaluation: do it less often. other: reports.",
                 ("TrainyardThroughputDropped", "TrainyardStraggler"),
+                width=6,
             ),
             Query(f"{seconds} / on () group_left () ({STEPS_PER_SECOND} > 0)", "{{phase}}"),
+            stacked=True,
+            least=0,
+        ),
+        graph(
+            About(
+                "Computation and communication",
+                "percentunit",
+                "What a step of rank 0 that was traced consists of. overlap: both at once. communication: nothing but"
+                " that, and waiting for other ranks; much of it: a slow rank, another layout, a larger batch. other:"
+                " neither; data, or a device that waits for Python.",
+                ("TrainyardThroughputDropped", "TrainyardStraggler"),
+                width=6,
+            ),
+            Query(f"max by (part) (trainyard_step_part_ratio{{{S}}})", "{{part}}"),
             stacked=True,
             least=0,
         ),
@@ -86,6 +102,7 @@ def speed() -> list[Panel]:
                 "flops",
                 "Floating-point operations of the model per second, and their share of the"
                 " devices' peak. It falls with small micro-batches and with more ranks for the same batch.",
+                width=6,
             ),
             Query(f"{speed} * ({per_token})", "model FLOP/s"),
             Query(f"max(trainyard_mfu_ratio{{{S}}})", "MFU"),

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainyard import contract
-from trainyard_trainer import heartbeat, launch, place, stragglers
+from trainyard_trainer import breakdown, heartbeat, launch, place, stragglers
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.model import Gpt
 from trainyard_trainer.moe import LoadBalance
@@ -61,6 +61,20 @@ def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
     windows_of = Sampler.windows_of
     Sampler.windows_of = lambda self, step, index, origin=0: windows_of(self, step, 0, origin)  # type: ignore
+    launch.main()
+
+
+def rank_0_waits() -> None:
+    """The last rank needs a fifth of a second more for each step, and steps are sampled as often as can be."""
+    breakdown.FIRST, breakdown.BUDGET = 0.0, 1.0
+    accumulate = Trainer._accumulate_gradients
+
+    def late(self: Trainer) -> Any:
+        if self.world.size > 1 and self.world.rank == self.world.size - 1:
+            time.sleep(0.2)
+        return accumulate(self)
+
+    Trainer._accumulate_gradients = late  # type: ignore[method-assign]
     launch.main()
 
 

@@ -20,7 +20,7 @@ def test_the_benchmark_compares_the_trainer_with_other_programs(
     assert {row["reference"] for row in rows if row["ratio"] is None} == missing
     assert text.count("not installed") == len(missing)
     assert {row["unit"] for row in rows} == {"tokens/s", "MiB"}
-    assert len(rows) == len(text.splitlines()) - 1 == 8
+    assert len(rows) == len(text.splitlines()) - 1 == 9
     for row in rows:
         assert row["value"] > 0
         if row["ratio"] is not None:

@@ -61,7 +61,7 @@ def run(profiler: Profiler, steps: range) -> None:
     for step in steps:
         profiler.before_step(step)
         profiler.after_step(step)
-        profiler.poll(step)
+        profiler.reported(step)
 
 
 def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:

@@ -104,18 +104,22 @@ def test_top_shows_each_rank_and_where_a_step_goes() -> None:
     rank = RankView(0, "job-2-0", "node-1", "Running", last_step=NOW.timestamp() - 3, compute=0.0021)
     slow = RankView(1, "job-2-1", "node-2", "Running", compute=0.0063, straggler=3.0)
     slow.memory = {"resident": 700 * 2**20, "allocated": 3 * 2**30, "peak": 4 * 2**30}
-    view = JobView([rank, slow], 2, {"data": 0.1, "passes": 0.3, "update": 0.1, "evaluation": 0.0})
+    phases = {"data": 0.1, "passes": 0.3, "update": 0.1, "evaluation": 0.0}
+    view = JobView([rank, slow], 2, phases, {"compute": 0.5, "overlap": 0.15, "communication": 0.25, "other": 0.1})
     lines = shown(*picture_of(running_job(), view, NOW.timestamp()))
     assert "not all ranks" not in "".join(lines)
     assert lines[0] == "job Running attempt 2 step 50/200 loss 2.5000 17,000 tokens/s ETA 1m35s"
     assert "a step takes 0.500 s on rank 0: data 20%, passes 60%, update 20%" in lines
+    assert "communication: 25% of the step alone, 15% beside computation" in lines
     assert "0 job-2-0 node-1 Running 3s ago 2.10 ms" in lines
     assert "1 job-2-1 node-2 Running 6.30 ms 3.0 x 700 MiB 3.0 GiB 4.0 GiB" in lines
     assert lines[-1] == "and 2 pods more; Grafana shows all of them"
 
 
 def test_top_says_why_ranks_have_no_figures() -> None:
-    view = JobView([RankView(0, "job-2-0", "node-1", "Running")], 0, {}, "cannot read the metrics of pod job-2-0: no")
+    view = JobView(
+        [RankView(0, "job-2-0", "node-1", "Running")], 0, {}, problem="cannot read the metrics of pod job-2-0: no"
+    )
     lines = shown(*picture_of(running_job(), view, NOW.timestamp()))
     assert lines[-1] == "not all ranks have figures: cannot read the metrics of pod job-2-0: no"
 
@@ -145,6 +149,7 @@ trainyard_rank_compute_seconds{job_name="job",rank="3"} 0.5
 trainyard_straggler_ratio{job_name="job",rank="3"} 2.5
 trainyard_step_duration_seconds_sum{job_name="job",phase="data"} 4
 trainyard_step_duration_seconds_count{job_name="job",phase="data"} 8
+trainyard_step_part_ratio{job_name="job",part="overlap"} 0.2
 """
     cluster: Any = Pods(pods, {"job-1-0": page, "job-1-1": ClusterProblem("cannot read job-1-1: no")})
     view = look_at(cluster, job)
@@ -155,7 +160,7 @@ trainyard_step_duration_seconds_count{job_name="job",phase="data"} 8
         (3, "job-1-1", None),
     ]
     assert (view.ranks[1].memory, view.ranks[3].compute, view.ranks[3].straggler) == ({"resident": 1024}, 0.5, 2.5)
-    assert (view.phases, view.problem) == ({"data": 0.5}, "cannot read job-1-1: no")
+    assert (view.phases, view.parts, view.problem) == ({"data": 0.5}, {"overlap": 0.2}, "cannot read job-1-1: no")
 
 
 @pytest.mark.parametrize(

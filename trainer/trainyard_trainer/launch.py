@@ -40,6 +40,8 @@ def main() -> NoReturn:
         set_threads(place.local_size)
         # Attempts to reach a node that is not up yet would each be a warning.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # Each trace would be two lines, and on a CPU an error that there is no GPU.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         with _importing():
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
 

@@ -71,6 +71,9 @@ class Metrics:
         )
         self._durations = _StepDurations(self._labels)
         self.registry.register(self._durations)
+        text = "Share of each part in the last step that was sampled, on rank 0; they add up to 1."
+        by_part = (*contract.METRIC_LABELS, "part")
+        self._parts = Gauge(contract.METRIC_STEP_PART, text, by_part, registry=self.registry)
         by_rank = (*contract.METRIC_LABELS, "rank")
         text = "Seconds that a rank takes for the same small computation, without any communication."
         self._ranks = Gauge(contract.METRIC_RANK_COMPUTE, text, by_rank, registry=self.registry)
@@ -169,6 +172,11 @@ class Metrics:
         """Say what the time since the last call went into, by phase: of one step, and what lies around it."""
         if self._leads:
             self._durations.add(seconds)
+
+    def broken_down(self, seconds: dict[str, float]) -> None:
+        """Show what a step of rank 0 that was sampled consisted of, by part."""
+        for part, share in seconds.items():
+            self._parts.labels(*self._labels, part).set(share / (sum(seconds.values()) or 1.0))
 
     def skipped(self, step: int, norm: float) -> None:
         """A step has changed nothing."""

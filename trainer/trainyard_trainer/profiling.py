@@ -47,6 +47,11 @@ class Profiler:
         if config is not None and rank in config.ranks:
             self._first, self._steps = config.at_step, config.steps
 
+    @property
+    def is_tracing(self) -> bool:
+        """Whether the step to come, or under way, is traced."""
+        return self._running is not None
+
     def before_step(self, step: int) -> None:
         """A step is about to begin, by its number from 1."""
         if step == self._first:
@@ -74,8 +79,8 @@ class Profiler:
             return
         log.info(f"trace of {self._steps} steps of rank {self._rank}: {target}")
 
-    def poll(self, step: int) -> None:
-        """After a step: see whether a trace is asked for, unless one is under way."""
+    def reported(self, step: int) -> None:
+        """Figures of a step were reported: see whether a trace is asked for, unless one is under way."""
         request = request_file(self._root, self._rank)
         if self._running is not None or not request.exists():
             return

@@ -1,7 +1,6 @@
 """What a run says about itself: one report every logEverySteps, to the log, to Prometheus, to the last word."""
 
 import math
-import time
 from dataclasses import dataclass, field
 
 from trainyard.status import Progress
@@ -70,27 +69,3 @@ class StepReport:
 
 def _finite(figure: float) -> float | None:
     return figure if math.isfinite(figure) else None
-
-
-class Clock:
-    """Steps and seconds since the report before."""
-
-    def __init__(self, step: int) -> None:
-        self._start = self._last = time.perf_counter()
-        self.first = self._step = step
-
-    def lap(self, step: int) -> tuple[int, float]:
-        """Those since the last lap."""
-        now = time.perf_counter()
-        steps, seconds = step - self._step, now - self._last
-        self._step, self._last = step, now
-        return steps, seconds
-
-    def skip(self) -> None:
-        """Do not count what came since the report: it was no training."""
-        self._last = time.perf_counter()
-
-    @property
-    def total(self) -> float:
-        """Seconds from the start to the last lap."""
-        return self._last - self._start

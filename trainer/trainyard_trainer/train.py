@@ -1,31 +1,27 @@
 """The life of a run, from top to bottom, as one rank lives it."""
 
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard.parameters import flops_per_token
 from trainyard_trainer import checkpoints, heartbeat, log
 from trainyard_trainer.batches import Batches
 from trainyard_trainer.errors import ConfigError, NonFinite
 from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.guard import Guard, Strikes, suspects, suspicion
 from trainyard_trainer.heartbeat import Phase
-from trainyard_trainer.memory import measure
 from trainyard_trainer.mesh import RankMesh
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.optimizer import learning_rate_factor
 from trainyard_trainer.parallel import build_parts, parameter_count
 from trainyard_trainer.passes import make_passes
-from trainyard_trainer.peak import peak_flops
-from trainyard_trainer.profiling import Profiler
-from trainyard_trainer.report import Clock, StepReport
+from trainyard_trainer.report import StepReport
+from trainyard_trainer.reporting import Reporting
 from trainyard_trainer.samples import Samples
 from trainyard_trainer.saver import Saver
 from trainyard_trainer.server import RemoteUpdate
@@ -33,10 +29,22 @@ from trainyard_trainer.state import Tensors, model_tensors
 from trainyard_trainer.stopping import Convergence, total_steps
 from trainyard_trainer.stopwatch import Stopwatch
 from trainyard_trainer.storage import load, saved_shapes
-from trainyard_trainer.stragglers import Stragglers
 from trainyard_trainer.table import Table
 from trainyard_trainer.update import LocalUpdate, Update
 from trainyard_trainer.world import World
+
+
+class Observer(Protocol):
+    """Watches the steps of a rank, and changes nothing."""
+
+    def before_step(self, step: int) -> None:
+        """A step is about to begin, by its number from 1."""
+
+    def after_step(self, step: int) -> None:
+        """It is done."""
+
+    def reported(self, step: int) -> None:
+        """Its figures have been reported."""
 
 
 class Trainer:
@@ -63,13 +71,14 @@ class Trainer:
             guard = Guard(config.health.non_finite, world.agrees_on)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
         self.strikes = Strikes(config.health.non_finite)
-        self._stragglers = Stragglers(config.health.straggler, world.rank, world.size, world.device)
-        self._peak = peak_flops(world.device)
+        self._reporting = Reporting(
+            config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
+        )
         self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
         self.saver: Saver | None = None
-        self.profiler: Profiler | None = None
+        self.observers: list[Observer] = []
         self._source: Path | None = None
         self._fingerprint = samples.fingerprint
         self.figures: dict[str, Any] = {}
@@ -210,7 +219,7 @@ class Trainer:
         total = self.total_steps
         every = self.config.trainer.log_every_steps
         first = self.step + 1
-        clock = Clock(self.step)
+        self._reporting.begin(self.step)
         if metrics is not None:
             metrics.plan(total, self.batches.trained)
             metrics.begin(self.step, self.batches.drawn(self.step))
@@ -220,8 +229,8 @@ class Trainer:
         while self.step < total and not self.stopped_because:
             if metrics is not None:
                 metrics.spent(watch.lap())
-            if self.profiler is not None:
-                self.profiler.before_step(self.step + 1)
+            for observer in self.observers:
+                observer.before_step(self.step + 1)
             learning_rate = self._learning_rate()
             loss, waited = self._accumulate_gradients()
             watch.mark("passes", waited=waited)
@@ -233,28 +242,28 @@ class Trainer:
             watch.mark("update")
             self.step += 1
             heartbeat.beat(Phase.AFTER_STEP, self.step)
-            if self.profiler is not None:
-                self.profiler.after_step(self.step)
+            for observer in self.observers:
+                observer.after_step(self.step)
             if made:
                 self.strikes.good()
             elif self._pass_over(loss.item(), norm.item(), metrics):
-                clock = Clock(self.step)
+                self._reporting.begin(self.step)
                 watch.mark("other")
                 continue
             evaluates = self._evaluates()
             if self.step == first or self.step % every == 0 or self.step == total or evaluates:
-                report = self._report(loss, norm, learning_rate, clock)
+                report = self._reporting.report(self.step, total, loss, norm, learning_rate)
                 if self.world.rank == 0:
                     on_report(report)
-                if self.profiler is not None:
-                    self.profiler.poll(self.step)
-            self._stragglers.after_step()
+                for observer in self.observers:
+                    observer.reported(self.step)
+            self._reporting.after_step()
             if metrics is not None:
                 metrics.step(self.batches.global_batch)
             watch.mark("other")
             if evaluates:
                 self._evaluate(on_evaluation)
-                clock.skip()
+                self._reporting.skip()
                 watch.mark("evaluation")
             if self.saver is not None:
                 self.told_to_stop = self.saver.after_step(self.step, self._snapshot, good=made)
@@ -290,33 +299,3 @@ class Trainer:
     def _accumulate_gradients(self) -> tuple[Tensor, float]:
         """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
         return self.passes.run(self.batches, self.step)
-
-    def _report(self, loss: Tensor, norm: Tensor, learning_rate: float, clock: Clock) -> StepReport:
-        """Figures of the step just done. All ranks must call it; it waits for the device."""
-        heartbeat.tell(measure(self.world.device))
-        own = loss if self.mesh.counts_loss else torch.zeros_like(loss)
-        mean_loss, *compute = self.world.sum(self._stragglers.join(own)).tolist()
-        grad_norm = norm.item()
-        steps, interval = clock.lap(self.step)
-        samples_per_second = steps * self.batches.global_batch / interval
-        tokens_per_second = samples_per_second * self.config.tokens_per_sample
-        return StepReport(
-            step=self.step,
-            total_steps=self.total_steps,
-            loss=mean_loss,
-            learning_rate=learning_rate,
-            grad_norm=grad_norm,
-            tokens_per_second=tokens_per_second,
-            samples_per_second=samples_per_second,
-            seconds=clock.total,
-            steps=self.step - clock.first,
-            mfu=self._mfu(tokens_per_second),
-            compute=compute,
-            stragglers=self._stragglers.judge(compute, time.monotonic()),
-        )
-
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        """Share of what all devices can compute at most that goes into training at this speed."""
-        if self._peak is None:
-            return None
-        return tokens_per_second * flops_per_token(self.config) / (self._peak * self.world.size)

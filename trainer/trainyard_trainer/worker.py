@@ -15,6 +15,7 @@ from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_trainer import ending, heartbeat, log
 from trainyard_trainer.allocator import keep_freed_memory
+from trainyard_trainer.breakdown import Breakdown
 from trainyard_trainer.errors import ConfigError
 from trainyard_trainer.guard import Guard
 from trainyard_trainer.heartbeat import Phase
@@ -52,6 +53,7 @@ class Worker:
         self.trainer: Trainer | None = None
         self.server: ParameterServer | None = None
         self.trackers: Trackers | None = None
+        self.profiler: Profiler | None = None
         self.last: Progress | None = None
 
     def step(self) -> int | None:
@@ -122,6 +124,8 @@ class Worker:
         if self.rank == 0:
             root = None if config.checkpoint is None else self._root
             self.trackers = Trackers(config, root, self.attempt, resumed=self.trainer.step > 0)
+            assert self.metrics is not None
+            self.trainer.observers.append(Breakdown(self.metrics.broken_down, world.device, self.profiler))
         self.trainer.run(self.metrics, self.report, self.evaluated)
         if self.trackers is not None:
             self.trackers.close()
@@ -147,7 +151,8 @@ class Worker:
         send = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         trainer.go_on(Saver(config, root, trainer.world, self.metrics, send))
         wanted = trainer.config.trainer.profile
-        trainer.profiler = Profiler(wanted, root, self.rank, self.attempt, trainer.world.device)
+        self.profiler = Profiler(wanted, root, self.rank, self.attempt, trainer.world.device)
+        trainer.observers.append(self.profiler)
         if trainer.figures:
             self.last = Progress.model_validate(trainer.figures).replace(attempt=self.attempt)
 

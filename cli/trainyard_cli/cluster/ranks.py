@@ -46,6 +46,8 @@ class JobView:
     """Pods that were not looked at."""
     phases: dict[str, float]
     """Seconds of a step by phase, the mean of this attempt; empty before the first."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Of the last step that was sampled: shares of computation, communication, and both at once."""
     problem: str = ""
     """Why a page could not be read, if one could not."""
 
@@ -60,6 +62,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
     problem = next((one for one in found if isinstance(one, str)), "")
     ranks = {rank.rank: rank for pod in shown for rank in _ranks_of(job, pod)}
     totals: dict[str, float] = {}
+    parts: dict[str, float] = {}
     steps = 0.0
     for pod, page in zip(shown, pages, strict=True):
         for sample in page:
@@ -71,6 +74,8 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
                 totals[sample.labels["phase"]] = sample.value
             elif sample.name == f"{contract.METRIC_STEP_DURATION}_count":
                 steps = sample.value
+            elif sample.name == contract.METRIC_STEP_PART:
+                parts[sample.labels["part"]] = sample.value
             elif rank is not None and sample.name == contract.METRIC_RANK_COMPUTE:
                 rank.compute = sample.value
             elif rank is not None and sample.name == contract.METRIC_STRAGGLER:
@@ -78,7 +83,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
             elif rank is not None and sample.name == contract.METRIC_MEMORY:
                 rank.memory[sample.labels["kind"]] = sample.value
     phases = {phase: seconds / steps for phase, seconds in totals.items()} if steps else {}
-    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, problem)
+    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, parts, problem)
 
 
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:

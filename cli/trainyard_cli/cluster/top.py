@@ -115,6 +115,9 @@ def picture_of(job: TrainingJob, view: JobView, now: float) -> Iterator[Renderab
         step = sum(view.phases.values())
         parts = ", ".join(f"{phase} {seconds / step:.0%}" for phase, seconds in view.phases.items() if seconds)
         yield Text(f"a step takes {step:.3f} s on rank 0: {parts}")
+    if view.parts:
+        alone, hidden = view.parts.get("communication", 0.0), view.parts.get("overlap", 0.0)
+        yield Text(f"communication: {alone:.0%} of the step alone, {hidden:.0%} beside computation")
     yield Text()
     yield _rank_table(view.ranks, now)
     if view.problem:

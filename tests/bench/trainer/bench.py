@@ -52,7 +52,7 @@ def _measure(quick: bool, only: str, cache: str) -> Iterator[tuple[Row, str]]:
 
 def _speed(case: Case, cache: str) -> Iterator[tuple[Row, str]]:
     """The subject of a case beside each of its references."""
-    there = tuple(p for p in case.programs if p.kind in ("trainyard", "plain") or find_spec(p.kind))
+    there = tuple(p for p in case.programs if p.kind in ("trainyard", "unmeasured", "plain") or find_spec(p.kind))
     speeds = list(rounds(case, there, cache))
     values = [speed[case.subject] for speed in speeds]
     for reference in case.references:

@@ -18,6 +18,16 @@ class Pace:
         self._parent.send(None)
         self._wait()
 
+    def before_step(self, step: int) -> None:
+        """Nothing to do; as an observer of the built-in trainer."""
+
+    def after_step(self, step: int) -> None:
+        """See `step_done`."""
+        self.step_done()
+
+    def reported(self, step: int) -> None:
+        """Nothing to do."""
+
     def step_done(self) -> None:
         """Count a step; the turn's last one also reports when the turn began and ended."""
         self._left -= 1

@@ -14,13 +14,14 @@ QUICK_MODEL: dict[str, Any] = {"preset": "nano", "dim": 32, "ffnDim": 64}
 
 
 def whole_suite() -> tuple[Case, ...]:
-    """Everything; about twenty minutes on two cores."""
+    """Everything; about 25 minutes on two cores."""
     nano, tiny = (NANO, 128, 16, 10, 31), (TINY, 256, 8, 2, 31)
     return (
         beside_others("nano, 1 process x 2 threads", 1, 2, *nano),
         beside_others("tiny, 1 process x 2 threads", 1, 2, *tiny),
         beside_others("nano, DDP 2 processes x 1 thread", 2, 1, *nano),
         beside_others("tiny, DDP 2 processes x 1 thread", 2, 1, *tiny),
+        overhead("nano, cost of metrics", NANO, 128, 16, 10, 101),
         efficiency("nano, DDP 2 processes x 1 thread: efficiency", *nano),
         efficiency("tiny, DDP 2 processes x 1 thread: efficiency", *tiny),
         *(in_layout(f"tiny of 8 layers, {layout.name}", layout, LAYERS, 256, 8, 1, 25) for layout in (*TWO, *FOUR)),
@@ -32,6 +33,7 @@ def quick_suite() -> tuple[Case, ...]:
     size = (QUICK_MODEL, 32, 4, 2, 3)
     return (
         beside_others("quick, 1 process x 2 threads", 1, 2, *size),
+        overhead("quick, cost of metrics", *size),
         efficiency("quick, DDP 2 processes x 1 thread: efficiency", *size),
         in_layout("quick, FSDP 2", TWO[0], *size),
     )
@@ -59,6 +61,11 @@ def efficiency(name: str, *size: Any) -> Case:
         Program("1 process x 2 threads", "trainyard", threads=2),
     )
     return Case(name, Program("Trainyard", "trainyard", processes=2), references, *size)
+
+
+def overhead(name: str, *size: Any) -> Case:
+    """What it costs to measure: one thread, which the metrics have to share."""
+    return Case(name, Program("Trainyard", "trainyard"), (Program("without metrics", "unmeasured"),), *size)
 
 
 def in_layout(name: str, layout: Layout, *size: Any) -> Case:

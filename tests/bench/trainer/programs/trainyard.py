@@ -1,29 +1,36 @@
-"""The built-in trainer as a worker runs it, with its metrics and reports."""
+"""The built-in trainer as a worker runs it, with its metrics, which are read now and then, and its reports."""
+
+import threading
+import time
+
+from prometheus_client import generate_latest
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.allocator import keep_freed_memory
+from trainyard_trainer.breakdown import Breakdown
 from trainyard_trainer.data import TokenFile, Windows
 from trainyard_trainer.metrics import Metrics
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.world import World
 
+SCRAPES = 5.0
+"""Seconds from one to the next: more often than is usual."""
+
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
-    metrics = _PacedMetrics(config, world, pace)
+    metrics = Metrics(config, world, attempt=1)
+    if world.rank == 0:
+        trainer.observers.append(Breakdown(metrics.broken_down, world.device, None))
+        threading.Thread(target=_scrape, args=(metrics,), daemon=True).start()
+    trainer.observers.append(pace)
     pace.start()
     trainer.run(metrics, metrics.report, metrics.evaluated)
 
 
-class _PacedMetrics(Metrics):
-    """Metrics are the last thing that the trainer does in a step."""
-
-    def __init__(self, config: RunConfig, world: World, pace: Pace) -> None:
-        super().__init__(config, world, attempt=1)
-        self._pace = pace
-
-    def step(self, samples: int = 0) -> None:
-        super().step(samples)
-        self._pace.step_done()
+def _scrape(metrics: Metrics) -> None:
+    while True:
+        generate_latest(metrics.registry)
+        time.sleep(SCRAPES)

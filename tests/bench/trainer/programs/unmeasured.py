@@ -1,0 +1,16 @@
+"""The built-in trainer without metrics and samples of its steps. Its reports tell nobody."""
+
+from tests.bench.trainer.pace import Pace
+from trainyard.config import RunConfig
+from trainyard_trainer.allocator import keep_freed_memory
+from trainyard_trainer.data import TokenFile, Windows
+from trainyard_trainer.train import Trainer
+from trainyard_trainer.world import World
+
+
+def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+    keep_freed_memory()
+    trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
+    trainer.observers.append(pace)
+    pace.start()
+    trainer.run(None, lambda _: None, lambda _: None)
