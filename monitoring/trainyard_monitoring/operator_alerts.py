@@ -9,7 +9,7 @@ _SIGN = "trainyard_operator_queue_depth"
 
 def operator_alerts(timing: Timing) -> list[Alert]:
     """Alerts on operators."""
-    return [down(timing), absent(timing), queue_stuck(timing)]
+    return [down(timing), absent(timing), no_leader(timing), queue_stuck(timing)]
 
 
 def down(timing: Timing) -> Alert:
@@ -20,8 +20,8 @@ def down(timing: Timing) -> Alert:
         "critical",
         f"{seen}\nunless on (namespace) {_SIGN}",
         timing.operator_down_for,
-        "A Trainyard operator does not answer",
-        "The operator in namespace {{ $labels.namespace }} has not been scraped for"
+        "No Trainyard operator answers",
+        "No operator in namespace {{ $labels.namespace }} has been scraped for"
         f" {span(timing.operator_down_for)}. Pods that run go on; nothing is started, restarted or cleaned up, and most"
         " alerts on its jobs are blind.",
     )
@@ -38,6 +38,20 @@ def absent(timing: Timing) -> Alert:
         "No Trainyard operator is scraped",
         f"Prometheus has seen no operator of Trainyard for {window}, though it has its rules: none runs, or none is"
         " scraped.",
+    )
+
+
+def no_leader(timing: Timing) -> Alert:
+    """They answer, and each says that another one leads."""
+    return Alert(
+        "TrainyardOperatorNoLeader",
+        "critical",
+        "max by (namespace) (trainyard_operator_leader) == 0",
+        timing.no_leader_for,
+        "No Trainyard operator leads",
+        "Operators in namespace {{ $labels.namespace }} answer, but for"
+        f" {span(timing.no_leader_for)} none of them has held the lease. Pods that run go on; nothing is started,"
+        " restarted or cleaned up, and most alerts on its jobs are blind.",
     )
 
 

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from trainyard_monitoring.frame import Row, build, source_variable
-from trainyard_monitoring.panels import About, Panel, Query, figure, graph
+from trainyard_monitoring.panels import About, Panel, Query, figure, graph, timeline
 from trainyard_monitoring.timing import TIMING
 
 RATE: Final = "$__rate_interval"
@@ -22,7 +22,7 @@ def _now() -> list[Panel]:
             About(
                 "Operators",
                 "none",
-                "How many are scraped. 0: nothing is started or restarted.",
+                "How many are scraped; one leads, others stand by. 0: nothing is started or restarted.",
                 ("TrainyardOperatorDown", "TrainyardOperatorAbsent"),
                 width=6,
             ),
@@ -93,10 +93,21 @@ def _work() -> list[Panel]:
             least=0,
         ),
         graph(
-            About("Jobs by phase", "none", "Of all namespaces that the operator watches.", width=24),
+            About("Jobs by phase", "none", "Of all namespaces that the operator watches.", width=16),
             Query("sum by (phase) (trainyard_operator_jobs)", "{{phase}}"),
             stacked=True,
             least=0,
+        ),
+        timeline(
+            About(
+                "Leader",
+                "none",
+                "Which of the operators works. None for more than a moment: nobody can write the lease. Another one"
+                " again and again: the API server answers too late.",
+                ("TrainyardOperatorNoLeader",),
+            ),
+            Query("max by (namespace, pod) (trainyard_operator_leader)", "{{namespace}}/{{pod}}"),
+            names={1: ("leads", "green"), 0: ("stands by", "text")},
         ),
     ]
 

@@ -49,6 +49,8 @@ class Timing:
     operator_down_for: float = 300
     operator_memory: float = 3_600
     """An operator that was seen in this time is missed by name; after that only the lack of any is told."""
+    no_leader_for: float = 120
+    """Above a failover (a lease lasts 15 s), and above some scrapes of the leader that fail."""
     queue_stalled: float = 90
     """Above the longest request with its time-out, and below the 120 s at which the kubelet restarts the operator."""
     queue_window: float = 600

@@ -1,6 +1,5 @@
-"""The operator's process: log in, fill the cache, then watch, reconcile, poll and serve until told to stop."""
+"""The operator's process: serve, wait for the lease, fill the cache, then watch, reconcile and poll until the end."""
 
-import argparse
 import asyncio
 import json
 import logging
@@ -9,43 +8,31 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import kopf
 from kubernetes.aio.config import ConfigException
 
-from trainyard import contract
 from trainyard_operator.backends.kubernetes import KubernetesBackend
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.progress import ProgressPoller
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import Reconciler, utc_now
-from trainyard_operator.kube.api import ApiError, connect
+from trainyard_operator.kube.api import ApiError, KubeApi, connect
 from trainyard_operator.kube.feeders import make_registry, make_settings
 from trainyard_operator.kube.key import operator_key
+from trainyard_operator.kube.lease import Lease, LeaseLost
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.resync import Resync
 from trainyard_operator.kube.web import Health, serve
+from trainyard_operator.options import Options, parse_options
 
 log = logging.getLogger("trainyard_operator")
 
 PRIME_RETRY = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How one operator runs."""
-
-    trainer_image: str
-    namespace: str | None
-    port: int
-    progress_interval: float
-    resync_interval: float
-    key_secret: tuple[str, str] | None = None
-    """Namespace and name of the Secret with the operator's key; None: a key that goes with the process."""
 
 
 async def operate(options: Options) -> None:
@@ -53,38 +40,62 @@ async def operate(options: Options) -> None:
 
     Raises:
         ConfigException: there is no way to log in to a cluster.
+        LeaseLost: another operator may lead now, so this one must end.
     """
     cache: Cache = Cache()
     queue: WorkQueue[Key] = WorkQueue()
     metrics = OperatorMetrics(cache, queue)
-    async with connect(metrics.count_request) as api:
+    # The lease has connections of its own: it must not wait behind fifty requests that hang in somebody's webhook.
+    async with connect(metrics.count_request) as api, connect(metrics.count_request) as lease_api:
+        lease = Lease(lease_api, *options.lease, options.identity) if options.lease else None
+        resync = Resync(api, cache, queue, options.namespace, options.resync_interval)
+        async with serve(Health(cache, queue, resync, lease), metrics.registry, options.port) as port:
+            log.info("serving /healthz, /readyz and /metrics on port %d", port)
+            stop = asyncio.Event()
+            _set_by_signals(stop)
+            work = partial(_work, options, api, resync, metrics, stop)
+            await _until_first(_lead(lease, work) if lease else work(), stop.wait())
+
+
+async def _lead(lease: Lease, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Wait for the lease, work while it holds, and leave it to the next one when all work has ended."""
+    try:
+        await lease.acquire()
+        await _until_first(lease.hold(), work())
+    finally:
+        await lease.release()
+
+
+async def _work(options: Options, api: KubeApi, resync: Resync, metrics: OperatorMetrics, stop: asyncio.Event) -> None:
+    """Fill the cache, then watch, reconcile and poll."""
+    cache, queue = resync.cache, resync.queue
+    with metrics.leading():
+        await _prime(resync)
         key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
         backend = KubernetesBackend(api, key)
-        resync = Resync(api, cache, queue, options.namespace, options.resync_interval)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, observe_seconds=metrics.observe_reconcile)
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
-        async with serve(Health(cache, queue, resync), metrics.registry, options.port) as port:
-            log.info("serving /healthz, /readyz and /metrics on port %d", port)
-            stop = _stop_on_signals()
-            await _until_first(_prime(resync), stop.wait())
-            if stop.is_set():
-                return
-            watching = kopf.operator(
-                registry=make_registry(cache, queue),
-                settings=make_settings(),
-                clusterwide=options.namespace is None,
-                namespaces=[options.namespace] if options.namespace else [],
-                stop_flag=stop,
-            )
-            await _until_first(watching, reconciler.run(), poller.run(), resync.run())
+        watching = kopf.operator(
+            registry=make_registry(cache, queue),
+            settings=make_settings(),
+            clusterwide=options.namespace is None,
+            namespaces=[options.namespace] if options.namespace else [],
+            ready_flag=(watched := asyncio.Event()),
+        )
+        await _until_first(watching, reconciler.run(), poller.run(), resync.run(), _take_signals_back(watched, stop))
 
 
-def _stop_on_signals() -> asyncio.Event:
-    """Set by SIGTERM and SIGINT until kopf takes them over. Process 1 of a container would ignore them unhandled."""
-    stop = asyncio.Event()
+def _set_by_signals(stop: asyncio.Event) -> None:
+    """SIGTERM and SIGINT set it. Process 1 of a container would ignore them unhandled."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+
+
+async def _take_signals_back(watched: asyncio.Event, stop: asyncio.Event) -> None:
+    """From kopf, which takes them over when it starts, and on a signal waits 5 s for tasks that it did not start."""
+    await watched.wait()
+    _set_by_signals(stop)
+    await stop.wait()
 
 
 async def _prime(resync: Resync) -> None:
@@ -102,7 +113,7 @@ async def _prime(resync: Resync) -> None:
 
 
 async def _until_first(*parts: Coroutine[Any, Any, object]) -> None:
-    """Run the parts until one ends: kopf's does on a signal, the others only by failing."""
+    """Run the parts until one ends, by a signal or by failing."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -136,57 +147,6 @@ def _set_up_logs(level: str) -> None:
     logging.getLogger("kopf").setLevel(logging.WARNING)  # it reports each watch stream's every event
 
 
-def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
-    """Options and log level from the command line; each defaults to an environment variable."""
-    env = os.environ.get
-    parser = argparse.ArgumentParser(prog="trainyard-operator", description="Runs TrainingJobs on this cluster.")
-    parser.add_argument(
-        "--trainer-image",
-        default=env("TRAINYARD_TRAINER_IMAGE"),
-        required="TRAINYARD_TRAINER_IMAGE" not in os.environ,
-        help="image of the built-in trainer, for jobs without spec.image (TRAINYARD_TRAINER_IMAGE)",
-    )
-    parser.add_argument(
-        "--namespace", default=env("TRAINYARD_WATCH_NAMESPACE") or None, help="watch one namespace instead of all"
-    )
-    parser.add_argument(
-        "--port", type=int, default=int(env("TRAINYARD_PORT", "8080")), help="port of health and metrics"
-    )
-    parser.add_argument(
-        "--progress-interval",
-        type=float,
-        default=float(env("TRAINYARD_PROGRESS_INTERVAL", "5")),
-        help="seconds between two readings of a job's progress",
-    )
-    parser.add_argument(
-        "--resync-interval",
-        type=float,
-        default=float(env("TRAINYARD_RESYNC_INTERVAL", "300")),
-        help="seconds between two complete lists, which repair what a watch stream has missed",
-    )
-    parser.add_argument(
-        "--key-secret",
-        metavar="NAMESPACE/NAME",
-        default=env("TRAINYARD_KEY_SECRET") or None,
-        help="Secret of the operator's own, made on first use; without it pods obey only the operator that made them",
-    )
-    level = env(contract.ENV_LOG_LEVEL, "info")
-    parser.add_argument("--log-level", default=level, choices=["debug", "info", "warning"])
-    given = parser.parse_args(arguments)
-    namespace, _, name = (given.key_secret or "").partition("/")
-    if given.key_secret and not (namespace and name):
-        parser.error(f"--key-secret: must be NAMESPACE/NAME, not {given.key_secret}")
-    options = Options(
-        given.trainer_image,
-        given.namespace,
-        given.port,
-        given.progress_interval,
-        given.resync_interval,
-        key_secret=(namespace, name) if given.key_secret else None,
-    )
-    return options, given.log_level
-
-
 def main() -> None:
     """Entry point of `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
@@ -195,6 +155,9 @@ def main() -> None:
     os.environ.setdefault("POD_ID", socket.gethostname())
     try:
         asyncio.run(operate(options))
+    except LeaseLost as error:
+        log.error("%s; this operator ends, to start again as one that stands by", error)
+        sys.exit(1)
     except ConfigException as error:
         sys.exit(f"trainyard-operator: no cluster to work on: {error}; set KUBECONFIG or run inside a cluster")
 

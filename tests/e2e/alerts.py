@@ -197,7 +197,12 @@ def ranks(job: Subject, number: signal.Signals) -> None:
         job.hands.signal(rank, number)
 
 
-OPERATOR = ("TrainyardOperatorQueueStuck", "TrainyardOperatorDown", "TrainyardOperatorAbsent")
+STUCK, LEADERLESS, DOWN, ABSENT = OPERATOR = (
+    "TrainyardOperatorQueueStuck",
+    "TrainyardOperatorNoLeader",
+    "TrainyardOperatorDown",
+    "TrainyardOperatorAbsent",
+)
 """Alerts that are about no job."""
 
 TABLE = (

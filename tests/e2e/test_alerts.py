@@ -8,7 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.alerts import OPERATOR, PATIENCE, TABLE, Times, Trouble, Watch, labels, running
+from tests.e2e.alerts import (
+    ABSENT,
+    DOWN,
+    LEADERLESS,
+    PATIENCE,
+    STUCK,
+    TABLE,
+    Times,
+    Trouble,
+    Watch,
+    labels,
+    running,
+)
 from tests.e2e.faults.scene import hook
 from tests.e2e.node import Hands
 from tests.e2e.prometheus import PORT, Prometheus, run_prometheus
@@ -68,11 +80,15 @@ def test_troubles_of_the_operator_are_alerts(
     operator_pod: OperatorPod, hands: Hands, watch: Watch, times: Times, tmp_path: Path
 ) -> None:
     before, where = set(watch.since), {"namespace": operator_pod.world.namespace}
-    stuck, down = (frozenset({labels(name, **where)}) for name in OPERATOR[:2])
-    absent = frozenset({labels(OPERATOR[2])})
+    stuck, leaderless, down = (frozenset({labels(name, **where)}) for name in (STUCK, LEADERLESS, DOWN))
+    absent = frozenset({labels(ABSENT)})
     eventually("the healthy job at work", lambda: watch.steps.get(HEALTHY), PATIENCE)
     with ExitStack() as stack:
         times |= watch.see(stuck, lambda: stack.enter_context(hands.without("kube-apiserver")), stack.close)
+    operator_pod.replace()  # the kubelet lets one that has ended often wait before it starts again
+    times |= watch.see(
+        leaderless, operator_pod.usurp, lambda: operator_pod.world.kubectl("delete", "lease", "trainyard")
+    )
     replicas = operator_pod.scale(0)
 
     def come_back() -> None:
@@ -89,5 +105,5 @@ def test_troubles_of_the_operator_are_alerts(
     finally:
         operator_pod.scale(replicas)
     eventually("the operator", operator_pod.names)
-    assert watch.since.keys() - before == stuck | down
+    assert watch.since.keys() - before == stuck | leaderless | down
     assert watch.flaws == set()

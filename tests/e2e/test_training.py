@@ -152,6 +152,22 @@ def test_a_restarted_operator_carries_on_where_it_was(world: World, operator_pod
     assert status["progress"]["step"] == 300
 
 
+def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(world: World, operator_pod: OperatorPod) -> None:
+    system, before = operator_pod.world, operator_pod.names()
+    world.apply(trainer_job("upgraded", steps=300))
+    world.await_step("upgraded", 5)
+    system.kubectl("rollout", "restart", "deployment/trainyard")
+
+    def new_leader() -> str:
+        holder: str = system.get("lease", "trainyard")["spec"]["holderIdentity"]
+        return "" if holder in before else holder
+
+    holder = eventually("a new holder of the lease", new_leader)
+    status = world.await_phase("upgraded", "Succeeded", timeout=180)
+    assert (status["attempt"], status["restarts"]) == (1, 0)
+    assert operator_pod.names() == [holder]
+
+
 def test_a_users_own_torchrun_program_finds_its_peers(world: World, trainer_image: str) -> None:
     program = (
         "import os, torch, torch.distributed as dist; dist.init_process_group('gloo'); "

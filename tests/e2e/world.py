@@ -183,6 +183,16 @@ class OperatorPod:
         self.world.kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
         return before
 
+    def replace(self) -> None:
+        """Have a new pod take over, as an upgrade does."""
+        self.world.kubectl("rollout", "restart", "deployment/trainyard")
+        self.world.kubectl("rollout", "status", "deployment/trainyard", "--timeout=60s", timeout=70)
+
+    def usurp(self) -> None:
+        """Have somebody hold the lease who does not exist, for an hour."""
+        record = {"spec": {"holderIdentity": "nobody", "leaseDurationSeconds": 3600}}
+        self.world.kubectl("patch", "lease", "trainyard", "--type=merge", "-p", json.dumps(record))
+
     def kill(self) -> None:
         """Kill the operator without warning, and wait for the next one."""
         before = self.names()

@@ -1,6 +1,12 @@
-"""manifests/install.yaml: the chart as plain manifests, for those who do not use Helm."""
+"""The chart's operator, and manifests/install.yaml: the same as plain manifests, for those who do not use Helm."""
 
-from tests.cluster import Cluster
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster import Cluster, ClusterError
 from tests.cluster.chart import render_chart
 from tests.cluster.paths import REPOSITORY
 
@@ -15,3 +21,61 @@ def test_the_api_server_takes_install_yaml(cluster: Cluster) -> None:
     applied = cluster.run([cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", INSTALL]).stdout
     assert "deployment.apps/trainyard serverside-applied" in applied
     assert "customresourcedefinition.apiextensions.k8s.io/trainingjobs.trainyard.dev serverside-applied" in applied
+
+
+def objects(*settings: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    found = [body for body in yaml.safe_load_all(render_chart("system", *settings)) if body]
+    return {(body["kind"], body["metadata"]["name"]): body for body in found}
+
+
+def test_the_operator_knows_its_lease_and_its_name() -> None:
+    [container] = objects()["Deployment", "trainyard"]["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable for variable in container["env"]}
+    assert env["TRAINYARD_LEASE"]["value"] == "system/trainyard"
+    assert env["POD_ID"]["valueFrom"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+def test_a_second_operator_is_kept_on_another_node_and_from_being_drained_with_the_first() -> None:
+    one, two = objects(), objects("operator.replicas=2")
+    assert two.keys() - one.keys() == {("PodDisruptionBudget", "trainyard")}
+    pod = two["Deployment", "trainyard"]["spec"]["template"]
+    [spread] = pod["spec"]["topologySpreadConstraints"]
+    assert (spread["topologyKey"], spread["whenUnsatisfiable"]) == ("kubernetes.io/hostname", "ScheduleAnyway")
+    for selector in (spread["labelSelector"], two["PodDisruptionBudget", "trainyard"]["spec"]["selector"]):
+        assert selector["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    assert "topologySpreadConstraints" not in one["Deployment", "trainyard"]["spec"]["template"]["spec"]
+
+
+def test_the_api_server_takes_two_operators(cluster: Cluster) -> None:
+    options = ("--server-side", "--dry-run=server", "--force-conflicts")
+    body = objects("operator.replicas=2")
+    for key in (("Deployment", "trainyard"), ("PodDisruptionBudget", "trainyard")):
+        placed = {**body[key], "metadata": {**body[key]["metadata"], "namespace": "default"}}
+        cluster.run([cluster.kubectl, "apply", *options, "-f", "-"], input=yaml.safe_dump(placed))
+
+
+@pytest.mark.parametrize(
+    ("verb", "lease", "allowed"),
+    [
+        ("create", "leases.coordination.k8s.io", True),
+        ("get", "leases.coordination.k8s.io/trainyard", True),
+        ("update", "leases.coordination.k8s.io/trainyard", True),
+        ("get", "leases.coordination.k8s.io/other", False),
+        ("update", "leases.coordination.k8s.io/other", False),
+        ("list", "leases.coordination.k8s.io", False),
+    ],
+)
+def test_the_operator_may_write_its_own_lease_and_no_other(
+    cluster: Cluster, verb: str, lease: str, allowed: bool
+) -> None:
+    cluster.run([cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", INSTALL])
+    account = "--as=system:serviceaccount:trainyard-system:trainyard"
+    question = ("auth", "can-i", verb, lease, account, "-n", "trainyard-system")
+    answer = cluster.run([cluster.kubectl, *question], check=False).stdout.strip()
+    assert answer == ("yes" if allowed else "no")
+
+
+@pytest.mark.parametrize("replicas", ["0", "two", "1.5"])
+def test_a_number_of_operators_that_makes_no_sense_is_refused(replicas: str) -> None:
+    with pytest.raises(ClusterError, match="replicas"):
+        render_chart("system", f"operator.replicas={replicas}")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -54,8 +55,10 @@ async def test_a_signal_ends_the_operator_cleanly_and_soon(
     async with operating(own_cluster.environment, tmp_path / "log") as operator, playing_kubelet(own_namespace):
         await own_namespace.create_job(make_manifest())
         await own_namespace.has_phase("Running")
+        started = time.monotonic()
         operator.process.send_signal(number)
         assert await asyncio.to_thread(operator.process.wait, 10) == 0
+        assert time.monotonic() - started < 3, "whoever comes next waits for the end of this one"
         assert [line["message"] for line in operator.lines if line["level"] in ("error", "critical")] == []
 
 

@@ -40,11 +40,12 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.plays = [play(self.cache) for play in PLAYS]
-        for name in ("system", "down", "stuck", "late"):
+        for name in ("system", "spare", "down", "leaderless", "stuck", "late"):
             self.queues[name] = WorkQueue[Key]()
             # Only one of them has jobs.
             cache = self.cache if name == "system" else Cache()
             self.operators[name] = OperatorMetrics(cache, self.queues[name])
+            self.operators[name].leader.set(name != "spare")
         self.gone.add("late")
 
     def page(self, kind: str, name: str) -> CollectorRegistry | None:
@@ -56,6 +57,7 @@ class Stage:
     def targets(self) -> dict[str, dict[str, str]]:
         """All but the operator that comes late."""
         found = {f"/operator/{name}": {"namespace": name, "pod": name} for name in self.operators if name != "late"}
+        found["/operator/spare"]["namespace"] = "system"  # where another one leads
         for play in self.plays:
             found[f"/worker/{play.name}"] = {"namespace": NAMESPACE, "pod": f"{play.name}-1-0"}
         return found
@@ -64,6 +66,7 @@ class Stage:
         """Labels of every alert that must fire, and of no other."""
         found: list[dict[str, str]] = [
             {"alertname": "TrainyardOperatorDown", "namespace": "down"},
+            {"alertname": "TrainyardOperatorNoLeader", "namespace": "leaderless"},
             {"alertname": "TrainyardOperatorQueueStuck", "namespace": "stuck"},
             {"alertname": "TrainyardOperatorAbsent"},
         ]
@@ -78,6 +81,7 @@ class Stage:
         for play in self.plays:
             play.trouble()
         self.gone.add("down")
+        self.operators["leaderless"].leader.set(0)
         self.queues["stuck"].add(("ml", "job"))
 
     async def mend(self) -> None:
@@ -85,6 +89,7 @@ class Stage:
         for play in self.plays:
             play.mend()
         self.gone.clear()
+        self.operators["leaderless"].leader.set(1)
         self.queues["stuck"].done(await self.queues["stuck"].get())
 
     async def play(self) -> None:

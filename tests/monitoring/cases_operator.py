@@ -12,7 +12,7 @@ DOWN = [
         "TrainyardOperatorDown",
         {DEPTH: "0x20 stale", OTHER: "0x300"},
         {
-            30: "The operator in namespace system has not been scraped for 5m. Pods that run go on; nothing is"
+            30: "No operator in namespace system has been scraped for 5m. Pods that run go on; nothing is"
             " started, restarted"
             " or cleaned up, and most alerts on its jobs are blind."
         },
@@ -23,6 +23,13 @@ DOWN = [
         "upgraded: another pod",
         "TrainyardOperatorDown",
         {DEPTH: "0x20 stale", DEPTH.replace('"a"', '"c"'): "_x23 0x100"},
+        {},
+        [22, 30, 60],
+    ),
+    Case(
+        "the leader is gone, and one that has stood by answers",
+        "TrainyardOperatorDown",
+        {DEPTH: "0x20 stale", DEPTH.replace('"a"', '"b"'): "0x100"},
         {},
         [22, 30, 60],
     ),
@@ -48,6 +55,50 @@ ABSENT = [
         [30, 70],
     ),
 ]
+LEADER, SPARE = (f'trainyard_operator_leader{{namespace="system",pod="{pod}"}}' for pod in "ab")
+ELSEWHERE = 'trainyard_operator_leader{namespace="team",pod="c"}'
+NO_LEADER = [
+    Case(
+        "the leader is gone and the other does not follow until much later; elsewhere one leads",
+        "TrainyardOperatorNoLeader",
+        {LEADER: "1x10 stale", SPARE: "0x29 1x20", ELSEWHERE: "1x60"},
+        {
+            14: "Operators in namespace system answer, but for 2m none of them has held the lease. Pods that run go on;"
+            " nothing is started, restarted or cleaned up, and most alerts on its jobs are blind."
+        },
+        [10, 12, 30, 40],
+        {"namespace": "system"},
+    ),
+    Case("one that stands by leads nothing", "TrainyardOperatorNoLeader", {LEADER: "1x60", SPARE: "0x60"}, {}, [5, 50]),
+    Case(
+        "a failover or an upgrade, of which one scrape sees nobody lead",
+        "TrainyardOperatorNoLeader",
+        {LEADER: "1x10 stale", SPARE: "0x11 1x40"},
+        {},
+        [11, 12, 13, 14, 30],
+    ),
+    Case(
+        "a restart of the only one, which waits for its lease first",
+        "TrainyardOperatorNoLeader",
+        {LEADER: "1x10 stale 0 1x40"},
+        {},
+        [11, 12, 13, 14, 30],
+    ),
+    Case(
+        "scrapes of the leader fail for a moment",
+        "TrainyardOperatorNoLeader",
+        {LEADER: "1x10 stale 1x40", SPARE: "0x60"},
+        {},
+        [11, 12, 13, 14, 30],
+    ),
+    Case(
+        "nobody answers, which is told by another alert",
+        "TrainyardOperatorNoLeader",
+        {LEADER: "1x10 stale", SPARE: "0x10 stale"},
+        {},
+        [12, 14, 20],
+    ),
+]
 STUCK = [
     Case(
         "it stands still until the kubelet restarts it",
@@ -64,4 +115,4 @@ STUCK = [
     Case("a slow request", "TrainyardOperatorQueueStuck", {STALLED: "0x10 60 0x60"}, {}, [11, 15]),
 ]
 
-CASES = [*DOWN, *ABSENT, *STUCK]
+CASES = [*DOWN, *ABSENT, *NO_LEADER, *STUCK]

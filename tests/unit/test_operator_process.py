@@ -14,18 +14,22 @@ from tests.support import clock
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
+from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.resync import GRACE, Resync, parse_job
 from trainyard_operator.kube.web import STALLED, Health, serve
-from trainyard_operator.main import _JsonFormatter, parse_options
+from trainyard_operator.main import _JsonFormatter
+from trainyard_operator.options import parse_options
 
 KEY = ("default", "job")
 
 
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TRAINER_IMAGE", "WATCH_NAMESPACE", "PORT", "PROGRESS_INTERVAL", "RESYNC_INTERVAL", "LOG_LEVEL"):
+    intervals = ("PROGRESS_INTERVAL", "RESYNC_INTERVAL")
+    for name in ("TRAINER_IMAGE", "WATCH_NAMESPACE", "PORT", *intervals, "KEY_SECRET", "LEASE", "LOG_LEVEL"):
         monkeypatch.delenv(f"TRAINYARD_{name}", raising=False)
+    monkeypatch.delenv("POD_ID", raising=False)
 
 
 # --- options --------------------------------------------------------------------------------------------------
@@ -35,6 +39,7 @@ def test_options_have_defaults_for_all_but_the_image() -> None:
     options, level = parse_options(["--trainer-image", "x"])
     assert (options.trainer_image, options.namespace, options.port, level) == ("x", None, 8080, "info")
     assert (options.progress_interval, options.resync_interval) == (5.0, 300.0)
+    assert (options.key_secret, options.lease) == (None, None)
 
 
 def test_the_environment_sets_what_the_command_line_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,9 +74,30 @@ def test_help_names_every_option_and_its_variable(capsys: pytest.CaptureFixture[
         "--port",
         "--progress-interval",
         "--resync-interval",
+        "--key-secret",
+        "--lease",
         "--log-level",
     ):
         assert option in text
+
+
+@pytest.mark.parametrize(("option", "field"), [("--key-secret", "key_secret"), ("--lease", "lease")])
+def test_what_is_the_operators_own_is_named_with_its_namespace(
+    option: str, field: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, _ = parse_options(["--trainer-image", "x", option, "system/name"])
+    assert getattr(options, field) == ("system", "name")
+    for wrong in ("name", "/name", "system/"):
+        with pytest.raises(SystemExit):
+            parse_options(["--trainer-image", "x", option, wrong])
+        assert f"{option}: must be NAMESPACE/NAME, not {wrong}" in capsys.readouterr().err
+
+
+def test_a_candidate_has_the_name_of_its_pod_and_elsewhere_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    outside = {parse_options(["--trainer-image", "x"])[0].identity for _ in range(2)}
+    assert len(outside) == 2
+    monkeypatch.setenv("POD_ID", "trainyard-7d9-x")
+    assert parse_options(["--trainer-image", "x"])[0].identity == "trainyard-7d9-x"
 
 
 def test_log_lines_are_json() -> None:
@@ -261,6 +287,48 @@ def test_an_api_server_that_does_not_answer_is_a_standstill_though_every_look_en
         assert [await look(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
 
     clock.run(scenario())
+
+
+class LeaseOf:
+    """Answers with a Lease of this holder, which nobody else can have for a long time."""
+
+    def __init__(self, holder: str) -> None:
+        self.spec: dict[str, Any] = {"holderIdentity": holder, "leaseDurationSeconds": 3600}
+
+    async def request(self, verb: str, path: str, body: Any = None, **_: Any) -> dict[str, Any]:
+        return body if verb == "PUT" else {"metadata": {}, "spec": self.spec}
+
+
+def test_an_operator_that_stands_by_is_ready_and_one_that_leads_is_when_it_knows_the_jobs() -> None:
+    async def scenario() -> None:
+        resync, api = make_resync(Api([], [])), LeaseOf("other")
+        lease = Lease(api, "system", "trainyard", "mine")  # type: ignore[arg-type]
+        health = Health(resync.cache, resync.queue, resync, lease)
+        seen = [("nothing is known", health.ready)]
+        acquiring = asyncio.create_task(lease.acquire())
+        await asyncio.sleep(10)
+        seen.append(("another one leads", health.ready))
+        assert health.problems() == []
+        api.spec = {"holderIdentity": ""}
+        await acquiring
+        seen.append(("it leads and knows no job yet", health.ready))
+        await resync.prime()
+        seen.append(("it leads", health.ready))
+        assert [ready for _, ready in seen] == [False, True, False, True], seen
+
+    clock.run(scenario())
+
+
+async def test_the_metric_of_the_leader_is_one_while_it_works() -> None:
+    metrics = OperatorMetrics(Cache(), WorkQueue[Key]())
+
+    def value() -> float | None:
+        return metrics.registry.get_sample_value("trainyard_operator_leader")
+
+    assert value() == 0
+    with metrics.leading():
+        assert value() == 1
+    assert value() == 0
 
 
 async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:

@@ -81,7 +81,7 @@ class KubeApi:
             return response.status, (await response.read()).decode()
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             self._count(verb, 0)
-            raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
+            raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
     async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
         """All objects of a collection, page by page, and the resource version of the list.

@@ -1,6 +1,8 @@
 """The operator's own metrics, and those of its jobs (`job_metrics`)."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -43,6 +45,9 @@ class OperatorMetrics:
         info.labels(version("trainyard")).set(1)
         self._silent_since: float | None = None
         """When a request first had no answer (time of the event loop), if none has had one since."""
+        self.leader = Gauge(
+            "trainyard_operator_leader", "1 while this operator works, 0 while it stands by", registry=self.registry
+        )
         self.registry.register(JobCollector(cache, utc_now))
 
     def count_request(self, verb: str, code: int) -> None:
@@ -56,6 +61,15 @@ class OperatorMetrics:
     def _silent_seconds(self) -> float:
         """A look that ends for want of an answer is finished for the queue, but nothing is done."""
         return 0.0 if self._silent_since is None else asyncio.get_running_loop().time() - self._silent_since
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """This operator is the one that works, for the time of the context."""
+        self.leader.set(1)
+        try:
+            yield
+        finally:
+            self.leader.set(0)
 
     def observe_reconcile(self, seconds: float, outcome: str) -> None:
         """Note one look at one job."""

@@ -11,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.resync import Resync
 
 STALLED = 120.0
@@ -24,6 +25,12 @@ class Health:
     cache: Cache
     queue: WorkQueue[Key]
     resync: Resync
+    lease: Lease | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the jobs are known, or another operator leads: an upgrade waits for either."""
+        return self.cache.primed or (self.lease is not None and self.lease.stands_by)
 
     def problems(self) -> list[str]:
         """Reasons to restart this process; none if it is well."""
@@ -44,7 +51,7 @@ async def serve(health: Health, registry: CollectorRegistry, port: int) -> Async
         return web.Response(text="\n".join(problems or ["ok"]) + "\n", status=503 if problems else 200)
 
     async def readyz(_: web.Request) -> web.Response:
-        ready = health.cache.primed
+        ready = health.ready
         return web.Response(text="ok\n" if ready else "the cache is not filled yet\n", status=200 if ready else 503)
 
     async def metrics(_: web.Request) -> web.Response:

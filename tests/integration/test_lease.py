@@ -1,0 +1,162 @@
+"""Several operators and one Lease: one works, and another goes on when it ends, dies, freezes or is deposed."""
+
+import asyncio
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.builders import make_manifest
+from tests.cluster import Cluster, Profile, status
+from tests.support.kube import Namespace, Object, eventually
+from tests.support.operator import OperatorProcess, operating
+from tests.support.players import playing_kubelet, recording
+from trainyard_operator.kube.lease import TIMES
+
+RETRY = TIMES.retry * 1.2
+
+
+@dataclass
+class Pair:
+    """Two operators; `leader` leads and `other` stands by."""
+
+    namespace: Namespace
+    leader: OperatorProcess
+    other: OperatorProcess
+
+    @property
+    def path(self) -> str:
+        """Of their Lease."""
+        return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace.name}/leases/trainyard"
+
+    async def record(self) -> Object:
+        """What the Lease says."""
+        found: Object = (await self.namespace.api.get(self.path))["spec"]
+        return found
+
+    async def works(self, name: str, *, seconds: float) -> float:
+        """Somebody takes a new job up; the seconds that it took."""
+        started = time.monotonic()
+        await self.namespace.create_job(make_manifest(name, replicas=1))
+        await self.namespace.has_phase("Running", name, seconds=seconds)
+        return time.monotonic() - started
+
+
+async def leads(operator: OperatorProcess) -> bool:
+    return "\ntrainyard_operator_leader 1.0\n" in (await operator.page("/metrics"))[1]
+
+
+@asynccontextmanager
+async def two_operators(cluster: Cluster, namespace: Namespace, folder: Path) -> AsyncIterator[Pair]:
+    """Both are ready, one leads, a job runs; and at the end nothing has been done twice."""
+
+    def environment(name: str) -> dict[str, str]:
+        return {**cluster.environment, "TRAINYARD_LEASE": f"{namespace.name}/trainyard", "POD_ID": name}
+
+    async with (
+        recording(namespace) as seen,
+        playing_kubelet(namespace),
+        operating(environment("one"), folder / "one", ready=False) as one,
+        operating(environment("two"), folder / "two", ready=False) as two,
+    ):
+        await asyncio.gather(one.ready(), two.ready())
+        pair = Pair(namespace, one, two)
+        await pair.works("job", seconds=30)
+        if await leads(two):
+            pair.leader, pair.other = two, one
+        assert [await leads(pair.leader), await leads(pair.other)] == [True, False]
+        assert pair.other.logged(f"the holder of the lease {namespace.name}/trainyard is {pair.leader.log.name}")
+        yield pair
+        names = sorted(await namespace.pods())
+    assert sorted(seen.created()) == names, "each pod was created once"
+    assert {(status.get("attempt", 1), status.get("restarts", 0)) for status in seen.statuses} == {(1, 0)}
+
+
+async def test_the_lease_is_as_kubectl_shows_it(own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path) -> None:
+    """And an operator that stands by has neither jobs nor anything to do."""
+    async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
+        before = await pair.record()
+        assert before["holderIdentity"] == pair.leader.log.name
+        assert (before["leaseDurationSeconds"], before["leaseTransitions"]) == (15, 0)
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", before["renewTime"])
+
+        async def renewed() -> None:
+            after = await pair.record()
+            assert after["renewTime"] > before["renewTime"]
+            assert after["acquireTime"] == before["acquireTime"]
+
+        await eventually(renewed, seconds=RETRY + 5)
+        assert await pair.other.page("/readyz") == (200, "ok\n")
+        assert await pair.other.page("/healthz") == (200, "ok\n")
+        _, page = await pair.other.page("/metrics")
+        assert "trainyard_job_condition{" not in page
+        assert 'trainyard_operator_jobs{phase="Running"} 0.0' in page
+        shown = own_cluster.run([own_cluster.kubectl, "-n", own_namespace.name, "get", "lease", "trainyard"]).stdout
+        assert shown.splitlines()[1].split()[:2] == ["trainyard", pair.leader.log.name]
+
+
+async def test_a_leader_that_is_told_to_end_leaves_at_once(
+    own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path
+) -> None:
+    async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
+        assert await pair.leader.stop() == 0
+        assert pair.leader.logged("released the lease")
+        assert await pair.works("later", seconds=RETRY + 5) < 5
+        record = await pair.record()
+        assert (record["holderIdentity"], record["leaseTransitions"]) == (pair.other.log.name, 1)
+        assert await leads(pair.other)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+async def test_after_a_leader_that_dies_or_freezes_the_other_leads_when_the_lease_has_expired(
+    own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path, number: signal.Signals
+) -> None:
+    async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
+        pair.leader.process.send_signal(number)
+        took = await pair.works("later", seconds=TIMES.duration + RETRY + 5)
+        assert took > TIMES.duration - RETRY - 1, "the other did not wait until the lease had expired"
+        assert await leads(pair.other)
+        if number == signal.SIGSTOP:
+            pair.leader.process.send_signal(signal.SIGCONT)
+            assert await asyncio.to_thread(pair.leader.process.wait, 10) == 1
+            await pair.works("last", seconds=10)
+
+
+async def test_a_leader_whose_lease_is_taken_away_ends_and_says_so(
+    own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path
+) -> None:
+    async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
+        await own_namespace.api.patch(pair.path, {"spec": {"holderIdentity": pair.other.log.name}})
+        assert await asyncio.to_thread(pair.leader.process.wait, RETRY + 5) == 1
+        [line] = [line for line in pair.leader.lines if line["level"] in ("error", "critical")]
+        words = f"the lease {own_namespace.name}/trainyard was taken away: its holder is {pair.other.log.name}"
+        assert line["message"].startswith(f"{words}; this operator ends")
+        await pair.works("later", seconds=RETRY + 5)
+        assert await leads(pair.other)
+
+
+async def test_a_leader_that_no_request_is_answered_ends_in_time_and_the_work_goes_on_later(
+    own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path
+) -> None:
+    """The API server is stopped, not dead: connections stay open, and all requests hang."""
+    found = re.search(r"process (\d+)", status(Profile.CONTROL_PLANE, name=own_cluster.name)["kube-apiserver"])
+    assert found
+    async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
+        os.kill(int(found[1]), signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            assert await asyncio.to_thread(pair.leader.process.wait, 30) == 1
+            took = time.monotonic() - started
+        finally:
+            os.kill(int(found[1]), signal.SIGCONT)
+        # Its work ends after 10 s; then it tries for a moment to release the lease.
+        assert TIMES.renew - RETRY - 1 < took < TIMES.renew + TIMES.patience + 3, took
+        assert pair.leader.logged("could not be renewed for 10 s: no answer")
+        await pair.works("later", seconds=TIMES.duration + 10)
+        assert await leads(pair.other)
