@@ -34,7 +34,7 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The process that has this number now; None if there is none, or only a zombie."""
+        """The process that has this number now; None if there is none, or only a zombie that holds nothing any more."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -46,7 +46,9 @@ class ProcessId:
         """Parse /proc/PID/stat (proc_pid_stat(5)); the name in it may hold blanks and brackets."""
         pid, _, rest = stat.partition(" (")
         fields = rest.rpartition(") ")[2].split()
-        return None if fields[0] in "ZX" else cls(int(pid), int(fields[19]), _boot())
+        # The first thread of a process that was killed may be a zombie while others still end, and hold its sockets.
+        ended = fields[0] in "ZX" and int(fields[17]) <= 1
+        return None if ended else cls(int(pid), int(fields[19]), _boot())
 
     @classmethod
     def read(cls, file: Path) -> ProcessId | None:
