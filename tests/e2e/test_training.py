@@ -98,7 +98,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     world: World, capsys: pytest.CaptureFixture[str], in_place: bool
 ) -> None:
     name = "killed" if in_place else "renewed"
-    world.apply(trainer_job(name, steps=400, restartPolicy={"inPlace": in_place}))
+    world.apply(trainer_job(name, steps=200, restartPolicy={"inPlace": in_place}))
     world.await_step(name, 10)
     before = {p["metadata"]["uid"] for p in world.objects("pods", f"trainyard.dev/job-name={name}")}
     with world.record("tj") as jobs, world.record("pods") as pods:
@@ -123,7 +123,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     )
     assert failure["node"]
     assert (status["attempt"], status["restarts"], status["restartsCounted"]) == (2, 1, 1)
-    assert status["progress"]["step"] == 400
+    assert status["progress"]["step"] == 200
     mine = [s for s in pods.seen if s.body["metadata"]["name"].startswith(f"{name}-")]
     new = [s for s in mine if s.body["metadata"]["uid"] not in before]
     if in_place:
@@ -135,7 +135,7 @@ def test_a_killed_rank_restarts_the_whole_group(
 
 
 def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:
-    world.apply(trainer_job("evicted", steps=300, restartPolicy={"limit": 0}))
+    world.apply(trainer_job("evicted", steps=150, restartPolicy={"limit": 0}))
     world.await_step("evicted", 10)
     world.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
     status = world.await_phase("evicted", "Succeeded", timeout=180)
@@ -144,17 +144,17 @@ def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: Wor
 
 
 def test_a_restarted_operator_carries_on_where_it_was(world: World, operator_pod: OperatorPod) -> None:
-    world.apply(trainer_job("orphan", steps=300))
+    world.apply(trainer_job("orphan", steps=200))
     world.await_step("orphan", 5)
     operator_pod.kill()
     status = world.await_phase("orphan", "Succeeded", timeout=180)
     assert (status["attempt"], status["restarts"]) == (1, 0)
-    assert status["progress"]["step"] == 300
+    assert status["progress"]["step"] == 200
 
 
 def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(world: World, operator_pod: OperatorPod) -> None:
     system, before = operator_pod.world, operator_pod.names()
-    world.apply(trainer_job("upgraded", steps=300))
+    world.apply(trainer_job("upgraded", steps=150))
     world.await_step("upgraded", 5)
     system.kubectl("rollout", "restart", "deployment/trainyard")
 
