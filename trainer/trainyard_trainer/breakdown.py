@@ -2,7 +2,7 @@
 
 Collectives run beside the computation, on threads of gloo or streams of NCCL, so no clock around a part of the loop can
 tell how long a step waits for them. torch's profiler can, at a price. So now and then one step of rank 0 is traced and
-summed up; the next one is due when the price of the last is 0.2 % of the time that has passed. The parts are those of
+summed up; the next one is due when the price of the last is 0.05 % of the time that has passed. The parts are those of
 Holistic Trace Analysis (its temporal breakdown).
 """
 
@@ -23,7 +23,7 @@ from trainyard_trainer.profiling import Profiler
 PARTS = ("compute", "overlap", "communication", "other")
 """compute: computation alone. overlap: computation, and communication beside it. communication: that alone, and the
 waiting for other ranks in it. other: neither; data, Python, launches."""
-BUDGET = 0.002
+BUDGET = 0.0005
 """Share of the time that samples may cost."""
 FIRST = 5.0
 """Seconds of training before the first sample: neither allocators nor compilers are at work any more."""

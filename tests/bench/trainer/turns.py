@@ -1,6 +1,7 @@
 """Runs the programs of a case in turns, and times them."""
 
 import multiprocessing
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ Speeds = dict[Program, float]
 """Tokens per second of each program in one round."""
 
 # Processes are forked from one that has imported all that the trainer needs, as those of a worker are.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # as the launcher of a worker does
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch._dynamo", "trainyard_trainer.worker", rank.__name__])
 
