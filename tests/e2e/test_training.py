@@ -156,7 +156,7 @@ def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(world: Wo
     system, before = operator_pod.world, operator_pod.names()
     world.apply(trainer_job("upgraded", steps=150))
     world.await_step("upgraded", 5)
-    system.kubectl("rollout", "restart", "deployment/trainyard")
+    operator_pod.replace()
 
     def new_leader() -> str:
         holder: str = system.get("lease", "trainyard")["spec"]["holderIdentity"]

@@ -178,9 +178,8 @@ class OperatorPod:
 
     def scale(self, replicas: int) -> int:
         """Have so many of them, and return how many there were wanted before."""
-        [deployment] = self.world.objects("deployments", "app.kubernetes.io/name=trainyard-operator")
-        name, before = deployment["metadata"]["name"], int(deployment["spec"]["replicas"])
-        self.world.kubectl("scale", f"deployment/{name}", f"--replicas={replicas}")
+        before = int(self.world.get("deployment", "trainyard")["spec"]["replicas"])
+        self.world.kubectl("scale", "deployment/trainyard", f"--replicas={replicas}")
         return before
 
     def replace(self) -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster import Cluster, ClusterError, Profile, down, up
 from tests.support.command import Command, Nursery, kubeconfig_for
@@ -42,18 +43,19 @@ def _control_plane(name: str) -> Iterator[Cluster]:
         down(Profile.CONTROL_PLANE, name=name)
 
 
-def install_crd(cluster: Cluster) -> None:
-    """Apply the CRD and wait until it is served."""
-    cluster.run([cluster.kubectl, "apply", "--server-side", "-f", CRD])
+def install_crd(cluster: Cluster, file: Path = CRD) -> None:
+    """Apply a CRD, ours unless another one is named, and wait until it is served."""
+    cluster.run([cluster.kubectl, "apply", "--server-side", "-f", file])
+    name = yaml.safe_load(file.read_text("utf-8"))["metadata"]["name"]
     # Not `kubectl wait`, which gives up on a CRD that has no list of conditions yet.
     deadline = time.monotonic() + 30
-    while not _established(cluster):
-        assert time.monotonic() < deadline, "the CRD is not established"
+    while not _established(cluster, name):
+        assert time.monotonic() < deadline, f"the CRD {name} is not established"
         time.sleep(0.05)
 
 
-def _established(cluster: Cluster) -> bool:
-    crd = json.loads(cluster.run([cluster.kubectl, "get", "crd/trainingjobs.trainyard.dev", "-o", "json"]).stdout)
+def _established(cluster: Cluster, name: str) -> bool:
+    crd = json.loads(cluster.run([cluster.kubectl, "get", f"crd/{name}", "-o", "json"]).stdout)
     conditions = crd.get("status", {}).get("conditions") or ()
     return any(c["type"] == "Established" and c["status"] == "True" for c in conditions)
 

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import yaml
 from tests.cluster import Cluster, ClusterError
 from tests.cluster.binaries import find_go
 from tests.cluster.chart import render_chart
+from tests.integration.conftest import install_crd
 from tests.integration.test_chart_monitoring import ALL
 from tests.support.need import require
 
@@ -34,12 +34,7 @@ def _crds() -> Iterator[Path]:
 def monitored(cluster: Cluster) -> Cluster:
     """The shared cluster with those CRDs, and the namespace of the chart's objects."""
     for file in _crds():
-        cluster.run([cluster.kubectl, "apply", "--server-side", "-f", file])
-    deadline = time.monotonic() + 30
-    for kind in KINDS:
-        while cluster.run([cluster.kubectl, "get", f"{kind}.monitoring.coreos.com"], check=False).returncode != 0:
-            assert time.monotonic() < deadline, f"{kind} are not served"
-            time.sleep(0.1)
+        install_crd(cluster, file)
     cluster.run([cluster.kubectl, "create", "namespace", "monitored"])
     return cluster
 

@@ -175,8 +175,9 @@ class Metrics:
 
     def broken_down(self, seconds: dict[str, float]) -> None:
         """Show what a step of rank 0 that was sampled consisted of, by part."""
-        for part, share in seconds.items():
-            self._parts.labels(*self._labels, part).set(share / (sum(seconds.values()) or 1.0))
+        step = sum(seconds.values()) or 1.0
+        for part, spent in seconds.items():
+            self._parts.labels(*self._labels, part).set(spent / step)
 
     def skipped(self, step: int, norm: float) -> None:
         """A step has changed nothing."""
