@@ -218,7 +218,7 @@ TABLE = (
         {"TrainyardStraggler": {"rank": "1"}},
         lambda job: job.hands.throttle(job.pod(1), 0.15),
         lambda job: job.hands.throttle(job.pod(1), None),
-        spec={"workers": {**one_worker(), "replicas": 2}, "health": {"straggler": {"factor": 2}}},
+        spec={"workers": {**one_worker(), "replicas": 2}, "health": {"straggler": {"factor": 3}}},
     ),
     Trouble(
         "slower",

@@ -33,7 +33,7 @@ class Reporting:
         self._clock = Clock(step)
 
     def after_step(self) -> None:
-        """See `Pace.after_step`."""
+        """See `Pace.after_step`. Before the report, which gives the threads of rank 0 something to do."""
         self._stragglers.after_step()
 
     def skip(self) -> None:

@@ -27,7 +27,7 @@ class Pace:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        size, dtype = (4096, torch.bfloat16) if self._cuda else (256, torch.float32)
+        size, dtype = (4096, torch.bfloat16) if self._cuda else (400, torch.float32)
         self._matrix = torch.ones(size, size, device=device, dtype=dtype)
         self._due = 0.0
         self._times: deque[float] = deque(maxlen=KEPT)
@@ -58,7 +58,8 @@ class Pace:
         return median(self._times) if self._times else 0.0
 
     def _work(self) -> None:
-        for _ in range(4):
+        # On a CPU in one call: between two of them another thread could take the interpreter, and hold it for 5 ms.
+        for _ in range(4 if self._cuda else 1):
             torch.mm(self._matrix, self._matrix)
 
     def _collect(self) -> None:

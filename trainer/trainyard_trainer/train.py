@@ -250,6 +250,7 @@ class Trainer:
                 self._reporting.begin(self.step)
                 watch.mark("other")
                 continue
+            self._reporting.after_step()
             evaluates = self._evaluates()
             if self.step == first or self.step % every == 0 or self.step == total or evaluates:
                 report = self._reporting.report(self.step, total, loss, norm, learning_rate)
@@ -257,7 +258,6 @@ class Trainer:
                     on_report(report)
                 for observer in self.observers:
                     observer.reported(self.step)
-            self._reporting.after_step()
             if metrics is not None:
                 metrics.step(self.batches.global_batch)
             watch.mark("other")

@@ -42,7 +42,7 @@ class Fault:
     reason: str | None = None
     """What status.lastFailure.reason is to be; None: the group does not restart."""
     effect: str | None = None
-    """What may be named instead, where the effect on another worker may be seen long before the cause."""
+    """What may be named instead, where nobody may be there to see the cause, or see it long after its effect."""
     counts: bool = True
     """Whether the restart spends restartPolicy.limit."""
     loses: int = EVERY
@@ -156,6 +156,7 @@ TABLE = (
         "the node is drained by a taint, with the operator",
         drain_node,
         "DeletionByTaintManager",
+        effect="WorkerLost",  # if the pods are gone before the operator is back
         counts=False,
         loses=0,
     ),
