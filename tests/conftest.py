@@ -19,6 +19,19 @@ settings.register_profile(
 )
 settings.load_profile("trainyard")
 
+BUILD_SECONDS = 1800
+"""In which Kubernetes and the images are built from nothing, on a machine that is busy with other things, too."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of a folder that needs a cluster may take as long as it takes to build one."""
+    waiting = {"integration", "e2e"}
+    for item in items:
+        folder = item.nodeid.split("/")[1]
+        if folder in waiting and "cluster" in getattr(item, "fixturenames", ()):
+            waiting.remove(folder)
+            item.add_marker(pytest.mark.timeout(BUILD_SECONDS))
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
