@@ -4,8 +4,8 @@
 
 All programs of a case train the same model on the same text with the same batch and optimizer, in processes of their
 own that are started together and take turns of a second or so; while one trains, the others wait. So whatever else the
-machine does meets all of them, and the ratio is the median over the rounds; the middle half stands beside it. Writes
-build/bench/trainer.json.
+machine does meets all of them, and the ratio is the median over the rounds (or over several starts, where a percent
+matters); the middle half stands beside it. Writes build/bench/trainer.json.
 """
 
 import argparse
@@ -14,13 +14,14 @@ import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import harmonic_mean
 
-from tests.bench.trainer.cases import Case
+from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.layouts import DDP, FOUR, TWO, Layout, reference_of
 from tests.bench.trainer.memory import MEMORY_MODEL, peak_memory
 from tests.bench.trainer.suite import QUICK_MODEL, quick_suite, whole_suite
 from tests.bench.trainer.table import HEADER, Row, line, make_row, speed_row
-from tests.bench.trainer.turns import rounds
+from tests.bench.trainer.turns import Speeds, rounds
 
 RESULT = Path(__file__).parents[3] / "build/bench/trainer.json"
 
@@ -53,11 +54,18 @@ def _measure(quick: bool, only: str, cache: str) -> Iterator[tuple[Row, str]]:
 def _speed(case: Case, cache: str) -> Iterator[tuple[Row, str]]:
     """The subject of a case beside each of its references."""
     there = tuple(p for p in case.programs if p.kind in ("trainyard", "unmeasured", "plain") or find_spec(p.kind))
-    speeds = list(rounds(case, there, cache))
+    speeds = list(rounds(case, there, cache)) if case.starts == 1 else list(_starts(case, there, cache))
     values = [speed[case.subject] for speed in speeds]
     for reference in case.references:
         others = [speed[reference] for speed in speeds] if reference in there else None
         yield speed_row(case.name, values, reference.label, others)
+
+
+def _starts(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[Speeds]:
+    """Speeds over all rounds of each start; in every second one the last program starts first."""
+    for number in range(case.starts):
+        speeds = list(rounds(case, programs if number % 2 == 0 else programs[::-1], cache))
+        yield {program: harmonic_mean(speed[program] for speed in speeds) for program in programs}
 
 
 def _memory(layouts: tuple[Layout, ...], quick: bool, only: str, cache: str) -> Iterator[tuple[Row, str]]:

@@ -21,7 +21,7 @@ def whole_suite() -> tuple[Case, ...]:
         beside_others("tiny, 1 process x 2 threads", 1, 2, *tiny),
         beside_others("nano, DDP 2 processes x 1 thread", 2, 1, *nano),
         beside_others("tiny, DDP 2 processes x 1 thread", 2, 1, *tiny),
-        overhead("nano, cost of metrics", NANO, 128, 16, 10, 101),
+        overhead("nano, cost of metrics", NANO, 128, 16, 10, 11, 9),
         efficiency("nano, DDP 2 processes x 1 thread: efficiency", *nano),
         efficiency("tiny, DDP 2 processes x 1 thread: efficiency", *tiny),
         *(in_layout(f"tiny of 8 layers, {layout.name}", layout, LAYERS, 256, 8, 1, 25) for layout in (*TWO, *FOUR)),
@@ -33,7 +33,7 @@ def quick_suite() -> tuple[Case, ...]:
     size = (QUICK_MODEL, 32, 4, 2, 3)
     return (
         beside_others("quick, 1 process x 2 threads", 1, 2, *size),
-        overhead("quick, cost of metrics", *size),
+        overhead("quick, cost of metrics", *size, 2),
         efficiency("quick, DDP 2 processes x 1 thread: efficiency", *size),
         in_layout("quick, FSDP 2", TWO[0], *size),
     )
