@@ -23,14 +23,13 @@ BUILD_SECONDS = 1800
 """In which Kubernetes and the images are built from nothing, on a machine that is busy with other things, too."""
 
 
+@pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test of a folder that needs a cluster may take as long as it takes to build one."""
-    waiting = {"integration", "e2e"}
-    for item in items:
-        folder = item.nodeid.split("/")[1]
-        if folder in waiting and "cluster" in getattr(item, "fixturenames", ()):
-            waiting.remove(folder)
-            item.add_marker(pytest.mark.timeout(BUILD_SECONDS))
+    """The first test that needs a cluster of some kind may take as long as it takes to build one."""
+    for kind in ("integration", "e2e"):
+        first = next((item for item in items if item.get_closest_marker(kind)), None)
+        if first is not None:
+            first.add_marker(pytest.mark.timeout(BUILD_SECONDS))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,11 +15,11 @@ class Row(TypedDict):
     ratio: float | None
 
 
-HEADER = f"{'case':<48}{'value':>9} {'unit':<9}{'reference':<34}{'value':>9}  ratio (middle half of the rounds)"
+HEADER = f"{'case':<48}{'value':>9} {'unit':<9}{'reference':<34}{'value':>9}  ratio (middle half)"
 
 
 def speed_row(case: str, values: list[float], reference: str, others: list[float] | None) -> tuple[Row, str]:
-    """A row about speeds of many rounds, and its line. The ratio is the median over the rounds."""
+    """A row about speeds of many rounds or starts, and its line. The ratio is the median over them."""
     if others is None:
         row = make_row(case, statistics.median(values), "tokens/s", reference, None)
         return row, line(row)
