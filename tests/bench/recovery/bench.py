@@ -16,14 +16,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import psutil
-
 from tests.bench.trainer.table import HEADER, Row, line, make_row
 from tests.builders import make_job, trainer_spec
 from tests.support.local import processes, reports, small_job, until_over, until_step
 from trainyard.job import TrainingJob
 from trainyard.status import Phase
-from trainyard_cli.local import LocalRun, local_run
+from trainyard_cli.local import local_run
 
 LARGE = {"name": "gpt", "preset": "nano", "dim": 640, "layers": 8, "heads": 8, "kvHeads": 8, "ffnDim": 1728}
 """39 million parameters: with two moments of AdamW, in float32, 470 MB."""
@@ -49,18 +47,24 @@ async def recover(folder: Path, *, in_place: bool) -> Recovery:
     async with local_run(job, folder) as run:
         await until_step(run, 50, saved=True)
         old = {p.pid for index in range(2) for p in processes(run, index)[1]}
-        killed = time.time()
+        killed, killed_uptime = time.time(), time.clock_gettime(time.CLOCK_BOOTTIME)
         os.kill(processes(run, 1)[1][0].pid, signal.SIGKILL)
         while not (stepped := _first_step(folder, 2)):
             assert time.time() - killed < 90, run.job.status.conditions
             await asyncio.sleep(0.1)
-        begun = max(p.create_time() for index in range(2) for p in _new_processes(run, index, old))
+        ranks = [p for index in range(2) for p in processes(run, index)[1]]
+        begun = max(_start_uptime(p.pid) for p in ranks if p.pid not in old)
         assert (run.job.status.pod_attempt == 1) == in_place
-    return Recovery(begun - killed, stepped - killed)
+    return Recovery(begun - killed_uptime, stepped - killed)
 
 
-def _new_processes(run: LocalRun, index: int, old: set[int]) -> list[psutil.Process]:
-    return [p for p in processes(run, index)[1] if p.pid not in old]
+def _start_uptime(pid: int) -> float:
+    """When a process was started, in seconds of CLOCK_BOOTTIME, to a clock tick (10 ms): proc_pid_stat(5), field 22.
+
+    psutil's create_time() is by the wall clock, for which it adds the time of boot: known in whole seconds only.
+    """
+    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+    return int(after_name.split()[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _first_step(folder: Path, attempt: int) -> float | None:
