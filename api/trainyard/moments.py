@@ -1,7 +1,7 @@
 """How much memory a rank of the built-in trainer needs, from the configuration alone.
 
 A step has a few moments at which memory peaks, and which of them is the highest depends on the layout. Each is added
-up here as the trainer (`parallel.py`, `passes.py`, `optimizer.py`) reaches it; the estimate is the highest.
+up here as the trainer (`parallel`, `optim`) reaches it; the estimate is the highest.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How the trainer lays the parameters of a model over the ranks, and in which type it computes (its `parallel.py`)."""
+"""How the trainer lays the parameters of a model over the ranks, and in which type it computes (its `parallel/parts.py`)."""
 
 from dataclasses import dataclass
 

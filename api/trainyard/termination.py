@@ -21,7 +21,7 @@ class Hang(ApiModel):
     silent: bool = False
     """It did not even say where it is: it is stopped, or stuck in the kernel."""
     phase: Count
-    """What it was doing: the place of that in the order of a step (trainyard_trainer.heartbeat.Phase)."""
+    """What it was doing: the place of that in the order of a step (trainyard_trainer.process.heartbeat.Phase)."""
     last_beat: Annotated[float, Field(allow_inf_nan=False)]
     """When it gave its last sign of life, in seconds since 1970."""
 

@@ -154,7 +154,7 @@ def spoil_gradients(job: Subject) -> None:
 
 _UPDATE = """
 import gc
-from trainyard_trainer.update import LocalUpdate
+from trainyard_trainer.optim.update import LocalUpdate
 [update] = [found for found in gc.get_objects() if isinstance(found, LocalUpdate)]
 """
 _SPOIL_WEIGHTS = """

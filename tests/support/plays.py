@@ -14,9 +14,9 @@ from trainyard.job import TrainingJob
 from trainyard.status import ConditionType as C
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.reconcile import utc_now
-from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.report import StepReport
-from trainyard_trainer.world import World
+from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.report import StepReport
+from trainyard_trainer.process.world import World
 
 NAMESPACE = "ml"
 TICK = 0.1

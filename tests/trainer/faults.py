@@ -17,15 +17,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from trainyard import contract
-from trainyard_trainer import breakdown, heartbeat, launch, place, stragglers
-from trainyard_trainer.data import TokenFile, Windows
-from trainyard_trainer.model import Gpt
-from trainyard_trainer.moe import LoadBalance
-from trainyard_trainer.sampling import Sampler
+from trainyard_trainer.checkpoint.writer import CheckpointWriter
+from trainyard_trainer.data.sampling import Sampler
+from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.moe import LoadBalance
+from trainyard_trainer.observe import breakdown, stragglers
+from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.pod import launch, place
+from trainyard_trainer.process import heartbeat
+from trainyard_trainer.process.world import World
 from trainyard_trainer.train import Trainer
-from trainyard_trainer.update import LocalUpdate
-from trainyard_trainer.world import World
-from trainyard_trainer.writer import CheckpointWriter
 
 
 def sum_instead_of_mean() -> None:
@@ -315,18 +317,19 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 def prepare_and_count() -> None:
     """Only prepare the data, and say whether this process did the work."""
-    from trainyard_trainer import data, worker
+    from trainyard_trainer import worker
+    from trainyard_trainer.data import tokens
 
     done: list[int] = []
-    tokenize = data._tokenize
+    tokenize = tokens._tokenize
 
     def counted(*arguments: Any) -> Any:
         done.append(1)
         return tokenize(*arguments)
 
-    data._tokenize = counted  # type: ignore[assignment]
-    tokens = data.prepare_tokens(worker.read_config())
-    print(json.dumps({"digest": tokens.digest, "prepared": len(done)}), flush=True)
+    tokens._tokenize = counted  # type: ignore[assignment]
+    prepared = tokens.prepare_tokens(worker.read_config())
+    print(json.dumps({"digest": prepared.digest, "prepared": len(done)}), flush=True)
 
 
 def mean_instead_of_sum() -> None:

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer import launch, worker
+from trainyard_trainer import worker
+from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.pod import launch
 from trainyard_trainer.server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
-from trainyard_trainer.update import LocalUpdate
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 THRESHOLD = 2**18

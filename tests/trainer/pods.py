@@ -26,7 +26,7 @@ from trainyard.resolve import resolve
 from trainyard.termination import TerminationMessage
 
 API_VERSION = f"{contract.GROUP}/{contract.VERSION}"
-ENTRY = "trainyard_trainer.launch:main"
+ENTRY = "trainyard_trainer.pod.launch:main"
 ROOT = Path(__file__).parents[2]
 
 
@@ -219,7 +219,7 @@ def _serve() -> None:
 
     import torch._dynamo  # noqa: F401
 
-    import trainyard_trainer.launch
+    import trainyard_trainer.pod.launch
     import trainyard_trainer.worker  # noqa: F401
 
     for line in sys.stdin:

@@ -11,8 +11,8 @@ from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard import contract
 from trainyard.health import BadSteps
-from trainyard_trainer import checkpoints
-from trainyard_trainer.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
 
 NAN = float("nan")
 TOLERANCE = 1e-5
@@ -171,7 +171,7 @@ def test_a_run_that_ended_while_steps_were_bad_counts_on_and_goes_back_beyond_it
     fault = f"{FAULTS}:no_number_from_samples_32_on"
     pod = run(start, fault, folder=tmp_path, bad={"limit": 5})
     assert pod.wait(1) == 0, pod.stderr
-    assert checkpoints.complete_steps(tmp_path) == [8, 4], "none was written after step 6"
+    assert catalog.complete_steps(tmp_path) == [8, 4], "none was written after step 6"
     pod = run(start, fault, folder=tmp_path, bad={"action": "Rollback", "limit": 5}, steps=9)
     assert "continuing after step 8" in pod.stdout
     assert "step 9: the norm of the gradient is nan; nothing was changed (5 in a row of at most 5)" in pod.stdout

@@ -14,9 +14,9 @@ from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
 from trainyard import contract
 from trainyard.training import Profile
-from trainyard_trainer.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.profiling import Profiler
+from trainyard_trainer.observe.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
+from trainyard_trainer.observe.profiling import Profiler
+from trainyard_trainer.process.errors import ConfigError
 from trainyard_trainer.train import Observer
 
 CPU = torch.device("cpu")

@@ -15,12 +15,12 @@ from tests.trainer.pods import Starter, finish, make_config
 from trainyard import contract
 from trainyard.config import RunConfig
 from trainyard.datasets import Data
-from trainyard_trainer.batches import Batches
-from trainyard_trainer.data import TokenFile, Windows, prepare_tokens
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.text import PIECE, find_text
-from trainyard_trainer.tokenizer import BpeTokenizer, ByteTokenizer
-from trainyard_trainer.world import World
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.text import PIECE, find_text
+from trainyard_trainer.data.tokenizer import BpeTokenizer, ByteTokenizer
+from trainyard_trainer.data.tokens import TokenFile, Windows, prepare_tokens
+from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.process.world import World
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +178,7 @@ def test_every_token_is_a_target_once_per_epoch(tmp_path: Path) -> None:
 
 
 def test_cache_folder_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainyard_trainer.data import cache_folder
+    from trainyard_trainer.data.tokens import cache_folder
 
     monkeypatch.delenv(contract.ENV_CACHE)
     assert cache_folder().name == f"trainyard-{os.getuid()}"

@@ -163,7 +163,7 @@ def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
 def test_last_words_of_several_ranks(start: Starter) -> None:
     """First cause wins over later ones, any cause over a lost peer, whatever the order."""
     from trainyard.termination import TerminationMessage
-    from trainyard_trainer import ending
+    from trainyard_trainer.process import ending
 
     lost = TerminationMessage(rank=0, exception="RuntimeError", peer_lost=True)
     cause = TerminationMessage(rank=1, exception="ValueError", message="short")
@@ -190,7 +190,7 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
 
 def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from trainyard.termination import TerminationMessage
-    from trainyard_trainer import ending
+    from trainyard_trainer.process import ending
 
     monkeypatch.setenv(contract.ENV_TERMINATION_LOG, "/nowhere/at/all")
     ending.leave_word(TerminationMessage(rank=0))

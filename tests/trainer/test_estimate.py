@@ -11,8 +11,8 @@ from trainyard.config import RunConfig
 from trainyard.memory import Memory, server_memory
 from trainyard.moments import rank_memory
 from trainyard.parameters import gpt_parameters, mlp_parameters
-from trainyard_trainer.parallel import parameter_count
-from trainyard_trainer.samples import prepare
+from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.parallel.parts import parameter_count
 
 TOLERANCE = 0.15
 MIB = 2**20

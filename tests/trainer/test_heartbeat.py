@@ -6,9 +6,10 @@ import timeit
 import pytest
 
 from trainyard.termination import MAX_BYTES
-from trainyard_trainer import hang, heartbeat
-from trainyard_trainer.hang import LOOK_SECONDS, Watch, Witness
-from trainyard_trainer.heartbeat import Beat, Hearts, Phase
+from trainyard_trainer.pod import hang
+from trainyard_trainer.pod.hang import LOOK_SECONDS, Watch, Witness
+from trainyard_trainer.process import heartbeat
+from trainyard_trainer.process.heartbeat import Beat, Hearts, Phase
 
 STEP = (Phase.DATA, Phase.PASSES, Phase.UPDATE)
 

@@ -11,8 +11,8 @@ import pytest
 from tests.trainer.pods import Starter, environment, make_config
 from trainyard import contract
 from trainyard.termination import TerminationMessage
-from trainyard_trainer import place, ranks
-from trainyard_trainer.errors import ConfigError
+from trainyard_trainer.pod import place, ranks
+from trainyard_trainer.process.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, lambda *a: (_ for _ in ()).throw(SystemExit("CUDA was called")))
 import torch._dynamo
-import trainyard_trainer.launch
+import trainyard_trainer.pod.launch
 import trainyard_trainer.worker
 assert not torch.cuda.is_initialized()
 threads = open("/proc/self/status").read().partition("Threads:")[2].split()[0]
@@ -180,7 +180,7 @@ assert threads == "1", threads
 
 
 def test_nothing_heavy_is_imported_before_the_stop_signals_are_caught() -> None:
-    program = "import sys, trainyard_trainer.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
+    program = "import sys, trainyard_trainer.pod.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
     )

@@ -23,13 +23,13 @@ from trainyard import contract
 from trainyard.parameters import flops_per_token
 from trainyard.status import Progress
 from trainyard_operator.core.progress import parse_progress
-from trainyard_trainer import log
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.peak import peak_flops
-from trainyard_trainer.report import StepReport
-from trainyard_trainer.stopwatch import PHASES, Stopwatch
-from trainyard_trainer.world import World
+from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.peak import peak_flops
+from trainyard_trainer.observe.report import StepReport
+from trainyard_trainer.observe.stopwatch import PHASES, Stopwatch
+from trainyard_trainer.process import log
+from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.process.world import World
 
 FIGURES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
 SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0, "steps": 4}

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.config import GptConfig
-from trainyard_trainer.initial import initialize
-from trainyard_trainer.model import Attention, Gpt, rotary_table, rotate
-from trainyard_trainer.recompute import recompute_activations
+from trainyard_trainer.models.gpt import Attention, Gpt, rotary_table, rotate
+from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.parallel.recompute import recompute_activations
 
 
 def sizes(**changes: int) -> GptConfig:

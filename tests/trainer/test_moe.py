@@ -25,9 +25,9 @@ from tests.trainer.layouts import (
 from tests.trainer.pods import Starter
 from trainyard.config import GptConfig, MixtureConfig
 from trainyard.optimization import OPTIMIZER_PARAMETERS
-from trainyard_trainer.initial import initialize
-from trainyard_trainer.model import Gpt
-from trainyard_trainer.moe import MixtureOfExperts
+from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.models.moe import MixtureOfExperts
 
 B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from tests.trainer.test_model import sizes
 from trainyard.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
-from trainyard_trainer.model import Gpt
-from trainyard_trainer.optimizer import build_optimizers, learning_rate_factor
+from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
 
 
 def test_warm_up_then_half_a_cosine() -> None:

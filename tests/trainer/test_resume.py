@@ -12,7 +12,7 @@ import pytest
 from tests.trainer.layouts import FSDP, GPT, HSDP, SERVER, Layout, pipe
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard import contract
-from trainyard_trainer import checkpoints
+from trainyard_trainer.checkpoint import catalog
 
 STEPS = 6
 TOLERANCE = 1e-5
@@ -32,7 +32,7 @@ def train(
         **changes,
     }
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
-    entry = entry or "trainyard_trainer.launch:main"
+    entry = entry or "trainyard_trainer.pod.launch:main"
     return start(config, 1, layout.processes, entry, {contract.ENV_CHECKPOINTS: str(folder)})
 
 
@@ -79,14 +79,14 @@ def test_a_checkpoint_of_any_layout_goes_on_on_any_other(
         pods = train(start, folder, reader)
         assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
         assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE), reader
-        assert checkpoints.complete_steps(folder) == [6, 3]
+        assert catalog.complete_steps(folder) == [6, 3]
 
 
 def test_a_run_saves_in_the_background_and_keeps_as_many_as_it_should(start: Starter, tmp_path: Path) -> None:
     pods = train(start, tmp_path, Layout(2, {}), stop=12, checkpoint={"everySteps": 3, "async": True, "keep": 2})
     assert finish(pods, 120) == [0], pods[0].stderr
-    assert checkpoints.complete_steps(tmp_path) == [12, 9]
-    assert all(checkpoints.damage(checkpoints.complete_folder(tmp_path, step)) is None for step in (12, 9))
+    assert catalog.complete_steps(tmp_path) == [12, 9]
+    assert all(catalog.damage(catalog.complete_folder(tmp_path, step)) is None for step in (12, 9))
     assert pods[0].word is not None
     assert pods[0].word.progress is not None
     assert pods[0].word.progress.checkpoint_step == 12
@@ -104,7 +104,7 @@ def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_at_the_next_step(
     os.kill(pods[0].pid, signal.SIGTERM)
     codes = finish(pods[:1], 60)
     assert codes == [128 + signal.SIGTERM], pods[0].stderr
-    [step] = checkpoints.complete_steps(tmp_path)
+    [step] = catalog.complete_steps(tmp_path)
     assert step >= 4
     seen = losses(pods[0])
     assert max(seen) == step
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE)
     assert "the checkpoint of step 6 is damaged" in pods[0].stdout
     assert final(pods[0]) == (6, 3, 1, None)
-    assert checkpoints.damage(tmp_path / "step-00000006") is None
+    assert catalog.damage(tmp_path / "step-00000006") is None
 
 
 def final(pod: Pod) -> tuple[int | None, int | None, int | None, int | None]:
@@ -174,7 +174,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     pods = train(start, tmp_path, Layout(2, {"data": FSDP}), entry="tests.trainer.faults:disk_full_at_step_3")
     assert finish(pods, 60) == [0], pods[0].stderr
     assert "the checkpoint of step 3 could not be written: OSError: [Errno 28]" in pods[0].stdout
-    assert checkpoints.complete_steps(tmp_path) == [6]
+    assert catalog.complete_steps(tmp_path) == [6]
     assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))
 
@@ -188,7 +188,7 @@ def test_the_death_of_the_process_that_saves_ends_the_run(start: Starter, tmp_pa
     def saving() -> list[psutil.Process]:
         return [p for p in psutil.Process(rank).children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
 
-    wait_until(lambda: bool(saving()) and bool(checkpoints.complete_steps(tmp_path)), 60, lambda: pod.stderr)
+    wait_until(lambda: bool(saving()) and bool(catalog.complete_steps(tmp_path)), 60, lambda: pod.stderr)
     for process in saving():
         process.kill()
     assert pod.wait(60) == 1

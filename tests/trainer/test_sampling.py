@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_trainer.sampling import Sampler, permute
+from trainyard_trainer.data.sampling import Sampler, permute
 
 SIZES = st.integers(1, 2000)
 SEEDS = st.integers(0, 2**31 - 1)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from trainyard_trainer import checkpoints
-from trainyard_trainer.checkpoints import FORMAT, complete_folder, complete_steps, damage, partial_folder
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.catalog import FORMAT, complete_folder, complete_steps, damage, partial_folder
 
 
 def write(root: Path, step: int, *, complete: bool = True) -> Path:
@@ -15,8 +15,8 @@ def write(root: Path, step: int, *, complete: bool = True) -> Path:
         (partial / name).write_bytes(f"{name}{step}".encode() * 1000)
     if not complete:
         return partial
-    files = {name: vars(checkpoints.sum_of(partial / name)) for name in ("a", "b")}
-    checkpoints.commit(partial, {"format": FORMAT, "files": files})
+    files = {name: vars(catalog.sum_of(partial / name)) for name in ("a", "b")}
+    catalog.commit(partial, {"format": FORMAT, "files": files})
     return complete_folder(root, step)
 
 
@@ -27,14 +27,14 @@ def test_only_what_was_committed_counts_and_the_newest_comes_first(tmp_path: Pat
     write(tmp_path, 30, complete=False)
     assert complete_steps(tmp_path) == [200_000_000, 20, 10]
     assert complete_steps(tmp_path / "none") == []
-    checkpoints.remove_partial(tmp_path)
+    catalog.remove_partial(tmp_path)
     assert not partial_folder(tmp_path, 30).exists()
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
-    checkpoints.remove_old(tmp_path, keep=2)
+    catalog.remove_old(tmp_path, keep=2)
     assert complete_steps(tmp_path) == [4, 3]
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_of_the_same_step_takes_the_place_of_a_damaged_one(tmp_path
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path: Path) -> None:
-    assert checkpoints.size(write(tmp_path, 5)) == 2 * len("a5") * 1000
+    assert catalog.size(write(tmp_path, 5)) == 2 * len("a5") * 1000
 
 
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "no manifest", "broken manifest", "format"])
@@ -62,10 +62,10 @@ def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault
         case "missing":
             (folder / "b").unlink()
         case "no manifest":
-            (folder / checkpoints.MANIFEST).unlink()
+            (folder / catalog.MANIFEST).unlink()
         case "broken manifest":
-            (folder / checkpoints.MANIFEST).write_text('{"format": 1, "fi')
+            (folder / catalog.MANIFEST).write_text('{"format": 1, "fi')
         case "format":
-            (folder / checkpoints.MANIFEST).write_text('{"format": 99, "files": {}}')
+            (folder / catalog.MANIFEST).write_text('{"format": 99, "files": {}}')
     assert [damage(folder, share, 2) for share in (0, 1)] != [None, None]
     assert damage(folder) is not None

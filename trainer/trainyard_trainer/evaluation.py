@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainyard_trainer import heartbeat
-from trainyard_trainer.batches import IGNORED, Batches
-from trainyard_trainer.heartbeat import Phase
-from trainyard_trainer.passes import Passes
-from trainyard_trainer.world import World
+from trainyard_trainer.data.batches import IGNORED, Batches
+from trainyard_trainer.parallel.passes import Passes
+from trainyard_trainer.process import heartbeat
+from trainyard_trainer.process.heartbeat import Phase
+from trainyard_trainer.process.world import World
 
 
 def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None, counts: bool) -> dict[str, float]:

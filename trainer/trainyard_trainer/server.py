@@ -15,14 +15,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.optimization import Optimizer
-from trainyard_trainer import checkpoints, heartbeat
-from trainyard_trainer.guard import Guard
-from trainyard_trainer.heartbeat import Phase
-from trainyard_trainer.state import Shape, Tensors, model_tensors
-from trainyard_trainer.storage import FAILURES, load, save, saved_shapes
-from trainyard_trainer.update import LocalUpdate, Named
-from trainyard_trainer.world import World
-from trainyard_trainer.writer import CheckpointWriter
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.storage import FAILURES, load, save, saved_shapes
+from trainyard_trainer.checkpoint.writer import CheckpointWriter
+from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.state import Shape, Tensors, model_tensors
+from trainyard_trainer.optim.update import LocalUpdate, Named
+from trainyard_trainer.process import heartbeat
+from trainyard_trainer.process.heartbeat import Phase
+from trainyard_trainer.process.world import World
 
 Shapes = list[tuple[str, Shape]]
 
@@ -140,7 +141,7 @@ class ParameterServer:
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
-        self.step: int = 0 if folder is None else checkpoints.read_manifest(folder)["step"]
+        self.step: int = 0 if folder is None else catalog.read_manifest(folder)["step"]
         """Updates done, those of earlier attempts too."""
 
     def serve(self) -> bool:
@@ -177,7 +178,7 @@ class ParameterServer:
         dist.recv_object_list(told, 0)
         heartbeat.beat(Phase.CHECKPOINT)
         load(told[0], model_tensors(self._named) | self._update.tensors(), group=None)
-        self.step = checkpoints.read_manifest(told[0])["step"]
+        self.step = catalog.read_manifest(told[0])["step"]
 
     def _save(self) -> None:
         told: list[Any] = [None, None, None]

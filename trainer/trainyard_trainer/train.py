@@ -9,29 +9,30 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard_trainer import checkpoints, heartbeat, log
-from trainyard_trainer.batches import Batches
-from trainyard_trainer.errors import ConfigError, NonFinite
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.saver import Saver
+from trainyard_trainer.checkpoint.storage import load, saved_shapes
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.guard import Guard, Strikes, suspects, suspicion
-from trainyard_trainer.heartbeat import Phase
-from trainyard_trainer.mesh import RankMesh
-from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.optimizer import learning_rate_factor
-from trainyard_trainer.parallel import build_parts, parameter_count
-from trainyard_trainer.passes import make_passes
-from trainyard_trainer.report import StepReport
-from trainyard_trainer.reporting import Reporting
-from trainyard_trainer.samples import Samples
-from trainyard_trainer.saver import Saver
+from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.report import StepReport
+from trainyard_trainer.observe.reporting import Reporting
+from trainyard_trainer.observe.stopwatch import Stopwatch
+from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
+from trainyard_trainer.optim.optimizer import learning_rate_factor
+from trainyard_trainer.optim.state import Tensors, model_tensors
+from trainyard_trainer.optim.update import LocalUpdate, Update
+from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.parallel.parts import build_parts, parameter_count
+from trainyard_trainer.parallel.passes import make_passes
+from trainyard_trainer.process import heartbeat, log
+from trainyard_trainer.process.errors import ConfigError, NonFinite
+from trainyard_trainer.process.heartbeat import Phase
+from trainyard_trainer.process.world import World
 from trainyard_trainer.server import RemoteUpdate
-from trainyard_trainer.state import Tensors, model_tensors
 from trainyard_trainer.stopping import Convergence, total_steps
-from trainyard_trainer.stopwatch import Stopwatch
-from trainyard_trainer.storage import load, saved_shapes
-from trainyard_trainer.table import Table
-from trainyard_trainer.update import LocalUpdate, Update
-from trainyard_trainer.world import World
 
 
 class Observer(Protocol):
@@ -117,7 +118,7 @@ class Trainer:
 
     def _take_up(self, source: Path, saver: Saver) -> dict[str, Any]:
         """Be what a checkpoint holds, but for the samples, which the caller says. Returns its manifest."""
-        about = checkpoints.read_manifest(source)
+        about = catalog.read_manifest(source)
         self._check(about)
         if not self.update.tensors():  # in the middle of a run it is there, and no memory for it twice
             self.update.prepare(saved_shapes(source))

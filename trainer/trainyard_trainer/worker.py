@@ -13,21 +13,21 @@ from trainyard.checkpoint import CheckpointConfig
 from trainyard.config import RunConfig
 from trainyard.status import Progress
 from trainyard.termination import TerminationMessage
-from trainyard_trainer import ending, heartbeat, log
-from trainyard_trainer.allocator import keep_freed_memory
-from trainyard_trainer.breakdown import Breakdown
-from trainyard_trainer.errors import ConfigError
-from trainyard_trainer.guard import Guard
-from trainyard_trainer.heartbeat import Phase
-from trainyard_trainer.metrics import Metrics
-from trainyard_trainer.profiling import Profiler
-from trainyard_trainer.report import StepReport
-from trainyard_trainer.samples import prepare
-from trainyard_trainer.saver import Saver
+from trainyard_trainer.checkpoint.saver import Saver
+from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.observe.breakdown import Breakdown
+from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.profiling import Profiler
+from trainyard_trainer.observe.report import StepReport
+from trainyard_trainer.observe.trackers import Trackers
+from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.process import ending, heartbeat, log
+from trainyard_trainer.process.allocator import keep_freed_memory
+from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.process.heartbeat import Phase
+from trainyard_trainer.process.world import World
 from trainyard_trainer.server import ParameterServer, RemoteUpdate
-from trainyard_trainer.trackers import Trackers
 from trainyard_trainer.train import Trainer
-from trainyard_trainer.world import World
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ def profile(
         raise ClusterProblem(f"{name}: traces need spec.trainer and spec.checkpoint", EXIT_BAD_INPUT)
     pod = pod_of_rank(job, rank)
     before = _traces(cluster, pod, rank)
-    ask = ["python", "-m", "trainyard_trainer.profiling", "--rank", str(rank), "--steps", str(steps)]
+    ask = ["python", "-m", "trainyard_trainer.observe.profiling", "--rank", str(rank), "--steps", str(steps)]
     cluster.execute(pod, ask)
     say(f"asked rank {rank} in pod {pod} for a trace of {steps} steps")
     end = time.monotonic() + patience

@@ -11,11 +11,11 @@ import torch
 from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer import log
-from trainyard_trainer.data import TokenFile, prepare_tokens
-from trainyard_trainer.guard import Guard
+from trainyard_trainer.data.tokens import TokenFile, prepare_tokens
+from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.process import log
+from trainyard_trainer.process.world import World
 from trainyard_trainer.server import ParameterServer
-from trainyard_trainer.world import World
 
 
 class Train(Protocol):

@@ -15,7 +15,7 @@ SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memo
 FAILS = {"health": {"nonFinite": {"action": "Fail"}}}
 SPOIL_GRADIENT = """
 import gc
-from trainyard_trainer.update import LocalUpdate
+from trainyard_trainer.optim.update import LocalUpdate
 
 def once(learning_rate, update, follow):
     update.follow = follow

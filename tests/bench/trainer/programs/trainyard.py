@@ -7,12 +7,12 @@ from prometheus_client import generate_latest
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.allocator import keep_freed_memory
-from trainyard_trainer.breakdown import Breakdown
-from trainyard_trainer.data import TokenFile, Windows
-from trainyard_trainer.metrics import Metrics
+from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.observe.breakdown import Breakdown
+from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.process.allocator import keep_freed_memory
+from trainyard_trainer.process.world import World
 from trainyard_trainer.train import Trainer
-from trainyard_trainer.world import World
 
 SCRAPES = 5.0
 """Seconds from one to the next: more often than is usual."""

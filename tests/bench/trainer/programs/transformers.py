@@ -8,8 +8,8 @@ from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
 from trainyard.config import RunConfig
-from trainyard_trainer.data import TokenFile
-from trainyard_trainer.world import World
+from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.process.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:

@@ -2,10 +2,10 @@
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.allocator import keep_freed_memory
-from trainyard_trainer.data import TokenFile, Windows
+from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.process.allocator import keep_freed_memory
+from trainyard_trainer.process.world import World
 from trainyard_trainer.train import Trainer
-from trainyard_trainer.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trainyard.config import GptConfig
-from trainyard_trainer.data import TokenFile
-from trainyard_trainer.model import Gpt
+from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.models.gpt import Gpt
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):

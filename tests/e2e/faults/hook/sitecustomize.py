@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-BATCHES = "trainyard_trainer.batches"
+BATCHES = "trainyard_trainer.data.batches"
 
 
 class Hook(importlib.abc.MetaPathFinder):

@@ -1,0 +1,1 @@
+"""Numbered samples, and which of them a rank gets."""

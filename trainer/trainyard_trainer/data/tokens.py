@@ -1,0 +1,152 @@
+"""Tokens on disk, prepared once per node, and the batches read from them."""
+
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainyard.config import RunConfig
+from trainyard.contract import ENV_CACHE
+from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.text import Text, find_text
+from trainyard_trainer.data.tokenizer import build_tokenizer
+from trainyard_trainer.process.errors import ConfigError
+
+_FORMAT = 1
+"""Part of a cache key; to be raised when the same text would give other tokens than before."""
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Token ids in a flat file of unsigned integers, and what they came from."""
+
+    path: Path
+    dtype: str
+    count: int
+    digest: str
+    """SHA-256 of the tokens."""
+
+    @property
+    def fingerprint(self) -> int:
+        """63 bits of the digest."""
+        return int(self.digest[:16], 16) >> 1
+
+    def read(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The tokens [count], mapped into memory rather than loaded."""
+        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
+
+
+def prepare_tokens(config: RunConfig) -> TokenFile:
+    """Tokenize the text, or find the tokens of an earlier run on this node.
+
+    Any number of processes may call this at the same time: one works, the others wait for it.
+
+    Raises:
+        ConfigError: the text is missing, unreadable, not UTF-8, or shorter than one sample.
+    """
+    text = find_text(config.trainer.data)
+    folder = _make_folder(cache_folder() / _cache_key(config, text))
+    index = folder / "index.json"
+    with _locked(folder / "lock"):
+        if not index.exists():
+            _write(index, json.dumps(_tokenize(config, text, folder)))
+    tokens = TokenFile(path=folder / "tokens.bin", **json.loads(index.read_text()))
+    needed = config.gpt.sequence_length + 1
+    if tokens.count < needed:
+        raise ConfigError(
+            f"{text.field}: {text.root} gives {tokens.count} tokens, and one sample needs {needed} "
+            "(sequenceLength + 1); add text, or lower spec.trainer.data.sequenceLength"
+        )
+    return tokens
+
+
+def cache_folder() -> Path:
+    """Where prepared data is kept on this node."""
+    return Path(os.environ.get(ENV_CACHE) or Path(tempfile.gettempdir(), f"trainyard-{os.getuid()}"))
+
+
+def _make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{ENV_CACHE}: {path} cannot be made in the worker ({error.strerror}); mount an emptyDir at /tmp through "
+            f"spec.workers.template, or set {ENV_CACHE} in spec.env to a folder that can be written"
+        ) from error
+    return path
+
+
+def _cache_key(config: RunConfig, text: Text) -> str:
+    data = config.trainer.data
+    what = [_FORMAT, data.tokenizer, config.gpt.vocab_size, text.identity()]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+
+
+def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
+    vocabulary = config.gpt.vocab_size
+    dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
+    tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder)
+    digest, count = hashlib.sha256(), 0
+    with (folder / "tokens.part").open("wb") as file:
+        for piece in text.pieces():
+            ids = tokenizer.encode(piece).astype(dtype, copy=False).tobytes()
+            digest.update(ids)
+            count += file.write(ids)
+    (folder / "tokens.part").rename(folder / "tokens.bin")
+    return {"dtype": dtype, "count": count // np.dtype(dtype).itemsize, "digest": digest.hexdigest()}
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, however it ends."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.rename(path)
+
+
+class Windows:
+    """Samples of text: windows of `length` tokens, and as targets the token after each.
+
+    Neighbouring windows share one token: the last target of one is the first input of the next.
+    """
+
+    def __init__(self, tokens: TokenFile, length: int) -> None:
+        self._file = tokens
+        self._tokens = tokens.read()
+        self._length = length
+
+    @property
+    def count(self) -> int:
+        """Number of windows."""
+        return (self._file.count - 1) // self._length
+
+    @property
+    def fingerprint(self) -> int:
+        """63 bits of the digest of all tokens."""
+        return self._file.fingerprint
+
+    def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
+        """Token ids and those one later, each [N, length / parts]: one of so many parts of each window."""
+        size = self._length // parts
+        offsets = part * size + np.arange(size + 1)
+        ids = torch.from_numpy(self._tokens[numbers[:, None] * self._length + offsets].astype(np.int64))
+        return ids[:, :-1], ids[:, 1:]
+
+    def __str__(self) -> str:
+        return f"{self._file.count:,} tokens in windows of {self._length:,}"

@@ -1,0 +1,1 @@
+"""The models. They know nothing of parallelism."""

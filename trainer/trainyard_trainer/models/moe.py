@@ -1,0 +1,118 @@
+"""A feed-forward layer of many experts, of which each token uses a few (Shazeer et al., 2017).
+
+The routing is that of Mixtral (Jiang et al., 2024): of the probabilities over all experts the largest are taken, and
+scaled so that they add up to 1. However many tokens choose an expert, none is dropped (Gale et al., 2023).
+
+Letters besides those of gpt.py: X experts, C experts of each token, N rows, one for each token and expert of it.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_reduce
+
+from trainyard.config import MixtureConfig
+
+
+class MixtureOfExperts(nn.Module):
+    """Residual stream [B, T, D] in, what the experts of each token make of it [B, T, D] out."""
+
+    def __init__(self, dim: int, ffn_dim: int, config: MixtureConfig) -> None:
+        super().__init__()
+        self.experts_per_token = config.experts_per_token
+        self.router = nn.Linear(dim, config.experts, bias=False)
+        self.balance = LoadBalance(config.balance_loss)
+        self.experts = Experts(dim, ffn_dim, config.experts)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        p_BTX = self.router(x_BTD).float().softmax(-1)
+        chosen_BTC = p_BTX.detach().topk(self.experts_per_token).indices
+        p_BTC = self.balance(p_BTX, chosen_BTC).gather(-1, chosen_BTC)
+        weight_BTC = (p_BTC / p_BTC.sum(-1, keepdim=True)).to(x_BTD.dtype)
+
+        # Rows in order of their experts.
+        order_N = chosen_BTC.flatten().argsort(stable=True)
+        count_X = chosen_BTC.flatten().bincount(minlength=p_BTX.shape[-1])
+        row_ND = x_BTD.flatten(0, 1).index_select(0, order_N // self.experts_per_token)
+        y_ND = self.experts(row_ND, count_X)
+        y_BTCD = y_ND.index_select(0, order_N.argsort()).view(*chosen_BTC.shape, -1)
+        y_BTD: Tensor = (y_BTCD * weight_BTC.unsqueeze(-1)).sum(-2)
+        return y_BTD
+
+
+class Experts(nn.Module):
+    """The matrices of all experts, in one stack for each kind."""
+
+    def __init__(self, dim: int, ffn_dim: int, experts: int) -> None:
+        super().__init__()
+        self.core: nn.Module = GroupedSwiGlu()
+        self.gate = nn.Parameter(torch.empty(experts, dim, ffn_dim))
+        self.up = nn.Parameter(torch.empty(experts, dim, ffn_dim))
+        self.down = nn.Parameter(torch.empty(experts, ffn_dim, dim))
+
+    def forward(self, row_ND: Tensor, count_X: Tensor) -> Tensor:
+        y_ND: Tensor = self.core(row_ND, count_X, self.gate, self.up, self.down)
+        return y_ND
+
+
+class GroupedSwiGlu(nn.Module):
+    """SwiGLU (Shazeer, 2020) of rows in order of their experts, each with its expert's matrices. It has no parameters;
+    a part of its own so that an exchange of rows between ranks can be put around it.
+    """
+
+    def forward(self, row_ND: Tensor, count_X: Tensor, gate_XDF: Tensor, up_XDF: Tensor, down_XFD: Tensor) -> Tensor:
+        end_X = count_X.cumsum(0).to(torch.int32)
+        h_NF = F.silu(F.grouped_mm(row_ND, gate_XDF, offs=end_X)) * F.grouped_mm(row_ND, up_XDF, offs=end_X)
+        return F.grouped_mm(h_NF, down_XFD, offs=end_X)
+
+
+class LoadBalance(nn.Module):
+    """Adds the gradient of a loss that is least when every expert has the same load, and no value to the loss itself.
+
+    For each sequence it is the sum over the experts of f x P: f is the share of the tokens that chose an expert, times
+    X / C, and P the mean of its probability (DeepSeek-V3, 2024, section 2.1.2). Since it looks at one sequence at a
+    time, and is averaged over all sequences of the global batch, it is the same on every layout of the ranks.
+    """
+
+    def __init__(self, coefficient: float) -> None:
+        super().__init__()
+        self.coefficient = coefficient
+        self.batch_tokens: int | None = None
+        """Tokens of the global batch."""
+        self.context: dist.ProcessGroup | None = None
+        """The ranks that hold the other parts of the same sequences, if there are any."""
+
+    def forward(self, p_BTX: Tensor, chosen_BTC: Tensor) -> Tensor:
+        """The probabilities as they are; the choices say how loaded the experts are."""
+        if not torch.is_grad_enabled() or not self.coefficient:
+            return p_BTX
+        assert self.batch_tokens is not None, "say how many tokens there are in the global batch"
+        choice_BN = chosen_BTC.flatten(1)
+        count_BX = p_BTX.new_zeros(p_BTX.shape[0], p_BTX.shape[2], requires_grad=False)
+        count_BX.scatter_add_(1, choice_BN, torch.ones_like(choice_BN, dtype=count_BX.dtype))
+        choices = choice_BN.shape[1]
+        if self.context is not None:
+            # The only thing to exchange: P is a sum over tokens, to which each rank adds those that it has.
+            count_BX = all_reduce(count_BX, "sum", self.context)
+            choices *= self.context.size()
+        f_BX = count_BX * (p_BTX.shape[2] / choices)
+        gradient_BX = f_BX * (self.coefficient / self.batch_tokens)
+        balanced_BTX: Tensor = _AddGradient.apply(p_BTX, gradient_BX.unsqueeze(1))
+        return balanced_BTX
+
+
+class _AddGradient(torch.autograd.Function):
+    """A tensor, unchanged, whose gradient is larger by what a loss of its own would give."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (own,) = ctx.saved_tensors
+        return gradients[0] + own, None

@@ -1,0 +1,1 @@
+"""What every process has: its place in the world, its log, its signs of life, its last word."""
