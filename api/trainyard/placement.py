@@ -1,4 +1,4 @@
-"""How the trainer lays the parameters of a model over the ranks, and in which type it computes (its `parallel/parts.py`)."""
+"""How the trainer lays the parameters of a model over the ranks, and in which type it computes (`parallel.parts`)."""
 
 from dataclasses import dataclass
 

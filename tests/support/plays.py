@@ -15,6 +15,7 @@ from trainyard.status import ConditionType as C
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.reconcile import utc_now
 from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.observer import Start
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.process.world import World
 
@@ -47,8 +48,7 @@ class Play:
         self.step, self._saved = step, step
         if step:
             self.metrics.resumed(step, 0)
-        self.metrics.plan(100_000, 1000)
-        self.metrics.begin(step, step * 8)
+        self.metrics.begin(Start(step, step * 8, 100_000, batch=8, samples=1000))
 
     def tell(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
         """What the operator's cache knows from now on: these conditions are true."""
@@ -77,11 +77,11 @@ class Play:
         if not self.steps or self.page is None:
             return
         self.step += 1
-        self.metrics.step(8)
+        self.metrics.after_step(self.step)
         self.metrics.spent({"passes": TICK})
         figures = {"step": self.step, "total_steps": 100_000, "learning_rate": 0.1, "grad_norm": 1.0, "steps": 10}
         speed = {"tokens_per_second": self.speed, "samples_per_second": self.speed / 16, "seconds": 1.0}
-        self.metrics.report(StepReport(loss=self.loss, stragglers=self.stragglers, **figures, **speed))  # type: ignore[arg-type]
+        self.metrics.reported(StepReport(loss=self.loss, stragglers=self.stragglers, **figures, **speed))  # type: ignore[arg-type]
         if self.saves and self.step - self._saved >= 2 / TICK:
             self._saved = self.step
             self.metrics.saved(self.step, 0.1, 1000)

@@ -349,8 +349,8 @@ def audit() -> None:
         seen.append((part, parts, numbers.tolist()))
         return read(self, numbers, part, parts)
 
-    def audited(self: Trainer, *arguments: Any) -> None:
-        run(self, *arguments)
+    def audited(self: Trainer) -> None:
+        run(self)
         rank, at = self.world.rank, self.mesh.at
         (folder / f"samples-{rank}.json").write_text(json.dumps(seen))
         named = [pair for part in self.parts for pair in part.named_parameters()]
@@ -372,8 +372,8 @@ def count_gloo_threads() -> None:
     """No fault: rank 0 says how many groups it is in, and how many threads run their collectives."""
     run = Trainer.run
 
-    def counted(self: Trainer, *arguments: Any) -> None:
-        run(self, *arguments)
+    def counted(self: Trainer) -> None:
+        run(self)
         if self.world.rank == 0:
             names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
             groups = len(distributed_c10d._world.pg_map)

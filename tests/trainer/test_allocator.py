@@ -3,7 +3,6 @@
 import json
 import platform
 import resource
-from typing import Any
 
 import torch
 
@@ -29,11 +28,11 @@ def worker_that_counts() -> None:
     """Entry of a pod that says, after the training, what new memory costs."""
     run = Trainer.run
 
-    def counted(self: Trainer, *arguments: Any) -> None:
-        run(self, *arguments)
+    def counted(self: Trainer) -> None:
+        run(self)
         print(json.dumps({"faults": faults_of_new_memory()}), flush=True)
 
-    Trainer.run = counted  # type: ignore[method-assign, assignment]
+    Trainer.run = counted  # type: ignore[method-assign]
     launch.main()
 
 

@@ -15,9 +15,9 @@ from tests.trainer.test_metrics import scrape, value
 from trainyard import contract
 from trainyard.training import Profile
 from trainyard_trainer.observe.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
+from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.profiling import Profiler
 from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.train import Observer
 
 CPU = torch.device("cpu")
 

@@ -24,6 +24,7 @@ from trainyard.parameters import flops_per_token
 from trainyard.status import Progress
 from trainyard_operator.core.progress import parse_progress
 from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.observer import Start
 from trainyard_trainer.observe.peak import peak_flops
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.observe.stopwatch import PHASES, Stopwatch
@@ -225,14 +226,14 @@ def read_by_the_operator(metrics: Metrics) -> Progress:
 
 def test_the_operator_reads_bad_steps_off_the_page() -> None:
     metrics = Metrics(make_config(2), make_world(2), 2)
-    for _ in range(20):
-        metrics.step()
+    for step in range(1, 21):
+        metrics.after_step(step)
     quiet = read_by_the_operator(metrics)
     assert (quiet.skipped_steps, quiet.last_skipped_step, quiet.rollbacks) == (None, None, None)
     metrics.skipped(19, math.nan)
     metrics.skipped(20, 1e6)
     metrics.rolled_back(15)
-    metrics.step()
+    metrics.after_step(16)
     found = read_by_the_operator(metrics)
     assert (found.attempt, found.step, found.skipped_steps, found.last_skipped_step, found.rollbacks) == (
         2,
@@ -249,13 +250,13 @@ def test_the_operator_reads_bad_steps_off_the_page() -> None:
 def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
     metrics = Metrics(make_config(4), make_world(4), 2)
     compute = [0.002, 0.005, 0.002, 0.008]
-    metrics.report(replace(make_report(), compute=compute, stragglers={1: 2.5, 3: 4.0}))
+    metrics.reported(replace(make_report(), compute=compute, stragglers={1: 2.5, 3: 4.0}))
     found = read_by_the_operator(metrics)
     assert (found.straggler_rank, found.straggler_ratio) == (3, 4.0)
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
     assert [value(families, contract.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
-    metrics.report(replace(make_report(), compute=[0.002] * 4))
+    metrics.reported(replace(make_report(), compute=[0.002] * 4))
     assert read_by_the_operator(metrics).straggler_rank is None
 
 
@@ -284,12 +285,12 @@ def test_the_peak_of_a_processor_is_not_known() -> None:
 def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
     """10 µs as measured on a slow processor: 0.1 % of a step of 10 ms."""
     metrics, watch = Metrics(make_config(1), make_world(), attempt=1), Stopwatch()
-    metrics.plan(100, 1000)
+    metrics.begin(Start(step=0, drawn=0, total_steps=100, batch=8, samples=1000))
 
     def step() -> None:
         for phase in PHASES:
             watch.mark(phase)
-        metrics.step(8)
+        metrics.after_step(1)
         metrics.spent(watch.lap())
 
     assert min(timeit.repeat(step, number=1000, repeat=5)) / 1000 < 50e-6

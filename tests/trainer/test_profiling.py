@@ -12,6 +12,7 @@ import torch
 
 from tests.trainer.layouts import Layout
 from tests.trainer.pods import Starter, finish, wait_until
+from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
 from trainyard import contract
 from trainyard.training import Profile
@@ -61,7 +62,7 @@ def run(profiler: Profiler, steps: range) -> None:
     for step in steps:
         profiler.before_step(step)
         profiler.after_step(step)
-        profiler.reported(step)
+        profiler.reported(make_report(step=step))
 
 
 def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:

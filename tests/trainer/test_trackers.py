@@ -41,7 +41,7 @@ def test_nothing_is_written_unless_it_is_asked_for(start: Starter, tmp_path: Pat
 
 def track(attempt: int, *, resumed: bool, step: int) -> None:
     found = Trackers(make_config(1), None, attempt, resumed=resumed)
-    found.report(make_report(step=step))
+    found.reported(make_report(step=step))
     found.evaluated(step, {"loss": 1.5})
     found.close()
 

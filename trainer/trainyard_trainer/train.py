@@ -1,9 +1,8 @@
 """The life of a run, from top to bottom, as one rank lives it."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.observe.metrics import Metrics
-from trainyard_trainer.observe.report import StepReport
+from trainyard_trainer.observe.observer import Observer, Start
 from trainyard_trainer.observe.reporting import Reporting
 from trainyard_trainer.observe.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
@@ -33,19 +31,6 @@ from trainyard_trainer.process.heartbeat import Phase
 from trainyard_trainer.process.world import World
 from trainyard_trainer.server import RemoteUpdate
 from trainyard_trainer.stopping import Convergence, total_steps
-
-
-class Observer(Protocol):
-    """Watches the steps of a rank, and changes nothing."""
-
-    def before_step(self, step: int) -> None:
-        """A step is about to begin, by its number from 1."""
-
-    def after_step(self, step: int) -> None:
-        """It is done."""
-
-    def reported(self, step: int) -> None:
-        """Its figures have been reported."""
 
 
 class Trainer:
@@ -80,6 +65,8 @@ class Trainer:
         """Optimizer steps done, those of earlier attempts too."""
         self.saver: Saver | None = None
         self.observers: list[Observer] = []
+        """Who hears of this rank's steps."""
+        self._watch = Stopwatch()
         self._source: Path | None = None
         self._fingerprint = samples.fingerprint
         self.figures: dict[str, Any] = {}
@@ -129,7 +116,7 @@ class Trainer:
         self.figures = about["figures"]
         return about
 
-    def _pass_over(self, loss: float, norm: float, metrics: Metrics | None) -> bool:
+    def _pass_over(self, loss: float, norm: float) -> bool:
         """The step just done has changed nothing. Whether the run has gone back to an earlier one for it.
 
         Raises:
@@ -145,9 +132,9 @@ class Trainer:
             what += ", a spike"
         if self.world.rank == 0:
             log.logger.warning("%s; nothing was changed (%s)", what, self.strikes)
-        if metrics is not None:
-            metrics.skipped(self.step, norm)
-        if follows == "Rollback" and self.saver is not None and self._go_back(self.saver, metrics):
+        for observer in self.observers:
+            observer.skipped(self.step, norm)
+        if follows == "Rollback" and self.saver is not None and self._go_back(self.saver):
             return True
         if follows != "Skip":
             action = f"spec.health.nonFinite.action is {self.config.health.non_finite.action}"
@@ -155,7 +142,7 @@ class Trainer:
             raise NonFinite(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
         return False
 
-    def _go_back(self, saver: Saver, metrics: Metrics | None) -> bool:
+    def _go_back(self, saver: Saver) -> bool:
         """Go back to the newest checkpoint, and on with new samples. False if there is none that may help."""
         drawn = self.batches.drawn(self.step)
         source = saver.find_again()
@@ -166,8 +153,9 @@ class Trainer:
         self.batches.go_on(self.step, drawn)
         if not self.strikes.gone_back(self.step):
             return False
-        if metrics is not None:
-            metrics.rolled_back(self.step)
+        for observer in self.observers:
+            observer.rolled_back(self.step)
+        self._reporting.begin(self.step)
         heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
         log.info(f"back at step {self.step}; the samples since then are not drawn again", rollback=self.step)
         return True
@@ -206,90 +194,96 @@ class Trainer:
         }
         return model_tensors(self._named) | self.update.tensors(), about
 
-    def run(
-        self,
-        metrics: Metrics | None,
-        on_report: Callable[[StepReport], None],
-        on_evaluation: Callable[[dict[str, float]], None],
-    ) -> None:
-        """Train to the last step. Rank 0 reports the first step of an attempt, every logEverySteps-th, those
-        before an evaluation, and the last.
+    def run(self) -> None:
+        """Train to the last step.
 
         Between reports and evaluations nothing waits for the device but the update, for the norm of the gradient.
         """
-        total = self.total_steps
-        every = self.config.trainer.log_every_steps
+        self._begin()
         first = self.step + 1
-        self._reporting.begin(self.step)
-        if metrics is not None:
-            metrics.plan(total, self.batches.trained)
-            metrics.begin(self.step, self.batches.drawn(self.step))
-        self.update.begin(self._source)
-        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
-        watch = Stopwatch()
-        while self.step < total and not self.stopped_because:
-            if metrics is not None:
-                metrics.spent(watch.lap())
-            for observer in self.observers:
-                observer.before_step(self.step + 1)
-            learning_rate = self._learning_rate()
-            loss, waited = self._accumulate_gradients()
-            watch.mark("passes", waited=waited)
-            if self.saver is not None:
-                self.saver.before_update()
-                watch.mark("checkpoint")
-            heartbeat.beat(Phase.UPDATE)
-            norm, made = self.update.step(learning_rate)
-            watch.mark("update")
-            self.step += 1
-            heartbeat.beat(Phase.AFTER_STEP, self.step)
-            for observer in self.observers:
-                observer.after_step(self.step)
+        while self.step < self.total_steps and not self.stopped_because and not self.told_to_stop:
+            self._tell_time()
+            loss, norm, learning_rate, made = self._make_step()
             if made:
                 self.strikes.good()
-            elif self._pass_over(loss.item(), norm.item(), metrics):
-                self._reporting.begin(self.step)
-                watch.mark("other")
+            elif self._pass_over(loss.item(), norm.item()):
+                self._watch.mark("other")
                 continue
             self._reporting.after_step()
-            evaluates = self._evaluates()
-            if self.step == first or self.step % every == 0 or self.step == total or evaluates:
-                report = self._reporting.report(self.step, total, loss, norm, learning_rate)
-                if self.world.rank == 0:
-                    on_report(report)
+            if self._reports(first):
+                report = self._reporting.report(self.step, self.total_steps, loss, norm, learning_rate)
                 for observer in self.observers:
-                    observer.reported(self.step)
-            if metrics is not None:
-                metrics.step(self.batches.global_batch)
-            watch.mark("other")
-            if evaluates:
-                self._evaluate(on_evaluation)
-                self._reporting.skip()
-                watch.mark("evaluation")
+                    observer.reported(report)
+            self._watch.mark("other")
+            if self._evaluates():
+                self._evaluate()
             if self.saver is not None:
                 self.told_to_stop = self.saver.after_step(self.step, self._snapshot, good=made)
-                watch.mark("checkpoint")
-                if self.told_to_stop:
-                    break
+                self._watch.mark("checkpoint")
         if self.saver is not None:
             self.saver.finish(self.step, self._snapshot)
-            watch.mark("checkpoint")
-        if metrics is not None:
-            metrics.spent(watch.lap())
+            self._watch.mark("checkpoint")
+        self._tell_time()
         self.update.close()
+
+    def _begin(self) -> None:
+        self._reporting.begin(self.step)
+        start = Start(
+            step=self.step,
+            drawn=self.batches.drawn(self.step),
+            total_steps=self.total_steps,
+            batch=self.batches.global_batch,
+            samples=self.batches.trained,
+        )
+        for observer in self.observers:
+            observer.begin(start)
+        self.update.begin(self._source)
+        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
+        self._watch = Stopwatch()
+
+    def _tell_time(self) -> None:
+        seconds = self._watch.lap()
+        for observer in self.observers:
+            observer.spent(seconds)
+
+    def _make_step(self) -> tuple[Tensor, Tensor, float, bool]:
+        """One step. Returns this rank's loss, the norm of the gradient, the learning rate, and whether it was made."""
+        for observer in self.observers:
+            observer.before_step(self.step + 1)
+        learning_rate = self._learning_rate()
+        loss, waited = self._accumulate_gradients()
+        self._watch.mark("passes", waited=waited)
+        if self.saver is not None:
+            self.saver.before_update()
+            self._watch.mark("checkpoint")
+        heartbeat.beat(Phase.UPDATE)
+        norm, made = self.update.step(learning_rate)
+        self._watch.mark("update")
+        self.step += 1
+        heartbeat.beat(Phase.AFTER_STEP, self.step)
+        for observer in self.observers:
+            observer.after_step(self.step)
+        return loss, norm, learning_rate, made
+
+    def _reports(self, first: int) -> bool:
+        """Whether the step just done is: the first of an attempt, every logEverySteps-th, the last, those evaluated."""
+        last = self.step == self.total_steps
+        return self.step == first or self.step % self.config.trainer.log_every_steps == 0 or last or self._evaluates()
 
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
         now = self.step == self.total_steps or (every is not None and self.step % every == 0)
         return now and self.batches.held_out > 0
 
-    def _evaluate(self, on_evaluation: Callable[[dict[str, float]], None]) -> None:
+    def _evaluate(self) -> None:
         figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
-        if self.world.rank == 0:
-            on_evaluation(figures)
+        for observer in self.observers:
+            observer.evaluated(self.step, figures)
         self.stopped_because = self._convergence.judge(figures["loss"])
         if self.stopped_because:
             log.info(f"stopped after step {self.step}: {self.stopped_because}")
+        self._reporting.skip()
+        self._watch.mark("evaluation")
 
     def _learning_rate(self) -> float:
         """That of the step to come."""

@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,6 +18,7 @@ from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.observe.breakdown import Breakdown
 from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.profiling import Profiler
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.observe.trackers import Trackers
@@ -42,7 +44,7 @@ def main() -> None:
         ending.fail(error, worker.rank, worker.step())
 
 
-class Worker:
+class Worker(Observer):
     """What one process does from its start to its end."""
 
     def __init__(self) -> None:
@@ -108,7 +110,7 @@ class Worker:
         heartbeat.start(self.server.step, config.health.hang_timeout_seconds)
         while self.server.serve():
             if self.metrics is not None:
-                self.metrics.step()
+                self.metrics.after_step(self.server.step)
 
     def _train(self, config: RunConfig, world: World) -> None:
         """Prepare, train, and say how it went."""
@@ -121,17 +123,26 @@ class Worker:
         self.trainer = Trainer(config, world, samples)
         if config.checkpoint is not None:
             self._go_on(config.checkpoint, self.trainer)
-        if self.rank == 0:
-            root = None if config.checkpoint is None else self._root
-            self.trackers = Trackers(config, root, self.attempt, resumed=self.trainer.step > 0)
-            assert self.metrics is not None
-            self.trainer.observers.append(Breakdown(self.metrics.broken_down, world.device, self.profiler))
-        self.trainer.run(self.metrics, self.report, self.evaluated)
+        self.trainer.observers += self._observers(config, world, self.trainer.step)
+        self.trainer.run()
         if self.trackers is not None:
             self.trackers.close()
         if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
             ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
+
+    def _observers(self, config: RunConfig, world: World, step: int) -> list[Observer]:
+        """Who hears of this rank's steps, from what costs most to measure: it is not to measure the others."""
+        observers: list[Observer] = [] if self.profiler is None else [self.profiler]
+        if self.metrics is not None and self.rank == 0:
+            observers.append(Breakdown(self.metrics.broken_down, world.device, self.profiler))
+        if self.metrics is not None:
+            observers.append(self.metrics)
+        if self.rank == 0:
+            root = None if config.checkpoint is None else self._root
+            self.trackers = Trackers(config, root, self.attempt, resumed=step > 0)
+            observers += [self, self.trackers]
+        return observers
 
     @property
     def _root(self) -> Path:
@@ -152,7 +163,6 @@ class Worker:
         trainer.go_on(Saver(config, root, trainer.world, self.metrics, send))
         wanted = trainer.config.trainer.profile
         self.profiler = Profiler(wanted, root, self.rank, self.attempt, trainer.world.device)
-        trainer.observers.append(self.profiler)
         if trainer.figures:
             self.last = Progress.model_validate(trainer.figures).replace(attempt=self.attempt)
 
@@ -175,35 +185,27 @@ class Worker:
             checkpoint_failures=saver.failures or None,
         )
 
-    def report(self, report: StepReport) -> None:
-        """Pass the figures of a step on (rank 0)."""
+    def reported(self, report: StepReport) -> None:
+        """Log the figures of a step, and keep them for the last word and for checkpoints (rank 0)."""
         before = self.last
         self.last = report.progress(self.attempt)
         if before is not None:
             self.last = self.last.replace(eval_loss=before.eval_loss, metrics=before.metrics)
         self._remember(self.last)
         log.info(str(report), **self.last.to_dict(), seconds=round(report.seconds, 3))
-        if self.metrics is not None:
-            self.metrics.report(report)
-        if self.trackers is not None:
-            self.trackers.report(report)
 
     def _remember(self, figures: Progress) -> None:
         assert self.trainer is not None
         self.trainer.figures = figures.to_dict()
 
-    def evaluated(self, figures: dict[str, float]) -> None:
-        """Pass the figures of an evaluation on (rank 0)."""
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+        """The same for the figures of an evaluation."""
         assert self.last is not None, "a step comes first"
         figures = {name: float(f"{value:.6g}") for name, value in figures.items()}
         self.last = self.last.replace(eval_loss=figures["loss"], metrics=figures)
         self._remember(self.last)
         words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        log.info(f"evaluation after step {self.last.step}: {words}", evaluation=figures)
-        if self.metrics is not None:
-            self.metrics.evaluated(figures)
-        if self.trackers is not None:
-            self.trackers.evaluated(self.last.step, figures)
+        log.info(f"evaluation after step {step}: {words}", evaluation=figures)
 
 
 def read_config() -> RunConfig:

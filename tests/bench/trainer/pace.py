@@ -3,8 +3,10 @@
 import time
 from multiprocessing.connection import Connection
 
+from trainyard_trainer.observe.observer import Observer
 
-class Pace:
+
+class Pace(Observer):
     """One process's side. The programs own their loops, so it is called after each step, and holds them up there."""
 
     def __init__(self, parent: Connection, steps: int) -> None:
@@ -18,15 +20,9 @@ class Pace:
         self._parent.send(None)
         self._wait()
 
-    def before_step(self, step: int) -> None:
-        """Nothing to do; as an observer of the built-in trainer."""
-
     def after_step(self, step: int) -> None:
-        """See `step_done`."""
+        """As an observer of the built-in trainer: see `step_done`."""
         self.step_done()
-
-    def reported(self, step: int) -> None:
-        """Nothing to do."""
 
     def step_done(self) -> None:
         """Count a step; the turn's last one also reports when the turn began and ended."""

@@ -16,6 +16,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from trainyard import contract
+from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.profiling import Profiler
 from trainyard_trainer.process import log
 from trainyard_trainer.process.errors import ConfigError
@@ -35,7 +36,7 @@ WAITS = ("c10d::", "_c10d_functional::", "autograd::", "torch::autograd::", "FSD
 Interval = tuple[float, float]
 
 
-class Breakdown:
+class Breakdown(Observer):
     """Samples steps of this rank."""
 
     def __init__(
@@ -95,9 +96,6 @@ class Breakdown:
         self._tell(divide(seconds, compute, communication))
         now = self._clock()
         self._due = now + (self._price + now - ended + max(0.0, seconds - self._usual)) / BUDGET
-
-    def reported(self, step: int) -> None:
-        """Figures were reported; nothing to do."""
 
     def _wait_for_device(self) -> None:
         if self._on_gpu:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
@@ -14,6 +14,7 @@ from trainyard import contract
 from trainyard.config import RunConfig
 from trainyard.parameters import flops_per_token
 from trainyard_trainer.observe.memory import Memory, measure
+from trainyard_trainer.observe.observer import Observer, Start
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.observe.stopwatch import PHASES
 from trainyard_trainer.process import heartbeat
@@ -24,7 +25,7 @@ logger = logging.getLogger("trainyard")
 _CHECKPOINT_STEP = "Step of the newest complete checkpoint."
 
 
-class Metrics:
+class Metrics(Observer):
     """Metrics of one worker pod, kept by its first process.
 
     Figures of the whole job (steps, loss, throughput) come from rank 0 alone, so that summing over pods counts
@@ -41,6 +42,8 @@ class Metrics:
         self._flops_per_token = flops_per_token(config)
         self._epoch = 0
         """Samples to train on; 0: not known yet."""
+        self._batch = 0
+        """Samples of a step."""
         self._drawn = 0
         """Samples that the run has drawn."""
         self._last_step = self._gauge(contract.METRIC_LAST_STEP, "Time at which the last optimizer step ended.")
@@ -120,11 +123,13 @@ class Metrics:
         if self._leads:
             self._set(contract.METRIC_CHECKPOINT_DAMAGED, "Checkpoints that were found to be damaged.", damaged)
 
-    def begin(self, step: int, samples: int) -> None:
-        """Count on from a checkpoint."""
+    def begin(self, start: Start) -> None:
+        """Say how far the training is to go, and count on from where it stands."""
         if self._leads:
-            self._steps.inc(step)
-            self._count(samples)
+            self._epoch, self._batch = start.samples, start.batch
+            self._set(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.", start.total_steps)
+            self._steps.inc(start.step)
+            self._count(start.drawn)
 
     def _count(self, samples: int) -> None:
         tokens = samples * self._config.tokens_per_sample
@@ -154,22 +159,15 @@ class Metrics:
         if self._leads:
             self._stall.inc(seconds)
 
-    def plan(self, total_steps: int, samples: int) -> None:
-        """Say how many steps there will be, and how many samples there are to train on."""
-        if self._leads:
-            self._epoch = samples
-            self._set(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.", total_steps)
-
-    def step(self, samples: int = 0) -> None:
+    def after_step(self, step: int) -> None:
         """Count one optimizer step. Only rank 0's figures are counted."""
         self._last_step.labels(*self._labels).set(time.time())
-        if not self._leads:
-            return
-        self._steps.inc()
-        self._count(samples)
+        if self._leads:
+            self._steps.inc()
+            self._count(self._batch)
 
-    def spent(self, seconds: dict[str, float]) -> None:
-        """Say what the time since the last call went into, by phase: of one step, and what lies around it."""
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        """Add up what the time went into."""
         if self._leads:
             self._durations.add(seconds)
 
@@ -180,28 +178,30 @@ class Metrics:
             self._parts.labels(*self._labels, part).set(spent / step)
 
     def skipped(self, step: int, norm: float) -> None:
-        """A step has changed nothing."""
+        """Count it; by the norm, whether it was no number."""
         if self._leads:
             self._skipped.inc()
             self._non_finite.inc(not math.isfinite(norm))
             self._set(contract.METRIC_SKIPPED_STEP, "The last step that has changed nothing.", step)
 
     def rolled_back(self, step: int) -> None:
-        """The run is at an earlier step again; what it has drawn stays drawn."""
+        """Count the steps from there, and the samples on."""
         if self._leads:
             self._rollbacks.inc()
             self._steps.reset()
             self._steps.inc(step)
 
-    def evaluated(self, figures: dict[str, float]) -> None:
+    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """Show the figures of an evaluation."""
-        for name, value in figures.items():
+        for name, value in figures.items() if self._leads else ():
             self._set(
                 f"{contract.METRIC_EVALUATION}{name}", f"Held-out samples, at the last evaluation: {name}.", value
             )
 
-    def report(self, report: StepReport) -> None:
+    def reported(self, report: StepReport) -> None:
         """Show the figures of a report."""
+        if not self._leads:
+            return
         for name, text, value in (
             (contract.METRIC_LOSS, "Training loss at the last report, in nats per token.", report.loss),
             (contract.METRIC_LEARNING_RATE, "Learning rate at the last report.", report.learning_rate),
@@ -227,7 +227,7 @@ class _StepDurations(Collector):
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = 0
 
-    def add(self, seconds: dict[str, float]) -> None:
+    def add(self, seconds: Mapping[str, float]) -> None:
         """One step more."""
         if not any(seconds.values()):
             return

@@ -16,6 +16,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainyard import contract
 from trainyard.training import Profile
+from trainyard_trainer.observe.observer import Observer
+from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.process import heartbeat, log
 from trainyard_trainer.process.heartbeat import Phase
 
@@ -32,7 +34,7 @@ def trace_file(root: Path, attempt: int, step: int, rank: int) -> Path:
     return root / FOLDER / f"{attempt}-{step}-rank-{rank}.json.gz"
 
 
-class Profiler:
+class Profiler(Observer):
     """Traces steps of one rank: those that the spec names, and those that are asked for."""
 
     def __init__(self, config: Profile | None, root: Path, rank: int, attempt: int, device: torch.device) -> None:
@@ -79,8 +81,8 @@ class Profiler:
             return
         log.info(f"trace of {self._steps} steps of rank {self._rank}: {target}")
 
-    def reported(self, step: int) -> None:
-        """Figures of a step were reported: see whether a trace is asked for, unless one is under way."""
+    def reported(self, report: StepReport) -> None:
+        """See whether a trace is asked for, unless one is under way."""
         request = request_file(self._root, self._rank)
         if self._running is not None or not request.exists():
             return
@@ -91,7 +93,7 @@ class Profiler:
             log.logger.warning("the request %s is no use: %s", request, error)
             request.unlink(missing_ok=True)
             return
-        self._first, self._steps = step + 1, max(1, steps)
+        self._first, self._steps = report.step + 1, max(1, steps)
 
 
 def ask(root: Path, rank: int, steps: int) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.config import RunConfig
+from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.process import log
 
@@ -95,7 +96,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class Trackers:
+class Trackers(Observer):
     """All that a run has."""
 
     def __init__(self, config: RunConfig, root: Path | None, attempt: int, *, resumed: bool) -> None:
@@ -119,7 +120,7 @@ class Trackers:
         else:
             log.info(f"figures go to {name}")
 
-    def report(self, report: StepReport) -> None:
+    def reported(self, report: StepReport) -> None:
         """Figures of a step of the training."""
         figures = {
             "train/loss": report.loss,

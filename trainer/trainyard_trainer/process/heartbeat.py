@@ -1,4 +1,4 @@
-"""Signs of life: each rank says in shared memory what it is doing, and its launcher (`pod/hang.py`) sees when it stops to.
+"""Signs of life: each rank says in shared memory what it is doing, and its launcher (`pod.hang`) sees when it stops to.
 
 The launcher makes the memory before it forks. A beat costs a microsecond, and nothing at all where no launcher has
 started the process. Free of torch.

@@ -25,9 +25,9 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
     if world.rank == 0:
         trainer.observers.append(Breakdown(metrics.broken_down, world.device, None))
         threading.Thread(target=_scrape, args=(metrics,), daemon=True).start()
-    trainer.observers.append(pace)
+    trainer.observers += [metrics, pace]
     pace.start()
-    trainer.run(metrics, metrics.report, metrics.evaluated)
+    trainer.run()
 
 
 def _scrape(metrics: Metrics) -> None:

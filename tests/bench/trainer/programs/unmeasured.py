@@ -13,4 +13,4 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
     trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
     trainer.observers.append(pace)
     pace.start()
-    trainer.run(None, lambda _: None, lambda _: None)
+    trainer.run()
