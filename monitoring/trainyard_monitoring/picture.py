@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import Formatter
 
 COLUMNS = 24
 """Of Grafana's grid."""
@@ -116,7 +116,24 @@ def _units_on_the_right(panel: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _set_unit(axes: Axes, unit: str) -> None:
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: in_unit(value, unit)))
+    axes.yaxis.set_major_formatter(_InUnit(unit))
+
+
+class _InUnit(Formatter):
+    """Ticks in a unit of Grafana's, with digits enough to tell one from the next."""
+
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return in_unit(x, self._unit)
+
+    def format_ticks(self, values: Sequence[float]) -> list[str]:
+        for more in range(4):
+            texts = [in_unit(value, self._unit, more) for value in values]
+            if len(set(texts)) == len(texts):
+                break
+        return texts
 
 
 def _lines(axes: Axes, found: Sequence[tuple[str, Series]], start: float, *, stacked: bool) -> None:
@@ -164,20 +181,21 @@ def _number(value: float) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def in_unit(value: float, unit: str) -> str:
-    """A value as Grafana writes it in one of its units."""
+def in_unit(value: float, unit: str, more: int = 0) -> str:
+    """A value as Grafana writes it in one of its units, if need be with more digits than usual."""
     if unit == "percentunit":
-        return f"{value * 100:.3g}%"
+        return f"{value * 100:.{3 + more}g}%"
     if unit == "sci":
-        return f"{value:.1e}"
+        return f"{value:.{1 + more}e}"
     if unit == "bytes":
-        return f"{value / 2**20:.0f} MiB" if abs(value) < 2**30 else f"{value / 2**30:.1f} GiB"
+        mebibytes, gibibytes = value / 2**20, value / 2**30
+        return f"{mebibytes:.{more}f} MiB" if abs(value) < 2**30 else f"{gibibytes:.{1 + more}f} GiB"
     if unit == "s" and value and abs(value) < 1:
-        return f"{value * 1000:.3g} ms"
+        return f"{value * 1000:.{3 + more}g} ms"
     if unit == "s" and abs(value) >= 120:
-        return f"{value / 60:.1f} min"
+        return f"{value / 60:.{1 + more}f} min"
     name, size = max(
         ((name, size) for name, size in _STEPS.items() if abs(value) >= size or size == 1), key=lambda step: step[1]
     )
     suffix = {"s": "s", "flops": "FLOP/s", "ops": "/s", "reqps": "/s"}.get(unit, "")
-    return " ".join(f"{value / size:.4g} {name}{suffix}".split())
+    return " ".join(f"{value / size:.{4 + more}g} {name}{suffix}".split())

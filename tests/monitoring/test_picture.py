@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainyard_monitoring.picture import Series, _legend, in_unit
+from trainyard_monitoring.picture import Series, _InUnit, _legend, in_unit
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,18 @@ from trainyard_monitoring.picture import Series, _legend, in_unit
 )
 def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> None:
     assert in_unit(value, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "texts"),
+    [
+        ([2.9e-4, 3e-4], "sci", ["2.9e-04", "3.0e-04"]),
+        ([2.98e-4, 2.99e-4, 3e-4], "sci", ["2.98e-04", "2.99e-04", "3.00e-04"]),
+        ([6.1 * 2**20, 6.2 * 2**20], "bytes", ["6.1 MiB", "6.2 MiB"]),
+    ],
+)
+def test_ticks_have_the_digits_that_tell_them_apart(values: list[float], unit: str, texts: list[str]) -> None:
+    assert _InUnit(unit).format_ticks(values) == texts
 
 
 def test_a_series_is_called_as_its_query_says() -> None:
