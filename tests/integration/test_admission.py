@@ -1,4 +1,7 @@
-"""What a real API server makes of the CRD: it is accepted, and it refuses with our words."""
+"""What a real API server makes of the CRD: it is accepted, and it refuses with our words.
+
+In the cluster where no operator runs all the time: these tests write statuses themselves.
+"""
 
 import json
 from pathlib import Path
@@ -22,53 +25,53 @@ def condition(kind: str, status: str = "True") -> dict[str, str]:
     return {"type": kind, "status": status, "reason": "r", "lastTransitionTime": "2030-01-01T00:00:00Z"}
 
 
-async def with_status(namespace: Namespace, **status: Any) -> None:
-    await namespace.api.patch(namespace.jobs("job", "status"), {"status": status})
+async def with_status(own_namespace: Namespace, **status: Any) -> None:
+    await own_namespace.api.patch(own_namespace.jobs("job", "status"), {"status": status})
 
 
-async def test_the_crd_is_established_and_not_merely_stored(api: Api) -> None:
-    crd = await api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/trainingjobs.trainyard.dev")
+async def test_the_crd_is_established_and_not_merely_stored(own_api: Api) -> None:
+    crd = await own_api.get("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/trainingjobs.trainyard.dev")
     conditions = {c["type"]: c["status"] for c in crd["status"]["conditions"]}
     assert (conditions["NamesAccepted"], conditions["Established"]) == ("True", "True")
     assert conditions.get("NonStructuralSchema", "False") == "False"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=[f.name for f in FAULTS])
-async def test_the_api_server_refuses_a_fault_with_the_message(api: Api, fault: Fault) -> None:
+async def test_the_api_server_refuses_a_fault_with_the_message(own_api: Api, fault: Fault) -> None:
     with pytest.raises(ApiRefusal) as refused:
-        await Namespace(api, "default").create_job(fault.manifest())
+        await Namespace(own_api, "default").create_job(fault.manifest())
     assert refused.value.code in (400, 422)
     assert (fault.server or fault.message) in refused.value.message
 
 
-async def test_an_update_is_judged_as_a_creation_is(namespace: Namespace) -> None:
-    created = await namespace.create_job(make_manifest(trainer=trainer_spec()))
+async def test_an_update_is_judged_as_a_creation_is(own_namespace: Namespace) -> None:
+    created = await own_namespace.create_job(make_manifest(trainer=trainer_spec()))
     for fault in FAULTS:
         manifest = fault.manifest()
         if fault.strict or "trainer" not in manifest["spec"]:
             continue
         with pytest.raises(ApiRefusal) as refused:
-            await namespace.api.request("PUT", namespace.jobs("job"), {**created, "spec": manifest["spec"]})
+            await own_namespace.api.request("PUT", own_namespace.jobs("job"), {**created, "spec": manifest["spec"]})
         assert (fault.server or fault.message) in refused.value.message
 
 
-async def test_defaults_are_stored_and_are_those_of_the_types(namespace: Namespace) -> None:
+async def test_defaults_are_stored_and_are_those_of_the_types(own_namespace: Namespace) -> None:
     manifest = make_manifest(trainer=trainer_spec())
-    stored = await namespace.create_job(manifest)
+    stored = await own_namespace.create_job(manifest)
     assert stored["spec"] == TrainingJob.from_dict(manifest).spec.to_dict()
     assert "status" not in stored
 
 
 @pytest.mark.parametrize("gpus", [8, "8", 0, "0"])
-async def test_gpus_are_counted_alike_by_the_rules_and_by_the_types(namespace: Namespace, gpus: int | str) -> None:
+async def test_gpus_are_counted_alike_by_the_rules_and_by_the_types(own_namespace: Namespace, gpus: int | str) -> None:
     manifest = make_manifest(
         workers={"resources": {"limits": {"nvidia.com/gpu": gpus}}}, trainer=trainer_spec(batch={"global": 16})
     )
-    assert TrainingJob.from_dict(await namespace.create_job(manifest)).spec.world_size == 2 * (int(gpus) or 1)
+    assert TrainingJob.from_dict(await own_namespace.create_job(manifest)).spec.world_size == 2 * (int(gpus) or 1)
 
 
-async def test_the_largest_job_is_not_too_much_for_the_rules(namespace: Namespace) -> None:
-    await namespace.create_job(
+async def test_the_largest_job_is_not_too_much_for_the_rules(own_namespace: Namespace) -> None:
+    await own_namespace.create_job(
         make_manifest(
             replicas=10_000,
             env=[{"name": f"V{i}", "value": "x"} for i in range(256)],
@@ -76,23 +79,25 @@ async def test_the_largest_job_is_not_too_much_for_the_rules(namespace: Namespac
             args=["b" * 100] * 1024,
         )
     )
-    await with_status(namespace, attempt=1)
-    await namespace.edit({"suspend": True})
+    await with_status(own_namespace, attempt=1)
+    await own_namespace.edit({"suspend": True})
 
 
-def test_kubectl_refuses_an_unknown_field(cluster: Cluster, namespace: Namespace) -> None:
+def test_kubectl_refuses_an_unknown_field(own_cluster: Cluster, own_namespace: Namespace) -> None:
     manifest = make_manifest(workers={"replica": 2})
-    apply: list[str | Path] = [cluster.kubectl, "apply", "-n", namespace.name, "-f", "-"]
+    apply: list[str | Path] = [own_cluster.kubectl, "apply", "-n", own_namespace.name, "-f", "-"]
     manifest["metadata"].pop("namespace")
     with pytest.raises(ClusterError, match=r'unknown field "spec.workers.replica"'):
-        cluster.run(apply, input=json.dumps(manifest))
+        own_cluster.run(apply, input=json.dumps(manifest))
 
 
-async def test_kubectl_shows_the_columns(cluster: Cluster, namespace: Namespace) -> None:
-    await namespace.create_job(make_manifest())
+async def test_kubectl_shows_the_columns(own_cluster: Cluster, own_namespace: Namespace) -> None:
+    await own_namespace.create_job(make_manifest())
     progress = {"step": 42, "totalSteps": 100, "loss": 1.25, "tokensPerSecond": 12345.0, "mfu": 0.4, "etaSeconds": 60.0}
-    await with_status(namespace, phase="Running", progress=progress, workers={"running": 2}, restarts=1, attempt=3)
-    shown = cluster.run([cluster.kubectl, "get", "tj", "-n", namespace.name, "-o", "wide"]).stdout.splitlines()
+    await with_status(own_namespace, phase="Running", progress=progress, workers={"running": 2}, restarts=1, attempt=3)
+    shown = own_cluster.run(
+        [own_cluster.kubectl, "get", "tj", "-n", own_namespace.name, "-o", "wide"]
+    ).stdout.splitlines()
     assert shown[0].split() == [
         "NAME",
         "PHASE",
@@ -110,12 +115,12 @@ async def test_kubectl_shows_the_columns(cluster: Cluster, namespace: Namespace)
     *cells, _age, attempt, steps, mfu, eta = shown[1].split()
     assert cells == ["job", "Running", "42", "1.25", "12345", "2", "1"]
     assert (attempt, steps, mfu, eta) == ("3", "100", "0.4", "60")
-    short = cluster.run([cluster.kubectl, "get", "tj", "-n", namespace.name]).stdout.splitlines()
+    short = own_cluster.run([own_cluster.kubectl, "get", "tj", "-n", own_namespace.name]).stdout.splitlines()
     assert short[0].split() == ["NAME", "PHASE", "STEP", "LOSS", "TOKENS/S", "WORKERS", "RESTARTS", "AGE"]
 
 
-def test_kubectl_explains_the_fields(cluster: Cluster) -> None:
-    text = cluster.run([cluster.kubectl, "explain", "tj.spec.workers.replicas"]).stdout
+def test_kubectl_explains_the_fields(own_cluster: Cluster) -> None:
+    text = own_cluster.run([own_cluster.kubectl, "explain", "tj.spec.workers.replicas"]).stdout
     assert "Number of worker pods." in text
 
 
@@ -136,25 +141,25 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-async def test_a_change_waits_until_the_job_is_suspended(namespace: Namespace, change: dict[str, Any]) -> None:
-    await namespace.create_job(make_manifest())
-    await namespace.edit(CHANGES["env"])  # no attempt yet: anything may change
-    await namespace.edit({"env": None})
-    await with_status(namespace, attempt=1, conditions=[condition("Running")])
+async def test_a_change_waits_until_the_job_is_suspended(own_namespace: Namespace, change: dict[str, Any]) -> None:
+    await own_namespace.create_job(make_manifest())
+    await own_namespace.edit(CHANGES["env"])  # no attempt yet: anything may change
+    await own_namespace.edit({"env": None})
+    await with_status(own_namespace, attempt=1, conditions=[condition("Running")])
     with pytest.raises(ApiRefusal) as refused:
-        await namespace.edit(change)
+        await own_namespace.edit(change)
     assert UNCHANGEABLE in refused.value.message
     with pytest.raises(ApiRefusal) as refused:
-        await namespace.edit({**change, "suspend": True})
+        await own_namespace.edit({**change, "suspend": True})
     assert UNCHANGEABLE in refused.value.message, "suspending is not being suspended"
-    await namespace.edit({"suspend": True})
+    await own_namespace.edit({"suspend": True})
     with pytest.raises(ApiRefusal):
-        await namespace.edit(change)
-    await with_status(namespace, attempt=1, conditions=[condition("Suspended")])
-    await namespace.edit(change)
-    await with_status(namespace, attempt=2, conditions=[condition("Suspended", "False")])
+        await own_namespace.edit(change)
+    await with_status(own_namespace, attempt=1, conditions=[condition("Suspended")])
+    await own_namespace.edit(change)
+    await with_status(own_namespace, attempt=2, conditions=[condition("Suspended", "False")])
     with pytest.raises(ApiRefusal):
-        await namespace.edit({"image": "example.com/third"})
+        await own_namespace.edit({"image": "example.com/third"})
 
 
 @pytest.mark.parametrize(
@@ -162,22 +167,22 @@ async def test_a_change_waits_until_the_job_is_suspended(namespace: Namespace, c
     [{"suspend": True}, {"workers": {"replicas": 5}}, {"restartPolicy": {"limit": 9}}],
     ids=["suspend", "replicas", "restartPolicy"],
 )
-async def test_these_may_change_at_any_time(namespace: Namespace, change: dict[str, Any]) -> None:
-    await namespace.create_job(make_manifest())
-    await with_status(namespace, attempt=1, conditions=[condition("Running")])
-    assert (await namespace.edit(change))["metadata"]["generation"] == 2
+async def test_these_may_change_at_any_time(own_namespace: Namespace, change: dict[str, Any]) -> None:
+    await own_namespace.create_job(make_manifest())
+    await with_status(own_namespace, attempt=1, conditions=[condition("Running")])
+    assert (await own_namespace.edit(change))["metadata"]["generation"] == 2
 
 
-async def test_scaling_is_judged_by_the_rules_too(namespace: Namespace) -> None:
-    await namespace.create_job(make_manifest(trainer=trainer_spec()))
-    scale = await namespace.api.get(namespace.jobs("job", "scale"))
+async def test_scaling_is_judged_by_the_rules_too(own_namespace: Namespace) -> None:
+    await own_namespace.create_job(make_manifest(trainer=trainer_spec()))
+    scale = await own_namespace.api.get(own_namespace.jobs("job", "scale"))
     assert scale["spec"]["replicas"] == 2
     del scale["metadata"]["resourceVersion"]  # where an operator is at work, it writes, too
     scale["spec"]["replicas"] = 3
     with pytest.raises(
         ApiRefusal, match=r"spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks"
     ):
-        await namespace.api.request("PUT", namespace.jobs("job", "scale"), scale)
+        await own_namespace.api.request("PUT", own_namespace.jobs("job", "scale"), scale)
     scale["spec"]["replicas"] = 4
-    await namespace.api.request("PUT", namespace.jobs("job", "scale"), scale)
-    assert (await namespace.job())["spec"]["workers"]["replicas"] == 4
+    await own_namespace.api.request("PUT", own_namespace.jobs("job", "scale"), scale)
+    assert (await own_namespace.job())["spec"]["workers"]["replicas"] == 4
