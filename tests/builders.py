@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.support import kubelet
-from trainyard.job import TrainingJob
-from trainyard.status import Progress
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.observe import Worker, WorkerState

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from trainyard import contract
 from trainyard.crd import Schema, openapi_schema
-from trainyard.job import TrainingJob
 from trainyard.resolve import layout_problems, spec_problems
+from trainyard.resource.job import TrainingJob
 
 
 class _Loader(yaml.SafeLoader):

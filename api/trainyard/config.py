@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel
-from trainyard.checkpoint import CheckpointConfig
-from trainyard.health import HealthConfig
 from trainyard.mesh import Mesh
-from trainyard.parallelism import Parallelism
-from trainyard.training import TrainerSpec
+from trainyard.resource.base import ApiModel
+from trainyard.resource.checkpoint import CheckpointConfig
+from trainyard.resource.health import HealthConfig
+from trainyard.resource.parallelism import Parallelism
+from trainyard.resource.training import TrainerSpec
 
 
 class MixtureConfig(ApiModel):

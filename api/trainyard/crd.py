@@ -9,8 +9,8 @@ import yaml
 from pydantic import BaseModel
 
 from trainyard import contract
-from trainyard.base import ApiModel
-from trainyard.job import TrainingJob
+from trainyard.resource.base import ApiModel
+from trainyard.resource.job import TrainingJob
 
 Schema = dict[str, Any]
 

@@ -2,17 +2,17 @@
 
 from typing import Literal
 
-from trainyard.base import ApiModel
-from trainyard.communication import Traffic, communication, crosses_workers
 from trainyard.config import RunConfig
-from trainyard.fit import Fit, fit, memory_problems, server_fit, uses_gpus
-from trainyard.job import TrainingJob
 from trainyard.mesh import AXES
-from trainyard.parallelism import VIRTUAL_STAGES
 from trainyard.parameters import active_parameters, flops_per_token, gpt_parameters, mlp_parameters, rank_parameters
-from trainyard.placement import placement
 from trainyard.resolve import resolve
-from trainyard.spec import ResourceList
+from trainyard.resource.base import ApiModel
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.parallelism import VIRTUAL_STAGES
+from trainyard.resource.spec import ResourceList
+from trainyard.sizing.communication import Traffic, communication, crosses_workers
+from trainyard.sizing.fit import Fit, fit, memory_problems, server_fit, uses_gpus
+from trainyard.sizing.placement import placement
 from trainyard.stages import layers_of_stage, stage_count
 
 

@@ -3,8 +3,8 @@
 import math
 from typing import NamedTuple
 
-from trainyard.base import ApiModel
-from trainyard.spec import TrainingJobSpec
+from trainyard.resource.base import ApiModel
+from trainyard.resource.spec import TrainingJobSpec
 
 
 class Coordinate(NamedTuple):

@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from trainyard.checkpoint import checkpoint_config
 from trainyard.config import GptConfig, MlpConfig, RunConfig
-from trainyard.datasets import Data
-from trainyard.fit import memory_problems
-from trainyard.health import health_config
-from trainyard.job import TrainingJob
 from trainyard.mesh import Mesh, make_mesh
-from trainyard.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
-from trainyard.spec import GPU_RESOURCE
-from trainyard.training import TrainerSpec
+from trainyard.resource.checkpoint import checkpoint_config
+from trainyard.resource.datasets import Data
+from trainyard.resource.health import health_config
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
+from trainyard.resource.spec import GPU_RESOURCE
+from trainyard.resource.training import TrainerSpec
+from trainyard.sizing.fit import memory_problems
 
 BYTE_VOCABULARY = 256
 MICRO_BATCH_TOKENS = 16_384

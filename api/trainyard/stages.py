@@ -1,6 +1,6 @@
 """Which stages of a pipeline a rank has, and which layers a stage."""
 
-from trainyard.parallelism import VIRTUAL_STAGES, PipelineParallelism
+from trainyard.resource.parallelism import VIRTUAL_STAGES, PipelineParallelism
 
 
 def stage_count(pipeline: PipelineParallelism) -> int:

@@ -8,7 +8,7 @@
 All but the first want the job's token, as `Authorization: Bearer TOKEN`.
 """
 
-from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.resource.base import ApiModel, Count, Timestamp
 from trainyard.supervisor import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH
 
 __all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "Ending", "PodState"]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from trainyard.base import ApiModel, Count
-from trainyard.status import Progress
+from trainyard.resource.base import ApiModel, Count
+from trainyard.resource.status import Progress
 
 MAX_BYTES = 4096
 """The kubelet keeps no more of a termination message."""

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType
 from trainyard_cli.report import duration
 from trainyard_operator.core.draft import Event
 

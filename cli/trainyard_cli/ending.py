@@ -1,7 +1,7 @@
 """Exit codes of the commands that see a job to its end."""
 
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Reason
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trainyard.job import TrainingJob
-from trainyard.spec import TrainingJobSpec
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.spec import TrainingJobSpec
 from trainyard_operator.backends.process import ProcessBackend
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.draft import Event

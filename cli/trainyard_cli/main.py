@@ -17,7 +17,7 @@ from rich.console import Console
 
 from trainyard.admission import ManifestError, load_manifest
 from trainyard.estimate import estimate
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster import change, logs, look, submit, top, trace
 from trainyard_cli.display import Display
 from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code

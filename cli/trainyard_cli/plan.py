@@ -4,10 +4,10 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from trainyard.communication import Traffic
 from trainyard.estimate import Axis, Estimate, TrainingEstimate, Work
-from trainyard.fit import Fit
-from trainyard.quantity import format_bytes
+from trainyard.resource.quantity import format_bytes
+from trainyard.sizing.communication import Traffic
+from trainyard.sizing.fit import Fit
 
 BAR = 32
 """Characters of the longest bar."""

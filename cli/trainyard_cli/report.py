@@ -10,8 +10,8 @@ from typing import Any
 
 from rich.table import Table
 
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Phase, Progress
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase, Progress
 
 
 @dataclass(frozen=True, slots=True)

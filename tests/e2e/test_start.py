@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.world import Body, World, eventually, trainer_job
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_operator.build.children import build_config_map, build_service
 from trainyard_operator.build.pod import build_pod
 

@@ -13,7 +13,7 @@ from tests.builders import make_manifest, trainer_spec
 from tests.cluster import Cluster, ClusterError
 from tests.support.faults import FAULTS, Fault
 from tests.support.kube import Api, ApiRefusal, Namespace
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 
 UNCHANGEABLE = (
     "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set "

@@ -15,7 +15,7 @@ from tests.support.command import PROGRAM, Command, Terminal, manifest
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
 from trainyard import contract
-from trainyard.status import Progress
+from trainyard.resource.status import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
 

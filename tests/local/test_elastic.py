@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tests.support.local import PATIENCE, losses, reports, small_job, until_over, until_step
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
 
 BATCH = 8

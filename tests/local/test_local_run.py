@@ -9,8 +9,8 @@ from typing import Any
 import psutil
 
 from tests.builders import make_job
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Phase, Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK

@@ -11,8 +11,8 @@ import pytest
 from tests.builders import make_job
 from tests.support.local import until_over, worker_of
 from trainyard import supervisor
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK

@@ -10,8 +10,8 @@ import pytest
 
 from tests.support.local import losses, processes, reports, small_job, until_over, until_step
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Phase
 from trainyard_cli.local import local_run
 
 STEPS = 300

@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from tests.support.local import losses, processes, small_job, until_over, until_step, worker_of
-from trainyard.job import TrainingJob
-from trainyard.status import Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Phase
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 
 from tests.builders import make_job, trainer_spec
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.local import LocalRun
 from trainyard_operator.backends.family import family
 from trainyard_operator.backends.process import MARK

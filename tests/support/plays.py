@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry
 from tests.builders import make_job, trainer_spec
 from tests.support.kubelet import zulu
 from tests.trainer.pods import make_config
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType as C
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType as C
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.reconcile import utc_now
 from trainyard_trainer.observe.metrics import Metrics

@@ -8,7 +8,7 @@ from unittest.mock import patch
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
 from tests.support.world import Crash, World, WorldBackend
-from trainyard.status import Progress
+from trainyard.resource.status import Progress
 from trainyard_operator.core.actions import Plan
 from trainyard_operator.core.backend import BackendError, Gone
 from trainyard_operator.core.cache import Cache

@@ -5,8 +5,8 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from tests.builders import NOW, make_job, make_worker
-from trainyard.job import TrainingJob
-from trainyard.status import Condition, ConditionType, Phase, Progress, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Condition, ConditionType, Phase, Progress, TrainingJobStatus
 from trainyard_operator.core.actions import Plan
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Observation, Trouble, Worker

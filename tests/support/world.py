@@ -11,8 +11,8 @@ from typing import Any
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Progress, Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Progress, Reason, TrainingJobStatus
 from trainyard.supervision import Ending, PodState
 from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import owner_uid

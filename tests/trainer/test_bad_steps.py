@@ -10,7 +10,7 @@ import torch
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard import contract
-from trainyard.health import BadSteps
+from trainyard.resource.health import BadSteps
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
 

@@ -13,7 +13,7 @@ from tests.trainer.layouts import FSDP, Layout, pipe
 from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
 from trainyard import contract
-from trainyard.training import Profile
+from trainyard.resource.training import Profile
 from trainyard_trainer.observe.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
 from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.profiling import Profiler

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard import contract
 from trainyard.config import RunConfig
-from trainyard.datasets import Data
+from trainyard.resource.datasets import Data
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.text import PIECE, find_text
 from trainyard_trainer.data.tokenizer import BpeTokenizer, ByteTokenizer

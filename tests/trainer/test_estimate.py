@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard.communication import communication
 from trainyard.config import RunConfig
-from trainyard.memory import Memory, server_memory
-from trainyard.moments import rank_memory
 from trainyard.parameters import gpt_parameters, mlp_parameters
+from trainyard.sizing.communication import communication
+from trainyard.sizing.memory import Memory, server_memory
+from trainyard.sizing.moments import rank_memory
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.parallel.parts import parameter_count
 

@@ -11,7 +11,7 @@ from tests.builders import make_worker
 from tests.trainer.pods import Pod, Starter, finish, make_config
 from trainyard import contract
 from trainyard.config import RunConfig
-from trainyard.health import HealthConfig
+from trainyard.resource.health import HealthConfig
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 
 FAULTS = "tests.trainer.faults"

@@ -24,7 +24,7 @@ from tests.trainer.layouts import (
     run,
 )
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard.optimization import OPTIMIZER_PARAMETERS
+from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
 
 LAYOUTS = (
     Layout(1, {}, 1),

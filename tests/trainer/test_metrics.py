@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard import contract
 from trainyard.parameters import flops_per_token
-from trainyard.status import Progress
+from trainyard.resource.status import Progress
 from trainyard_operator.core.progress import parse_progress
 from trainyard_trainer.observe.metrics import Metrics
 from trainyard_trainer.observe.observer import Start

@@ -24,7 +24,7 @@ from tests.trainer.layouts import (
 )
 from tests.trainer.pods import Starter
 from trainyard.config import GptConfig, MixtureConfig
-from trainyard.optimization import OPTIMIZER_PARAMETERS
+from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
 from trainyard_trainer.models.gpt import Gpt
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.moe import MixtureOfExperts

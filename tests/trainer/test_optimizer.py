@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.test_model import sizes
-from trainyard.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
+from trainyard.resource.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
 from trainyard_trainer.models.gpt import Gpt
 from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
 

@@ -15,7 +15,7 @@ from tests.trainer.pods import Starter, finish, wait_until
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
 from trainyard import contract
-from trainyard.training import Profile
+from trainyard.resource.training import Profile
 from trainyard_trainer.observe.profiling import Profiler, ask, request_file, trace_file
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard.training import Stop
+from trainyard.resource.training import Stop
 from trainyard_trainer.process.errors import ConfigError
 from trainyard_trainer.stopping import Convergence, total_steps
 

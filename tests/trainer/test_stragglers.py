@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.trainer.pods import Starter, make_config
-from trainyard.health import Straggler
+from trainyard.resource.health import Straggler
 from trainyard_trainer.observe.stragglers import EVERY, ROUNDS, Pace, Stragglers
 
 CPU = torch.device("cpu")

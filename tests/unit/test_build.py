@@ -11,7 +11,7 @@ from syrupy.assertion import SnapshotAssertion
 from tests.builders import make_job, served, trainer_spec
 from trainyard import contract
 from trainyard.config import RunConfig
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_operator.build.children import build_claim, build_config_map, build_service
 from trainyard_operator.build.merge import merge_pod_spec
 from trainyard_operator.build.pod import build_pod

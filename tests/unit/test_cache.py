@@ -6,8 +6,8 @@ import pytest
 
 from tests.builders import make_job, make_pod, make_progress
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason
 from trainyard_operator.core.cache import Cache
 from trainyard_operator.core.observe import Trouble
 

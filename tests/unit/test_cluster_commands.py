@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from tests.builders import elastic, make_job, make_pod, served, trainer_spec
 from tests.support import kubelet
-from trainyard.job import TrainingJob
-from trainyard.status import Condition
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Condition
 from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import parse
 from trainyard_cli.cluster.logs import _as_they_come, draw, pod_of_rank

@@ -9,7 +9,7 @@ import yaml
 
 from trainyard import crd
 from trainyard.crd import Schema, openapi_schema
-from trainyard.models import Model, presets
+from trainyard.resource.models import Model, presets
 
 CHART = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
 

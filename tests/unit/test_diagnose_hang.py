@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.builders import after, last_words, make_worker
 from tests.support.story import Story, running
 from trainyard import contract
-from trainyard.status import Phase
+from trainyard.resource.status import Phase
 from trainyard.termination import Hang, TerminationMessage
 from trainyard_operator.core.diagnose import diagnose
 from trainyard_operator.core.observe import Worker

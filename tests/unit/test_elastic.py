@@ -9,9 +9,9 @@ from tests.builders import TRAINER_IMAGE, after, elastic, make_job, make_progres
 from tests.support.story import Story, running
 from trainyard import contract
 from trainyard.admission import ManifestError, admit
-from trainyard.job import TrainingJob
 from trainyard.resolve import largest_size, resolve
-from trainyard.status import ConditionType, Phase, Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_operator.build.placeholder import build_placeholder
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan

@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 
 from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
-from trainyard.activations import activations
 from trainyard.admission import admit
-from trainyard.communication import crosses_workers
 from trainyard.config import GptConfig, MixtureConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
-from trainyard.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
-from trainyard.job import TrainingJob
-from trainyard.memory import Memory
 from trainyard.mesh import Mesh
-from trainyard.models import presets
 from trainyard.parameters import active_parameters, gpt_parameters
-from trainyard.placement import placement
 from trainyard.resolve import resolve, spec_problems
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.models import presets
+from trainyard.sizing.activations import activations
+from trainyard.sizing.communication import crosses_workers
+from trainyard.sizing.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
+from trainyard.sizing.memory import Memory
+from trainyard.sizing.placement import placement
 
 FSDP = {"mode": "fsdp"}
 

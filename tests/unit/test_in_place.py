@@ -13,8 +13,8 @@ from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
 from trainyard import contract, supervisor
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard.supervision import READY_PATH, Ending, PodState
 from trainyard_operator.build.children import build_config_map, build_secret, secret_name
 from trainyard_operator.build.pod import build_pod

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.builders import make_job, make_pod, make_worker, trainer_spec
-from trainyard.job import TrainingJob
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.backends.kubernetes import KubernetesBackend
 from trainyard_operator.build.children import build_claim, build_config_map, build_secret, build_service
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable

@@ -7,7 +7,7 @@ import pytest
 from tests.builders import NOW, after, last_words, make_job, make_pod
 from tests.support import kubelet
 from trainyard import contract
-from trainyard.status import Reason
+from trainyard.resource.status import Reason
 from trainyard_operator.core.observe import Worker, WorkerState, observe_worker
 
 

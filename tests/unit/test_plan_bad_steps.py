@@ -5,8 +5,8 @@ import pytest
 from tests.builders import last_words, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard import contract
-from trainyard.status import ConditionType as C
-from trainyard.status import Progress
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Progress
 from trainyard_operator.core.mishaps import RECENT_STEPS
 
 

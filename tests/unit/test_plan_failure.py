@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.builders import NOW, after, last_words, make_worker
 from tests.support.story import Story, running
-from trainyard.restart import Backoff
-from trainyard.status import Failure, Phase, TrainingJobStatus
+from trainyard.resource.restart import Backoff
+from trainyard.resource.status import Failure, Phase, TrainingJobStatus
 from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
 from trainyard_operator.core.judge import backoff
 from trainyard_operator.core.observe import Worker

@@ -4,7 +4,7 @@ import pytest
 
 from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
 from tests.support.story import Story, running
-from trainyard.status import Phase, Progress, Reason
+from trainyard.resource.status import Phase, Progress, Reason
 from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
 from trainyard_operator.core.observe import Obstacle, Trouble
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from tests.builders import after, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard.status import Phase, Progress, Reason
+from trainyard.resource.status import Phase, Progress, Reason
 from trainyard_operator.core.observe import Trouble
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason
 from trainyard_operator.build.pod import build_pod
 from trainyard_operator.core.observe import Obstacle
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.builders import NOW, make_job, make_pod, trainer_spec
 from tests.support import kubelet
 from tests.support.world import World, WorldBackend
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.observe import Pod
 from trainyard_operator.core.progress import ProgressPoller, parse_progress, significant

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainyard.quantity import format_bytes, parse_bytes
+from trainyard.resource.quantity import format_bytes, parse_bytes
 
 
 @pytest.mark.parametrize(

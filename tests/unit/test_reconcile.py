@@ -11,8 +11,8 @@ import pytest
 from tests.builders import TRAINER_IMAGE, make_job, make_pod, make_worker, trainer_spec
 from tests.support import clock, kubelet
 from tests.support.world import World, WorldBackend
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.build.children import secret_name
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.core.cache import Cache, Key

@@ -9,7 +9,7 @@ import pytest
 
 from trainyard import contract
 from trainyard.reporter import WINDOW, Reporter
-from trainyard.status import Progress
+from trainyard.resource.status import Progress
 from trainyard_operator.core.progress import parse_progress
 
 

@@ -18,8 +18,8 @@ from tests.builders import elastic, last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
-from trainyard.job import TrainingJob
-from trainyard.status import Progress, Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Progress, Reason, TrainingJobStatus
 from trainyard_operator.core.actions import DeleteWorkers, OrderWorkers, Plan
 from trainyard_operator.core.diagnose import Diagnosis, diagnose
 from trainyard_operator.core.goodput import account

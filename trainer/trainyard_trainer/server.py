@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainyard.optimization import Optimizer
+from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.storage import FAILURES, load, save, saved_shapes
 from trainyard_trainer.checkpoint.writer import CheckpointWriter

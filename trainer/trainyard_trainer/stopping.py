@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from trainyard.config import RunConfig
-from trainyard.training import Stop
+from trainyard.resource.training import Stop
 from trainyard_trainer.process.errors import ConfigError
 
 

@@ -10,9 +10,9 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from trainyard import contract
-from trainyard.checkpoint import CheckpointConfig
 from trainyard.config import RunConfig
-from trainyard.status import Progress
+from trainyard.resource.checkpoint import CheckpointConfig
+from trainyard.resource.status import Progress
 from trainyard.termination import TerminationMessage
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import prepare

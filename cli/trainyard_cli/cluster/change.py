@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems
 from trainyard_cli.cluster.problems import ClusterProblem, Missing

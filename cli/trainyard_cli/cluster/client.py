@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainyard import contract
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.login import login
 from trainyard_cli.cluster.problems import EXIT_NO_CLUSTER, ClusterProblem, Missing, Unavailable, problem_of
 from trainyard_cli.ending import EXIT_BAD_INPUT

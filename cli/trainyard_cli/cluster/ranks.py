@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from trainyard import contract
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.client import Body, Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
 from trainyard_cli.cluster.tables import pod_row

@@ -8,8 +8,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from trainyard.job import TrainingJob
-from trainyard.status import Condition, ConditionType, Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Condition, ConditionType, Phase
 from trainyard_cli.cluster.client import Body
 from trainyard_cli.report import duration
 

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster import tables
 from trainyard_cli.cluster.client import Cluster, parse
 from trainyard_cli.cluster.options import Context, Kubeconfig, Namespace, reports_problems

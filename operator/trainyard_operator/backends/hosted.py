@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainyard.job import TrainingJob
-from trainyard.status import Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason
 from trainyard_operator.core.backend import Refused
 from trainyard_operator.core.observe import Pod
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard.supervision import PodState
 from trainyard_operator.backends import orders
 from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable

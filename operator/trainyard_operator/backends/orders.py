@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import aiohttp
 
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard.supervision import ATTEMPT_PATH, RELEASE_PATH, STATE_PATH, PodState
 from trainyard_operator.core.answers import read_text
 

@@ -20,8 +20,8 @@ from typing import Any
 import aiohttp
 
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import TrainingJobStatus
 from trainyard.supervision import PodState
 from trainyard_operator.backends import orders, states
 from trainyard_operator.backends.family import die_with_parent, end_family

@@ -6,8 +6,8 @@ from importlib.resources import files
 from typing import Any
 
 from trainyard import contract
-from trainyard.job import TrainingJob
 from trainyard.resolve import resolve
+from trainyard.resource.job import TrainingJob
 
 Manifest = dict[str, Any]
 

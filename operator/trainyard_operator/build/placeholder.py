@@ -3,7 +3,7 @@
 from typing import Any
 
 from trainyard import contract
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_operator.build.children import Manifest, child_metadata
 from trainyard_operator.build.pod import build_pod
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.spec import Server, Workers
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.spec import Server, Workers
 from trainyard.supervision import READY_PATH
 from trainyard_operator.build.children import Manifest, child_metadata
 from trainyard_operator.build.merge import merge_pod_spec

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.core.draft import Draft, Event
 from trainyard_operator.core.observe import Worker
 

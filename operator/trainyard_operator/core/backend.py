@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from trainyard.job import TrainingJob
-from trainyard.status import Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard.supervision import PodState
 from trainyard_operator.core.draft import Event
 from trainyard_operator.core.observe import Pod, Worker

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainyard.job import TrainingJob
-from trainyard.status import Progress
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Progress
 from trainyard.supervision import PodState
 from trainyard_operator.core.observe import Pod, Trouble, Worker, job_name_of, observe_worker, with_state
 

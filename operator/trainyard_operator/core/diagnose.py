@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from trainyard import contract
-from trainyard.status import Failure, Reason
+from trainyard.resource.status import Failure, Reason
 from trainyard.termination import TerminationMessage
 from trainyard_operator.core.observe import Worker, WorkerState
 

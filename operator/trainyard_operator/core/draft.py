@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from trainyard.job import TrainingJob
-from trainyard.status import Condition, ConditionType, Phase, Reason, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Condition, ConditionType, Phase, Reason, TrainingJobStatus
 
 EventType = Literal["Normal", "Warning"]
 

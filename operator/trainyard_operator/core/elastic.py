@@ -7,10 +7,10 @@ as the user wants it.
 
 from datetime import datetime, timedelta
 
-from trainyard.elastic import Elastic, ElasticStatus
 from trainyard.resolve import largest_size
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason
+from trainyard.resource.elastic import Elastic, ElasticStatus
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason
 from trainyard_operator.core.actions import CreatePlaceholders, Plan, ledger, settle
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.observe import Observation, Worker, WorkerState

@@ -7,8 +7,8 @@ are; the parts are therefore exactly the wall time up to the last write.
 
 from datetime import datetime
 
-from trainyard.job import TrainingJob
-from trainyard.status import Activity, ConditionType, Goodput, TrainingJobStatus
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Activity, ConditionType, Goodput, TrainingJobStatus
 from trainyard_operator.core.startup import has_stepped
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from trainyard.restart import Backoff, RestartPolicy
-from trainyard.status import Reason
+from trainyard.resource.restart import Backoff, RestartPolicy
+from trainyard.resource.status import Reason
 from trainyard_operator.core.diagnose import Diagnosis
 
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType as C
-from trainyard.status import Progress, Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Progress, Reason
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.observe import Worker
 

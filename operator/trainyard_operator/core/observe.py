@@ -7,8 +7,8 @@ from enum import StrEnum
 from typing import Any
 
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import Progress, Reason
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Progress, Reason
 from trainyard.supervision import PodState
 from trainyard.termination import TerminationMessage
 

@@ -15,8 +15,8 @@ from datetime import timedelta
 
 from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason
 from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers, OrderWorkers, Plan, fail, ledger, rest, settle
 from trainyard_operator.core.avoid import NEEDED_AFTER, replace_straggler, use_slow_nodes
 from trainyard_operator.core.diagnose import diagnose

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from trainyard import contract
-from trainyard.status import ConditionType, Progress
+from trainyard.resource.status import ConditionType, Progress
 from trainyard_operator.core.answers import read_text
 from trainyard_operator.core.backend import Backend
 from trainyard_operator.core.cache import Cache, Entry, Key

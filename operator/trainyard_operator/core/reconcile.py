@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from functools import partial
 
 from trainyard import contract
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType
 from trainyard_operator.build.children import build_shared, secret_name
 from trainyard_operator.build.placeholder import build_placeholder
 from trainyard_operator.build.pod import build_pod

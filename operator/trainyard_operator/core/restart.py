@@ -2,8 +2,8 @@
 
 from datetime import timedelta
 
-from trainyard.status import ConditionType as C
-from trainyard.status import Reason
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Reason
 from trainyard_operator.core.actions import OrderWorkers, Plan, fail, ledger, settle
 from trainyard_operator.core.diagnose import Diagnosis
 from trainyard_operator.core.draft import Draft, EventType

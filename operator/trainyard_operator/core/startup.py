@@ -3,8 +3,8 @@
 from datetime import datetime, timedelta
 
 from trainyard import contract
-from trainyard.health import startup_timeout
-from trainyard.status import ConditionType, Failure, Progress, Reason, TrainingJobStatus
+from trainyard.resource.health import startup_timeout
+from trainyard.resource.status import ConditionType, Failure, Progress, Reason, TrainingJobStatus
 from trainyard_operator.core.diagnose import Diagnosis
 from trainyard_operator.core.draft import Draft
 

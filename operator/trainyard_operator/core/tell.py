@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType as C
-from trainyard.status import Progress, Reason, WorkerCounts
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType as C
+from trainyard.resource.status import Progress, Reason, WorkerCounts
 from trainyard_operator.core.draft import Draft
 from trainyard_operator.core.mishaps import tell_mishaps
 from trainyard_operator.core.observe import Observation, Obstacle, Worker, WorkerState

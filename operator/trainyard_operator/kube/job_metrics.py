@@ -8,8 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from trainyard.contract import METRIC_LABELS
-from trainyard.job import TrainingJob
-from trainyard.status import ConditionType, Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Phase
 from trainyard_operator.core.cache import Cache, Entry, Key
 from trainyard_operator.core.observe import WorkerState
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from trainyard import contract
-from trainyard.job import TrainingJob
+from trainyard.resource.job import TrainingJob
 from trainyard_operator.backends.kubernetes import core_path, jobs_path
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue

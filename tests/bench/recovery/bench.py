@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from tests.bench.trainer.table import HEADER, Row, line, make_row
 from tests.builders import make_job, trainer_spec
 from tests.support.local import processes, reports, small_job, until_over, until_step
-from trainyard.job import TrainingJob
-from trainyard.status import Phase
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Phase
 from trainyard_cli.local import local_run
 
 LARGE = {"name": "gpt", "preset": "nano", "dim": 640, "layers": 8, "heads": 8, "kvHeads": 8, "ffnDim": 1728}

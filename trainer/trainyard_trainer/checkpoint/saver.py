@@ -9,7 +9,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from trainyard.checkpoint import CheckpointConfig
+from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.agreement import Agreement, Wish
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trainyard.datasets import Data
+from trainyard.resource.datasets import Data
 from trainyard_trainer.process.errors import ConfigError
 
 PIECE = 1 << 20

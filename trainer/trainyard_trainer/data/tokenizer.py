@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trainyard.datasets import Data
+from trainyard.resource.datasets import Data
 
 BYTE_VOCABULARY = 256
 

@@ -15,7 +15,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from trainyard import contract
-from trainyard.training import Profile
+from trainyard.resource.training import Profile
 from trainyard_trainer.observe.observer import Observer
 from trainyard_trainer.observe.report import StepReport
 from trainyard_trainer.process import heartbeat, log

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from trainyard.status import Progress
+from trainyard.resource.status import Progress
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class StepReport:
     """Figures of one optimizer step.
 
     As a JSON line on standard output it has, beside time (RFC 3339), level, message, job, attempt and rank, the
-    fields of `trainyard.status.Progress` (step, totalSteps, loss, learningRate, gradNorm, tokensPerSecond,
+    fields of `trainyard.resource.status.Progress` (step, totalSteps, loss, learningRate, gradNorm, tokensPerSecond,
     samplesPerSecond, mfu, etaSeconds) and seconds. A figure that is not finite is left out.
     """
 

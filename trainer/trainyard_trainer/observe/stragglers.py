@@ -12,7 +12,7 @@ from statistics import median, median_low
 import torch
 from torch import Tensor
 
-from trainyard.health import Straggler
+from trainyard.resource.health import Straggler
 
 EVERY = 5.0
 """Seconds from one measurement to the next; one takes a few milliseconds."""

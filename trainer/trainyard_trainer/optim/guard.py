@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from trainyard.health import BadSteps
+from trainyard.resource.health import BadSteps
 
 WINDOW = 100
 """Good steps that a spike is measured against."""

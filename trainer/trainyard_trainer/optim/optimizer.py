@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainyard.optimization import Optimizer, Schedule
+from trainyard.resource.optimization import Optimizer, Schedule
 
 Named = Iterable[tuple[str, nn.Parameter]]
 

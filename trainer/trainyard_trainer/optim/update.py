@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from trainyard.optimization import Optimizer
+from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
 from trainyard_trainer.optim.guard import Guard
 from trainyard_trainer.optim.optimizer import build_optimizers

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import MlpConfig, RunConfig
-from trainyard.parallelism import PipelineParallelism
+from trainyard.resource.parallelism import PipelineParallelism
 from trainyard.stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from trainyard import contract
-from trainyard.base import ApiModel, Rule
-from trainyard.spec import TrainingJobSpec
-from trainyard.status import TrainingJobStatus
+from trainyard.resource.base import ApiModel, Rule
+from trainyard.resource.spec import TrainingJobSpec
+from trainyard.resource.status import TrainingJobStatus
 
 MAX_NAME = 50
 """Room in a pod's host name (63) for the attempt (up to 99,999), the index (up to 9,999, or `server`), two dashes."""

@@ -10,7 +10,7 @@ experts, and rows, one for each position and each expert that it chooses.
 from dataclasses import dataclass
 
 from trainyard.config import RunConfig
-from trainyard.placement import FULL_BYTES, placement
+from trainyard.sizing.placement import FULL_BYTES, placement
 
 LOSS_COPIES = 3
 """Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits;

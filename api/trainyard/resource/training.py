@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, NonNegative, Positive, Rule
-from trainyard.datasets import Data
-from trainyard.models import Model
-from trainyard.optimization import Optimizer, Schedule
+from trainyard.resource.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.resource.datasets import Data
+from trainyard.resource.models import Model
+from trainyard.resource.optimization import Optimizer, Schedule
 
 
 class Batch(ApiModel):

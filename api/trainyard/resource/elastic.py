@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Count, Rule, Timestamp
-from trainyard.cel import Layout
+from trainyard.resource.base import ApiModel, Count, Rule, Timestamp
+from trainyard.resource.cel import Layout
 
 
 class Elastic(ApiModel):

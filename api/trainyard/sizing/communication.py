@@ -8,12 +8,12 @@ all-reduce. Scalars and norms of gradients, a few bytes, are left out.
 from collections.abc import Iterator
 from typing import Literal
 
-from trainyard.activations import activations
-from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import AXES, Mesh
 from trainyard.parameters import mlp_parameters, rank_parameters
-from trainyard.placement import FULL_BYTES, placement
+from trainyard.resource.base import ApiModel
+from trainyard.sizing.activations import activations
+from trainyard.sizing.placement import FULL_BYTES, placement
 from trainyard.stages import stage_count, stages_of_rank
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point"]

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from trainyard.base import ApiModel, Count, Timestamp
-from trainyard.elastic import ElasticStatus
+from trainyard.resource.base import ApiModel, Count, Timestamp
+from trainyard.resource.elastic import ElasticStatus
 
 
 class Phase(StrEnum):

@@ -6,11 +6,11 @@ up here as the trainer (`parallel`, `optim`) reaches it; the estimate is the hig
 
 from dataclasses import dataclass
 
-from trainyard.activations import LOSS_COPIES, Activations, activations
 from trainyard.config import RunConfig
-from trainyard.memory import Memory, states, temporaries
 from trainyard.parameters import DIGITS_SAMPLES, RankParameters, mlp_parameters, rank_parameters
-from trainyard.placement import FULL_BYTES, Placement, placement
+from trainyard.sizing.activations import LOSS_COPIES, Activations, activations
+from trainyard.sizing.memory import Memory, states, temporaries
+from trainyard.sizing.placement import FULL_BYTES, Placement, placement
 
 BUCKET_BYTES = 25 * 2**20
 """DistributedDataParallel exchanges gradients in pieces of this size."""

@@ -1,7 +1,7 @@
 """Sizes of a layout in the Common Expression Language, for rules of a spec (`self`)."""
 
-from trainyard.models import preset_is_known
-from trainyard.parallelism import VIRTUAL_STAGES
+from trainyard.resource.models import preset_is_known
+from trainyard.resource.parallelism import VIRTUAL_STAGES
 
 _GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
 _PROCS = (

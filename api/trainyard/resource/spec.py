@@ -4,15 +4,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Rule, opaque
-from trainyard.checkpoint import Checkpoint
-from trainyard.elastic import Elastic
-from trainyard.health import BadSteps, Health
-from trainyard.parallelism import Parallelism
-from trainyard.restart import RestartPolicy
-from trainyard.scrape import Metrics
-from trainyard.spec_rules import SPEC_RULES
-from trainyard.training import TrainerSpec
+from trainyard.resource.base import ApiModel, Rule, opaque
+from trainyard.resource.checkpoint import Checkpoint
+from trainyard.resource.elastic import Elastic
+from trainyard.resource.health import BadSteps, Health
+from trainyard.resource.parallelism import Parallelism
+from trainyard.resource.restart import RestartPolicy
+from trainyard.resource.scrape import Metrics
+from trainyard.resource.spec_rules import SPEC_RULES
+from trainyard.resource.training import TrainerSpec
 
 Quantity = Annotated[
     str | int,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from trainyard import contract
-from trainyard.base import ApiModel, Rule
+from trainyard.resource.base import ApiModel, Rule
 
 
 class Metrics(ApiModel):

@@ -1,7 +1,7 @@
 """What must hold between the fields of a spec, for the API server and for `trainyard.admission` alike (CEL)."""
 
-from trainyard.base import Rule
-from trainyard.cel import (
+from trainyard.resource.base import Rule
+from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,
     IF_GPT,
@@ -14,8 +14,8 @@ from trainyard.cel import (
     TWO_STAGES,
     Layout,
 )
-from trainyard.elastic import ELASTIC_RULES
-from trainyard.models import size_in_cel
+from trainyard.resource.elastic import ELASTIC_RULES
+from trainyard.resource.models import size_in_cel
 
 _LAYOUT = Layout("self.workers.replicas")
 

@@ -2,10 +2,10 @@
 
 from pydantic import computed_field
 
-from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.parameters import mlp_parameters, rank_parameters
-from trainyard.placement import FULL_BYTES
+from trainyard.resource.base import ApiModel
+from trainyard.sizing.placement import FULL_BYTES
 
 
 class Memory(ApiModel):
