@@ -98,7 +98,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     world: World, capsys: pytest.CaptureFixture[str], in_place: bool
 ) -> None:
     name = "killed" if in_place else "renewed"
-    world.apply(trainer_job(name, steps=200, restartPolicy={"inPlace": in_place}))
+    world.apply(trainer_job(name, steps=100, restartPolicy={"inPlace": in_place}))
     world.await_step(name, 10)
     before = {p["metadata"]["uid"] for p in world.objects("pods", f"trainyard.dev/job-name={name}")}
     with world.record("tj") as jobs, world.record("pods") as pods:
@@ -123,7 +123,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     )
     assert failure["node"]
     assert (status["attempt"], status["restarts"], status["restartsCounted"]) == (2, 1, 1)
-    assert status["progress"]["step"] == 200
+    assert status["progress"]["step"] == 100
     mine = [s for s in pods.seen if s.body["metadata"]["name"].startswith(f"{name}-")]
     new = [s for s in mine if s.body["metadata"]["uid"] not in before]
     if in_place:
@@ -135,7 +135,7 @@ def test_a_killed_rank_restarts_the_whole_group(
 
 
 def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:
-    world.apply(trainer_job("evicted", steps=150, restartPolicy={"limit": 0}))
+    world.apply(trainer_job("evicted", steps=80, restartPolicy={"limit": 0}))
     world.await_step("evicted", 10)
     world.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
     status = world.await_phase("evicted", "Succeeded", timeout=180)
