@@ -26,6 +26,7 @@ def job(name: str) -> Body:
         trainer={
             "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "heldOut": 0.001},
             "evaluation": {"everySteps": 50},
+            "schedule": {"warmupSteps": 1000},  # in a minute, so the rate is seen to change
         },
         env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1000000000000"}],
         checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
