@@ -125,9 +125,6 @@ class _InUnit(Formatter):
     def __init__(self, unit: str) -> None:
         self._unit = unit
 
-    def __call__(self, x: float, pos: int | None = None) -> str:
-        return in_unit(x, self._unit)
-
     def format_ticks(self, values: Sequence[float]) -> list[str]:
         for more in range(4):
             texts = [in_unit(value, self._unit, more) for value in values]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.soak.soak import soak
 
-SECONDS = 25.0
+SECONDS = 45.0
 """For faults; the runs that have begun are then brought to their end."""
 
 

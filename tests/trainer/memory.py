@@ -65,10 +65,9 @@ def _measured_update(follow: Any) -> Any:
     """Gradients are complete; what follows is the optimizer's step."""
 
     def measured(update: LocalUpdate, learning_rate: float) -> Any:
-        for group in (group for part in update._optimizers.parts for group in part.param_groups if "ns_steps" in group):
-            group["ns_steps"] = (
-                2  # Muon's third iteration needs no more memory than its second, and a CPU takes seconds
-            )
+        for group in (group for part in update._optimizers.parts for group in part.param_groups):
+            if "ns_steps" in group:  # Muon's third iteration needs no more memory than its second, but seconds of a CPU
+                group["ns_steps"] = 2
         _figures["weights"] = _held(update._parameters)
         _figures["gradients"] = _held(p.grad for p in update._parameters if p.grad is not None)
         norm = _measured(follow, "step")(update, learning_rate)

@@ -210,12 +210,13 @@ class Trainer:
                 self._watch.mark("other")
                 continue
             self._reporting.after_step()
-            if self._reports(first):
+            evaluates = self._evaluates()
+            if evaluates or self._reports(first):
                 report = self._reporting.report(self.step, self.total_steps, loss, norm, learning_rate)
                 for observer in self.observers:
                     observer.reported(report)
             self._watch.mark("other")
-            if self._evaluates():
+            if evaluates:
                 self._evaluate()
             if self.saver is not None:
                 self.told_to_stop = self.saver.after_step(self.step, self._snapshot, good=made)
@@ -266,9 +267,8 @@ class Trainer:
         return loss, norm, learning_rate, made
 
     def _reports(self, first: int) -> bool:
-        """Whether the step just done is: the first of an attempt, every logEverySteps-th, the last, those evaluated."""
-        last = self.step == self.total_steps
-        return self.step == first or self.step % self.config.trainer.log_every_steps == 0 or last or self._evaluates()
+        """Whether the step just done is reported anyway: the first of an attempt, every logEverySteps-th, the last."""
+        return self.step in (first, self.total_steps) or self.step % self.config.trainer.log_every_steps == 0
 
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
@@ -277,8 +277,9 @@ class Trainer:
 
     def _evaluate(self) -> None:
         figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+        rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
         for observer in self.observers:
-            observer.evaluated(self.step, figures)
+            observer.evaluated(self.step, rounded)
         self.stopped_because = self._convergence.judge(figures["loss"])
         if self.stopped_because:
             log.info(f"stopped after step {self.step}: {self.stopped_because}")

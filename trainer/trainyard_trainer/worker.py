@@ -132,7 +132,7 @@ class Worker(Observer):
             ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
 
     def _observers(self, config: RunConfig, world: World, step: int) -> list[Observer]:
-        """Who hears of this rank's steps, from what costs most to measure: it is not to measure the others."""
+        """Who hears of this rank's steps. Those that trace steps come first, so that they do not trace the others."""
         observers: list[Observer] = [] if self.profiler is None else [self.profiler]
         if self.metrics is not None and self.rank == 0:
             observers.append(Breakdown(self.metrics.broken_down, world.device, self.profiler))
@@ -201,8 +201,7 @@ class Worker(Observer):
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """The same for the figures of an evaluation."""
         assert self.last is not None, "a step comes first"
-        figures = {name: float(f"{value:.6g}") for name, value in figures.items()}
-        self.last = self.last.replace(eval_loss=figures["loss"], metrics=figures)
+        self.last = self.last.replace(eval_loss=figures["loss"], metrics=dict(figures))
         self._remember(self.last)
         words = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         log.info(f"evaluation after step {step}: {words}", evaluation=figures)

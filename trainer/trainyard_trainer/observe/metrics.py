@@ -193,7 +193,9 @@ class Metrics(Observer):
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """Show the figures of an evaluation."""
-        for name, value in figures.items() if self._leads else ():
+        if not self._leads:
+            return
+        for name, value in figures.items():
             self._set(
                 f"{contract.METRIC_EVALUATION}{name}", f"Held-out samples, at the last evaluation: {name}.", value
             )

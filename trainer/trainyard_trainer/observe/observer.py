@@ -43,7 +43,7 @@ class Observer:
         """These are the figures of the step just done, the same on every rank."""
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """So well does the model do on held-out samples after a step."""
+        """So well does the model do on held-out samples after a step, to six digits."""
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """What the time since the last call went into, by phase: of one step, and what lies around it."""
