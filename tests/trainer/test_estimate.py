@@ -51,7 +51,7 @@ LAYOUTS: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
     ("moe, fsdp, accumulated", 2, {"data": {"mode": "fsdp"}}, {"model": MOE, "batch": {"global": 4, "micro": 1}}),
     ("expert and fsdp", 4, {"data": {"mode": "fsdp"}, "expert": 2}, {"model": MOE, "batch": {"global": 16}}),
     ("bfloat16, experts", 1, {}, {"model": MOE, "precision": "bfloat16", "batch": {"global": 16}}),
-    ("bfloat16, ddp", 2, {}, {"precision": "bfloat16"}),
+    ("bfloat16, ddp", 2, {}, {"precision": "bfloat16", "batch": {"global": 16}}),
     ("bfloat16, tensor", 2, {"tensor": 2}, {"precision": "bfloat16"}),
     (
         "bfloat16, fsdp, accumulated",
