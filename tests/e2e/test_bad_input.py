@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.cluster import ClusterError
 from tests.e2e.world import World, eventually, trainer_job
 
 pytestmark = pytest.mark.e2e
@@ -56,6 +57,6 @@ def test_kubectl_refuses_an_unknown_field_and_a_broken_rule(world: World) -> Non
         (misspelt, 'unknown field "spec.wrokers"'),
         (uneven, "spec.trainer.batch.global: must be a multiple of the number of data-parallel ranks"),
     ):
-        with pytest.raises(Exception, match="exit") as refusal:
+        with pytest.raises(ClusterError, match="exited 1") as refusal:
             world.apply(body)
         assert message in str(refusal.value)

@@ -93,7 +93,15 @@ def _check_prometheus(prometheus: Prometheus, job: str, namespace: str) -> None:
     assert eventually("the operator's view in Prometheus", lambda: prometheus.query(running), timeout=30)
 
 
-@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "with new pods"])
+RESTART_IN_PLACE = 2.0
+"""Seconds from SIGKILL of a rank to the next step, as README says."""
+
+
+# Extended: tests/e2e/faults/test_faults.py [shim] proves that a restart makes new pods, and the state machine of
+# tests/unit/test_state_machine.py that none of them exists before the last of the old ones is gone.
+@pytest.mark.parametrize(
+    "in_place", [True, pytest.param(False, marks=pytest.mark.extended)], ids=["in place", "with new pods"]
+)
 def test_a_killed_rank_restarts_the_whole_group(
     world: World, capsys: pytest.CaptureFixture[str], in_place: bool
 ) -> None:
@@ -106,11 +114,12 @@ def test_a_killed_rank_restarts_the_whole_group(
         assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", KILL_A_RANK).strip()
         status = world.await_phase(name, "Succeeded", timeout=400)
     group = 1 if in_place else 2
+    again = _first_step(world, f"{name}-{group}-0", attempt=2)
     marks = {
         "failure seen": jobs.when(lambda j: j["status"]["attempt"] == 2),
         "new pods": pods.when(lambda p: p["metadata"]["name"] == f"{name}-2-0"),
         "all Running": jobs.when(lambda j: j["status"]["attempt"] == 2 and _running(j)),
-        "training again": _first_step(world, f"{name}-{group}-0", attempt=2),
+        "training again": again,
     }
     with capsys.disabled():
         _print_timeline(f"kill of a rank, {'in place' if in_place else 'new pods'} ->", killed, marks)
@@ -129,6 +138,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     if in_place:
         assert status["podAttempt"] == 1
         assert new == [], "no pod was made"
+        assert again - killed < 5 * RESTART_IN_PLACE
         return
     old_end = max(s.at for s in mine if s.body["metadata"]["uid"] in before)
     assert old_end <= min(s.at for s in new), "no pod of the new attempt before the last of the old one was gone"
@@ -143,6 +153,9 @@ def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: Wor
     assert status["lastFailure"]["reason"] == "Deleted"
 
 
+# Extended: tests/e2e/faults/test_faults.py [drained] evicts the operator together with the job, and
+# tests/integration/test_crash.py kills it at any moment of a job's life.
+@pytest.mark.extended
 def test_a_restarted_operator_carries_on_where_it_was(world: World, operator_pod: OperatorPod) -> None:
     world.apply(trainer_job("orphan", steps=200))
     world.await_step("orphan", 5)

@@ -5,7 +5,8 @@ import shutil
 from pathlib import Path
 
 from tests.e2e.faults.course import Course, follow, repeated, skipped
-from tests.e2e.faults.report import Row, render
+from tests.e2e.faults.report import Row, recorded_seconds, render
+from tests.e2e.faults.table import TABLE
 from tests.e2e.world import eventually
 
 
@@ -76,3 +77,21 @@ def test_the_page_has_a_row_for_each_fault() -> None:
     row = Row("a pod is deleted", 7.125, 0, 0, 0, 0.0, "Deleted", False)
     page = render([row], cpus=2, steps=100, pace=0.1, every=20)
     assert page.endswith("| a pod is deleted | yes | 7.1 | 0 | 0, 0 | 0 | `Deleted` | no |\n")
+
+
+def test_the_seconds_of_a_page_are_read_back() -> None:
+    rows = [Row("a rank", 2.1, 6, 0, 0, 0.0, "SIGKILL", True), Row("`the disk`", 0.25, 0, 0, 0, 1e-7, None, False)]
+    page = render(rows, cpus=2, steps=80, pace=0.06, every=15)
+    assert recorded_seconds(page) == {"a rank": 2.1, "`the disk`": 0.2}
+
+
+def test_every_fault_has_a_recorded_time_and_every_extended_one_a_test_in_its_place() -> None:
+    root = Path(__file__).parents[2]
+    recorded = recorded_seconds((root / "docs" / "resilience.md").read_text("utf-8"))
+    assert {fault.what for fault in TABLE} == recorded.keys()
+    first_tier = {fault.name for fault in TABLE if fault.represented_by is None}
+    assert len(first_tier) == 7
+    for fault in TABLE:
+        if fault.represented_by is not None:
+            file, _, test = fault.represented_by.partition("::")
+            assert test in first_tier or f"def {test}(" in (root / file).read_text("utf-8"), fault.name

@@ -1,12 +1,13 @@
 """What the faults cost, as a page of Markdown."""
 
+import re
 from dataclasses import dataclass
 
 HEAD = """\
 # What faults cost
 
-Each row is a fault that `make e2e` makes on a real node while a job trains, and what followed. `make resilience`
-measures anew and rewrites this page.
+Each row is a fault that `make resilience` makes on a real node while a job trains, and what followed. It rewrites this
+page. A test fails if a recovery takes five times as long as it does here.
 
 The job: two workers on one node with {cpus} processors, a GPT of half a million parameters, {steps} steps of at least
 {pace:g} s, a checkpoint after every {every}, no backoff. Where the pods stay and only their processes start again
@@ -61,3 +62,9 @@ class Row:
 def render(rows: list[Row], *, cpus: int, steps: int, pace: float, every: int) -> str:
     """The page."""
     return HEAD.format(cpus=cpus, steps=steps, pace=pace, every=every) + "".join(f"{row}\n" for row in rows)
+
+
+def recorded_seconds(page: str) -> dict[str, float]:
+    """Return the seconds of each fault in the table of such a page, by what the fault is."""
+    cells = [re.split(r"\s*\|\s*", line.strip("| ")) for line in page.splitlines() if line.startswith("| ")]
+    return {cell[0]: float(cell[2]) for cell in cells if re.fullmatch(r"[\d.]+", cell[2])}

@@ -54,6 +54,8 @@ class Fault:
     volume: Literal["hostPath", "claim", "tmpfs"] = "hostPath"
     pace: float = STEP_SECONDS
     """Least seconds of a step."""
+    represented_by: str | None = None
+    """The test that proves the same mechanism in `make test`; this row is then left to `make test-all`."""
 
 
 def kill_rank(scene: Scene) -> None:
@@ -141,16 +143,62 @@ def restart_api_server_and_kill_rank(scene: Scene) -> None:
     scene.hands.restart("kube-apiserver")
 
 
+OF_TRAINING = "tests/e2e/test_training.py::"
+OF_THIS_TABLE = "tests/e2e/faults/test_faults.py::"
+
 TABLE = (
-    Fault("rank", "SIGKILL of a rank", kill_rank, "SIGKILL"),
-    Fault("launcher", "SIGKILL of process 1 of a worker", kill_launcher, "SIGKILL"),
+    Fault(
+        "rank",
+        "SIGKILL of a rank",
+        kill_rank,
+        "SIGKILL",
+        represented_by=f"{OF_TRAINING}test_a_killed_rank_restarts_the_whole_group",
+    ),
+    Fault(
+        "launcher",
+        "SIGKILL of process 1 of a worker",
+        kill_launcher,
+        "SIGKILL",
+        represented_by=f"{OF_THIS_TABLE}shim",
+    ),
     Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
-    Fault("number", "a gradient is no number, once, on one rank", spoil_gradient, "NonFinite", spec=FAILS),
+    Fault(
+        "number",
+        "a gradient is no number, once, on one rank",
+        spoil_gradient,
+        "NonFinite",
+        spec=FAILS,
+        represented_by="tests/trainer/test_bad_steps.py::test_an_attempt_gives_up_and_names_the_rank",
+    ),
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
-    Fault("partition", "a pod's network drops all packets", cut_off_pod, "Hang", spec=HANG),
+    Fault(
+        "partition",
+        "a pod's network drops all packets",
+        cut_off_pod,
+        "Hang",
+        spec=HANG,
+        represented_by=f"{OF_THIS_TABLE}stopped",
+    ),
     Fault("shim", "SIGKILL of containerd's shim of a pod", kill_shim, "Error"),
-    Fault("deleted", "`kubectl delete pod`", delete_pod, "Deleted", counts=False, loses=0, volume="claim"),
-    Fault("evicted", "a pod is evicted through the API", evict_pod, "EvictionByEvictionAPI", counts=False, loses=0),
+    Fault(
+        "deleted",
+        "`kubectl delete pod`",
+        delete_pod,
+        "Deleted",
+        counts=False,
+        loses=0,
+        volume="claim",
+        represented_by=f"{OF_TRAINING}test_a_deleted_pod_restarts_the_group_without_spending_the_budget",
+    ),
+    Fault(
+        "evicted",
+        "a pod is evicted through the API",
+        evict_pod,
+        "EvictionByEvictionAPI",
+        counts=False,
+        loses=0,
+        represented_by=f"{OF_THIS_TABLE}drained",
+    ),
     Fault(
         "drained",
         "the node is drained by a taint, with the operator",
@@ -169,9 +217,28 @@ TABLE = (
         event="CheckpointDamaged",
     ),
     Fault("disk", "the checkpoint volume is full for a while", fill_disk, event="CheckpointFailed", volume="tmpfs"),
-    Fault("operator-and-rank", "SIGKILL of the operator and of a rank", kill_operator_and_rank, "SIGKILL"),
-    Fault("operator", "SIGKILL of the operator", kill_operator, pace=0.2),
-    Fault("api-server", "SIGKILL of the API server, which starts again", restart_api_server, pace=0.2),
+    Fault(
+        "operator-and-rank",
+        "SIGKILL of the operator and of a rank",
+        kill_operator_and_rank,
+        "SIGKILL",
+        represented_by=f"{OF_THIS_TABLE}api-server-and-rank",
+    ),
+    Fault(
+        "operator",
+        "SIGKILL of the operator",
+        kill_operator,
+        pace=0.2,
+        represented_by="tests/integration/test_crash.py::"
+        "test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_life",
+    ),
+    Fault(
+        "api-server",
+        "SIGKILL of the API server, which starts again",
+        restart_api_server,
+        pace=0.2,
+        represented_by=f"{OF_THIS_TABLE}api-server-and-rank",
+    ),
     Fault(
         "api-server-and-rank",
         "the same, and a rank is killed",
