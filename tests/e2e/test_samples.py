@@ -50,8 +50,8 @@ def test_matrices_and_layers_split_over_four_pods_train_on_the_node(world: World
     train(world, body, tmp_path)
 
 
-# Extended: the two tests above are two such samples; tests/trainer compares the losses of these layouts with those of one
-# process, and tests/local runs them.
+# Extended: the two tests above train such samples on the node; tests/trainer compares the losses of these layouts with
+# those of one process, and tests/local runs them.
 @pytest.mark.extended
 @pytest.mark.parametrize("name", [TWO_AXES, *REPRESENTED])
 def test_sample_trains_on_the_node(world: World, tmp_path: Path, name: str) -> None:
