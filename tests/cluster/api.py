@@ -40,7 +40,7 @@ def down(profile: Profile = Profile.NODE, *, name: str = DEFAULT_NAME, purge: bo
 
 
 def status(profile: Profile = Profile.NODE, *, name: str = DEFAULT_NAME) -> Mapping[str, str]:
-    """The parts of the cluster and how each of them is; empty if there is no cluster."""
+    """Return the state of each part of the cluster; an empty mapping if there is no cluster."""
     return choose(profile).status(Request(profile, name))
 
 

@@ -35,7 +35,7 @@ COMPILED_NAME = {"etcd": "server"}
 
 
 def link_flags(go_mod: str) -> str:
-    """Linker flags that tell the programs their version, which Go modules alone do not."""
+    """Return linker flags that tell the programs their version, which Go modules alone do not."""
     match = re.search(r"^\tk8s\.io/kubernetes (v(\d+)\.(\d+)\S*)", go_mod, re.MULTILINE)
     if match is None:
         raise ClusterError("the go.mod of the test cluster does not require k8s.io/kubernetes")
@@ -49,7 +49,7 @@ def link_flags(go_mod: str) -> str:
 
 
 def cache_key(go_mod: str, go_sum: str, flags: Sequence[str]) -> str:
-    """Names the folder of the binaries: another one as soon as anything that shapes them changes."""
+    """Return the name of the folder of the programs, which changes with everything that shapes them."""
     return hashlib.sha256("\0".join([go_mod, go_sum, *flags]).encode()).hexdigest()[:16]
 
 
@@ -71,7 +71,7 @@ class GoToolbox:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the programs of this version are."""
+        """The folder of the programs of this version."""
         go_mod, go_sum = ((self.module / name).read_text() for name in ("go.mod", "go.sum"))
         return self.cache / cache_key(go_mod, go_sum, [*self._flags, os.environ.get("GOFLAGS", "")])
 
@@ -81,12 +81,12 @@ class GoToolbox:
         return self.folder.name
 
     def path(self, tool: str) -> Path:
-        """The program, built if it is not there yet."""
+        """Return the path of a program; build it first if needed."""
         self.prepare([tool])
         return self.folder / tool
 
     def prepare(self, tools: Sequence[str]) -> None:
-        """Build those that are not there yet, together: most of their code is shared."""
+        """Build the programs that are missing, together: most of their code is shared."""
         if not self.missing(tools):
             return
         with locked(self.cache / "lock"):
@@ -95,11 +95,11 @@ class GoToolbox:
                     self._build(missing)
 
     def purge(self) -> None:
-        """Remove every version."""
+        """Remove the programs of every version."""
         shutil.rmtree(self.cache, ignore_errors=True)
 
     def missing(self, tools: Sequence[str]) -> list[str]:
-        """Return those that are not built yet."""
+        """Return the programs that are not built yet."""
         return [tool for tool in tools if not (self.folder / tool).exists()]
 
     def _build(self, tools: Sequence[str]) -> None:
@@ -115,12 +115,12 @@ class GoToolbox:
             if done.returncode != 0:
                 end = "\n".join(done.stderr.strip().splitlines()[-15:])
                 raise ClusterError(f"compiling {', '.join(tools)} failed:\n{end}")
-            for tool in tools:  # whole or not at all: a rename
+            for tool in tools:  # a rename is atomic
                 (Path(scratch) / COMPILED_NAME.get(tool, tool)).rename(self.folder / tool)
 
 
 def find_go(module: Path) -> str:
-    """The go command, new enough for the module's go.mod."""
+    """Return the go command; raise ClusterError if it is missing or too old for the module's go.mod."""
     go = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
     if go is None:
         raise ClusterError(

@@ -13,7 +13,7 @@ KUBERNETES = f"{DEFAULT}.0"
 
 
 def render_chart(namespace: str, *settings: str) -> str:
-    """A Namespace, and all that `helm install trainyard charts/trainyard` would create in it.
+    """Return the manifests of a Namespace and of all that `helm install trainyard charts/trainyard` would create in it.
 
     `settings`: as of helm's --set, KEY=VALUE.
     """

@@ -36,7 +36,7 @@ Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the cluster is not there or not h
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         "python -m tests.cluster", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def up(options: argparse.Namespace) -> int:
-    """Create or repair."""
+    """Create the cluster, or repair it."""
     with step("cluster up"):
         cluster = _cluster(options)
     say(f"provider {cluster.provider.name}, kubeconfig {cluster.kubeconfig}")
@@ -93,13 +93,13 @@ def prepare(options: argparse.Namespace) -> int:
 
 
 def down(options: argparse.Namespace) -> int:
-    """Remove."""
+    """Remove the cluster."""
     api.down(options.profile, name=options.name, purge=options.purge)
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """Show."""
+    """Print the state of each part of the cluster."""
     parts = api.status(options.profile, name=options.name)
     for part, state in parts.items():
         print(f"{part:24} {state}")
@@ -110,7 +110,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def build_images(options: argparse.Namespace) -> int:
-    """Build, and unless told otherwise load."""
+    """Build the images, and load them into the cluster unless --no-load is given."""
     cluster = None if options.no_load else _cluster(options)
     for name in api.build_images(cluster, options.target or TARGETS).values():
         print(name)
@@ -118,7 +118,7 @@ def build_images(options: argparse.Namespace) -> int:
 
 
 def load_image(options: argparse.Namespace) -> int:
-    """Load an archive."""
+    """Load the images of an archive into the cluster."""
     with step(f"loading {options.archive}"):
         if not _cluster(options).load_image(options.archive):
             say("its images are loaded already")
@@ -126,13 +126,13 @@ def load_image(options: argparse.Namespace) -> int:
 
 
 def render_chart(options: argparse.Namespace) -> int:
-    """Let helm render it."""
+    """Print the manifests that helm renders."""
     print(chart.render_chart(options.namespace), end="")
     return 0
 
 
 def env(options: argparse.Namespace) -> int:
-    """Print variables; KUBECTL and HELM because a cluster may have a network of its own."""
+    """Print the environment variables that point kubectl at the cluster."""
     cluster = _cluster(options)
     values = {
         "KUBECONFIG": str(cluster.kubeconfig),
@@ -147,7 +147,7 @@ def env(options: argparse.Namespace) -> int:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Become the command, so that signals and the terminal are its own."""
+    """Replace this process with the command, so that it receives signals and owns the terminal."""
     cluster = _cluster(options)
     argv = [*cluster.command_prefix, *options.argv]
     try:

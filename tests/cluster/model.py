@@ -1,4 +1,4 @@
-"""What every provider hands out, and the contract it fulfils."""
+"""The interfaces of providers, toolboxes and image stores, and the cluster that a provider returns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ClusterError(Exception):
-    """Something a person can put right; the message says how."""
+    """A problem that the user can fix; the message says how."""
 
 
 class Profile(StrEnum):
@@ -26,7 +26,7 @@ class Profile(StrEnum):
     CONTROL_PLANE = "control-plane"
     """etcd and kube-apiserver: objects are stored and validated, nothing runs."""
     NODE = "node"
-    """A whole cluster with one node that runs pods."""
+    """A complete cluster with one node that runs pods."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Toolbox(Protocol):
     """Where programs such as kubectl come from."""
 
     def path(self, tool: str) -> Path:
-        """The program, built or looked up on first use; ClusterError if there is none."""
+        """Return the path of a program, built or looked up on first use; raise ClusterError if there is none."""
 
     def missing(self, tools: Sequence[str]) -> list[str]:
         """Return those of the programs that `prepare` would have to build."""
@@ -89,13 +89,13 @@ class Provider(Protocol):
         """Remove the cluster; with purge, the caches it was made from too."""
 
     def status(self, request: Request) -> Mapping[str, str]:
-        """The parts of the cluster and how each of them is; empty if there is no cluster."""
+        """Return the state of each part of the cluster; an empty mapping if there is no cluster."""
 
     def load_image(self, cluster: Cluster, archive: Path) -> bool:
-        """Make the images of an archive runnable in the cluster; False if they already were."""
+        """Load the images of an archive into the cluster; return False if all of them are there already."""
 
     def load_built(self, cluster: Cluster, store: ImageStore, reference: str) -> bool:
-        """The same for an image of a store, which may take less copying."""
+        """Load an image of a store, copying only missing layers if possible; return False if it is there already."""
 
 
 @dataclass(frozen=True)
@@ -168,9 +168,9 @@ class Cluster:
         return done
 
     def load_image(self, archive: Path) -> bool:
-        """Make the images of an OCI or docker archive runnable; False if they already were."""
+        """Load the images of an OCI or docker archive; return False if all of them are there already."""
         return self.provider.load_image(self, archive)
 
     def load_built(self, store: ImageStore, reference: str) -> bool:
-        """Make an image of a store runnable; False if it already was."""
+        """Load an image of a store into the cluster; return False if it is there already."""
         return self.provider.load_built(self, store, reference)

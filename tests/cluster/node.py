@@ -1,4 +1,4 @@
-"""A whole cluster with one node, in a network and a mount namespace of its own.
+"""A complete cluster with one node, in a network and a mount namespace of its own.
 
 A process holds both namespaces. Every daemon joins it, so the host's interfaces, packet filters, ports
 and mounts stay as they are, and once the last process has ended the kernel removes everything by itself.
@@ -54,12 +54,12 @@ class Node(LocalCluster):
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Enters the network namespace."""
+        """Command prefix that enters the cluster's network namespace."""
         return self._enter("--net")
 
     @property
     def containerd(self) -> Containerd:
-        """Its container runtime."""
+        """The container runtime of the node."""
         return Containerd(self.paths.run / "containerd.sock", self.paths.state / "containerd")
 
     def _enter(self, *namespaces: str) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ class Node(LocalCluster):
         return Daemon(HOLDER, argv, self._holder_ready)
 
     def _holder_ready(self) -> bool:
-        """The script has reached its end, where it becomes sleep(1)."""
+        """Return whether the script has reached its end, where it becomes sleep(1)."""
         holder = self.supervisor().process(HOLDER)
         return holder is not None and Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n"
 
@@ -140,7 +140,7 @@ class Node(LocalCluster):
             *gates,
         ]
 
-        def accounts() -> bool:  # nobody can create a pod before this
+        def accounts() -> bool:  # no pod can be created before this
             return probe.answers("get", "serviceaccount", "default")
 
         def ready() -> bool:  # the node's status alone may be that of a kubelet which has died
@@ -164,7 +164,7 @@ class Node(LocalCluster):
         return self.supervisor().process(HOLDER) is not None and super()._repaired()
 
     def _strays(self) -> list[ProcessId]:
-        """As well as what tests have started in its network."""
+        """Return the processes of the cluster and those that tests have started in its network."""
         daemons = super()._strays()
         networks = {network_of(process) for process in daemons} - {network_of(1), None}
         return [*daemons, *(process for process in every_process() if network_of(process) in networks)]

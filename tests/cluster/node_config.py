@@ -26,7 +26,7 @@ USERS = {
 
 
 def write(paths: Paths, containerd: Path, cgroup: str) -> None:
-    """Write all of them into the state folder; the YAML ones as JSON, which is YAML too."""
+    """Write the configuration files into the state folder; YAML files as JSON, which is YAML too."""
     (paths.state / "cni").mkdir()
     (paths.state / "containerd.toml").write_text(containerd_toml(paths, containerd))
     (paths.state / "cni" / "bridge.conflist").write_text(json.dumps(cni(paths)))
@@ -37,7 +37,7 @@ def write(paths: Paths, containerd: Path, cgroup: str) -> None:
 
 
 def containerd_toml(paths: Paths, socket: Path) -> str:
-    """Its root, its socket, and the CRI's use of CNI."""
+    """Return containerd's configuration: folders, socket, and CNI for the CRI plugin."""
     plugins = plugin_folder()
     assert plugins is not None, "checked among the prerequisites"
     return f"""\
@@ -61,7 +61,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def cni(paths: Paths) -> dict[str, Any]:
-    """One bridge for all pods."""
+    """Return the CNI configuration: one bridge for all pods."""
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": PODS, "gateway": NODE_ADDRESS}]],
@@ -80,7 +80,7 @@ def cni(paths: Paths) -> dict[str, Any]:
 
 
 def kubelet(paths: Paths, containerd: Path, cgroup: str) -> dict[str, Any]:
-    """A node that offers the whole machine but 1 GiB and never evicts a pod or removes an image."""
+    """Return the configuration of a kubelet that reserves 1 GiB of memory and never evicts pods or images."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -111,7 +111,7 @@ def kubelet(paths: Paths, containerd: Path, cgroup: str) -> dict[str, Any]:
 
 
 def kube_proxy(paths: Paths) -> dict[str, Any]:
-    """Services by iptables."""
+    """Return the configuration of kube-proxy, which implements Services with iptables."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -119,12 +119,12 @@ def kube_proxy(paths: Paths) -> dict[str, Any]:
         "clusterCIDR": PODS,
         "hostnameOverride": NODE,
         "mode": "iptables",
-        "conntrack": {"maxPerCore": 0},  # the limit is the whole machine's: leave it
+        "conntrack": {"maxPerCore": 0},  # the limit holds for the machine: leave it
     }
 
 
 def corefile(paths: Paths) -> str:
-    """Names of Services and pods, on the bridge's address."""
+    """Return the configuration of CoreDNS, which serves the names of Services and pods on the bridge's address."""
     return f"""\
 .:53 {{
     bind {NODE_ADDRESS}

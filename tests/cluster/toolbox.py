@@ -21,15 +21,15 @@ class PathToolbox:
     folder: Path | None = None
 
     def path(self, tool: str) -> Path:
-        """The program."""
+        """Return the path of a program."""
         return self._find(tool) or self.fallback.path(tool)
 
     def missing(self, tools: Sequence[str]) -> list[str]:
-        """Return those that are neither installed nor in the other toolbox yet."""
+        """Return the programs that are neither installed nor in the other toolbox yet."""
         return self.fallback.missing([tool for tool in tools if self._find(tool) is None])
 
     def prepare(self, tools: Sequence[str]) -> None:
-        """Leave those that are not installed to the other toolbox."""
+        """Build the programs that are not installed with the other toolbox."""
         self.fallback.prepare([tool for tool in tools if self._find(tool) is None])
 
     @cached_property
@@ -45,7 +45,7 @@ class PathToolbox:
 
     @property
     def version(self) -> str:
-        """The folder: whoever changes its content changes its name as well."""
+        """The folder, whose name is expected to change with its content."""
         return str(self.folder or "PATH")
 
     def _find(self, tool: str) -> Path | None:

@@ -21,11 +21,11 @@ class Built:
     name = "built"
 
     def applies(self, profile: Profile) -> bool:
-        """Always; what is missing is reported when it is needed."""
+        """Return True: `up` reports what is missing."""
         return True
 
     def toolbox(self) -> Toolbox:
-        """Where its programs come from."""
+        """Return the toolbox of its programs."""
         return GoToolbox()
 
     def prepare(self, request: Request) -> None:
@@ -48,11 +48,11 @@ class Built:
             Buildah().purge()
 
     def status(self, request: Request) -> Mapping[str, str]:
-        """Every daemon."""
+        """Return the state of every daemon."""
         return self._local(request).status()
 
     def load_image(self, cluster: Cluster, archive: Path) -> bool:
-        """Import it into containerd."""
+        """Import an archive into containerd."""
         return self._node(cluster).containerd.load_archive(archive)
 
     def load_built(self, cluster: Cluster, store: ImageStore, reference: str) -> bool:
