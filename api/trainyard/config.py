@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainyard.base import ApiModel
 from trainyard.mesh import Mesh
-from trainyard.resource.base import ApiModel
 from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard.resource.health import HealthConfig
 from trainyard.resource.parallelism import Parallelism

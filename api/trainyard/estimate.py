@@ -2,18 +2,24 @@
 
 from typing import Literal
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import AXES
-from trainyard.parameters import active_parameters, flops_per_token, gpt_parameters, mlp_parameters, rank_parameters
 from trainyard.resolve import resolve
-from trainyard.resource.base import ApiModel
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
-from trainyard.sizing.communication import Traffic, communication, crosses_workers
 from trainyard.sizing.fit import Fit, fit, memory_problems, server_fit, uses_gpus
+from trainyard.sizing.model_size import (
+    active_parameters,
+    flops_per_token,
+    gpt_parameters,
+    mlp_parameters,
+    rank_parameters,
+)
+from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
-from trainyard.stages import layers_of_stage, stage_count
+from trainyard.sizing.traffic import Traffic, communication, crosses_workers
 
 
 class Group(ApiModel):

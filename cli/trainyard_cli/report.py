@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Phase, Progress
+from trainyard.resource.status import ConditionType, Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from tests.builders import last_words, make_manifest, trainer_spec
 from tests.support.command import PROGRAM, Command, Terminal, manifest, without_namespace
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
-from trainyard.resource.status import Progress
+from trainyard.protocol.progress import Progress
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
 

@@ -12,7 +12,7 @@ from tests.support import kubelet
 from tests.support.kube import ApiRefusal, Namespace, Object, eventually
 from tests.support.operator import OperatorProcess
 from tests.support.players import end_all, finish_deletion, playing_kubelet, recording, report, run_all
-from trainyard.resource.status import Progress
+from trainyard.protocol.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
 

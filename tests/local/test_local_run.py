@@ -12,9 +12,9 @@ from tests.builders import make_job
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
-from trainyard_operator.core.observe import WorkerState
+from trainyard_operator.lifecycle.observation import WorkerState
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 
 def shell_job(script: str, *, replicas: int = 2, limit: int = 0, **spec: Any) -> TrainingJob:

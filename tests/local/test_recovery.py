@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.local import losses, processes, reports, small_job, until_over, until_step
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase
 from trainyard_cli.local import local_run
@@ -70,7 +70,7 @@ async def test_a_run_that_diverges_fails_and_says_so(tmp_path: Path) -> None:
     assert status.phase is Phase.FAILED
     failure = status.last_failure
     assert failure is not None
-    assert (failure.reason, failure.exit_code, failure.step) == ("NonFinite", contract.EXIT_NON_FINITE, 4)
+    assert (failure.reason, failure.exit_code, failure.step) == ("NonFinite", constants.EXIT_NON_FINITE, 4)
     assert failure.message.startswith("step 4: the norm of the gradient is nan (3 in a row of at most 3)")
     assert list(losses(tmp_path)) == [1, 2, 3]
     assert ["gradNorm" in entry for entry in reports(tmp_path) if "loss" in entry] == [True, False, False]

@@ -10,9 +10,9 @@ import psutil
 from tests.builders import make_job, trainer_spec
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.local import LocalRun
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
-from trainyard_operator.core.observe import Worker
+from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 PATIENCE = 90.0
 """Seconds in which whatever is waited for happens, on a busy machine too."""

@@ -10,14 +10,15 @@ from typing import Any
 
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard.protocol.launcher_state import Ending, PodState
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Progress, Reason, TrainingJobStatus
-from trainyard.supervision import Ending, PodState
-from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
-from trainyard_operator.core.cache import owner_uid
-from trainyard_operator.core.draft import Event
-from trainyard_operator.core.observe import Pod, Worker, observe_worker
+from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.cache import owner_uid
+from trainyard_operator.lifecycle.observation import Pod, Worker, observe_worker
+from trainyard_operator.lifecycle.status_builder import Event
 
 MARGIN = 30
 """Seconds after its grace period that a pod is waited for."""
@@ -289,7 +290,7 @@ class World:
 
 
 class WorldBackend:
-    """The operator's hands in that world (see `trainyard_operator.core.backend.Backend`)."""
+    """The operator's hands in that world (see `trainyard_operator.controller.backend.Backend`)."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -328,7 +329,7 @@ class WorldBackend:
         if name in world.pods:
             return world.pods[name]
         if world.quota:
-            if manifest["metadata"]["labels"][contract.LABEL_ROLE] != contract.ROLE_PLACEHOLDER:
+            if manifest["metadata"]["labels"][constants.LABEL_ROLE] != constants.ROLE_PLACEHOLDER:
                 world.short.add(identity(manifest)[0])
             raise Refused(Reason.PODS_REFUSED, "exceeded quota")
         pod = deepcopy(manifest)
@@ -406,4 +407,4 @@ def judge_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime)
 def identity(pod: Pod) -> tuple[int, int]:
     """Attempt and index of a pod."""
     labels = pod["metadata"]["labels"]
-    return int(labels[contract.LABEL_ATTEMPT]), int(labels[contract.LABEL_INDEX])
+    return int(labels[constants.LABEL_ATTEMPT]), int(labels[constants.LABEL_INDEX])

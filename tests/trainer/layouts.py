@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard.config import RunConfig
-from trainyard.stages import stage_count, stages_of_rank
+from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 
 TOLERANCE = 1e-5
 """Relative; fp32 sums in another order."""

@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.health import BadSteps
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
@@ -45,7 +45,7 @@ def run(
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
     if bad:
         config = config.replace(health=config.health.replace(non_finite=BadSteps.model_validate(bad)))
-    env = {contract.ENV_CHECKPOINTS: str(folder)} if folder else {}
+    env = {constants.ENV_CHECKPOINTS: str(folder)} if folder else {}
     pods = start(config, 1, layout.processes, entry, env)
     finish(pods, 90)
     return pods[0]
@@ -122,7 +122,7 @@ def test_an_attempt_gives_up_and_names_the_rank(
 ) -> None:
     bad = {"action": action, "limit": limit}
     pod = run(start, f"{FAULTS}:{fault}", layout, bad=bad)
-    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.wait(1) == constants.EXIT_NON_FINITE, pod.stderr
     assert pod.word is not None
     assert (pod.word.exception, pod.word.step, pod.word.rank) == ("NonFinite", step, 1)
     assert pod.word.message.startswith(f"step {step}: the norm of the gradient is nan, which came from rank 1 (")
@@ -161,7 +161,7 @@ def test_rollback_goes_on_from_the_checkpoint_with_other_samples(
 def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> None:
     bad = {"action": "Rollback", "limit": 1}
     pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
-    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.wait(1) == constants.EXIT_NON_FINITE, pod.stderr
     assert pod.stdout.count("back at step 4") == MAX_ROLLBACKS
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.config import RunConfig
-from trainyard.parameters import gpt_parameters, mlp_parameters
-from trainyard.sizing.communication import communication
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.moments import rank_memory
+from trainyard.sizing.model_size import gpt_parameters, mlp_parameters
+from trainyard.sizing.peak_memory import rank_memory
+from trainyard.sizing.traffic import communication
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.parallel.parts import parameter_count
 

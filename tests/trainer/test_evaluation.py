@@ -14,8 +14,8 @@ from tests.trainer.pods import Starter, finish, make_config
 from trainyard_trainer.data.batches import IGNORED, Batches
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 ALONE = World(0, 0, 1, 1, torch.device("cpu"))
 DIGITS = {"model": {"name": "mlp"}, "data": {"source": "classification", "builtin": "digits", "heldOut": 0.2}}

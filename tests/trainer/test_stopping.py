@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.resource.training import Stop
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.stopping import Convergence, total_steps
 
 

@@ -12,8 +12,8 @@ from tests.trainer.layouts import Layout
 from tests.trainer.pods import Pod, Starter, finish, make_config
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
-from trainyard_trainer.observe import trackers
-from trainyard_trainer.observe.trackers import Trackers
+from trainyard_trainer.metrics import trackers
+from trainyard_trainer.metrics.trackers import Trackers
 
 
 def test_tensorboard_has_the_figures_of_all_attempts(start: Starter, tmp_path: Path) -> None:

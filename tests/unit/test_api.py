@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.builders import make_job, make_manifest, trainer_spec
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
+from trainyard.protocol.progress import Progress
 from trainyard.resolve import MICRO_BATCH_TOKENS, resolve, spec_problems
-from trainyard.resource.base import ApiModel
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Condition, ConditionType, Progress, TrainingJobStatus
+from trainyard.resource.status import Condition, ConditionType, TrainingJobStatus
 
 
 def with_gpus(limit: Any, **workers: Any) -> TrainingJob:

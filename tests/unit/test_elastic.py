@@ -7,15 +7,15 @@ import pytest
 
 from tests.builders import TRAINER_IMAGE, after, elastic, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard import contract
 from trainyard.admission import ManifestError, admit
+from trainyard.protocol import constants
 from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
-from trainyard_operator.build.placeholder import build_placeholder
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
-from trainyard_operator.core.observe import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
+from trainyard_operator.lifecycle.observation import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.manifests.placeholder import build_placeholder
+from trainyard_operator.manifests.pod import build_pod
 
 NO_ROOM = Obstacle(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
 
@@ -401,7 +401,7 @@ def test_a_placeholder_asks_for_what_a_worker_asks_for_and_does_nothing() -> Non
     ]
     assert {c["image"] for c in body["spec"]["containers"]} == {TRAINER_IMAGE}
     assert body["metadata"]["labels"]["team"] == "a"
-    assert body["metadata"]["labels"][contract.LABEL_ROLE] == "placeholder"
+    assert body["metadata"]["labels"][constants.LABEL_ROLE] == "placeholder"
     seen = observe_worker({**body, "metadata": {**body["metadata"], "uid": "1"}})
     assert (seen.placeholder, seen.attempt, seen.index, seen.supervised) == (True, 3, 1, False)
     for container in body["spec"]["containers"]:

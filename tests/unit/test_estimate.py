@@ -12,15 +12,15 @@ from trainyard.admission import admit
 from trainyard.config import GptConfig, MixtureConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
-from trainyard.parameters import active_parameters, gpt_parameters
 from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.models import presets
 from trainyard.sizing.activations import activations
-from trainyard.sizing.communication import crosses_workers
 from trainyard.sizing.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.sizing.memory import Memory
+from trainyard.sizing.model_size import active_parameters, gpt_parameters
 from trainyard.sizing.placement import placement
+from trainyard.sizing.traffic import crosses_workers
 
 FSDP = {"mode": "fsdp"}
 

@@ -12,13 +12,13 @@ from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
-from trainyard import contract, supervisor
+from trainyard.protocol import constants, launcher, launcher_protocol
+from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard.supervision import READY_PATH, Ending, PodState
-from trainyard_operator.build.children import build_config_map, build_secret, secret_name
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import WorkerState, observe_worker, with_state
+from trainyard_operator.lifecycle.observation import WorkerState, observe_worker, with_state
+from trainyard_operator.manifests.children import build_config_map, build_secret, secret_name
+from trainyard_operator.manifests.pod import build_pod
 
 WORDS = last_words(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
 
@@ -196,11 +196,11 @@ def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read(
     assert secret is not None
     pod = build_pod(job, 1, 0, trainer_image="trainer", secret=secret["metadata"]["name"])
     worker = pod["spec"]["containers"][0]
-    (entry,) = [e for e in worker["env"] if e["name"] == contract.ENV_TOKEN]
-    assert entry["valueFrom"]["secretKeyRef"] == {"name": secret_name(job, "abc"), "key": contract.TOKEN_KEY}
-    assert secret["stringData"] == {contract.TOKEN_KEY: "abc"}
+    (entry,) = [e for e in worker["env"] if e["name"] == launcher_protocol.ENV_TOKEN]
+    assert entry["valueFrom"]["secretKeyRef"] == {"name": secret_name(job, "abc"), "key": constants.TOKEN_KEY}
+    assert secret["stringData"] == {constants.TOKEN_KEY: "abc"}
     assert "abc" not in str(pod)
-    assert worker["readinessProbe"]["httpGet"] == {"path": READY_PATH, "port": "supervisor"}
+    assert worker["readinessProbe"]["httpGet"] == {"path": READY_PATH, "port": "launcher"}
     assert secret_name(job, "abd") != secret_name(job, "abc")
 
 
@@ -211,24 +211,28 @@ def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
     assert not observe_worker(make_pod(job)).supervised
 
 
-def test_a_users_program_is_started_by_a_supervisor_that_the_operator_brings() -> None:
+def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> None:
     job = make_job(args=["--steps", "10"], restartPolicy={"inPlace": True})
     config = build_config_map(job)
     assert config is not None
-    assert config["data"] == {contract.SUPERVISOR_FILE: Path(supervisor.__file__).read_text()}
+    folder = Path(launcher.__file__).parent
+    assert config["data"] == {name: (folder / name).read_text() for name in ("launcher.py", "launcher_protocol.py")}
     pod = build_pod(job, 1, 0, trainer_image="", secret="s")
     worker = pod["spec"]["containers"][0]
-    assert worker["command"] == ["python3", "/etc/trainyard/supervisor.py", "train"]
+    assert worker["command"] == ["python3", "/etc/trainyard/launcher.py", "train"]
     assert worker["args"] == ["--steps", "10"]
     assert {"name": "config", "configMap": {"name": "job"}} in pod["spec"]["volumes"]
     assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
 
 
-def test_the_supervisor_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
-    tree = ast.parse(Path(supervisor.__file__).read_text(), feature_version=(3, 8))
-    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
+    imported = set()
+    for name in constants.LAUNCHER_FILES:
+        tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
+        imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    of_its_own = {"launcher_protocol", "trainyard.protocol.launcher_protocol"}
+    assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 
 def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:

@@ -4,10 +4,10 @@ import pytest
 
 from tests.builders import last_words, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard.protocol.progress import Progress
 from trainyard.resource.status import ConditionType as C
-from trainyard.resource.status import Progress
-from trainyard_operator.core.mishaps import RECENT_STEPS
+from trainyard_operator.lifecycle.degradation import RECENT_STEPS
 
 
 def training() -> Story:
@@ -54,7 +54,7 @@ def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, p
         last_words(rank=rank, exception="NonFinite", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
         for rank in range(2)
     ]
-    code = contract.EXIT_NON_FINITE
+    code = constants.EXIT_NON_FINITE
     story.see(*(make_worker(i, state="Failed", exit_code=code, last_words=words[i]) for i in range(2))).settle()
     failure = story.status.last_failure
     assert failure is not None

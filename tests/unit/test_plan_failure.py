@@ -11,9 +11,9 @@ from tests.builders import NOW, after, last_words, make_worker
 from tests.support.story import Story, running
 from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.core.judge import backoff
-from trainyard_operator.core.observe import Worker
+from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.lifecycle.restart_policy import backoff
 
 
 def failure(story: Story) -> Failure:

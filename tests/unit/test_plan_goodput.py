@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tests.builders import after, last_words, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story
 from tests.support.world import judge_goodput
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, Progress, TrainingJobStatus
-from trainyard_operator.core.goodput import account
+from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, TrainingJobStatus
+from trainyard_operator.lifecycle.goodput import account
 
 
 class Timed(Story):

@@ -4,9 +4,10 @@ import pytest
 
 from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
 from tests.support.story import Story, running
-from trainyard.resource.status import Phase, Progress, Reason
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.core.observe import Obstacle, Trouble
+from trainyard.protocol.progress import Progress
+from trainyard.resource.status import Phase, Reason
+from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.observation import Obstacle, Trouble
 
 
 def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:

@@ -4,8 +4,9 @@ from typing import Any
 
 from tests.builders import after, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard.resource.status import Phase, Progress, Reason
-from trainyard_operator.core.observe import Trouble
+from trainyard.protocol.progress import Progress
+from trainyard.resource.status import Phase, Reason
+from trainyard_operator.lifecycle.observation import Trouble
 
 
 def starting(seconds: int = 600, limit: int = 1) -> Story:

@@ -8,8 +8,8 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import Obstacle
+from trainyard_operator.lifecycle.observation import Obstacle
+from trainyard_operator.manifests.pod import build_pod
 
 SLOW = {"straggler_rank": 1, "straggler_ratio": 2.5}
 TEXT = "attempt 1: rank 1 (pod job-1-1, node b) takes 2.5 times as long as the median rank for the same computation"

@@ -18,13 +18,14 @@ from tests.builders import elastic, last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Progress, Reason, TrainingJobStatus
-from trainyard_operator.core.actions import DeleteWorkers, OrderWorkers, Plan
-from trainyard_operator.core.diagnose import Diagnosis, diagnose
-from trainyard_operator.core.goodput import account
-from trainyard_operator.core.observe import Observation, Obstacle, Pod, WorkerState, observe_worker
-from trainyard_operator.core.plan import plan
+from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard_operator.lifecycle.actions import DeleteWorkers, OrderWorkers, Plan
+from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
+from trainyard_operator.lifecycle.goodput import account
+from trainyard_operator.lifecycle.observation import Observation, Obstacle, Pod, WorkerState, observe_worker
+from trainyard_operator.lifecycle.plan import plan
 
 which = st.integers(0, 9)
 few = st.integers(1, 4)
@@ -350,7 +351,7 @@ class Unjust(Simulation):
             found = diagnose(*args)
             return found and replace(found, counts=True)
 
-        with patch("trainyard_operator.core.plan.diagnose", charge):
+        with patch("trainyard_operator.lifecycle.plan.diagnose", charge):
             return plan(seen)
 
 
@@ -379,7 +380,7 @@ class Clockless(Simulation):
             goodput = job.status.goodput and job.status.goodput.replace(accounted_at=now)
             return account(job.replace(status=job.status.replace(goodput=goodput)), after, now)
 
-        with patch("trainyard_operator.core.plan.account", forget):
+        with patch("trainyard_operator.lifecycle.plan.account", forget):
             return plan(seen)
 
 
@@ -447,7 +448,7 @@ class Cramped(Simulation):
     """Does not ask how small a group may be."""
 
     def decide(self, seen: Observation) -> Plan:
-        with patch("trainyard_operator.core.elastic.largest_size", lambda _job, most: most or None):
+        with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most or None):
             return plan(seen)
 
 

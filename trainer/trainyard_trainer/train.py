@@ -15,9 +15,9 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.observe.observer import Observer, Start
-from trainyard_trainer.observe.reporting import Reporting
-from trainyard_trainer.observe.stopwatch import Stopwatch
+from trainyard_trainer.metrics.observer import Observer, Start
+from trainyard_trainer.metrics.reporting import Reporting
+from trainyard_trainer.metrics.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
 from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.state import Tensors, model_tensors
@@ -25,11 +25,11 @@ from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.parts import build_parts, parameter_count
 from trainyard_trainer.parallel.passes import make_passes
-from trainyard_trainer.process import heartbeat, log
-from trainyard_trainer.process.errors import ConfigError, NonFinite
-from trainyard_trainer.process.heartbeat import Phase
-from trainyard_trainer.process.world import World
-from trainyard_trainer.server import RemoteUpdate
+from trainyard_trainer.parameter_server import RemoteUpdate
+from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime.errors import ConfigError, NonFinite
+from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.stopping import Convergence, total_steps
 
 

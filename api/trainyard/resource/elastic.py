@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Count, Rule, Timestamp
+from trainyard.base import ApiModel, Count, Rule, Timestamp
 from trainyard.resource.cel import Layout
 
 

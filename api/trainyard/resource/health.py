@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
 
 DEFAULT_STARTUP_TIMEOUT = 1800
 _LONGEST = 86_400

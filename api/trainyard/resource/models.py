@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Positive, Rule
+from trainyard.base import ApiModel, Positive, Rule
 
 GPT_SIZES = ("dim", "layers", "heads", "kvHeads", "ffnDim")
 MOE_SIZES = ("experts", "expertsPerToken")

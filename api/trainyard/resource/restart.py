@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
 
 Action = Literal["Restart", "RestartFree", "Fail"]
 ExitCode = Annotated[int, Field(ge=1, le=255)]
@@ -59,7 +59,7 @@ class RestartPolicy(ApiModel):
     """Restart inside the pods where they live on and only processes in them have failed: nothing is scheduled or pulled
     again. Otherwise the group gets new pods. If absent true for the built-in trainer, and false for a program of your
     own (spec.command): there it needs Python 3.8 or newer in the image, as python3, whose first process then is not
-    the command but a supervisor that starts it."""
+    the command but a launcher that starts it."""
     exceptions: Annotated[
         tuple[RestartRule, ...],
         Field(alias="rules", max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),

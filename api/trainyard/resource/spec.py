@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule, opaque
+from trainyard.base import ApiModel, Rule, opaque
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadSteps, Health

@@ -1,6 +1,6 @@
 """What must hold between the fields of a spec, for the API server and for `trainyard.admission` alike (CEL)."""
 
-from trainyard.resource.base import Rule
+from trainyard.base import Rule
 from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,

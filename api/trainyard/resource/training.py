@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.base import ApiModel, NonNegative, Positive, Rule
 from trainyard.resource.datasets import Data
 from trainyard.resource.models import Model
 from trainyard.resource.optimization import Optimizer, Schedule

@@ -5,13 +5,13 @@ from typing import Literal
 
 from pydantic import computed_field
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import Mesh
-from trainyard.resource.base import ApiModel
 from trainyard.resource.quantity import format_bytes, parse_bytes
 from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.moments import rank_memory
+from trainyard.sizing.peak_memory import rank_memory
 
 MiB = 2**20
 AGENT_BYTES = 390 * MiB

@@ -2,9 +2,9 @@
 
 from pydantic import computed_field
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
-from trainyard.parameters import mlp_parameters, rank_parameters
-from trainyard.resource.base import ApiModel
+from trainyard.sizing.model_size import mlp_parameters, rank_parameters
 from trainyard.sizing.placement import FULL_BYTES
 
 

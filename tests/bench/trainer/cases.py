@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from trainyard.admission import admit
 from trainyard.config import RunConfig
-from trainyard.contract import GROUP, KIND, VERSION
+from trainyard.protocol.constants import GROUP, KIND, VERSION
 from trainyard.resolve import resolve
 
 LOG_EVERY = 10

@@ -13,9 +13,9 @@ from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, prepare_tokens
 from trainyard_trainer.optim.guard import Guard
-from trainyard_trainer.process import log
-from trainyard_trainer.process.world import World
-from trainyard_trainer.server import ParameterServer
+from trainyard_trainer.parameter_server import ParameterServer
+from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.world import World
 
 
 class Train(Protocol):

@@ -12,8 +12,8 @@ from trainyard.config import RunConfig
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.sampling import IntArray, Sampler
 from trainyard_trainer.data.table import held_out_count
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 IGNORED = -100
 """A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""

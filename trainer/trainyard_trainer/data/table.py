@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard_trainer.data.sampling import IntArray
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 _SHUFFLE_SEED = 0
 """The same for every job, so that held-out samples are the same whatever spec.trainer.seed is."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard.contract import ENV_CACHE
+from trainyard.protocol.constants import ENV_CACHE
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.text import Text, find_text
 from trainyard_trainer.data.tokenizer import build_tokenizer
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 _FORMAT = 1
 """Part of a cache key; to be raised when the same text would give other tokens than before."""

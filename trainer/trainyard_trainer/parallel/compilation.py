@@ -5,7 +5,7 @@ import shutil
 
 from trainyard_trainer.data.tokens import cache_folder
 from trainyard_trainer.models.gpt import Gpt
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 
 def compile_blocks(part: Gpt) -> None:

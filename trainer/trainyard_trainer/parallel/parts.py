@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import MlpConfig, RunConfig
 from trainyard.resource.parallelism import PipelineParallelism
-from trainyard.stages import layers_of_stage, stages_of_rank
+from trainyard.sizing.pipeline_stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.models.gpt import Gpt

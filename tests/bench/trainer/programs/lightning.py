@@ -16,7 +16,7 @@ from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
 from trainyard.config import GptConfig, RunConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:

@@ -10,7 +10,7 @@ from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile
 from trainyard_trainer.models.gpt import Gpt
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:

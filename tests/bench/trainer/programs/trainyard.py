@@ -8,10 +8,10 @@ from prometheus_client import generate_latest
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.observe.breakdown import Breakdown
-from trainyard_trainer.observe.metrics import Metrics
-from trainyard_trainer.process.allocator import keep_freed_memory
-from trainyard_trainer.process.world import World
+from trainyard_trainer.metrics.breakdown import Breakdown
+from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 SCRAPES = 5.0

@@ -3,8 +3,8 @@
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.process.allocator import keep_freed_memory
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 
