@@ -22,7 +22,7 @@ help:  ## show this help
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## create the locked environment in .venv
 	@$(UV) sync --frozen --quiet
 
-demo: setup  ## train a small GPT with two workers on this machine (under 3 minutes)
+demo: setup  ## train a small transformer with two workers on this machine (under 3 minutes)
 	$(RUN) trainyard run manifests/samples/llama-ddp.yaml --folder build/demo
 
 test: setup lint  ## everything: unit, trainer, integration (real API server), e2e (real node, needs root)

@@ -24,7 +24,7 @@ def after(seconds: float) -> datetime:
 def trainer_spec(**changes: Any) -> dict[str, Any]:
     """`spec.trainer`, as short as it may be."""
     return {
-        "model": {"name": "gpt", "preset": "nano"},
+        "model": {"name": "llama", "preset": "nano"},
         "data": {"source": "text", "builtin": "python-stdlib"},
         "batch": {"global": 16},
         "stop": {"steps": 100},

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.e2e
 STEPS = 5
 
 
-@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("gpt-ddp", "gpt-checkpoint")])
+@pytest.mark.parametrize("name", [name for name in TRAINED if name not in ("llama-ddp", "llama-checkpoint")])
 def test_sample_trains_on_the_node(world: World, name: str) -> None:
     world.apply(sample(name, steps=STEPS))
     status = world.await_phase(name, "Succeeded", timeout=180)
@@ -22,17 +22,17 @@ def test_sample_trains_on_the_node(world: World, name: str) -> None:
 
 def test_compiled_blocks_in_bfloat16_train_on_the_node(world: World) -> None:
     """The image holds the compiler, and its user, who has no name, a place for what it makes."""
-    body = sample("gpt-fsdp", steps=STEPS)
+    body = sample("llama-fsdp", steps=STEPS)
     body["spec"]["trainer"] |= {"compile": True, "precision": "bfloat16"}
     world.apply(body)
-    status = world.await_phase("gpt-fsdp", "Succeeded", timeout=300)
+    status = world.await_phase("llama-fsdp", "Succeeded", timeout=300)
     assert status["progress"]["step"] == STEPS
     assert 0 < status["progress"]["loss"] < 7
 
 
 def test_a_job_goes_on_where_a_deleted_one_of_its_name_has_left_off(world: World, hands: Hands) -> None:
     """The claim of the sample is retained; the volume behind it is a folder of the node."""
-    name = "gpt-checkpoint"
+    name = "llama-checkpoint"
     volume = hands.volume(world, name)
     volume.offer(world, name)
     try:

@@ -90,7 +90,7 @@ async def test_a_job_that_is_watched_to_its_end_gives_its_exit_code(
     trainyard: Command, namespace: Namespace, code: int, expected: int
 ) -> None:
     watching = asyncio.create_task(
-        trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"limit": 0}, replicas=2))
+        trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"maxRestarts": 0}, replicas=2))
     )
     await running(namespace)
     words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5), message="no data")

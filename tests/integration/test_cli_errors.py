@@ -85,7 +85,7 @@ async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace
 
 
 async def test_what_has_ended_or_is_so_already_is_not_changed(trainyard: Command, namespace: Namespace) -> None:
-    await trainyard("submit", "-", stdin=manifest(restartPolicy={"limit": 0}))
+    await trainyard("submit", "-", stdin=manifest(restartPolicy={"maxRestarts": 0}))
     await namespace.has_pods("job-1-0", "job-1-1")
     before = (await namespace.job())["metadata"]["generation"]
     assert (await trainyard("resume", "job")).out == "job is not suspended\n"

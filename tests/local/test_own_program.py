@@ -66,7 +66,7 @@ async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_lef
         uids = [w.uid for i in range(2) if (w := worker_of(run, i))]
         await until_over(run)
         status = run.job.status
-        assert (status.phase, status.attempt, status.pod_attempt, rank) == (Phase.SUCCEEDED, 2, 1, "1")
+        assert (status.phase, status.attempt, status.pod_attempt_override, rank) == (Phase.SUCCEEDED, 2, 1, "1")
         assert status.last_failure is not None
         assert (status.last_failure.pod, status.last_failure.exit_code) == ("own-1-1", 137)
         again = [said(run, f"own-1-{i}")[1] for i in range(2)]
@@ -80,7 +80,7 @@ async def test_a_program_that_fails_at_once_gets_new_pods(tmp_path: Path) -> Non
     async with local_run(failing, tmp_path) as run:
         await until_over(run)
         status = run.job.status
-        assert (status.phase, status.attempt, status.pod_attempt) == (Phase.FAILED, 4, None)
+        assert (status.phase, status.attempt, status.pod_attempt_override) == (Phase.FAILED, 4, None)
         assert status.last_failure is not None
         assert status.last_failure.exit_code == 1
 

@@ -26,7 +26,7 @@ FILES = REPOSITORY / "charts" / "trainyard" / "files"
 PAGES = REPOSITORY / "docs" / "runbooks"
 DOCUMENT = REPOSITORY / "docs" / "monitoring.md"
 RECORDS = [rule for group in rule_groups() for rule in group.rules if isinstance(rule, Record)]
-QUERIES = panel_queries("ml", "gpt")
+QUERIES = panel_queries("ml", "llama")
 EVALUATIONS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1")
 
 

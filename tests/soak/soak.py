@@ -36,7 +36,9 @@ FAULTS_PER_RUN = 8
 
 def soak_job(name: str, *, background: bool) -> TrainingJob:
     checkpoint = {"claim": {"size": "1Gi"}, "everySteps": 20, "async": background}
-    return small_job(name, STEPS, policy={"limit": 1000}, checkpoint=checkpoint, health={"hangTimeoutSeconds": HANG})
+    return small_job(
+        name, STEPS, policy={"maxRestarts": 1000}, checkpoint=checkpoint, health={"hangTimeoutSeconds": HANG}
+    )
 
 
 # --- faults ---------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ class World:
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
         judge_goodput(old, new, self.now)
-        limit, pods = self.job.spec.restart_policy.limit, self.job.replace(status=new).current.spec.pods
+        limit, pods = self.job.spec.restart_policy.max_restarts, self.job.replace(status=new).current.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
@@ -224,7 +224,7 @@ class World:
             self.failed.add(old.attempt)
         wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
         assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
-        free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
+        free = any(r.action == "RestartIgnoringLimit" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
 
     def _judge_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
@@ -237,7 +237,7 @@ class World:
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
             assert runs or old.attempt in self.short, "a group was made smaller that had room"
         if after > before and not old.is_true(ConditionType.SUSPENDED):
-            assert old.group in self.roomy, "a group was made larger without room"
+            assert old.pod_attempt in self.roomy, "a group was made larger without room"
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
 
@@ -270,7 +270,7 @@ class World:
         attempt, _ = identity(pod)
         status = self.job.status
         if observe_worker(pod).placeholder:
-            assert attempt == status.group, "room was sought for a group that there is not"
+            assert attempt == status.pod_attempt, "room was sought for a group that there is not"
             assert self.job.current.spec != self.job.spec, "room was sought for a group that lacks nobody"
         else:
             self._judge_replicas(pod)

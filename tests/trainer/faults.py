@@ -23,8 +23,8 @@ from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
 from trainyard_trainer.launcher import launch, place
 from trainyard_trainer.metrics import breakdown, stragglers
-from trainyard_trainer.models.gpt import Gpt
 from trainyard_trainer.models.moe import LoadBalance
+from trainyard_trainer.models.transformer import Transformer
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.world import World
@@ -87,7 +87,7 @@ def average_expert_gradients() -> None:
 
     def faulty(self: Trainer) -> Any:
         result = accumulate(self)
-        for mixture in cast(Gpt, self.parts[0]).mixtures():
+        for mixture in cast(Transformer, self.parts[0]).mixtures():
             for parameter in mixture.experts.parameters():
                 assert parameter.grad is not None
                 parameter.grad.div_(self.mesh.sizes.expert)
@@ -111,8 +111,8 @@ def balance_parts_of_sequences() -> None:
 
 def no_preference() -> None:
     """Routers start with all experts alike, so that every token takes the same ones."""
-    initial = Gpt.initial
-    Gpt.initial = lambda self, name, shape: (  # type: ignore[method-assign]
+    initial = Transformer.initial
+    Transformer.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
     )
     launch.main()

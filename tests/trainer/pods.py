@@ -39,7 +39,7 @@ def make_config(
     **trainer: Any,
 ) -> RunConfig:
     """A tiny run, as admission would let it pass; other arguments are merged into spec.trainer or replace parts."""
-    model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
+    model = {"name": "llama", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     spec: dict[str, Any] = {
         "model": model,
         "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16},

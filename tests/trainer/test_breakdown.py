@@ -138,7 +138,7 @@ def test_samples_cost_no_more_than_their_share_of_the_time(price: float) -> None
 
 
 def test_a_trace_that_is_asked_for_goes_first(tmp_path: Path) -> None:
-    profiler = Profiler(Profile(at_step=5, steps=4), tmp_path, 0, 1, CPU)
+    profiler = Profiler(Profile(start_step=5, steps=4), tmp_path, 0, 1, CPU)
     assert Watched(0.01, profiler).run(10) == [9 + FIRST - 5]
     assert len(list((tmp_path / "profiles").iterdir())) == 1
 

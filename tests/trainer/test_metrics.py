@@ -79,7 +79,13 @@ def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
     samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
     assert value(leader, constants.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
     assert value(leader, constants.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
-    about = {"model": "gpt", "mesh": "replicate 2", "device": "cpu", "world_size": "2", "version": version("trainyard")}
+    about = {
+        "model": "llama",
+        "mesh": "replicate 2",
+        "device": "cpu",
+        "world_size": "2",
+        "version": version("trainyard"),
+    }
     assert value(leader, constants.METRIC_RUN_INFO, **about) == 1
     resident = value(leader, constants.METRIC_MEMORY, rank="0", kind="resident")
     assert resident == pytest.approx(psutil.Process(pods[0].ranks()[0]).memory_info().rss, rel=0.3)
@@ -141,7 +147,7 @@ def test_json_lines_say_who_and_what(start: Starter) -> None:
             "rank": 0,
             "parameters": 34_976,
             "samples": first["samples"],
-            "heldOut": 0,
+            "evalFraction": 0,
             "worldSize": 2,
             "device": "cpu",
             "threads": 1,

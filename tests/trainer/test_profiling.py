@@ -25,7 +25,7 @@ def events(file: Path) -> list[dict[str, Any]]:
 
 
 def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(start: Starter, tmp_path: Path) -> None:
-    profile = {"atStep": 3, "steps": 2, "ranks": [1]}
+    profile = {"startStep": 3, "steps": 2, "ranks": [1]}
     (pod,) = train(start, tmp_path, Layout(2, {}), profile=profile)
     assert finish([pod]) == [0], pod.stderr
     (trace,) = (tmp_path / "profiles").iterdir()
@@ -67,7 +67,7 @@ def run(profiler: Profiler, steps: range) -> None:
 
 def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:
     (tmp_path / "profiles").touch()  # no folder can be made there
-    run(Profiler(Profile(at_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
+    run(Profiler(Profile(start_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
 
 
 def test_a_request_that_is_no_use_is_dropped(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.trainer.layouts import FSDP, GPT, HSDP, SERVER, Layout, pipe
+from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard.protocol import constants
 from trainyard_trainer.checkpoint import catalog
@@ -24,7 +24,7 @@ def train(
     """A run that keeps its checkpoints in a folder, one after step 3."""
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
     settings = {
-        "model": GPT,
+        "model": transformer,
         "batch": {"global": 8, "micro": layout.micro},
         "stop": {"steps": stop},
         "optimizer": {"eps": 1e-4},
@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: St
     pods = train(start, tmp_path, Layout(1, {}), stop=3)
     assert finish(pods, 60) == [0], pods[0].stderr
     for changes, message in (
-        ({"model": {**GPT, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
+        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
         ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name: is sgd, but the checkpoint"),
     ):
         [pod] = train(start, tmp_path, Layout(1, {}), **changes)

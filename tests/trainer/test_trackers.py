@@ -18,7 +18,7 @@ from trainyard_trainer.metrics.trackers import Trackers
 
 def test_tensorboard_has_the_figures_of_all_attempts(start: Starter, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"tensorboard": True, "evaluation": {"everySteps": 3}}
-    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "heldOut": 0.01}
+    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "evalFraction": 0.01}
     pods: list[Pod] = []
     for stop in (3, 6):
         pods += train(start, tmp_path, Layout(2, {}), stop=stop, data=data, **settings)

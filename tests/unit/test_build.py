@@ -188,7 +188,7 @@ def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> N
 
 def test_the_parameter_server_is_the_last_rank_with_resources_of_its_own() -> None:
     server = {"resources": {"limits": {"memory": "4Gi"}}, "template": {"spec": {"nodeSelector": {"pool": "cpu"}}}}
-    job = make_job(**served(), server=server, workers={"procsPerWorker": 3})
+    job = make_job(**served(), parameterServer=server, workers={"procsPerWorker": 3})
     pod, env = pod_of(job, index=2), env_of(job, index=2)
     assert pod["metadata"]["name"] == pod["spec"]["hostname"] == "job-2-server"
     assert pod["metadata"]["labels"][constants.LABEL_ROLE] == "server"

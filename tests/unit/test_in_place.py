@@ -64,7 +64,7 @@ def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, pr
     go_on(life)
     found = status(life)
     assert uids(life.world) == before
-    assert (found.attempt, found.pod_attempt, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
+    assert (found.attempt, found.pod_attempt_override, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
     assert found.is_true(C.RUNNING)
     assert not found.is_true(C.RESTARTING)
     assert found.last_failure is not None
@@ -79,7 +79,7 @@ def test_it_may_fail_again_and_again(make: Any) -> None:
         life.world.fail_inside("job-1-0", 1, WORDS)
         go_on(life, 10)
     found = status(life)
-    assert (found.attempt, found.pod_attempt, found.restarts_counted) == (4, 1, 3)
+    assert (found.attempt, found.pod_attempt_override, found.restarts_counted) == (4, 1, 3)
     life.world.fail_inside("job-1-0", 3, WORDS)
     go_on(life)
     found = status(life)
@@ -97,7 +97,7 @@ def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
     go_on(life)
     found = status(life)
     assert not before & uids(life.world)
-    assert (found.attempt, found.pod_attempt, found.restarts) == (2, None, 1)
+    assert (found.attempt, found.pod_attempt_override, found.restarts) == (2, None, 1)
     assert set(life.world.pods) == {"job-2-0", "job-2-1"}
 
 
@@ -106,7 +106,7 @@ def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charge
     life.world.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
     life.look()
-    assert status(life).pod_attempt == 1
+    assert status(life).pod_attempt_override == 1
     life.world.remove_pod("job-1-0")
     go_on(life)
     found = status(life)
@@ -132,7 +132,7 @@ def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any],
     getattr(life.world, loss)("job-1-1", 137, WORDS)
     go_on(life, 60)
     assert not before & uids(life.world)
-    assert (status(life).attempt, status(life).pod_attempt) == (2, None)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
 
 def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
@@ -144,7 +144,7 @@ def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
     assert (status(life).attempt, status(life).restarts) == (2, 1)
     life.world.fail_inside("job-1-0", 137, WORDS)
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (3, 1)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (3, 1)
     failure = status(life).last_failure
     assert failure is not None
     assert failure.attempt == 2
@@ -158,7 +158,7 @@ def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) ->
     life.world.pass_time(2)
     life.world.fuse = 2  # the status of the next look, then after the first order
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (2, 1)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
     assert {life.world.runs(name) for name in life.world.pods} == {2}
 
 
@@ -171,7 +171,7 @@ def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
     assert life.world.pods == {}
     life.world.edit(suspend=False)
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (3, None)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (3, None)
     assert set(life.world.pods) == {"job-3-0", "job-3-1"}
 
 
@@ -184,7 +184,7 @@ def test_waiting_for_the_order_is_told(make: Any) -> None:
     assert (found.status, found.reason) == ("False", Reason.BACKING_OFF)
     go_on(life, 20)
     assert status(life).is_true(C.RUNNING)
-    assert status(life).pod_attempt == 1
+    assert status(life).pod_attempt_override == 1
 
 
 # --- what pods and launchers say ------------------------------------------------------------------------------
@@ -226,12 +226,12 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
 
 
 def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
-    imported = set()
+    imported: set[str] = set()
     for name in constants.LAUNCHER_FILES:
         tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
         imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    of_its_own = {"launcher_protocol", "trainyard.protocol.launcher_protocol"}
+    of_its_own = {"launcher_protocol", "trainyard.protocol"}
     assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 

@@ -34,7 +34,7 @@ seldom = st.sampled_from([False, False, False, True])
 
 RULES: list[list[dict[str, Any]]] = [
     [],
-    [{"onExitCodes": [137], "action": "RestartFree"}],
+    [{"onExitCodes": [137], "action": "RestartIgnoringLimit"}],
     [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
 ]
 
@@ -56,7 +56,7 @@ class Life(RuleBasedStateMachine):
     def begin(
         self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
     ) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
         program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
         self.life.run_smoothly(20 if runs else 0)  # what a running job can meet is more than what a new one can
@@ -258,7 +258,7 @@ class RuledLife(Life):
 
     @initialize(replicas=st.integers(1, 3), limit=st.integers(1, 3))
     def begin(self, replicas: int, limit: int) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": 0}, "rules": RULES[1]}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": 0}, "rules": RULES[1]}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy)
         self.life.run_smoothly(20)
 
@@ -339,7 +339,7 @@ class Spendthrift(Simulation):
 
     def decide(self, seen: Observation) -> Plan:
         spec = seen.job.spec
-        policy = spec.restart_policy.replace(limit=spec.restart_policy.limit + 1)
+        policy = spec.restart_policy.replace(max_restarts=spec.restart_policy.max_restarts + 1)
         return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
 
 

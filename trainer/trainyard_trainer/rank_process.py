@@ -106,7 +106,7 @@ class Worker(Observer):
 
     def _serve(self, config: RunConfig, world: World) -> None:
         world.join(saves=config.checkpoint is not None)
-        self.server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.non_finite, bool))
+        self.server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.bad_steps, bool))
         heartbeat.start(self.server.step, config.health.hang_timeout_seconds)
         while self.server.serve():
             if self.metrics is not None:

@@ -65,7 +65,7 @@ EXIT_INVALID_CONFIG: Final = 78
 """Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
 EXIT_HANG: Final = 79
 """Exit code of a worker one of whose ranks has given no sign of life for too long (no code of sysexits.h)."""
-EXIT_NON_FINITE: Final = 80
+EXIT_BAD_STEPS: Final = 80
 """Exit code of a worker whose run gives no finite gradient any more (no code of sysexits.h)."""
 
 # Gauges and counters that the operator reads from rank 0 into status.progress.

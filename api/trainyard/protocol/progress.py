@@ -54,7 +54,7 @@ class Progress(ApiModel):
     checkpoint_failures: Count | None = None
     """Checkpoints of this attempt that could not be written."""
     skipped_steps: Count | None = None
-    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.nonFinite)."""
+    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.badSteps)."""
     last_skipped_step: Count | None = None
     """The last of them."""
     rollbacks: Count | None = None

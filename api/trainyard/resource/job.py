@@ -29,7 +29,17 @@ class Metadata(BaseModel):
 
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
-    *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
+    *(
+        "image",
+        "imagePullPolicy",
+        "imagePullSecrets",
+        "command",
+        "args",
+        "env",
+        "trainer",
+        "parallelism",
+        "parameterServer",
+    ),
     "checkpoint",
     "elastic",
     "health",

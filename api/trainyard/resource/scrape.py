@@ -25,7 +25,7 @@ class Metrics(ApiModel):
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"!(self.port in [{constants.RENDEZVOUS_PORT}, {launcher_protocol.LAUNCHER_PORT}])",
-            f"spec.metrics.port: {constants.RENDEZVOUS_PORT} (rendezvous) and {launcher_protocol.LAUNCHER_PORT} (launcher) "
-            "are in use; choose another port",
+            f"spec.metrics.port: {constants.RENDEZVOUS_PORT} (rendezvous) and {launcher_protocol.LAUNCHER_PORT} "
+            "(launcher) are in use; choose another port",
         ),
     )

@@ -60,7 +60,7 @@ class Reason(StrEnum):
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
     RESIZED = "Resized"
-    NON_FINITE = "NonFinite"
+    BAD_STEPS = "BadSteps"
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
     HEALTHY = "Healthy"
@@ -154,13 +154,13 @@ class Goodput(ApiModel):
     """Suspended."""
     ratio: Figure = None
     """productiveSeconds over the sum of all."""
-    current: Activity | None = None
+    activity: Activity | None = None
     """What the time after accountedAt will be counted as; absent once the job has ended."""
     accounted_at: Timestamp
     """Until when the time is accounted for: when this status was written."""
-    reached_step: Count = 0
+    highest_step: Count = 0
     """Highest step that any attempt has reached."""
-    checkpoint_debt_seconds: Annotated[float, Field(ge=0)] = 0.0
+    pending_checkpoint_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Waiting for checkpoints that is not in checkpointSeconds yet; it will be taken off what is productive next."""
 
     def parts(self) -> dict[str, int]:
@@ -185,17 +185,17 @@ class TrainingJobStatus(ApiModel):
     """metadata.generation of the spec that this status answers."""
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
-    pod_attempt: Count | None = None
+    pod_attempt_override: Count | None = None
     """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
     on; absent: it is attempt."""
     slow_nodes: tuple[str, ...] = ()
     """Nodes on which a rank was slow, so that the group was started anew without them."""
-    slow_nodes_needed: bool = False
+    slow_nodes_readmitted: bool = False
     """There was no room without them: pods do not stay away from them any more, and nothing more is replaced."""
     restarts: Count = 0
     """Attempts that were started because the one before failed or was disturbed."""
     restarts_counted: Count = 0
-    """Those of the restarts that count against restartPolicy.limit."""
+    """Those of the restarts that count against restartPolicy.maxRestarts."""
     start_time: Timestamp | None = None
     """When the operator took up the job."""
     completion_time: Timestamp | None = None
@@ -221,14 +221,14 @@ class TrainingJobStatus(ApiModel):
         return found is not None and found.status == "True"
 
     @property
-    def group(self) -> int:
+    def pod_attempt(self) -> int:
         """Attempt that the current pods were made for."""
-        return self.pod_attempt or self.attempt
+        return self.pod_attempt_override or self.attempt
 
     @property
     def avoided_nodes(self) -> tuple[str, ...]:
         """Nodes that the pods of the current attempt stay away from."""
-        return () if self.slow_nodes_needed else self.slow_nodes
+        return () if self.slow_nodes_readmitted else self.slow_nodes
 
     @property
     def finished(self) -> bool:

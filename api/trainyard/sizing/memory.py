@@ -78,7 +78,7 @@ def _largest_matrix(config: RunConfig) -> int:
     """Scalars of the largest matrix inside the blocks; stacks of experts are none."""
     if config.model.name == "mlp":
         return 0
-    model = config.gpt
+    model = config.transformer
     if model.mixture is None:
         return model.dim * model.ffn_dim
     return model.dim * max(model.dim, model.mixture.experts)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from trainyard.config import GptConfig, RunConfig
+from trainyard.config import RunConfig, TransformerConfig
 from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count, stages_of_rank
 
 DIGITS_FEATURES, DIGITS_CLASSES, DIGITS_SAMPLES = 64, 10, 1797
@@ -49,30 +49,30 @@ class RankParameters:
         return self.dense + self.stacked
 
 
-def expert_parameters(model: GptConfig) -> int:
+def expert_parameters(model: TransformerConfig) -> int:
     """Scalars of one expert: gate, up and down."""
     return 3 * model.dim * model.ffn_dim
 
 
-def block_matrices(model: GptConfig) -> int:
+def block_matrices(model: TransformerConfig) -> int:
     """Scalars in the matrices of one block: q and o, k and v; gate, up and down, or the router of a mixture."""
     kv_dim = model.dim // model.heads * model.kv_heads
     feed_forward = expert_parameters(model) if model.mixture is None else model.dim * model.mixture.experts
     return model.dim * (2 * model.dim + 2 * kv_dim) + feed_forward
 
 
-def gpt_parameters(model: GptConfig) -> int:
+def transformer_parameters(model: TransformerConfig) -> int:
     """Scalars of the whole model; embedding and head are two matrices."""
     experts = 0 if model.mixture is None else model.mixture.experts
-    return _gpt_with(model, experts)
+    return _llama_with(model, experts)
 
 
-def active_parameters(model: GptConfig) -> int:
+def active_parameters(model: TransformerConfig) -> int:
     """Those of them that a token goes through: of a mixture the experts that it chooses."""
-    return _gpt_with(model, 0 if model.mixture is None else model.mixture.experts_per_token)
+    return _llama_with(model, 0 if model.mixture is None else model.mixture.experts_per_token)
 
 
-def _gpt_with(model: GptConfig, experts: int) -> int:
+def _llama_with(model: TransformerConfig, experts: int) -> int:
     block = block_matrices(model) + 2 * model.dim + experts * expert_parameters(model)
     return model.layers * block + 2 * model.vocab_size * model.dim + model.dim
 
@@ -81,7 +81,7 @@ def mlp_parameters(config: RunConfig) -> int:
     """Scalars of an mlp; of data in a file, whose width only the worker knows, those between hidden layers alone."""
     assert config.model.name == "mlp"
     known = config.trainer.data.builtin == "digits"
-    sizes = (DIGITS_FEATURES, *config.model.hidden, DIGITS_CLASSES) if known else config.model.hidden
+    sizes = (DIGITS_FEATURES, *config.model.hidden_sizes, DIGITS_CLASSES) if known else config.model.hidden_sizes
     return sum((into + 1) * out for into, out in pairwise(sizes))
 
 
@@ -93,14 +93,14 @@ def flops_per_token(config: RunConfig) -> int:
     """
     if config.model.name == "mlp":
         return 6 * mlp_parameters(config)
-    model = config.gpt
+    model = config.transformer
     through = active_parameters(model) - model.vocab_size * model.dim
     return 6 * through + 12 * model.layers * model.dim * model.sequence_length
 
 
 def rank_parameters(config: RunConfig, place: int) -> RankParameters:
-    """The part of a gpt on the ranks at one place of the pipeline. Norms stay whole where matrices are split."""
-    model, tensor, pipeline = config.gpt, config.mesh.tensor, config.parallelism.pipeline
+    """The part of a llama on the ranks at one place of the pipeline. Norms stay whole where matrices are split."""
+    model, tensor, pipeline = config.transformer, config.mesh.tensor, config.parallelism.pipeline
     stages = stages_of_rank(pipeline, place)
     chunks = [len(layers_of_stage(pipeline, model.layers, stage)) for stage in stages]
     vocabulary = model.vocab_size * model.dim // tensor

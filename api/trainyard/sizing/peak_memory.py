@@ -49,7 +49,7 @@ def _chunks(config: RunConfig, place: int) -> _Chunks:
 
 
 class _Rank:
-    """The moments of a step on one rank of a gpt or moe, in bytes."""
+    """The moments of a step on one rank of a llama or moe, in bytes."""
 
     def __init__(self, config: RunConfig, place: int, gpu: bool) -> None:
         self.config = config
@@ -70,7 +70,7 @@ class _Rank:
             moments.append(self._reduce())
             if self.accumulates and not self.pipelined:
                 moments.append(self._first_reduce())
-        if self.config.trainer.data.held_out > 0:
+        if self.config.trainer.data.eval_fraction > 0:
             moments.append(self._evaluation())
         return moments
 
@@ -239,7 +239,7 @@ class _Rank:
     @property
     def _added(self) -> int:
         """The largest gradient that is made and then added to what is there."""
-        model, mesh = self.config.gpt, self.config.mesh
+        model, mesh = self.config.transformer, self.config.mesh
         largest = model.dim * model.ffn_dim // mesh.tensor
         if model.mixture is not None:
             largest *= model.mixture.experts // mesh.expert
@@ -276,7 +276,7 @@ def _mlp_moments(config: RunConfig) -> list[Memory]:
             weights=FULL_BYTES * held,
             gradients=FULL_BYTES * held,
             optimizer=FULL_BYTES * optimizer,
-            activations=FULL_BYTES * 3 * samples * sum(config.model.hidden),
+            activations=FULL_BYTES * 3 * samples * sum(config.model.hidden_sizes),
             logits=0,
             buffers=FULL_BYTES * buffers,
         )

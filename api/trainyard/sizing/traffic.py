@@ -152,7 +152,7 @@ def _context(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Queries, keys and values change from positions to heads, and results back (Jacobs et al., 2023)."""
     if config.mesh.context == 1:
         return
-    model, own = config.gpt, rank_parameters(config, place)
+    model, own = config.transformer, rank_parameters(config, place)
     passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
     # Four exchanges; their mean size, since keys and values may have fewer heads.
     each = activations(config, gpu=True).heads * (model.heads + model.kv_heads) // (2 * model.heads)

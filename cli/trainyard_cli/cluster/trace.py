@@ -39,7 +39,7 @@ def profile(
     It begins after the next report (trainer.logEverySteps), and opens in https://ui.perfetto.dev or chrome://tracing.
     It needs spec.checkpoint, where the trace is written first, and permission to run commands in pods.
 
-    Example: kubectl trainyard profile gpt-ddp --rank 8 --steps 5
+    Example: kubectl trainyard profile llama-ddp --rank 8 --steps 5
     """
     cluster = Cluster(kubeconfig, context, namespace)
     job = cluster.job(name)

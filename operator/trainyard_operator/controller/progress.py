@@ -147,6 +147,6 @@ def rank_zero(entry: Entry) -> Pod | None:
     job = entry.job
     if job is None or job.spec.scraped is None or not job.status.is_true(ConditionType.RUNNING):
         return None
-    name = job.pod_name(job.status.group, 0)
+    name = job.pod_name(job.status.pod_attempt, 0)
     worker = entry.workers.get(name)
     return entry.pods[name] if worker is not None and worker.state is WorkerState.RUNNING else None

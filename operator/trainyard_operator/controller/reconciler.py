@@ -115,7 +115,7 @@ class Reconciler:
         neither can be: launchers wait for orders only after a step, and none is made before all workers run.
         """
         status = job.status
-        if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt is not None or status.finished):
+        if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt_override is not None or status.finished):
             return
         asked = [
             w

@@ -26,7 +26,7 @@ def tell_mishaps(draft: Draft, read: Progress, workers: Iterable[Worker] = ()) -
 def tell_checkpoints(draft: Draft, read: Progress, before: Progress) -> None:
     """Checkpoints that were taken up, damaged, or not written."""
     damaged, failures = read.checkpoints_damaged or 0, read.checkpoint_failures or 0
-    log = f"the log of pod {draft.job.pod_name(draft.status.group, 0)} says why"
+    log = f"the log of pod {draft.job.pod_name(draft.status.pod_attempt, 0)} says why"
     if damaged > (before.checkpoints_damaged or 0):
         what = "a checkpoint is" if damaged == 1 else f"{damaged} checkpoints are"
         follows = "so an older one was taken" if read.resumed_step else "and no other is left: the run starts afresh"
@@ -48,7 +48,7 @@ def tell_bad_steps(draft: Draft, read: Progress, before: Progress) -> None:
         steps = f"step {last}" if new == 1 else f"{new} steps up to {last}"
         limit = draft.job.spec.bad_steps.limit
         text = f"attempt {attempt}: {steps} changed nothing, since the gradient was not finite, or a spike"
-        draft.tell("Warning", Reason.NON_FINITE, f"{text} (spec.health.nonFinite bears {limit} in a row)")
+        draft.tell("Warning", Reason.BAD_STEPS, f"{text} (spec.health.badSteps bears {limit} in a row)")
     if (read.rollbacks or 0) > (before.rollbacks or 0):
         text = f"attempt {attempt}: back at the checkpoint of step {read.checkpoint_step}, and on with new samples"
         draft.tell("Warning", Reason.ROLLED_BACK, text)
@@ -61,8 +61,8 @@ def set_degraded(draft: Draft, read: Progress, straggler: str | None) -> None:
         draft.set(C.DEGRADED, True, Reason.STRAGGLER, straggler, event="Warning")
     elif last and read.step - last < RECENT_STEPS:
         text = f"attempt {attempt}: {read.skipped_steps} steps have changed nothing, the last one was step {last}"
-        draft.set(C.DEGRADED, True, Reason.NON_FINITE, text)
-    elif degraded is not None and degraded.reason in (Reason.NON_FINITE, Reason.STRAGGLER):
+        draft.set(C.DEGRADED, True, Reason.BAD_STEPS, text)
+    elif degraded is not None and degraded.reason in (Reason.BAD_STEPS, Reason.STRAGGLER):
         draft.clear(C.DEGRADED, Reason.HEALTHY, f"attempt {attempt}: nothing was wrong lately")
 
 

@@ -20,7 +20,7 @@ class Diagnosis:
 
     failure: Failure
     counts: bool
-    """The user's program is at fault, so the restart counts against restartPolicy.limit."""
+    """The user's program is at fault, so the restart counts against restartPolicy.maxRestarts."""
     hopeless: bool = False
     """No restart can help: the configuration is wrong."""
     effect_since: datetime | None = None

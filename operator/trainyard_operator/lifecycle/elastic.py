@@ -62,11 +62,11 @@ def shrink(draft: Draft, seen: Observation, workers: tuple[Worker, ...], missing
     short = sum(w.obstacle is not None and w.obstacle.reason is Reason.UNSCHEDULABLE for w in workers)
     short += len(missing) if refused else 0
     if not short:
-        if known.short_since is not None:
-            draft.update(elastic=known.replace(short_since=None))
+        if known.unschedulable_since is not None:
+            draft.update(elastic=known.replace(unschedulable_since=None))
         return None
-    since = known.short_since or draft.now
-    draft.update(elastic=known.replace(short_since=since))
+    since = known.unschedulable_since or draft.now
+    draft.update(elastic=known.replace(unschedulable_since=since))
     if draft.now < since + _period(elastic):
         return None
     spec = draft.job.spec
@@ -82,9 +82,9 @@ def shrink(draft: Draft, seen: Observation, workers: tuple[Worker, ...], missing
 def shrink_due(draft: Draft) -> float | None:
     """Seconds until pods have found no room for long enough; None if that is not to be waited for."""
     elastic, known = draft.job.spec.elastic, draft.status.elastic
-    if elastic is None or known is None or known.short_since is None:
+    if elastic is None or known is None or known.unschedulable_since is None:
         return None
-    return _left(draft, known.short_since + _period(elastic))
+    return _left(draft, known.unschedulable_since + _period(elastic))
 
 
 # --- growing --------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def grow(draft: Draft, seen: Observation) -> Plan | None:
     """
     spec, wanted = draft.job.spec, seen.job.spec.workers.replicas
     size, elastic = spec.workers.replicas, spec.elastic
-    there = [w for w in seen.workers if w.placeholder and w.attempt == draft.status.group and not w.terminating]
+    there = [w for w in seen.workers if w.placeholder and w.attempt == draft.status.pod_attempt and not w.terminating]
     extra = [w for w in there if w.index >= wanted - size]
     if elastic is None or size >= wanted or extra:
         return settle(draft, delete=extra) if extra else None
@@ -113,12 +113,12 @@ def grow(draft: Draft, seen: Observation) -> Plan | None:
     if not ripe:
         return settle(draft, wake_after=_left(draft, due))
     known = draft.status.elastic or ElasticStatus()
-    draft.update(elastic=known.replace(tried_at=draft.now))
+    draft.update(elastic=known.replace(last_probe_time=draft.now))
     wake_after = float(elastic.resize_after_seconds)
     if any(w.state is not WorkerState.PENDING for w in there):
         return settle(draft, delete=there, wake_after=wake_after)  # of no use, and others may need the room
     missing = tuple(sorted(set(range(wanted - size)) - {w.index for w in there}))
-    actions = (CreatePlaceholders(draft.status.group, missing),) if missing else ()
+    actions = (CreatePlaceholders(draft.status.pod_attempt, missing),) if missing else ()
     return settle(draft, actions=actions, wake_after=wake_after)
 
 
@@ -128,7 +128,7 @@ def _look_due(draft: Draft, elastic: Elastic) -> datetime | None:
     if running is None or running.status != "True":
         return None
     known = draft.status.elastic
-    tried = known.tried_at if known and known.tried_at else running.last_transition_time
+    tried = known.last_probe_time if known and known.last_probe_time else running.last_transition_time
     return max(tried, running.last_transition_time) + _period(elastic)
 
 

@@ -20,17 +20,17 @@ def account(job: TrainingJob, after: TrainingJobStatus, now: datetime) -> Traini
     before = job.status
     if after == before or before.finished or after.start_time is None:
         return after
-    known = before.goodput or Goodput(current=Activity.STARTUP, accounted_at=after.start_time)
+    known = before.goodput or Goodput(activity=Activity.STARTUP, accounted_at=after.start_time)
     booked = _book(known, before, after, max(now.replace(microsecond=0), known.accounted_at))
     step = after.progress.step if after.progress else 0
-    booked = booked.replace(reached_step=max(step, known.reached_step))
-    return after.replace(goodput=booked.replace(current=_activity(job, after, booked)))
+    booked = booked.replace(highest_step=max(step, known.highest_step))
+    return after.replace(goodput=booked.replace(activity=_activity(job, after, booked)))
 
 
 def _book(known: Goodput, before: TrainingJobStatus, after: TrainingJobStatus, now: datetime) -> Goodput:
     """Add the time since the last write to its part."""
     seconds = round((now - known.accounted_at).total_seconds())
-    match known.current:
+    match known.activity:
         case Activity.SUSPENDED:
             parts = {"suspended_seconds": known.suspended_seconds + seconds}
         case Activity.RECOVERY:
@@ -38,13 +38,13 @@ def _book(known: Goodput, before: TrainingJobStatus, after: TrainingJobStatus, n
         case Activity.PRODUCTIVE:
             # A wait is known once it is over, and part of it was booked as productive before: the rest is made up
             # for from what follows, since no part may shrink.
-            debt = known.checkpoint_debt_seconds + _stall(before, after)
+            debt = known.pending_checkpoint_seconds + _stall(before, after)
             waited = min(seconds, int(debt))
             parts = {
                 "checkpoint_seconds": known.checkpoint_seconds + waited,
                 "productive_seconds": known.productive_seconds + seconds - waited,
             }
-            known = known.replace(checkpoint_debt_seconds=round(debt - waited, 3))
+            known = known.replace(pending_checkpoint_seconds=round(debt - waited, 3))
         case _:
             parts = {"startup_seconds": known.startup_seconds + seconds}
     booked = known.replace(**parts, accounted_at=now)
@@ -69,14 +69,14 @@ def _activity(job: TrainingJob, after: TrainingJobStatus, booked: Goodput) -> Ac
         return None
     if after.is_true(ConditionType.SUSPENDED):
         return Activity.SUSPENDED
-    if _gets_on(job, after, booked.reached_step):
+    if _gets_on(job, after, booked.highest_step):
         return Activity.PRODUCTIVE
     if after.restarts > before.restarts:
         return Activity.RECOVERY
     if after.attempt > before.attempt:  # accepted, or resumed: nothing had failed
         return Activity.STARTUP
     # Back from productive in one and the same attempt: steps are being done again.
-    return Activity.RECOVERY if booked.current is Activity.PRODUCTIVE else booked.current
+    return Activity.RECOVERY if booked.activity is Activity.PRODUCTIVE else booked.activity
 
 
 def _gets_on(job: TrainingJob, status: TrainingJobStatus, reached: int) -> bool:

@@ -23,7 +23,7 @@ def replace_straggler(draft: Draft, seen: Observation, workers: tuple[Worker, ..
         return None
     health, read = draft.job.spec.health, seen.progress
     wanted = health is not None and health.straggler is not None and health.straggler.action == "Replace"
-    if not wanted or draft.status.slow_nodes_needed or read is None or read.attempt != draft.status.attempt:
+    if not wanted or draft.status.slow_nodes_readmitted or read is None or read.attempt != draft.status.attempt:
         return None
     worker, why = straggler_of(draft.job, read, workers), tell_straggler(draft, read, workers)
     if worker is None or worker.node is None or why is None or worker.node in draft.status.slow_nodes:
@@ -38,7 +38,7 @@ def use_slow_nodes(draft: Draft, workers: tuple[Worker, ...]) -> Plan | None:
     if not stuck or not draft.status.avoided_nodes or _runs_for(draft) < NEEDED_AFTER:
         return None
     nodes = ", ".join(draft.status.slow_nodes)
-    draft.update(slow_nodes_needed=True)
+    draft.update(slow_nodes_readmitted=True)
     return restart(draft, Reason.UNSCHEDULABLE, f"there is no room without node {nodes}, slow as it was", counts=False)
 
 

@@ -52,15 +52,17 @@ def _decide(seen: Observation) -> Plan:
     job, draft = seen.job, Draft(seen.job, seen.now)
     status = job.status
     newest = max((w.runs for w in seen.workers), default=0)
-    current = tuple(w for w in seen.workers if w.attempt == status.group and not w.placeholder)
+    current = tuple(w for w in seen.workers if w.attempt == status.pod_attempt and not w.placeholder)
     draft.update(workers=count_workers(draft.job, current))
     if status.finished:
         return _clear(draft, seen.workers)
     if newest > status.attempt:
         # The status was restored from an older state, or is a stale copy (then writing it will be refused).
         group = max(w.attempt for w in seen.workers)
-        pod_attempt = group if group < newest else None
-        draft.update(attempt=newest, pod_attempt=pod_attempt, start_time=status.start_time or draft.now)
+        pod_attempt_override = group if group < newest else None
+        draft.update(
+            attempt=newest, pod_attempt_override=pod_attempt_override, start_time=status.start_time or draft.now
+        )
         draft.set(C.CREATED, True, Reason.ACCEPTED, f"taken up again at attempt {newest}")
         return ledger(draft)
     if problems := spec_problems(job):
@@ -71,7 +73,7 @@ def _decide(seen: Observation) -> Plan:
         return _resume(draft)
     if status.attempt == 0:
         return _accept(draft)
-    if old := [w for w in seen.workers if w.attempt < status.group]:
+    if old := [w for w in seen.workers if w.attempt < status.pod_attempt]:
         return _retire(draft, old)
     return _attend(draft, seen, current)
 
@@ -106,7 +108,7 @@ def _resume(draft: Draft) -> Plan:
     """A new attempt, since pods of the last one may still be going."""
     status = draft.status
     begun = status.start_time or draft.now
-    draft.update(attempt=status.attempt + 1, pod_attempt=None, start_time=begun, elastic=None)
+    draft.update(attempt=status.attempt + 1, pod_attempt_override=None, start_time=begun, elastic=None)
     draft.set(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
     draft.set(C.SUSPENDED, False, Reason.RESUMED, f"resumed as attempt {status.attempt + 1}", event="Normal")
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
@@ -146,7 +148,7 @@ def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Pla
         return rescale(draft, seen, workers)
     tell_size(draft, seen.job.spec.workers.replicas)
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
-    if draft.status.pod_attempt is not None and not draft.status.is_true(C.RUNNING):
+    if draft.status.pod_attempt_override is not None and not draft.status.is_true(C.RUNNING):
         if missing or not all(w.obeys or w.runs == draft.status.attempt for w in workers):
             return renew(draft)
         if behind := tuple(w for w in workers if w.runs < draft.status.attempt):

@@ -38,11 +38,11 @@ def _can_stay(draft: Draft, workers: tuple[Worker, ...], restarts: int) -> bool:
 def restart(
     draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: bool = False, event: EventType = "Warning"
 ) -> Plan:
-    """Begin the next attempt. `counts`: it spends restartPolicy.limit. `in_place`: in the pods that there are."""
+    """Begin the next attempt. `counts`: it spends restartPolicy.maxRestarts. `in_place`: in the pods that there are."""
     status = draft.status
     draft.update(
         attempt=status.attempt + 1,
-        pod_attempt=status.group if in_place else None,
+        pod_attempt_override=status.pod_attempt if in_place else None,
         restarts=status.restarts + 1,
         restarts_counted=status.restarts_counted + counts,
     )
@@ -50,7 +50,7 @@ def restart(
     if in_place:
         message += " in its pods"
     if counts:
-        message += f" (restart {status.restarts_counted + 1} of {draft.job.spec.restart_policy.limit})"
+        message += f" (restart {status.restarts_counted + 1} of {draft.job.spec.restart_policy.max_restarts})"
     draft.set(C.RESTARTING, True, reason, message)
     draft.tell(event, reason, message)
     draft.clear(C.RUNNING, reason, why)
@@ -69,7 +69,7 @@ def order(draft: Draft, behind: tuple[Worker, ...]) -> Plan:
 
 def renew(draft: Draft) -> Plan:
     """Not all pods of the group can be restarted inside: it gets new ones, for the same attempt."""
-    draft.update(pod_attempt=None)
+    draft.update(pod_attempt_override=None)
     message = f"not all pods could begin attempt {draft.status.attempt}; the group gets new ones"
     draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message, event="Warning")
     return ledger(draft)

@@ -14,7 +14,7 @@ class Verdict:
     fails: bool
     """The job ends; else the group is restarted."""
     counts: bool
-    """The restart spends restartPolicy.limit."""
+    """The restart spends restartPolicy.maxRestarts."""
     reason: Reason
     message: str
 
@@ -40,10 +40,12 @@ def judge(found: Diagnosis, policy: RestartPolicy, spent: int) -> Verdict:
         counts = action == "Restart"
     elif found.hopeless:
         return Verdict(True, False, Reason.INVALID_CONFIG, failure.message)
-    if not counts or spent < policy.limit:
+    if not counts or spent < policy.max_restarts:
         return Verdict(False, counts, _reason(found), story)
-    if policy.limit:
-        return Verdict(True, counts, Reason.RESTART_LIMIT, f"{story}; restartPolicy.limit is {policy.limit}")
+    if policy.max_restarts:
+        return Verdict(
+            True, counts, Reason.RESTART_LIMIT, f"{story}; restartPolicy.maxRestarts is {policy.max_restarts}"
+        )
     return Verdict(True, counts, _reason(found), story)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.spec import Server, Workers
+from trainyard.resource.spec import ParameterServerSpec, Workers
 from trainyard_operator.manifests.children import Manifest, child_metadata
 from trainyard_operator.manifests.merge import merge_pod_spec
 
@@ -56,9 +56,9 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
     }
 
 
-def _role_spec(job: TrainingJob, index: int) -> Workers | Server:
+def _role_spec(job: TrainingJob, index: int) -> Workers | ParameterServerSpec:
     """What the user says of pods like this one."""
-    return job.spec.server or Server() if job.spec.serves(index) else job.spec.workers
+    return job.spec.parameter_server or ParameterServerSpec() if job.spec.serves(index) else job.spec.workers
 
 
 def _scrape_annotations(job: TrainingJob) -> dict[str, str]:

@@ -89,7 +89,7 @@ def make_config(
 ) -> RunConfig:
     """A job on one worker that trains on the source of Python's standard library."""
     trainer = {
-        "model": {"name": "gpt", **model},
+        "model": {"name": "llama", **model},
         "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": sequence_length},
         "batch": {"global": batch},
         "logEverySteps": LOG_EVERY,

@@ -43,7 +43,7 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     world.join()
     log.logger.disabled = True
     if rank >= program.processes:
-        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.non_finite, bool))
+        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.bad_steps, bool))
         with suppress(RuntimeError):  # when its turns are over a worker is killed
             while server.serve():
                 pass

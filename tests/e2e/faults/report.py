@@ -8,7 +8,7 @@ HEAD = """\
 Each row is a fault that `make e2e` makes on a real node while a job trains, and what followed. `make resilience`
 measures anew and rewrites this page.
 
-The job: two workers on one node with {cpus} processors, a GPT of half a million parameters, {steps} steps of at least
+The job: two workers on one node with {cpus} processors, a transformer of half a million parameters, {steps} steps of at least
 {pace:g} s, a checkpoint after every {every}, no backoff. Where the pods stay and only their processes start again
 ([failures.md](failures.md#restarts-in-place)) that takes about two seconds; else most of the time is the start of new
 pods and the import of torch. The time until a hang is found is `health.hangTimeoutSeconds`, 5 s here.
@@ -19,7 +19,7 @@ pods and the import of torch. The time until a hang is found is `health.hangTime
   stop (deletion, eviction, drain) save first.
 - **Repeated, skipped**: samples, of all that the final model has been trained on, by the numbers that each rank drew.
 - **Loss**: relative difference of the last loss from that of a run without a fault. Every step's is compared.
-- **Reason**: `status.lastFailure.reason`, and whether it spent `restartPolicy.limit`. If the API server was away, a
+- **Reason**: `status.lastFailure.reason`, and whether it spent `restartPolicy.maxRestarts`. If the API server was away, a
   worker that merely lost its peer may be seen, and named, before the one that failed.
 
 | Fault | Recovered | Seconds | Steps lost | Repeated, skipped | Loss | Reason | Counted |

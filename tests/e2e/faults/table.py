@@ -12,7 +12,7 @@ from tests.e2e.world import Body, eventually
 
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
-FAILS = {"health": {"nonFinite": {"action": "Fail"}}}
+FAILS = {"health": {"badSteps": {"action": "Fail"}}}
 SPOIL_GRADIENT = """
 import gc
 from trainyard_trainer.optim.update import LocalUpdate
@@ -44,7 +44,7 @@ class Fault:
     effect: str | None = None
     """What may be named instead, where nobody may be there to see the cause, or see it long after its effect."""
     counts: bool = True
-    """Whether the restart spends restartPolicy.limit."""
+    """Whether the restart spends restartPolicy.maxRestarts."""
     loses: int = EVERY
     """Most steps that may be lost; 0: the pods are told to stop, and save first."""
     event: str | None = None
@@ -145,7 +145,7 @@ TABLE = (
     Fault("rank", "SIGKILL of a rank", kill_rank, "SIGKILL"),
     Fault("launcher", "SIGKILL of process 1 of a worker", kill_launcher, "SIGKILL"),
     Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
-    Fault("number", "a gradient is no number, once, on one rank", spoil_gradient, "NonFinite", spec=FAILS),
+    Fault("number", "a gradient is no number, once, on one rank", spoil_gradient, "BadSteps", spec=FAILS),
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
     Fault("partition", "a pod's network drops all packets", cut_off_pod, "Hang", spec=HANG),
     Fault("shim", "SIGKILL of containerd's shim of a pod", kill_shim, "Error"),

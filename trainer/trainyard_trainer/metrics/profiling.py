@@ -47,7 +47,7 @@ class Profiler(Observer):
             self._activities.append(ProfilerActivity.CUDA)
         self._running: profile | None = None
         if config is not None and rank in config.ranks:
-            self._first, self._steps = config.at_step, config.steps
+            self._first, self._steps = config.start_step, config.steps
 
     @property
     def is_tracing(self) -> bool:

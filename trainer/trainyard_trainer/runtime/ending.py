@@ -14,7 +14,7 @@ from typing import NoReturn
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import STOP_SIGNALS, word_file
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.runtime.errors import ConfigError, NonFinite
+from trainyard_trainer.runtime.errors import BadSteps, ConfigError
 
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
@@ -53,10 +53,10 @@ def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         exit_now(constants.EXIT_INVALID_CONFIG)
-    if isinstance(error, NonFinite):
+    if isinstance(error, BadSteps):
         print(f"error: {who}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if word.peer_lost else 0)
-        exit_now(constants.EXIT_NON_FINITE)
+        exit_now(constants.EXIT_BAD_STEPS)
     if word.peer_lost:
         print(f"{who} lost a peer: {word.message}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE)
@@ -72,7 +72,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost := is_peer_lost(error):
         # Gloo puts the place in its source before, and advice after.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
-    lost = lost or (isinstance(error, NonFinite) and error.elsewhere)
+    lost = lost or (isinstance(error, BadSteps) and error.elsewhere)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 

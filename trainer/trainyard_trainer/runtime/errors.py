@@ -9,10 +9,10 @@ class ConfigError(ValueError):
     """
 
 
-class NonFinite(ArithmeticError):
-    """Steps give no gradient that can be followed, and spec.health.nonFinite wants the attempt to fail.
+class BadSteps(ArithmeticError):
+    """Steps give no gradient that can be followed, and spec.health.badSteps wants the attempt to fail.
 
-    The worker ends with EXIT_NON_FINITE and without a traceback.
+    The worker ends with EXIT_BAD_STEPS and without a traceback.
     """
 
     def __init__(self, message: str, *, elsewhere: bool) -> None:

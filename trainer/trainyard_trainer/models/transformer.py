@@ -11,21 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainyard.config import GptConfig
+from trainyard.config import TransformerConfig
 from trainyard_trainer.models.moe import MixtureOfExperts
 
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 
 
-class Gpt(nn.Module):
+class Transformer(nn.Module):
     """Token ids [B, T] in, logits [B, T, V] of the next token out.
 
     Of a pipeline it is one stage: some of the blocks, the embedding only in the first stage, and norm and head only in
     the last. Between stages goes the residual stream [B, T, D]. Names of parameters are those of the whole model.
     """
 
-    def __init__(self, config: GptConfig, layers: range | None = None) -> None:
+    def __init__(self, config: TransformerConfig, layers: range | None = None) -> None:
         super().__init__()
         layers = range(config.layers) if layers is None else layers
         self.config = config
@@ -75,7 +75,7 @@ class Gpt(nn.Module):
 class Block(nn.Module):
     """Attention, then a feed-forward network or a mixture of them, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
         self.attention = Attention(config)
@@ -93,7 +93,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; H / K query heads share a key and value head (Ainslie et al., 2023)."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.head_dim = config.dim // config.heads
         self.core: nn.Module = CausalAttention(grouped=config.kv_heads != config.heads)
@@ -130,7 +130,7 @@ class CausalAttention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer, 2020)."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
