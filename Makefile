@@ -25,8 +25,8 @@ help:  ## show this help
 setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## create the locked environment in .venv
 	@$(UV) sync --frozen --quiet
 
-demo: setup  ## train a small GPT with two workers on this machine (under 3 minutes)
-	$(RUN) trainyard run manifests/samples/gpt-ddp.yaml --folder build/demo
+demo: setup  ## train a small transformer with two workers on this machine (under 3 minutes)
+	$(RUN) trainyard run manifests/samples/llama-ddp.yaml --folder build/demo
 
 test: setup lint  ## what each change has to pass: unit, trainer, integration (real API server), e2e (real node, needs root)
 	$(PYTEST)
@@ -49,7 +49,7 @@ lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint
 	$(RUN) ruff format --check .
 	$(RUN) mypy api operator trainer cli monitoring tests
 	$(RUN) lint-imports --no-logo
-	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/supervisor.py
+	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/protocol/launcher.py api/trainyard/protocol/launcher_protocol.py
 	$(RUN) shellcheck .ci/run
 	$(RUN) hadolint Dockerfile
 

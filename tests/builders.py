@@ -4,11 +4,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.support import kubelet
+from trainyard.protocol.progress import Progress
+from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Progress
-from trainyard.termination import TerminationMessage
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import Worker, WorkerState
+from trainyard_operator.lifecycle.observation import Worker, WorkerState
+from trainyard_operator.manifests.pod import build_pod
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
 TRAINER_IMAGE = "example.com/trainyard-trainer:test"
@@ -24,7 +24,7 @@ def after(seconds: float) -> datetime:
 def trainer_spec(**changes: Any) -> dict[str, Any]:
     """`spec.trainer`, as short as it may be."""
     return {
-        "model": {"name": "gpt", "preset": "nano"},
+        "model": {"name": "llama", "preset": "nano"},
         "data": {"source": "text", "builtin": "python-stdlib"},
         "batch": {"global": 16},
         "stop": {"steps": 100},

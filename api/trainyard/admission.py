@@ -15,8 +15,8 @@ import yaml
 from celpy.adapter import json_to_cel
 from pydantic import ValidationError
 
-from trainyard import contract
 from trainyard.crd import Schema, openapi_schema
+from trainyard.protocol import constants
 from trainyard.resolve import layout_problems, spec_problems
 from trainyard.resource.job import TrainingJob
 
@@ -57,9 +57,9 @@ def parse_manifest(text: str) -> dict[str, Any]:
         documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
     except yaml.YAMLError as error:
         raise ManifestError([f"not valid YAML: {' '.join(str(error).split())}"]) from error
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == contract.KIND]
+    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == constants.KIND]
     if len(jobs) != 1:
-        raise ManifestError([f"one {contract.KIND} is expected, {len(jobs)} found; give a file that holds one"])
+        raise ManifestError([f"one {constants.KIND} is expected, {len(jobs)} found; give a file that holds one"])
     found: dict[str, Any] = jobs[0]
     return found
 

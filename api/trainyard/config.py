@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from trainyard.base import ApiModel
 from trainyard.mesh import Mesh
-from trainyard.resource.base import ApiModel
 from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard.resource.health import HealthConfig
 from trainyard.resource.parallelism import Parallelism
@@ -17,13 +17,13 @@ class MixtureConfig(ApiModel):
 
     experts: int
     experts_per_token: int
-    balance_loss: float
+    balance_loss_weight: float
 
 
-class GptConfig(ApiModel):
-    """Sizes of a GPT, complete; with a mixture of experts it is a moe."""
+class TransformerConfig(ApiModel):
+    """Sizes of a transformer, complete; with a mixture of experts it is a moe."""
 
-    name: Literal["gpt", "moe"] = "gpt"
+    name: Literal["llama", "moe"] = "llama"
     dim: int
     layers: int
     heads: int
@@ -38,7 +38,7 @@ class MlpConfig(ApiModel):
     """Sizes of a multi-layer perceptron; features and classes are those of the data."""
 
     name: Literal["mlp"] = "mlp"
-    hidden: tuple[int, ...]
+    hidden_sizes: tuple[int, ...]
 
 
 class RunConfig(ApiModel):
@@ -54,7 +54,7 @@ class RunConfig(ApiModel):
     """Sizes of the axes over which the ranks are laid out."""
     parallelism: Parallelism
     """How model and data are split, as the user wrote it."""
-    model: Annotated[GptConfig | MlpConfig, Field(discriminator="name")]
+    model: Annotated[TransformerConfig | MlpConfig, Field(discriminator="name")]
     micro_batch: int
     """Samples per forward pass of one rank; with gd at most."""
     checkpoint: CheckpointConfig | None = None
@@ -71,12 +71,12 @@ class RunConfig(ApiModel):
         return self.mesh.pipeline if batch is None else batch // (self.mesh.data * self.micro_batch)
 
     @property
-    def gpt(self) -> GptConfig:
-        """The model, known to be a GPT or a moe."""
-        assert isinstance(self.model, GptConfig)
+    def transformer(self) -> TransformerConfig:
+        """The model, known to be a transformer or a moe."""
+        assert isinstance(self.model, TransformerConfig)
         return self.model
 
     @property
     def tokens_per_sample(self) -> int:
         """Predictions that one sample asks for: one for each token, or one for a class."""
-        return self.model.sequence_length if isinstance(self.model, GptConfig) else 1
+        return self.model.sequence_length if isinstance(self.model, TransformerConfig) else 1

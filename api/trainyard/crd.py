@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainyard import contract
-from trainyard.resource.base import ApiModel
+from trainyard.base import ApiModel
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 
 Schema = dict[str, Any]
@@ -39,17 +39,17 @@ def crd() -> dict[str, Any]:
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
-            "name": f"{contract.PLURAL}.{contract.GROUP}",
+            "name": f"{constants.PLURAL}.{constants.GROUP}",
             # Uninstalling the operator must not delete everybody's jobs.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
-            "group": contract.GROUP,
+            "group": constants.GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": contract.KIND,
-                "plural": contract.PLURAL,
-                "singular": contract.KIND.lower(),
+                "kind": constants.KIND,
+                "plural": constants.PLURAL,
+                "singular": constants.KIND.lower(),
                 "shortNames": ["tj"],
                 "categories": ["all"],
             },
@@ -60,7 +60,7 @@ def crd() -> dict[str, Any]:
 
 def _version() -> dict[str, Any]:
     return {
-        "name": contract.VERSION,
+        "name": constants.VERSION,
         "served": True,
         "storage": True,
         "schema": {"openAPIV3Schema": openapi_schema()},

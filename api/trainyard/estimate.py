@@ -2,18 +2,24 @@
 
 from typing import Literal
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import AXES
-from trainyard.parameters import active_parameters, flops_per_token, gpt_parameters, mlp_parameters, rank_parameters
 from trainyard.resolve import resolve
-from trainyard.resource.base import ApiModel
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
-from trainyard.sizing.communication import Traffic, communication, crosses_workers
 from trainyard.sizing.fit import Fit, fit, memory_problems, server_fit, uses_gpus
+from trainyard.sizing.model_size import (
+    active_parameters,
+    flops_per_token,
+    mlp_parameters,
+    rank_parameters,
+    transformer_parameters,
+)
+from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
-from trainyard.stages import layers_of_stage, stage_count
+from trainyard.sizing.traffic import Traffic, communication, crosses_workers
 
 
 class Group(ApiModel):
@@ -126,7 +132,7 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
         whole = active = mlp_parameters(config)
         held = whole // placement(config).shards
     else:
-        whole, active = gpt_parameters(config.gpt), active_parameters(config.gpt)
+        whole, active = transformer_parameters(config.transformer), active_parameters(config.transformer)
         held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
     return TrainingEstimate(
         parameters=whole,
@@ -149,7 +155,7 @@ def _work(config: RunConfig) -> Work:
     tokens = None if samples is None else samples * config.tokens_per_sample
     stages: tuple[int, ...] = ()
     if config.model.name != "mlp":
-        model, pipeline = config.gpt, config.parallelism.pipeline
+        model, pipeline = config.transformer, config.parallelism.pipeline
         count = stage_count(pipeline)
         stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))
     return Work(

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from trainyard.resource.base import ApiModel
+from trainyard.base import ApiModel
 from trainyard.resource.spec import TrainingJobSpec
 
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 
-from trainyard import contract
+from trainyard.protocol import constants, launcher_protocol
 
 WINDOW = 30.0
 """Seconds over which the throughput is taken."""
@@ -47,7 +47,7 @@ class Reporter:
         """
         env = os.environ.get
         self._clock = clock
-        self._labels = (env(contract.ENV_NAMESPACE, "default"), env(contract.ENV_JOB, "job"))
+        self._labels = (env(constants.ENV_NAMESPACE, "default"), env(constants.ENV_JOB, "job"))
         self._leads = env("RANK", "0") == "0"
         self._serves = env("LOCAL_RANK", "0") == "0"
         self.registry = CollectorRegistry()
@@ -58,28 +58,28 @@ class Reporter:
             self._declare(total_steps, resumed_step)
         if self._serves:
             ProcessCollector(registry=self.registry)
-            port = int(env(contract.ENV_METRICS_PORT) or contract.METRICS_PORT)
+            port = int(env(constants.ENV_METRICS_PORT) or constants.METRICS_PORT)
             self._server, self._thread = start_http_server(port, registry=self.registry)
 
     def _declare(self, total_steps: int | None, resumed_step: int) -> None:
-        self._steps = self._counter(contract.METRIC_STEP, "Optimizer steps done.")
-        self._tokens = self._counter(contract.METRIC_TOKENS, "Tokens trained on, over all ranks.")
-        self._samples = self._counter(contract.METRIC_SAMPLES, "Samples trained on, over all ranks.")
-        attempt = int(os.environ.get(contract.ENV_ATTEMPT, "0"))
-        self._set(contract.METRIC_ATTEMPT, "Attempt that these figures are of.", attempt)
+        self._steps = self._counter(constants.METRIC_STEP, "Optimizer steps done.")
+        self._tokens = self._counter(constants.METRIC_TOKENS, "Tokens trained on, over all ranks.")
+        self._samples = self._counter(constants.METRIC_SAMPLES, "Samples trained on, over all ranks.")
+        attempt = int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0"))
+        self._set(constants.METRIC_ATTEMPT, "Attempt that these figures are of.", attempt)
         self._steps.inc(resumed_step)
         self._unknown_steps = resumed_step
         if total_steps is not None:
-            self._set(contract.METRIC_TOTAL_STEPS, "Optimizer steps in all.", total_steps)
+            self._set(constants.METRIC_TOTAL_STEPS, "Optimizer steps in all.", total_steps)
         if resumed_step:
-            self._set(contract.METRIC_RESUMED_STEP, "Step of the checkpoint that was gone on from.", resumed_step)
+            self._set(constants.METRIC_RESUMED_STEP, "Step of the checkpoint that was gone on from.", resumed_step)
 
     def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, contract.METRIC_LABELS, registry=self.registry).labels(*self._labels)
+        return Counter(name, text, constants.METRIC_LABELS, registry=self.registry).labels(*self._labels)
 
     def _set(self, name: str, text: str, value: float) -> None:
         if name not in self._gauges:
-            self._gauges[name] = Gauge(name, text, contract.METRIC_LABELS, registry=self.registry)
+            self._gauges[name] = Gauge(name, text, constants.METRIC_LABELS, registry=self.registry)
         self._gauges[name].labels(*self._labels).set(value)
 
     def step(
@@ -93,7 +93,7 @@ class Reporter:
     ) -> None:
         """An optimizer step is done, on so many tokens or samples over all ranks; what is not known is left out."""
         if self._serves:
-            self._set(contract.METRIC_LAST_STEP, "Time at which the last optimizer step ended.", time.time())
+            self._set(constants.METRIC_LAST_STEP, "Time at which the last optimizer step ended.", time.time())
         if not self._leads:
             return
         # Of earlier attempts only the steps are known; theirs are taken to have been like the first one here.
@@ -105,9 +105,9 @@ class Reporter:
         self._tokens_done += tokens
         self._samples_done += samples
         for name, text, value in (
-            (contract.METRIC_LOSS, "Training loss.", loss),
-            (contract.METRIC_LEARNING_RATE, "Learning rate.", learning_rate),
-            (contract.METRIC_GRAD_NORM, "Norm of the gradient before clipping.", grad_norm),
+            (constants.METRIC_LOSS, "Training loss.", loss),
+            (constants.METRIC_LEARNING_RATE, "Learning rate.", learning_rate),
+            (constants.METRIC_GRAD_NORM, "Norm of the gradient before clipping.", grad_norm),
         ):
             if value is not None:
                 self._set(name, text, value)
@@ -123,8 +123,8 @@ class Reporter:
         if now <= then:
             return
         for name, text, done in (
-            (contract.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", self._tokens_done - tokens),
-            (contract.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", self._samples_done - samples),
+            (constants.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", self._tokens_done - tokens),
+            (constants.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", self._samples_done - samples),
         ):
             if done:
                 self._set(name, text, done / (now - then))
@@ -133,13 +133,13 @@ class Reporter:
         """Figures on held-out data: loss, accuracy, perplexity, ..."""
         if self._leads:
             for name, value in figures.items():
-                self._set(f"{contract.METRIC_EVALUATION}{name}", f"Held-out samples: {name}.", value)
+                self._set(f"{constants.METRIC_EVALUATION}{name}", f"Held-out samples: {name}.", value)
 
     def saved(self, step: int) -> None:
         """A checkpoint of a step is complete."""
         if self._leads:
-            self._set(contract.METRIC_CHECKPOINT_STEP, "Step of the newest complete checkpoint.", step)
-            self._set(contract.METRIC_CHECKPOINT_TIME, "Time at which it was complete.", time.time())
+            self._set(constants.METRIC_CHECKPOINT_STEP, "Step of the newest complete checkpoint.", step)
+            self._set(constants.METRIC_CHECKPOINT_TIME, "Time at which it was complete.", time.time())
 
     def close(self) -> None:
         """Serve no more."""

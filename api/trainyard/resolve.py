@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainyard.config import GptConfig, MlpConfig, RunConfig
+from trainyard.config import MlpConfig, RunConfig, TransformerConfig
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.resource.checkpoint import checkpoint_config
 from trainyard.resource.datasets import Data
@@ -80,7 +80,7 @@ def _layout_problems(job: TrainingJob) -> list[str]:
     problems = _batch_problems(trainer, mesh)
     if trainer.model.name == "mlp":
         return problems
-    model = gpt_config(trainer.model, trainer.data)
+    model = transformer_config(trainer.model, trainer.data)
     preset = trainer.model.preset or DEFAULT_PRESET
     if model.dim % (2 * model.heads):
         problems.append(
@@ -116,7 +116,7 @@ def _batch_problems(trainer: TrainerSpec, mesh: Mesh) -> list[str]:
     return []
 
 
-def gpt_config(model: Model, data: Data) -> GptConfig:
+def transformer_config(model: Model, data: Data) -> TransformerConfig:
     """The preset's sizes under the user's overrides; the vocabulary follows from the tokenizer."""
     given = model.to_dict()
     preset = presets()[model.name][model.preset or DEFAULT_PRESET]
@@ -124,9 +124,9 @@ def gpt_config(model: Model, data: Data) -> GptConfig:
     vocabulary = BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
     mixture: dict[str, Any] | None = None
     if model.name == "moe":
-        balance = DEFAULT_BALANCE_LOSS if model.balance_loss is None else model.balance_loss
-        mixture = {size: sizes.pop(size) for size in MOE_SIZES} | {"balanceLoss": balance}
-    return GptConfig.model_validate(
+        balance = DEFAULT_BALANCE_LOSS if model.balance_loss_weight is None else model.balance_loss_weight
+        mixture = {size: sizes.pop(size) for size in MOE_SIZES} | {"balanceLossWeight": balance}
+    return TransformerConfig.model_validate(
         {
             **sizes,
             "name": model.name,
@@ -170,10 +170,10 @@ def _configure(job: TrainingJob) -> RunConfig:
     )
 
 
-def _model_config(trainer: TrainerSpec) -> GptConfig | MlpConfig:
+def _model_config(trainer: TrainerSpec) -> TransformerConfig | MlpConfig:
     if trainer.model.name == "mlp":
-        return MlpConfig(hidden=trainer.model.hidden or DEFAULT_HIDDEN)
-    return gpt_config(trainer.model, trainer.data)
+        return MlpConfig(hidden_sizes=trainer.model.hidden_sizes or DEFAULT_HIDDEN)
+    return transformer_config(trainer.model, trainer.data)
 
 
 def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
 from trainyard_cli.report import duration
-from trainyard_operator.core.draft import Event
+from trainyard_operator.lifecycle.status_builder import Event
 
 PLAIN_EVERY = 5.0
 """Seconds between two plain lines."""

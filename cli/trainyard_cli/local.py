@@ -11,13 +11,13 @@ from pathlib import Path
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import TrainingJobSpec
-from trainyard_operator.backends.process import ProcessBackend
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.draft import Event
-from trainyard_operator.core.observe import Pod
-from trainyard_operator.core.progress import ProgressPoller
-from trainyard_operator.core.queue import WorkQueue
-from trainyard_operator.core.reconcile import Reconciler, utc_now
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.progress import ProgressPoller
+from trainyard_operator.controller.reconciler import Reconciler, utc_now
+from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.lifecycle.observation import Pod
+from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.local.backend import ProcessBackend
 
 POLL = 0.5
 """Seconds between two readings of the progress: somebody is watching."""

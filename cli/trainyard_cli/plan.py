@@ -6,8 +6,8 @@ from rich.text import Text
 
 from trainyard.estimate import Axis, Estimate, TrainingEstimate, Work
 from trainyard.resource.quantity import format_bytes
-from trainyard.sizing.communication import Traffic
 from trainyard.sizing.fit import Fit
+from trainyard.sizing.traffic import Traffic
 
 BAR = 32
 """Characters of the longest bar."""

@@ -10,8 +10,9 @@ from typing import Any
 
 from rich.table import Table
 
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Phase, Progress
+from trainyard.resource.status import ConditionType, Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def status_table(job: TrainingJob, now: datetime) -> Table:
 
 def _speed(job: TrainingJob, progress: Progress) -> tuple[str, float | None, str]:
     """Throughput in the unit of the data: a table has samples, and no tokens."""
-    if job.spec.trainer is not None and job.spec.trainer.data.source == "classification":
+    if job.spec.trainer is not None and job.spec.trainer.data.source == "table":
         return "samples/s", progress.samples_per_second, ",.0f"
     return "tokens/s", progress.tokens_per_second, ",.0f"
 

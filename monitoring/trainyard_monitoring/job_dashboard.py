@@ -70,7 +70,7 @@ def _state() -> list[Panel]:
             About(
                 "Restarts",
                 "none",
-                "Of them, some count against restartPolicy.limit and some (evictions, ...) do not."
+                "Of them, some count against restartPolicy.maxRestarts and some (evictions, ...) do not."
                 " Any: the red marks say when and why.",
                 ("TrainyardRestartStorm",),
             ),

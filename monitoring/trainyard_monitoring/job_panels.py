@@ -160,7 +160,7 @@ def bad_steps() -> list[Panel]:
                 "Steps that changed nothing",
                 "none",
                 "Counts of this attempt. Not finite: overflow, or a processor that"
-                " errs. Skipped: those, and spikes. Many: spec.health.nonFinite, learning rate, samples.",
+                " errs. Skipped: those, and spikes. Many: spec.health.badSteps, learning rate, samples.",
                 ("TrainyardNonFiniteSteps",),
                 width=12,
             ),

@@ -16,18 +16,18 @@ from typing import Any
 import kopf
 from kubernetes.aio.config import ConfigException
 
-from trainyard_operator.backends.kubernetes import KubernetesBackend
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.progress import ProgressPoller
-from trainyard_operator.core.queue import WorkQueue
-from trainyard_operator.core.reconcile import Reconciler, utc_now
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.progress import ProgressPoller
+from trainyard_operator.controller.reconciler import Reconciler, utc_now
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi, connect
-from trainyard_operator.kube.feeders import make_registry, make_settings
-from trainyard_operator.kube.key import operator_key
+from trainyard_operator.kube.backend import KubernetesBackend
 from trainyard_operator.kube.lease import Lease, LeaseLost
 from trainyard_operator.kube.metrics import OperatorMetrics
+from trainyard_operator.kube.operator_key import operator_key
+from trainyard_operator.kube.probes import Health, serve
 from trainyard_operator.kube.resync import Resync
-from trainyard_operator.kube.web import Health, serve
+from trainyard_operator.kube.watch import make_registry, make_settings
 from trainyard_operator.options import Options, parse_options
 
 log = logging.getLogger("trainyard_operator")

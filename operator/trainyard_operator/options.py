@@ -7,7 +7,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainyard import contract
+from trainyard.protocol import constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         default=env("TRAINYARD_LEASE") or None,
         help="Lease by which several operators, each with its own POD_ID, elect one; without it this one is the only",
     )
-    level = env(contract.ENV_LOG_LEVEL, "info")
+    level = env(constants.ENV_LOG_LEVEL, "info")
     parser.add_argument("--log-level", default=level, choices=["debug", "info", "warning"])
     given = parser.parse_args(arguments)
     options = Options(

@@ -247,14 +247,14 @@ TABLE = (
         kill_again_and_again,
         suspend,  # or it would be told until the last hour had fewer of them, which is two minutes here
         calm=0,
-        spec={"restartPolicy": {"limit": 10, "backoff": {"initialSeconds": 0}}},
+        spec={"restartPolicy": {"maxRestarts": 10, "backoff": {"initialSeconds": 0}}},
     ),
     Trouble(
         "failing",
         {"TrainyardJobFailed": {}},
         lambda job: job.in_rank(0, "raise ValueError('a fault')"),
         lambda job: job.world.kubectl("delete", "tj", job.job),
-        spec={"restartPolicy": {"limit": 0}},
+        spec={"restartPolicy": {"maxRestarts": 0}},
     ),
     Trouble(
         "pending",

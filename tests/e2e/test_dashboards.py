@@ -24,14 +24,14 @@ def job(name: str) -> Body:
         replicas=1,
         workers={"procsPerWorker": 2},
         trainer={
-            "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "heldOut": 0.001},
+            "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "evalFraction": 0.001},
             "evaluation": {"everySteps": 50},
             "schedule": {"warmupSteps": 1000},  # in a minute, so the rate is seen to change
         },
         env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1000000000000"}],
         checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
         # A step now and then is a spike, and left out; and one of two ranks is always slower, by however little.
-        health={"straggler": {"factor": 1.0001}, "nonFinite": {"spikeFactor": 1.5, "limit": 1000}},
+        health={"straggler": {"factor": 1.0001}, "badSteps": {"spikeFactor": 1.5, "limit": 1000}},
         restartPolicy={"backoff": {"initialSeconds": 0}},
     )
 

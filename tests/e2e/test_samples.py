@@ -11,9 +11,9 @@ from tests.support.samples import TRAINED, sample
 pytestmark = pytest.mark.e2e
 
 STEPS = 5
-PARAMETER_SERVER, TWO_AXES = "mlp-parameter-server", "gpt-tp-pp"
-REPRESENTED = [name for name in TRAINED if name not in (PARAMETER_SERVER, TWO_AXES, "gpt-ddp", "gpt-checkpoint")]
-"""Samples whose layouts tests/trainer proves and tests/local runs; test_training.py trains gpt-ddp on the node."""
+PARAMETER_SERVER, TWO_AXES = "mlp-parameter-server", "llama-tp-pp"
+REPRESENTED = [name for name in TRAINED if name not in (PARAMETER_SERVER, TWO_AXES, "llama-ddp", "llama-checkpoint")]
+"""Samples whose layouts tests/trainer proves and tests/local runs; test_training.py trains llama-ddp on the node."""
 
 
 def one_process(body: Body) -> Body:
@@ -22,7 +22,7 @@ def one_process(body: Body) -> Body:
     alone["metadata"]["name"] += "-alone"
     spec = alone["spec"]
     spec.pop("parallelism", None)
-    spec.pop("server", None)
+    spec.pop("parameterServer", None)
     spec["workers"] |= {"replicas": 1, "procsPerWorker": 1}
     spec["workers"]["resources"]["requests"] = {"cpu": "250m", "memory": "1Gi"}
     return alone
@@ -66,17 +66,17 @@ def test_sample_trains_on_the_node(world: World, name: str) -> None:
 @pytest.mark.extended
 def test_compiled_blocks_in_bfloat16_train_on_the_node(world: World) -> None:
     """The image holds the compiler, and its user, who has no name, a place for what it makes."""
-    body = sample("gpt-fsdp", steps=STEPS)
+    body = sample("llama-fsdp", steps=STEPS)
     body["spec"]["trainer"] |= {"compile": True, "precision": "bfloat16"}
     world.apply(body)
-    status = world.await_phase("gpt-fsdp", "Succeeded", timeout=300)
+    status = world.await_phase("llama-fsdp", "Succeeded", timeout=300)
     assert status["progress"]["step"] == STEPS
     assert 0 < status["progress"]["loss"] < 7
 
 
 def test_a_job_goes_on_where_a_deleted_one_of_its_name_has_left_off(world: World, hands: Hands) -> None:
     """The claim of the sample is retained; the volume behind it is a folder of the node."""
-    name = "gpt-checkpoint"
+    name = "llama-checkpoint"
     volume = hands.volume(world, name)
     volume.offer(world, name)
     try:

@@ -10,8 +10,8 @@ import pytest
 
 from tests.e2e.world import Body, World, eventually, trainer_job
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.build.children import build_config_map, build_service
-from trainyard_operator.build.pod import build_pod
+from trainyard_operator.manifests.children import build_config_map, build_service
+from trainyard_operator.manifests.pod import build_pod
 
 # A benchmark of two pods; that they start at all is test_training.py, which prints the same times of its jobs.
 pytestmark = [pytest.mark.e2e, pytest.mark.extended]

@@ -37,11 +37,11 @@ def _print_timeline(title: str, start: float, marks: dict[str, float | None]) ->
 def test_the_sample_trains_to_its_end_while_prometheus_watches(
     world: World, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sample = yaml.safe_load(Path("manifests/samples/gpt-ddp.yaml").read_text("utf-8"))
+    sample = yaml.safe_load(Path("manifests/samples/llama-ddp.yaml").read_text("utf-8"))
     name, steps = sample["metadata"]["name"], sample["spec"]["trainer"]["stop"]["steps"]
     with world.record("tj") as jobs, world.record("pods") as pods:
         start = time.time()
-        world.kubectl("apply", "-f", "manifests/samples/gpt-ddp.yaml")
+        world.kubectl("apply", "-f", "manifests/samples/llama-ddp.yaml")
         world.await_step(name, 20)
         _check_prometheus(prometheus, name, world.namespace)
         columns = world.kubectl("get", "tj", name)
@@ -136,7 +136,7 @@ def test_a_killed_rank_restarts_the_whole_group(
     mine = [s for s in pods.seen if s.body["metadata"]["name"].startswith(f"{name}-")]
     new = [s for s in mine if s.body["metadata"]["uid"] not in before]
     if in_place:
-        assert status["podAttempt"] == 1
+        assert status["podAttemptOverride"] == 1
         assert new == [], "no pod was made"
         assert again - killed < 5 * RESTART_IN_PLACE
         return
@@ -145,7 +145,7 @@ def test_a_killed_rank_restarts_the_whole_group(
 
 
 def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:
-    world.apply(trainer_job("evicted", steps=80, restartPolicy={"limit": 0}))
+    world.apply(trainer_job("evicted", steps=80, restartPolicy={"maxRestarts": 0}))
     world.await_step("evicted", 10)
     world.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
     status = world.await_phase("evicted", "Succeeded", timeout=180)

@@ -219,7 +219,7 @@ def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Bod
             # A share of the processor: pods that ask for none starve beside whatever else the machine does.
             "workers": {"replicas": replicas, "resources": {"requests": {"cpu": "300m"}}, **spec.pop("workers", {})},
             "trainer": {
-                "model": {"name": "gpt", "preset": "nano", "layers": 2},
+                "model": {"name": "llama", "preset": "nano", "layers": 2},
                 "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64},
                 "batch": {"global": 8},
                 "stop": {"steps": steps},

@@ -164,7 +164,7 @@ async def test_a_change_waits_until_the_job_is_suspended(own_namespace: Namespac
 
 @pytest.mark.parametrize(
     "change",
-    [{"suspend": True}, {"workers": {"replicas": 5}}, {"restartPolicy": {"limit": 9}}],
+    [{"suspend": True}, {"workers": {"replicas": 5}}, {"restartPolicy": {"maxRestarts": 9}}],
     ids=["suspend", "replicas", "restartPolicy"],
 )
 async def test_these_may_change_at_any_time(own_namespace: Namespace, change: dict[str, Any]) -> None:

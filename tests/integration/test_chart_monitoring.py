@@ -12,7 +12,7 @@ from tests.cluster.chart import render_chart
 from tests.cluster.model import ClusterError
 from tests.cluster.paths import REPOSITORY
 from trainyard_monitoring.timing import RUNBOOKS
-from trainyard_operator.build.pod import build_pod
+from trainyard_operator.manifests.pod import build_pod
 
 SWITCHES = ("podMonitor", "serviceMonitor", "prometheusRule", "dashboards")
 ALL = tuple(f"monitoring.{switch}.enabled=true" for switch in SWITCHES)

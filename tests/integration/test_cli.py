@@ -13,7 +13,7 @@ from tests.builders import last_words, make_manifest, trainer_spec
 from tests.support.command import PROGRAM, Command, Terminal, manifest, without_namespace
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
-from trainyard.resource.status import Progress
+from trainyard.protocol.progress import Progress
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
 
@@ -90,7 +90,7 @@ async def test_a_job_that_is_watched_to_its_end_gives_its_exit_code(
     trainyard: Command, namespace: Namespace, code: int, expected: int
 ) -> None:
     watching = asyncio.create_task(
-        trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"limit": 0}, replicas=2))
+        trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"maxRestarts": 0}, replicas=2))
     )
     await running(namespace)
     words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5), message="no data")

@@ -14,8 +14,8 @@ from tests.cluster import Cluster
 from tests.support.command import PROGRAM, Command, Terminal, manifest
 from tests.support.kube import Namespace, eventually
 from tests.support.players import end_all, finish_deletion, run_all
-from trainyard import contract
-from trainyard.resource.status import Progress
+from trainyard.protocol import constants
+from trainyard.protocol.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -73,7 +73,7 @@ async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace
     await namespace.create_job(make_manifest(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}}))
     await namespace.has_pods("job-1-0", "job-1-1")
     rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace.name}"
-    reads = {"apiGroups": [contract.GROUP], "resources": [contract.PLURAL], "verbs": ["get"]}
+    reads = {"apiGroups": [constants.GROUP], "resources": [constants.PLURAL], "verbs": ["get"]}
     await namespace.api.post(f"{rbac}/roles", {"metadata": {"name": "reader"}, "rules": [reads]})
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "reader"}
     subject = {"kind": "ServiceAccount", "name": "guest", "namespace": namespace.name}
@@ -85,7 +85,7 @@ async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace
 
 
 async def test_what_has_ended_or_is_so_already_is_not_changed(trainyard: Command, namespace: Namespace) -> None:
-    await trainyard("submit", "-", stdin=manifest(restartPolicy={"limit": 0}))
+    await trainyard("submit", "-", stdin=manifest(restartPolicy={"maxRestarts": 0}))
     await namespace.has_pods("job-1-0", "job-1-1")
     before = (await namespace.job())["metadata"]["generation"]
     assert (await trainyard("resume", "job")).out == "job is not suspended\n"

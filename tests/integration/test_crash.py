@@ -120,7 +120,7 @@ async def test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_li
 ) -> None:
     seed = 20300101
     dice, chaos = random.Random(seed), Chaos(own_namespace, seed)
-    policy = {"limit": 1000, "backoff": {"initialSeconds": 0}}
+    policy = {"maxRestarts": 1000, "backoff": {"initialSeconds": 0}}
     async with recording(own_namespace) as seen, playing_kubelet(own_namespace):
         await own_namespace.create_job(make_manifest(replicas=4, restartPolicy=policy))
         for _ in range(KILLS):

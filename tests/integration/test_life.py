@@ -12,11 +12,11 @@ from tests.support import kubelet
 from tests.support.kube import ApiRefusal, Namespace, Object, eventually
 from tests.support.operator import OperatorProcess
 from tests.support.players import end_all, finish_deletion, playing_kubelet, recording, report, run_all
-from trainyard.resource.status import Progress
+from trainyard.protocol.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
 
-QUICK = {"limit": 3, "backoff": {"initialSeconds": 0}}
+QUICK = {"maxRestarts": 3, "backoff": {"initialSeconds": 0}}
 
 
 async def running(namespace: Namespace, *, attempt: int = 1, replicas: int = 2) -> list[str]:
@@ -103,14 +103,14 @@ async def test_one_failed_worker_replaces_the_whole_group_and_attempts_never_ove
 
 
 async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None:
-    await namespace.create_job(make_manifest(replicas=1, restartPolicy={**QUICK, "limit": 1}))
+    await namespace.create_job(make_manifest(replicas=1, restartPolicy={**QUICK, "maxRestarts": 1}))
     for attempt in (1, 2):
         (name,) = await running(namespace, attempt=attempt, replicas=1)
         await end_all(namespace, name, code=1, message=last_words(rank=0, exception="ValueError", message="no data"))
     status = await namespace.has_phase("Failed")
     assert (status["lastFailure"]["reason"], status["lastFailure"]["message"]) == ("ValueError", "no data")
     failed = await namespace.has_condition("Failed", "True", "RestartLimitReached")
-    assert failed["message"].endswith("restartPolicy.limit is 1")
+    assert failed["message"].endswith("restartPolicy.maxRestarts is 1")
     await has_told(
         namespace, "Accepted", "AllWorkersRunning", "WorkerFailed", "AllWorkersRunning", "RestartLimitReached"
     )
@@ -118,7 +118,7 @@ async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None
 
 @pytest.mark.parametrize("how", ["evicted", "deleted"])
 async def test_a_pod_that_is_taken_away_costs_no_restart(namespace: Namespace, how: str) -> None:
-    await namespace.create_job(make_manifest(restartPolicy={"limit": 0, "backoff": {"initialSeconds": 0}}))
+    await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0, "backoff": {"initialSeconds": 0}}))
     names = await running(namespace)
     if how == "evicted":
         await report(namespace, names[0], kubelet.evicted())
@@ -131,7 +131,7 @@ async def test_a_pod_that_is_taken_away_costs_no_restart(namespace: Namespace, h
 
 async def test_a_pod_on_a_lost_node_is_deleted_by_force_and_the_group_starts_anew(namespace: Namespace) -> None:
     async with recording(namespace) as seen:
-        await namespace.create_job(make_manifest(restartPolicy={"limit": 0, "backoff": {"initialSeconds": 0}}))
+        await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0, "backoff": {"initialSeconds": 0}}))
         names = await running(namespace)
         # What the cluster does with a pod whose node does not answer. No kubelet will end it: none runs here.
         await namespace.api.delete(namespace.core("pods", names[0]), gracePeriodSeconds=1)
@@ -178,7 +178,7 @@ async def test_kubectl_scale_restarts_the_group_at_the_new_size_for_free(
     cluster: Cluster, namespace: Namespace
 ) -> None:
     async with playing_kubelet(namespace), recording(namespace) as seen:
-        await namespace.create_job(make_manifest(restartPolicy={"limit": 0}))
+        await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0}))
         await namespace.has_phase("Running")
         scale: list[str | Path] = [cluster.kubectl, "scale", "tj/job", "--replicas=3", "-n", namespace.name]
         await asyncio.to_thread(cluster.run, scale)

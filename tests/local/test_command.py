@@ -18,7 +18,7 @@ from rich.console import Console
 from tests.builders import make_job, trainer_spec
 from trainyard_cli.main import _prepare
 
-SAMPLE = Path("manifests/samples/gpt-ddp.yaml")
+SAMPLE = Path("manifests/samples/llama-ddp.yaml")
 COMMAND = [sys.executable, "-m", "trainyard_cli.main"]
 
 
@@ -129,7 +129,7 @@ def test_a_failed_job_is_exit_code_1(tmp_path: Path) -> None:
         "apiVersion": "trainyard.dev/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": "fails"},
-        "spec": {"image": "none", "command": ["sh", "-c", "exit 9"], "restartPolicy": {"limit": 0}},
+        "spec": {"image": "none", "command": ["sh", "-c", "exit 9"], "restartPolicy": {"maxRestarts": 0}},
     }
     done = run("-", "--folder", str(tmp_path), stdin=yaml.safe_dump(job))
     assert done.returncode == 1

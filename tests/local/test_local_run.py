@@ -12,13 +12,13 @@ from tests.builders import make_job
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
-from trainyard_operator.core.observe import WorkerState
+from trainyard_operator.lifecycle.observation import WorkerState
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 
 def shell_job(script: str, *, replicas: int = 2, limit: int = 0, **spec: Any) -> TrainingJob:
-    policy = {"limit": limit, "backoff": {"initialSeconds": 0}}
+    policy = {"maxRestarts": limit, "backoff": {"initialSeconds": 0}}
     command = ["sh", "-c", script]
     return make_job("local", replicas=replicas, image="none", command=command, restartPolicy=policy, **spec)
 
@@ -135,7 +135,7 @@ async def test_a_restarted_group_gets_new_processes_and_a_new_port(tmp_path: Pat
 
 
 async def test_a_program_that_does_not_exist_fails_with_its_name(tmp_path: Path) -> None:
-    job = make_job("local", image="none", command=["no-such-program"], restartPolicy={"limit": 0})
+    job = make_job("local", image="none", command=["no-such-program"], restartPolicy={"maxRestarts": 0})
     ended, _ = await finish(job, tmp_path)
     assert ended.status.phase is Phase.FAILED
     assert ended.status.last_failure is not None

@@ -15,8 +15,8 @@ from tests.support.alerting import Alertmanager, flaws, run_alertmanager, run_pr
 from tests.support.plays import NAMESPACE, PLAYS, TICK, Play
 from trainyard_monitoring.rule_file import rule_file
 from trainyard_monitoring.timing import TIMING
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.metrics import OperatorMetrics
 
 FACTOR = 1 / 75

@@ -10,12 +10,12 @@ import pytest
 
 from tests.builders import make_job
 from tests.support.local import until_over, worker_of
-from trainyard import supervisor
+from trainyard.protocol import launcher, launcher_protocol
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 PROGRAM = """
 import os, subprocess, sys, time
@@ -41,11 +41,12 @@ def said(run: LocalRun, pod: str) -> list[list[str]]:
 @pytest.fixture
 def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is long enough: pods are other processes, so they are told through the file itself."""
-    text = Path(supervisor.__file__).read_text()
+    text = Path(launcher.__file__).read_text()
+    (tmp_path / "launcher_protocol.py").write_text(Path(launcher_protocol.__file__).read_text())
     changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")
     assert changed != text
-    (tmp_path / "supervisor.py").write_text(changed)
-    monkeypatch.setattr("trainyard_operator.build.children.files", lambda _: tmp_path)
+    (tmp_path / "launcher.py").write_text(changed)
+    monkeypatch.setattr("trainyard_operator.manifests.children.files", lambda _: tmp_path)
 
 
 def has_begun(run: LocalRun) -> bool:
@@ -65,7 +66,7 @@ async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_lef
         uids = [w.uid for i in range(2) if (w := worker_of(run, i))]
         await until_over(run)
         status = run.job.status
-        assert (status.phase, status.attempt, status.pod_attempt, rank) == (Phase.SUCCEEDED, 2, 1, "1")
+        assert (status.phase, status.attempt, status.pod_attempt_override, rank) == (Phase.SUCCEEDED, 2, 1, "1")
         assert status.last_failure is not None
         assert (status.last_failure.pod, status.last_failure.exit_code) == ("own-1-1", 137)
         again = [said(run, f"own-1-{i}")[1] for i in range(2)]
@@ -79,7 +80,7 @@ async def test_a_program_that_fails_at_once_gets_new_pods(tmp_path: Path) -> Non
     async with local_run(failing, tmp_path) as run:
         await until_over(run)
         status = run.job.status
-        assert (status.phase, status.attempt, status.pod_attempt) == (Phase.FAILED, 4, None)
+        assert (status.phase, status.attempt, status.pod_attempt_override) == (Phase.FAILED, 4, None)
         assert status.last_failure is not None
         assert status.last_failure.exit_code == 1
 

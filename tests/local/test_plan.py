@@ -20,17 +20,17 @@ def run(*arguments: str, stdin: str | None = None, command: str = "plan") -> sub
 
 
 def too_small() -> dict[str, Any]:
-    body = sample("gpt-ddp")
+    body = sample("llama-ddp")
     body["spec"]["workers"]["resources"]["limits"]["memory"] = "400Mi"
     return body
 
 
 def test_a_plan_is_one_screen() -> None:
-    done = run("manifests/samples/gpt-tp-pp.yaml")
+    done = run("manifests/samples/llama-tp-pp.yaml")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for words in (
-        "TrainingJob default/gpt-tp-pp",
+        "TrainingJob default/llama-tp-pp",
         "2 x 2 ranks = 4 ranks on CPUs",
         "pipeline 2, across workers",
         "tensor 2, inside each worker",
@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_shown_and_refused() -> None:
 
 
 def test_without_a_limit_nothing_is_checked() -> None:
-    body = sample("gpt-ddp")
+    body = sample("llama-ddp")
     del body["spec"]["workers"]["resources"]
     done = run("-", stdin=yaml.safe_dump(body))
     assert done.returncode == 0
@@ -90,7 +90,9 @@ def test_a_program_of_ones_own_has_no_figures() -> None:
     [
         ("kind: Pod", "one TrainingJob is expected, 0 found"),
         (
-            yaml.safe_dump({**sample("gpt-ddp"), "spec": {**sample("gpt-ddp")["spec"], "parallelism": {"tensor": 3}}}),
+            yaml.safe_dump(
+                {**sample("llama-ddp"), "spec": {**sample("llama-ddp")["spec"], "parallelism": {"tensor": 3}}}
+            ),
             "spec.parallelism: tensor x context x pipeline.stages must divide the world size",
         ),
     ],
@@ -106,7 +108,7 @@ def test_a_bad_manifest_is_refused_without_a_plan(text: str, message: str) -> No
 def test_a_plan_needs_no_torch() -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from trainyard_cli.main import main; "
-        "sys.argv = ['trainyard', 'plan', 'manifests/samples/gpt-fsdp.yaml']; main()"
+        "sys.argv = ['trainyard', 'plan', 'manifests/samples/llama-fsdp.yaml']; main()"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

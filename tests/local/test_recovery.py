@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.local import losses, processes, reports, small_job, until_over, until_step
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase
 from trainyard_cli.local import local_run
@@ -45,7 +45,7 @@ async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_el
         await until_over(run)
         status = run.job.status
         assert (status.phase, status.attempt, status.restarts_counted) == (Phase.SUCCEEDED, 2, 1)
-        assert status.pod_attempt == (1 if in_place else None)
+        assert status.pod_attempt_override == (1 if in_place else None)
         assert status.progress is not None
         assert status.progress.checkpoint_step == STEPS
         assert status.last_failure is not None
@@ -58,11 +58,11 @@ async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_el
 
 async def test_a_run_that_diverges_fails_and_says_so(tmp_path: Path) -> None:
     """A learning rate far too high: from the second step on the gradient is no number, on any rank."""
-    spec = job(health={"nonFinite": {"limit": 3}})
+    spec = job(health={"badSteps": {"limit": 3}})
     trainer = spec.spec.trainer
     assert trainer is not None
     wild = trainer.replace(optimizer=trainer.optimizer.replace(learning_rate=100.0, weight_decay=10.0))
-    policy = spec.spec.restart_policy.replace(limit=0)
+    policy = spec.spec.restart_policy.replace(max_restarts=0)
     spec = spec.replace(spec=spec.spec.replace(trainer=wild, restart_policy=policy))
     async with local_run(spec, tmp_path) as run:
         await until_over(run)
@@ -70,7 +70,7 @@ async def test_a_run_that_diverges_fails_and_says_so(tmp_path: Path) -> None:
     assert status.phase is Phase.FAILED
     failure = status.last_failure
     assert failure is not None
-    assert (failure.reason, failure.exit_code, failure.step) == ("NonFinite", contract.EXIT_NON_FINITE, 4)
+    assert (failure.reason, failure.exit_code, failure.step) == ("BadSteps", constants.EXIT_BAD_STEPS, 4)
     assert failure.message.startswith("step 4: the norm of the gradient is nan (3 in a row of at most 3)")
     assert list(losses(tmp_path)) == [1, 2, 3]
     assert ["gradNorm" in entry for entry in reports(tmp_path) if "loss" in entry] == [True, False, False]

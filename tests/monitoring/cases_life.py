@@ -11,9 +11,9 @@ STRAGGLER = [
         "a slow rank, and a scrape that fails",
         "TrainyardStraggler",
         RUNS | worker("trainyard_straggler_ratio", "_x10 1.75x3 stale 1.75x16 stale", 'rank="3"'),
-        {17: "Rank 3 of ml/gpt takes 1.75 times as long as the median rank for the same computation."},
+        {17: "Rank 3 of ml/llama takes 1.75 times as long as the median rank for the same computation."},
         [9, 14, 35],
-        {"namespace": "ml", "job_name": "gpt", "rank": "3"},
+        {"namespace": "ml", "job_name": "llama", "rank": "3"},
     ),
     Case(
         "slow for a moment",
@@ -37,7 +37,7 @@ STORM = [
         "three in an hour, and a scrape that fails",
         "TrainyardRestartStorm",
         RUNS | {RESTARTS: "0x10 1x5 2x5 3x3 stale 3x200", FAILURE: "1300x300"},
-        dict.fromkeys((25, 26, 27), "ml/gpt was restarted 3 times within 1h" + _OOM),
+        dict.fromkeys((25, 26, 27), "ml/llama was restarted 3 times within 1h" + _OOM),
         [10, 18, 90],
     ),
     Case("slowly", "TrainyardRestartStorm", RUNS | {RESTARTS: "0x10 1x50 2x50 3x50 4x50"}, {}, list(range(0, 200, 10))),
@@ -65,7 +65,7 @@ WAITING = [
         "no room",
         "TrainyardJobPendingTooLong",
         conditions() | {PENDING: "0+60x60 0x20"},
-        {30: "ml/gpt should run, but has not had all of its workers for 30m 0s."},
+        {30: "ml/llama should run, but has not had all of its workers for 30m 0s."},
         [15, 20, 25, 70],
     ),
     Case("it starts in time", "TrainyardJobPendingTooLong", RUNS | {PENDING: "0+60x22 0x60"}, {}, [21, 25, 30]),
@@ -73,7 +73,7 @@ WAITING = [
         "a new operator says so, too",
         "TrainyardJobPendingTooLong",
         conditions() | {PENDING: "0+60x30 stale 1920+60x30"},
-        {31: "ml/gpt should run, but has not had all of its workers for 30m 0s."},
+        {31: "ml/llama should run, but has not had all of its workers for 30m 0s."},
     ),
 ]
 
@@ -83,7 +83,7 @@ _STEPS = worker("trainyard_steps_total", "0+60x2000")
 
 def _stale(age: str) -> str:
     return (
-        f"A crash of ml/gpt would lose {age} of training: more than 3 of its usual intervals between checkpoints"
+        f"A crash of ml/llama would lose {age} of training: more than 3 of its usual intervals between checkpoints"
         " (or than 4h, where none is known)."
     )
 
@@ -145,7 +145,9 @@ UNSAVED = [
         "the volume is full",
         "TrainyardCheckpointFailing",
         RUNS | worker("trainyard_checkpoint_failures_total", "0x10 1x9 2x100"),
-        {25: "ml/gpt could not write 2 of its checkpoints within 30m. Training goes on, and what it does is not safe."},
+        {
+            25: "ml/llama could not write 2 of its checkpoints within 30m. Training goes on, and what it does is not safe."
+        },
         [10, 60],
     ),
     Case(
@@ -154,7 +156,9 @@ UNSAVED = [
         RUNS
         | worker("trainyard_checkpoint_failures_total", "0x10 1x100", 'job="a"')
         | worker("trainyard_checkpoint_failures_total", "0x10 1x100", 'job="b"'),
-        {15: "ml/gpt could not write 1 of its checkpoints within 30m. Training goes on, and what it does is not safe."},
+        {
+            15: "ml/llama could not write 1 of its checkpoints within 30m. Training goes on, and what it does is not safe."
+        },
     ),
     Case(
         "it saves",
@@ -185,7 +189,7 @@ ENDED = [
         "for good",
         "TrainyardJobFailed",
         conditions(Running="1x10 0x2000", Failed="0x10 1x2000") | {FAILURE: "_x10 600x2000"},
-        {11: "ml/gpt has failed for good" + _OOM + " It holds no pods any more."},
+        {11: "ml/llama has failed for good" + _OOM + " It holds no pods any more."},
         [10, 1460],
     ),
     Case("it succeeded", "TrainyardJobFailed", conditions(Succeeded="0x10 1x100"), {}, [11, 50]),

@@ -2,7 +2,7 @@
 
 from tests.monitoring.promtool import JOB, RUNS, Case, conditions, pace, worker
 
-NEW = f'{JOB},pod="gpt-2-0",instance="10.0.0.2:9400"'
+NEW = f'{JOB},pod="llama-2-0",instance="10.0.0.2:9400"'
 """Rank 0 of the next attempt, in another pod."""
 LAST_STEP = "trainyard_last_step_timestamp_seconds"
 
@@ -10,7 +10,7 @@ _stops_at_20 = worker(LAST_STEP, "0+60x20 1200x60")
 
 
 def _stalled(age: str) -> str:
-    return f"ml/gpt runs, but its last step was {age} ago: more than 15m, and more than 20 of its usual steps."
+    return f"ml/llama runs, but its last step was {age} ago: more than 15m, and more than 20 of its usual steps."
 
 
 STALLED = [
@@ -89,7 +89,7 @@ NON_FINITE = [
         "TrainyardNonFiniteSteps",
         RUNS | worker("trainyard_nonfinite_steps_total", "0x20 1 2 3x60"),
         {
-            25: "ml/gpt had 3 steps without a finite gradient within 30m. None of them has changed the model;"
+            25: "ml/llama had 3 steps without a finite gradient within 30m. None of them has changed the model;"
             " too many in a row"
             " end the attempt."
         },
@@ -127,12 +127,12 @@ NON_FINITE = [
 
 def _run(metric: str, values: str, pod: str | None = None, size: int = 2) -> dict[str, str]:
     place = {} if pod is None else {"pod": pod}
-    labels = f'model="gpt",mesh="2 data",device="cuda",world_size="{size}",version="1"'
+    labels = f'model="llama",mesh="2 data",device="cuda",world_size="{size}",version="1"'
     return worker(metric, values, **place) | worker("trainyard_run_info", "1x2000", labels, **place)
 
 
 _DIVERGED = (
-    "The loss of ml/gpt was 5.000 on average over 10m: above 1.3 times its lowest such mean of the last 6h, plus 0.2."
+    "The loss of ml/llama was 5.000 on average over 10m: above 1.3 times its lowest such mean of the last 6h, plus 0.2."
 )
 DIVERGING = [
     Case(
@@ -192,7 +192,7 @@ def _speed(values: str, size: int = 2, pod: str | None = None) -> dict[str, str]
     return _run("trainyard_tokens_per_second", values, pod, size) | totals
 
 
-_SLOW = "ml/gpt trains at 60% of the speed that it usually had in the last 6h, on the same layout and devices."
+_SLOW = "ml/llama trains at 60% of the speed that it usually had in the last 6h, on the same layout and devices."
 SLOW = [
     Case("slower", "TrainyardThroughputDropped", RUNS | _speed("100x90 60x50 100x50"), {120: _SLOW}, [90, 100, 150]),
     Case("a little slower", "TrainyardThroughputDropped", RUNS | _speed("100x90 75x100"), {}, [120, 150]),

@@ -15,8 +15,8 @@ from trainyard_monitoring.rules import Alert
 from trainyard_monitoring.timing import RUNBOOKS
 
 RULES = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "rules.yaml"
-JOB = 'namespace="ml",job_name="gpt"'
-POD = f'{JOB},pod="gpt-1-0",instance="10.0.0.1:9400"'
+JOB = 'namespace="ml",job_name="llama"'
+POD = f'{JOB},pod="llama-1-0",instance="10.0.0.1:9400"'
 ALERTS = {rule.name: rule for group in rule_groups() for rule in group.rules if isinstance(rule, Alert)}
 
 Series = Mapping[str, str]
@@ -41,7 +41,7 @@ class Case:
     """Description at a minute."""
     silent: Sequence[int] = ()
     """Minutes at which it does not fire."""
-    labels: Mapping[str, str] = field(default_factory=lambda: {"namespace": "ml", "job_name": "gpt"})
+    labels: Mapping[str, str] = field(default_factory=lambda: {"namespace": "ml", "job_name": "llama"})
 
     def to_dict(self) -> dict[str, Any]:
         """As one entry of `tests` in promtool's files."""

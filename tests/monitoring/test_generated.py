@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from tests.monitoring.promtool import ALERTS, RULES, promtool
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard_monitoring.__main__ import generated
 from trainyard_monitoring.frame import marks
 from trainyard_monitoring.queries import dashboards, panel_queries
 from trainyard_monitoring.rule_file import rule_file, rule_groups
 from trainyard_monitoring.rules import Record
 from trainyard_monitoring.timing import RUNBOOKS, TIMING, Timing
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.metrics import OperatorMetrics
 
 REPOSITORY = Path(__file__).parents[2]
@@ -26,15 +26,15 @@ FILES = REPOSITORY / "charts" / "trainyard" / "files"
 PAGES = REPOSITORY / "docs" / "runbooks"
 DOCUMENT = REPOSITORY / "docs" / "monitoring.md"
 RECORDS = [rule for group in rule_groups() for rule in group.rules if isinstance(rule, Record)]
-QUERIES = panel_queries("ml", "gpt")
+QUERIES = panel_queries("ml", "llama")
 EVALUATIONS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1")
 
 
 def names_of_workers() -> set[str]:
-    metrics = {value for key, value in vars(contract).items() if key.startswith("METRIC_") and isinstance(value, str)}
-    metrics -= {contract.METRIC_EVALUATION, contract.METRIC_STEP_DURATION}
-    metrics |= {f"{contract.METRIC_STEP_DURATION}_{part}" for part in ("sum", "count")}
-    return metrics | {f"{contract.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+    metrics = {value for key, value in vars(constants).items() if key.startswith("METRIC_") and isinstance(value, str)}
+    metrics -= {constants.METRIC_EVALUATION, constants.METRIC_STEP_DURATION}
+    metrics |= {f"{constants.METRIC_STEP_DURATION}_{part}" for part in ("sum", "count")}
+    return metrics | {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
 
 
 async def names_of_the_operator() -> set[str]:
@@ -74,11 +74,11 @@ async def test_every_metric_is_documented_and_no_other() -> None:
     known = names_of_workers() | await names_of_the_operator()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known} | known
     told = set(re.findall(r"`(trainyard_[a-z0-9_]+)", DOCUMENT.read_text("utf-8")))
-    evaluations = {f"{contract.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
-    assert told - {contract.METRIC_EVALUATION} <= families
+    evaluations = {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+    assert told - {constants.METRIC_EVALUATION} <= families
     missing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known - evaluations} - told
     assert not missing
-    assert contract.METRIC_EVALUATION in told
+    assert constants.METRIC_EVALUATION in told
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:

@@ -22,8 +22,8 @@ from tests.support.local import losses, processes, small_job, until_over, until_
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 STEPS = 400
 PAUSE = 5.0
@@ -36,7 +36,9 @@ FAULTS_PER_RUN = 8
 
 def soak_job(name: str, *, background: bool) -> TrainingJob:
     checkpoint = {"claim": {"size": "1Gi"}, "everySteps": 20, "async": background}
-    return small_job(name, STEPS, policy={"limit": 1000}, checkpoint=checkpoint, health={"hangTimeoutSeconds": HANG})
+    return small_job(
+        name, STEPS, policy={"maxRestarts": 1000}, checkpoint=checkpoint, health={"hangTimeoutSeconds": HANG}
+    )
 
 
 # --- faults ---------------------------------------------------------------------------------------------------

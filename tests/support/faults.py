@@ -27,7 +27,7 @@ def _trainer(**changes: Any) -> Manifest:
 
 
 def _model(**sizes: Any) -> Manifest:
-    return _trainer(model={"name": "gpt", "preset": "nano", **sizes})
+    return _trainer(model={"name": "llama", "preset": "nano", **sizes})
 
 
 def _without(manifest: Manifest, *path: str) -> Manifest:
@@ -43,7 +43,7 @@ def _parallel(replicas: int = 2, trainer: Manifest | None = None, **parallelism:
 
 
 def _digits_spec(**changes: Any) -> Manifest:
-    data = {"source": "classification", "builtin": "digits"}
+    data = {"source": "table", "builtin": "digits"}
     return trainer_spec(**{"model": {"name": "mlp"}, "data": data, **changes})
 
 
@@ -78,7 +78,7 @@ _BATCH_OR_GD = (
 )
 
 _WHOLE_MODEL = (
-    "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove tensor, "
+    "spec.parallelism.data.mode: parameterServer is for a llama or mlp that each worker holds whole; remove tensor, "
     "context, expert and pipeline, or choose ddp, fsdp or hsdp"
 )
 _COMPILE = (
@@ -90,7 +90,7 @@ _SHARD = (
     "pipeline.stages)) over expert; choose a divisor"
 )
 _PRESET = (
-    "spec.trainer.model.preset: gpt has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, medium, "
+    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, medium, "
     "8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
 )
 
@@ -178,8 +178,8 @@ RULES = (
     ),
     Fault(
         "a rollback without checkpoints",
-        lambda: make_manifest(trainer=trainer_spec(), health={"nonFinite": {"action": "Rollback"}}),
-        "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
+        lambda: make_manifest(trainer=trainer_spec(), health={"badSteps": {"action": "Rollback"}}),
+        "spec.health.badSteps.action: Rollback goes back to a checkpoint, but none are written; add "
         "spec.checkpoint, or choose Skip",
     ),
     *(
@@ -230,7 +230,7 @@ RULES = (
         "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
     ),
     Fault(
-        "experts of a gpt",
+        "experts of a llama",
         lambda: _parallel(expert=2),
         "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
     ),
@@ -252,8 +252,8 @@ RULES = (
         "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
         "instead, which does",
     ),
-    Fault("a preset of a gpt for a moe", lambda: _moe(preset="8b"), _PRESET),
-    Fault("a preset of a moe for a gpt", lambda: _model(preset="8x7b"), _PRESET),
+    Fault("a preset of a llama for a moe", lambda: _moe(preset="8b"), _PRESET),
+    Fault("a preset of a moe for a llama", lambda: _model(preset="8x7b"), _PRESET),
     Fault(
         "experts of an odd width",
         lambda: _moe(ffnDim=100),
@@ -274,7 +274,7 @@ RULES = (
     ),
     Fault(
         "tensor that does not divide the feed-forward width",
-        lambda: _parallel(4, {"model": {"name": "gpt", "preset": "nano", "ffnDim": 386}}, tensor=4),
+        lambda: _parallel(4, {"model": {"name": "llama", "preset": "nano", "ffnDim": 386}}, tensor=4),
         "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
     ),
     Fault(
@@ -357,50 +357,52 @@ RULES = (
         "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",
     ),
     *(
-        Fault(f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _only_for(size, "gpt", "moe"))
+        Fault(
+            f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _only_for(size, "llama", "moe")
+        )
         for size, value in (("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2))
     ),
     *(
-        Fault(f"{field} for a gpt", partial(_model, **{field: value}), _only_for(field, "moe"))
-        for field, value in (("experts", 8), ("expertsPerToken", 2), ("balanceLoss", 0.1))
+        Fault(f"{field} for a llama", partial(_model, **{field: value}), _only_for(field, "moe"))
+        for field, value in (("experts", 8), ("expertsPerToken", 2), ("balanceLossWeight", 0.1))
     ),
-    Fault("hidden layers for a gpt", lambda: _model(hidden=[64]), _only_for("hidden", "mlp")),
+    Fault("hidden layers for a llama", lambda: _model(hiddenSizes=[64]), _only_for("hiddenSizes", "mlp")),
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: gpt and moe learn from text, mlp from classification; change "
+        "spec.trainer.data.source: llama and moe learn from text, mlp from a table; change "
         "spec.trainer.model.name or the data",
     ),
     Fault(
         "digits as text",
         lambda: _trainer(data={"source": "text", "builtin": "digits"}),
-        "spec.trainer.data.builtin: python-stdlib is text and digits is classification; change builtin or source",
+        "spec.trainer.data.builtin: python-stdlib is text and digits is a table; change builtin or source",
     ),
     Fault(
         "convergence that nobody looks for",
         lambda: _trainer(stop={"steps": 10, "converged": {"patience": 2}}),
         "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
-        "spec.trainer.evaluation.everySteps and spec.trainer.data.heldOut",
+        "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
     ),
     Fault(
         "activation checkpointing of an mlp",
         lambda: _digits(activationCheckpointing="full"),
-        "spec.trainer.activationCheckpointing: is for gpt and moe only, an mlp has no blocks; remove it",
+        "spec.trainer.activationCheckpointing: is for llama and moe only, an mlp has no blocks; remove it",
     ),
     Fault(
         "evaluation of nothing",
         lambda: _trainer(evaluation={"everySteps": 5}),
-        "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",
+        "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
     ),
     Fault(
         "evaluation in a V",
         lambda: _parallel(
             2,
-            {"data": {"source": "text", "builtin": "python-stdlib", "heldOut": 0.1}},
+            {"data": {"source": "text", "builtin": "python-stdlib", "evalFraction": 0.1}},
             pipeline={"stages": 2, "schedule": "ZBV"},
         ),
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
-        "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
+        "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
     ),
     Fault(
         "selective checkpointing in a V",
@@ -411,13 +413,13 @@ RULES = (
     Fault(
         "an mlp compiled",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for gpt only (an mlp has no blocks, and the way of a token through a moe is not "
+        "spec.trainer.compile: is for llama only (an mlp has no blocks, and the way of a token through a moe is not "
         "known before); remove it",
     ),
     Fault(
         "gradient descent of a moe",
         lambda: _trainer(model={"name": "moe", "preset": "nano"}, batch={}, optimizer={"name": "gd"}),
-        "spec.trainer.optimizer.name: gd is for gpt and mlp, since the load of experts is balanced over batches; "
+        "spec.trainer.optimizer.name: gd is for llama and mlp, since the load of experts is balanced over batches; "
         "choose another optimizer",
     ),
     Fault(
@@ -433,8 +435,8 @@ RULES = (
     Fault("parts of matrices compiled", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
     Fault(
         "a server that nobody sends to",
-        lambda: make_manifest(trainer=trainer_spec(), server={}),
-        "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
+        lambda: make_manifest(trainer=trainer_spec(), parameterServer={}),
+        "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
     Fault(
         "a server of parts of a model",
@@ -445,7 +447,7 @@ RULES = (
         "an mlp in two stages",
         lambda: make_manifest(trainer=_digits_spec(), parallelism={"pipeline": {"stages": 2}}),
         "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
-        "and pipeline, or train a gpt",
+        "and pipeline, or train a llama",
     ),
     Fault(
         "two ways to stop",
@@ -478,13 +480,13 @@ RULES = (
             partial(_trainer, **{name: value}),
             "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
         )
-        for name, value in (("tensorboard", True), ("profile", {"atStep": 5}))
+        for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
     ),
     Fault(
         "a trace of a rank that there is not",
         lambda: make_manifest(
             replicas=2,
-            trainer=trainer_spec(profile={"atStep": 5, "ranks": [0, 2]}),
+            trainer=trainer_spec(profile={"startStep": 5, "ranks": [0, 2]}),
             checkpoint={"claim": {"size": "1Gi"}},
         ),
         "spec.trainer.profile.ranks: must be ranks of this job, which are numbered from 0 to workers.replicas x "
@@ -499,8 +501,7 @@ RULES = (
         Fault(
             f"metrics at port {port}",
             partial(make_manifest, metrics={"port": port}),
-            "spec.metrics.port: 29500 and 9401 are those of the rendezvous and of restarts in place; choose "
-            "another one",
+            "spec.metrics.port: 29500 (rendezvous) and 9401 (launcher) are in use; choose another port",
         )
         for port in (29500, 9401)
     ),
@@ -601,7 +602,7 @@ SCHEMA = (
     Fault(
         "an unknown field with no likely meaning",
         lambda: make_manifest(restartPolicy={"xyz": 1}),
-        "spec.restartPolicy.xyz: unknown field; known here: limit, backoff, inPlace, rules",
+        "spec.restartPolicy.xyz: unknown field; known here: maxRestarts, backoff, inPlace, rules",
         server='unknown field "spec.restartPolicy.xyz"',
         strict=True,
     ),

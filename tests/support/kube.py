@@ -15,7 +15,7 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import Configuration
 
-from trainyard import contract
+from trainyard.protocol import constants
 
 T = TypeVar("T")
 Object = dict[str, Any]
@@ -124,7 +124,7 @@ class Namespace:
         self.api, self.name = api, name
 
     def jobs(self, name: str = "", subresource: str = "") -> str:
-        return _join(f"/apis/{contract.API_VERSION}/namespaces/{self.name}/{contract.PLURAL}", name, subresource)
+        return _join(f"/apis/{constants.API_VERSION}/namespaces/{self.name}/{constants.PLURAL}", name, subresource)
 
     def core(self, plural: str, name: str = "", subresource: str = "") -> str:
         return _join(f"/api/v1/namespaces/{self.name}/{plural}", name, subresource)

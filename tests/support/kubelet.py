@@ -7,7 +7,7 @@ server, where no kubelet runs.
 from datetime import datetime
 from typing import Any
 
-from trainyard import contract
+from trainyard.protocol import constants
 
 Status = dict[str, Any]
 
@@ -21,7 +21,7 @@ def zulu(moment: datetime) -> str:
 
 def _status(phase: str, state: dict[str, Any], *, ready: bool = False, **more: Any) -> Status:
     container = {
-        "name": contract.WORKER_CONTAINER,
+        "name": constants.WORKER_CONTAINER,
         "image": IMAGE,
         "imageID": "",
         "ready": ready,

@@ -10,9 +10,9 @@ import psutil
 from tests.builders import make_job, trainer_spec
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.local import LocalRun
-from trainyard_operator.backends.family import family
-from trainyard_operator.backends.process import MARK
-from trainyard_operator.core.observe import Worker
+from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.local.backend import MARK
+from trainyard_operator.local.process_tree import family
 
 PATIENCE = 90.0
 """Seconds in which whatever is waited for happens, on a busy machine too."""
@@ -20,10 +20,10 @@ PATIENCE = 90.0
 
 def small_job(name: str, steps: int, *, policy: dict[str, Any] | None = None, **spec: Any) -> TrainingJob:
     """Two workers that train a tiny model and report each step."""
-    model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
+    model = {"name": "llama", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}
     trainer = trainer_spec(model=model, data=data, batch={"global": 8}, stop={"steps": steps}, logEverySteps=1)
-    policy = {"limit": 1, "backoff": {"initialSeconds": 0}, **(policy or {})}
+    policy = {"maxRestarts": 1, "backoff": {"initialSeconds": 0}, **(policy or {})}
     return make_job(name, **{"replicas": 2, "trainer": trainer, "restartPolicy": policy, **spec})
 
 

@@ -12,12 +12,12 @@ from tests.support.kubelet import zulu
 from tests.trainer.pods import make_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
-from trainyard_operator.core.cache import Cache
-from trainyard_operator.core.reconcile import utc_now
-from trainyard_trainer.observe.metrics import Metrics
-from trainyard_trainer.observe.observer import Start
-from trainyard_trainer.observe.report import StepReport
-from trainyard_trainer.process.world import World
+from trainyard_operator.controller.cache import Cache
+from trainyard_operator.controller.reconciler import utc_now
+from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.observer import Start
+from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.runtime.world import World
 
 NAMESPACE = "ml"
 TICK = 0.1

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from trainyard import contract
+from trainyard.protocol import constants
 
 FOLDER = Path(__file__).parents[2] / "manifests" / "samples"
 
@@ -22,7 +22,7 @@ def sample(name: str, *, steps: int | None = None) -> dict[str, Any]:
 
 
 def _is_job(path: Path) -> bool:
-    return bool(yaml.safe_load(path.read_text("utf-8")).get("kind") == contract.KIND)
+    return bool(yaml.safe_load(path.read_text("utf-8")).get("kind") == constants.KIND)
 
 
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.yaml") if _is_job(path))

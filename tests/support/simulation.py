@@ -8,15 +8,15 @@ from unittest.mock import patch
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
 from tests.support.world import Crash, World, WorldBackend
-from trainyard.resource.status import Progress
-from trainyard_operator.core.actions import Plan
-from trainyard_operator.core.backend import BackendError, Gone
-from trainyard_operator.core.cache import Cache
-from trainyard_operator.core.observe import Observation, WorkerState, observe_worker
-from trainyard_operator.core.plan import plan
-from trainyard_operator.core.progress import rank_zero
-from trainyard_operator.core.queue import WorkQueue
-from trainyard_operator.core.reconcile import Reconciler
+from trainyard.protocol.progress import Progress
+from trainyard_operator.controller.backend import BackendError, Gone
+from trainyard_operator.controller.cache import Cache
+from trainyard_operator.controller.progress import rank_zero
+from trainyard_operator.controller.reconciler import Reconciler
+from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.lifecycle.actions import Plan
+from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_worker
+from trainyard_operator.lifecycle.plan import plan
 
 KEY = ("default", "job")
 TRAINER_IMAGE = "trainer"
@@ -32,7 +32,7 @@ class Simulation:
         self._runner = asyncio.Runner(loop_factory=JumpingLoop)
         self._due: datetime | None = None
         self._condemned = False
-        self._patch = patch("trainyard_operator.core.reconcile.plan", self._checked_plan)
+        self._patch = patch("trainyard_operator.controller.reconciler.plan", self._checked_plan)
         self._patch.start()
         self.start_operator()
 

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any, Self
 
 from tests.builders import NOW, make_job, make_worker
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Condition, ConditionType, Phase, Progress, TrainingJobStatus
-from trainyard_operator.core.actions import Plan
-from trainyard_operator.core.draft import Event
-from trainyard_operator.core.observe import Observation, Trouble, Worker
-from trainyard_operator.core.plan import plan
+from trainyard.resource.status import Condition, ConditionType, Phase, TrainingJobStatus
+from trainyard_operator.lifecycle.actions import Plan
+from trainyard_operator.lifecycle.observation import Observation, Trouble, Worker
+from trainyard_operator.lifecycle.plan import plan
+from trainyard_operator.lifecycle.status_builder import Event
 
 
 @dataclass

@@ -10,14 +10,15 @@ from typing import Any
 
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard.protocol.launcher_state import Ending, PodState
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Progress, Reason, TrainingJobStatus
-from trainyard.supervision import Ending, PodState
-from trainyard_operator.core.backend import Gone, Refused, Stale, Unavailable
-from trainyard_operator.core.cache import owner_uid
-from trainyard_operator.core.draft import Event
-from trainyard_operator.core.observe import Pod, Worker, observe_worker
+from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.cache import owner_uid
+from trainyard_operator.lifecycle.observation import Pod, Worker, observe_worker
+from trainyard_operator.lifecycle.status_builder import Event
 
 MARGIN = 30
 """Seconds after its grace period that a pod is waited for."""
@@ -195,7 +196,7 @@ class World:
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
         judge_goodput(old, new, self.now)
-        limit, pods = self.job.spec.restart_policy.limit, self.job.replace(status=new).current.spec.pods
+        limit, pods = self.job.spec.restart_policy.max_restarts, self.job.replace(status=new).current.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
@@ -223,7 +224,7 @@ class World:
             self.failed.add(old.attempt)
         wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
         assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
-        free = any(r.action == "RestartFree" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
+        free = any(r.action == "RestartIgnoringLimit" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
 
     def _judge_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
@@ -236,7 +237,7 @@ class World:
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
             assert runs or old.attempt in self.short, "a group was made smaller that had room"
         if after > before and not old.is_true(ConditionType.SUSPENDED):
-            assert old.group in self.roomy, "a group was made larger without room"
+            assert old.pod_attempt in self.roomy, "a group was made larger without room"
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
 
@@ -269,7 +270,7 @@ class World:
         attempt, _ = identity(pod)
         status = self.job.status
         if observe_worker(pod).placeholder:
-            assert attempt == status.group, "room was sought for a group that there is not"
+            assert attempt == status.pod_attempt, "room was sought for a group that there is not"
             assert self.job.current.spec != self.job.spec, "room was sought for a group that lacks nobody"
         else:
             self._judge_replicas(pod)
@@ -289,7 +290,7 @@ class World:
 
 
 class WorldBackend:
-    """The operator's hands in that world (see `trainyard_operator.core.backend.Backend`)."""
+    """The operator's hands in that world (see `trainyard_operator.controller.backend.Backend`)."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -328,7 +329,7 @@ class WorldBackend:
         if name in world.pods:
             return world.pods[name]
         if world.quota:
-            if manifest["metadata"]["labels"][contract.LABEL_ROLE] != contract.ROLE_PLACEHOLDER:
+            if manifest["metadata"]["labels"][constants.LABEL_ROLE] != constants.ROLE_PLACEHOLDER:
                 world.short.add(identity(manifest)[0])
             raise Refused(Reason.PODS_REFUSED, "exceeded quota")
         pod = deepcopy(manifest)
@@ -406,4 +407,4 @@ def judge_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime)
 def identity(pod: Pod) -> tuple[int, int]:
     """Attempt and index of a pod."""
     labels = pod["metadata"]["labels"]
-    return int(labels[contract.LABEL_ATTEMPT]), int(labels[contract.LABEL_INDEX])
+    return int(labels[constants.LABEL_ATTEMPT]), int(labels[constants.LABEL_INDEX])

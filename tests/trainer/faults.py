@@ -16,17 +16,18 @@ from torch.distributed import distributed_c10d
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard_trainer import rank_process
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.launcher import launch, place
+from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe import LoadBalance
-from trainyard_trainer.observe import breakdown, stragglers
+from trainyard_trainer.models.transformer import Transformer
 from trainyard_trainer.optim.update import LocalUpdate
-from trainyard_trainer.pod import launch, place
-from trainyard_trainer.process import heartbeat
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 
@@ -86,7 +87,7 @@ def average_expert_gradients() -> None:
 
     def faulty(self: Trainer) -> Any:
         result = accumulate(self)
-        for mixture in cast(Gpt, self.parts[0]).mixtures():
+        for mixture in cast(Transformer, self.parts[0]).mixtures():
             for parameter in mixture.experts.parameters():
                 assert parameter.grad is not None
                 parameter.grad.div_(self.mesh.sizes.expert)
@@ -110,8 +111,8 @@ def balance_parts_of_sequences() -> None:
 
 def no_preference() -> None:
     """Routers start with all experts alike, so that every token takes the same ones."""
-    initial = Gpt.initial
-    Gpt.initial = lambda self, name, shape: (  # type: ignore[method-assign]
+    initial = Transformer.initial
+    Transformer.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
     )
     launch.main()
@@ -214,7 +215,7 @@ def hang_in_rank_1_and_find_out_late() -> None:
 def wait_in_rank_0() -> None:
     """Rank 0 stays before step 6 until a file named `go` lies beside its configuration."""
     accumulate = Trainer._accumulate_gradients
-    go = Path(os.environ[contract.ENV_CONFIG]).with_name("go")
+    go = Path(os.environ[constants.ENV_CONFIG]).with_name("go")
 
     def faulty(self: Trainer) -> Any:
         while self.step == 5 and self.world.rank == 0 and not go.exists():
@@ -317,7 +318,6 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 def prepare_and_count() -> None:
     """Only prepare the data, and say whether this process did the work."""
-    from trainyard_trainer import worker
     from trainyard_trainer.data import tokens
 
     done: list[int] = []
@@ -328,7 +328,7 @@ def prepare_and_count() -> None:
         return tokenize(*arguments)
 
     tokens._tokenize = counted  # type: ignore[assignment]
-    prepared = tokens.prepare_tokens(worker.read_config())
+    prepared = tokens.prepare_tokens(rank_process.read_config())
     print(json.dumps({"digest": prepared.digest, "prepared": len(done)}), flush=True)
 
 
@@ -341,7 +341,7 @@ def mean_instead_of_sum() -> None:
 
 def audit() -> None:
     """No fault: each rank writes down the samples that it reads, and what its parameters are in the end."""
-    folder = Path(os.environ[contract.ENV_CONFIG]).parent
+    folder = Path(os.environ[constants.ENV_CONFIG]).parent
     read, run = Windows.read, Trainer.run
     seen: list[tuple[int, int, list[int]]] = []
 

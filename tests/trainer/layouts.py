@@ -9,13 +9,13 @@ import torch
 
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard.config import RunConfig
-from trainyard.stages import stage_count, stages_of_rank
+from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 
 TOLERANCE = 1e-5
 """Relative; fp32 sums in another order."""
 MUON_TOLERANCE = 1e-3
 """Muon makes its updates orthogonal in bfloat16, whose rounding error is 4e-3."""
-HELD_OUT = {"heldOut": 0.00005}
+HELD_OUT = {"evalFraction": 0.00005}
 STEPS = 5
 
 
@@ -43,7 +43,7 @@ def pipe(stages: int, schedule: str = "1F1B") -> dict[str, Any]:
     return {"stages": stages, "schedule": schedule}
 
 
-GPT = {"layers": 4, "heads": 8, "kvHeads": 4}
+transformer = {"layers": 4, "heads": 8, "kvHeads": 4}
 
 
 def can_evaluate(layout: Layout) -> bool:
@@ -58,7 +58,7 @@ Reports = list[dict[str, Any]]
 def configure(layout: Layout, **trainer: Any) -> RunConfig:
     """Five steps of batches of eight; other arguments take the place of fields of spec.trainer."""
     settings = {
-        "model": GPT,
+        "model": transformer,
         "batch": {"global": 8, "micro": layout.micro},
         "stop": {"steps": STEPS},
         "data": HELD_OUT if can_evaluate(layout) else {},

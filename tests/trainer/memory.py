@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer import worker
+from trainyard_trainer import rank_process
+from trainyard_trainer.launcher import launch
 from trainyard_trainer.optim.update import LocalUpdate
-from trainyard_trainer.pod import launch
-from trainyard_trainer.server import ParameterServer, RemoteUpdate
+from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -23,7 +23,7 @@ THRESHOLD = 2**18
 
 def main() -> None:
     """Run a pod whose ranks print a line of figures, in bytes, after each step."""
-    worker.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
+    rank_process.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
     # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)

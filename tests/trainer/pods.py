@@ -19,14 +19,14 @@ from typing import Any
 
 import psutil
 
-from trainyard import contract
 from trainyard.admission import admit
 from trainyard.config import RunConfig
+from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol.termination import TerminationMessage
 from trainyard.resolve import resolve
-from trainyard.termination import TerminationMessage
 
-API_VERSION = f"{contract.GROUP}/{contract.VERSION}"
-ENTRY = "trainyard_trainer.pod.launch:main"
+API_VERSION = f"{constants.GROUP}/{constants.VERSION}"
+ENTRY = "trainyard_trainer.launcher.launch:main"
 ROOT = Path(__file__).parents[2]
 
 
@@ -39,7 +39,7 @@ def make_config(
     **trainer: Any,
 ) -> RunConfig:
     """A tiny run, as admission would let it pass; other arguments are merged into spec.trainer or replace parts."""
-    model = {"name": "gpt", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
+    model = {"name": "llama", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     spec: dict[str, Any] = {
         "model": model,
         "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16},
@@ -59,7 +59,7 @@ def make_config(
         job["parallelism"] = parallelism
     if checkpoint is not None:
         job["checkpoint"] = {"volume": {"emptyDir": {}}, **checkpoint}
-    body = {"apiVersion": API_VERSION, "kind": contract.KIND, "metadata": {"name": "tests"}, "spec": job}
+    body = {"apiVersion": API_VERSION, "kind": constants.KIND, "metadata": {"name": "tests"}, "spec": job}
     return resolve(admit(body))
 
 
@@ -76,7 +76,7 @@ class Pod:
     pid: int
     folder: Path
     metrics_port: int
-    supervisor_port: int
+    launcher_port: int
     wait: Callable[[float], int]
 
     @property
@@ -154,17 +154,17 @@ class Starter:
         for name in ("termination", "stdout", "stderr"):
             (folder / name).touch()
         (folder / "config.json").write_text(json.dumps(config.to_dict()))
-        metrics_port, supervisor_port = free_port(), free_port()
+        metrics_port, launcher_port = free_port(), free_port()
         request = {
             "entry": entry,
             "folder": str(folder),
             "env": {
-                contract.ENV_CONFIG: str(folder / "config.json"),
-                contract.ENV_TERMINATION_LOG: str(folder / "termination"),
-                contract.ENV_ATTEMPT: "3",
-                contract.ENV_METRICS_PORT: str(metrics_port),
-                contract.ENV_SUPERVISOR_PORT: str(supervisor_port),
-                contract.ENV_CACHE: str(self.folder / "cache"),
+                constants.ENV_CONFIG: str(folder / "config.json"),
+                launcher_protocol.ENV_TERMINATION_LOG: str(folder / "termination"),
+                launcher_protocol.ENV_ATTEMPT: "3",
+                constants.ENV_METRICS_PORT: str(metrics_port),
+                launcher_protocol.ENV_LAUNCHER_PORT: str(launcher_port),
+                constants.ENV_CACHE: str(self.folder / "cache"),
                 "PET_NODE_RANK": str(index),
                 "PET_NPROC_PER_NODE": str(procs),
                 "PET_MASTER_ADDR": "127.0.0.1",
@@ -174,7 +174,7 @@ class Starter:
         }
         pid = self._ask(request)["pid"]
         self.folders[pid] = folder
-        return Pod(pid, folder, metrics_port, supervisor_port, lambda seconds: self._wait(pid, seconds))
+        return Pod(pid, folder, metrics_port, launcher_port, lambda seconds: self._wait(pid, seconds))
 
     def _wait(self, pid: int, seconds: float) -> int:
         def ended() -> bool:
@@ -219,8 +219,8 @@ def _serve() -> None:
 
     import torch._dynamo  # noqa: F401
 
-    import trainyard_trainer.pod.launch
-    import trainyard_trainer.worker  # noqa: F401
+    import trainyard_trainer.launcher.launch
+    import trainyard_trainer.rank_process  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.need import require
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard_trainer.pod import launch
+from trainyard_trainer.launcher import launch
 from trainyard_trainer.train import Trainer
 
 MEGABYTES = 64

@@ -9,8 +9,8 @@ import torch
 
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
-from trainyard import contract
-from trainyard.resource.health import BadSteps
+from trainyard.protocol import constants
+from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
 
@@ -18,7 +18,7 @@ NAN = float("nan")
 TOLERANCE = 1e-5
 """Relative; fp32 sums in another order."""
 FAULTS = "tests.trainer.faults"
-GPT = {"layers": 4, "heads": 8, "kvHeads": 4}
+transformer = {"layers": 4, "heads": 8, "kvHeads": 4}
 ALONE = Layout(1, {})
 LAYOUTS = [
     Layout(2, {}),
@@ -40,12 +40,12 @@ def run(
 ) -> Pod:
     """All ranks in one pod; the parameter server, if there is one, in another."""
     checkpoint = {"everySteps": 2, "async": False} if folder else None
-    settings: dict[str, Any] = {"model": GPT, "stop": {"steps": steps}, "optimizer": {"eps": 1e-4}}
+    settings: dict[str, Any] = {"model": transformer, "stop": {"steps": steps}, "optimizer": {"eps": 1e-4}}
     settings["schedule"] = {"name": "constant"}
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
     if bad:
-        config = config.replace(health=config.health.replace(non_finite=BadSteps.model_validate(bad)))
-    env = {contract.ENV_CHECKPOINTS: str(folder)} if folder else {}
+        config = config.replace(health=config.health.replace(bad_steps=BadStepPolicy.model_validate(bad)))
+    env = {constants.ENV_CHECKPOINTS: str(folder)} if folder else {}
     pods = start(config, 1, layout.processes, entry, env)
     finish(pods, 90)
     return pods[0]
@@ -122,11 +122,11 @@ def test_an_attempt_gives_up_and_names_the_rank(
 ) -> None:
     bad = {"action": action, "limit": limit}
     pod = run(start, f"{FAULTS}:{fault}", layout, bad=bad)
-    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.wait(1) == constants.EXIT_BAD_STEPS, pod.stderr
     assert pod.word is not None
-    assert (pod.word.exception, pod.word.step, pod.word.rank) == ("NonFinite", step, 1)
+    assert (pod.word.exception, pod.word.step, pod.word.rank) == ("BadSteps", step, 1)
     assert pod.word.message.startswith(f"step {step}: the norm of the gradient is nan, which came from rank 1 (")
-    assert pod.word.message.endswith(f"spec.health.nonFinite.action is {action}")
+    assert pod.word.message.endswith(f"spec.health.badSteps.action is {action}")
     assert "Traceback" not in pod.stderr
 
 
@@ -161,7 +161,7 @@ def test_rollback_goes_on_from_the_checkpoint_with_other_samples(
 def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> None:
     bad = {"action": "Rollback", "limit": 1}
     pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
-    assert pod.wait(1) == contract.EXIT_NON_FINITE, pod.stderr
+    assert pod.wait(1) == constants.EXIT_BAD_STEPS, pod.stderr
     assert pod.stdout.count("back at step 4") == MAX_ROLLBACKS
 
 
@@ -195,7 +195,7 @@ def always(good: bool) -> bool:
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_norms_that_are_not_finite_are_refused_and_forgotten(norm: float) -> None:
-    guard = Guard(BadSteps(spike_factor=2.0), always)
+    guard = Guard(BadStepPolicy(spike_factor=2.0), always)
     for _ in range(FEWEST):
         assert guard.accepts(1.0)
         assert not guard.accepts(norm)
@@ -203,7 +203,7 @@ def test_norms_that_are_not_finite_are_refused_and_forgotten(norm: float) -> Non
 
 
 def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
-    guard = Guard(BadSteps(spike_factor=3.0), always)
+    guard = Guard(BadStepPolicy(spike_factor=3.0), always)
     assert [guard.accepts(norm) for norm in (1.0, 100.0)] == [True, True], "nothing is known yet"
     for _ in range(FEWEST):
         assert guard.accepts(1.0)
@@ -213,17 +213,17 @@ def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
 
 
 def test_without_a_factor_nothing_is_a_spike() -> None:
-    guard = Guard(BadSteps(), always)
+    guard = Guard(BadStepPolicy(), always)
     assert all(guard.accepts(norm) for norm in [1.0] * 50 + [1e30])
 
 
 def test_one_rank_that_sees_a_spike_is_enough() -> None:
-    guard = Guard(BadSteps(spike_factor=3.0), lambda _: False)
+    guard = Guard(BadStepPolicy(spike_factor=3.0), lambda _: False)
     assert not guard.accepts(1.0)
 
 
 def test_good_steps_in_between_begin_the_count_anew() -> None:
-    strikes = Strikes(BadSteps(limit=2))
+    strikes = Strikes(BadStepPolicy(limit=2))
     assert [strikes.bad(step, can_go_back=True) for step in (1, 2)] == ["Skip", "Fail"]
     strikes.good()
     assert strikes.bad(4, can_go_back=True) == "Skip"

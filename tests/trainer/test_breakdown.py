@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tests.trainer.layouts import FSDP, Layout, pipe
 from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.training import Profile
-from trainyard_trainer.observe.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
-from trainyard_trainer.observe.observer import Observer
-from trainyard_trainer.observe.profiling import Profiler
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
+from trainyard_trainer.metrics.observer import Observer
+from trainyard_trainer.metrics.profiling import Profiler
+from trainyard_trainer.runtime.errors import ConfigError
 
 CPU = torch.device("cpu")
 
@@ -138,15 +138,15 @@ def test_samples_cost_no_more_than_their_share_of_the_time(price: float) -> None
 
 
 def test_a_trace_that_is_asked_for_goes_first(tmp_path: Path) -> None:
-    profiler = Profiler(Profile(at_step=5, steps=4), tmp_path, 0, 1, CPU)
+    profiler = Profiler(Profile(start_step=5, steps=4), tmp_path, 0, 1, CPU)
     assert Watched(0.01, profiler).run(10) == [9 + FIRST - 5]
     assert len(list((tmp_path / "profiles").iterdir())) == 1
 
 
 def test_samples_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_STEP_SAMPLES, "off")
+    monkeypatch.setenv(constants.ENV_STEP_SAMPLES, "off")
     assert Watched(0.01).run(20) == []
-    monkeypatch.setenv(contract.ENV_STEP_SAMPLES, "no")
+    monkeypatch.setenv(constants.ENV_STEP_SAMPLES, "no")
     with pytest.raises(ConfigError, match=r"TRAINYARD_STEP_SAMPLES: must be on or off, not no"):
         Watched(0.01)
 
@@ -161,9 +161,9 @@ LAYOUTS = [
 
 def parts(pod: Pod) -> dict[str, float]:
     families = scrape(pod)
-    if not families[contract.METRIC_STEP_PART].samples:
+    if not families[constants.METRIC_STEP_PART].samples:
         return {}
-    return {part: value(families, contract.METRIC_STEP_PART, part=part) for part in PARTS}
+    return {part: value(families, constants.METRIC_STEP_PART, part=part) for part in PARTS}
 
 
 @pytest.mark.parametrize("layout", [Layout(1, {}), *LAYOUTS], ids=str)

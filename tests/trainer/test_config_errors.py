@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard import contract
+from trainyard.protocol import constants
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -17,7 +17,7 @@ def write(path: Path, content: bytes) -> Path:
 
 def refusal(start: Starter, path: Path, **data: object) -> str:
     (pod,) = start(make_config(1, data={"path": str(path), **data}))
-    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.word is not None
     assert pod.word.exception == "ConfigError"
     assert pod.stderr == f"error: {pod.word.message}\n"
@@ -55,8 +55,8 @@ def test_not_utf8(start: Starter, tmp_path: Path) -> None:
 
 
 def test_no_room_for_prepared_data(start: Starter) -> None:
-    (pod,) = start(make_config(1), env={contract.ENV_CACHE: "/proc/nowhere"})
-    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    (pod,) = start(make_config(1), env={constants.ENV_CACHE: "/proc/nowhere"})
+    assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.word is not None
     assert pod.word.message.startswith("TRAINYARD_CACHE: /proc/nowhere/")
     assert pod.word.message.endswith("set TRAINYARD_CACHE in spec.env to a folder that can be written")
@@ -64,14 +64,14 @@ def test_no_room_for_prepared_data(start: Starter) -> None:
 
 def test_configuration_for_another_number_of_processes(start: Starter) -> None:
     pods = start(make_config(4), 1, 2)
-    assert finish(pods) == [contract.EXIT_INVALID_CONFIG]
+    assert finish(pods) == [constants.EXIT_INVALID_CONFIG]
     assert pods[0].word is not None
     assert "is for 4 processes, but 2 were started" in pods[0].word.message
 
 
 def test_workers_with_different_text(start: Starter) -> None:
     pods = start(make_config(2), 2, entry="tests.trainer.faults:different_text")
-    assert finish(pods) == [contract.EXIT_INVALID_CONFIG] * 2
+    assert finish(pods) == [constants.EXIT_INVALID_CONFIG] * 2
     assert pods[0].word is not None
     assert "do not hold the same data" in pods[0].word.message
 
@@ -79,20 +79,20 @@ def test_workers_with_different_text(start: Starter) -> None:
 @pytest.mark.parametrize("content", ["{}", "not json"])
 def test_unreadable_configuration(start: Starter, tmp_path: Path, content: str) -> None:
     path = write(tmp_path / "config.json", content.encode())
-    (pod,) = start(make_config(1), env={contract.ENV_CONFIG: str(path)})
-    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    (pod,) = start(make_config(1), env={constants.ENV_CONFIG: str(path)})
+    assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.word is not None
     assert str(path) in pod.word.message
     assert "Traceback" not in pod.stderr
 
 
 def test_missing_configuration(start: Starter) -> None:
-    (pod,) = start(make_config(1), env={contract.ENV_CONFIG: "/nowhere/config.json"})
-    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    (pod,) = start(make_config(1), env={constants.ENV_CONFIG: "/nowhere/config.json"})
+    assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert json.loads(pod.word.encode() if pod.word else "{}")["message"].startswith("TRAINYARD_CONFIG: /nowhere")
 
 
 def test_compilation_without_a_compiler(start: Starter) -> None:
     (pod,) = start(make_config(1, compile=True), env={"CXX": "/nowhere/g++"})
-    assert pod.wait(60) == contract.EXIT_INVALID_CONFIG
+    assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.stderr.startswith("error: spec.trainer.compile: there is no C++ compiler (g++) in the worker; remove it")

@@ -12,20 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard import contract
 from trainyard.config import RunConfig
+from trainyard.protocol import constants
 from trainyard.resource.datasets import Data
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.text import PIECE, find_text
 from trainyard_trainer.data.tokenizer import BpeTokenizer, ByteTokenizer
 from trainyard_trainer.data.tokens import TokenFile, Windows, prepare_tokens
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_CACHE, str(tmp_path / "cache"))
+    monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "cache"))
 
 
 def write(path: Path, text: str) -> Path:
@@ -138,7 +138,7 @@ def test_interrupted_preparation_is_done_again(tmp_path: Path) -> None:
 
 def test_pods_that_start_together_prepare_once(start: Starter, tmp_path: Path) -> None:
     config = config_for(write(tmp_path / "text.txt", "the cat sat on the mat. " * 20_000), tokenizer="bpe")
-    env = {contract.ENV_CACHE: str(tmp_path / "shared")}
+    env = {constants.ENV_CACHE: str(tmp_path / "shared")}
     pods = [start(config, entry="tests.trainer.faults:prepare_and_count", env=env)[0] for _ in range(4)]
     assert finish(pods) == [0] * 4
     answers = [json.loads(pod.stdout) for pod in pods]
@@ -180,5 +180,5 @@ def test_every_token_is_a_target_once_per_epoch(tmp_path: Path) -> None:
 def test_cache_folder_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainyard_trainer.data.tokens import cache_folder
 
-    monkeypatch.delenv(contract.ENV_CACHE)
+    monkeypatch.delenv(constants.ENV_CACHE)
     assert cache_folder().name == f"trainyard-{os.getuid()}"

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.trainer.pods import Pod, Starter, environment, finish, make_config, wait_until
-from trainyard import contract
+from trainyard.protocol import constants, launcher_protocol
 
 FAULTS = "tests.trainer.faults"
 
@@ -162,8 +162,8 @@ def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
 
 def test_last_words_of_several_ranks(start: Starter) -> None:
     """First cause wins over later ones, any cause over a lost peer, whatever the order."""
-    from trainyard.termination import TerminationMessage
-    from trainyard_trainer.process import ending
+    from trainyard.protocol.termination import TerminationMessage
+    from trainyard_trainer.runtime import ending
 
     lost = TerminationMessage(rank=0, exception="RuntimeError", peer_lost=True)
     cause = TerminationMessage(rank=1, exception="ValueError", message="short")
@@ -181,7 +181,7 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
         path.write_text("not one of ours")
         inode = path.stat().st_ino
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(contract.ENV_TERMINATION_LOG, str(path))
+            patch.setenv(launcher_protocol.ENV_TERMINATION_LOG, str(path))
             for word in order:
                 ending.leave_word(word)
         assert TerminationMessage.decode(path.read_text()) == expected
@@ -189,10 +189,10 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
 
 
 def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainyard.termination import TerminationMessage
-    from trainyard_trainer.process import ending
+    from trainyard.protocol.termination import TerminationMessage
+    from trainyard_trainer.runtime import ending
 
-    monkeypatch.setenv(contract.ENV_TERMINATION_LOG, "/nowhere/at/all")
+    monkeypatch.setenv(launcher_protocol.ENV_TERMINATION_LOG, "/nowhere/at/all")
     ending.leave_word(TerminationMessage(rank=0))
     assert "/nowhere/at/all" in capsys.readouterr().err
 
@@ -202,13 +202,13 @@ def test_real_command_refuses_a_missing_text(tmp_path: Path) -> None:
     config = make_config(1, data={"path": "/data/missing.txt"})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     env = environment() | {
-        contract.ENV_CONFIG: str(tmp_path / "config.json"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-        contract.ENV_METRICS_PORT: "0",
+        constants.ENV_CONFIG: str(tmp_path / "config.json"),
+        launcher_protocol.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        constants.ENV_METRICS_PORT: "0",
     }
     command = [sys.executable, "-m", "trainyard_trainer"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == contract.EXIT_INVALID_CONFIG
+    assert done.returncode == constants.EXIT_INVALID_CONFIG
     assert done.stderr == (
         "error: spec.trainer.data.path: /data/missing.txt does not exist in the worker; mount it through "
         "spec.workers.template, or correct the path\n"

@@ -7,10 +7,10 @@ import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.config import RunConfig
-from trainyard.parameters import gpt_parameters, mlp_parameters
-from trainyard.sizing.communication import communication
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.moments import rank_memory
+from trainyard.sizing.model_size import mlp_parameters, transformer_parameters
+from trainyard.sizing.peak_memory import rank_memory
+from trainyard.sizing.traffic import communication
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.parallel.parts import parameter_count
 
@@ -40,7 +40,7 @@ LAYOUTS: tuple[tuple[str, int, dict[str, Any], dict[str, Any]], ...] = (
         "an evaluation with all logits",
         4,
         {"tensor": 4},
-        {"data": {**VOCABULARY, "heldOut": 0.0001}, "model": SMALL, "batch": {"global": 16}},
+        {"data": {**VOCABULARY, "evalFraction": 0.0001}, "model": SMALL, "batch": {"global": 16}},
     ),
     ("context", 2, {"context": 2}, {}),
     ("moe", 1, {}, {"model": MOE}),
@@ -168,10 +168,10 @@ def test_experts_are_sent_about_what_was_estimated(start: Starter) -> None:
 )
 def test_parameters_of_a_gpt_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert gpt_parameters(config.gpt) == parameter_count(config, prepare(config))
+    assert transformer_parameters(config.transformer) == parameter_count(config, prepare(config))
 
 
 def test_parameters_of_an_mlp_are_those_of_the_trainer() -> None:
-    data = {"source": "classification", "builtin": "digits"}
-    config = make_config(model={"name": "mlp", "hidden": [32, 16]}, data=data, batch={"global": 8}, replace=True)
+    data = {"source": "table", "builtin": "digits"}
+    config = make_config(model={"name": "mlp", "hiddenSizes": [32, 16]}, data=data, batch={"global": 8}, replace=True)
     assert mlp_parameters(config) == parameter_count(config, prepare(config))

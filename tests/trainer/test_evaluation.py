@@ -14,11 +14,11 @@ from tests.trainer.pods import Starter, finish, make_config
 from trainyard_trainer.data.batches import IGNORED, Batches
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 ALONE = World(0, 0, 1, 1, torch.device("cpu"))
-DIGITS = {"model": {"name": "mlp"}, "data": {"source": "classification", "builtin": "digits", "heldOut": 0.2}}
+DIGITS = {"model": {"name": "mlp"}, "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2}}
 RECIPE = {
     "batch": {"global": 32},
     "optimizer": {"name": "adam", "learningRate": 0.001},
@@ -74,10 +74,10 @@ def test_held_out_samples_are_evaluated_once_and_never_trained_on() -> None:
     config = digits(1)
     table = load_table(config)
     batches = Batches(table, config, ALONE)
-    assert (batches.held_out, batches.trained) == (359, 1438)
+    assert (batches.eval_fraction, batches.trained) == (359, 1438)
     evaluated = [x[targets != IGNORED] for x, targets in batches.of_evaluation()]
-    held_out = torch.cat(evaluated)
-    assert torch.equal(held_out, torch.from_numpy(table.features[1438:]))
+    eval_fraction = torch.cat(evaluated)
+    assert torch.equal(eval_fraction, torch.from_numpy(table.features[1438:]))
     steps = range(2 * 1438 // 32)
     drawn = np.concatenate([batches.sampler.windows_of(step, 0) for step in steps])
     assert drawn.max() < 1438
@@ -115,7 +115,7 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     x, y = generator.normal(5, 3, (40, 3)), generator.integers(0, 4, 40)
     y[0] = 3
     np.savez(tmp_path / "table.npz", x=x, y=y)
-    data = {"source": "classification", "path": str(tmp_path / "table.npz")}
+    data = {"source": "table", "path": str(tmp_path / "table.npz")}
     table = load_table(digits(data=data))
     assert (table.count, table.width, table.class_count) == (40, 3, 4)
     np.testing.assert_allclose(table.features.mean(0), 0, atol=1e-6)
@@ -137,6 +137,6 @@ def test_a_bad_table_is_told_with_the_fix(tmp_path: Path, arrays: dict[str, Any]
     if arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(ConfigError) as error:
-        load_table(digits(data={"source": "classification", "path": str(path)}))
+        load_table(digits(data={"source": "table", "path": str(path)}))
     assert str(error.value).startswith(f"spec.trainer.data.path: {path}")
     assert message in str(error.value)

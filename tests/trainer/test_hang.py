@@ -9,10 +9,10 @@ import pytest
 
 from tests.builders import make_worker
 from tests.trainer.pods import Pod, Starter, finish, make_config
-from trainyard import contract
 from trainyard.config import RunConfig
+from trainyard.protocol import constants
 from trainyard.resource.health import HealthConfig
-from trainyard_operator.core.diagnose import Diagnosis, diagnose
+from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
 
 FAULTS = "tests.trainer.faults"
 TIMEOUT = 2
@@ -45,7 +45,7 @@ def test_a_stopped_rank_ends_all_pods_and_is_blamed(start: Starter, stopped: int
     os.kill(pods[stopped].ranks()[0], signal.SIGSTOP)
     codes = finish(pods, 15)
     assert time.monotonic() - began < SOON
-    assert codes == [contract.EXIT_HANG] * 2, [pod.stderr for pod in pods]
+    assert codes == [constants.EXIT_HANG] * 2, [pod.stderr for pod in pods]
     found = diagnosis(pods, codes)
     assert (found.failure.rank, found.failure.reason, found.counts) == (stopped, "Hang", True)
     assert found.failure.pod == f"job-1-{stopped}"
@@ -63,7 +63,7 @@ def test_a_stopped_rank_ends_all_pods_and_is_blamed(start: Starter, stopped: int
 def test_a_rank_that_sleeps_says_where_and_is_blamed(start: Starter, pods: int, procs: int) -> None:
     started = start(endless(2), pods, procs, entry=f"{FAULTS}:hang_in_rank_1")
     codes = finish(started, 60)
-    assert codes == [contract.EXIT_HANG] * pods, [pod.stderr for pod in started]
+    assert codes == [constants.EXIT_HANG] * pods, [pod.stderr for pod in started]
     found = diagnosis(started, codes)
     assert (found.failure.rank, found.failure.step, found.failure.reason) == (1, 3, "Hang")
     assert found.failure.message.startswith("rank 1 gave no sign of life for ")
@@ -80,7 +80,7 @@ def test_a_pod_that_finds_out_a_little_later_still_says_so(start: Starter) -> No
     """Rank 0 would lose its peer, and end without a word of where it was, if rank 1 were killed at once."""
     pods = start(endless(2), 2, entry=f"{FAULTS}:hang_in_rank_1_and_find_out_late")
     codes = finish(pods, 60)
-    assert codes == [contract.EXIT_HANG] * 2, [pod.stderr for pod in pods]
+    assert codes == [constants.EXIT_HANG] * 2, [pod.stderr for pod in pods]
     assert diagnosis(pods, codes).failure.rank == 1
 
 
@@ -88,7 +88,7 @@ def test_a_stopped_rank_of_several_in_a_pod_is_blamed(start: Starter) -> None:
     (pod,) = start(endless(2), 1, 2)
     pod.wait_for_step(3)
     os.kill(pod.ranks()[0], signal.SIGSTOP)
-    assert finish([pod], 15) == [contract.EXIT_HANG]
+    assert finish([pod], 15) == [constants.EXIT_HANG]
     assert pod.word is not None
     assert pod.word.rank == 0
     assert "rank 0: step " in pod.word.message
@@ -109,7 +109,7 @@ def test_worker_or_parameter_server_is_blamed(start: Starter, stopped: int) -> N
 
 def test_a_pod_that_hangs_can_be_stopped(start: Starter) -> None:
     """With auto, nothing is done for a minute at least."""
-    pods = start(endless(2, timeout=None), 2, env={contract.ENV_GRACE: "3"})
+    pods = start(endless(2, timeout=None), 2, env={constants.ENV_GRACE: "3"})
     pods[0].wait_for_step(3)
     os.kill(pods[1].ranks()[0], signal.SIGSTOP)
     time.sleep(TIMEOUT + 1)

@@ -5,11 +5,11 @@ import timeit
 
 import pytest
 
-from trainyard.termination import MAX_BYTES
-from trainyard_trainer.pod import hang
-from trainyard_trainer.pod.hang import LOOK_SECONDS, Watch, Witness
-from trainyard_trainer.process import heartbeat
-from trainyard_trainer.process.heartbeat import Beat, Hearts, Phase
+from trainyard.protocol.termination import MAX_BYTES
+from trainyard_trainer.launcher import hang
+from trainyard_trainer.launcher.hang import LOOK_SECONDS, Watch, Witness
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import Beat, Hearts, Phase
 
 STEP = (Phase.DATA, Phase.PASSES, Phase.UPDATE)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.pods import Starter, environment, make_config
-from trainyard import contract
-from trainyard.termination import TerminationMessage
-from trainyard_trainer.pod import place, ranks
-from trainyard_trainer.process.errors import ConfigError
+from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol.termination import TerminationMessage
+from trainyard_trainer.launcher import place, ranks
+from trainyard_trainer.runtime.errors import ConfigError
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,19 @@ def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
     config = make_config(2, stop={"steps": 3})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     env = environment() | {
-        contract.ENV_CONFIG: str(tmp_path / "config.json"),
-        contract.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
-        contract.ENV_METRICS_PORT: "0",
-        contract.ENV_CACHE: str(tmp_path),
+        constants.ENV_CONFIG: str(tmp_path / "config.json"),
+        launcher_protocol.ENV_TERMINATION_LOG: str(tmp_path / "termination"),
+        constants.ENV_METRICS_PORT: "0",
+        constants.ENV_CACHE: str(tmp_path),
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "-m", "trainyard_trainer.worker"], env=env, capture_output=True, text=True, timeout=120, check=False
+        [*command, "-m", "trainyard_trainer.rank_process"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "termination").read_text())["step"] == 3
@@ -167,8 +172,8 @@ for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, lambda *a: (_ for _ in ()).throw(SystemExit("CUDA was called")))
 import torch._dynamo
-import trainyard_trainer.pod.launch
-import trainyard_trainer.worker
+import trainyard_trainer.launcher.launch
+import trainyard_trainer.rank_process
 assert not torch.cuda.is_initialized()
 threads = open("/proc/self/status").read().partition("Threads:")[2].split()[0]
 assert threads == "1", threads
@@ -180,7 +185,7 @@ assert threads == "1", threads
 
 
 def test_nothing_heavy_is_imported_before_the_stop_signals_are_caught() -> None:
-    program = "import sys, trainyard_trainer.pod.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
+    program = "import sys, trainyard_trainer.launcher.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
     )

@@ -7,7 +7,6 @@ import pytest
 
 from tests.trainer.layouts import (
     FSDP,
-    GPT,
     HSDP,
     MUON_TOLERANCE,
     SERVER,
@@ -22,6 +21,7 @@ from tests.trainer.layouts import (
     can_evaluate,
     pipe,
     run,
+    transformer,
 )
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
@@ -136,10 +136,10 @@ def test_gradient_descent_takes_all_samples_in_each_step(start: Starter, tmp_pat
             layout.processes,
             layout.parallelism,
             replace=True,
-            model={"name": "gpt", "preset": "nano", "dim": 32, "ffnDim": 64, **GPT},
+            model={"name": "llama", "preset": "nano", "dim": 32, "ffnDim": 64, **transformer},
             batch={"micro": layout.micro},
             stop={"epochs": STEPS},
-            data={"source": "text", "path": str(path), "sequenceLength": 16, "heldOut": 0.1},
+            data={"source": "text", "path": str(path), "sequenceLength": 16, "evalFraction": 0.1},
             optimizer={"name": "gd", "learningRate": 0.1},
         )
         pods = start(config, 1, layout.processes)

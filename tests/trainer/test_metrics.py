@@ -19,18 +19,18 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
-from trainyard import contract
-from trainyard.parameters import flops_per_token
-from trainyard.resource.status import Progress
-from trainyard_operator.core.progress import parse_progress
-from trainyard_trainer.observe.metrics import Metrics
-from trainyard_trainer.observe.observer import Start
-from trainyard_trainer.observe.peak import peak_flops
-from trainyard_trainer.observe.report import StepReport
-from trainyard_trainer.observe.stopwatch import PHASES, Stopwatch
-from trainyard_trainer.process import log
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard.protocol import constants
+from trainyard.protocol.progress import Progress
+from trainyard.sizing.model_size import flops_per_token
+from trainyard_operator.controller.progress import parse_progress
+from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.observer import Start
+from trainyard_trainer.metrics.peak import peak_flops
+from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.stopwatch import PHASES, Stopwatch
+from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 FIGURES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
 SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0, "steps": 4}
@@ -57,39 +57,45 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
 
 
 def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
-    config, peak = make_config(2, stop={"steps": 9}, logEverySteps=2), {contract.ENV_PEAK_FLOPS: "1e12"}
+    config, peak = make_config(2, stop={"steps": 9}, logEverySteps=2), {constants.ENV_PEAK_FLOPS: "1e12"}
     pods = start(config, 2, entry="tests.trainer.faults:wait_in_rank_0", env=peak)
     pods[0].wait_for_step(4)
-    wait_until(lambda: value(scrape(pods[0]), f"{contract.METRIC_STEP_DURATION}_count", phase="other") == 5, 10)
+    wait_until(lambda: value(scrape(pods[0]), f"{constants.METRIC_STEP_DURATION}_count", phase="other") == 5, 10)
     leader, follower = scrape(pods[0]), scrape(pods[1])
     report = pods[0].reports[-1]
     assert report["step"] == 4
-    assert value(leader, contract.METRIC_TOTAL_STEPS) == 9
-    assert value(leader, contract.METRIC_SAMPLES) == 5 * 8
-    assert value(leader, contract.METRIC_TOKENS) == 5 * 8 * 16
-    assert value(leader, contract.METRIC_LOSS) == report["loss"]
-    assert value(leader, contract.METRIC_LEARNING_RATE) == report["learningRate"]
-    assert value(leader, contract.METRIC_GRAD_NORM) == report["gradNorm"]
-    assert value(leader, contract.METRIC_TOKENS_PER_SECOND) == pytest.approx(report["tokensPerSecond"], abs=0.1)
-    assert value(leader, contract.METRIC_SAMPLES_PER_SECOND) == pytest.approx(report["samplesPerSecond"], abs=0.1)
+    assert value(leader, constants.METRIC_TOTAL_STEPS) == 9
+    assert value(leader, constants.METRIC_SAMPLES) == 5 * 8
+    assert value(leader, constants.METRIC_TOKENS) == 5 * 8 * 16
+    assert value(leader, constants.METRIC_LOSS) == report["loss"]
+    assert value(leader, constants.METRIC_LEARNING_RATE) == report["learningRate"]
+    assert value(leader, constants.METRIC_GRAD_NORM) == report["gradNorm"]
+    assert value(leader, constants.METRIC_TOKENS_PER_SECOND) == pytest.approx(report["tokensPerSecond"], abs=0.1)
+    assert value(leader, constants.METRIC_SAMPLES_PER_SECOND) == pytest.approx(report["samplesPerSecond"], abs=0.1)
     for phase in ("data", "passes", "update", "other"):
-        assert value(leader, f"{contract.METRIC_STEP_DURATION}_count", phase=phase) == 5
-        assert value(leader, f"{contract.METRIC_STEP_DURATION}_sum", phase=phase) > 0
-    assert value(leader, contract.METRIC_FLOPS) == 5 * 8 * 16 * flops_per_token(config)
+        assert value(leader, f"{constants.METRIC_STEP_DURATION}_count", phase=phase) == 5
+        assert value(leader, f"{constants.METRIC_STEP_DURATION}_sum", phase=phase) > 0
+    assert value(leader, constants.METRIC_FLOPS) == 5 * 8 * 16 * flops_per_token(config)
     samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
-    assert value(leader, contract.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
-    assert value(leader, contract.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
-    about = {"model": "gpt", "mesh": "replicate 2", "device": "cpu", "world_size": "2", "version": version("trainyard")}
-    assert value(leader, contract.METRIC_RUN_INFO, **about) == 1
-    resident = value(leader, contract.METRIC_MEMORY, rank="0", kind="resident")
+    assert value(leader, constants.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
+    assert value(leader, constants.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
+    about = {
+        "model": "llama",
+        "mesh": "replicate 2",
+        "device": "cpu",
+        "world_size": "2",
+        "version": version("trainyard"),
+    }
+    assert value(leader, constants.METRIC_RUN_INFO, **about) == 1
+    resident = value(leader, constants.METRIC_MEMORY, rank="0", kind="resident")
     assert resident == pytest.approx(psutil.Process(pods[0].ranks()[0]).memory_info().rss, rel=0.3)
     reported_at = datetime.fromisoformat(report["time"]).timestamp()
-    assert value(leader, contract.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
-    assert value(follower, contract.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
+    assert value(leader, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
+    assert value(follower, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
     # What belongs to the whole job is told by one pod only.
-    of_each_pod = {contract.METRIC_LAST_STEP, contract.METRIC_MEMORY}
+    of_each_pod = {constants.METRIC_LAST_STEP, constants.METRIC_MEMORY}
     assert {name for name in follower if name.startswith("trainyard_")} == of_each_pod
-    assert value(follower, contract.METRIC_MEMORY, rank="1", kind="resident") > 0
+    assert value(follower, constants.METRIC_MEMORY, rank="1", kind="resident") > 0
     (pods[0].folder / "go").touch()
     assert finish(pods) == [0, 0]
 
@@ -98,9 +104,9 @@ def test_metrics_are_served_before_the_group_forms_and_without_figures_yet(start
     pods = start(make_config(2), 2, entry="tests.trainer.faults:second_pod_joins_late")
     wait_until(lambda: _answers(pods[0]), 10)
     families = scrape(pods[0])
-    assert value(families, contract.METRIC_STEP) == 0
-    assert contract.METRIC_LOSS not in families
-    assert contract.METRIC_LAST_STEP not in families or not families[contract.METRIC_LAST_STEP].samples
+    assert value(families, constants.METRIC_STEP) == 0
+    assert constants.METRIC_LOSS not in families
+    assert constants.METRIC_LAST_STEP not in families or not families[constants.METRIC_LAST_STEP].samples
     assert finish(pods) == [0, 0]
 
 
@@ -116,7 +122,7 @@ def test_port_in_use_is_a_warning(start: Starter) -> None:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        (pod,) = start(make_config(1), env={contract.ENV_METRICS_PORT: port})
+        (pod,) = start(make_config(1), env={constants.ENV_METRICS_PORT: port})
         assert pod.wait(60) == 0
     lines = [json.loads(line) for line in pod.stdout.splitlines()]
     warnings = [line["message"] for line in lines if line["level"] == "warning"]
@@ -141,7 +147,7 @@ def test_json_lines_say_who_and_what(start: Starter) -> None:
             "rank": 0,
             "parameters": 34_976,
             "samples": first["samples"],
-            "heldOut": 0,
+            "evalFraction": 0,
             "worldSize": 2,
             "device": "cpu",
             "threads": 1,
@@ -205,11 +211,11 @@ def test_the_level_of_the_log_is_that_of_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     try:
-        monkeypatch.setenv(contract.ENV_LOG_LEVEL, "warning")
+        monkeypatch.setenv(constants.ENV_LOG_LEVEL, "warning")
         log.configure("tests", 1, 0)
         log.info("a step")
         log.logger.warning("a warning")
-        monkeypatch.setenv(contract.ENV_LOG_LEVEL, "loud")
+        monkeypatch.setenv(constants.ENV_LOG_LEVEL, "loud")
         with pytest.raises(ConfigError, match="TRAINYARD_LOG_LEVEL: must be one of debug, info, warning, not loud"):
             log.configure("tests", 1, 0)
     finally:
@@ -244,7 +250,7 @@ def test_the_operator_reads_bad_steps_off_the_page() -> None:
     )
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert value(families, contract.METRIC_NON_FINITE) == 1, "the other one is a spike"
+    assert value(families, constants.METRIC_NON_FINITE) == 1, "the other one is a spike"
 
 
 def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
@@ -255,7 +261,7 @@ def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> 
     assert (found.straggler_rank, found.straggler_ratio) == (3, 4.0)
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert [value(families, contract.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
+    assert [value(families, constants.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
     metrics.reported(replace(make_report(), compute=[0.002] * 4))
     assert read_by_the_operator(metrics).straggler_rank is None
 
@@ -273,7 +279,7 @@ def test_the_time_of_the_loop_is_divided_without_a_gap() -> None:
 
 @pytest.mark.parametrize("peak", ["much", "0", "-1e12", "inf"])
 def test_a_peak_that_is_none_is_refused(peak: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(contract.ENV_PEAK_FLOPS, peak)
+    monkeypatch.setenv(constants.ENV_PEAK_FLOPS, peak)
     with pytest.raises(ConfigError, match=f"TRAINYARD_PEAK_FLOPS: must be a positive number of FLOP/s, not {peak}"):
         peak_flops(torch.device("cpu"))
 

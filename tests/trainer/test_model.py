@@ -7,19 +7,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainyard.config import GptConfig
-from trainyard_trainer.models.gpt import Attention, Gpt, rotary_table, rotate
+from trainyard.config import TransformerConfig
 from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.models.transformer import Attention, Transformer, rotary_table, rotate
 from trainyard_trainer.parallel.recompute import recompute_activations
 
 
-def sizes(**changes: int) -> GptConfig:
+def sizes(**changes: int) -> TransformerConfig:
     default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
-    return GptConfig(**{**default, **changes})
+    return TransformerConfig(**{**default, **changes})
 
 
-def make_model(seed: int = 0, **changes: int) -> Gpt:
-    model = Gpt(sizes(**changes))
+def make_model(seed: int = 0, **changes: int) -> Transformer:
+    model = Transformer(sizes(**changes))
     initialize(model, seed, model.initial)
     return model
 
@@ -99,10 +99,10 @@ def test_initial_values_follow_names_alone() -> None:
     """Neither the order of the modules, nor what else the model has, nor the global generator matters."""
     model = make_model()
     torch.manual_seed(123)
-    stage = Gpt(sizes(), range(1, 2))
+    stage = Transformer(sizes(), range(1, 2))
     initialize(stage, 0, stage.initial)
     shuffled = nn.Module()
-    for name, child in reversed(list(Gpt(sizes()).named_children())):
+    for name, child in reversed(list(Transformer(sizes()).named_children())):
         shuffled.add_module(name, child)
     initialize(shuffled, 0, model.initial)
     for name, parameter in stage.named_parameters():

@@ -23,11 +23,11 @@ from tests.trainer.layouts import (
     run,
 )
 from tests.trainer.pods import Starter
-from trainyard.config import GptConfig, MixtureConfig
+from trainyard.config import MixtureConfig, TransformerConfig
 from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
-from trainyard_trainer.models.gpt import Gpt
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.moe import MixtureOfExperts
+from trainyard_trainer.models.transformer import Transformer
 
 B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
 
@@ -35,7 +35,7 @@ B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
 def make_layer(balance: float = 0.0, skew: float = 0.0) -> MixtureOfExperts:
     """A layer whose first experts are the more probable, the larger the skew."""
     generator = torch.Generator().manual_seed(0)
-    layer = MixtureOfExperts(D, F, MixtureConfig(experts=X, experts_per_token=C, balance_loss=balance))
+    layer = MixtureOfExperts(D, F, MixtureConfig(experts=X, experts_per_token=C, balance_loss_weight=balance))
     layer.balance.batch_tokens = B * T
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -128,9 +128,9 @@ def test_balance_loss_is_no_part_of_what_is_computed() -> None:
 
 
 def test_parameters_and_their_initial_spread() -> None:
-    mixture = MixtureConfig(experts=4, experts_per_token=2, balance_loss=0.01)
+    mixture = MixtureConfig(experts=4, experts_per_token=2, balance_loss_weight=0.01)
     sizes = {"dim": 64, "layers": 8, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "vocab_size": 32}
-    model = Gpt(GptConfig(**sizes, sequence_length=8, mixture=mixture))
+    model = Transformer(TransformerConfig(**sizes, sequence_length=8, mixture=mixture))
     initialize(model, 0, model.initial)
     layer = dict(model.mixtures()[3].named_parameters())
     shapes = {name: tuple(p.shape) for name, p in layer.items()}
@@ -154,7 +154,7 @@ MODEL = {
     "ffnDim": 32,
     "experts": 8,
     "expertsPerToken": 2,
-    "balanceLoss": 1.0,
+    "balanceLossWeight": 1.0,
 }
 
 LAYOUTS = (

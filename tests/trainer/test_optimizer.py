@@ -10,7 +10,7 @@ from torch import nn
 
 from tests.trainer.test_model import sizes
 from trainyard.resource.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
 
 
@@ -36,7 +36,7 @@ def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: floa
 
 
 def test_decay_spares_the_norms() -> None:
-    model = Gpt(sizes())
+    model = Transformer(sizes())
     optimizer = build_optimizers(
         model.named_parameters(), Optimizer(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5)
     )
@@ -74,7 +74,7 @@ def test_parameters_reach_the_algorithm(name: str) -> None:
     own = {key: given[key] for key in OPTIMIZER_PARAMETERS[name]}
     config = Optimizer.model_validate({"name": name, "learningRate": 0.5, **own})
     found: dict[str, object] = {}
-    for part in build_optimizers(Gpt(sizes()).named_parameters(), config).parts:
+    for part in build_optimizers(Transformer(sizes()).named_parameters(), config).parts:
         found |= {key: value for key, value in part.param_groups[0].items() if key != "params"}
     torch_names = {"weightDecay": "weight_decay"}
     assert {key: found[torch_names.get(key, key)] for key in own} == own
@@ -82,7 +82,7 @@ def test_parameters_reach_the_algorithm(name: str) -> None:
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
-    model = Gpt(sizes())
+    model = Transformer(sizes())
     muon, adamw = build_optimizers(model.named_parameters(), Optimizer(name="muon")).parts
     names = {id(p): name for name, p in model.named_parameters()}
     inner = {names[id(p)] for group in muon.param_groups for p in group["params"]}

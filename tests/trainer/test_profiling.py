@@ -14,9 +14,9 @@ from tests.trainer.layouts import Layout
 from tests.trainer.pods import Starter, finish, wait_until
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.training import Profile
-from trainyard_trainer.observe.profiling import Profiler, ask, request_file, trace_file
+from trainyard_trainer.metrics.profiling import Profiler, ask, request_file, trace_file
 
 
 def events(file: Path) -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def events(file: Path) -> list[dict[str, Any]]:
 
 
 def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(start: Starter, tmp_path: Path) -> None:
-    profile = {"atStep": 3, "steps": 2, "ranks": [1]}
+    profile = {"startStep": 3, "steps": 2, "ranks": [1]}
     (pod,) = train(start, tmp_path, Layout(2, {}), profile=profile)
     assert finish([pod]) == [0], pod.stderr
     (trace,) = (tmp_path / "profiles").iterdir()
@@ -39,8 +39,8 @@ def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(sta
 def test_a_running_job_is_asked_for_a_trace(start: Starter, tmp_path: Path) -> None:
     (pod,) = train(start, tmp_path, Layout(1, {}), stop=1_000_000, logEverySteps=5)
     pod.wait_for_step(5)
-    command = [sys.executable, "-m", "trainyard_trainer.observe.profiling", "--steps", "1"]
-    env = {**os.environ, contract.ENV_CHECKPOINTS: str(tmp_path)}
+    command = [sys.executable, "-m", "trainyard_trainer.metrics.profiling", "--steps", "1"]
+    env = {**os.environ, constants.ENV_CHECKPOINTS: str(tmp_path)}
     subprocess.run(command, env=env, check=True)
     folder = tmp_path / "profiles"
     wait_until(lambda: any(folder.glob("3-*-rank-0.json.gz")), 60, lambda: pod.stdout[-2000:])
@@ -52,8 +52,8 @@ def test_a_running_job_is_asked_for_a_trace(start: Starter, tmp_path: Path) -> N
 
 
 def test_without_a_volume_nothing_can_be_asked_for() -> None:
-    command = [sys.executable, "-m", "trainyard_trainer.observe.profiling"]
-    env = {name: value for name, value in os.environ.items() if name != contract.ENV_CHECKPOINTS}
+    command = [sys.executable, "-m", "trainyard_trainer.metrics.profiling"]
+    env = {name: value for name, value in os.environ.items() if name != constants.ENV_CHECKPOINTS}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert (done.returncode, "add spec.checkpoint" in done.stderr) == (2, True)
 
@@ -67,7 +67,7 @@ def run(profiler: Profiler, steps: range) -> None:
 
 def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:
     (tmp_path / "profiles").touch()  # no folder can be made there
-    run(Profiler(Profile(at_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
+    run(Profiler(Profile(start_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
 
 
 def test_a_request_that_is_no_use_is_dropped(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.trainer.layouts import FSDP, GPT, HSDP, SERVER, Layout, pipe
+from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard_trainer.checkpoint import catalog
 
 STEPS = 6
@@ -24,7 +24,7 @@ def train(
     """A run that keeps its checkpoints in a folder, one after step 3."""
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
     settings = {
-        "model": GPT,
+        "model": transformer,
         "batch": {"global": 8, "micro": layout.micro},
         "stop": {"steps": stop},
         "optimizer": {"eps": 1e-4},
@@ -32,8 +32,8 @@ def train(
         **changes,
     }
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
-    entry = entry or "trainyard_trainer.pod.launch:main"
-    return start(config, 1, layout.processes, entry, {contract.ENV_CHECKPOINTS: str(folder)})
+    entry = entry or "trainyard_trainer.launcher.launch:main"
+    return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder)})
 
 
 def losses(pod: Pod) -> dict[int, float]:
@@ -141,11 +141,11 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: St
     pods = train(start, tmp_path, Layout(1, {}), stop=3)
     assert finish(pods, 60) == [0], pods[0].stderr
     for changes, message in (
-        ({"model": {**GPT, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
+        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
         ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name: is sgd, but the checkpoint"),
     ):
         [pod] = train(start, tmp_path, Layout(1, {}), **changes)
-        assert finish([pod], 60) == [contract.EXIT_INVALID_CONFIG]
+        assert finish([pod], 60) == [constants.EXIT_INVALID_CONFIG]
         assert pod.word is not None
         assert pod.word.message.startswith(message)
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.resource.training import Stop
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.stopping import Convergence, total_steps
 
 
@@ -54,7 +54,7 @@ def test_without_a_condition_no_evaluation_ends_the_training() -> None:
 
 def test_a_run_ends_at_its_target_on_all_ranks_and_says_why(start: Starter) -> None:
     stop = {"steps": 1000, "targetLoss": 4.5}
-    config = make_config(2, stop=stop, data={"heldOut": 0.0001}, evaluation={"everySteps": 3}, logEverySteps=100)
+    config = make_config(2, stop=stop, data={"evalFraction": 0.0001}, evaluation={"everySteps": 3}, logEverySteps=100)
     (pod,) = start(config, 1, 2)
     assert finish([pod]) == [0], pod.stderr
     *before, last = pod.evaluations

@@ -5,7 +5,7 @@ import torch
 
 from tests.trainer.pods import Starter, make_config
 from trainyard.resource.health import Straggler
-from trainyard_trainer.observe.stragglers import EVERY, ROUNDS, Pace, Stragglers
+from trainyard_trainer.metrics.stragglers import EVERY, ROUNDS, Pace, Stragglers
 
 CPU = torch.device("cpu")
 FAULT = "tests.trainer.faults:slow_last_rank"

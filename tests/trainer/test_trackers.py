@@ -12,13 +12,13 @@ from tests.trainer.layouts import Layout
 from tests.trainer.pods import Pod, Starter, finish, make_config
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
-from trainyard_trainer.observe import trackers
-from trainyard_trainer.observe.trackers import Trackers
+from trainyard_trainer.metrics import trackers
+from trainyard_trainer.metrics.trackers import Trackers
 
 
 def test_tensorboard_has_the_figures_of_all_attempts(start: Starter, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"tensorboard": True, "evaluation": {"everySteps": 3}}
-    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "heldOut": 0.01}
+    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "evalFraction": 0.01}
     pods: list[Pod] = []
     for stop in (3, 6):
         pods += train(start, tmp_path, Layout(2, {}), stop=stop, data=data, **settings)

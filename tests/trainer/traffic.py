@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainyard_trainer.pod import launch
+from trainyard_trainer.launcher import launch
 from trainyard_trainer.train import Trainer
 
 # Share of the largest tensor of a call that one of two ranks sends.

@@ -46,7 +46,7 @@ def test_a_good_manifest_is_accepted_and_its_defaults_are_filled_in() -> None:
     assert job.spec.trainer is not None
     assert job.spec.trainer.batch.micro == "auto"
     assert job.spec.workers.procs_per_worker == "auto"
-    assert job.spec.restart_policy.limit == 3
+    assert job.spec.restart_policy.max_restarts == 3
     assert job.metadata.namespace == "default"
 
 
@@ -103,7 +103,7 @@ def test_rules_that_compare_with_an_older_version_do_not_concern_a_new_job() -> 
 
 
 def test_the_problems_that_no_rule_can_express_are_found_too() -> None:
-    trainer = trainer_spec(model={"name": "gpt", "preset": "nano", "heads": 3})  # dim comes from the preset
+    trainer = trainer_spec(model={"name": "llama", "preset": "nano", "heads": 3})  # dim comes from the preset
     problems = refused(yaml.safe_dump(make_manifest(trainer=trainer)))
     assert problems == [
         "spec.trainer.model.dim: 128 must be a multiple of 2 x heads = 6 (preset nano with your overrides); "

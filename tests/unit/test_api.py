@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.builders import make_job, make_manifest, trainer_spec
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
+from trainyard.protocol.progress import Progress
 from trainyard.resolve import MICRO_BATCH_TOKENS, resolve, spec_problems
-from trainyard.resource.base import ApiModel
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Condition, ConditionType, Progress, TrainingJobStatus
+from trainyard.resource.status import Condition, ConditionType, TrainingJobStatus
 
 
 def with_gpus(limit: Any, **workers: Any) -> TrainingJob:
@@ -30,7 +31,7 @@ def run_config(*, replicas: int = 2, procs: int = 1, length: int = 256, **batch:
 def test_defaults_are_those_that_are_documented() -> None:
     spec = make_job().spec
     assert spec.suspend is False
-    assert (spec.restart_policy.limit, spec.restart_policy.backoff.initial_seconds) == (3, 1)
+    assert (spec.restart_policy.max_restarts, spec.restart_policy.backoff.initial_seconds) == (3, 1)
     assert (spec.restart_policy.backoff.max_seconds, spec.restart_policy.backoff.factor) == (300, 2.0)
     assert spec.workers.procs_per_worker == "auto"
 
@@ -106,14 +107,14 @@ def test_there_is_nothing_to_resolve_for_a_program_of_ones_own() -> None:
 
 
 def test_overrides_replace_single_sizes_of_a_preset() -> None:
-    model = {"name": "gpt", "preset": "nano", "layers": 2}
-    config = resolve(make_job(trainer=trainer_spec(model=model))).gpt
+    model = {"name": "llama", "preset": "nano", "layers": 2}
+    config = resolve(make_job(trainer=trainer_spec(model=model))).transformer
     assert (config.dim, config.layers, config.heads, config.vocab_size) == (128, 2, 4, 256)
 
 
 def test_the_vocabulary_is_the_tokenizers() -> None:
     data = {"source": "text", "builtin": "python-stdlib", "tokenizer": "bpe", "vocabSize": 1000}
-    assert resolve(make_job(trainer=trainer_spec(data=data))).gpt.vocab_size == 1000
+    assert resolve(make_job(trainer=trainer_spec(data=data))).transformer.vocab_size == 1000
 
 
 @given(

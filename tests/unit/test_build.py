@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
 from tests.builders import make_job, served, trainer_spec
-from trainyard import contract
 from trainyard.config import RunConfig
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.build.children import build_claim, build_config_map, build_service
-from trainyard_operator.build.merge import merge_pod_spec
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import job_name_of
+from trainyard_operator.lifecycle.observation import job_name_of
+from trainyard_operator.manifests.children import build_claim, build_config_map, build_service
+from trainyard_operator.manifests.merge import merge_pod_spec
+from trainyard_operator.manifests.pod import build_pod
 
 JOBS = {
     "a program of one's own": make_job(),
@@ -63,7 +63,7 @@ def pod_of(job: TrainingJob, attempt: int = 2, index: int = 1) -> dict[str, Any]
 
 
 def worker_of(pod: dict[str, Any]) -> dict[str, Any]:
-    (worker,) = [c for c in pod["spec"]["containers"] if c["name"] == contract.WORKER_CONTAINER]
+    (worker,) = [c for c in pod["spec"]["containers"] if c["name"] == constants.WORKER_CONTAINER]
     found: dict[str, Any] = worker
     return found
 
@@ -83,7 +83,7 @@ def test_a_service_is_as_it_was(job: TrainingJob, snapshot: SnapshotAssertion) -
 def test_a_configuration_is_as_it_was(snapshot: SnapshotAssertion) -> None:
     config = build_config_map(JOBS["the built-in trainer"])
     assert config is not None
-    assert config["data"][contract.CONFIG_FILE] == snapshot
+    assert config["data"][constants.CONFIG_FILE] == snapshot
 
 
 def test_a_program_of_ones_own_needs_no_configuration() -> None:
@@ -94,12 +94,12 @@ def test_a_worker_can_read_the_configuration() -> None:
     job = make_job(trainer=trainer_spec())
     config = build_config_map(job)
     assert config is not None
-    parsed = RunConfig.model_validate_json(config["data"][contract.CONFIG_FILE])
+    parsed = RunConfig.model_validate_json(config["data"][constants.CONFIG_FILE])
     assert (parsed.job, parsed.world_size, parsed.micro_batch) == ("job", 2, 8)
     mounts = {m["mountPath"]: m["name"] for m in worker_of(pod_of(job))["volumeMounts"]}
     volumes = {v["name"]: v for v in pod_of(job)["spec"]["volumes"]}
-    assert volumes[mounts[contract.CONFIG_FOLDER]]["configMap"]["name"] == config["metadata"]["name"]
-    assert env_of(job)[contract.ENV_CONFIG] == f"{contract.CONFIG_FOLDER}/{contract.CONFIG_FILE}"
+    assert volumes[mounts[constants.CONFIG_FOLDER]]["configMap"]["name"] == config["metadata"]["name"]
+    assert env_of(job)[constants.ENV_CONFIG] == f"{constants.CONFIG_FOLDER}/{constants.CONFIG_FILE}"
 
 
 def test_every_child_is_owned_by_the_job_and_goes_with_it(job: TrainingJob) -> None:
@@ -109,7 +109,7 @@ def test_every_child_is_owned_by_the_job_and_goes_with_it(job: TrainingJob) -> N
         (owner,) = child["metadata"]["ownerReferences"]
         assert (owner["uid"], owner["controller"], owner["kind"]) == ("uid-1", True, "TrainingJob")
         assert child["metadata"]["namespace"] == job.metadata.namespace
-        assert child["metadata"]["labels"][contract.LABEL_JOB] == job.metadata.name
+        assert child["metadata"]["labels"][constants.LABEL_JOB] == job.metadata.name
 
 
 def test_a_claim_goes_with_the_job_unless_it_is_retained() -> None:
@@ -188,15 +188,15 @@ def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> N
 
 def test_the_parameter_server_is_the_last_rank_with_resources_of_its_own() -> None:
     server = {"resources": {"limits": {"memory": "4Gi"}}, "template": {"spec": {"nodeSelector": {"pool": "cpu"}}}}
-    job = make_job(**served(), server=server, workers={"procsPerWorker": 3})
+    job = make_job(**served(), parameterServer=server, workers={"procsPerWorker": 3})
     pod, env = pod_of(job, index=2), env_of(job, index=2)
     assert pod["metadata"]["name"] == pod["spec"]["hostname"] == "job-2-server"
-    assert pod["metadata"]["labels"][contract.LABEL_ROLE] == "server"
+    assert pod["metadata"]["labels"][constants.LABEL_ROLE] == "server"
     assert worker_of(pod)["resources"] == {"limits": {"memory": "4Gi"}}
     assert pod["spec"]["nodeSelector"] == {"pool": "cpu"}
     assert (env["RANK"], env["WORLD_SIZE"], env["PET_NPROC_PER_NODE"], env["PET_NNODES"]) == ("6", "7", "1", "3")
     worker, env = pod_of(job, index=1), env_of(job, index=1)
-    assert worker["metadata"]["labels"][contract.LABEL_ROLE] == "worker"
+    assert worker["metadata"]["labels"][constants.LABEL_ROLE] == "worker"
     assert worker_of(worker)["resources"] == {}
     assert (env["WORLD_SIZE"], env["PET_NPROC_PER_NODE"], env["PET_NODE_RANK"]) == ("7", "3", "1")
     assert "RANK" not in env, "three ranks: the launcher counts them"

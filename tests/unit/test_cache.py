@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from tests.builders import make_job, make_pod, make_progress
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
-from trainyard_operator.core.cache import Cache
-from trainyard_operator.core.observe import Trouble
+from trainyard_operator.controller.cache import Cache
+from trainyard_operator.lifecycle.observation import Trouble
 
 KEY = ("default", "job")
 
@@ -122,19 +122,19 @@ def test_a_job_and_all_its_pods_leave_nothing_behind() -> None:
     "labels",
     [
         {},
-        {contract.LABEL_JOB: "job"},
-        {contract.LABEL_JOB: "job", contract.LABEL_ATTEMPT: "1", contract.LABEL_INDEX: "0"},
+        {constants.LABEL_JOB: "job"},
+        {constants.LABEL_JOB: "job", constants.LABEL_ATTEMPT: "1", constants.LABEL_INDEX: "0"},
         {
-            contract.LABEL_JOB: "job",
-            contract.LABEL_ATTEMPT: "one",
-            contract.LABEL_INDEX: "0",
-            contract.LABEL_REPLICAS: "2",
+            constants.LABEL_JOB: "job",
+            constants.LABEL_ATTEMPT: "one",
+            constants.LABEL_INDEX: "0",
+            constants.LABEL_REPLICAS: "2",
         },
         {
-            contract.LABEL_JOB: "job",
-            contract.LABEL_ATTEMPT: "1",
-            contract.LABEL_INDEX: "-1",
-            contract.LABEL_REPLICAS: "2",
+            constants.LABEL_JOB: "job",
+            constants.LABEL_ATTEMPT: "1",
+            constants.LABEL_INDEX: "-1",
+            constants.LABEL_REPLICAS: "2",
         },
     ],
     ids=["none", "job only", "no replicas", "attempt in words", "negative index"],

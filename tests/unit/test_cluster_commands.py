@@ -205,7 +205,7 @@ def test_a_cluster_that_does_not_answer_is_borne_with_for_a_while(capsys: pytest
 
 
 def test_the_pod_of_a_rank_is_that_of_the_current_group() -> None:
-    job = make_job(workers={"procsPerWorker": 4}, status={"attempt": 3, "podAttempt": 2})
+    job = make_job(workers={"procsPerWorker": 4}, status={"attempt": 3, "podAttemptOverride": 2})
     assert [pod_of_rank(job, rank) for rank in (0, 3, 4, 7)] == ["job-2-0", "job-2-0", "job-2-1", "job-2-1"]
     with pytest.raises(ClusterProblem, match="--rank: job has the ranks 0 to 7; choose one"):
         pod_of_rank(job, 8)

@@ -88,8 +88,8 @@ def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: 
     sizes = presets()[model][name]
     own = {"experts", "expertsPerToken"} if model == "moe" else set()
     assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"} | own
-    assert model == "gpt" or (sizes["dim"] % 8 == 0 and sizes["ffnDim"] % 8 == 0)
-    assert model == "gpt" or sizes["expertsPerToken"] <= sizes["experts"]
+    assert model == "llama" or (sizes["dim"] % 8 == 0 and sizes["ffnDim"] % 8 == 0)
+    assert model == "llama" or sizes["expertsPerToken"] <= sizes["experts"]
     assert sizes["dim"] % (2 * sizes["heads"]) == 0
     assert sizes["heads"] % sizes["kvHeads"] == 0
 

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from tests.builders import after, last_words, make_worker
 from tests.support.story import Story, running
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard.protocol.termination import Hang, TerminationMessage
 from trainyard.resource.status import Phase
-from trainyard.termination import Hang, TerminationMessage
-from trainyard_operator.core.diagnose import diagnose
-from trainyard_operator.core.observe import Worker
+from trainyard_operator.lifecycle.diagnosis import diagnose
+from trainyard_operator.lifecycle.observation import Worker
 
 PASSES, DATA = 6, 5
 
@@ -28,7 +28,7 @@ def hung(
         step=step,
         hang=Hang(silent=silent, phase=phase, last_beat=at),
     )
-    fields: dict[str, Any] = {"exit_code": contract.EXIT_HANG, "reason": "Error", "last_words": words}
+    fields: dict[str, Any] = {"exit_code": constants.EXIT_HANG, "reason": "Error", "last_words": words}
     return make_worker(index, state="Failed", finished_at=after(seconds), **fields)
 
 
@@ -113,7 +113,7 @@ def assert_restarted(story: Story, rank: int) -> None:
     assert (status.attempt, status.restarts_counted) == (2, 1)
     assert status.last_failure is not None
     assert (status.last_failure.rank, status.last_failure.reason, status.last_failure.step) == (rank, "Hang", 7)
-    assert status.last_failure.exit_code == contract.EXIT_HANG
+    assert status.last_failure.exit_code == constants.EXIT_HANG
 
 
 hangs = st.builds(

@@ -7,15 +7,15 @@ import pytest
 
 from tests.builders import TRAINER_IMAGE, after, elastic, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard import contract
 from trainyard.admission import ManifestError, admit
+from trainyard.protocol import constants
 from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
-from trainyard_operator.build.placeholder import build_placeholder
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
-from trainyard_operator.core.observe import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
+from trainyard_operator.lifecycle.observation import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.manifests.placeholder import build_placeholder
+from trainyard_operator.manifests.pod import build_pod
 
 NO_ROOM = Obstacle(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
 
@@ -289,7 +289,7 @@ def test_a_failure_keeps_the_size_in_the_pods_and_in_new_ones() -> None:
     story = shrunk(3)
     workers = pods(story, supervised=True)
     story.see(*workers[1:], make_worker(0, attempt=2, replicas=3, state="Failed", held=True, supervised=True)).step()
-    assert (story.status.attempt, story.status.pod_attempt, size(story)) == (3, 2, 3)
+    assert (story.status.attempt, story.status.pod_attempt_override, size(story)) == (3, 2, 3)
     assert story.condition("Degraded").status == "True"
 
 
@@ -327,7 +327,7 @@ def test_steps_that_changed_nothing_are_more_urgent_than_the_size() -> None:
     story = shrunk(3)
     story.progress = make_progress(10, attempt=2, skipped_steps=1, last_skipped_step=9)
     story.settle()
-    assert story.condition("Degraded").reason == "NonFinite"
+    assert story.condition("Degraded").reason == "BadSteps"
     story.progress = make_progress(200, attempt=2, skipped_steps=1, last_skipped_step=9)
     story.settle()
     assert (story.condition("Degraded").reason, story.condition("Degraded").message) == ("Resized", "3 of 4 workers")
@@ -362,7 +362,7 @@ def test_the_largest_size_that_is_possible(found: int | None, most: int, of: Tra
 def test_a_size_must_have_the_memory() -> None:
     limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "58Gi"}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048}
-    trainer = trainer_spec(model={"name": "gpt", "preset": "8b"}, data=data, batch={"global": 512, "micro": 1})
+    trainer = trainer_spec(model={"name": "llama", "preset": "8b"}, data=data, batch={"global": 512, "micro": 1})
     spec = {"trainer": trainer, "workers": limits, "parallelism": {"data": {"mode": "fsdp"}}}
     assert largest_size(make_job(replicas=4, **{**elastic(2), **spec}), 3) == 2
     body = make_job(replicas=4, **{**elastic(1), **spec}).to_dict()
@@ -401,7 +401,7 @@ def test_a_placeholder_asks_for_what_a_worker_asks_for_and_does_nothing() -> Non
     ]
     assert {c["image"] for c in body["spec"]["containers"]} == {TRAINER_IMAGE}
     assert body["metadata"]["labels"]["team"] == "a"
-    assert body["metadata"]["labels"][contract.LABEL_ROLE] == "placeholder"
+    assert body["metadata"]["labels"][constants.LABEL_ROLE] == "placeholder"
     seen = observe_worker({**body, "metadata": {**body["metadata"], "uid": "1"}})
     assert (seen.placeholder, seen.attempt, seen.index, seen.supervised) == (True, 3, 1, False)
     for container in body["spec"]["containers"]:
@@ -426,7 +426,7 @@ def test_figures_of_time_are_those_of_the_status() -> None:
     """The wait is remembered where a new operator finds it."""
     story = waiting(1)
     assert story.status.elastic is not None
-    assert story.status.elastic.short_since == after(0)
+    assert story.status.elastic.unschedulable_since == after(0)
     fresh = Story(story.job, story.workers, story.now)
     fresh.later(60).step()
     assert fresh.status.attempt == 2

@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
 from trainyard.admission import admit
-from trainyard.config import GptConfig, MixtureConfig
+from trainyard.config import MixtureConfig, TransformerConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
-from trainyard.parameters import active_parameters, gpt_parameters
 from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.models import presets
 from trainyard.sizing.activations import activations
-from trainyard.sizing.communication import crosses_workers
 from trainyard.sizing.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.sizing.memory import Memory
+from trainyard.sizing.model_size import active_parameters, transformer_parameters
 from trainyard.sizing.placement import placement
+from trainyard.sizing.traffic import crosses_workers
 
 FSDP = {"mode": "fsdp"}
 
@@ -36,7 +36,7 @@ def gpus(
         parallelism=parallelism,
         trainer=trainer_spec(
             data={"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048},
-            **{"model": {"name": "gpt", "preset": preset}, "batch": {"global": 512, "micro": 1}, **trainer},
+            **{"model": {"name": "llama", "preset": preset}, "batch": {"global": 512, "micro": 1}, **trainer},
         ),
     )
 
@@ -65,19 +65,19 @@ def memory(job: TrainingJob) -> Memory:
     [("1b", 1_235_814_400 + 128_256 * 2048), ("8b", 8_030_261_248), ("70b", 70_553_706_496)],
 )
 def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
-    sizes = presets()["gpt"][preset]
-    assert gpt_parameters(GptConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
+    sizes = presets()["llama"][preset]
+    assert transformer_parameters(TransformerConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
 
 
 @pytest.mark.parametrize(("preset", "whole", "active"), [("8x7b", 46.7e9, 12.9e9), ("8x22b", 140.6e9, 39.1e9)])
 def test_presets_have_the_parameters_of_mixtral(preset: str, whole: float, active: float) -> None:
     sizes = dict(presets()["moe"][preset])
     mixture = MixtureConfig(
-        experts=sizes.pop("experts"), experts_per_token=sizes.pop("expertsPerToken"), balance_loss=0.0
+        experts=sizes.pop("experts"), experts_per_token=sizes.pop("expertsPerToken"), balance_loss_weight=0.0
     )
     vocabulary = {"8x7b": 32_000, "8x22b": 32_768}[preset]
-    model = GptConfig(**sizes, name="moe", vocab_size=vocabulary, sequence_length=8192, mixture=mixture)
-    assert gpt_parameters(model) == pytest.approx(whole, rel=0.002)
+    model = TransformerConfig(**sizes, name="moe", vocab_size=vocabulary, sequence_length=8192, mixture=mixture)
+    assert transformer_parameters(model) == pytest.approx(whole, rel=0.002)
     assert active_parameters(model) == pytest.approx(active, rel=0.002)
 
 
@@ -91,7 +91,7 @@ def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
     assert found.fits is True
     assert found.field == "spec.workers.gpuMemory"
     # Weights, two moments, whole gradients of eight micro-batches.
-    parameters = gpt_parameters(resolve(job).gpt)
+    parameters = transformer_parameters(resolve(job).transformer)
     assert found.memory.weights == pytest.approx(4 * parameters / 64, rel=0.01)
     assert found.memory.optimizer == pytest.approx(8 * parameters / 64, rel=0.01)
     assert found.memory.gradients == pytest.approx(4 * parameters / 8, rel=0.01)
@@ -99,7 +99,7 @@ def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
 
 
 def test_70b_on_one_gpu_is_refused() -> None:
-    trainer = {"model": {"name": "gpt", "preset": "70b"}, "batch": {"global": 1}}
+    trainer = {"model": {"name": "llama", "preset": "70b"}, "batch": {"global": 1}}
     limits = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "gpuMemory": "80Gi"}
     (problem,) = spec_problems(make_job(replicas=1, workers=limits, trainer=trainer_spec(**trainer)))
     assert problem.startswith("spec.workers.gpuMemory: each GPU has 80.0Gi but needs about 1.")
@@ -126,7 +126,7 @@ def test_what_is_too_much_for_each_gpu_is_refused_with_a_change_that_helps() -> 
 )
 def test_activations_that_are_too_large_are_refused_with_a_change_that_helps(change: Any, words: str) -> None:
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 1024}
-    model = {"name": "gpt", "preset": "small"}
+    model = {"name": "llama", "preset": "small"}
     enough = "4Gi" if "micro" not in change["batch"] else "2500Mi"
     (problem,) = spec_problems(cpus(enough, trainer={"model": model, "data": data, **change}))
     assert problem.startswith("spec.workers.resources.limits.memory: a worker has ")
@@ -180,7 +180,7 @@ def test_optimizers_keep_states(optimizer: dict[str, Any], states: int) -> None:
 
 
 def test_muon_keeps_one_state_of_inner_matrices_and_two_of_the_rest() -> None:
-    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), resolve(cpus()).gpt
+    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), resolve(cpus()).transformer
     rest = 2 * model.vocab_size * model.dim + (2 * model.layers + 1) * model.dim
     assert found.optimizer == found.weights + 4 * rest
 
@@ -221,7 +221,7 @@ def test_experts_are_split_and_the_rest_is_sharded_over_the_expert_axis() -> Non
 
 
 def test_muon_leaves_stacks_of_experts_to_adamw() -> None:
-    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), resolve(moe()).gpt
+    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), resolve(moe()).transformer
     matrices = model.layers * (4 * 128 * 128 + 128 * 8)
     assert found.optimizer == 2 * found.weights - 4 * matrices
 
@@ -263,11 +263,11 @@ def test_bfloat16_halves_what_is_gathered_and_the_stream_but_not_what_is_held() 
     ("ranks", "parallelism", "model", "expected"),
     [
         (1, {}, "moe", (False, False)),
-        (2, {}, "gpt", (True, False)),
+        (2, {}, "llama", (True, False)),
         (2, {}, "moe", (False, True)),
         (2, {"expert": 2}, "moe", (False, True)),
-        (2, {"tensor": 2}, "gpt", (False, False)),
-        (2, {"data": {"mode": "parameterServer"}}, "gpt", (False, False)),
+        (2, {"tensor": 2}, "llama", (False, False)),
+        (2, {"data": {"mode": "parameterServer"}}, "llama", (False, False)),
     ],
 )
 def test_who_is_replicated_and_who_sharded(ranks: int, parallelism: Any, model: str, expected: Any) -> None:
@@ -283,7 +283,7 @@ def test_bfloat16_shards_what_is_split_otherwise_too() -> None:
 
 
 def served_by(limit: str | None, **trainer: Any) -> TrainingJob:
-    server: dict[str, Any] = {"server": {"resources": {"limits": {"memory": limit}}}} if limit else {}
+    server: dict[str, Any] = {"parameterServer": {"resources": {"limits": {"memory": limit}}}} if limit else {}
     return cpus(replicas=2, parallelism={"data": {"mode": "parameterServer"}}, trainer=trainer, **server)
 
 
@@ -303,10 +303,12 @@ def test_a_parameter_server_holds_gradients_twice_and_the_state_that_workers_do_
 
 def test_a_parameter_server_that_is_too_small_is_refused() -> None:
     (problem,) = estimate(served_by("400Mi")).problems
-    assert problem.startswith("spec.server.resources.limits.memory: the parameter server has 400Mi but needs about ")
+    assert problem.startswith(
+        "spec.parameterServer.resources.limits.memory: the parameter server has 400Mi but needs about "
+    )
     assert estimate(served_by(None)).problems == ()
     assert spec_problems(served_by("1GB")) == [
-        "spec.server.resources.limits.memory: '1GB' is no quantity of memory; write it like 2Gi"
+        "spec.parameterServer.resources.limits.memory: '1GB' is no quantity of memory; write it like 2Gi"
     ]
 
 
@@ -339,7 +341,7 @@ def test_the_fullest_worker_is_found(totals: list[int], each: int, procs: int) -
 
 def test_a_step_in_numbers() -> None:
     job = cpus(trainer={"batch": {"global": 16, "micro": 4}})
-    work, model = training(job).work, resolve(job).gpt
+    work, model = training(job).work, resolve(job).transformer
     assert (work.samples, work.tokens, work.micro_batches, work.bubble) == (16, 16 * 256, 4, 0.0)
     multiplied = training(job).parameters - model.vocab_size * model.dim
     assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)

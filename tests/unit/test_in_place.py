@@ -12,13 +12,13 @@ from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
-from trainyard import contract, supervisor
+from trainyard.protocol import constants, launcher, launcher_protocol
+from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard.supervision import READY_PATH, Ending, PodState
-from trainyard_operator.build.children import build_config_map, build_secret, secret_name
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import WorkerState, observe_worker, with_state
+from trainyard_operator.lifecycle.observation import WorkerState, observe_worker, with_state
+from trainyard_operator.manifests.children import build_config_map, build_secret, secret_name
+from trainyard_operator.manifests.pod import build_pod
 
 WORDS = last_words(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
 
@@ -64,7 +64,7 @@ def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, pr
     go_on(life)
     found = status(life)
     assert uids(life.world) == before
-    assert (found.attempt, found.pod_attempt, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
+    assert (found.attempt, found.pod_attempt_override, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
     assert found.is_true(C.RUNNING)
     assert not found.is_true(C.RESTARTING)
     assert found.last_failure is not None
@@ -79,7 +79,7 @@ def test_it_may_fail_again_and_again(make: Any) -> None:
         life.world.fail_inside("job-1-0", 1, WORDS)
         go_on(life, 10)
     found = status(life)
-    assert (found.attempt, found.pod_attempt, found.restarts_counted) == (4, 1, 3)
+    assert (found.attempt, found.pod_attempt_override, found.restarts_counted) == (4, 1, 3)
     life.world.fail_inside("job-1-0", 3, WORDS)
     go_on(life)
     found = status(life)
@@ -97,7 +97,7 @@ def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
     go_on(life)
     found = status(life)
     assert not before & uids(life.world)
-    assert (found.attempt, found.pod_attempt, found.restarts) == (2, None, 1)
+    assert (found.attempt, found.pod_attempt_override, found.restarts) == (2, None, 1)
     assert set(life.world.pods) == {"job-2-0", "job-2-1"}
 
 
@@ -106,7 +106,7 @@ def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charge
     life.world.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
     life.look()
-    assert status(life).pod_attempt == 1
+    assert status(life).pod_attempt_override == 1
     life.world.remove_pod("job-1-0")
     go_on(life)
     found = status(life)
@@ -132,7 +132,7 @@ def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any],
     getattr(life.world, loss)("job-1-1", 137, WORDS)
     go_on(life, 60)
     assert not before & uids(life.world)
-    assert (status(life).attempt, status(life).pod_attempt) == (2, None)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
 
 def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
@@ -144,7 +144,7 @@ def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
     assert (status(life).attempt, status(life).restarts) == (2, 1)
     life.world.fail_inside("job-1-0", 137, WORDS)
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (3, 1)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (3, 1)
     failure = status(life).last_failure
     assert failure is not None
     assert failure.attempt == 2
@@ -158,7 +158,7 @@ def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) ->
     life.world.pass_time(2)
     life.world.fuse = 2  # the status of the next look, then after the first order
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (2, 1)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
     assert {life.world.runs(name) for name in life.world.pods} == {2}
 
 
@@ -171,7 +171,7 @@ def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
     assert life.world.pods == {}
     life.world.edit(suspend=False)
     go_on(life)
-    assert (status(life).attempt, status(life).pod_attempt) == (3, None)
+    assert (status(life).attempt, status(life).pod_attempt_override) == (3, None)
     assert set(life.world.pods) == {"job-3-0", "job-3-1"}
 
 
@@ -184,7 +184,7 @@ def test_waiting_for_the_order_is_told(make: Any) -> None:
     assert (found.status, found.reason) == ("False", Reason.BACKING_OFF)
     go_on(life, 20)
     assert status(life).is_true(C.RUNNING)
-    assert status(life).pod_attempt == 1
+    assert status(life).pod_attempt_override == 1
 
 
 # --- what pods and launchers say ------------------------------------------------------------------------------
@@ -196,11 +196,11 @@ def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read(
     assert secret is not None
     pod = build_pod(job, 1, 0, trainer_image="trainer", secret=secret["metadata"]["name"])
     worker = pod["spec"]["containers"][0]
-    (entry,) = [e for e in worker["env"] if e["name"] == contract.ENV_TOKEN]
-    assert entry["valueFrom"]["secretKeyRef"] == {"name": secret_name(job, "abc"), "key": contract.TOKEN_KEY}
-    assert secret["stringData"] == {contract.TOKEN_KEY: "abc"}
+    (entry,) = [e for e in worker["env"] if e["name"] == launcher_protocol.ENV_TOKEN]
+    assert entry["valueFrom"]["secretKeyRef"] == {"name": secret_name(job, "abc"), "key": constants.TOKEN_KEY}
+    assert secret["stringData"] == {constants.TOKEN_KEY: "abc"}
     assert "abc" not in str(pod)
-    assert worker["readinessProbe"]["httpGet"] == {"path": READY_PATH, "port": "supervisor"}
+    assert worker["readinessProbe"]["httpGet"] == {"path": READY_PATH, "port": "launcher"}
     assert secret_name(job, "abd") != secret_name(job, "abc")
 
 
@@ -211,24 +211,28 @@ def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
     assert not observe_worker(make_pod(job)).supervised
 
 
-def test_a_users_program_is_started_by_a_supervisor_that_the_operator_brings() -> None:
+def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> None:
     job = make_job(args=["--steps", "10"], restartPolicy={"inPlace": True})
     config = build_config_map(job)
     assert config is not None
-    assert config["data"] == {contract.SUPERVISOR_FILE: Path(supervisor.__file__).read_text()}
+    folder = Path(launcher.__file__).parent
+    assert config["data"] == {name: (folder / name).read_text() for name in ("launcher.py", "launcher_protocol.py")}
     pod = build_pod(job, 1, 0, trainer_image="", secret="s")
     worker = pod["spec"]["containers"][0]
-    assert worker["command"] == ["python3", "/etc/trainyard/supervisor.py", "train"]
+    assert worker["command"] == ["python3", "/etc/trainyard/launcher.py", "train"]
     assert worker["args"] == ["--steps", "10"]
     assert {"name": "config", "configMap": {"name": "job"}} in pod["spec"]["volumes"]
     assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
 
 
-def test_the_supervisor_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
-    tree = ast.parse(Path(supervisor.__file__).read_text(), feature_version=(3, 8))
-    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
+    imported: set[str] = set()
+    for name in constants.LAUNCHER_FILES:
+        tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
+        imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    of_its_own = {"launcher_protocol", "trainyard.protocol"}
+    assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 
 def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:

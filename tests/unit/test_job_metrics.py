@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from tests.builders import make_job, make_pod
 from tests.support import kubelet
 from tests.support.simulation import Simulation
-from trainyard_operator.core.cache import Cache
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.job_metrics import JobCollector
 from trainyard_operator.kube.metrics import OperatorMetrics
 

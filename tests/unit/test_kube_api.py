@@ -8,8 +8,8 @@ import pytest
 
 from tests.builders import make_job, make_pod
 from tests.support import clock
-from trainyard_operator.backends.kubernetes import KubernetesBackend
 from trainyard_operator.kube.api import IN_FLIGHT, ApiError, KubeApi
+from trainyard_operator.kube.backend import KubernetesBackend
 
 SECONDS = 0.1
 

@@ -9,11 +9,11 @@ import pytest
 from tests.builders import make_job, make_pod, make_worker, trainer_spec
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.backends.kubernetes import KubernetesBackend
-from trainyard_operator.build.children import build_claim, build_config_map, build_secret, build_service
-from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
-from trainyard_operator.core.draft import Event
+from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.kube.api import ApiError
+from trainyard_operator.kube.backend import KubernetesBackend
+from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.manifests.children import build_claim, build_config_map, build_secret, build_service
 
 JOB = make_job(trainer=trainer_spec())
 SERVICE = build_service(JOB)
@@ -256,6 +256,6 @@ def test_every_kind_that_is_built_can_be_created() -> None:
         lambda: build_secret(JOB, "token"),
         lambda: make_pod(JOB),
     ]
-    from trainyard_operator.backends.kubernetes import _PLURALS
+    from trainyard_operator.kube.backend import _PLURALS
 
     assert {(make() or {})["kind"] for make in kinds} == set(_PLURALS)

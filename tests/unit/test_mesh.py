@@ -56,7 +56,7 @@ def test_data_parallelism_is_what_the_other_axes_leave(
     replicas: int, procs: int, parallelism: dict[str, object], text: str
 ) -> None:
     workers = {"procsPerWorker": procs}
-    trainer = trainer_spec(model={"name": "moe" if "expert" in parallelism else "gpt", "preset": "nano"})
+    trainer = trainer_spec(model={"name": "moe" if "expert" in parallelism else "llama", "preset": "nano"})
     job = admit(make_manifest(replicas=replicas, workers=workers, trainer=trainer, parallelism=parallelism))
     mesh = make_mesh(job.spec)
     assert str(mesh) == text

@@ -6,9 +6,9 @@ import pytest
 
 from tests.builders import NOW, after, last_words, make_job, make_pod
 from tests.support import kubelet
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.status import Reason
-from trainyard_operator.core.observe import Worker, WorkerState, observe_worker
+from trainyard_operator.lifecycle.observation import Worker, WorkerState, observe_worker
 
 
 def seen(status: kubelet.Status, **pod: Any) -> Worker:
@@ -167,6 +167,6 @@ def test_lists_that_are_null_do_no_harm() -> None:
 
 def test_a_pod_without_our_labels_is_an_error_of_the_caller() -> None:
     pod = make_pod(make_job())
-    del pod["metadata"]["labels"][contract.LABEL_INDEX]
+    del pod["metadata"]["labels"][constants.LABEL_INDEX]
     with pytest.raises(KeyError):
         observe_worker(pod)

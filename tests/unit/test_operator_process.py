@@ -11,13 +11,13 @@ from prometheus_client import generate_latest
 
 from tests.builders import make_job, make_manifest
 from tests.support import clock
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
+from trainyard_operator.kube.probes import STALLED, Health, serve
 from trainyard_operator.kube.resync import GRACE, Resync, parse_job
-from trainyard_operator.kube.web import STALLED, Health, serve
 from trainyard_operator.main import _JsonFormatter
 from trainyard_operator.options import parse_options
 

@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 
 from tests.builders import make_job
-from trainyard.supervision import PodState
-from trainyard_operator.backends import orders
+from trainyard.protocol.launcher_state import PodState
+from trainyard_operator.controller import launcher_client
 from trainyard_operator.kube.api import ApiError
-from trainyard_operator.kube.key import operator_key
+from trainyard_operator.kube.operator_key import operator_key
 
 STATE = PodState(attempt=3)
 
@@ -38,9 +38,9 @@ async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[
 
 async def test_what_is_asked_and_ordered() -> None:
     async with launcher() as (url, asked):
-        assert await orders.ask([url, None], "t") == [STATE, None]
-        assert await orders.order([url], "t", 4) == [STATE]
-        assert await orders.order([url], "t", None) == [STATE]
+        assert await launcher_client.ask([url, None], "t") == [STATE, None]
+        assert await launcher_client.order([url], "t", 4) == [STATE]
+        assert await launcher_client.order([url], "t", None) == [STATE]
     assert asked == ["GET /v1/state Bearer t", "POST /v1/attempt/4 Bearer t", "POST /v1/release Bearer t"]
 
 
@@ -49,19 +49,19 @@ async def test_what_is_asked_and_ordered() -> None:
 )
 async def test_an_answer_that_is_none_counts_as_silence(status: int, text: str | None) -> None:
     async with launcher(status, text) as (url, _):
-        assert await orders.order([url], "t", 4) == [None]
+        assert await launcher_client.order([url], "t", 4) == [None]
 
 
 async def test_a_launcher_that_is_gone_counts_as_silent() -> None:
     async with launcher() as (url, _):
         pass
-    assert await orders.ask([url], "t") == [None]
+    assert await launcher_client.ask([url], "t") == [None]
 
 
 def test_tokens_differ_by_job_and_by_key() -> None:
     one, other = make_job(uid="1"), make_job(uid="2")
-    assert orders.job_token(b"key", one) == orders.job_token(b"key", one)
-    assert len({orders.job_token(key, job) for key in (b"key", b"kez") for job in (one, other)}) == 4
+    assert launcher_client.job_token(b"key", one) == launcher_client.job_token(b"key", one)
+    assert len({launcher_client.job_token(key, job) for key in (b"key", b"kez") for job in (one, other)}) == 4
 
 
 class Secrets:

@@ -4,10 +4,10 @@ import pytest
 
 from tests.builders import last_words, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard import contract
+from trainyard.protocol import constants
+from trainyard.protocol.progress import Progress
 from trainyard.resource.status import ConditionType as C
-from trainyard.resource.status import Progress
-from trainyard_operator.core.mishaps import RECENT_STEPS
+from trainyard_operator.lifecycle.degradation import RECENT_STEPS
 
 
 def training() -> Story:
@@ -23,7 +23,7 @@ def reads(story: Story, page: Progress) -> Story:
 
 
 def told(story: Story) -> list[tuple[str, str]]:
-    return [(e.reason, e.message) for e in story.events if e.reason in ("NonFinite", "RolledBack")]
+    return [(e.reason, e.message) for e in story.events if e.reason in ("BadSteps", "RolledBack")]
 
 
 def degraded(story: Story) -> tuple[str, str] | None:
@@ -36,8 +36,8 @@ def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
     assert degraded(story) is None, "nothing was ever wrong"
     reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
     text = "attempt 1: step 20 changed nothing, since the gradient was not finite, or a spike"
-    assert told(story) == [("NonFinite", f"{text} (spec.health.nonFinite bears 5 in a row)")]
-    assert degraded(story) == ("True", "NonFinite")
+    assert told(story) == [("BadSteps", f"{text} (spec.health.badSteps bears 5 in a row)")]
+    assert degraded(story) == ("True", "BadSteps")
     reads(story, make_progress(step=30, skipped_steps=1, last_skipped_step=20))
     assert told(story) == []
     reads(story, make_progress(step=40, skipped_steps=4, last_skipped_step=39))
@@ -49,16 +49,16 @@ def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
 @pytest.mark.parametrize(("limit", "phase"), [(0, "Failed"), (1, "Restarting")])
 def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, phase: str) -> None:
     """All ranks give up together, and the first pod is not the one to blame."""
-    story = running(trainer=trainer_spec(), restartPolicy={"limit": limit})
+    story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": limit})
     words = [
-        last_words(rank=rank, exception="NonFinite", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
+        last_words(rank=rank, exception="BadSteps", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
         for rank in range(2)
     ]
-    code = contract.EXIT_NON_FINITE
+    code = constants.EXIT_BAD_STEPS
     story.see(*(make_worker(i, state="Failed", exit_code=code, last_words=words[i]) for i in range(2))).settle()
     failure = story.status.last_failure
     assert failure is not None
-    assert (failure.reason, failure.rank, failure.step, failure.exit_code) == ("NonFinite", 1, 7, code)
+    assert (failure.reason, failure.rank, failure.step, failure.exit_code) == ("BadSteps", 1, 7, code)
     assert (failure.pod, failure.message) == ("job-1-1", "nan, which came from rank 1")
     assert (story.phase, story.status.restarts_counted) == (phase, limit)
 
@@ -81,5 +81,5 @@ def test_a_rollback_is_told_once() -> None:
         "RolledBack",
         "attempt 1: back at the checkpoint of step 15, and on with new samples",
     )
-    assert degraded(story) == ("True", "NonFinite")
+    assert degraded(story) == ("True", "BadSteps")
     assert told(reads(story, page.replace(step=16))) == []

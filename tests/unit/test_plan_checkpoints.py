@@ -2,8 +2,8 @@
 
 from tests.builders import last_words, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Progress
 
 
 def training() -> Story:

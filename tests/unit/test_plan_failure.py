@@ -11,9 +11,9 @@ from tests.builders import NOW, after, last_words, make_worker
 from tests.support.story import Story, running
 from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.core.judge import backoff
-from trainyard_operator.core.observe import Worker
+from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.lifecycle.restart_policy import backoff
 
 
 def failure(story: Story) -> Failure:
@@ -99,23 +99,23 @@ def fail_once(story: Story) -> None:
 
 
 def test_the_job_fails_for_good_when_the_budget_is_spent() -> None:
-    story = running(restartPolicy={"limit": 2})
+    story = running(restartPolicy={"maxRestarts": 2})
     for _ in range(3):
         fail_once(story)
     assert story.phase == Phase.FAILED
     assert (story.status.restarts, story.status.restarts_counted, story.status.attempt) == (2, 2, 3)
     assert story.condition("Failed").reason == "RestartLimitReached"
-    assert story.condition("Failed").message.endswith("; restartPolicy.limit is 2")
+    assert story.condition("Failed").message.endswith("; restartPolicy.maxRestarts is 2")
     assert failure(story).attempt == 3
     assert story.condition("Restarting").status == "False"
 
 
 def test_a_limit_of_zero_means_no_restart_at_all() -> None:
-    story = running(restartPolicy={"limit": 0}).see(crash(0), make_worker(1))
+    story = running(restartPolicy={"maxRestarts": 0}).see(crash(0), make_worker(1))
     story.settle()
     assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
     assert story.condition("Failed").reason == "WorkerFailed"
-    assert "restartPolicy.limit" not in story.condition("Failed").message
+    assert "restartPolicy.maxRestarts" not in story.condition("Failed").message
 
 
 def test_a_configuration_that_can_never_work_fails_at_once() -> None:
@@ -147,7 +147,7 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
     ids=["evicted", "preempted", "about to be preempted", "deleted", "deleted before it ran", "deleted and ended"],
 )
 def test_what_the_cluster_takes_away_does_not_count(lost: Worker) -> None:
-    story = running(restartPolicy={"limit": 0}).see(lost, make_worker(1))
+    story = running(restartPolicy={"maxRestarts": 0}).see(lost, make_worker(1))
     story.step()
     assert (story.phase, story.status.attempt) == (Phase.RESTARTING, 2)
     assert (story.status.restarts, story.status.restarts_counted) == (1, 0)
@@ -156,7 +156,7 @@ def test_what_the_cluster_takes_away_does_not_count(lost: Worker) -> None:
 
 
 def test_a_pod_that_has_vanished_from_a_running_group_does_not_count() -> None:
-    story = running(restartPolicy={"limit": 0}).see(make_worker(1))
+    story = running(restartPolicy={"maxRestarts": 0}).see(make_worker(1))
     story.step()
     assert (story.status.attempt, story.status.restarts_counted) == (2, 0)
     assert failure(story).reason == "WorkerLost"
@@ -179,7 +179,7 @@ def test_a_pod_that_has_vanished_before_the_group_ran_is_made_again() -> None:
 
 
 def test_a_deleted_pod_is_the_cause_of_its_peers_failures() -> None:
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     story.see(crash(0, finished_at=after(1)), make_worker(1, terminating=True)).settle()
     assert story.phase == Phase.RESTARTING
     assert story.status.restarts_counted == 0
@@ -222,7 +222,7 @@ def test_each_pod_has_its_own_grace_period() -> None:
 
 @pytest.mark.parametrize("why", ["suspended", "finished"])
 def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None:
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     story.edit(suspend=True) if why == "suspended" else story.see(crash(0), make_worker(1))
     story.settle()
     step = story.see(make_worker(1, terminating=True)).later(3600).settle()
@@ -234,16 +234,19 @@ def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None
 
 def ruled(*rules: dict[str, Any], **policy: Any) -> Story:
     """A running job with these rules."""
-    return running(restartPolicy={"limit": 1, "backoff": {"initialSeconds": 0}, **policy, "rules": list(rules)})
+    return running(restartPolicy={"maxRestarts": 1, "backoff": {"initialSeconds": 0}, **policy, "rules": list(rules)})
 
 
 def test_a_rule_for_an_exit_code_restarts_without_end_and_spends_nothing() -> None:
-    story = ruled({"onExitCodes": [41, 42], "action": "RestartFree"})
+    story = ruled({"onExitCodes": [41, 42], "action": "RestartIgnoringLimit"})
     for _ in range(5):
         fail_once_by(story, exit_code=42)
     assert (story.phase, story.status.restarts, story.status.restarts_counted) == (Phase.RESTARTING, 5, 0)
     assert story.condition("Restarting").reason == "WorkerFailed"
-    assert "; restartPolicy.rules[0] says RestartFree; restarting the group" in story.condition("Restarting").message
+    assert (
+        "; restartPolicy.rules[0] says RestartIgnoringLimit; restarting the group"
+        in story.condition("Restarting").message
+    )
     fail_once_by(story, exit_code=1)
     assert story.status.restarts_counted == 1, "other failures count as ever"
 
@@ -257,7 +260,9 @@ def fail_once_by(story: Story, **fields: Any) -> None:
 
 
 def test_a_rule_that_fails_ends_the_job_at_once_and_is_named() -> None:
-    story = ruled({"onExitCodes": [9], "action": "Restart"}, {"onReasons": ["ValueError"], "action": "Fail"}, limit=5)
+    story = ruled(
+        {"onExitCodes": [9], "action": "Restart"}, {"onReasons": ["ValueError"], "action": "Fail"}, maxRestarts=5
+    )
     words = last_words(rank=0, exception="ValueError", message="no such column", step=3)
     fail_once_by(story, last_words=words)
     assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
@@ -270,7 +275,9 @@ def test_a_rule_that_fails_ends_the_job_at_once_and_is_named() -> None:
 
 
 def test_the_first_rule_that_matches_decides() -> None:
-    story = ruled({"onReasons": ["OOMKilled"], "action": "RestartFree"}, {"onExitCodes": [137], "action": "Fail"})
+    story = ruled(
+        {"onReasons": ["OOMKilled"], "action": "RestartIgnoringLimit"}, {"onExitCodes": [137], "action": "Fail"}
+    )
     fail_once_by(story, exit_code=137, reason="OOMKilled")
     assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
     fail_once_by(story, exit_code=137)
@@ -303,7 +310,7 @@ def test_a_vanished_pod_has_a_reason_for_rules_too() -> None:
 
 
 def test_a_rule_comes_before_what_the_operator_thinks_hopeless() -> None:
-    story = ruled({"onExitCodes": [78], "action": "RestartFree"})
+    story = ruled({"onExitCodes": [78], "action": "RestartIgnoringLimit"})
     fail_once_by(story, exit_code=78, last_words=last_words(rank=0, message="spec.x: not mounted yet"))
     assert story.phase == Phase.RESTARTING
 
@@ -360,7 +367,7 @@ def test_of_several_causes_the_first_is_blamed() -> None:
 
 
 def test_a_restart_waits_for_the_backoff_and_then_happens() -> None:
-    story = running(restartPolicy={"limit": 9, "backoff": {"initialSeconds": 20}})
+    story = running(restartPolicy={"maxRestarts": 9, "backoff": {"initialSeconds": 20}})
     story.see(crash(0), make_worker(1)).settle()
     step = story.later(5).see().settle()
     assert (step.actions, step.wake_after) == ((), 15.0)
@@ -409,7 +416,7 @@ rubbish = st.fixed_dictionaries(
 def test_no_last_words_whatever_keep_a_job_from_ending(words: object, code: int, reason: str) -> None:
     """The status must be one that the API server takes: JSON, and within the limits of the schema."""
     text = words if isinstance(words, str) else json.dumps(words)
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     story.all("Failed" if code else "Succeeded", exit_code=code, reason=reason, last_words=text, finished_at=NOW)
     story.later(60).settle()
     assert story.phase in (Phase.FAILED, Phase.SUCCEEDED)

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from tests.builders import after, last_words, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story
 from tests.support.world import judge_goodput
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, Progress, TrainingJobStatus
-from trainyard_operator.core.goodput import account
+from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, TrainingJobStatus
+from trainyard_operator.lifecycle.goodput import account
 
 
 class Timed(Story):
@@ -30,7 +31,7 @@ class Timed(Story):
         return self.status.goodput
 
     def current(self) -> Activity | None:
-        return self.goodput.current
+        return self.goodput.activity
 
     def parts(self) -> dict[str, int]:
         """The parts that are not empty."""
@@ -54,7 +55,7 @@ class Timed(Story):
 
 def trained(**spec: Any) -> Timed:
     """A job of the built-in trainer whose pods run 20 s after it was taken up."""
-    policy = {"limit": 9, "backoff": {"initialSeconds": 0}}
+    policy = {"maxRestarts": 9, "backoff": {"initialSeconds": 0}}
     story = Timed(make_job(**{"trainer": trainer_spec(), "restartPolicy": policy, **spec}))
     story.settle()
     story.later(20).all("Running").settle()
@@ -81,7 +82,7 @@ def test_recovery_lasts_until_the_step_is_reached_again() -> None:
     assert (story.parts()["recovery"], story.current()) == (65, Activity.PRODUCTIVE)
     story.trains(90, seconds=5)
     assert story.parts() == {"startup": 20, "productive": 110, "recovery": 65}
-    assert story.goodput.reached_step == 90
+    assert story.goodput.highest_step == 90
 
 
 def test_a_second_failure_during_recovery_prolongs_it() -> None:
@@ -137,12 +138,12 @@ def test_of_a_program_of_ones_own_it_is_known_only_whether_it_runs() -> None:
 
 @pytest.mark.parametrize("end", ["Succeeded", "Failed"])
 def test_after_the_end_nothing_is_counted_any_more(end: str) -> None:
-    story = trained(restartPolicy={"limit": 0}).trains(1, seconds=0).trains(100, seconds=60)
+    story = trained(restartPolicy={"maxRestarts": 0}).trains(1, seconds=0).trains(100, seconds=60)
     words = last_words(rank=0, progress=Progress(step=100)) if end == "Succeeded" else ""
     story.all(end, last_words=words).settle()
     final = story.goodput
     story.later(1000).see().settle()
-    assert (story.goodput, story.parts(), final.current) == (final, {"startup": 20, "productive": 60}, None)
+    assert (story.goodput, story.parts(), final.activity) == (final, {"startup": 20, "productive": 60}, None)
     assert final.accounted_at == story.status.completion_time
 
 
@@ -161,10 +162,10 @@ def test_a_wait_that_is_known_only_once_it_is_over_is_made_up_for() -> None:
     story = trained().trains(1, seconds=0).trains(1, seconds=5).trains(1, seconds=5).trains(1, seconds=5)
     story.trains(2, seconds=5, checkpoint_stall_seconds=18.0)
     assert story.parts() == {"startup": 20, "productive": 15, "checkpoint": 5}
-    assert story.goodput.checkpoint_debt_seconds == 13
+    assert story.goodput.pending_checkpoint_seconds == 13
     story.trains(9, seconds=20, checkpoint_stall_seconds=18.0)
     assert story.parts() == {"startup": 20, "productive": 22, "checkpoint": 18}
-    assert story.goodput.checkpoint_debt_seconds == 0
+    assert story.goodput.pending_checkpoint_seconds == 0
 
 
 def test_each_attempt_counts_its_waits_anew() -> None:
@@ -258,8 +259,8 @@ def test_a_status_with_accounts_is_one_that_the_api_server_takes() -> None:
         "recoverySeconds": 0,
         "suspendedSeconds": 0,
         "ratio": 0.825,
-        "current": "Productive",
+        "activity": "Productive",
         "accountedAt": "2030-01-01T12:02:00Z",
-        "reachedStep": 50,
-        "checkpointDebtSeconds": 0.25,
+        "highestStep": 50,
+        "pendingCheckpointSeconds": 0.25,
     }

@@ -4,9 +4,10 @@ import pytest
 
 from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
 from tests.support.story import Story, running
-from trainyard.resource.status import Phase, Progress, Reason
-from trainyard_operator.core.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.core.observe import Obstacle, Trouble
+from trainyard.protocol.progress import Progress
+from trainyard.resource.status import Phase, Reason
+from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.observation import Obstacle, Trouble
 
 
 def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
@@ -120,7 +121,7 @@ def test_a_job_succeeds_only_when_every_worker_has() -> None:
 
 @pytest.mark.parametrize("end", ["Succeeded", "Failed"])
 def test_a_finished_job_never_changes_again(end: str) -> None:
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     story.all(end).settle()
     conditions, attempt = story.status.conditions, story.status.attempt
     told = len(story.events)
@@ -132,7 +133,7 @@ def test_a_finished_job_never_changes_again(end: str) -> None:
 
 
 def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     failed, left = make_worker(0, state="Failed"), make_worker(1)
     step = story.see(failed, left).settle()
     assert story.phase == Phase.FAILED
@@ -140,7 +141,7 @@ def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:
 
 
 def test_pods_that_are_going_already_are_not_deleted_again() -> None:
-    story = running(restartPolicy={"limit": 0})
+    story = running(restartPolicy={"maxRestarts": 0})
     story.all("Failed").settle()
     assert story.see(make_worker(0, terminating=True)).settle().actions == ()
 

@@ -4,13 +4,14 @@ from typing import Any
 
 from tests.builders import after, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard.resource.status import Phase, Progress, Reason
-from trainyard_operator.core.observe import Trouble
+from trainyard.protocol.progress import Progress
+from trainyard.resource.status import Phase, Reason
+from trainyard_operator.lifecycle.observation import Trouble
 
 
 def starting(seconds: int = 600, limit: int = 1) -> Story:
     """A job of the built-in trainer whose workers all run, at `NOW`."""
-    policy = {"limit": limit, "backoff": {"initialSeconds": 0}}
+    policy = {"maxRestarts": limit, "backoff": {"initialSeconds": 0}}
     return running(trainer=trainer_spec(), health={"startupTimeoutSeconds": seconds}, restartPolicy=policy)
 
 
@@ -120,8 +121,8 @@ def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
 
 
 def test_a_rule_may_make_a_slow_start_free() -> None:
-    rules = [{"onReasons": ["StartupTimeout"], "action": "RestartFree"}]
-    story = running(trainer=trainer_spec(), restartPolicy={"limit": 0, "rules": rules}).later(1800)
+    rules = [{"onReasons": ["StartupTimeout"], "action": "RestartIgnoringLimit"}]
+    story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": 0, "rules": rules}).later(1800)
     story.progress = page(story)
     story.step()
     assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)

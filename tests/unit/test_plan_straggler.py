@@ -8,8 +8,8 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.build.pod import build_pod
-from trainyard_operator.core.observe import Obstacle
+from trainyard_operator.lifecycle.observation import Obstacle
+from trainyard_operator.manifests.pod import build_pod
 
 SLOW = {"straggler_rank": 1, "straggler_ratio": 2.5}
 TEXT = "attempt 1: rank 1 (pod job-1-1, node b) takes 2.5 times as long as the median rank for the same computation"
@@ -80,7 +80,7 @@ def test_what_is_needed_is_taken_back_after_a_while() -> None:
     story.see(*(make_worker(i, attempt=2, state="Pending", obstacle=full) for i in range(2))).settle()
     assert story.job.status.attempt == 2
     story.later(61).settle()
-    assert (story.job.status.attempt, story.job.status.slow_nodes_needed) == (3, True)
+    assert (story.job.status.attempt, story.job.status.slow_nodes_readmitted) == (3, True)
     story.see().settle()
     story.see(*(make_worker(i, attempt=3, node="c") for i in range(2))).settle()
     reads(story.later(601), step=30, **SLOW)
@@ -108,5 +108,5 @@ def test_pods_stay_away_from_slow_nodes_whatever_the_template_wants(
     away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["b", "c"]}
     expected = [{"matchExpressions": [*term.get("matchExpressions", ()), away]} for term in terms]
     assert affinity[AFFINITY[0]][AFFINITY[1]][AFFINITY[2]] == expected
-    needed = job.replace(status=job.status.replace(slow_nodes_needed=True))
+    needed = job.replace(status=job.status.replace(slow_nodes_readmitted=True))
     assert build_pod(needed, 2, 0, trainer_image="")["spec"].get("affinity") == template.get("affinity")

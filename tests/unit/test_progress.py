@@ -16,10 +16,10 @@ from tests.builders import NOW, make_job, make_pod, trainer_spec
 from tests.support import kubelet
 from tests.support.world import World, WorldBackend
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.observe import Pod
-from trainyard_operator.core.progress import ProgressPoller, parse_progress, significant
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.progress import ProgressPoller, parse_progress, significant
+from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.lifecycle.observation import Pod
 
 PAGE = """\
 # HELP trainyard_steps_total Optimizer steps done

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support import clock
-from trainyard_operator.core.queue import FIRST_RETRY, LAST_RETRY, WorkQueue
+from trainyard_operator.controller.work_queue import FIRST_RETRY, LAST_RETRY, WorkQueue
 
 Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
 

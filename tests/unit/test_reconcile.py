@@ -13,12 +13,12 @@ from tests.support import clock, kubelet
 from tests.support.world import World, WorldBackend
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
-from trainyard_operator.build.children import secret_name
-from trainyard_operator.core.backend import BackendError, Gone, Refused, Stale, Unavailable
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.observe import Worker
-from trainyard_operator.core.queue import WorkQueue
-from trainyard_operator.core.reconcile import VERDICTS, Reconciler
+from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.reconciler import VERDICTS, Reconciler
+from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.manifests.children import secret_name
 
 KEY = ("default", "job")
 

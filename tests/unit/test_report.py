@@ -10,7 +10,7 @@ from tests.support.kubelet import zulu
 from trainyard_cli.display import Display
 from trainyard_cli.output import screen
 from trainyard_cli.report import status_table
-from trainyard_operator.core.draft import Event
+from trainyard_operator.lifecycle.status_builder import Event
 
 TRACE = "[rank0]: RuntimeError at [/opt/pair.cc:534] [1]"
 """Words as torch has them; in rich's markup two of the brackets are tags."""

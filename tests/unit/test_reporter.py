@@ -7,10 +7,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trainyard import contract
+from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol.progress import Progress
 from trainyard.reporter import WINDOW, Reporter
-from trainyard.resource.status import Progress
-from trainyard_operator.core.progress import parse_progress
+from trainyard_operator.controller.progress import parse_progress
 
 
 class Program:
@@ -25,10 +25,10 @@ class Program:
         self.reporters: list[Reporter] = []
         self.set(
             **{
-                contract.ENV_JOB: "own",
-                contract.ENV_NAMESPACE: "team",
-                contract.ENV_ATTEMPT: "3",
-                contract.ENV_METRICS_PORT: str(self.port),
+                constants.ENV_JOB: "own",
+                constants.ENV_NAMESPACE: "team",
+                launcher_protocol.ENV_ATTEMPT: "3",
+                constants.ENV_METRICS_PORT: str(self.port),
             }
         )
 
@@ -108,7 +108,7 @@ def test_only_rank_0_tells_of_the_job_and_one_process_of_each_pod_serves(program
     program.set(RANK="3", LOCAL_RANK="1")
     program.begin(total_steps=10).step(tokens=5, loss=1.0)  # the port is taken, and it does not mind
     names = {line.split("{")[0] for line in program.page.splitlines() if line.startswith("trainyard_")}
-    assert names == {contract.METRIC_LAST_STEP}
+    assert names == {constants.METRIC_LAST_STEP}
 
 
 def test_a_port_in_use_is_an_error(program: Program) -> None:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainyard.resource.parallelism import VIRTUAL_STAGES, PipelineParallelism
-from trainyard.stages import layers_of_stage, stage_count, stages_of_rank
+from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count, stages_of_rank
 
 PIPELINES = st.builds(PipelineParallelism, stages=st.integers(1, 8), schedule=st.sampled_from(list(VIRTUAL_STAGES)))
 

@@ -18,13 +18,14 @@ from tests.builders import elastic, last_words, served
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
+from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Progress, Reason, TrainingJobStatus
-from trainyard_operator.core.actions import DeleteWorkers, OrderWorkers, Plan
-from trainyard_operator.core.diagnose import Diagnosis, diagnose
-from trainyard_operator.core.goodput import account
-from trainyard_operator.core.observe import Observation, Obstacle, Pod, WorkerState, observe_worker
-from trainyard_operator.core.plan import plan
+from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard_operator.lifecycle.actions import DeleteWorkers, OrderWorkers, Plan
+from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
+from trainyard_operator.lifecycle.goodput import account
+from trainyard_operator.lifecycle.observation import Observation, Obstacle, Pod, WorkerState, observe_worker
+from trainyard_operator.lifecycle.plan import plan
 
 which = st.integers(0, 9)
 few = st.integers(1, 4)
@@ -33,7 +34,7 @@ seldom = st.sampled_from([False, False, False, True])
 
 RULES: list[list[dict[str, Any]]] = [
     [],
-    [{"onExitCodes": [137], "action": "RestartFree"}],
+    [{"onExitCodes": [137], "action": "RestartIgnoringLimit"}],
     [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
 ]
 
@@ -55,7 +56,7 @@ class Life(RuleBasedStateMachine):
     def begin(
         self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
     ) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
         program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
         self.life.run_smoothly(20 if runs else 0)  # what a running job can meet is more than what a new one can
@@ -257,7 +258,7 @@ class RuledLife(Life):
 
     @initialize(replicas=st.integers(1, 3), limit=st.integers(1, 3))
     def begin(self, replicas: int, limit: int) -> None:
-        policy = {"limit": limit, "backoff": {"initialSeconds": 0}, "rules": RULES[1]}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": 0}, "rules": RULES[1]}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy)
         self.life.run_smoothly(20)
 
@@ -338,7 +339,7 @@ class Spendthrift(Simulation):
 
     def decide(self, seen: Observation) -> Plan:
         spec = seen.job.spec
-        policy = spec.restart_policy.replace(limit=spec.restart_policy.limit + 1)
+        policy = spec.restart_policy.replace(max_restarts=spec.restart_policy.max_restarts + 1)
         return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
 
 
@@ -350,7 +351,7 @@ class Unjust(Simulation):
             found = diagnose(*args)
             return found and replace(found, counts=True)
 
-        with patch("trainyard_operator.core.plan.diagnose", charge):
+        with patch("trainyard_operator.lifecycle.plan.diagnose", charge):
             return plan(seen)
 
 
@@ -379,7 +380,7 @@ class Clockless(Simulation):
             goodput = job.status.goodput and job.status.goodput.replace(accounted_at=now)
             return account(job.replace(status=job.status.replace(goodput=goodput)), after, now)
 
-        with patch("trainyard_operator.core.plan.account", forget):
+        with patch("trainyard_operator.lifecycle.plan.account", forget):
             return plan(seen)
 
 
@@ -447,7 +448,7 @@ class Cramped(Simulation):
     """Does not ask how small a group may be."""
 
     def decide(self, seen: Observation) -> Plan:
-        with patch("trainyard_operator.core.elastic.largest_size", lambda _job, most: most or None):
+        with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most or None):
             return plan(seen)
 
 

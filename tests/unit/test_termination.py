@@ -7,7 +7,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from tests.builders import make_progress
-from trainyard.termination import MAX_BYTES, Hang, TerminationMessage
+from trainyard.protocol.termination import MAX_BYTES, Hang, TerminationMessage
 
 words = st.builds(
     TerminationMessage,

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from trainyard_trainer.data.batches import IGNORED, Batches
 from trainyard_trainer.parallel.passes import Passes
-from trainyard_trainer.process import heartbeat
-from trainyard_trainer.process.heartbeat import Phase
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.world import World
 
 
 def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None, counts: bool) -> dict[str, float]:

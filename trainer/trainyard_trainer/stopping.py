@@ -5,7 +5,7 @@ from typing import Any
 
 from trainyard.config import RunConfig
 from trainyard.resource.training import Stop
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 
 def total_steps(config: RunConfig, samples: int, batch: int) -> int:

@@ -15,9 +15,9 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
-from trainyard_trainer.observe.observer import Observer, Start
-from trainyard_trainer.observe.reporting import Reporting
-from trainyard_trainer.observe.stopwatch import Stopwatch
+from trainyard_trainer.metrics.observer import Observer, Start
+from trainyard_trainer.metrics.reporting import Reporting
+from trainyard_trainer.metrics.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
 from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.state import Tensors, model_tensors
@@ -25,11 +25,11 @@ from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.parts import build_parts, parameter_count
 from trainyard_trainer.parallel.passes import make_passes
-from trainyard_trainer.process import heartbeat, log
-from trainyard_trainer.process.errors import ConfigError, NonFinite
-from trainyard_trainer.process.heartbeat import Phase
-from trainyard_trainer.process.world import World
-from trainyard_trainer.server import RemoteUpdate
+from trainyard_trainer.parameter_server import RemoteUpdate
+from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime.errors import BadSteps, ConfigError
+from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.stopping import Convergence, total_steps
 
 
@@ -54,9 +54,9 @@ class Trainer:
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
-            guard = Guard(config.health.non_finite, world.agrees_on)
+            guard = Guard(config.health.bad_steps, world.agrees_on)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self.strikes = Strikes(config.health.non_finite)
+        self.strikes = Strikes(config.health.bad_steps)
         self._reporting = Reporting(
             config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
         )
@@ -81,7 +81,7 @@ class Trainer:
             f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
             parameters=parameters,
             samples=self.batches.trained,
-            heldOut=self.batches.held_out,
+            evalFraction=self.batches.eval_fraction,
             worldSize=world.size,
             device=world.device.type,
             threads=torch.get_num_threads(),
@@ -120,7 +120,7 @@ class Trainer:
         """The step just done has changed nothing. Whether the run has gone back to an earlier one for it.
 
         Raises:
-            NonFinite: spec.health.nonFinite wants no more of them.
+            BadSteps: spec.health.badSteps wants no more of them.
         """
         follows = self.strikes.bad(self.step, self.saver is not None)
         sources = suspects(self.world.gather(suspicion(loss, norm)))
@@ -137,9 +137,9 @@ class Trainer:
         if follows == "Rollback" and self.saver is not None and self._go_back(self.saver):
             return True
         if follows != "Skip":
-            action = f"spec.health.nonFinite.action is {self.config.health.non_finite.action}"
+            action = f"spec.health.badSteps.action is {self.config.health.bad_steps.action}"
             elsewhere = bool(sources) and self.world.rank not in sources
-            raise NonFinite(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
+            raise BadSteps(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
         return False
 
     def _go_back(self, saver: Saver) -> bool:
@@ -273,7 +273,7 @@ class Trainer:
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
         now = self.step == self.total_steps or (every is not None and self.step % every == 0)
-        return now and self.batches.held_out > 0
+        return now and self.batches.eval_fraction > 0
 
     def _evaluate(self) -> None:
         figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)

@@ -17,9 +17,10 @@ MODEL_PARALLEL = f"({TENSOR} * {CONTEXT} * {STAGES})"
 SERVES = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
 NO_V = f"{STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
 TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
-# Where the preset is one of another model, the rule about that alone speaks.
-IF_GPT = f"!has(self.trainer) || self.trainer.model.name == 'mlp' || !{preset_is_known('self.trainer.model')} ||"
-IF_MOE = f"!has(self.trainer) || self.trainer.model.name != 'moe' || !{preset_is_known('self.trainer.model')} ||"
+# Where the preset belongs to another model, the rule about presets alone reports it.
+_FOREIGN_PRESET = f"!{preset_is_known('self.trainer.model')}"
+IF_TRANSFORMER = f"!has(self.trainer) || self.trainer.model.name == 'mlp' || {_FOREIGN_PRESET} ||"
+IF_MOE = f"!has(self.trainer) || self.trainer.model.name != 'moe' || {_FOREIGN_PRESET} ||"
 
 
 class Layout:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Positive, Rule
+from trainyard.base import ApiModel, Positive, Rule
 
 DEFAULT_EVERY_SECONDS = 600
 DEFAULT_KEEP = 2

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Count, Rule, Timestamp
+from trainyard.base import ApiModel, Count, Rule, Timestamp
 from trainyard.resource.cel import Layout
 
 
@@ -28,9 +28,9 @@ class ElasticStatus(ApiModel):
 
     replicas: Count | None = None
     """Workers that the current attempt was made for, where these are fewer than workers.replicas; absent: all."""
-    short_since: Timestamp | None = None
+    unschedulable_since: Timestamp | None = None
     """Since when pods of the current attempt find no room."""
-    tried_at: Timestamp | None = None
+    last_probe_time: Timestamp | None = None
     """When room for the workers that are missing was last looked for."""
 
 

@@ -4,20 +4,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
 
 DEFAULT_STARTUP_TIMEOUT = 1800
 _LONGEST = 86_400
 
 
-class BadSteps(ApiModel):
+class BadStepPolicy(ApiModel):
     """What follows a step whose gradient is no use: its norm is not a finite number, or it is a spike."""
 
     action: Literal["Skip", "Rollback", "Fail"] = "Skip"
     """Skip: such a step changes neither parameters nor optimizer, and the run goes on with the next samples; after
     `limit` of them in a row the attempt fails. Rollback: the same, but then all ranks go back to the newest checkpoint,
     and on from there with samples that have not been drawn yet. Fail: the attempt fails at once. An attempt that fails
-    so ends with exit code 80 and the reason NonFinite, and counts against restartPolicy.limit."""
+    so ends with exit code 80 and the reason BadSteps, and counts against restartPolicy.maxRestarts."""
     limit: Annotated[int, Field(ge=1, le=10_000)] = 5
     """Bad steps in a row that are only skipped."""
     spike_factor: Annotated[float, Field(gt=1, le=1e6)] | None = None
@@ -41,7 +41,7 @@ class Health(ApiModel):
 
     startup_timeout_seconds: Annotated[int, Field(ge=1, le=_LONGEST)] = DEFAULT_STARTUP_TIMEOUT
     """Seconds from the moment when all workers run until the first step of the attempt must be done; then the group
-    restarts, which counts against restartPolicy.limit. It must have time for loading the data, compiling the model and
+    restarts, which counts against restartPolicy.maxRestarts. It must have time for loading the data, compiling the model and
     reading a checkpoint. Judged by rank 0's metrics page alone: while it cannot be read, nothing is done."""
     hang_timeout_seconds: Annotated[
         Annotated[int, Field(ge=1, le=_LONGEST)] | Literal["auto"] | None,
@@ -49,12 +49,12 @@ class Health(ApiModel):
     ] = None
     """Seconds without a sign of life from a rank of the built-in trainer, after its first step, that are taken for a
     hang: the pods then say where each rank is, end with exit code 79, and the group restarts, which counts against
-    restartPolicy.limit. A rank gives such a sign many times in each step and evaluation. auto (the default): 20 times
+    restartPolicy.maxRestarts. A rank gives such a sign many times in each step and evaluation. auto (the default): 20 times
     the longest time between two of them that the run has needed lately in the same phase of a step, at least 60;
     600 in a phase that it has not passed yet; and the writing of a checkpoint takes as long as the storage needs. A
     number is for every phase, the writing of a checkpoint too."""
 
-    non_finite: BadSteps = BadSteps()
+    bad_steps: BadStepPolicy = BadStepPolicy()
     """What follows a step of the built-in trainer whose gradient is not finite, or too large to be true."""
 
     straggler: Straggler | None = None
@@ -75,7 +75,7 @@ class HealthConfig(ApiModel):
 
     hang_timeout_seconds: int | None = None
     """None: as the run itself shows (auto)."""
-    non_finite: BadSteps = BadSteps()
+    bad_steps: BadStepPolicy = BadStepPolicy()
     straggler: Straggler | None = None
 
 
@@ -85,7 +85,7 @@ def health_config(spec: Health | None) -> HealthConfig:
     given = spec.hang_timeout_seconds
     return HealthConfig(
         hang_timeout_seconds=None if given == "auto" else given,
-        non_finite=spec.non_finite,
+        bad_steps=spec.bad_steps,
         straggler=spec.straggler,
     )
 

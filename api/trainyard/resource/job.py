@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
-from trainyard import contract
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
+from trainyard.protocol import constants
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.resource.status import TrainingJobStatus
 
@@ -29,7 +29,17 @@ class Metadata(BaseModel):
 
 _PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
 _PINNED_OPTIONAL = (
-    *("image", "imagePullPolicy", "imagePullSecrets", "command", "args", "env", "trainer", "parallelism", "server"),
+    *(
+        "image",
+        "imagePullPolicy",
+        "imagePullSecrets",
+        "command",
+        "args",
+        "env",
+        "trainer",
+        "parallelism",
+        "parameterServer",
+    ),
     "checkpoint",
     "elastic",
     "health",
@@ -96,12 +106,12 @@ class TrainingJob(ApiModel):
 
     def pod_name(self, attempt: int, index: int) -> str:
         """Name of a pod, which is also its host name. The parameter server comes after the workers."""
-        last = contract.ROLE_SERVER if self.spec.serves(index) else index
+        last = constants.ROLE_SERVER if self.spec.serves(index) else index
         return f"{self.metadata.name}-{attempt}-{last}"
 
     def placeholder_name(self, group: int, index: int) -> str:
         """Name of a pod that keeps room for one more worker of a group."""
-        return f"{self.metadata.name}-{group}-{contract.ROLE_PLACEHOLDER}-{index}"
+        return f"{self.metadata.name}-{group}-{constants.ROLE_PLACEHOLDER}-{index}"
 
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":

@@ -7,11 +7,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Positive, Rule
+from trainyard.base import ApiModel, Positive, Rule
 
-GPT_SIZES = ("dim", "layers", "heads", "kvHeads", "ffnDim")
+TRANSFORMER_SIZES = ("dim", "layers", "heads", "kvHeads", "ffnDim")
 MOE_SIZES = ("experts", "expertsPerToken")
-TRANSFORMERS = ("gpt", "moe")
+TRANSFORMERS = ("llama", "moe")
 
 
 @cache
@@ -30,8 +30,8 @@ def size_in_cel(field: str) -> str:
     model = "self.trainer.model"
     preset = f"(has({model}.preset) ? {model}.preset : '{DEFAULT_PRESET}')"
     table = _table_in_cel("moe", field)
-    if field in GPT_SIZES:
-        table = f"({model}.name == 'moe' ? {table} : {_table_in_cel('gpt', field)})"
+    if field in TRANSFORMER_SIZES:
+        table = f"({model}.name == 'moe' ? {table} : {_table_in_cel('llama', field)})"
     return f"(has({model}.{field}) ? {model}.{field} : {table}[{preset}])"
 
 
@@ -42,7 +42,7 @@ def _table_in_cel(model: str, field: str) -> str:
 def preset_is_known(model: str) -> str:
     """In CEL: whether the preset of a transformer, if there is one, is one of its own."""
     of = {name: list(presets()[name]) for name in TRANSFORMERS}
-    return f"(!has({model}.preset) || {model}.preset in ({model}.name == 'moe' ? {of['moe']} : {of['gpt']}))"
+    return f"(!has({model}.preset) || {model}.preset in ({model}.name == 'moe' ? {of['moe']} : {of['llama']}))"
 
 
 DEFAULT_PRESET = "tiny"
@@ -62,40 +62,40 @@ def _only_for(names: tuple[str, ...], fields: tuple[str, ...]) -> tuple[Rule, ..
 class Model(ApiModel):
     """What is trained."""
 
-    name: Literal["gpt", "moe", "mlp"]
-    """gpt: a Llama-shaped decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) that predicts the next
+    name: Literal["llama", "moe", "mlp"]
+    """llama: a Llama-shaped decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) that predicts the next
     token. moe: the same with many experts in place of each feed-forward network, of which a token uses a few (as in
     Mixtral). mlp: dense layers with ReLU that tell classes apart; they give logits, the softmax belongs to the loss."""
     preset: Literal["nano", "tiny", "small", "medium", "1b", "8b", "70b", "8x7b", "8x22b"] | None = None
-    """gpt, moe: sizes to start from (tiny if absent); any of the fields below overrides one of them. Only gpt has 1b,
+    """llama, moe: sizes to start from (tiny if absent); any of the fields below overrides one of them. Only llama has 1b,
     8b and 70b, only moe has 8x7b and 8x22b."""
     dim: Positive | None = None
-    """gpt, moe: width of the residual stream."""
+    """llama, moe: width of the residual stream."""
     layers: Positive | None = None
-    """gpt, moe: number of transformer blocks."""
+    """llama, moe: number of transformer blocks."""
     heads: Positive | None = None
-    """gpt, moe: query heads of each attention."""
+    """llama, moe: query heads of each attention."""
     kv_heads: Positive | None = None
-    """gpt, moe: key and value heads, each shared by heads / kvHeads query heads (grouped-query attention)."""
+    """llama, moe: key and value heads, each shared by heads / kvHeads query heads (grouped-query attention)."""
     ffn_dim: Positive | None = None
-    """gpt: hidden width of the feed-forward network. moe: that of each expert."""
+    """llama: hidden width of the feed-forward network. moe: that of each expert."""
     experts: Annotated[int, Field(ge=2, le=4096)] | None = None
     """moe: experts of each layer."""
     experts_per_token: Positive | None = None
     """moe: experts that each token goes through; no token is dropped."""
-    balance_loss: Annotated[float, Field(ge=0, le=1000)] | None = None
+    balance_loss_weight: Annotated[float, Field(ge=0, le=1000)] | None = None
     """moe: coefficient of the loss that evens out the load of the experts of each layer, over every sequence
     (DeepSeek-V3, 2024); 0.01 if absent. The loss that is reported is the cross-entropy alone."""
-    hidden: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64)] | None = None
+    hidden_sizes: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64)] | None = None
     """mlp: widths of the hidden layers; [64, 64] if absent."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
-        *_only_for(TRANSFORMERS, ("preset", *GPT_SIZES)),
-        *_only_for(("moe",), (*MOE_SIZES, "balanceLoss")),
-        *_only_for(("mlp",), ("hidden",)),
+        *_only_for(TRANSFORMERS, ("preset", *TRANSFORMER_SIZES)),
+        *_only_for(("moe",), (*MOE_SIZES, "balanceLossWeight")),
+        *_only_for(("mlp",), ("hiddenSizes",)),
         Rule(
             f"!(self.name in {list(TRANSFORMERS)}) || {preset_is_known('self')}",
-            f"spec.trainer.model.preset: gpt has {', '.join(presets()['gpt'])}, and moe has "
+            f"spec.trainer.model.preset: llama has {', '.join(presets()['llama'])}, and moe has "
             f"{', '.join(presets()['moe'])}; choose one of them, or another spec.trainer.model.name",
         ),
         Rule(

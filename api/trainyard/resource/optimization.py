@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.base import ApiModel, NonNegative, Positive, Rule
 
 OPTIMIZER_PARAMETERS: dict[str, dict[str, Any]] = {
     "gd": {"weightDecay": 0.0},

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
 
 Degree = Annotated[int, Field(ge=1, le=65_536)]
 
@@ -15,7 +15,7 @@ class DataParallelism(ApiModel):
     mode: Literal["ddp", "fsdp", "hsdp", "parameterServer"] = "ddp"
     """ddp: each keeps all of it. fsdp: each keeps a part of parameters, gradients and optimizer state, and gathers a
     layer when it is needed (ZeRO stage 3). hsdp: sharded among the ranks of a group, replicated over the groups.
-    parameterServer: each keeps all of it and sends its gradient to a central server, a pod of its own (spec.server),
+    parameterServer: each keeps all of it and sends its gradient to a central server, a pod of its own (spec.parameterServer),
     which adds the gradients up, follows the sum, and sends the parameters back (Li et al., 2014)."""
     shard: Degree | Literal["auto"] = "auto"
     """hsdp only: ranks of a group. auto: those of one worker, so that parameters are gathered inside a node."""

@@ -4,9 +4,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
 
-Action = Literal["Restart", "RestartFree", "Fail"]
+Action = Literal["Restart", "RestartIgnoringLimit", "Fail"]
 ExitCode = Annotated[int, Field(ge=1, le=255)]
 FailureReason = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -32,7 +32,7 @@ class RestartRule(ApiModel):
     """Reasons as in status.lastFailure.reason: OOMKilled, Evicted, Deleted, WorkerLost, Hang, StartupTimeout, the
     name of a signal (SIGSEGV) or of an exception (ZeroDivisionError), ..."""
     action: Action
-    """Restart spends restartPolicy.limit, RestartFree does not, Fail ends the job at once."""
+    """Restart spends restartPolicy.maxRestarts, RestartIgnoringLimit does not, Fail ends the job at once."""
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -50,7 +50,7 @@ class RestartRule(ApiModel):
 class RestartPolicy(ApiModel):
     """What happens when a worker fails. The group always restarts whole, as a new attempt."""
 
-    limit: Annotated[int, Field(ge=0, le=10_000)] = 3
+    max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 3
     """Restarts after failures of the program itself. Those after eviction, preemption, the deletion of a pod
     or a change of replicas do not count."""
     backoff: Backoff = Backoff()
@@ -59,9 +59,9 @@ class RestartPolicy(ApiModel):
     """Restart inside the pods where they live on and only processes in them have failed: nothing is scheduled or pulled
     again. Otherwise the group gets new pods. If absent true for the built-in trainer, and false for a program of your
     own (spec.command): there it needs Python 3.8 or newer in the image, as python3, whose first process then is not
-    the command but a supervisor that starts it."""
+    the command but a launcher that starts it."""
     exceptions: Annotated[
         tuple[RestartRule, ...],
         Field(alias="rules", max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
     ] = ()
-    """The first rule that matches a failure decides what follows it. Where none does, limit holds."""
+    """The first rule that matches a failure decides what follows it. Where none matches, maxRestarts applies."""

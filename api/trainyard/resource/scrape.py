@@ -4,8 +4,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from trainyard import contract
-from trainyard.resource.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule
+from trainyard.protocol import constants, launcher_protocol
 
 
 class Metrics(ApiModel):
@@ -16,7 +16,7 @@ class Metrics(ApiModel):
     status.progress; `trainyard.reporter` serves such a page.
     """
 
-    port: Annotated[int, Field(ge=1, le=65_535)] = contract.METRICS_PORT
+    port: Annotated[int, Field(ge=1, le=65_535)] = constants.METRICS_PORT
     """Port, which the program also finds in TRAINYARD_METRICS_PORT. `trainyard run` gives it another one, since all
     workers are on one machine then."""
     path: Annotated[str, Field(max_length=1024, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/metrics"
@@ -24,8 +24,8 @@ class Metrics(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"!(self.port in [{contract.RENDEZVOUS_PORT}, {contract.SUPERVISOR_PORT}])",
-            f"spec.metrics.port: {contract.RENDEZVOUS_PORT} and {contract.SUPERVISOR_PORT} are those of the rendezvous "
-            "and of restarts in place; choose another one",
+            f"!(self.port in [{constants.RENDEZVOUS_PORT}, {launcher_protocol.LAUNCHER_PORT}])",
+            f"spec.metrics.port: {constants.RENDEZVOUS_PORT} (rendezvous) and {launcher_protocol.LAUNCHER_PORT} "
+            "(launcher) are in use; choose another port",
         ),
     )

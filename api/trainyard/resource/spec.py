@@ -4,10 +4,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Rule, opaque
+from trainyard.base import ApiModel, Rule, opaque
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
-from trainyard.resource.health import BadSteps, Health
+from trainyard.resource.health import BadStepPolicy, Health
 from trainyard.resource.parallelism import Parallelism
 from trainyard.resource.restart import RestartPolicy
 from trainyard.resource.scrape import Metrics
@@ -91,7 +91,7 @@ class Workers(ApiModel):
     )
 
 
-class Server(ApiModel):
+class ParameterServerSpec(ApiModel):
     """The parameter server: one more pod, with one process, that the workers send their gradients to."""
 
     resources: Resources = Resources()
@@ -145,7 +145,7 @@ class TrainingJobSpec(ApiModel):
     """The built-in trainer, instead of command."""
     parallelism: Parallelism | None = None
     """How the built-in trainer splits model and data over the ranks; data-parallel (ddp) if absent."""
-    server: Server | None = None
+    parameter_server: ParameterServerSpec | None = None
     """The pod of the parameter server, with parallelism.data.mode parameterServer."""
     checkpoint: Checkpoint | None = None
     """Where the state of the run is kept. Without it a restart begins at the first step."""
@@ -183,9 +183,9 @@ class TrainingJobSpec(ApiModel):
         return self.metrics if self.trainer is None else Metrics()
 
     @property
-    def bad_steps(self) -> BadSteps:
+    def bad_steps(self) -> BadStepPolicy:
         """What follows a step without a good gradient, with defaults."""
-        return (self.health or Health()).non_finite
+        return (self.health or Health()).bad_steps
 
     @property
     def restarts_in_place(self) -> bool:

@@ -1,11 +1,11 @@
 """What must hold between the fields of a spec, for the API server and for `trainyard.admission` alike (CEL)."""
 
-from trainyard.resource.base import Rule
+from trainyard.base import Rule
 from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,
-    IF_GPT,
     IF_MOE,
+    IF_TRANSFORMER,
     MODEL_PARALLEL,
     NO_V,
     SERVES,
@@ -52,13 +52,13 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
-        f"!has(self.server) || {SERVES}",
-        "spec.server: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
+        f"!has(self.parameterServer) || {SERVES}",
+        "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
     Rule(
         f"!({SERVES}) || ({MODEL_PARALLEL} * {EXPERT} == 1"
         " && (!has(self.trainer) || self.trainer.model.name != 'moe'))",
-        "spec.parallelism.data.mode: parameterServer is for a gpt or mlp that each worker holds whole; remove "
+        "spec.parallelism.data.mode: parameterServer is for a llama or mlp that each worker holds whole; remove "
         "tensor, context, expert and pipeline, or choose ddp, fsdp or hsdp",
     ),
     Rule(
@@ -102,8 +102,8 @@ SPEC_RULES: tuple[Rule, ...] = (
         "add spec.checkpoint, or choose Report",
     ),
     Rule(
-        "!has(self.health) || self.health.nonFinite.action != 'Rollback' || has(self.checkpoint)",
-        "spec.health.nonFinite.action: Rollback goes back to a checkpoint, but none are written; add "
+        "!has(self.health) || self.health.badSteps.action != 'Rollback' || has(self.checkpoint)",
+        "spec.health.badSteps.action: Rollback goes back to a checkpoint, but none are written; add "
         "spec.checkpoint, or choose Skip",
     ),
     Rule(
@@ -132,36 +132,36 @@ SPEC_RULES: tuple[Rule, ...] = (
         "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
     ),
     Rule(
-        f"{IF_GPT} ({size_in_cel('heads')} % ({TENSOR} * {CONTEXT}) == 0 &&"
+        f"{IF_TRANSFORMER} ({size_in_cel('heads')} % ({TENSOR} * {CONTEXT}) == 0 &&"
         f" {size_in_cel('kvHeads')} % ({TENSOR} * {CONTEXT}) == 0)",
         "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
         "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
     ),
     Rule(
-        f"{IF_GPT} {size_in_cel('ffnDim')} % {TENSOR} == 0",
+        f"{IF_TRANSFORMER} {size_in_cel('ffnDim')} % {TENSOR} == 0",
         "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
     ),
     Rule(
-        f"{IF_GPT} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {TENSOR} == 0",
+        f"{IF_TRANSFORMER} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {TENSOR} == 0",
         "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
         "lower it, or change the vocabulary",
     ),
     Rule(
-        f"{IF_GPT} self.trainer.data.sequenceLength % ({TENSOR} * {CONTEXT}) == 0",
+        f"{IF_TRANSFORMER} self.trainer.data.sequenceLength % ({TENSOR} * {CONTEXT}) == 0",
         "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
         "change it or the axes",
     ),
     Rule(
-        f"{IF_GPT} {size_in_cel('layers')} >= {STAGES} * (has(self.parallelism) &&"
+        f"{IF_TRANSFORMER} {size_in_cel('layers')} >= {STAGES} * (has(self.parallelism) &&"
         f" self.parallelism.pipeline.schedule in {TWO_STAGES} && self.parallelism.pipeline.stages > 1"
         " ? 2 : 1)",
         "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
         "has two stages; use fewer stages, another schedule, or more layers",
     ),
     Rule(
-        f"!has(self.trainer) || self.trainer.data.heldOut == 0.0 || {NO_V}",
+        f"!has(self.trainer) || self.trainer.data.evalFraction == 0.0 || {NO_V}",
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
-        "choose Interleaved1F1B, or remove spec.trainer.data.heldOut",
+        "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
     ),
     Rule(
         f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {NO_V}",
@@ -176,7 +176,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     Rule(
         f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {MODEL_PARALLEL} == 1",
         "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
-        "and pipeline, or train a gpt",
+        "and pipeline, or train a llama",
     ),
     *ELASTIC_RULES,
 )

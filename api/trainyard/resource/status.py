@@ -1,12 +1,12 @@
 """`status` of a TrainingJob: written by the operator only, and true whenever it is read."""
 
-import math
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from trainyard.resource.base import ApiModel, Count, Timestamp
+from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.protocol.progress import Figure, Progress
 from trainyard.resource.elastic import ElasticStatus
 
 
@@ -60,7 +60,7 @@ class Reason(StrEnum):
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
     RESIZED = "Resized"
-    NON_FINITE = "NonFinite"
+    BAD_STEPS = "BadSteps"
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
     HEALTHY = "Healthy"
@@ -73,15 +73,6 @@ class Reason(StrEnum):
     RESTARTED = "Restarted"
     FINISHED = "Finished"
     ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
-
-
-Figure = Annotated[float | None, AfterValidator(_finite)]
-"""A measured number. One that has overflowed is left out: JSON has no infinity, and the API server would refuse
-the whole status for it."""
 
 
 class Condition(ApiModel):
@@ -114,63 +105,6 @@ class WorkerCounts(ApiModel):
     """Pods whose worker exited with code 0."""
     failed: Count = 0
     """Pods whose worker failed."""
-
-
-class Progress(ApiModel):
-    """How far the training is, read from rank 0."""
-
-    attempt: Count = 0
-    """Attempt that these figures come from."""
-    step: Count = 0
-    """Optimizer steps done."""
-    total_steps: Count | None = None
-    """Optimizer steps in all."""
-    loss: Figure = None
-    """Training loss at the last report (mean over the global batch, in nats)."""
-    eval_loss: Figure = None
-    """Loss on the held-out samples, at the last evaluation."""
-    metrics: Annotated[dict[str, float], Field(max_length=32)] | None = None
-    """All figures of the last evaluation: loss, accuracy; of text perplexity; of classes precision, recall, f1."""
-    learning_rate: Figure = None
-    """Learning rate at the last report."""
-    grad_norm: Figure = None
-    """Global norm of the gradient before clipping, at the last report."""
-    tokens_per_second: Figure = None
-    """Throughput of all ranks together, since the report before."""
-    samples_per_second: Figure = None
-    """Samples per second of all ranks together."""
-    mfu: Figure = None
-    """Model FLOPs utilisation: share of what the devices could compute at most that went into training (Chowdhery et
-    al., 2022); absent where that is not known, as on a CPU."""
-    eta_seconds: Figure = None
-    """Time that the remaining steps take at this speed."""
-    checkpoint_step: Count | None = None
-    """Step of the newest complete checkpoint."""
-    resumed_step: Count | None = None
-    """Step of the checkpoint that this attempt has continued from."""
-    checkpoints_damaged: Count | None = None
-    """Newer checkpoints that this attempt has passed over, because they were damaged."""
-    checkpoint_failures: Count | None = None
-    """Checkpoints of this attempt that could not be written."""
-    skipped_steps: Count | None = None
-    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.nonFinite)."""
-    last_skipped_step: Count | None = None
-    """The last of them."""
-    rollbacks: Count | None = None
-    """How often this attempt has gone back to a checkpoint for such steps."""
-    straggler_rank: Count | None = None
-    """The slowest rank, if it is a straggler (spec.health.straggler)."""
-    straggler_ratio: Figure = None
-    """How many times as long as the median rank it takes for the same computation."""
-    checkpoint_stall_seconds: Figure = None
-    """Seconds that training has waited for checkpoints in this attempt."""
-    updated_at: Timestamp | None = None
-    """When these figures were read from the worker."""
-
-    @property
-    def steps_made(self) -> int:
-        """Steps of this attempt itself, beyond the checkpoint that it has continued from."""
-        return self.step - (self.resumed_step or 0)
 
 
 class Failure(ApiModel):
@@ -220,13 +154,13 @@ class Goodput(ApiModel):
     """Suspended."""
     ratio: Figure = None
     """productiveSeconds over the sum of all."""
-    current: Activity | None = None
+    activity: Activity | None = None
     """What the time after accountedAt will be counted as; absent once the job has ended."""
     accounted_at: Timestamp
     """Until when the time is accounted for: when this status was written."""
-    reached_step: Count = 0
+    highest_step: Count = 0
     """Highest step that any attempt has reached."""
-    checkpoint_debt_seconds: Annotated[float, Field(ge=0)] = 0.0
+    pending_checkpoint_seconds: Annotated[float, Field(ge=0)] = 0.0
     """Waiting for checkpoints that is not in checkpointSeconds yet; it will be taken off what is productive next."""
 
     def parts(self) -> dict[str, int]:
@@ -251,17 +185,17 @@ class TrainingJobStatus(ApiModel):
     """metadata.generation of the spec that this status answers."""
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
-    pod_attempt: Count | None = None
+    pod_attempt_override: Count | None = None
     """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
     on; absent: it is attempt."""
     slow_nodes: tuple[str, ...] = ()
     """Nodes on which a rank was slow, so that the group was started anew without them."""
-    slow_nodes_needed: bool = False
+    slow_nodes_readmitted: bool = False
     """There was no room without them: pods do not stay away from them any more, and nothing more is replaced."""
     restarts: Count = 0
     """Attempts that were started because the one before failed or was disturbed."""
     restarts_counted: Count = 0
-    """Those of the restarts that count against restartPolicy.limit."""
+    """Those of the restarts that count against restartPolicy.maxRestarts."""
     start_time: Timestamp | None = None
     """When the operator took up the job."""
     completion_time: Timestamp | None = None
@@ -287,14 +221,14 @@ class TrainingJobStatus(ApiModel):
         return found is not None and found.status == "True"
 
     @property
-    def group(self) -> int:
+    def pod_attempt(self) -> int:
         """Attempt that the current pods were made for."""
-        return self.pod_attempt or self.attempt
+        return self.pod_attempt_override or self.attempt
 
     @property
     def avoided_nodes(self) -> tuple[str, ...]:
         """Nodes that the pods of the current attempt stay away from."""
-        return () if self.slow_nodes_needed else self.slow_nodes
+        return () if self.slow_nodes_readmitted else self.slow_nodes
 
     @property
     def finished(self) -> bool:

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.resource.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.base import ApiModel, NonNegative, Positive, Rule
 from trainyard.resource.datasets import Data
 from trainyard.resource.models import Model
 from trainyard.resource.optimization import Optimizer, Schedule
@@ -66,7 +66,7 @@ class Evaluation(ApiModel):
 class Profile(ApiModel):
     """A trace of some steps, by torch's profiler."""
 
-    at_step: Positive
+    start_step: Positive
     """The first of them, from 1."""
     steps: Annotated[int, Field(ge=1, le=100)] = 3
     """How many; a trace of a large model takes some ten MB for each."""
@@ -90,14 +90,14 @@ class TrainerSpec(ApiModel):
     stop: Stop
     """When to stop."""
     evaluation: Evaluation = Evaluation()
-    """How well the model does on the samples that data.heldOut keeps from the training."""
+    """How well the model does on the samples that data.evalFraction keeps from the training."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """gpt, moe: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
+    """llama, moe: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
     block, a third more computation; selective: all but attention and matrix products, which cost the most."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Type of matrix products and activations. Parameters, their gradients and the optimizer's state stay float32."""
     compile: bool = False
-    """gpt: compile each block with torch.compile. The first step takes longer by a minute or so, the others less. It
+    """llama: compile each block with torch.compile. The first step takes longer by a minute or so, the others less. It
     needs a C++ compiler, which the trainer image has."""
     seed: NonNegative = 0
     """Seed of the initial weights and of the order of the samples."""
@@ -113,22 +113,22 @@ class TrainerSpec(ApiModel):
 
     rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "(self.model.name == 'mlp') == (self.data.source == 'classification')",
-            "spec.trainer.data.source: gpt and moe learn from text, mlp from classification; change "
+            "(self.model.name == 'mlp') == (self.data.source == 'table')",
+            "spec.trainer.data.source: llama and moe learn from text, mlp from a table; change "
             "spec.trainer.model.name or the data",
         ),
         Rule(
             "self.model.name != 'mlp' || self.activationCheckpointing == 'none'",
-            "spec.trainer.activationCheckpointing: is for gpt and moe only, an mlp has no blocks; remove it",
+            "spec.trainer.activationCheckpointing: is for llama and moe only, an mlp has no blocks; remove it",
         ),
         Rule(
-            "self.model.name == 'gpt' || !self.compile",
-            "spec.trainer.compile: is for gpt only (an mlp has no blocks, and the way of a token through a moe is not "
+            "self.model.name == 'llama' || !self.compile",
+            "spec.trainer.compile: is for llama only (an mlp has no blocks, and the way of a token through a moe is not "
             "known before); remove it",
         ),
         Rule(
             "self.model.name != 'moe' || self.optimizer.name != 'gd'",
-            "spec.trainer.optimizer.name: gd is for gpt and mlp, since the load of experts is balanced over batches; "
+            "spec.trainer.optimizer.name: gd is for llama and mlp, since the load of experts is balanced over batches; "
             "choose another optimizer",
         ),
         Rule(
@@ -139,11 +139,11 @@ class TrainerSpec(ApiModel):
         Rule(
             "!(has(self.stop.targetLoss) || has(self.stop.converged)) || has(self.evaluation.everySteps)",
             "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
-            "spec.trainer.evaluation.everySteps and spec.trainer.data.heldOut",
+            "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
-            "!has(self.evaluation.everySteps) || self.data.heldOut > 0.0",
-            "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.heldOut, for example to 0.1",
+            "!has(self.evaluation.everySteps) || self.data.evalFraction > 0.0",
+            "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
         ),
         Rule(
             "!has(self.stop.steps) || self.schedule.warmupSteps + (has(self.schedule.decaySteps) ?"

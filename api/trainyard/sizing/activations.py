@@ -1,6 +1,6 @@
-"""What the forward pass of a gpt or moe keeps for the backward pass (Korthikanti et al., 2022, section 4).
+"""What the forward pass of a llama or moe keeps for the backward pass (Korthikanti et al., 2022, section 4).
 
-That paper counts a GPT-3 in 16 bits, with dropout and a kept softmax; this is the trainer's model: RMSNorm, SwiGLU,
+That paper counts a transformer-3 in 16 bits, with dropout and a kept softmax; this is the trainer's model: RMSNorm, SwiGLU,
 grouped queries, and an attention that keeps only a logarithm for each query instead of the scores (Dao et al., 2022).
 Letters as in the trainer's model: D width of the residual stream, H query and K key heads, F width of the feed-forward
 network or of an expert, V vocabulary; n positions of one micro-batch on the ranks of a tensor group. A moe has X
@@ -52,7 +52,7 @@ class _FeedForward:
 
 def activations(config: RunConfig, gpu: bool) -> Activations:
     """Count them for one micro-batch."""
-    model, tensor, place = config.gpt, config.mesh.tensor, placement(config)
+    model, tensor, place = config.transformer, config.mesh.tensor, placement(config)
     n = config.micro_batch * model.sequence_length // config.mesh.context
     kv = model.dim * model.kv_heads // model.heads
     # A tensor group splits the residual stream by positions and the rest by heads and columns; but each rank gathers
@@ -82,7 +82,7 @@ def activations(config: RunConfig, gpu: bool) -> Activations:
 
 def _dense(config: RunConfig, n: int) -> _FeedForward:
     """Kept: the input, and results of gate, up, silu and their product."""
-    model, place = config.gpt, placement(config)
+    model, place = config.transformer, placement(config)
     inputs = place.width * n * model.dim
     inner = place.width * n // config.mesh.tensor * model.ffn_dim
     return _FeedForward(
@@ -96,7 +96,7 @@ def _mixture(config: RunConfig, n: int) -> _FeedForward:
 
     autocast leaves the products of experts as they are, so there they are in float32.
     """
-    model, place = config.gpt, placement(config)
+    model, place = config.transformer, placement(config)
     assert model.mixture is not None
     width = FULL_BYTES if place.casts else place.width
     count = n * model.mixture.experts_per_token

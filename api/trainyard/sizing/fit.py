@@ -5,13 +5,13 @@ from typing import Literal
 
 from pydantic import computed_field
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import Mesh
-from trainyard.resource.base import ApiModel
 from trainyard.resource.quantity import format_bytes, parse_bytes
 from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.moments import rank_memory
+from trainyard.sizing.peak_memory import rank_memory
 
 MiB = 2**20
 AGENT_BYTES = 390 * MiB
@@ -25,7 +25,7 @@ GPU_PROCESS_BYTES = 1536 * MiB
 
 LIMIT_FIELD = "spec.workers.resources.limits.memory"
 GPU_FIELD = "spec.workers.gpuMemory"
-SERVER_FIELD = "spec.server.resources.limits.memory"
+SERVER_FIELD = "spec.parameterServer.resources.limits.memory"
 
 
 class Fit(ApiModel):
@@ -99,7 +99,7 @@ def server_fit(spec: TrainingJobSpec, config: RunConfig) -> Fit | None:
     """
     if not config.servers:
         return None
-    limits = (spec.server.resources.limits if spec.server is not None else None) or {}
+    limits = (spec.parameter_server.resources.limits if spec.parameter_server is not None else None) or {}
     given, memory, process = limits.get("memory"), server_memory(config), AGENT_BYTES + PROCESS_BYTES
     return Fit(
         of="server",
@@ -226,7 +226,7 @@ def _recompute(config: RunConfig) -> RunConfig:
 
 def _with_tensor(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfig]]:
     """The same with matrices split over some of the ranks that shard the data."""
-    model, mesh = config.gpt, config.mesh
+    model, mesh = config.transformer, config.mesh
     for tensor in (2, 4, 8):
         split = tensor * mesh.context
         fits = not any(size % split for size in (model.heads, model.kv_heads, model.sequence_length))
@@ -241,7 +241,7 @@ def _with_tensor(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfi
 
 def _with_experts(config: RunConfig, others: str) -> Iterator[tuple[str, RunConfig]]:
     """The same with experts split over more of the ranks that shard the data."""
-    model, mesh = config.gpt, config.mesh
+    model, mesh = config.transformer, config.mesh
     assert model.mixture is not None
     for expert in (2, 4, 8):
         if expert > mesh.expert and model.mixture.experts % expert == 0 and mesh.data % expert == 0:

@@ -2,9 +2,9 @@
 
 from pydantic import computed_field
 
+from trainyard.base import ApiModel
 from trainyard.config import RunConfig
-from trainyard.parameters import mlp_parameters, rank_parameters
-from trainyard.resource.base import ApiModel
+from trainyard.sizing.model_size import mlp_parameters, rank_parameters
 from trainyard.sizing.placement import FULL_BYTES
 
 
@@ -78,7 +78,7 @@ def _largest_matrix(config: RunConfig) -> int:
     """Scalars of the largest matrix inside the blocks; stacks of experts are none."""
     if config.model.name == "mlp":
         return 0
-    model = config.gpt
+    model = config.transformer
     if model.mixture is None:
         return model.dim * model.ffn_dim
     return model.dim * max(model.dim, model.mixture.experts)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from trainyard.config import RunConfig
-from trainyard.parameters import RankParameters
+from trainyard.sizing.model_size import RankParameters
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which everything is held, and of a bfloat16."""

@@ -23,7 +23,7 @@ def suspend(name: Job, namespace: Namespace = None, context: Context = None, kub
 
     With spec.checkpoint the job goes on later at the very step; without it at the first.
 
-    Example: kubectl trainyard suspend gpt-ddp
+    Example: kubectl trainyard suspend llama-ddp
     """
     cluster = Cluster(kubeconfig, context, namespace)
     if _active(cluster, name).spec.suspend:
@@ -36,7 +36,7 @@ def suspend(name: Job, namespace: Namespace = None, context: Context = None, kub
 def resume(name: Job, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Start a suspended TrainingJob again.
 
-    Example: kubectl trainyard resume gpt-ddp
+    Example: kubectl trainyard resume llama-ddp
     """
     cluster = Cluster(kubeconfig, context, namespace)
     if not _active(cluster, name).spec.suspend:
@@ -50,9 +50,9 @@ def restart(name: Job, namespace: Namespace = None, context: Context = None, kub
     """Restart the whole group, as a new attempt with new pods, from its last checkpoint.
 
     It deletes the pods, which save first, and the operator starts new ones; that spends nothing of
-    restartPolicy.limit.
+    restartPolicy.maxRestarts.
 
-    Example: kubectl trainyard restart gpt-ddp
+    Example: kubectl trainyard restart llama-ddp
     """
     cluster = Cluster(kubeconfig, context, namespace)
     job = _active(cluster, name)
@@ -79,7 +79,7 @@ def scale(
 ) -> None:
     """Change the number of workers; the group restarts at the new size, from its last checkpoint.
 
-    Example: kubectl trainyard scale gpt-ddp 4
+    Example: kubectl trainyard scale llama-ddp 4
     """
     cluster = Cluster(kubeconfig, context, namespace)
     if _active(cluster, name).spec.workers.replicas == replicas:
@@ -107,7 +107,7 @@ def delete(
 ) -> None:
     """Delete a TrainingJob and all that it owns: its pods, and its checkpoints unless checkpoint.claim.retain is true.
 
-    Example: kubectl trainyard delete gpt-ddp --yes
+    Example: kubectl trainyard delete llama-ddp --yes
     """
     cluster = Cluster(kubeconfig, context, namespace)
     job = cluster.job(name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.login import login
 from trainyard_cli.cluster.problems import EXIT_NO_CLUSTER, ClusterProblem, Missing, Unavailable, problem_of
@@ -22,7 +22,7 @@ from trainyard_cli.ending import EXIT_BAD_INPUT
 Body = dict[str, Any]
 """An object as the API server has it."""
 
-_WHERE = {"group": contract.GROUP, "version": contract.VERSION, "plural": contract.PLURAL}
+_WHERE = {"group": constants.GROUP, "version": constants.VERSION, "plural": constants.PLURAL}
 _PATIENCE = (5, 60)
 """Seconds for a connection, and from one byte of an answer to the next."""
 _PATIENCE_WITH_A_LOG = (5, 86_400)
@@ -135,7 +135,7 @@ class Cluster:
 
     def pods(self, name: str) -> list[Body]:
         """The pods of a job's group, workers first, without placeholders."""
-        selector = f"{contract.LABEL_JOB}={name},{contract.LABEL_ROLE}!={contract.ROLE_PLACEHOLDER}"
+        selector = f"{constants.LABEL_JOB}={name},{constants.LABEL_ROLE}!={constants.ROLE_PLACEHOLDER}"
         with self._asking(f"list the pods of job {name}"):
             found = self._core.list_namespaced_pod(
                 self.namespace, label_selector=selector, _preload_content=False, _request_timeout=_PATIENCE
@@ -170,7 +170,7 @@ class Cluster:
             answer = self._core.read_namespaced_pod_log(
                 pod,
                 self.namespace,
-                container=contract.WORKER_CONTAINER,
+                container=constants.WORKER_CONTAINER,
                 follow=follow,
                 _preload_content=False,
                 _request_timeout=_PATIENCE_WITH_A_LOG if follow else _PATIENCE,
@@ -186,8 +186,8 @@ class Cluster:
     def metrics(self, pod: Body) -> str:
         """The metrics page of a pod that has one, through the API server."""
         about = pod["metadata"]["annotations"]
-        name = f"{pod['metadata']['name']}:{about[contract.ANNOTATION_PORT]}"
-        path = about[contract.ANNOTATION_PATH].lstrip("/")
+        name = f"{pod['metadata']['name']}:{about[constants.ANNOTATION_PORT]}"
+        path = about[constants.ANNOTATION_PATH].lstrip("/")
         with self._asking(f"read the metrics of pod {pod['metadata']['name']}", passed_on=True):
             answer = self._core.connect_get_namespaced_pod_proxy_with_path(
                 name, self.namespace, path, _preload_content=False, _request_timeout=_PATIENCE
@@ -207,7 +207,7 @@ class Cluster:
                 self._core.connect_get_namespaced_pod_exec,
                 pod,
                 self.namespace,
-                container=contract.WORKER_CONTAINER,
+                container=constants.WORKER_CONTAINER,
                 command=command,
                 stdout=True,
                 stderr=True,
@@ -262,7 +262,7 @@ def parse(body: Body) -> TrainingJob:
 
 def _place(pod: Body) -> tuple[bool, int]:
     labels = pod["metadata"]["labels"]
-    return labels.get(contract.LABEL_ROLE) == contract.ROLE_SERVER, int(labels.get(contract.LABEL_INDEX, 0))
+    return labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER, int(labels.get(constants.LABEL_INDEX, 0))
 
 
 def _moment(event: Body) -> tuple[str, str]:

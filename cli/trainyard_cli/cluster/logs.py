@@ -46,7 +46,7 @@ def logs(
 
     Rank 0 reports the steps; the others say only what went wrong.
 
-    Example: kubectl trainyard logs gpt-ddp --rank 3 --tail 100
+    Example: kubectl trainyard logs llama-ddp --rank 3 --tail 100
     """
     if sum((rank is not None, every, failed)) > 1:
         raise ClusterProblem("--rank, --all and --failed exclude each other; choose one", EXIT_BAD_INPUT)
@@ -76,7 +76,7 @@ def pod_of_rank(job: TrainingJob, rank: int) -> str:
     if job.status.attempt == 0:
         raise ClusterProblem(f"{job.metadata.name} has no pods yet; see: trainyard status {job.metadata.name}")
     index = spec.workers.replicas if rank >= spec.world_size else rank // spec.procs_per_worker
-    return job.current.pod_name(job.status.group, index)
+    return job.current.pod_name(job.status.pod_attempt, index)
 
 
 def _failed_pod(cluster: Cluster, job: TrainingJob) -> str:
@@ -150,7 +150,7 @@ def plot_job(
 
     What a pod has said before it was replaced is not in it; dashboards have that.
 
-    Example: kubectl trainyard plot gpt-ddp -o loss.svg
+    Example: kubectl trainyard plot llama-ddp -o loss.svg
     """
     if file is not None and file.suffix not in (".png", ".svg", ".pdf"):
         raise ClusterProblem(f"--output: {file} must end in .png, .svg or .pdf", EXIT_BAD_INPUT)

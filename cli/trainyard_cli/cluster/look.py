@@ -56,7 +56,7 @@ def status(
 ) -> None:
     """Show how a TrainingJob is doing: progress, throughput, goodput, conditions, the last failure.
 
-    Example: kubectl trainyard status gpt-ddp
+    Example: kubectl trainyard status llama-ddp
     """
     body = Cluster(kubeconfig, context, namespace).body(name)
     if output is not Output.TABLE:
@@ -84,7 +84,7 @@ def events(
 
     The cluster forgets events after an hour, unless it is told otherwise.
 
-    Example: kubectl trainyard events gpt-ddp --watch
+    Example: kubectl trainyard events llama-ddp --watch
     """
     if watch and output is not Output.TABLE:
         raise ClusterProblem("--watch: goes with -o table only; leave out one of them", EXIT_BAD_INPUT)

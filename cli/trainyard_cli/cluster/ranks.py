@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.client import Body, Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
@@ -67,20 +67,20 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
     for pod, page in zip(shown, pages, strict=True):
         for sample in page:
             rank = ranks.get(int(sample.labels.get("rank", -1)))
-            if sample.name == contract.METRIC_LAST_STEP:
+            if sample.name == constants.METRIC_LAST_STEP:
                 for each in _ranks_of(job, pod):
                     ranks[each.rank].last_step = sample.value
-            elif sample.name == f"{contract.METRIC_STEP_DURATION}_sum":
+            elif sample.name == f"{constants.METRIC_STEP_DURATION}_sum":
                 totals[sample.labels["phase"]] = sample.value
-            elif sample.name == f"{contract.METRIC_STEP_DURATION}_count":
+            elif sample.name == f"{constants.METRIC_STEP_DURATION}_count":
                 steps = sample.value
-            elif sample.name == contract.METRIC_STEP_PART:
+            elif sample.name == constants.METRIC_STEP_PART:
                 parts[sample.labels["part"]] = sample.value
-            elif rank is not None and sample.name == contract.METRIC_RANK_COMPUTE:
+            elif rank is not None and sample.name == constants.METRIC_RANK_COMPUTE:
                 rank.compute = sample.value
-            elif rank is not None and sample.name == contract.METRIC_STRAGGLER:
+            elif rank is not None and sample.name == constants.METRIC_STRAGGLER:
                 rank.straggler = sample.value
-            elif rank is not None and sample.name == contract.METRIC_MEMORY:
+            elif rank is not None and sample.name == constants.METRIC_MEMORY:
                 rank.memory[sample.labels["kind"]] = sample.value
     phases = {phase: seconds / steps for phase, seconds in totals.items()} if steps else {}
     return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, parts, problem)
@@ -88,7 +88,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
 
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
     spec = job.current.spec
-    index = int(pod["metadata"]["labels"][contract.LABEL_INDEX])
+    index = int(pod["metadata"]["labels"][constants.LABEL_INDEX])
     serves = spec.serves(index)
     first = spec.world_size if serves else index * spec.procs_per_worker
     for local in range(1 if serves else spec.procs_per_worker):
@@ -99,7 +99,7 @@ def _samples(cluster: Cluster, pod: Body) -> list[Sample] | str:
     """What a pod's page says, or why it cannot be read."""
     if (pod.get("status") or {}).get("phase") != "Running":
         return []
-    if contract.ANNOTATION_PORT not in (pod["metadata"].get("annotations") or {}):
+    if constants.ANNOTATION_PORT not in (pod["metadata"].get("annotations") or {}):
         return "the program serves no metrics, see spec.metrics"
     try:
         page = cluster.metrics(pod)

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trainyard import contract
 from trainyard.admission import ManifestError, parse_manifest
+from trainyard.protocol import constants
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.look import EVERY
 from trainyard_cli.cluster.options import Context, Form, Kubeconfig, Namespace, reports_problems, say
@@ -20,7 +20,7 @@ from trainyard_cli.ending import EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, refuse
 from trainyard_cli.output import Output, screen, write
 from trainyard_cli.report import status_table
-from trainyard_operator.core.draft import Event
+from trainyard_operator.lifecycle.status_builder import Event
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +56,7 @@ def submit(
         raise refuse(Console(stderr=True), file, [problem])
     created = cluster.create(body)
     name = created["metadata"]["name"]
-    say(f"{contract.PLURAL}.{contract.GROUP}/{name} created in namespace {cluster.namespace}")
+    say(f"{constants.PLURAL}.{constants.GROUP}/{name} created in namespace {cluster.namespace}")
     if not watch:
         if output is not Output.TABLE:
             write(created, output)

@@ -46,7 +46,7 @@ def top(
 
     Figures of ranks are read from the pods through the API server.
 
-    Example: kubectl trainyard top gpt-ddp
+    Example: kubectl trainyard top llama-ddp
     """
     cluster = Cluster(kubeconfig, context, namespace)
 

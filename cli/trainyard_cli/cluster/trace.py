@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.logs import pod_of_rank
 from trainyard_cli.cluster.options import Context, Job, Kubeconfig, Namespace, reports_problems, say
@@ -16,7 +16,7 @@ from trainyard_cli.cluster.problems import ClusterProblem
 from trainyard_cli.ending import EXIT_BAD_INPUT
 
 EVERY = 1.0
-_FOLDER = f"${contract.ENV_CHECKPOINTS}/profiles"
+_FOLDER = f"${constants.ENV_CHECKPOINTS}/profiles"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -39,7 +39,7 @@ def profile(
     It begins after the next report (trainer.logEverySteps), and opens in https://ui.perfetto.dev or chrome://tracing.
     It needs spec.checkpoint, where the trace is written first, and permission to run commands in pods.
 
-    Example: kubectl trainyard profile gpt-ddp --rank 8 --steps 5
+    Example: kubectl trainyard profile llama-ddp --rank 8 --steps 5
     """
     cluster = Cluster(kubeconfig, context, namespace)
     job = cluster.job(name)
@@ -47,7 +47,7 @@ def profile(
         raise ClusterProblem(f"{name}: traces need spec.trainer and spec.checkpoint", EXIT_BAD_INPUT)
     pod = pod_of_rank(job, rank)
     before = _traces(cluster, pod, rank)
-    ask = ["python", "-m", "trainyard_trainer.observe.profiling", "--rank", str(rank), "--steps", str(steps)]
+    ask = ["python", "-m", "trainyard_trainer.metrics.profiling", "--rank", str(rank), "--steps", str(steps)]
     cluster.execute(pod, ask)
     say(f"asked rank {rank} in pod {pod} for a trace of {steps} steps")
     end = time.monotonic() + patience

@@ -7,11 +7,11 @@ from datetime import datetime
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from trainyard.contract import METRIC_LABELS
+from trainyard.protocol.constants import METRIC_LABELS
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
-from trainyard_operator.core.cache import Cache, Entry, Key
-from trainyard_operator.core.observe import WorkerState
+from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.lifecycle.observation import WorkerState
 
 _LABELS = list(METRIC_LABELS)
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trainyard import contract
-from trainyard_operator.core.reconcile import utc_now
+from trainyard.protocol import constants
+from trainyard_operator.controller.reconciler import utc_now
 from trainyard_operator.kube.api import ApiError, KubeApi
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Lease:
         self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
         self._path = f"{self._collection}/{name}"
         self._times, self._jitter = times, jitter
-        self._metadata = {"name": name, "labels": {contract.LABEL_MANAGED_BY: contract.MANAGED_BY}}
+        self._metadata = {"name": name, "labels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY}}
         self._record: Object = {}  # spec, as last seen
         self._seen_at = 0.0  # when it had last changed
         self._until = 0.0  # the holder's deadline

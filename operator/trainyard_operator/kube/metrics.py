@@ -7,9 +7,9 @@ from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.queue import WorkQueue
-from trainyard_operator.core.reconcile import utc_now
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.reconciler import utc_now
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.job_metrics import JobCollector
 
 _BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)

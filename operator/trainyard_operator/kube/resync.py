@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from trainyard import contract
+from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.backends.kubernetes import core_path, jobs_path
-from trainyard_operator.core.cache import Cache, Key
-from trainyard_operator.core.queue import WorkQueue
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
+from trainyard_operator.kube.backend import core_path, jobs_path
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class Resync:
 
     async def _lists(self) -> tuple[list[TrainingJob], list[dict[str, object]], int]:
         bodies, version = await self.api.list(jobs_path(self.namespace))
-        pods, later = await self.api.list(core_path("pods", self.namespace), contract.LABEL_JOB)
+        pods, later = await self.api.list(core_path("pods", self.namespace), constants.LABEL_JOB)
         # A job or pod that appears between the two lists is newer than `version`: it stays in the cache.
         return [job for body in bodies if (job := parse_job(body))], pods, min(version, later)
 

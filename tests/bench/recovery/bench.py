@@ -23,9 +23,9 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase
 from trainyard_cli.local import local_run
 
-LARGE = {"name": "gpt", "preset": "nano", "dim": 640, "layers": 8, "heads": 8, "kvHeads": 8, "ffnDim": 1728}
+LARGE = {"name": "llama", "preset": "nano", "dim": 640, "layers": 8, "heads": 8, "kvHeads": 8, "ffnDim": 1728}
 """39 million parameters: with two moments of AdamW, in float32, 470 MB."""
-SAMPLE = {"name": "gpt", "preset": "nano"}
+SAMPLE = {"name": "llama", "preset": "nano"}
 
 
 class Recovery(NamedTuple):
@@ -54,7 +54,7 @@ async def recover(folder: Path, *, in_place: bool) -> Recovery:
             await asyncio.sleep(0.1)
         ranks = [p for index in range(2) for p in processes(run, index)[1]]
         begun = max(_start_uptime(p.pid) for p in ranks if p.pid not in old)
-        assert (run.job.status.pod_attempt == 1) == in_place
+        assert (run.job.status.pod_attempt_override == 1) == in_place
     return Recovery(begun - killed_uptime, stepped - killed)
 
 
@@ -143,7 +143,7 @@ def checkpoint_rows(folder: Path, saves: int) -> list[Row]:
 async def goodput(folder: Path, faults: int, every: float) -> Row:
     """A rank is killed again and again: the share of time that was productive, by the status."""
     checkpoint = {"claim": {"size": "1Gi"}, "everySeconds": 10}
-    job = small_job("goodput", 1_000_000, policy={"limit": faults}, checkpoint=checkpoint)
+    job = small_job("goodput", 1_000_000, policy={"maxRestarts": faults}, checkpoint=checkpoint)
     async with local_run(job, folder) as run:
         await until_step(run, 1)
         for fault in range(faults):

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from trainyard.admission import admit
 from trainyard.config import RunConfig
-from trainyard.contract import GROUP, KIND, VERSION
+from trainyard.protocol.constants import GROUP, KIND, VERSION
 from trainyard.resolve import resolve
 
 LOG_EVERY = 10
@@ -89,7 +89,7 @@ def make_config(
 ) -> RunConfig:
     """A job on one worker that trains on the source of Python's standard library."""
     trainer = {
-        "model": {"name": "gpt", **model},
+        "model": {"name": "llama", **model},
         "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": sequence_length},
         "batch": {"global": batch},
         "logEverySteps": LOG_EVERY,

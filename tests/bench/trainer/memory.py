@@ -13,7 +13,7 @@ import psutil
 
 from tests.bench.trainer.cases import make_config
 from tests.bench.trainer.layouts import Layout
-from trainyard import contract
+from trainyard.protocol import constants
 
 MEMORY_MODEL: dict[str, Any] = {"preset": "small", "layers": 4}
 """28 million parameters: what a layout saves is more than what torch itself takes."""
@@ -43,9 +43,9 @@ def peak_memory(layout: Layout, cache: str, model: dict[str, Any], steps: int) -
             **os.environ,
             "PET_NPROC_PER_NODE": str(layout.processes),
             "OMP_NUM_THREADS": "1",
-            contract.ENV_CONFIG: str(path),
-            contract.ENV_CACHE: cache,
-            contract.ENV_METRICS_PORT: "0",
+            constants.ENV_CONFIG: str(path),
+            constants.ENV_CACHE: cache,
+            constants.ENV_METRICS_PORT: "0",
         }
         command = [sys.executable, "-m", "trainyard_trainer"]
         with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as pod:

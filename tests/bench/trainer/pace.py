@@ -3,7 +3,7 @@
 import time
 from multiprocessing.connection import Connection
 
-from trainyard_trainer.observe.observer import Observer
+from trainyard_trainer.metrics.observer import Observer
 
 
 class Pace(Observer):

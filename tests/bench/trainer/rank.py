@@ -13,9 +13,9 @@ from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, prepare_tokens
 from trainyard_trainer.optim.guard import Guard
-from trainyard_trainer.process import log
-from trainyard_trainer.process.world import World
-from trainyard_trainer.server import ParameterServer
+from trainyard_trainer.parameter_server import ParameterServer
+from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.world import World
 
 
 class Train(Protocol):
@@ -43,7 +43,7 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     world.join()
     log.logger.disabled = True
     if rank >= program.processes:
-        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.non_finite, bool))
+        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.bad_steps, bool))
         with suppress(RuntimeError):  # when its turns are over a worker is killed
             while server.serve():
                 pass

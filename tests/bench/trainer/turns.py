@@ -17,7 +17,7 @@ Speeds = dict[Program, float]
 # Processes are forked from one that has imported all that the trainer needs, as those of a worker are.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # as the launcher of a worker does
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch._dynamo", "trainyard_trainer.worker", rank.__name__])
+_CONTEXT.set_forkserver_preload(["torch._dynamo", "trainyard_trainer.rank_process", rank.__name__])
 
 
 def rounds(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[Speeds]:

@@ -52,7 +52,7 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
             {"name": "TRAINYARD_TEST_STEP_SECONDS", "value": str(pace)},
         ],
         checkpoint={"everySteps": EVERY, "async": False, **checkpoint},
-        **{"restartPolicy": {"limit": 1, "backoff": {"initialSeconds": 0}}, **spec},
+        **{"restartPolicy": {"maxRestarts": 1, "backoff": {"initialSeconds": 0}}, **spec},
     )
     body["spec"]["trainer"]["logEverySteps"] = 1
     return body

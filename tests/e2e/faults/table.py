@@ -12,7 +12,7 @@ from tests.e2e.world import Body, eventually
 
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
-FAILS = {"health": {"nonFinite": {"action": "Fail"}}}
+FAILS = {"health": {"badSteps": {"action": "Fail"}}}
 SPOIL_GRADIENT = """
 import gc
 from trainyard_trainer.optim.update import LocalUpdate
@@ -44,7 +44,7 @@ class Fault:
     effect: str | None = None
     """What may be named instead, where nobody may be there to see the cause, or see it long after its effect."""
     counts: bool = True
-    """Whether the restart spends restartPolicy.limit."""
+    """Whether the restart spends restartPolicy.maxRestarts."""
     loses: int = EVERY
     """Most steps that may be lost; 0: the pods are told to stop, and save first."""
     event: str | None = None
@@ -164,9 +164,9 @@ TABLE = (
     Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
     Fault(
         "number",
-        "a gradient is no number, once, on one rank",
+        "a gradient is NaN, once, on one rank",
         spoil_gradient,
-        "NonFinite",
+        "BadSteps",
         spec=FAILS,
         represented_by="tests/trainer/test_bad_steps.py::test_an_attempt_gives_up_and_names_the_rank",
     ),

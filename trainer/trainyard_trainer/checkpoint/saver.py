@@ -14,11 +14,11 @@ from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.agreement import Agreement, Wish
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.observe.metrics import Metrics
+from trainyard_trainer.metrics.metrics import Metrics
 from trainyard_trainer.optim.state import Tensors
-from trainyard_trainer.process import heartbeat, log
-from trainyard_trainer.process.heartbeat import Phase
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.world import World
 
 REMOVAL_SECONDS = 5.0
 """How long the end of a run waits for old checkpoints to be gone; the next save removes what is left."""

@@ -12,8 +12,8 @@ from trainyard.config import RunConfig
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.sampling import IntArray, Sampler
 from trainyard_trainer.data.table import held_out_count
-from trainyard_trainer.process.errors import ConfigError
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.world import World
 
 IGNORED = -100
 """A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
@@ -34,13 +34,13 @@ class Batches:
         self._device = world.device
         self._index, self._shares = mesh.data_index(world.rank), mesh.data
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
-        self.held_out = held_out_count(samples.count, config.trainer.data.held_out)
+        self.eval_fraction = held_out_count(samples.count, config.trainer.data.eval_fraction)
         """Samples for evaluation: the last ones."""
-        self.trained = samples.count - self.held_out
+        self.trained = samples.count - self.eval_fraction
         """Samples for training: one epoch."""
         if self.trained < 1:
             raise ConfigError(
-                f"spec.trainer.data.heldOut: {config.trainer.data.held_out} leaves none of {samples.count} samples to "
+                f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of {samples.count} samples to "
                 "train on; lower it, or add data"
             )
         self._full = config.trainer.batch.global_ is None
@@ -76,8 +76,8 @@ class Batches:
     def of_evaluation(self) -> Iterator[Batch]:
         """Batches as large as those of a step, until every held-out sample has been in one once."""
         size = self._micro * self.micro_batches * self._shares
-        for start in range(0, self.held_out, size):
-            yield self._read(*self._in_order(self.trained, self.held_out, start))
+        for start in range(0, self.eval_fraction, size):
+            yield self._read(*self._in_order(self.trained, self.eval_fraction, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
         """Numbers of this rank's samples of a step, and which of them only fill up its share."""

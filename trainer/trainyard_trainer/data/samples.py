@@ -38,4 +38,4 @@ def prepare(config: RunConfig) -> Samples:
         return load_table(config)
     from trainyard_trainer.data.tokens import Windows, prepare_tokens
 
-    return Windows(prepare_tokens(config), config.gpt.sequence_length)
+    return Windows(prepare_tokens(config), config.transformer.sequence_length)

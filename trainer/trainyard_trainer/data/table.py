@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard_trainer.data.sampling import IntArray
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 _SHUFFLE_SEED = 0
 """The same for every job, so that held-out samples are the same whatever spec.trainer.seed is."""
@@ -74,7 +74,7 @@ def load_table(config: RunConfig) -> Table:
         name = data.path
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
     # Scaled by what is trained on alone: nothing of the held-out samples may leak into the training.
-    trained = x[order][: len(y) - held_out_count(len(y), data.held_out)]
+    trained = x[order][: len(y) - held_out_count(len(y), data.eval_fraction)]
     deviation = trained.std(axis=0)
     scaled = (x[order] - trained.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     return Table(scaled.astype(np.float32), y[order].astype(np.int64), name)

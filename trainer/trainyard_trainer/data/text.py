@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainyard.resource.datasets import Data
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 PIECE = 1 << 20
 """Characters read at a time, so that memory does not grow with the data."""

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard.contract import ENV_CACHE
+from trainyard.protocol.constants import ENV_CACHE
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.text import Text, find_text
 from trainyard_trainer.data.tokenizer import build_tokenizer
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError
 
 _FORMAT = 1
 """Part of a cache key; to be raised when the same text would give other tokens than before."""
@@ -61,7 +61,7 @@ def prepare_tokens(config: RunConfig) -> TokenFile:
         if not index.exists():
             _write(index, json.dumps(_tokenize(config, text, folder)))
     tokens = TokenFile(path=folder / "tokens.bin", **json.loads(index.read_text()))
-    needed = config.gpt.sequence_length + 1
+    needed = config.transformer.sequence_length + 1
     if tokens.count < needed:
         raise ConfigError(
             f"{text.field}: {text.root} gives {tokens.count} tokens, and one sample needs {needed} "
@@ -88,12 +88,12 @@ def _make_folder(path: Path) -> Path:
 
 def _cache_key(config: RunConfig, text: Text) -> str:
     data = config.trainer.data
-    what = [_FORMAT, data.tokenizer, config.gpt.vocab_size, text.identity()]
+    what = [_FORMAT, data.tokenizer, config.transformer.vocab_size, text.identity()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
 def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
-    vocabulary = config.gpt.vocab_size
+    vocabulary = config.transformer.vocab_size
     dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
     tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder)
     digest, count = hashlib.sha256(), 0

@@ -3,7 +3,7 @@
 The routing is that of Mixtral (Jiang et al., 2024): of the probabilities over all experts the largest are taken, and
 scaled so that they add up to 1. However many tokens choose an expert, none is dropped (Gale et al., 2023).
 
-Letters besides those of gpt.py: X experts, C experts of each token, N rows, one for each token and expert of it.
+Letters besides those of llama.py: X experts, C experts of each token, N rows, one for each token and expert of it.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.experts_per_token = config.experts_per_token
         self.router = nn.Linear(dim, config.experts, bias=False)
-        self.balance = LoadBalance(config.balance_loss)
+        self.balance = LoadBalance(config.balance_loss_weight)
         self.experts = Experts(dim, ffn_dim, config.experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:

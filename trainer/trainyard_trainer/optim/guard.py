@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from trainyard.resource.health import BadSteps
+from trainyard.resource.health import BadStepPolicy
 
 WINDOW = 100
 """Good steps that a spike is measured against."""
@@ -18,7 +18,7 @@ MAX_ROLLBACKS = 3
 class Guard:
     """Judges the steps of a run, one after the other."""
 
-    def __init__(self, config: BadSteps, agree: Callable[[bool], bool]) -> None:
+    def __init__(self, config: BadStepPolicy, agree: Callable[[bool], bool]) -> None:
         """`agree`: whether something holds on every rank.
 
         All ranks compute the same norm, but from gradients of their own: one whose memory or processor has spoilt its
@@ -43,7 +43,7 @@ class Guard:
 class Strikes:
     """What is to be done about bad steps, given how many have come in a row."""
 
-    def __init__(self, config: BadSteps) -> None:
+    def __init__(self, config: BadStepPolicy) -> None:
         self._config = config
         self.row = 0
         """Bad steps since the last good one."""

@@ -4,11 +4,11 @@ import os
 import shutil
 
 from trainyard_trainer.data.tokens import cache_folder
-from trainyard_trainer.models.gpt import Gpt
-from trainyard_trainer.process.errors import ConfigError
+from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.runtime.errors import ConfigError
 
 
-def compile_blocks(part: Gpt) -> None:
+def compile_blocks(part: Transformer) -> None:
     """Compile each block in place; names of parameters stay.
 
     Raises:

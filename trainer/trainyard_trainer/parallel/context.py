@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 
 
-def split_context(model: Gpt, group: dist.ProcessGroup) -> None:
+def split_context(model: Transformer, group: dist.ProcessGroup) -> None:
     """Let a model expect its rank's part of each sequence, in order of rank."""
     for block in model.layers():
         block.attention.core = Ulysses(block.attention.core, group)

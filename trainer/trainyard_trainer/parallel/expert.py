@@ -7,10 +7,10 @@ from torch.distributed._functional_collectives import all_to_all_single, all_to_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 
 
-def split_experts(model: Gpt, mesh: DeviceMesh) -> None:
+def split_experts(model: Transformer, mesh: DeviceMesh) -> None:
     """Leave each rank its part of the experts, and let the rows of all ranks travel to where their experts are."""
     for mixture in model.mixtures():
         experts = mixture.experts

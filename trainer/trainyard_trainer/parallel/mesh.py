@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainyard.mesh import AXES, Mesh
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.world import World
 
 
 class RankMesh:

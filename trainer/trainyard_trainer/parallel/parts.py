@@ -9,12 +9,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import MlpConfig, RunConfig
 from trainyard.resource.parallelism import PipelineParallelism
-from trainyard.stages import layers_of_stage, stages_of_rank
+from trainyard.sizing.pipeline_stages import layers_of_stage, stages_of_rank
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
-from trainyard_trainer.models.gpt import Gpt
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.mlp import Mlp
+from trainyard_trainer.models.transformer import Transformer
 from trainyard_trainer.parallel.compilation import compile_blocks
 from trainyard_trainer.parallel.context import split_context
 from trainyard_trainer.parallel.expert import split_experts
@@ -33,7 +33,7 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
     parts: list[nn.Module] = []
     for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
         part = _build_part(config, samples, stage)
-        if isinstance(part, Gpt):
+        if isinstance(part, Transformer):
             _split(part, mesh)
             for mixture in part.mixtures():
                 assert config.trainer.batch.global_ is not None, "admission leaves gd to the other models"
@@ -44,7 +44,7 @@ def build_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: tor
         if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
             _shard(part, mesh, config.trainer.precision)
         part.to_empty(device=device)
-        if isinstance(part, Gpt):
+        if isinstance(part, Transformer):
             positions = part.config.sequence_length // mesh.sizes.context
             part.set_positions(mesh.at.context * positions, positions, device)
         initialize(part, config.trainer.seed, part.initial)
@@ -60,17 +60,17 @@ def parameter_count(config: RunConfig, samples: Samples) -> int:
 
 def _build_part(
     config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None
-) -> Gpt | Mlp:
+) -> Transformer | Mlp:
     """One stage of the model, without memory for its parameters."""
     with torch.device("meta"):
         if isinstance(config.model, MlpConfig):
             assert isinstance(samples, Table)
-            return Mlp(samples.width, config.model.hidden, samples.class_count)
+            return Mlp(samples.width, config.model.hidden_sizes, samples.class_count)
         pipeline = pipeline or config.parallelism.pipeline
-        return Gpt(config.model, layers_of_stage(pipeline, config.model.layers, stage))
+        return Transformer(config.model, layers_of_stage(pipeline, config.model.layers, stage))
 
 
-def _split(part: Gpt, mesh: RankMesh) -> None:
+def _split(part: Transformer, mesh: RankMesh) -> None:
     if mesh.sizes.tensor > 1:
         split_matrices(part, mesh["tensor"])
     if mesh.sizes.context > 1:
@@ -88,7 +88,7 @@ def _replicate(part: nn.Module, device: torch.device) -> DistributedDataParallel
     )
 
 
-def _shard(part: Gpt | Mlp, mesh: RankMesh, precision: str) -> None:
+def _shard(part: Transformer | Mlp, mesh: RankMesh, precision: str) -> None:
     """Shard parameters, gradients and optimizer state, block by block (FSDP2; ZeRO, Rajbhandari et al., 2020).
 
     With a shard axis of 1 this is plain data parallelism for models that are split in other ways, too.
@@ -99,13 +99,13 @@ def _shard(part: Gpt | Mlp, mesh: RankMesh, precision: str) -> None:
     if precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     apart: set[nn.Parameter] = set()
-    if isinstance(part, Gpt) and mesh.sizes.expert > 1:
+    if isinstance(part, Transformer) and mesh.sizes.expert > 1:
         if mesh.experts.size() > 1 or precision == "bfloat16":
             for mixture in part.mixtures():
                 _fully_shard(mixture.experts, mesh.experts, policy, again)
         else:
             apart = {p for mixture in part.mixtures() for p in mixture.experts.parameters()}
-    for block in part.layers() if isinstance(part, Gpt) else ():
+    for block in part.layers() if isinstance(part, Transformer) else ():
         _fully_shard(block, mesh.parameters, policy, again, apart)
     _fully_shard(part, mesh.parameters, policy, again, apart)
     for module in part.modules():

@@ -22,11 +22,11 @@ from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
-from trainyard.stages import stage_count, stages_of_rank
+from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.process import heartbeat
-from trainyard_trainer.process.heartbeat import Phase
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import Phase
 
 SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {
     "GPipe": ScheduleGPipe,

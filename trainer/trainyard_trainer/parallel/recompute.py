@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 
 _aten = torch.ops.aten
 _KEPT = {
@@ -21,7 +21,7 @@ _KEPT = {
 """Operations that cost the most for the memory of their result."""
 
 
-def recompute_activations(part: Gpt, mode: Literal["none", "selective", "full"]) -> None:
+def recompute_activations(part: Transformer, mode: Literal["none", "selective", "full"]) -> None:
     """Keep only the inputs of each block; with selective also the results of its costly operations."""
     if mode == "none":
         return

@@ -11,13 +11,13 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 
 POSITIONS = 1
 """The dimension of positions in [B, T, D]; outside of attention and feed-forward network it is split."""
 
 
-def split_matrices(model: Gpt, mesh: DeviceMesh) -> None:
+def split_matrices(model: Transformer, mesh: DeviceMesh) -> None:
     """Replace the parameters by parts of them, and say what is exchanged before and after each matrix.
 
     q, k, v, gate and up are split by columns, so that each rank has whole heads; o and down by rows. The embedding is

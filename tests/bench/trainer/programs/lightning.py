@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader
 
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
-from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
-from trainyard.config import GptConfig, RunConfig
+from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
+from trainyard.config import RunConfig, TransformerConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # advice, and deprecations of its own code
-    data = WindowDataset(tokens, config.gpt.sequence_length)
+    data = WindowDataset(tokens, config.transformer.sequence_length)
     loader = DataLoader(data, local_batch(config, world.size), shuffle=True, drop_last=True)
     trainer = Trainer(
         accelerator="cpu",
@@ -37,7 +37,7 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
         enable_model_summary=False,
         callbacks=[_Paced(pace)],
     )
-    trainer.fit(_Module(config.gpt), loader)
+    trainer.fit(_Module(config.transformer), loader)
 
 
 def _ddp() -> DDPStrategy:
@@ -47,9 +47,9 @@ def _ddp() -> DDPStrategy:
 
 
 class _Module(LightningModule):  # type: ignore[misc]
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.model = GptWithLoss(config)
+        self.model = TransformerWithLoss(config)
 
     def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
         loss: Tensor = self.model(**batch)["loss"]

@@ -8,10 +8,10 @@ from prometheus_client import generate_latest
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.observe.breakdown import Breakdown
-from trainyard_trainer.observe.metrics import Metrics
-from trainyard_trainer.process.allocator import keep_freed_memory
-from trainyard_trainer.process.world import World
+from trainyard_trainer.metrics.breakdown import Breakdown
+from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 SCRAPES = 5.0
@@ -20,7 +20,7 @@ SCRAPES = 5.0
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
-    trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
+    trainer = Trainer(config, world, Windows(tokens, config.transformer.sequence_length))
     metrics = Metrics(config, world, attempt=1)
     if world.rank == 0:
         trainer.observers.append(Breakdown(metrics.broken_down, world.device, None))

@@ -6,10 +6,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
-from tests.bench.trainer.programs.windows import GptWithLoss, WindowDataset
+from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
@@ -35,8 +35,10 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
             ddp_backend="gloo",
             ddp_find_unused_parameters=False,
         )
-        data = WindowDataset(tokens, config.gpt.sequence_length)
-        trainer = Trainer(GptWithLoss(config.gpt), arguments, train_dataset=data, callbacks=[_Paced(pace)])
+        data = WindowDataset(tokens, config.transformer.sequence_length)
+        trainer = Trainer(
+            TransformerWithLoss(config.transformer), arguments, train_dataset=data, callbacks=[_Paced(pace)]
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 

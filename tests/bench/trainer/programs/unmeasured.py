@@ -3,14 +3,14 @@
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.process.allocator import keep_freed_memory
-from trainyard_trainer.process.world import World
+from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
-    trainer = Trainer(config, world, Windows(tokens, config.gpt.sequence_length))
+    trainer = Trainer(config, world, Windows(tokens, config.transformer.sequence_length))
     trainer.observers.append(pace)
     pace.start()
     trainer.run()

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainyard.config import GptConfig
+from trainyard.config import TransformerConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.models.gpt import Gpt
+from trainyard_trainer.models.transformer import Transformer
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
@@ -27,14 +27,14 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
         return {"input_ids": ids[:-1], "labels": ids[1:]}
 
 
-class GptWithLoss(nn.Module):
+class TransformerWithLoss(nn.Module):
     """The same model, which gives its loss."""
 
-    def __init__(self, config: GptConfig) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.gpt = Gpt(config)
+        self.transformer = Transformer(config)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.gpt(input_ids)
+        logits = self.transformer(input_ids)
         return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten())}

@@ -1,0 +1,1 @@
+"""What operator and worker share: constants, the launcher and its HTTP interface, termination messages."""

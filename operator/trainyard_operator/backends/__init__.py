@@ -1,1 +1,0 @@
-"""The worlds that a plan is applied to: a Kubernetes cluster, or the processes of one machine."""

@@ -1,0 +1,58 @@
+"""The operator's secret key, from which the tokens of all jobs follow. It lives in a Secret of the operator's own."""
+
+import base64
+import logging
+import secrets
+
+from trainyard.protocol import constants
+from trainyard_operator.kube.api import ApiError, KubeApi
+
+log = logging.getLogger(__name__)
+
+_FIELD = "key"
+
+
+async def operator_key(api: KubeApi, namespace: str, name: str) -> bytes:
+    """The key, made on first use. Without such a Secret a key of this process: its pods obey this process only."""
+    path = f"/api/v1/namespaces/{namespace}/secrets"
+    try:
+        return await _read_or_make(api, path, namespace, name)
+    except ApiError as error:
+        log.warning(
+            "the Secret %s/%s can be neither read nor made (%s); after a restart of the operator, groups that fail get "
+            "new pods instead of a restart in place",
+            namespace,
+            name,
+            error,
+        )
+        return secrets.token_bytes(32)
+
+
+async def _read_or_make(api: KubeApi, path: str, namespace: str, name: str) -> bytes:
+    try:
+        found = await api.request("GET", f"{path}/{name}")
+    except ApiError as error:
+        if error.code != 404:
+            raise
+    else:
+        return base64.b64decode(found["data"][_FIELD])
+    key = secrets.token_bytes(32)
+    body = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {constants.LABEL_MANAGED_BY: constants.MANAGED_BY},
+        },
+        "data": {_FIELD: base64.b64encode(key).decode()},
+        "immutable": True,
+    }
+    try:
+        await api.request("POST", path, body)
+    except ApiError as error:
+        if error.code != 409:  # another operator was faster
+            raise
+        found = await api.request("GET", f"{path}/{name}")
+        return base64.b64decode(found["data"][_FIELD])
+    return key

@@ -1,0 +1,55 @@
+"""kopf's watch streams, feeding the cache and the queue. kopf holds no state of ours and touches no object.
+
+Only `on.event` handlers are used: the other kinds write annotations or finalizers to users' objects.
+"""
+
+from typing import Any
+
+import kopf
+
+from trainyard.protocol import constants
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.kube.resync import parse_job
+
+
+def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
+    """A kopf registry with one handler for jobs and one for their pods, and the way to log in."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
+    async def on_job(event: Any, **_: Any) -> None:
+        body = event["object"]
+        if event["type"] == "DELETED":
+            key = (body["metadata"]["namespace"], body["metadata"]["name"])
+            cache.remove_job(key, body["metadata"]["uid"])
+            queue.add(key)
+        elif (job := parse_job(body)) is not None:
+            queue.add(cache.put_job(job))
+
+    @kopf.on.event("", "v1", "pods", labels={constants.LABEL_JOB: kopf.PRESENT}, registry=registry)
+    async def on_pod(event: Any, **_: Any) -> None:
+        pod = event["object"]
+        key = cache.remove_pod(pod) if event["type"] == "DELETED" else cache.put_pod(pod)
+        if key is not None:
+            queue.add(key)
+
+    return registry
+
+
+def make_settings() -> kopf.OperatorSettings:
+    """Settings for plain watching: no events posted, no peering, quick and in parallel."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.networking.request_timeout = 30
+    settings.watching.chunk_size = 500
+    settings.watching.label_selectors["pods"] = constants.LABEL_JOB
+    settings.queueing.idle_timeout = 0.05
+    settings.queueing.worker_limit = 100
+    return settings

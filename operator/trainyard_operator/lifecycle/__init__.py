@@ -1,0 +1,1 @@
+"""The lifecycle of a job as pure functions: from an observation to a plan; no I/O and no clock."""

@@ -1,0 +1,1 @@
+"""The backend that runs the pods of a job as process trees on this machine."""

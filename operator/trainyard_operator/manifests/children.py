@@ -1,0 +1,114 @@
+"""The children of a job besides its pods, and what all children share."""
+
+import hashlib
+import json
+from importlib.resources import files
+from typing import Any
+
+from trainyard.protocol import constants
+from trainyard.resolve import resolve
+from trainyard.resource.job import TrainingJob
+
+Manifest = dict[str, Any]
+
+
+def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = None) -> Manifest:
+    """Metadata of a child: named, labelled, and owned by the job, so that it goes when the job goes."""
+    return {
+        "name": name,
+        "namespace": job.metadata.namespace,
+        "labels": {
+            **(labels or {}),
+            constants.LABEL_JOB: job.metadata.name,
+            constants.LABEL_MANAGED_BY: constants.MANAGED_BY,
+        },
+        "ownerReferences": [
+            {
+                "apiVersion": constants.API_VERSION,
+                "kind": constants.KIND,
+                "name": job.metadata.name,
+                "uid": job.metadata.uid,
+                "controller": True,
+                "blockOwnerDeletion": True,
+            }
+        ],
+    }
+
+
+def build_service(job: TrainingJob) -> Manifest:
+    """The headless Service that gives every worker a DNS name, before it is ready too: the rendezvous needs it."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": child_metadata(job, job.metadata.name),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": {constants.LABEL_JOB: job.metadata.name},
+            "ports": [
+                {"name": "rendezvous", "port": constants.RENDEZVOUS_PORT},
+                {"name": "metrics", "port": constants.METRICS_PORT},
+            ],
+        },
+    }
+
+
+def build_claim(job: TrainingJob) -> Manifest | None:
+    """The claim for the checkpoints, where the job asks for one. One that is retained has no owner to go with."""
+    claim = job.spec.checkpoint.claim if job.spec.checkpoint else None
+    if claim is None:
+        return None
+    metadata = child_metadata(job, job.metadata.name)
+    if claim.retain:
+        del metadata["ownerReferences"]
+    spec: Manifest = {
+        "accessModes": list(claim.access_modes),
+        "resources": {"requests": {"storage": claim.size}},
+    }
+    if claim.storage_class_name:
+        spec["storageClassName"] = claim.storage_class_name
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def secret_name(job: TrainingJob, token: str) -> str:
+    """Name of the Secret with a token. Another token gets another name, so what has that name needs no look."""
+    return f"{job.metadata.name}-{hashlib.sha256(token.encode()).hexdigest()[:10]}"
+
+
+def build_secret(job: TrainingJob, token: str) -> Manifest | None:
+    """The job's token, for pods that take orders."""
+    if not job.spec.restarts_in_place:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": child_metadata(job, secret_name(job, token)),
+        "stringData": {constants.TOKEN_KEY: token},
+        "immutable": True,
+    }
+
+
+def build_shared(job: TrainingJob, token: str) -> list[Manifest]:
+    """All that the pods of a job need besides themselves. `token`: see `Backend.token`."""
+    children = (build_service(job), build_config_map(job), build_claim(job), build_secret(job, token))
+    return [child for child in children if child is not None]
+
+
+def build_config_map(job: TrainingJob) -> Manifest | None:
+    """The resolved configuration that every worker of the built-in trainer reads.
+
+    For a user's program the launcher that starts it, if it is to take orders; else there is none.
+    """
+    if job.spec.trainer is not None:
+        data = {constants.CONFIG_FILE: json.dumps(resolve(job).to_dict(), indent=2)}
+    elif job.spec.restarts_in_place:
+        source = files("trainyard.protocol")
+        data = {name: source.joinpath(name).read_text("utf-8") for name in constants.LAUNCHER_FILES}
+    else:
+        return None
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": child_metadata(job, job.metadata.name),
+        "data": data,
+    }

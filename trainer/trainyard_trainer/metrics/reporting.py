@@ -1,0 +1,95 @@
+"""Measures what a report says. All ranks take part in it, and rank 0 passes it on."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from trainyard.config import RunConfig
+from trainyard.sizing.model_size import flops_per_token
+from trainyard_trainer.metrics.memory import measure
+from trainyard_trainer.metrics.peak import peak_flops
+from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.stragglers import Stragglers
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.world import World
+
+
+class Reporting:
+    """Speed, loss and slow ranks since the report before."""
+
+    def __init__(self, config: RunConfig, world: World, *, samples_per_step: int, counts_loss: bool) -> None:
+        """`counts_loss`: whether this rank's part of the loss is counted, or another rank has the same."""
+        self._config = config
+        self._world = world
+        self._samples_per_step = samples_per_step
+        self._counts_loss = counts_loss
+        self._stragglers = Stragglers(config.health.straggler, world.rank, world.size, world.device)
+        self._peak = peak_flops(world.device)
+        self._clock = Clock(0)
+
+    def begin(self, step: int) -> None:
+        """The training begins, or begins again, after a step."""
+        self._clock = Clock(step)
+
+    def after_step(self) -> None:
+        """See `Pace.after_step`. Before the report, which gives the threads of rank 0 something to do."""
+        self._stragglers.after_step()
+
+    def skip(self) -> None:
+        """Do not count what came since the report: it was no training."""
+        self._clock.skip()
+
+    def report(self, step: int, total_steps: int, loss: Tensor, norm: Tensor, learning_rate: float) -> StepReport:
+        """Figures of the step just done, from this rank's part of the loss. It waits for the device."""
+        heartbeat.tell(measure(self._world.device))
+        own = loss if self._counts_loss else torch.zeros_like(loss)
+        mean_loss, *compute = self._world.sum(self._stragglers.join(own)).tolist()
+        grad_norm = norm.item()
+        steps, interval = self._clock.lap(step)
+        samples_per_second = steps * self._samples_per_step / interval
+        tokens_per_second = samples_per_second * self._config.tokens_per_sample
+        return StepReport(
+            step=step,
+            total_steps=total_steps,
+            loss=mean_loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            tokens_per_second=tokens_per_second,
+            samples_per_second=samples_per_second,
+            seconds=self._clock.total,
+            steps=step - self._clock.first,
+            mfu=self._mfu(tokens_per_second),
+            compute=compute,
+            stragglers=self._stragglers.judge(compute, time.monotonic()),
+        )
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Share of what all devices can compute at most that goes into training at this speed."""
+        if self._peak is None:
+            return None
+        return tokens_per_second * flops_per_token(self._config) / (self._peak * self._world.size)
+
+
+class Clock:
+    """Steps and seconds since the report before."""
+
+    def __init__(self, step: int) -> None:
+        self._start = self._last = time.perf_counter()
+        self.first = self._step = step
+
+    def lap(self, step: int) -> tuple[int, float]:
+        """Those since the last lap."""
+        now = time.perf_counter()
+        steps, seconds = step - self._step, now - self._last
+        self._step, self._last = step, now
+        return steps, seconds
+
+    def skip(self) -> None:
+        """Do not count what came since the report: it was no training."""
+        self._last = time.perf_counter()
+
+    @property
+    def total(self) -> float:
+        """Seconds from the start to the last lap."""
+        return self._last - self._start
