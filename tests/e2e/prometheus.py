@@ -16,7 +16,7 @@ import yaml
 
 from tests.cluster import Cluster
 from tests.e2e.fetch import Fetcher, FetchError, fetcher_in
-from tests.e2e.world import Body, eventually
+from tests.e2e.namespace import Body, eventually
 from tests.support.need import require
 from trainyard_monitoring.picture import Series
 from trainyard_monitoring.rule_file import rule_file
@@ -39,20 +39,20 @@ class Prometheus:
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Address of Prometheus."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def alertmanager(self) -> str:
-        """Where its Alertmanager does."""
+        """Address of its Alertmanager."""
         return f"127.0.0.1:{self.port + 1}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series that an instant query gives."""
+        """Return labels and value of each series of an instant query."""
         return [(r["metric"], float(r["value"][1])) for r in self._ask("query", query=expression)]
 
     def query_range(self, expression: str, start: float, end: float, step: float = 1.0) -> list[Series]:
-        """Each series of an expression between two times."""
+        """Return each series of an expression between two times."""
         found = self._ask("query_range", query=expression, start=str(start), end=str(end), step=str(step))
         return [
             Series(r["metric"], [float(at) for at, _ in r["values"]], [float(value) for _, value in r["values"]])
@@ -67,11 +67,11 @@ class Prometheus:
         return found
 
     def alerts(self, job: str) -> set[str]:
-        """Names of the alerts about a job that have arrived at Alertmanager and are not resolved."""
+        """Return the names of the active alerts about a job at Alertmanager."""
         return {a["labels"]["alertname"] for a in self.active() if a["labels"].get("job_name") == job}
 
     def active(self) -> list[Body]:
-        """All such alerts, as Alertmanager tells them."""
+        """Return all active alerts, as Alertmanager's API returns them."""
         found: list[Body] = self.fetcher.get_json(f"http://{self.alertmanager}/api/v2/alerts")
         return found
 
@@ -171,7 +171,7 @@ def discover(found: Prometheus, folder: Path, targets: Path) -> Iterator[None]:
     command = [str(found.cluster.kubectl), "proxy", f"--port={found.port + 2}"]
     with (
         _running(found, command, f"{proxy}/readyz", folder / "proxy.log"),
-        fetcher_in(found.cluster) as fetcher,  # its own: a request that waits must not hold up the queries of tests
+        fetcher_in(found.cluster) as fetcher,  # separate, so that a slow request does not delay the queries of tests
         ThreadPoolExecutor(1) as executor,
     ):
         maintaining = executor.submit(maintain, fetcher)
@@ -183,7 +183,7 @@ def discover(found: Prometheus, folder: Path, targets: Path) -> Iterator[None]:
 
 
 def _targets_of(pod: Body) -> Iterator[Body]:
-    """One target for each declared port of each container, as in Prometheus' discovery/kubernetes/pod.go."""
+    """Yield one target for each declared port of each container, as Prometheus' discovery/kubernetes/pod.go does."""
     address = pod["status"].get("podIP")
     labels = {
         "namespace": pod["metadata"]["namespace"],

@@ -30,7 +30,7 @@ new pods and the import of torch. A hang is detected after `health.hangTimeoutSe
 
 @dataclass(frozen=True)
 class Row:
-    """What a fault has cost."""
+    """The cost of one fault."""
 
     what: str
     seconds: float
@@ -42,7 +42,7 @@ class Row:
     counted: bool
 
     def __str__(self) -> str:
-        """The row of the table; only what has recovered gets one."""
+        """Return the row of the Markdown table; only faults that were recovered from have one."""
         difference = f"{self.loss_difference:.0e}" if self.loss_difference else "0"
         reason = f"`{self.reason}`" if self.reason else ""
         counted = ("yes" if self.counted else "no") if self.reason else ""
@@ -60,7 +60,7 @@ class Row:
 
 
 def render(rows: list[Row], *, cpus: int, steps: int, pace: float, every: int) -> str:
-    """The page."""
+    """Return the page as Markdown."""
     return HEAD.format(cpus=cpus, steps=steps, pace=pace, every=every) + "".join(f"{row}\n" for row in rows)
 
 
