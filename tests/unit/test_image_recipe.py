@@ -123,6 +123,10 @@ def test_the_dockerfile_of_a_stage_names_the_images_of_the_stages_it_refers_to(c
 def test_stages_come_before_those_that_need_them_and_those_that_nothing_needs_are_left_out(context: Path) -> None:
     recipe = Recipe(stages(DOCKERFILE), context, "base")
     assert recipe.order("trainer") == ["tools", "wheel", "trainer"]
+    assert Recipe(stages("FROM scratch AS first\nFROM first AS second\n"), context, "base").order("second") == [
+        "first",
+        "second",
+    ]
     with pytest.raises(ClusterError, match="no target serving: it has tools, wheel, trainer, 3"):
         recipe.order("serving")
 
