@@ -51,8 +51,13 @@ def operator_pod(cluster: Cluster, images: dict[str, str]) -> OperatorPod:
         values += ["--set", f"{name}.image.repository={repository}", "--set", f"{name}.image.tag={tag}"]
     values += ["--set", "operator.progressInterval=1"]
     arguments = ["upgrade", "--install", "trainyard", "charts/trainyard", "-n", SYSTEM, "--create-namespace"]
+    installed = cluster.run([cluster.helm, "status", "trainyard", "-n", SYSTEM], check=False).returncode == 0
     cluster.run([cluster.helm, *arguments, *values, "--wait", "--timeout", "120s"], timeout=150)
-    return OperatorPod(Namespace(cluster, SYSTEM))
+    operator = OperatorPod(Namespace(cluster, SYSTEM))
+    # In a cluster that was kept, the image may be another one under the same name, which no Deployment notices.
+    if installed:
+        operator.replace()
+    return operator
 
 
 @pytest.fixture(scope="session")
