@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.builders import last_words, make_manifest, trainer_spec
+from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.cluster import Cluster
 from tests.support import kubelet
 from tests.support.kube import ApiRefusal, Namespace, Object, eventually
@@ -62,7 +62,7 @@ async def test_a_job_runs_and_succeeds_with_its_final_figures(namespace: Namespa
     await namespace.create_job(make_manifest(trainer=trainer_spec()))
     names = await running(namespace)
     await namespace.has_condition("Progressing", "False", "NoStepYet")
-    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
+    words = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
     await end_all(namespace, names[0], message=words)
     await end_all(namespace, names[1])
     status = await namespace.has_phase("Succeeded")
@@ -106,7 +106,8 @@ async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None
     await namespace.create_job(make_manifest(replicas=1, restartPolicy={**QUICK, "maxRestarts": 1}))
     for attempt in (1, 2):
         (name,) = await running(namespace, attempt=attempt, replicas=1)
-        await end_all(namespace, name, code=1, message=last_words(rank=0, exception="ValueError", message="no data"))
+        message = termination_message(rank=0, exception="ValueError", message="no data")
+        await end_all(namespace, name, code=1, message=message)
     status = await namespace.has_phase("Failed")
     assert (status["lastFailure"]["reason"], status["lastFailure"]["message"]) == ("ValueError", "no data")
     failed = await namespace.has_condition("Failed", "True", "RestartLimitReached")

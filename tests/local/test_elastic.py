@@ -97,21 +97,21 @@ async def test_a_group_without_room_trains_with_fewer_workers_and_grows_again(
     tmp_path: Path, reference: Reference
 ) -> None:
     elastic = {"minReplicas": 1, "resizeAfterSeconds": 1}
-    async with local_run(job(2, elastic=elastic), tmp_path, places=1) as run:
+    async with local_run(job(2, elastic=elastic), tmp_path, capacity=1) as run:
         await until_steps_of(run, 2)
         status = run.job.status
         assert (status.attempt, status.workers.desired, status.workers.running) == (2, 1, 1)
         degraded = status.condition(ConditionType.DEGRADED)
         assert degraded is not None
         assert (degraded.status, degraded.reason, degraded.message) == ("True", "Resized", "1 of 2 workers")
-        run.backend.places = 2
+        run.backend.capacity = 2
         await until_steps_of(run, 3)
         status = run.job.status
         assert (status.attempt, status.workers.running, status.restarts_counted) == (3, 2, 0)
         assert not status.is_true(ConditionType.DEGRADED)
         assert [(e.type, e.message.partition(";")[0]) for e in run.events if e.reason == "Resized"] == [
-            ("Warning", "no room for 1 of 2 pods for 1 s (spec.elastic.resizeAfterSeconds)"),
-            ("Normal", "there is room for 2 of 2 workers"),
+            ("Warning", "1 of 2 pods were unschedulable for 1 s (spec.elastic.resizeAfterSeconds)"),
+            ("Normal", "there is capacity for 2 of 2 workers"),
         ]
         await suspend(run)
     assert sizes(tmp_path) == [1, 2]

@@ -15,7 +15,7 @@ from trainyard_operator.controller.progress import rank_zero
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_worker
+from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
 
 KEY = ("default", "job")
@@ -40,15 +40,15 @@ class Simulation:
         self._patch.stop()
         self._runner.close()
 
-    def decide(self, seen: Observation) -> Plan:
+    def decide(self, observation: Observation) -> Plan:
         """The plan; a mutant of this class decides otherwise."""
-        return plan(seen)
+        return plan(observation)
 
-    def _checked_plan(self, seen: Observation) -> Plan:
-        step = self.decide(seen)
-        assert step == self.decide(seen), "the same observation led to another plan"
+    def _checked_plan(self, observation: Observation) -> Plan:
+        step = self.decide(observation)
+        assert step == self.decide(observation), "the same observation led to another plan"
         if step.wake_after == 0:
-            assert step.status != seen.job.status, "a look at once that has changed nothing: a busy loop"
+            assert step.status != observation.desired_job.status, "a look at once that has changed nothing: a busy loop"
             assert step.actions == (), "a decision was acted upon before it was written down"
         return step
 
@@ -91,7 +91,7 @@ class Simulation:
         pod = entry and rank_zero(entry)
         if entry is None or not pod or pod["metadata"]["name"] not in self.world.pods:
             return
-        attempt = self.world.runs(pod["metadata"]["name"])
+        attempt = self.world.running_attempt(pod["metadata"]["name"])
         page = self.world.pages.get(attempt) or Progress(attempt=attempt)
         entry.progress = page.replace(updated_at=self.world.now.replace(microsecond=0))
         self._due = self.world.now
@@ -153,7 +153,7 @@ class Simulation:
                 break
         assert world.job is not None
         assert world.job.status.finished, f"asleep in {world.job.status.phase}: {world.job.status.conditions}"
-        left = [observe_worker(pod) for pod in world.pods.values()]
+        left = [observe_pod(pod) for pod in world.pods.values()]
         active = [w.name for w in left if w.active and w.uid not in world.lost]
         assert active == [], "a finished job still holds pods"
 
@@ -161,7 +161,7 @@ class Simulation:
         """Each pod goes one step further towards its end; False if there was nothing to do."""
         world = self.world
         for name, pod in list(world.pods.items()):
-            worker = observe_worker(pod)
+            worker = observe_pod(pod)
             if worker.uid in world.lost:
                 continue
             if worker.terminating:
@@ -171,16 +171,16 @@ class Simulation:
             else:
                 continue
             return True
-        there = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
-        workers = [w for w in there if not w.placeholder]
+        there = [w for w in map(observe_pod, world.pods.values()) if w.uid not in world.lost]
+        workers = [w for w in there if not w.is_placeholder]
         assert world.job is not None
-        if len(workers) < world.job.current.spec.pods or not to_the_end:
+        if len(workers) < world.job.effective_job.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
-        held = [name for name in running if world.is_held(name)]
-        for name in held:  # a launcher that has heard nothing for long
+        awaiting_restart = [name for name in running if world.is_held(name)]
+        for name in awaiting_restart:  # a launcher that has heard nothing for long
             world.release(name)
-        for name in running if not held else ():
+        for name in running if not awaiting_restart else ():
             world.set_pod(name, kubelet.ended(world.now, 0))
         return bool(running)
 

@@ -9,7 +9,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Condition, ConditionType, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.observation import Observation, Trouble, Worker
+from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.status_builder import Event
 
@@ -19,10 +19,10 @@ class Story:
     """A job, its pods and a clock. Events are collected; actions are not carried out."""
 
     job: TrainingJob = field(default_factory=make_job)
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[WorkerPod, ...] = ()
     now: datetime = NOW
     progress: Progress | None = None
-    trouble: Trouble | None = None
+    creation_error: CreationError | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -40,7 +40,7 @@ class Story:
 
     def step(self) -> Plan:
         """One look; its status is stored."""
-        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.trouble))
+        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.creation_error))
         self.job = self.job.replace(status=step.status)
         self.events += step.events
         return step
@@ -60,14 +60,14 @@ class Story:
         self.now += timedelta(seconds=seconds)
         return self
 
-    def see(self, *workers: Worker) -> Self:
+    def see(self, *workers: WorkerPod) -> Self:
         """The pods that there are from now on."""
         self.workers = workers
         return self
 
     def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> Self:
         """All pods of an attempt (the current one) are there, in this state."""
-        replicas = self.job.current.spec.workers.replicas
+        replicas = self.job.effective_job.spec.workers.replicas
         number = self.status.attempt if attempt is None else attempt
         return self.see(
             *(make_worker(i, attempt=number, state=state, replicas=replicas, **fields) for i in range(replicas))

@@ -17,7 +17,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import owner_uid
-from trainyard_operator.lifecycle.observation import Pod, Worker, observe_worker
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 
 MARGIN = 30
@@ -53,7 +53,7 @@ class World:
         """Rank 0's metrics page, by attempt."""
         self.launchers: dict[str, PodState] = {}
         """What the launchers in running pods that take orders say, by UID."""
-        self.deaf: set[str] = set()
+        self.unresponsive: set[str] = set()
         """Names of pods whose launcher does not follow orders."""
         self.short: set[int] = set()
         """Attempts of which a pod has found no room."""
@@ -86,22 +86,22 @@ class World:
         pod = {**self.pods[name], "status": status}
         index, uid = identity(pod)[1], pod["metadata"]["uid"]
         state = status.get("containerStatuses", [{}])[0].get("state", {})
-        if observe_worker(pod).placeholder:
+        if observe_pod(pod).is_placeholder:
             if "running" in state:
                 self.roomy.add(identity(pod)[0])
             self._store_pod(pod)
             return
-        if observe_worker(pod).obstacle == observe_worker({**pod, "status": kubelet.unschedulable()}).obstacle:
+        if observe_pod(pod).blocker == observe_pod({**pod, "status": kubelet.unschedulable()}).blocker:
             self.short.add(identity(pod)[0])
         if "running" in state or "terminated" in state:
-            self.started.setdefault(self.runs(name), set()).add(index)
+            self.started.setdefault(self.running_attempt(name), set()).add(index)
         if "running" not in state:
             self.launchers.pop(uid, None)
-        elif uid not in self.launchers and observe_worker(pod).supervised:
+        elif uid not in self.launchers and observe_pod(pod).has_launcher:
             self.launchers[uid] = PodState(attempt=identity(pod)[0])
         self._store_pod(pod)
 
-    def runs(self, name: str) -> int:
+    def running_attempt(self, name: str) -> int:
         """Attempt that the processes in a pod take part in."""
         pod = self.pods[name]
         launcher = self.launchers.get(pod["metadata"]["uid"])
@@ -109,7 +109,7 @@ class World:
 
     def fail_inside(self, name: str, code: int, words: str = "") -> None:
         """The user's program fails, but the pod lives and waits for orders."""
-        uid, attempt = self.pods[name]["metadata"]["uid"], self.runs(name)
+        uid, attempt = self.pods[name]["metadata"]["uid"], self.running_attempt(name)
         self.failed.add(attempt)
         self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
         self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
@@ -137,7 +137,7 @@ class World:
 
     def fail_pod(self, name: str, code: int, words: str = "") -> None:
         """The user's program fails."""
-        self.failed.add(self.runs(name))
+        self.failed.add(self.running_attempt(name))
         self.set_pod(name, kubelet.ended(self.now, code, message=words))
 
     def train(self, attempt: int, steps: int, *, start: int, stall: float) -> None:
@@ -191,29 +191,31 @@ class World:
 
     # --- the judge ------------------------------------------------------------------------------------------
 
-    def judge_status(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+    def check_status(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """What a status may say, given the one before and what has really happened."""
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
-        judge_goodput(old, new, self.now)
-        limit, pods = self.job.spec.restart_policy.max_restarts, self.job.replace(status=new).current.spec.pods
+        check_goodput(old, new, self.now)
+        limit, pods = self.job.spec.restart_policy.max_restarts, self.job.replace(status=new).effective_job.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
         assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
         if new.restarts_counted > old.restarts_counted:
-            self._judge_charge(old, new)
-        self._judge_size(old, new)
+            self._check_counted_restart(old, new)
+        self._check_size(old, new)
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
             assert len(self.started.get(new.attempt, ())) >= pods, "said to run before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
-            workers = {name: pod for name, pod in self.pods.items() if not observe_worker(pod).placeholder}
+            workers = {name: pod for name, pod in self.pods.items() if not observe_pod(pod).is_placeholder}
             done = [name for name, pod in workers.items() if pod["status"]["phase"] == "Succeeded"]
-            assert sum(self.runs(name) == new.attempt for name in done) >= pods, "said to have succeeded too early"
+            assert sum(self.running_attempt(name) == new.attempt for name in done) >= pods, (
+                "said to have succeeded too early"
+            )
 
-    def _judge_charge(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+    def _check_counted_restart(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """A restart was charged: the program has failed, or the user wants it so."""
         assert self.job is not None
         assert new.last_failure is not None
@@ -227,10 +229,10 @@ class World:
         free = any(r.action == "RestartIgnoringLimit" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
         assert not free, "a restart was charged that a rule makes free"
 
-    def _judge_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+    def _check_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """With how many workers a group may go on."""
         assert self.job is not None
-        before, after = (self.job.replace(status=status).current.spec.workers.replicas for status in (old, new))
+        before, after = (self.job.replace(status=status).effective_job.spec.workers.replicas for status in (old, new))
         if after < before:
             assert self.job.spec.elastic is not None, "a group was made smaller that may not be"
             assert after >= self.job.spec.elastic.min_replicas, "a group was made smaller than it may be"
@@ -241,7 +243,7 @@ class World:
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
 
-    def judge_order(self, attempt: int) -> None:
+    def check_restart_request(self, attempt: int) -> None:
         """When an attempt may be started inside a pod."""
         assert self.job is not None
         status = self.job.status
@@ -249,13 +251,13 @@ class World:
         assert not status.finished, "an attempt was started in a pod of a finished job"
         assert not status.is_true(ConditionType.SUSPENDED), "an attempt was started in a pod of a suspended job"
 
-    def judge_release(self, state: PodState) -> None:
+    def check_release(self, state: PodState) -> None:
         """When a pod may be told to end."""
         assert self.job is not None
         assert self.job.status.finished, "a pod was told to end though its job goes on"
         assert state.ending is not None, "a pod was told to end whose processes run"
 
-    def judge_force(self, pod: dict[str, Any]) -> None:
+    def check_forced_deletion(self, pod: dict[str, Any]) -> None:
         """When a pod may be deleted without its kubelet."""
         assert self.job is not None
         due = pod["metadata"].get("deletionTimestamp")
@@ -264,28 +266,28 @@ class World:
         assert late > MARGIN, f"a pod was deleted by force {late:g} s after its grace period"
         assert identity(pod)[0] < self.job.status.attempt, "a pod was deleted by force for which nobody waits"
 
-    def judge_creation(self, pod: dict[str, Any]) -> None:
+    def check_creation(self, pod: dict[str, Any]) -> None:
         """When a pod may be created."""
         assert self.job is not None
         attempt, _ = identity(pod)
         status = self.job.status
-        if observe_worker(pod).placeholder:
+        if observe_pod(pod).is_placeholder:
             assert attempt == status.pod_attempt, "room was sought for a group that there is not"
-            assert self.job.current.spec != self.job.spec, "room was sought for a group that lacks nobody"
+            assert self.job.effective_job.spec != self.job.spec, "room was sought for a group that lacks nobody"
         else:
-            self._judge_replicas(pod)
+            self._check_replicas(pod)
             assert attempt == status.attempt, "a pod was created whose attempt is not written down"
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
         assert not self.job.status.finished, "a pod was created for a finished job"
         assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
 
-    def _judge_replicas(self, pod: dict[str, Any]) -> None:
+    def _check_replicas(self, pod: dict[str, Any]) -> None:
         """Pods of one attempt are all made for one size, and for no larger one than is written down."""
         assert self.job is not None
-        made_for, known = observe_worker(pod).replicas, self.job.status.elastic
-        peers = [w for w in map(observe_worker, self.pods.values()) if w.attempt == identity(pod)[0]]
-        assert {w.replicas for w in peers if not w.placeholder} <= {made_for}, "sizes were mixed"
+        made_for, known = observe_pod(pod).replicas, self.job.status.elastic
+        peers = [w for w in map(observe_pod, self.pods.values()) if w.attempt == identity(pod)[0]]
+        assert {w.replicas for w in peers if not w.is_placeholder} <= {made_for}, "sizes were mixed"
         assert not known or made_for <= (known.replicas or made_for), "a pod was made for too large a group"
 
 
@@ -308,7 +310,7 @@ class WorldBackend:
         self.world._burn(after=False)
         if stored.metadata.resource_version != job.metadata.resource_version:
             raise Stale("the object has been modified")
-        self.world.judge_status(stored.status, status)
+        self.world.check_status(stored.status, status)
         answer = self.world._store_job(stored.replace(status=status))
         self.world._burn(after=True)
         return answer
@@ -334,50 +336,61 @@ class WorldBackend:
             raise Refused(Reason.PODS_REFUSED, "exceeded quota")
         pod = deepcopy(manifest)
         pod["metadata"]["uid"] = f"pod-{world.created + 1}"
-        world.judge_creation(pod)
+        world.check_creation(pod)
         world.created += 1
         answer = world._store_pod({**pod, "status": kubelet.scheduled()})
         world._burn(after=True)
         return answer
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         for worker in workers:
             self._ask(job)
             self.world._burn(after=False)
             pod = self.world.pods.get(worker.name)
             if pod is not None and pod["metadata"]["uid"] == worker.uid:
                 if force:
-                    self.world.judge_force(pod)
+                    self.world.check_forced_deletion(pod)
                     self.world.remove_pod(worker.name)
                 else:
                     self.world.mark_deleted(worker.name)
             self.world._burn(after=True)
 
-    async def tell(self, job: TrainingJob, event: Event) -> None:
+    async def record_event(self, job: TrainingJob, event: Event) -> None:
         self.world._burn(after=False)
         self.world.events.append(event)
 
-    def token(self, job: TrainingJob) -> str:
+    def launcher_token(self, job: TrainingJob) -> str:
         return "token"
 
-    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
         return [self._launcher(pod) for pod in pods]
 
-    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
-        return [self._order_one(pod, attempt) for pod in pods]
+    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
+        return [self._start_one(pod, attempt) for pod in pods]
 
-    def _order_one(self, pod: Pod, attempt: int | None) -> PodState | None:
+    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        return [self._release_one(pod) for pod in pods]
+
+    def _start_one(self, pod: Pod, attempt: int) -> PodState | None:
         world, name = self.world, pod["metadata"]["name"]
         world._burn(after=False)
         state = self._launcher(pod)
-        if state is None or name in world.deaf:
+        if state is None or name in world.unresponsive:
             return None
-        if attempt is None:
-            world.judge_release(state)
-            world.release(name)
-        elif attempt > state.attempt:
-            world.judge_order(attempt)
+        if attempt > state.attempt:
+            world.check_restart_request(attempt)
             state = world.restart_in_place(name, attempt)
+        world._burn(after=True)
+        return state
+
+    def _release_one(self, pod: Pod) -> PodState | None:
+        world, name = self.world, pod["metadata"]["name"]
+        world._burn(after=False)
+        state = self._launcher(pod)
+        if state is None or name in world.unresponsive:
+            return None
+        world.check_release(state)
+        world.release(name)
         world._burn(after=True)
         return state
 
@@ -392,7 +405,7 @@ class WorldBackend:
         return None
 
 
-def judge_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime) -> None:
+def check_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime) -> None:
     """The parts of the wall time add up to it, and none shrinks."""
     if new.start_time is None:
         assert new.goodput is None

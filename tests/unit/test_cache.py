@@ -9,7 +9,7 @@ from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.controller.cache import Cache
-from trainyard_operator.lifecycle.observation import Trouble
+from trainyard_operator.lifecycle.observation import CreationError
 
 KEY = ("default", "job")
 
@@ -71,10 +71,10 @@ def test_a_namesake_replaces_a_deleted_job_and_starts_afresh() -> None:
     cache = filled()
     entry = cache.get(KEY)
     assert entry is not None
-    entry.progress, entry.trouble = make_progress(), Trouble(Reason.PODS_REFUSED, "quota")
+    entry.progress, entry.creation_error = make_progress(), CreationError(Reason.PODS_REFUSED, "quota")
     cache.put_job(make_job(uid="uid-2", version=20))
     assert known_job(cache).metadata.uid == "uid-2"
-    assert [entry.progress, entry.trouble] == [None, None]
+    assert [entry.progress, entry.creation_error] == [None, None]
     cache.remove_job(KEY, "uid-1")
     assert known_job(cache).metadata.uid == "uid-2", "the late deletion concerns the old one"
 

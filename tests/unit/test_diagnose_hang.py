@@ -6,39 +6,39 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import after, last_words, make_worker
+from tests.builders import after, make_worker, termination_message
 from tests.support.story import Story, running
 from trainyard.protocol import constants
 from trainyard.protocol.termination import Hang, TerminationMessage
 from trainyard.resource.status import Phase
 from trainyard_operator.lifecycle.diagnosis import diagnose
-from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.lifecycle.observation import WorkerPod
 
 PASSES, DATA = 6, 5
 
 
 def hung(
     index: int, seconds: float = 0, *, phase: int = PASSES, step: int = 7, silent: bool = False, at: float = 1000.0
-) -> Worker:
+) -> WorkerPod:
     """A pod of one rank that has ended so many seconds after the start."""
-    words = last_words(
+    words = termination_message(
         rank=index,
         exception="Hang",
         message=f"rank {index} gave no sign of life",
         step=step,
         hang=Hang(silent=silent, phase=phase, last_beat=at),
     )
-    fields: dict[str, Any] = {"exit_code": constants.EXIT_HANG, "reason": "Error", "last_words": words}
+    fields: dict[str, Any] = {"exit_code": constants.EXIT_HANG, "reason": "Error", "termination_message": words}
     return make_worker(index, state="Failed", finished_at=after(seconds), **fields)
 
 
-def blamed(*workers: Worker) -> int | None:
+def blamed(*workers: WorkerPod) -> int | None:
     """The rank; the order in which the pods are seen must not matter."""
     ranks = set()
     for order in permutations(workers):
         found = diagnose(order, 1, 0, after(0))
         assert found is not None
-        assert (found.failure.reason, found.counts, found.hopeless) == ("Hang", True, False)
+        assert (found.failure.reason, found.counts, found.unrecoverable) == ("Hang", True, False)
         assert found.failure.pod == f"job-1-{found.failure.rank}"
         ranks.add(found.failure.rank)
     assert len(ranks) == 1
@@ -66,8 +66,10 @@ def test_then_the_lowest_rank() -> None:
 
 
 def test_one_that_lost_a_peer_meanwhile_is_no_cause() -> None:
-    lost = last_words(rank=0, exception="RuntimeError", step=5, peer_lost=True)
-    found = diagnose([make_worker(0, state="Failed", last_words=lost, finished_at=after(-1)), hung(1)], 1, 0, after(0))
+    lost = termination_message(rank=0, exception="RuntimeError", step=5, peer_lost=True)
+    found = diagnose(
+        [make_worker(0, state="Failed", termination_message=lost, finished_at=after(-1)), hung(1)], 1, 0, after(0)
+    )
     assert found is not None
     assert found.failure.rank == 1
 

@@ -13,26 +13,26 @@ from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
-from trainyard_operator.lifecycle.observation import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker, WorkerPod, observe_pod
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 
-NO_ROOM = Obstacle(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
+NO_ROOM = SchedulingBlocker(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
 
 
-def pods(story: Story, *short: int, **fields: Any) -> list[Worker]:
+def pods(story: Story, *short: int, **fields: Any) -> list[WorkerPod]:
     """The pods of the current attempt, of which some find no room, and the others run."""
-    attempt, replicas = story.status.attempt, story.job.current.spec.workers.replicas
+    attempt, replicas = story.status.attempt, story.job.effective_job.spec.workers.replicas
     return [
-        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", obstacle=NO_ROOM)
+        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", blocker=NO_ROOM)
         if i in short
         else make_worker(i, attempt=attempt, replicas=replicas, **fields)
         for i in range(replicas)
     ]
 
 
-def placeholder(index: int = 0, *, attempt: int = 2, state: str = "Running") -> Worker:
-    worker = make_worker(index, attempt=attempt, state=state, placeholder=True)
+def placeholder(index: int = 0, *, attempt: int = 2, state: str = "Running") -> WorkerPod:
+    worker = make_worker(index, attempt=attempt, state=state, is_placeholder=True)
     return replace(worker, name=f"job-{attempt}-placeholder-{index}", uid=f"placeholder-{attempt}-{index}")
 
 
@@ -55,7 +55,7 @@ def shrunk(*short: int, replicas: int = 4, **spec: Any) -> Story:
 
 
 def size(story: Story) -> int:
-    return story.job.current.spec.workers.replicas
+    return story.job.effective_job.spec.workers.replicas
 
 
 # --- shrinking ------------------------------------------------------------------------------------------------
@@ -72,8 +72,8 @@ def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() 
     assert (status.attempt, status.restarts, status.restarts_counted, size(story)) == (2, 1, 0, 2)
     assert story.events[-1].type == "Warning"
     assert story.events[-1].message == (
-        "no room for 2 of 4 pods for 60 s (spec.elastic.resizeAfterSeconds); going on with 2 of 4 workers; restarting "
-        "the group as attempt 2"
+        "2 of 4 pods were unschedulable for 60 s (spec.elastic.resizeAfterSeconds); continuing with 2 of 4 workers; "
+        "restarting the group as attempt 2"
     )
     degraded = story.condition("Degraded")
     assert (degraded.status, degraded.reason, degraded.message) == ("True", "Resized", "2 of 4 workers")
@@ -110,19 +110,21 @@ def test_the_wait_begins_anew_once_all_have_had_room() -> None:
 def test_pods_that_a_quota_refuses_have_no_room() -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "exceeded quota")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "exceeded quota")
     story.see(*pods(story)[:3]).settle()
     assert story.later(60).step().status.attempt == 2
     assert size(story) == 3
 
 
 @pytest.mark.parametrize(
-    "refusal", [None, Trouble(Reason.NAME_TAKEN, "Service job exists already")], ids=["not tried", "another trouble"]
+    "refusal",
+    [None, CreationError(Reason.NAME_TAKEN, "Service job exists already")],
+    ids=["not tried", "another trouble"],
 )
-def test_pods_that_are_merely_not_there_yet_do_not_shrink_a_group(refusal: Trouble | None) -> None:
+def test_pods_that_are_merely_not_there_yet_do_not_shrink_a_group(refusal: CreationError | None) -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
-    story.trouble = refusal
+    story.creation_error = refusal
     story.see(*pods(story)[:3]).settle()
     story.later(600).settle()
     assert story.status.attempt == 1
@@ -165,7 +167,7 @@ def test_a_parameter_server_without_room_takes_that_of_a_worker() -> None:
     spec = elastic() | {"parallelism": {"data": {"mode": "parameterServer"}}}
     story = Story(make_job(replicas=3, **spec))
     story.settle()
-    server = make_worker(3, replicas=3, state="Pending", serves=True, obstacle=NO_ROOM)
+    server = make_worker(3, replicas=3, state="Pending", is_parameter_server=True, blocker=NO_ROOM)
     story.see(*pods(story), server).settle()
     story.later(60).step()
     assert size(story) == 2
@@ -192,17 +194,17 @@ def test_room_is_sought_after_a_while_and_the_group_grows_once_it_is_there() -> 
     assert story.condition("Degraded").status == "False"
     assert story.events[-1].type == "Normal"
     assert story.events[-1].message == (
-        "there is room for 4 of 4 workers; going on with 4 of 4 workers; restarting the group as attempt 3"
+        "there is capacity for 4 of 4 workers; continuing with 4 of 4 workers; restarting the group as attempt 3"
     )
 
 
 def test_placeholders_keep_their_room_until_the_workers_have_saved_and_gone() -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
-    workers, held = pods(story), [placeholder(0), placeholder(1)]
-    story.see(*workers, *held).step()
+    workers, placeholders = pods(story), [placeholder(0), placeholder(1)]
+    story.see(*workers, *placeholders).step()
     assert deleted(story.settle()) == ["job-2-0", "job-2-1"]
-    story.see(*held)
+    story.see(*placeholders)
     assert deleted(story.settle()) == ["job-2-placeholder-0", "job-2-placeholder-1"]
     assert story.see().settle().actions == (CreateWorkers(3, (0, 1, 2, 3)),)
 
@@ -287,8 +289,10 @@ def test_placeholders_go_when_nobody_waits_for_room_any_more(change: dict[str, A
 
 def test_a_failure_keeps_the_size_in_the_pods_and_in_new_ones() -> None:
     story = shrunk(3)
-    workers = pods(story, supervised=True)
-    story.see(*workers[1:], make_worker(0, attempt=2, replicas=3, state="Failed", held=True, supervised=True)).step()
+    workers = pods(story, has_launcher=True)
+    story.see(
+        *workers[1:], make_worker(0, attempt=2, replicas=3, state="Failed", awaiting_restart=True, has_launcher=True)
+    ).step()
     assert (story.status.attempt, story.status.pod_attempt_override, size(story)) == (3, 2, 3)
     assert story.condition("Degraded").status == "True"
 
@@ -306,7 +310,7 @@ def test_more_workers_are_waited_for_while_the_group_runs() -> None:
     story.edit(replicas=4).settle()
     assert (story.status.attempt, size(story)) == (1, 2)
     assert story.condition("Degraded").message == "2 of 4 workers"
-    assert story.events[-1].message == "4 workers are wanted now; going on with 2 until there is room for more"
+    assert story.events[-1].message == "4 workers are desired now; continuing with 2 until there is capacity for more"
     assert story.later(60).settle().actions == (CreatePlaceholders(1, (0, 1)),)
 
 
@@ -402,8 +406,8 @@ def test_a_placeholder_asks_for_what_a_worker_asks_for_and_does_nothing() -> Non
     assert {c["image"] for c in body["spec"]["containers"]} == {TRAINER_IMAGE}
     assert body["metadata"]["labels"]["team"] == "a"
     assert body["metadata"]["labels"][constants.LABEL_ROLE] == "placeholder"
-    seen = observe_worker({**body, "metadata": {**body["metadata"], "uid": "1"}})
-    assert (seen.placeholder, seen.attempt, seen.index, seen.supervised) == (True, 3, 1, False)
+    seen = observe_pod({**body, "metadata": {**body["metadata"], "uid": "1"}})
+    assert (seen.is_placeholder, seen.attempt, seen.index, seen.has_launcher) == (True, 3, 1, False)
     for container in body["spec"]["containers"]:
         assert container["command"][:2] == ["python", "-c"]
         assert not {"env", "ports", "volumeMounts", "readinessProbe", "args"} & set(container)

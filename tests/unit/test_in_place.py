@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_spec
+from tests.builders import NOW, make_job, make_pod, served, termination_message, trainer_spec
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
@@ -16,11 +16,11 @@ from trainyard.protocol import constants, launcher, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.lifecycle.observation import WorkerState, observe_worker, with_state
+from trainyard_operator.lifecycle.observation import WorkerState, apply_launcher_state, observe_pod
 from trainyard_operator.manifests.children import build_config_map, build_secret, secret_name
 from trainyard_operator.manifests.pod import build_pod
 
-WORDS = last_words(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
+WORDS = termination_message(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, pr
     assert not found.is_true(C.RESTARTING)
     assert found.last_failure is not None
     assert (found.last_failure.rank, found.last_failure.step, found.last_failure.attempt) == (1, 7, 1)
-    assert {life.world.runs(name) for name in life.world.pods} == {2}
+    assert {life.world.running_attempt(name) for name in life.world.pods} == {2}
     assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.world.events)
 
 
@@ -84,7 +84,7 @@ def test_it_may_fail_again_and_again(make: Any) -> None:
     go_on(life)
     found = status(life)
     assert found.is_true(C.FAILED)
-    pods = {name: observe_worker(pod) for name, pod in life.world.pods.items()}
+    pods = {name: observe_pod(pod) for name, pod in life.world.pods.items()}
     assert pods["job-1-0"].exit_code == 3, "it has ended as its processes have, and its log can be read"
     assert "job-1-1" not in pods, "it held resources"
 
@@ -92,7 +92,7 @@ def test_it_may_fail_again_and_again(make: Any) -> None:
 def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
     life = make()
     before = uids(life.world)
-    life.world.deaf = {"job-1-0"}
+    life.world.unresponsive = {"job-1-0"}
     life.world.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     found = status(life)
@@ -159,7 +159,7 @@ def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) ->
     life.world.fuse = 2  # the status of the next look, then after the first order
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
-    assert {life.world.runs(name) for name in life.world.pods} == {2}
+    assert {life.world.running_attempt(name) for name in life.world.pods} == {2}
 
 
 def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
@@ -208,7 +208,7 @@ def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
     job = make_job()
     assert build_secret(job, "abc") is None
     assert build_config_map(job) is None
-    assert not observe_worker(make_pod(job)).supervised
+    assert not observe_pod(make_pod(job)).has_launcher
 
 
 def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> None:
@@ -239,9 +239,14 @@ def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:
     job = make_job(trainer=trainer_spec())
     pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
     end = Ending(exit_code=137, message=WORDS, at=NOW)
-    held = with_state(observe_worker(pod), PodState(attempt=3, ending=end), deaf=False)
-    assert (held.state, held.held, held.runs, held.exit_code) == (WorkerState.FAILED, True, 3, 137)
-    assert held.active
-    ready = observe_worker({**pod, "status": kubelet.running(NOW)})
-    seen = with_state(ready, PodState(attempt=3, ending=end), deaf=False)
-    assert (seen.state, seen.held, seen.runs) == (WorkerState.RUNNING, False, 3)
+    worker = apply_launcher_state(observe_pod(pod), PodState(attempt=3, ending=end), unresponsive=False)
+    assert (worker.state, worker.awaiting_restart, worker.running_attempt, worker.exit_code) == (
+        WorkerState.FAILED,
+        True,
+        3,
+        137,
+    )
+    assert worker.active
+    ready = observe_pod({**pod, "status": kubelet.running(NOW)})
+    restarted = apply_launcher_state(ready, PodState(attempt=3, ending=end), unresponsive=False)
+    assert (restarted.state, restarted.awaiting_restart, restarted.running_attempt) == (WorkerState.RUNNING, False, 3)

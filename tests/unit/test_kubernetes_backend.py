@@ -82,10 +82,10 @@ async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
 @pytest.mark.parametrize(
     ("answer", "meaning", "text"),
     [
-        (error(404), Gone, "namespace of Service job is gone"),
+        (error(404), Gone, "the namespace of Service job does not exist any more"),
         (error(403, "unable to create: namespace x is being terminated"), Gone, "being terminated"),
-        (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; change "),
-        (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; change "),
+        (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; correct "),
+        (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; correct "),
         (error(0, "down"), Unavailable, "down"),
         (error(429, "slow down"), Unavailable, "slow down"),
     ],
@@ -213,7 +213,7 @@ async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:
 
 async def test_an_event_points_at_the_job() -> None:
     hands, api = backend({})
-    await hands.tell(JOB, Event("Warning", "WorkerFailed", "x" * 2000))
+    await hands.record_event(JOB, Event("Warning", "WorkerFailed", "x" * 2000))
     ((verb, path, body),) = api.requests
     assert (verb, path) == ("POST", "/api/v1/namespaces/default/events")
     assert body["involvedObject"]["uid"] == "uid-1"
@@ -223,8 +223,8 @@ async def test_an_event_points_at_the_job() -> None:
 
 async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
     hands, _ = backend(error(403))
-    await hands.tell(JOB, Event("Normal", "Accepted", "m"))
-    assert "default/job: the event Accepted was not stored" in caplog.text
+    await hands.record_event(JOB, Event("Normal", "Accepted", "m"))
+    assert "default/job: event Accepted was not stored" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -52,18 +52,18 @@ class Server:
     """Each record that was stored."""
     underway: set["asyncio.Task[tuple[int, Object]]"] = field(default_factory=set)
 
-    async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
+    async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         """As `KubeApi.request`."""
         self.requests.append((now(), verb))
-        return await self.transmit(self.fates(), verb, path, body, patience)
+        return await self.transmit(self.fates(), verb, path, body, timeout_seconds)
 
-    async def transmit(self, fate: Fate, verb: str, path: str, body: Any, patience: float) -> Object:
+    async def transmit(self, fate: Fate, verb: str, path: str, body: Any, timeout_seconds: float) -> Object:
         """What has been sent arrives even if nobody waits for the answer any more."""
         task = asyncio.create_task(self._serve(fate, verb, path, body))
         self.underway.add(task)
         task.add_done_callback(self.underway.discard)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_seconds):
                 code, answer = await asyncio.shield(task)
                 if not (fate.arrives and fate.answered):
                     await asyncio.sleep(1000)
@@ -125,7 +125,7 @@ def test_the_first_one_makes_the_lease_and_leads_at_once() -> None:
         lease = server.candidate("a")
         await lease.acquire()
         assert now() == 0
-        assert not lease.stands_by
+        assert not lease.is_standby
         assert server.stored is not None
         record = server.stored["spec"]
         assert (record["holderIdentity"], record["leaseDurationSeconds"], record["leaseTransitions"]) == ("a", 15, 0)
@@ -178,9 +178,9 @@ def test_a_record_expires_by_how_long_it_was_seen_unchanged_and_not_by_the_times
         lease = server.candidate("a")
         acquiring = asyncio.create_task(lease.acquire())
         await asyncio.sleep(14.9)
-        assert (server.holder, lease.stands_by) == ("dead", True)
+        assert (server.holder, lease.is_standby) == ("dead", True)
         await acquiring
-        assert (server.holder, lease.stands_by) == ("a", False)
+        assert (server.holder, lease.is_standby) == ("a", False)
         assert TIMES.duration <= now() <= TIMES.duration + SLOWEST
         assert server.history[-1]["leaseTransitions"] == 2
 
@@ -262,9 +262,9 @@ async def _lost_after(server: Server, lease: Lease, seconds: float) -> tuple[flo
     ("fate", "why"),
     [
         (Fate(code=500), "500: HTTP 500"),
-        (Fate(arrives=False), "no answer: TimeoutError"),
-        (Fate(back=60), "no answer: TimeoutError"),
-        (Fate(code=409), "no answer"),
+        (Fate(arrives=False), "no response: TimeoutError"),
+        (Fate(back=60), "no response: TimeoutError"),
+        (Fate(code=409), "no response"),
     ],
 )
 def test_a_holder_that_cannot_renew_gives_up_in_time(fate: Fate, why: str) -> None:
@@ -291,8 +291,8 @@ def test_a_request_that_hangs_for_ever_does_not_outlive_the_deadline() -> None:
     """Whatever the client does with the time that it was given."""
 
     class Hanging(Server):
-        async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
-            return await super().request(verb, path, body, patience=patience if now() < 5 else 1000)
+        async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
+            return await super().request(verb, path, body, timeout_seconds=timeout_seconds if now() < 5 else 1000)
 
     async def scenario() -> None:
         server = Hanging()
@@ -315,7 +315,7 @@ def test_a_holder_survives_what_is_shorter_than_its_deadline() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize(("holder", "words"), [("b", "its holder is b"), ("", "its holder is nobody")])
+@pytest.mark.parametrize(("holder", "words"), [("b", "its holder is b"), ("", "it has no holder")])
 def test_a_holder_whose_lease_is_taken_away_gives_up_at_its_next_look(holder: str, words: str) -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
@@ -335,7 +335,7 @@ def test_a_lease_that_was_deleted_was_taken_away() -> None:
         lease = server.candidate("a")
         await lease.acquire()
         server.stored = None
-        with pytest.raises(LeaseLost, match="its holder is nobody"):
+        with pytest.raises(LeaseLost, match="it has no holder"):
             await lease.hold()
         await lease.release()
         assert server.stored is None
@@ -398,10 +398,10 @@ def test_a_lease_that_cannot_be_released_does_not_keep_the_operator_from_ending(
         await lease.acquire()
         server.fates = lambda: fate
         await lease.release()
-        assert now() <= TIMES.patience
+        assert now() <= TIMES.request_timeout
 
     play(scenario)
-    assert "the lease system/trainyard is not released, others wait until it expires" in caplog.text
+    assert "cannot release the lease system/trainyard; other candidates wait until it expires" in caplog.text
 
 
 # --- never two --------------------------------------------------------------------------------------------------
@@ -425,13 +425,13 @@ class Link:
         """When the last of the trouble has begun and ended, with the requests that were underway."""
         return sum(seconds for seconds, _ in self.weather) + 40
 
-    async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
+    async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         end = 0.0
         for seconds, fate in self.weather:
             end += seconds
             if now() < end:
-                return await self.server.transmit(fate, verb, path, body, patience)
-        return await self.server.transmit(Fate(), verb, path, body, patience)
+                return await self.server.transmit(fate, verb, path, body, timeout_seconds)
+        return await self.server.transmit(Fate(), verb, path, body, timeout_seconds)
 
 
 @dataclass

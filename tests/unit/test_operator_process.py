@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 
 from tests.builders import make_job, make_manifest
 from tests.support import clock
+from trainyard.json_log import JsonFormatter
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
@@ -18,7 +19,6 @@ from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.probes import STALLED, Health, serve
 from trainyard_operator.kube.resync import GRACE, Resync, parse_job
-from trainyard_operator.main import _JsonFormatter
 from trainyard_operator.options import parse_options
 
 KEY = ("default", "job")
@@ -106,7 +106,7 @@ def test_log_lines_are_json() -> None:
     except ValueError as error:
         problem = (type(error), error, error.__traceback__)
     record = logging.LogRecord("trainyard", logging.ERROR, __file__, 1, "job %s", ("a",), problem)
-    line = json.loads(_JsonFormatter().format(record))
+    line = json.loads(JsonFormatter(with_logger=True).format(record))
     assert (line["level"], line["logger"], line["message"]) == ("error", "trainyard", "job a")
     assert "ValueError: no" in line["exception"]
     assert line["time"].endswith("+00:00")
@@ -167,7 +167,7 @@ def test_a_job_of_another_version_of_the_crd_is_left_out_and_told(caplog: pytest
         assert len(resync.cache) == 1
 
     clock.run(scenario())
-    assert "is not understood; install the CRD of this operator's version" in caplog.text
+    assert "cannot be parsed; install the CRD of this operator's version" in caplog.text
     assert parse_job({"metadata": None}) is None
 
 
@@ -236,11 +236,12 @@ def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() 
         assert health.problems() == []
         resync.queue.add(KEY)
         await asyncio.sleep(STALLED + 1)
-        assert health.problems() == ["the work queue has stood still for 121 s"]
+        assert health.problems() == ["the work queue has been stalled for 121 s"]
         await resync.queue.get()
         resync.queue.done(KEY)
         resync.watch_lost = True
-        assert health.problems() == ["a watch stream is silent: a complete list held changes that it never delivered"]
+        [problem] = health.problems()
+        assert problem == "a watch stream is stalled: a complete list contained changes that it never delivered"
 
     clock.run(scenario())
 
@@ -266,7 +267,7 @@ async def test_the_pages_say_how_the_operator_is() -> None:
         assert "trainyard_operator_queue_depth 1.0" in page
         resync.watch_lost = True
         status, page = await get(session, "/healthz")
-        assert (status, "silent" in page) == (503, True)
+        assert (status, "stalled" in page) == (503, True)
         assert (await get(session, "/elsewhere"))[0] == 404
 
 

@@ -38,9 +38,9 @@ async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[
 
 async def test_what_is_asked_and_ordered() -> None:
     async with launcher() as (url, asked):
-        assert await launcher_client.ask([url, None], "t") == [STATE, None]
-        assert await launcher_client.order([url], "t", 4) == [STATE]
-        assert await launcher_client.order([url], "t", None) == [STATE]
+        assert await launcher_client.get_launcher_states([url, None], "t") == [STATE, None]
+        assert await launcher_client.start_attempt([url], "t", 4) == [STATE]
+        assert await launcher_client.release([url], "t") == [STATE]
     assert asked == ["GET /v1/state Bearer t", "POST /v1/attempt/4 Bearer t", "POST /v1/release Bearer t"]
 
 
@@ -49,13 +49,13 @@ async def test_what_is_asked_and_ordered() -> None:
 )
 async def test_an_answer_that_is_none_counts_as_silence(status: int, text: str | None) -> None:
     async with launcher(status, text) as (url, _):
-        assert await launcher_client.order([url], "t", 4) == [None]
+        assert await launcher_client.start_attempt([url], "t", 4) == [None]
 
 
 async def test_a_launcher_that_is_gone_counts_as_silent() -> None:
     async with launcher() as (url, _):
         pass
-    assert await launcher_client.ask([url], "t") == [None]
+    assert await launcher_client.get_launcher_states([url], "t") == [None]
 
 
 def test_tokens_differ_by_job_and_by_key() -> None:

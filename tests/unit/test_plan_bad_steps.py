@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.builders import last_words, make_progress, make_worker, trainer_spec
+from tests.builders import make_progress, make_worker, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
@@ -35,13 +35,13 @@ def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
     story = training()
     assert degraded(story) is None, "nothing was ever wrong"
     reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
-    text = "attempt 1: step 20 changed nothing, since the gradient was not finite, or a spike"
-    assert told(story) == [("BadSteps", f"{text} (spec.health.badSteps bears 5 in a row)")]
+    text = "attempt 1: step 20 was skipped, since the gradient was not finite or spiked"
+    assert told(story) == [("BadSteps", f"{text} (spec.health.badSteps.limit is 5 consecutive steps)")]
     assert degraded(story) == ("True", "BadSteps")
     reads(story, make_progress(step=30, skipped_steps=1, last_skipped_step=20))
     assert told(story) == []
     reads(story, make_progress(step=40, skipped_steps=4, last_skipped_step=39))
-    assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 changed nothing")
+    assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 were skipped")
     reads(story, make_progress(step=39 + RECENT_STEPS, skipped_steps=4, last_skipped_step=39))
     assert degraded(story) == ("False", "Healthy")
 
@@ -51,11 +51,15 @@ def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, p
     """All ranks give up together, and the first pod is not the one to blame."""
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": limit})
     words = [
-        last_words(rank=rank, exception="BadSteps", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
+        termination_message(
+            rank=rank, exception="BadSteps", message="nan, which came from rank 1", step=7, peer_lost=rank == 0
+        )
         for rank in range(2)
     ]
     code = constants.EXIT_BAD_STEPS
-    story.see(*(make_worker(i, state="Failed", exit_code=code, last_words=words[i]) for i in range(2))).settle()
+    story.see(
+        *(make_worker(i, state="Failed", exit_code=code, termination_message=words[i]) for i in range(2))
+    ).settle()
     failure = story.status.last_failure
     assert failure is not None
     assert (failure.reason, failure.rank, failure.step, failure.exit_code) == ("BadSteps", 1, 7, code)
@@ -66,10 +70,10 @@ def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, p
 def test_what_was_skipped_after_the_last_look_is_told_by_the_last_word() -> None:
     story = training()
     final = make_progress(step=100, skipped_steps=1, last_skipped_step=99)
-    words = [last_words(rank=0, progress=final), ""]
+    words = [termination_message(rank=0, progress=final), ""]
     story.events.clear()
-    story.see(*(make_worker(i, state="Succeeded", last_words=words[i]) for i in range(2))).settle()
-    assert told(story)[0][1].startswith("attempt 1: step 99 changed nothing")
+    story.see(*(make_worker(i, state="Succeeded", termination_message=words[i]) for i in range(2))).settle()
+    assert told(story)[0][1].startswith("attempt 1: step 99 was skipped")
     assert degraded(story) == ("False", "Finished")
     assert story.phase == "Succeeded"
 
@@ -79,7 +83,7 @@ def test_a_rollback_is_told_once() -> None:
     story = reads(training(), page)
     assert told(story)[1] == (
         "RolledBack",
-        "attempt 1: back at the checkpoint of step 15, and on with new samples",
+        "attempt 1: rolled back to the checkpoint of step 15; continuing with new samples",
     )
     assert degraded(story) == ("True", "BadSteps")
     assert told(reads(story, page.replace(step=16))) == []

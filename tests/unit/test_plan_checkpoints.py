@@ -1,6 +1,6 @@
 """What a job tells of its checkpoints: each thing once, whatever else changes and whoever looks."""
 
-from tests.builders import last_words, make_progress, make_worker, trainer_spec
+from tests.builders import make_progress, make_worker, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
@@ -45,13 +45,13 @@ def test_a_damaged_checkpoint_is_told_with_what_followed() -> None:
     assert told(story)[0] == (
         "Warning",
         "CheckpointDamaged",
-        "attempt 1: a checkpoint is damaged, so an older one was taken; the log of pod job-1-0 says why",
+        "attempt 1: a checkpoint is damaged, so the run resumed from an older one; see the log of pod job-1-0",
     )
     assert told(reads(story, make_progress(step=21, resumed_step=20, checkpoints_damaged=1))) == []
     story = reads(training(), make_progress(step=1, checkpoints_damaged=2))
     assert [message for _, _, message in told(story)] == [
-        "attempt 1: 2 checkpoints are damaged, and no other is left: the run starts afresh; "
-        "the log of pod job-1-0 says why"
+        "attempt 1: 2 checkpoints are damaged, and there is no other one, so the run started from step 0; "
+        "see the log of pod job-1-0"
     ]
 
 
@@ -61,14 +61,14 @@ def test_checkpoints_that_cannot_be_written_are_told_as_they_fail() -> None:
         (
             "Warning",
             "CheckpointFailed",
-            "attempt 1: a checkpoint could not be written, and the training goes on; there is none yet; "
-            "the log of pod job-1-0 says why",
+            "attempt 1: a checkpoint could not be written; training continues; there is no checkpoint yet; "
+            "see the log of pod job-1-0",
         )
     ]
     assert told(reads(story, make_progress(step=12, checkpoint_failures=1))) == []
     story = reads(story, make_progress(step=30, checkpoint_failures=3, checkpoint_step=25))
     assert "2 checkpoints could not be written" in told(story)[0][2]
-    assert "the newest is of step 25" in told(story)[0][2]
+    assert "the newest checkpoint is of step 25" in told(story)[0][2]
 
 
 def test_the_last_checkpoint_is_told_of_by_the_last_words() -> None:
@@ -76,7 +76,7 @@ def test_the_last_checkpoint_is_told_of_by_the_last_words() -> None:
     final = Progress(step=100, checkpoint_failures=2, checkpoint_step=80)
     story.events.clear()
     story.see(
-        make_worker(0, state="Succeeded", last_words=last_words(rank=0, progress=final)),
+        make_worker(0, state="Succeeded", termination_message=termination_message(rank=0, progress=final)),
         make_worker(1, state="Succeeded"),
     ).settle()
     [(_, reason, message)] = told(story)

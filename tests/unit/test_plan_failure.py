@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.builders import NOW, after, last_words, make_worker
+from tests.builders import NOW, after, make_worker, termination_message
 from tests.support.story import Story, running
 from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.lifecycle.restart_policy import backoff
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.restart_policy import backoff_seconds
 
 
 def failure(story: Story) -> Failure:
@@ -21,7 +21,7 @@ def failure(story: Story) -> Failure:
     return story.status.last_failure
 
 
-def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> Worker:
+def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> WorkerPod:
     return make_worker(index, attempt=attempt, state="Failed", **fields)
 
 
@@ -41,8 +41,8 @@ def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
 
 
 def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
-    words = last_words(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
-    story = running().see(crash(1, exit_code=1, node="node-7", last_words=words), make_worker(0))
+    words = termination_message(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
+    story = running().see(crash(1, exit_code=1, node="node-7", termination_message=words), make_worker(0))
     story.later(5).step()
     assert failure(story) == Failure(
         attempt=1,
@@ -65,15 +65,19 @@ def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
     ("fields", "reason", "message"),
     [
         (
-            {"exit_code": 1, "reason": "Error", "last_words": "Traceback\n  File x\nKeyError: 'a'\n"},
+            {"exit_code": 1, "reason": "Error", "termination_message": "Traceback\n  File x\nKeyError: 'a'\n"},
             "Error",
             "KeyError: 'a'",
         ),
         ({"exit_code": 137, "reason": "OOMKilled"}, "OOMKilled", ""),
         ({"exit_code": 139, "reason": "Error"}, "SIGSEGV", ""),
-        ({"exit_code": 137, "reason": "Error", "last_words": '{"message": "step 4", "x": 1}'}, "SIGKILL", "step 4"),
-        ({"exit_code": 137, "last_words": '{"x": 1}'}, "SIGKILL", '{"x": 1}'),
-        ({"exit_code": 137, "last_words": '{"message": 1'}, "SIGKILL", '{"message": 1'),
+        (
+            {"exit_code": 137, "reason": "Error", "termination_message": '{"message": "step 4", "x": 1}'},
+            "SIGKILL",
+            "step 4",
+        ),
+        ({"exit_code": 137, "termination_message": '{"x": 1}'}, "SIGKILL", '{"x": 1}'),
+        ({"exit_code": 137, "termination_message": '{"message": 1'}, "SIGKILL", '{"message": 1'),
         ({"exit_code": 255, "reason": "Error"}, "Error", ""),
         ({"exit_code": 128, "reason": "ContainerCannotRun"}, "ContainerCannotRun", ""),
         ({"exit_code": 3}, "Error", ""),
@@ -119,8 +123,10 @@ def test_a_limit_of_zero_means_no_restart_at_all() -> None:
 
 
 def test_a_configuration_that_can_never_work_fails_at_once() -> None:
-    words = last_words(rank=0, exception="ValueError", message="spec.trainer.data.path: no such file; mount it")
-    story = running().see(crash(0, exit_code=78, last_words=words), make_worker(1))
+    words = termination_message(
+        rank=0, exception="ValueError", message="spec.trainer.data.path: no such file; mount it"
+    )
+    story = running().see(crash(0, exit_code=78, termination_message=words), make_worker(1))
     story.settle()
     assert story.phase == Phase.FAILED
     assert story.condition("Failed").reason == "InvalidConfig"
@@ -137,7 +143,9 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
 @pytest.mark.parametrize(
     "lost",
     [
-        make_worker(0, state="Failed", exit_code=None, disrupted=True, reason="Evicted", last_words="low on memory"),
+        make_worker(
+            0, state="Failed", exit_code=None, disrupted=True, reason="Evicted", termination_message="low on memory"
+        ),
         make_worker(0, state="Failed", exit_code=137, disrupted=True, reason="Error"),
         make_worker(0, state="Running", disrupted=True),
         make_worker(0, state="Running", terminating=True),
@@ -146,7 +154,7 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
     ],
     ids=["evicted", "preempted", "about to be preempted", "deleted", "deleted before it ran", "deleted and ended"],
 )
-def test_what_the_cluster_takes_away_does_not_count(lost: Worker) -> None:
+def test_what_the_cluster_takes_away_does_not_count(lost: WorkerPod) -> None:
     story = running(restartPolicy={"maxRestarts": 0}).see(lost, make_worker(1))
     story.step()
     assert (story.phase, story.status.attempt) == (Phase.RESTARTING, 2)
@@ -204,8 +212,8 @@ def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> Non
     step = story.later(1).settle()
     assert step.actions == (DeleteWorkers((lost,), force=True),)
     assert story.events[-1].message == (
-        "pod job-1-0 has not ended 30 s after its grace period, so node node-7 is taken for lost; deleting the pod by "
-        "force"
+        "pod job-1-0 has not terminated 30 s after its grace period, so node node-7 is considered lost; deleting the "
+        "pod by force"
     )
     assert story.see().settle().actions == (CreateWorkers(2, (0, 1)),)
     assert story.status.restarts_counted == 0
@@ -214,7 +222,7 @@ def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> Non
 def test_each_pod_has_its_own_grace_period() -> None:
     story = running()
     story.all("Running", terminating=True).settle()
-    slow = make_worker(1, deletion_at=after(3600))
+    slow = make_worker(1, deletion_deadline=after(3600))
     step = story.see(make_worker(0, terminating=True), slow).later(61).settle()
     assert step.actions == (DeleteWorkers((story.workers[0],), force=True),)
     assert step.wake_after == 3600 - 61 + 30 + 1
@@ -263,8 +271,8 @@ def test_a_rule_that_fails_ends_the_job_at_once_and_is_named() -> None:
     story = ruled(
         {"onExitCodes": [9], "action": "Restart"}, {"onReasons": ["ValueError"], "action": "Fail"}, maxRestarts=5
     )
-    words = last_words(rank=0, exception="ValueError", message="no such column", step=3)
-    fail_once_by(story, last_words=words)
+    words = termination_message(rank=0, exception="ValueError", message="no such column", step=3)
+    fail_once_by(story, termination_message=words)
     assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
     assert story.condition("Failed").reason == "RestartRule"
     assert story.condition("Failed").message == (
@@ -311,7 +319,9 @@ def test_a_vanished_pod_has_a_reason_for_rules_too() -> None:
 
 def test_a_rule_comes_before_what_the_operator_thinks_hopeless() -> None:
     story = ruled({"onExitCodes": [78], "action": "RestartIgnoringLimit"})
-    fail_once_by(story, exit_code=78, last_words=last_words(rank=0, message="spec.x: not mounted yet"))
+    fail_once_by(
+        story, exit_code=78, termination_message=termination_message(rank=0, message="spec.x: not mounted yet")
+    )
     assert story.phase == Phase.RESTARTING
 
 
@@ -326,9 +336,9 @@ def test_a_rule_for_the_effect_of_a_failure_waits_for_the_cause_like_all_else() 
 # --- cause before effect --------------------------------------------------------------------------------------
 
 
-def effect(index: int, seconds: float) -> Worker:
-    words = last_words(rank=index, exception="PeerLost", message="connection closed", peer_lost=True)
-    return crash(index, last_words=words, finished_at=after(seconds))
+def effect(index: int, seconds: float) -> WorkerPod:
+    words = termination_message(rank=index, exception="PeerLost", message="connection closed", peer_lost=True)
+    return crash(index, termination_message=words, finished_at=after(seconds))
 
 
 def test_an_effect_waits_for_its_cause() -> None:
@@ -378,7 +388,7 @@ def test_a_restart_waits_for_the_backoff_and_then_happens() -> None:
 
 def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
     policy = Backoff(initial_seconds=2, factor=3, max_seconds=40)
-    assert [backoff(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
+    assert [backoff_seconds(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
 
 
 @given(
@@ -391,8 +401,8 @@ def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
     restarts=st.integers(0, 10_000),
 )
 def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int) -> None:
-    assert 0 <= backoff(policy, restarts) <= policy.max_seconds
-    assert backoff(policy, restarts) <= backoff(policy, restarts + 1)
+    assert 0 <= backoff_seconds(policy, restarts) <= policy.max_seconds
+    assert backoff_seconds(policy, restarts) <= backoff_seconds(policy, restarts + 1)
 
 
 # --- rubbish --------------------------------------------------------------------------------------------------
@@ -417,7 +427,9 @@ def test_no_last_words_whatever_keep_a_job_from_ending(words: object, code: int,
     """The status must be one that the API server takes: JSON, and within the limits of the schema."""
     text = words if isinstance(words, str) else json.dumps(words)
     story = running(restartPolicy={"maxRestarts": 0})
-    story.all("Failed" if code else "Succeeded", exit_code=code, reason=reason, last_words=text, finished_at=NOW)
+    story.all(
+        "Failed" if code else "Succeeded", exit_code=code, reason=reason, termination_message=text, finished_at=NOW
+    )
     story.later(60).settle()
     assert story.phase in (Phase.FAILED, Phase.SUCCEEDED)
     written = json.dumps(story.status.to_dict(), allow_nan=False)

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
+from tests.builders import NOW, after, make_job, make_progress, make_worker, served, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
 from trainyard.resource.status import Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import Obstacle, Trouble
+from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker
 
 
 def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
@@ -43,14 +43,14 @@ def test_a_parameter_server_belongs_to_the_group_but_is_no_worker() -> None:
     story = Story(make_job(**served()))
     assert story.settle().actions == (CreateWorkers(1, (0, 1, 2)),)
     assert "2 workers x 1 ranks and a parameter server" in story.condition("Created").message
-    server = make_worker(2, serves=True, state="Pending")
+    server = make_worker(2, is_parameter_server=True, state="Pending")
     story.see(make_worker(0), make_worker(1), server).settle()
     assert story.condition("Running").message == "2 of 3 pods run"
-    story.see(make_worker(0), make_worker(1), make_worker(2, serves=True)).settle()
+    story.see(make_worker(0), make_worker(1), make_worker(2, is_parameter_server=True)).settle()
     assert story.condition("Running").message == "attempt 1: 2 workers and their server run"
     assert (story.status.workers.desired, story.status.workers.running) == (2, 2)
-    done = [make_worker(index, state="Succeeded", serves=index == 2) for index in range(3)]
-    story.see(*done[:2], make_worker(2, serves=True)).settle()
+    done = [make_worker(index, state="Succeeded", is_parameter_server=index == 2) for index in range(3)]
+    story.see(*done[:2], make_worker(2, is_parameter_server=True)).settle()
     assert story.phase == Phase.RUNNING, "the server has not ended yet"
     story.see(*done).settle()
     assert story.phase == Phase.SUCCEEDED
@@ -96,9 +96,9 @@ def test_success_ends_with_the_final_figures_of_rank_zero() -> None:
     story = running(trainer=trainer_spec())
     story.progress = make_progress(step=90)
     story.settle()
-    final = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.25))
+    final = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.25))
     story.see(
-        make_worker(0, state="Succeeded", last_words=final, finished_at=after(7)),
+        make_worker(0, state="Succeeded", termination_message=final, finished_at=after(7)),
         make_worker(1, state="Succeeded", finished_at=after(8)),
     )
     step = story.later(10).settle()
@@ -256,7 +256,9 @@ def test_pods_of_several_attempts_leave_only_the_newest() -> None:
 def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -> None:
     story = Story(make_job(replicas=3))
     story.settle()
-    stuck = [make_worker(i, replicas=3, state="Pending", obstacle=Obstacle(reason, f"pod {i}: no")) for i in (1, 2)]
+    stuck = [
+        make_worker(i, replicas=3, state="Pending", blocker=SchedulingBlocker(reason, f"pod {i}: no")) for i in (1, 2)
+    ]
     story.see(make_worker(0, replicas=3), *stuck).settle()
     assert story.phase == Phase.PENDING
     assert (story.condition("Running").reason, story.condition("Running").message) == (
@@ -270,8 +272,8 @@ def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -
 def test_of_several_obstacles_the_one_that_a_person_must_remove_is_told() -> None:
     story = Story()
     story.settle()
-    waits = make_worker(0, state="Pending", obstacle=Obstacle(Reason.UNSCHEDULABLE, "no node"))
-    broken = make_worker(1, state="Pending", obstacle=Obstacle(Reason.IMAGE_PULL_FAILED, "no image"))
+    waits = make_worker(0, state="Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
+    broken = make_worker(1, state="Pending", blocker=SchedulingBlocker(Reason.IMAGE_PULL_FAILED, "no image"))
     story.see(waits, broken).settle()
     assert story.condition("Running").message == "1 of 2 workers: no image"
 
@@ -279,7 +281,7 @@ def test_of_several_obstacles_the_one_that_a_person_must_remove_is_told() -> Non
 def test_an_obstacle_that_stays_is_told_once() -> None:
     story = Story()
     story.settle()
-    story.all("Pending", obstacle=Obstacle(Reason.UNSCHEDULABLE, "no node"))
+    story.all("Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
     for _ in range(5):
         story.later(10).settle()
     assert [e.reason for e in story.events].count("Unschedulable") == 1
@@ -288,11 +290,11 @@ def test_an_obstacle_that_stays_is_told_once() -> None:
 def test_a_refused_child_is_told_and_tried_again() -> None:
     story = Story()
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "quota exceeded")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "quota exceeded")
     step = story.step()
     assert story.condition("Running").reason == "PodsRefused"
     assert step.actions == (CreateWorkers(1, (0, 1)),)
-    story.trouble = None
+    story.creation_error = None
     story.all("Running").settle()
     assert story.phase == Phase.RUNNING
 

@@ -6,7 +6,7 @@ from tests.builders import after, make_job, make_progress, make_worker, trainer_
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
 from trainyard.resource.status import Phase, Reason
-from trainyard_operator.lifecycle.observation import Trouble
+from trainyard_operator.lifecycle.observation import CreationError
 
 
 def starting(seconds: int = 600, limit: int = 1) -> Story:
@@ -35,7 +35,7 @@ def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() 
     failure = story.status.last_failure
     assert failure is not None
     assert (failure.attempt, failure.reason, failure.at) == (1, "StartupTimeout", after(600))
-    assert failure.message == "no step within 600 s since all workers run (spec.health.startupTimeoutSeconds)"
+    assert failure.message == "no step within 600 s after all workers were running (spec.health.startupTimeoutSeconds)"
     assert restarting.message.startswith("attempt 1: the group failed: StartupTimeout: no step within 600 s")
 
 
@@ -83,8 +83,8 @@ def test_a_page_that_cannot_be_read_is_no_evidence_and_the_condition_says_so() -
     step = story.later(100_000).step()
     assert (step.wake_after, story.phase, story.status.attempt) == (None, Phase.RUNNING, 1)
     assert story.condition("Progressing").message == (
-        "attempt 1: whether it makes steps is not known, since rank 0's metrics page cannot be read, and so "
-        "spec.health.startupTimeoutSeconds is not enforced; let the operator reach port 9400 of the pods"
+        "attempt 1: whether it makes steps is unknown, since rank 0's metrics page cannot be read; "
+        "spec.health.startupTimeoutSeconds is therefore not enforced; allow the operator to reach port 9400 of the pods"
     )
 
 
@@ -113,9 +113,9 @@ def test_the_page_of_an_earlier_attempt_is_no_evidence() -> None:
 def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
     story = Story(make_job(trainer=trainer_spec(), health={"startupTimeoutSeconds": 5}))
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "quota")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "quota")
     story.later(1000).settle()
-    story.trouble = None
+    story.creation_error = None
     story.all("Running").settle()
     assert (story.step().wake_after, story.status.attempt) == (5, 1)
 

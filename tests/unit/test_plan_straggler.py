@@ -8,7 +8,7 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import Obstacle
+from trainyard_operator.lifecycle.observation import SchedulingBlocker
 from trainyard_operator.manifests.pod import build_pod
 
 SLOW = {"straggler_rank": 1, "straggler_ratio": 2.5}
@@ -76,8 +76,8 @@ def test_the_next_node_is_replaced_once_the_new_group_has_run_for_a_while() -> N
 def test_what_is_needed_is_taken_back_after_a_while() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     story.see().settle()
-    full = Obstacle(Reason.UNSCHEDULABLE, "no room")
-    story.see(*(make_worker(i, attempt=2, state="Pending", obstacle=full) for i in range(2))).settle()
+    full = SchedulingBlocker(Reason.UNSCHEDULABLE, "no room")
+    story.see(*(make_worker(i, attempt=2, state="Pending", blocker=full) for i in range(2))).settle()
     assert story.job.status.attempt == 2
     story.later(61).settle()
     assert (story.job.status.attempt, story.job.status.slow_nodes_readmitted) == (3, True)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support import clock
-from trainyard_operator.controller.work_queue import FIRST_RETRY, LAST_RETRY, WorkQueue
+from trainyard_operator.controller.work_queue import MAX_BACKOFF, MIN_BACKOFF, WorkQueue
 
 Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
 
@@ -118,11 +118,11 @@ def test_each_failure_in_a_row_doubles_the_wait_up_to_a_limit_and_a_success_rese
             waits.append(queue.retry("a"))
             assert await queue.get() == "a"
             queue.done("a")
-        assert waits[:4] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY, 8 * FIRST_RETRY]
-        assert waits[-1] == LAST_RETRY
+        assert waits[:4] == [MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF, 8 * MIN_BACKOFF]
+        assert waits[-1] == MAX_BACKOFF
         assert now() == pytest.approx(sum(waits), rel=0.01)
         queue.forget("a")
-        assert queue.retry("a") == FIRST_RETRY
+        assert queue.retry("a") == MIN_BACKOFF
 
     play(scenario)
 
@@ -133,7 +133,7 @@ def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
         queue.drop("a")
         await asyncio.sleep(1000)
         assert len(queue) == 0
-        assert queue.retry("a") == FIRST_RETRY
+        assert queue.retry("a") == MIN_BACKOFF
 
     play(scenario)
 

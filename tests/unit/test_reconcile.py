@@ -13,11 +13,11 @@ from tests.support import clock, kubelet
 from tests.support.world import World, WorldBackend
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
-from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.reconciler import VERDICTS, Reconciler
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.lifecycle.observation import WorkerPod
 from trainyard_operator.manifests.children import secret_name
 
 KEY = ("default", "job")
@@ -44,7 +44,7 @@ class Recorder(WorldBackend):
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
         return await super().create(job, manifests)
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
         await super().delete_pods(job, workers, force=force)
 
@@ -64,7 +64,7 @@ class Operator:
             self.backend,
             TRAINER_IMAGE,
             clock=lambda: self.world.now,
-            observe_seconds=lambda _, outcome: self.outcomes.append(outcome),
+            on_reconciled=lambda _, outcome: self.outcomes.append(outcome),
         )
         assert self.world.job is not None
         self.queue.add(self.cache.put_job(self.world.job))
@@ -186,8 +186,31 @@ def test_the_wait_after_errors_grows() -> None:
     clock.run(scenario())
 
 
-def test_there_is_a_verdict_on_every_error_but_gone() -> None:
-    assert set(VERDICTS) == set(BackendError.__subclasses__()) - {Gone}
+class Throttled(BackendError):
+    """An error that the operator gets one day."""
+
+
+def test_a_new_kind_of_error_is_logged_and_retried_without_any_registration(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.backend.errors = [Throttled("slow down")]
+        async with operator.working():
+            assert operator.outcomes == ["Throttled"]
+            await asyncio.sleep(1)
+            assert operator.world.created == 2, "it has recovered"
+
+    clock.run(scenario())
+    [record] = caplog.records
+    assert (record.levelname, record.message) == (
+        "WARNING",
+        "default/job: the request failed; retrying: slow down; next try in 0.05 s",
+    )
+
+
+@pytest.mark.parametrize("error", BackendError.__subclasses__())
+def test_every_error_says_how_it_is_logged(error: type[BackendError]) -> None:
+    assert error.log_level in (logging.DEBUG, logging.WARNING)
+    assert error.explanation
 
 
 def test_a_job_that_is_gone_is_not_looked_at_again() -> None:
@@ -214,7 +237,7 @@ def test_a_bug_in_one_job_does_not_stop_the_others(caplog: pytest.LogCaptureFixt
 
     with caplog.at_level(logging.ERROR):
         clock.run(scenario())
-    assert "unexpected error; next look in 0.05 s" in caplog.text
+    assert "unexpected error; next try in 0.05 s" in caplog.text
 
 
 def test_a_refused_child_is_told_in_the_status_and_the_trouble_ends_with_it() -> None:

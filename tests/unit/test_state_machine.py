@@ -14,17 +14,17 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 
-from tests.builders import elastic, last_words, served
+from tests.builders import elastic, served, termination_message
 from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World, WorldBackend
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.lifecycle.actions import DeleteWorkers, OrderWorkers, Plan
+from trainyard_operator.lifecycle.actions import DeleteWorkers, Plan, ReleaseWorkers, RestartInPlace
 from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
-from trainyard_operator.lifecycle.goodput import account
-from trainyard_operator.lifecycle.observation import Observation, Obstacle, Pod, WorkerState, observe_worker
+from trainyard_operator.lifecycle.goodput import account_time
+from trainyard_operator.lifecycle.observation import Observation, Pod, SchedulingBlocker, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
 
 which = st.integers(0, 9)
@@ -73,9 +73,11 @@ class Life(RuleBasedStateMachine):
 
     def pods(self, *states: str, placeholders: bool = False) -> list[str]:
         """Names of the pods in one of these states that are not being deleted."""
-        workers = map(observe_worker, self.world.pods.values())
+        workers = map(observe_pod, self.world.pods.values())
         return [
-            w.name for w in workers if w.state in states and not w.terminating and (placeholders or not w.placeholder)
+            w.name
+            for w in workers
+            if w.state in states and not w.terminating and (placeholders or not w.is_placeholder)
         ]
 
     def takers(self) -> list[str]:
@@ -156,7 +158,7 @@ class Life(RuleBasedStateMachine):
     )
     def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool, noticed: bool) -> None:
         names = self.pods("Running")
-        words = last_words(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
+        words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
         self.world.fail_pod(names[which % len(names)], code, words)
         if noticed:
             self.life.deliver(jobs=9, pods=9)
@@ -166,7 +168,7 @@ class Life(RuleBasedStateMachine):
     @rule(which=which, code=st.sampled_from([1, 79, 137]), peer_lost=st.booleans(), times=st.integers(0, 3))
     def processes_fail(self, which: int, code: int, peer_lost: bool, times: int) -> None:
         names = self.takers()
-        words = last_words(rank=0, exception="Oops", peer_lost=peer_lost)
+        words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost)
         self.world.fail_inside(names[which % len(names)], code, words)
         for _ in range(times):
             self.life.deliver(jobs=9, pods=9)
@@ -176,7 +178,7 @@ class Life(RuleBasedStateMachine):
     @rule(which=which, on=seldom)
     def launcher_is_deaf(self, which: int, on: bool) -> None:
         names = self.takers()
-        self.world.deaf = {names[which % len(names)]} if on else set()
+        self.world.unresponsive = {names[which % len(names)]} if on else set()
 
     @precondition(lambda self: any(map(self.world.is_held, self.pods("Running"))))
     @rule()
@@ -188,13 +190,13 @@ class Life(RuleBasedStateMachine):
         steps=st.integers(1, 50),
         start=st.sampled_from([0, 0, 30]),
         stall=st.sampled_from([0, 0.7, 20]),
-        seen=often,
+        observation=often,
         seconds=st.sampled_from([0, 0, 101]),
     )
-    def group_trains(self, steps: int, start: int, stall: float, seen: bool, seconds: float) -> None:
-        attempt = self.world.runs(self.pods("Running")[0])
+    def group_trains(self, steps: int, start: int, stall: float, observation: bool, seconds: float) -> None:
+        attempt = self.world.running_attempt(self.pods("Running")[0])
         self.world.train(attempt, steps, start=start, stall=stall)
-        if seen:
+        if observation:
             self.life.read_page()
         self.world.pass_time(seconds)
         self.life.look()
@@ -202,7 +204,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.pods("Running"))
     @rule(steps=st.integers(1, 50), seconds=st.sampled_from([0, 101]))
     def group_trains_without_an_operator(self, steps: int, seconds: float) -> None:
-        self.world.train(self.world.runs(self.pods("Running")[0]), steps, start=0, stall=0)
+        self.world.train(self.world.running_attempt(self.pods("Running")[0]), steps, start=0, stall=0)
         self.world.pass_time(seconds)
         self.life.start_operator()
         self.life.look()
@@ -235,7 +237,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
-        workers = map(observe_worker, self.world.pods.values())
+        workers = map(observe_pod, self.world.pods.values())
         going = [w.name for w in workers if w.terminating and w.uid not in self.world.lost]
         for name in going[:count]:
             self.world.remove_pod(name)
@@ -308,9 +310,9 @@ def test_random_elastic_lives() -> None:
 class Forgetful(Simulation):
     """Does not see pods of earlier attempts."""
 
-    def decide(self, seen: Observation) -> Plan:
-        current = tuple(w for w in seen.workers if w.attempt >= seen.job.status.attempt)
-        return plan(replace(seen, workers=current))
+    def decide(self, observation: Observation) -> Plan:
+        current = tuple(w for w in observation.workers if w.attempt >= observation.desired_job.status.attempt)
+        return plan(replace(observation, workers=current))
 
 
 class BlindBackend(WorldBackend):
@@ -327,93 +329,101 @@ class ForgetfulAndBlind(Forgetful):
 class Hasty(Simulation):
     """Acts upon a decision that is not written down."""
 
-    def decide(self, seen: Observation) -> Plan:
-        first = plan(seen)
+    def decide(self, observation: Observation) -> Plan:
+        first = plan(observation)
         if first.wake_after != 0:
             return first
-        return replace(first, actions=plan(replace(seen, job=seen.job.replace(status=first.status))).actions)
+        job = observation.desired_job.replace(status=first.status)
+        return replace(first, actions=plan(replace(observation, desired_job=job)).actions)
 
 
 class Spendthrift(Simulation):
     """Allows itself one restart more than the user does."""
 
-    def decide(self, seen: Observation) -> Plan:
-        spec = seen.job.spec
+    def decide(self, observation: Observation) -> Plan:
+        spec = observation.desired_job.spec
         policy = spec.restart_policy.replace(max_restarts=spec.restart_policy.max_restarts + 1)
-        return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
+        return plan(
+            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
+        )
 
 
 class Unjust(Simulation):
     """Charges evictions to the user."""
 
-    def decide(self, seen: Observation) -> Plan:
+    def decide(self, observation: Observation) -> Plan:
         def charge(*args: Any) -> Diagnosis | None:
             found = diagnose(*args)
             return found and replace(found, counts=True)
 
         with patch("trainyard_operator.lifecycle.plan.diagnose", charge):
-            return plan(seen)
+            return plan(observation)
 
 
 class Lawless(Simulation):
     """Does not read the user's rules."""
 
-    def decide(self, seen: Observation) -> Plan:
-        spec = seen.job.spec
+    def decide(self, observation: Observation) -> Plan:
+        spec = observation.desired_job.spec
         policy = spec.restart_policy.replace(exceptions=())
-        return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
+        return plan(
+            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
+        )
 
 
 class Suspicious(Simulation):
     """Takes it that no step is made where none is known."""
 
-    def decide(self, seen: Observation) -> Plan:
-        nothing = Progress(attempt=seen.job.status.attempt, updated_at=seen.now)
-        return plan(replace(seen, progress=seen.progress or nothing))
+    def decide(self, observation: Observation) -> Plan:
+        nothing = Progress(attempt=observation.desired_job.status.attempt, updated_at=observation.now)
+        return plan(replace(observation, progress=observation.progress or nothing))
 
 
 class Clockless(Simulation):
     """Accounts for time from when its process began, and not from the status."""
 
-    def decide(self, seen: Observation) -> Plan:
+    def decide(self, observation: Observation) -> Plan:
         def forget(job: TrainingJob, after: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
             goodput = job.status.goodput and job.status.goodput.replace(accounted_at=now)
-            return account(job.replace(status=job.status.replace(goodput=goodput)), after, now)
+            return account_time(job.replace(status=job.status.replace(goodput=goodput)), after, now)
 
-        with patch("trainyard_operator.lifecycle.plan.account", forget):
-            return plan(seen)
+        with patch("trainyard_operator.lifecycle.plan.account_time", forget):
+            return plan(observation)
 
 
 class Boastful(Simulation):
     """Says Running as soon as the pods exist."""
 
-    def decide(self, seen: Observation) -> Plan:
-        early = [replace(w, state=WorkerState.RUNNING) if w.state is WorkerState.PENDING else w for w in seen.workers]
-        return plan(replace(seen, workers=tuple(early)))
+    def decide(self, observation: Observation) -> Plan:
+        early = [
+            replace(w, state=WorkerState.RUNNING) if w.state is WorkerState.PENDING else w for w in observation.workers
+        ]
+        return plan(replace(observation, workers=tuple(early)))
 
 
 class Sleepy(Simulation):
     """Sets no alarm clock for the end of a wait."""
 
-    def decide(self, seen: Observation) -> Plan:
-        step = plan(seen)
+    def decide(self, observation: Observation) -> Plan:
+        step = plan(observation)
         return step if step.wake_after == 0 else replace(step, wake_after=None)
 
 
 class Impatient(Simulation):
     """Deletes by force what is merely slow to end."""
 
-    def decide(self, seen: Observation) -> Plan:
-        step = plan(seen)
-        going = tuple(w for w in seen.workers if w.terminating and w.attempt < seen.job.status.attempt)
+    def decide(self, observation: Observation) -> Plan:
+        step = plan(observation)
+        attempt = observation.desired_job.status.attempt
+        going = tuple(w for w in observation.workers if w.terminating and w.attempt < attempt)
         return replace(step, actions=(DeleteWorkers(going, force=True),)) if going and not step.actions else step
 
 
 class Patient(Simulation):
     """Waits for the kubelet of a lost node."""
 
-    def decide(self, seen: Observation) -> Plan:
-        step = plan(seen)
+    def decide(self, observation: Observation) -> Plan:
+        step = plan(observation)
         actions = tuple(a for a in step.actions if not (isinstance(a, DeleteWorkers) and a.force))
         return replace(step, actions=actions)
 
@@ -421,57 +431,57 @@ class Patient(Simulation):
 class Forward(Simulation):
     """Starts the attempt after the one that is written down."""
 
-    def decide(self, seen: Observation) -> Plan:
-        step = plan(seen)
-        further = [replace(a, attempt=a.attempt + 1) for a in step.actions if isinstance(a, OrderWorkers) and a.attempt]
+    def decide(self, observation: Observation) -> Plan:
+        step = plan(observation)
+        further = [replace(a, attempt=a.attempt + 1) for a in step.actions if isinstance(a, RestartInPlace)]
         return replace(step, actions=tuple(further)) if further else step
 
 
 class Curt(Simulation):
     """Ends pods that wait for orders, though their job goes on."""
 
-    def decide(self, seen: Observation) -> Plan:
-        step, held = plan(seen), tuple(w for w in seen.workers if w.held)
-        return replace(step, actions=(OrderWorkers(held, None),)) if held and step.wake_after != 0 else step
+    def decide(self, observation: Observation) -> Plan:
+        step, waiting = plan(observation), tuple(w for w in observation.workers if w.awaiting_restart)
+        return replace(step, actions=(ReleaseWorkers(waiting),)) if waiting and step.wake_after != 0 else step
 
 
 class Impulsive(Simulation):
     """Takes pods that have not started for pods without room."""
 
-    def decide(self, seen: Observation) -> Plan:
-        none = Obstacle(Reason.UNSCHEDULABLE, "no room")
-        pending = [replace(w, obstacle=none) if w.state is WorkerState.PENDING else w for w in seen.workers]
-        return plan(replace(seen, workers=tuple(pending)))
+    def decide(self, observation: Observation) -> Plan:
+        none = SchedulingBlocker(Reason.UNSCHEDULABLE, "no room")
+        pending = [replace(w, blocker=none) if w.state is WorkerState.PENDING else w for w in observation.workers]
+        return plan(replace(observation, workers=tuple(pending)))
 
 
 class Cramped(Simulation):
     """Does not ask how small a group may be."""
 
-    def decide(self, seen: Observation) -> Plan:
+    def decide(self, observation: Observation) -> Plan:
         with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most or None):
-            return plan(seen)
+            return plan(observation)
 
 
 class Hopeful(Simulation):
     """Takes a placeholder that has been made for one that runs."""
 
-    def decide(self, seen: Observation) -> Plan:
-        hoped = [replace(w, state=WorkerState.RUNNING) if w.placeholder else w for w in seen.workers]
-        return plan(replace(seen, workers=tuple(hoped)))
+    def decide(self, observation: Observation) -> Plan:
+        hoped = [replace(w, state=WorkerState.RUNNING) if w.is_placeholder else w for w in observation.workers]
+        return plan(replace(observation, workers=tuple(hoped)))
 
 
 class Untidy(Simulation):
     """Leaves placeholders where they are."""
 
-    def decide(self, seen: Observation) -> Plan:
-        return plan(replace(seen, workers=tuple(w for w in seen.workers if not w.placeholder)))
+    def decide(self, observation: Observation) -> Plan:
+        return plan(replace(observation, workers=tuple(w for w in observation.workers if not w.is_placeholder)))
 
 
 class Restless(Simulation):
     """Looks again at once, for no reason."""
 
-    def decide(self, seen: Observation) -> Plan:
-        return replace(plan(seen), wake_after=0, actions=())
+    def decide(self, observation: Observation) -> Plan:
+        return replace(plan(observation), wake_after=0, actions=())
 
 
 @pytest.mark.parametrize(
