@@ -48,12 +48,7 @@ async def test_children_have_their_names_and_belong_to_the_job(namespace: Namesp
         assert (owner["uid"], owner["kind"], owner["controller"]) == (job["metadata"]["uid"], "TrainingJob", True)
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
-    assert (
-        json.loads(config["data"]["config.json"])[
-            "world_size" if "world_size" in config["data"]["config.json"] else "worldSize"
-        ]
-        == 2
-    )
+    assert json.loads(config["data"]["config.json"])["worldSize"] == 2
     status = await namespace.has_phase("Pending")
     assert (status["attempt"], status["workers"]["desired"], status["observedGeneration"]) == (1, 2, 1)
 

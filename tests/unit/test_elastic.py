@@ -258,6 +258,28 @@ def test_a_placeholder_that_fails_is_replaced_no_sooner_than_any() -> None:
     assert story.status.attempt == 2
 
 
+def test_a_terminating_placeholder_does_not_prove_capacity() -> None:
+    story = shrunk(3)
+    story.later(60).settle()
+    terminating = replace(placeholder(0), deletion_deadline=after(150))
+    story.see(*pods(story), terminating).settle()
+    assert (story.status.attempt, size(story)) == (2, 3)
+    story.see(*pods(story), placeholder(0)).settle()
+    assert (story.status.attempt, size(story)) == (3, 4)
+
+
+def test_a_group_that_has_just_been_restarted_probes_only_after_a_complete_period() -> None:
+    story = shrunk(3)
+    story.later(60).settle()
+    crashed = make_worker(0, attempt=2, replicas=3, state="Failed")
+    story.see(crashed, *pods(story)[1:]).settle()
+    story.later(200).see().settle()
+    assert story.all("Running").settle().actions == (), "the period starts again"
+    assert (story.phase, story.status.attempt, size(story)) == (Phase.RUNNING, 3, 3)
+    assert story.later(59).settle().actions == ()
+    assert story.later(1).settle().actions == (CreatePlaceholders(3, (0,)),)
+
+
 def test_a_group_that_is_ending_does_not_grow() -> None:
     story = shrunk(3)
     story.later(60).settle()

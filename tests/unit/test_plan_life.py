@@ -5,6 +5,8 @@ import pytest
 from tests.builders import NOW, after, make_job, make_progress, make_worker, served, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
+from trainyard.resolve import spec_problems
+from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
 from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker
@@ -247,6 +249,81 @@ def test_pods_of_several_attempts_leave_only_the_newest() -> None:
     step = story.see(old, new).settle()
     assert story.status.attempt == 3
     assert step.actions == (DeleteWorkers((old,)),)
+
+
+def test_a_resumption_does_not_wait_for_the_backoff_of_an_earlier_failure() -> None:
+    story = running(restartPolicy={"backoff": {"initialSeconds": 100}})
+    story.see(make_worker(0, state="Failed"), make_worker(1)).settle()
+    assert story.see().settle().wake_after == 100
+    story.later(10).edit(suspend=True).settle()
+    story.edit(suspend=False)
+    assert story.settle().actions == (CreateWorkers(3, (0, 1)),)
+
+
+def test_a_new_size_does_not_wait_for_the_backoff_of_an_earlier_failure() -> None:
+    story = running(restartPolicy={"inPlace": True, "backoff": {"initialSeconds": 20}})
+    failed = make_worker(0, state="Failed", has_launcher=True, awaiting_restart=True)
+    story.see(failed, make_worker(1, has_launcher=True)).settle()
+    assert (story.status.attempt, story.status.pod_attempt) == (2, 1)
+    story.later(10).edit(replicas=3).settle()
+    assert story.see().settle().actions == (CreateWorkers(3, (0, 1, 2)),)
+
+
+# --- the validation of the spec -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Generations of the specs that were validated."""
+    found: list[int] = []
+
+    def count(job: TrainingJob) -> list[str]:
+        found.append(job.metadata.generation)
+        return spec_problems(job)
+
+    monkeypatch.setattr("trainyard_operator.lifecycle.plan.spec_problems", count)
+    return found
+
+
+def test_a_spec_is_validated_when_the_job_starts_and_when_it_changes(validations: list[int]) -> None:
+    story = Story(make_job(trainer=trainer_spec()))
+    story.settle()
+    assert validations == [1]
+    story.all("Running").settle()
+    story.progress = make_progress(step=1)
+    story.later(10).settle()
+    assert validations == [1], "nothing has changed"
+    story.edit(replicas=4).settle()
+    assert validations == [1, 2]
+    story.see().settle()
+    story.edit(suspend=True).settle()
+    story.later(10).settle()
+    assert validations == [1, 2, 3]
+    story.edit(suspend=False).settle()
+    assert validations == [1, 2, 3, 4]
+
+
+def test_a_resumed_job_is_validated_again_since_the_operator_may_have_been_upgraded(validations: list[int]) -> None:
+    story = Story(make_job(suspend=True))
+    story.settle()
+    story.edit(suspend=False)
+    story.job = story.job.replace(status=story.status.replace(observed_generation=2))
+    validations.clear()
+    story.step()
+    assert validations == [2]
+
+
+def test_a_new_size_that_cannot_work_fails_a_running_job() -> None:
+    story = running(trainer=trainer_spec()).edit(replicas=3)
+    story.settle()
+    assert story.condition("Failed").reason == "InvalidSpec"
+    assert story.status.observed_generation == 2
+
+
+def test_a_spec_that_cannot_work_fails_a_job_whose_status_was_lost() -> None:
+    story = Story(make_job(replicas=3, trainer=trainer_spec())).all("Running", attempt=4)
+    story.settle()
+    assert (story.status.attempt, story.condition("Failed").reason) == (4, "InvalidSpec")
 
 
 # --- what keeps a group from running --------------------------------------------------------------------------
