@@ -10,7 +10,7 @@ from tests.cluster.process import ProcessId, every_process
 
 
 def hierarchies(mountinfo: str) -> list[Path]:
-    """The mount points of all hierarchies, from /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
+    """Return the mount points of all hierarchies, from /proc/PID/mountinfo (proc_pid_mountinfo(5))."""
     found = []
     for line in mountinfo.splitlines():
         mount, _, filesystem = line.partition(" - ")
@@ -24,13 +24,13 @@ def _folders(name: str) -> list[Path]:
 
 
 def create(name: str) -> None:
-    """Create it; the kubelet puts its own below."""
+    """Create the cgroup of a cluster in each hierarchy; the kubelet creates those of pods below it."""
     for folder in _folders(name):
         folder.mkdir(exist_ok=True)
 
 
 def processes(name: str) -> list[ProcessId]:
-    """All processes in it and below."""
+    """Return the processes in a cgroup and below it."""
 
     def inside(process: ProcessId) -> bool:
         try:
@@ -43,7 +43,7 @@ def processes(name: str) -> list[ProcessId]:
 
 
 def remove(name: str, *, timeout: float = 10.0) -> None:
-    """Remove it, once the kernel is done with the processes that were in it."""
+    """Remove the cgroup of a cluster, once the kernel has released the processes that were in it."""
     deadline = time.monotonic() + timeout
     for top in filter(Path.exists, _folders(name)):
         folders = [top, *(path for path in top.rglob("*") if path.is_dir())]

@@ -6,13 +6,14 @@ from tests.cluster.binaries import GoToolbox
 from tests.cluster.model import ClusterError
 from tests.cluster.paths import REPOSITORY
 from tests.cluster.toolbox import PathToolbox
+from tests.cluster.versions import DEFAULT
 
-KUBERNETES = "1.34.0"
+KUBERNETES = f"{DEFAULT}.0"
 """Rendering asks no cluster for its version."""
 
 
 def render_chart(namespace: str, *settings: str) -> str:
-    """A Namespace, and all that `helm install trainyard charts/trainyard` would create in it.
+    """Return the manifests of a Namespace and of all that `helm install trainyard charts/trainyard` would create in it.
 
     `settings`: as of helm's --set, KEY=VALUE.
     """

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.cluster import api, chart
+from tests.cluster import api, chart, versions
 from tests.cluster.images import TARGETS
 from tests.cluster.model import Cluster, ClusterError, Profile
 from tests.cluster.progress import say, step
@@ -28,14 +28,15 @@ A real Kubernetes cluster for tests. The first of these that is there provides i
 EPILOG = """\
 State is kept in /var/lib/trainyard-cluster/NAME (of a control plane in
 ~/.local/state/trainyard/control-plane/NAME); TRAINYARD_CLUSTER_DIR overrides both.
+TRAINYARD_TEST_KUBERNETES=1.34 runs another version than {default} (known: {versions}).
 Programs are cached in ~/.cache/trainyard. Logs of removed clusters go to build/cluster-logs/NAME.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the cluster is not there or not healthy (status).
-"""
+""".format(default=versions.DEFAULT, versions=", ".join(versions.VERSIONS))
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments."""
+    """Return the parser of the command line."""
     raw = argparse.RawDescriptionHelpFormatter
     top = argparse.ArgumentParser(
         "python -m tests.cluster", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command("up", up, "make the cluster healthy: create it, repair it, or leave it as it is")
+    command("prepare", prepare, "compile programs and build images ahead of time; starts nothing")
     removal = command("down", down, "remove the cluster; its logs are kept")
     removal.add_argument("--purge", action="store_true", help="remove the caches of programs and images too")
     command("status", status, "show how each part of the cluster is")
@@ -75,21 +77,29 @@ def parser() -> argparse.ArgumentParser:
 
 
 def up(options: argparse.Namespace) -> int:
-    """Create or repair."""
+    """Create the cluster, or repair it."""
     with step("cluster up"):
         cluster = _cluster(options)
     say(f"provider {cluster.provider.name}, kubeconfig {cluster.kubeconfig}")
     return 0
 
 
+def prepare(options: argparse.Namespace) -> int:
+    """Compile and build, at the pace that the rest of the machine leaves."""
+    os.nice(19)
+    with step("preparing programs and images"):
+        api.prepare()
+    return 0
+
+
 def down(options: argparse.Namespace) -> int:
-    """Remove."""
+    """Remove the cluster."""
     api.down(options.profile, name=options.name, purge=options.purge)
     return 0
 
 
 def status(options: argparse.Namespace) -> int:
-    """Show."""
+    """Print the state of each part of the cluster."""
     parts = api.status(options.profile, name=options.name)
     for part, state in parts.items():
         print(f"{part:24} {state}")
@@ -100,7 +110,7 @@ def status(options: argparse.Namespace) -> int:
 
 
 def build_images(options: argparse.Namespace) -> int:
-    """Build, and unless told otherwise load."""
+    """Build the images, and load them into the cluster unless --no-load is given."""
     cluster = None if options.no_load else _cluster(options)
     for name in api.build_images(cluster, options.target or TARGETS).values():
         print(name)
@@ -108,7 +118,7 @@ def build_images(options: argparse.Namespace) -> int:
 
 
 def load_image(options: argparse.Namespace) -> int:
-    """Load an archive."""
+    """Load the images of an archive into the cluster."""
     with step(f"loading {options.archive}"):
         if not _cluster(options).load_image(options.archive):
             say("its images are loaded already")
@@ -116,13 +126,13 @@ def load_image(options: argparse.Namespace) -> int:
 
 
 def render_chart(options: argparse.Namespace) -> int:
-    """Let helm render it."""
+    """Print the manifests that helm renders."""
     print(chart.render_chart(options.namespace), end="")
     return 0
 
 
 def env(options: argparse.Namespace) -> int:
-    """Print variables; KUBECTL and HELM because a cluster may have a network of its own."""
+    """Print the environment variables that point kubectl at the cluster."""
     cluster = _cluster(options)
     values = {
         "KUBECONFIG": str(cluster.kubeconfig),
@@ -137,7 +147,7 @@ def env(options: argparse.Namespace) -> int:
 
 
 def execute(options: argparse.Namespace) -> int:
-    """Become the command, so that signals and the terminal are its own."""
+    """Replace this process with the command, so that it receives signals and owns the terminal."""
     cluster = _cluster(options)
     argv = [*cluster.command_prefix, *options.argv]
     try:

@@ -31,7 +31,7 @@ class Ports:
 
 
 def free_ports() -> Ports:
-    """Ports of the loopback interface that nobody uses; held all at once so that they differ."""
+    """Return unused ports of the loopback interface; all are bound at the same time so that they differ."""
     sockets = [socket.socket() for _ in range(3)]
     try:
         for one in sockets:
@@ -60,7 +60,7 @@ def write_credentials(paths: Paths, port: int, users: Mapping[str, pki.Subject],
 
 
 def etcd_argv(program: Path, paths: Paths, ports: Ports) -> list[str]:
-    """A single member. Nothing is synced to disk: the data is not meant to survive the machine."""
+    """Return the command of a single member. It syncs nothing to disk: the data need not survive a power failure."""
     client = f"http://127.0.0.1:{ports.etcd}"
     peers = f"http://127.0.0.1:{ports.etcd_peers}"
     return [
@@ -77,7 +77,7 @@ def etcd_argv(program: Path, paths: Paths, ports: Ports) -> list[str]:
 
 
 def apiserver_argv(program: Path, paths: Paths, ports: Ports) -> list[str]:
-    """What every profile has in common."""
+    """Return the command of the API server, with the arguments that all profiles have in common."""
     key = paths.pki / "service-accounts.key"
     return [
         str(program),
@@ -97,14 +97,14 @@ def apiserver_argv(program: Path, paths: Paths, ports: Ports) -> list[str]:
 
 @dataclass(frozen=True)
 class Probe:
-    """Asks a server of the cluster whether it is well, by way of kubectl: that one runs in any network."""
+    """Checks the health of the cluster's servers with kubectl, which can run in any network."""
 
     kubectl: Path
     kubeconfig: Path
     prefix: Sequence[str] = ()
 
     def answers(self, *arguments: str) -> bool:
-        """Whether a kubectl command succeeds."""
+        """Return whether a kubectl command succeeds."""
         command = [*self.prefix, str(self.kubectl), "--request-timeout=5s", *arguments]
         cache = str(self.kubeconfig.parent / "kubectl-cache")
         environment = {"KUBECONFIG": str(self.kubeconfig), "KUBECACHEDIR": cache, "PATH": "/usr/bin:/bin"}
@@ -115,18 +115,21 @@ class Probe:
         return done.returncode == 0
 
     def api(self, path: str) -> Check:
-        """A check of something the API server serves."""
+        """Return a check that the API server serves a path."""
         return lambda: self.answers("get", "--raw", path)
 
     def url(self, server: str, path: str = "/healthz") -> Check:
-        """A check of another server, whose certificate nobody knows."""
+        """Return a check of another server, whose certificate is not verified."""
         return lambda: self.answers("--server", server, "--insecure-skip-tls-verify", "get", "--raw", path)
 
 
 def control_plane(toolbox: Toolbox, paths: Paths, ports: Ports, probe: Probe, extra: Sequence[str]) -> list[Daemon]:
-    """Both; `extra` are the API server's arguments of one profile."""
+    """Return etcd and the API server as daemons; `extra` are the API server's arguments of one profile."""
     etcd = etcd_argv(toolbox.path("etcd"), paths, ports)
-    apiserver = apiserver_argv(toolbox.path("kube-apiserver"), paths, ports)
+    apiserver = [
+        *apiserver_argv(toolbox.path("kube-apiserver"), paths, ports),
+        *toolbox.kubernetes.apiserver_arguments(),
+    ]
     return [
         Daemon("etcd", etcd, probe.url(f"http://127.0.0.1:{ports.etcd}", "/health")),
         Daemon("kube-apiserver", [*apiserver, *extra], probe.api("/readyz")),

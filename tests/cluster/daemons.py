@@ -34,17 +34,17 @@ class Supervisor:
     """Puts a daemon into the cluster's network."""
 
     def process(self, name: str) -> ProcessId | None:
-        """The running daemon of this name."""
+        """Return the process of a daemon; None if it does not run."""
         return ProcessId.read(self.paths.pids / name)
 
     def running(self) -> dict[str, ProcessId | None]:
-        """Every daemon that was ever started, with its process if it still runs."""
+        """Return every daemon that was ever started, with its process if it still runs."""
         if not self.paths.pids.is_dir():
             return {}
         return {file.name: self.process(file.name) for file in sorted(self.paths.pids.iterdir())}
 
     def ensure(self, daemons: Sequence[Daemon]) -> None:
-        """Start those that do not run, all at once, then wait for each."""
+        """Start the daemons that do not run, all at once, then wait until each is healthy."""
         for folder in (self.paths.pids, self.paths.log):
             folder.mkdir(parents=True, exist_ok=True)
         with step(f"{', '.join(daemon.name for daemon in daemons)} healthy"):

@@ -30,7 +30,7 @@ class LocalCluster(ABC):
     """The programs it needs from the toolbox."""
 
     def __init__(self, request: Request, toolbox: Toolbox) -> None:
-        """Touches nothing yet."""
+        """Describe the cluster; nothing is created or read yet."""
         if sys.platform != "linux":
             raise ClusterError("only Linux runs a cluster here: install kind or set TRAINYARD_TEST_KUBECONFIG")
         self.toolbox = toolbox
@@ -39,20 +39,20 @@ class LocalCluster(ABC):
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Puts a command into its network."""
+        """Command prefix that enters the cluster's network; empty for that of the host."""
         return ()
 
     def supervisor(self, prefix: Sequence[str] = ()) -> Supervisor:
-        """Runs its daemons."""
+        """Return the supervisor of its daemons."""
         return Supervisor(self.paths, prefix)
 
     @property
     def probe(self) -> Probe:
-        """Asks its servers."""
+        """Health checks of its servers."""
         return Probe(self.toolbox.path("kubectl"), self.paths.kubeconfig(), self.prefix)
 
     def up(self) -> None:
-        """Make it healthy, with as little change as that takes."""
+        """Make the cluster healthy, with as little change as that takes."""
         with locked(self.lock):
             self.toolbox.prepare(self.tools)
             if self._recorded() and (self._healthy() or self._repaired()):
@@ -64,12 +64,12 @@ class LocalCluster(ABC):
             self._start()
 
     def down(self) -> None:
-        """Leave nothing of it behind but its logs."""
+        """Remove the cluster; only its logs stay."""
         with locked(self.lock, remove=True):
             self._remove()
 
     def status(self) -> dict[str, str]:
-        """Each daemon with its process number and health."""
+        """Return the process number and health of each daemon."""
         return {daemon.name: self._state(daemon) for daemon in self._daemons()} if self._recorded() else {}
 
     def _state(self, daemon: Daemon) -> str:
@@ -88,7 +88,7 @@ class LocalCluster(ABC):
             with step("repairing the cluster", slow=True):
                 self._start()
         except ClusterError as error:
-            say(f"starting anew: {str(error).partition('. ')[0]}")
+            say(f"creating a new cluster: {str(error).partition('. ')[0]}")
             return False
         return True
 
@@ -106,7 +106,7 @@ class LocalCluster(ABC):
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _strays(self) -> list[ProcessId]:
-        """Its processes, those included that no pid file names."""
+        """Return the processes of the cluster, those included that no pid file names."""
         return marked(self.paths.state)
 
     def _clean(self) -> None:
@@ -124,7 +124,8 @@ class LocalCluster(ABC):
         self.paths.record.write_text(json.dumps(self._make()))
 
     def _make(self) -> dict[str, str]:
-        return {"programs": self.toolbox.version, "profile": type(self).__name__}
+        configured = " ".join(self.toolbox.kubernetes.apiserver_arguments())
+        return {"programs": self.toolbox.version, "profile": type(self).__name__, "configured": configured}
 
     @abstractmethod
     def _create(self) -> None:
@@ -132,11 +133,11 @@ class LocalCluster(ABC):
 
     @abstractmethod
     def _daemons(self) -> Sequence[Daemon]:
-        """All of its daemons."""
+        """Return all daemons of the cluster."""
 
     @abstractmethod
     def _start(self) -> None:
-        """Start those that do not run, and wait until all are healthy."""
+        """Start the daemons that do not run, and wait until all are healthy."""
 
 
 class ControlPlane(LocalCluster):

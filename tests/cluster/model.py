@@ -1,4 +1,4 @@
-"""What every provider hands out, and the contract it fulfils."""
+"""The interfaces of providers, toolboxes and image stores, and the cluster that a provider returns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from tests.cluster.versions import Kubernetes
 
 
 class ClusterError(Exception):
-    """Something a person can put right; the message says how."""
+    """A problem that the user can fix; the message says how."""
 
 
 class Profile(StrEnum):
@@ -23,7 +26,7 @@ class Profile(StrEnum):
     CONTROL_PLANE = "control-plane"
     """etcd and kube-apiserver: objects are stored and validated, nothing runs."""
     NODE = "node"
-    """A whole cluster with one node that runs pods."""
+    """A complete cluster with one node that runs pods."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,17 @@ class Toolbox(Protocol):
     """Where programs such as kubectl come from."""
 
     def path(self, tool: str) -> Path:
-        """The program, built or looked up on first use; ClusterError if there is none."""
+        """Return the path of a program, built or looked up on first use; raise ClusterError if there is none."""
+
+    def missing(self, tools: Sequence[str]) -> list[str]:
+        """Return those of the programs that `prepare` would have to build."""
 
     def prepare(self, tools: Sequence[str]) -> None:
         """Make several programs available at once, which is faster than one after another."""
+
+    @property
+    def kubernetes(self) -> Kubernetes:
+        """The version of Kubernetes that its daemons are."""
 
     @property
     def version(self) -> str:
@@ -69,6 +79,9 @@ class Provider(Protocol):
     def applies(self, profile: Profile) -> bool:
         """Whether this machine, with this environment, gets such a cluster this way."""
 
+    def prepare(self, request: Request) -> None:
+        """Make everything that `up` takes minutes for, such as compiled programs, and start nothing."""
+
     def up(self, request: Request) -> Cluster:
         """Return a healthy cluster: the one there is, or that one repaired, or a new one."""
 
@@ -76,13 +89,13 @@ class Provider(Protocol):
         """Remove the cluster; with purge, the caches it was made from too."""
 
     def status(self, request: Request) -> Mapping[str, str]:
-        """The parts of the cluster and how each of them is; empty if there is no cluster."""
+        """Return the state of each part of the cluster; an empty mapping if there is no cluster."""
 
     def load_image(self, cluster: Cluster, archive: Path) -> bool:
-        """Make the images of an archive runnable in the cluster; False if they already were."""
+        """Load the images of an archive into the cluster; return False if all of them are there already."""
 
     def load_built(self, cluster: Cluster, store: ImageStore, reference: str) -> bool:
-        """The same for an image of a store, which may take less copying."""
+        """Load an image of a store, copying only missing layers if possible; return False if it is there already."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +168,9 @@ class Cluster:
         return done
 
     def load_image(self, archive: Path) -> bool:
-        """Make the images of an OCI or docker archive runnable; False if they already were."""
+        """Load the images of an OCI or docker archive; return False if all of them are there already."""
         return self.provider.load_image(self, archive)
 
     def load_built(self, store: ImageStore, reference: str) -> bool:
-        """Make an image of a store runnable; False if it already was."""
+        """Load an image of a store into the cluster; return False if it is there already."""
         return self.provider.load_built(self, store, reference)

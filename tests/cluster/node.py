@@ -1,4 +1,4 @@
-"""A whole cluster with one node, in a network and a mount namespace of its own.
+"""A complete cluster with one node, in a network and a mount namespace of its own.
 
 A process holds both namespaces. Every daemon joins it, so the host's interfaces, packet filters, ports
 and mounts stay as they are, and once the last process has ended the kernel removes everything by itself.
@@ -20,24 +20,14 @@ from tests.cluster.images.containerd import Containerd
 from tests.cluster.local import LocalCluster
 from tests.cluster.model import ClusterError, Request, Toolbox
 from tests.cluster.node_config import NODE, NODE_ADDRESS, USERS
-from tests.cluster.process import ProcessId, every_process, network_of, require, stop
+from tests.cluster.prerequisites import ROOT
+from tests.cluster.process import ProcessId, every_process, network_of, stop
 from tests.cluster.progress import step
 
 PORTS = Ports(apiserver=6443, etcd=2379, etcd_peers=2380)
 HOLDER = "namespaces"
 HOST_FOLDERS = ("/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers")
 """Paths that no option changes; in the node's mount namespace others are mounted on them."""
-PACKAGES = {
-    "containerd": "containerd",
-    "ctr": "containerd",
-    "runc": "runc",
-    "iptables": "iptables",
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "busybox": "busybox-static",
-}
-"""The Debian package of each program that is not built from Go modules."""
 
 
 class Node(LocalCluster):
@@ -59,19 +49,17 @@ class Node(LocalCluster):
         """Check that it can run here."""
         super().__init__(request, toolbox)
         if os.geteuid() != 0:
-            raise ClusterError(
-                "a cluster with a node needs root: use sudo, --control-plane, or TRAINYARD_TEST_KUBECONFIG"
-            )
+            raise ClusterError(f"a cluster with a node needs {ROOT}")
         self.cgroup = f"trainyard-{request.name}"
 
     @property
     def prefix(self) -> tuple[str, ...]:
-        """Enters the network namespace."""
+        """Command prefix that enters the cluster's network namespace."""
         return self._enter("--net")
 
     @property
     def containerd(self) -> Containerd:
-        """Its container runtime."""
+        """The container runtime of the node."""
         return Containerd(self.paths.run / "containerd.sock", self.paths.state / "containerd")
 
     def _enter(self, *namespaces: str) -> tuple[str, ...]:
@@ -80,8 +68,6 @@ class Node(LocalCluster):
         return ("nsenter", f"--target={holder.pid}", *namespaces, "--") if holder else ()
 
     def _create(self) -> None:
-        for program, package in PACKAGES.items():
-            require(program, f"apt-get install {package}")
         write_credentials(self.paths, PORTS.apiserver, USERS, addresses=[NODE_ADDRESS])
         node_config.write(self.paths, self.containerd.socket, self.cgroup)
 
@@ -104,7 +90,7 @@ class Node(LocalCluster):
         return Daemon(HOLDER, argv, self._holder_ready)
 
     def _holder_ready(self) -> bool:
-        """The script has reached its end, where it becomes sleep(1)."""
+        """Return whether the script has reached its end, where it becomes sleep(1)."""
         holder = self.supervisor().process(HOLDER)
         return holder is not None and Path(f"/proc/{holder.pid}/comm").read_text() == "sleep\n"
 
@@ -134,7 +120,7 @@ class Node(LocalCluster):
                 archive.unlink()
 
     def _components(self) -> list[Daemon]:
-        state, probe = self.paths.state, self.probe
+        state, probe, gates = self.paths.state, self.probe, self.toolbox.kubernetes.gate_arguments()
         manager = [
             f"--kubeconfig={self.paths.kubeconfig('controller-manager')}",
             f"--service-account-private-key-file={self.paths.pki / 'service-accounts.key'}",
@@ -142,17 +128,19 @@ class Node(LocalCluster):
             "--use-service-account-credentials=true",
             "--leader-elect=false",
             f"--flex-volume-plugin-dir={state / 'volume-plugins'}",  # else it makes one in /usr
+            *gates,
         ]
-        scheduler = [f"--kubeconfig={self.paths.kubeconfig('scheduler')}", "--leader-elect=false"]
+        scheduler = [f"--kubeconfig={self.paths.kubeconfig('scheduler')}", "--leader-elect=false", *gates]
         kubelet = [
             f"--config={state / 'kubelet.yaml'}",
             f"--kubeconfig={self.paths.kubeconfig('kubelet')}",
             f"--root-dir={state / 'kubelet'}",
             f"--hostname-override={NODE}",
             f"--node-ip={NODE_ADDRESS}",
+            *gates,
         ]
 
-        def accounts() -> bool:  # nobody can create a pod before this
+        def accounts() -> bool:  # no pod can be created before this
             return probe.answers("get", "serviceaccount", "default")
 
         def ready() -> bool:  # the node's status alone may be that of a kubelet which has died
@@ -176,7 +164,7 @@ class Node(LocalCluster):
         return self.supervisor().process(HOLDER) is not None and super()._repaired()
 
     def _strays(self) -> list[ProcessId]:
-        """As well as what tests have started in its network."""
+        """Return the processes of the cluster and those that tests have started in its network."""
         daemons = super()._strays()
         networks = {network_of(process) for process in daemons} - {network_of(1), None}
         return [*daemons, *(process for process in every_process() if network_of(process) in networks)]

@@ -8,15 +8,14 @@ from typing import Any
 
 from tests.cluster.control_plane import ADMINISTRATOR
 from tests.cluster.images import busybox
-from tests.cluster.model import ClusterError
 from tests.cluster.paths import Paths
 from tests.cluster.pki import Subject
+from tests.cluster.prerequisites import plugin_folder
 
 NODE = "node1"
 NODE_ADDRESS = "10.88.0.1"
 """The bridge's: what pods reach the node, the DNS and the API server at."""
 PODS = "10.88.0.0/16"
-CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 USERS = {
     "admin": ADMINISTRATOR,
     "controller-manager": Subject("system:kube-controller-manager"),
@@ -27,7 +26,7 @@ USERS = {
 
 
 def write(paths: Paths, containerd: Path, cgroup: str) -> None:
-    """Write all of them into the state folder; the YAML ones as JSON, which is YAML too."""
+    """Write the configuration files into the state folder; YAML files as JSON, which is YAML too."""
     (paths.state / "cni").mkdir()
     (paths.state / "containerd.toml").write_text(containerd_toml(paths, containerd))
     (paths.state / "cni" / "bridge.conflist").write_text(json.dumps(cni(paths)))
@@ -38,10 +37,9 @@ def write(paths: Paths, containerd: Path, cgroup: str) -> None:
 
 
 def containerd_toml(paths: Paths, socket: Path) -> str:
-    """Its root, its socket, and the CRI's use of CNI."""
-    plugins = next((folder for folder in CNI_FOLDERS if (folder / "bridge").exists()), None)
-    if plugins is None:
-        raise ClusterError("CNI plugins are not installed: apt-get install containernetworking-plugins")
+    """Return containerd's configuration: folders, socket, and CNI for the CRI plugin."""
+    plugins = plugin_folder()
+    assert plugins is not None, "checked among the prerequisites"
     return f"""\
 version = 2
 root = "{paths.state / "containerd"}"
@@ -63,7 +61,7 @@ disabled_plugins = ["io.containerd.internal.v1.opt"]
 
 
 def cni(paths: Paths) -> dict[str, Any]:
-    """One bridge for all pods."""
+    """Return the CNI configuration: one bridge for all pods."""
     ipam = {
         "type": "host-local",
         "ranges": [[{"subnet": PODS, "gateway": NODE_ADDRESS}]],
@@ -82,7 +80,7 @@ def cni(paths: Paths) -> dict[str, Any]:
 
 
 def kubelet(paths: Paths, containerd: Path, cgroup: str) -> dict[str, Any]:
-    """A node that offers the whole machine but 1 GiB and never evicts a pod or removes an image."""
+    """Return the configuration of a kubelet that reserves 1 GiB of memory and never evicts pods or images."""
     return {
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -113,7 +111,7 @@ def kubelet(paths: Paths, containerd: Path, cgroup: str) -> dict[str, Any]:
 
 
 def kube_proxy(paths: Paths) -> dict[str, Any]:
-    """Services by iptables."""
+    """Return the configuration of kube-proxy, which implements Services with iptables."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
@@ -121,12 +119,12 @@ def kube_proxy(paths: Paths) -> dict[str, Any]:
         "clusterCIDR": PODS,
         "hostnameOverride": NODE,
         "mode": "iptables",
-        "conntrack": {"maxPerCore": 0},  # the limit is the whole machine's: leave it
+        "conntrack": {"maxPerCore": 0},  # the limit holds for the machine: leave it
     }
 
 
 def corefile(paths: Paths) -> str:
-    """Names of Services and pods, on the bridge's address."""
+    """Return the configuration of CoreDNS, which serves the names of Services and pods on the bridge's address."""
     return f"""\
 .:53 {{
     bind {NODE_ADDRESS}

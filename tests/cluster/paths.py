@@ -50,7 +50,7 @@ class Paths:
         return self.state / "cluster.json"
 
     def kubeconfig(self, user: str = "admin") -> Path:
-        """The credentials of one user."""
+        """Return the path of one user's credentials."""
         return self.state / f"{user}.kubeconfig"
 
     def save_logs(self) -> None:
@@ -61,7 +61,7 @@ class Paths:
 
 
 def paths_of(request: Request) -> Paths:
-    """The folders of a cluster that this tool runs itself."""
+    """Return the folders of a cluster that this tool runs itself."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,19}", request.name):
         raise ClusterError(f"cluster name {request.name!r}: use 1 to 20 lower-case letters, digits and dashes")
     override = os.environ.get("TRAINYARD_CLUSTER_DIR")
@@ -76,7 +76,7 @@ def paths_of(request: Request) -> Paths:
 
 
 def user_folder(kind: str) -> Path:
-    """Trainyard's folder for this user's STATE or CACHE (the XDG base directory specification)."""
+    """Return Trainyard's folder for this user's STATE or CACHE (XDG base directory specification)."""
     default = {"STATE": ".local/state", "CACHE": ".cache"}[kind]
     return Path(os.environ.get(f"XDG_{kind}_HOME") or Path.home() / default) / "trainyard"
 

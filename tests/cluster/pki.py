@@ -53,7 +53,7 @@ class KeyPair:
 
 
 def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key in the one format that Kubernetes also reads the public key from."""
+    """Return a private key in PEM, in the one format that Kubernetes also reads the public key from."""
     return key.private_bytes(Encoding.PEM, PrivateFormat.TraditionalOpenSSL, NoEncryption())
 
 
@@ -64,12 +64,12 @@ def write_key(file: Path, key: ec.EllipticCurvePrivateKey) -> None:
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A private key; elliptic, because an RSA key takes a hundred times as long to make."""
+    """Return a new private key; elliptic, because an RSA key takes a hundred times as long to make."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def certificate_authority() -> KeyPair:
-    """A new, self-signed CA."""
+    """Return a new, self-signed CA."""
     key = new_key()
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "trainyard-test-ca")])
     builder = _builder(name, name, key).add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
@@ -77,7 +77,7 @@ def certificate_authority() -> KeyPair:
 
 
 def issue(ca: KeyPair, subject: Subject) -> KeyPair:
-    """A key pair signed by the CA, good for clients and servers alike."""
+    """Return a key pair that the CA has signed, for clients and servers."""
     key = new_key()
     attributes = [x509.NameAttribute(NameOID.COMMON_NAME, subject.user)]
     if subject.group:
@@ -111,7 +111,7 @@ def _host(host: str) -> x509.GeneralName:
 
 
 def kubeconfig(server: str, ca: KeyPair, user: KeyPair) -> str:
-    """A kubeconfig with everything inside, so that it can be copied anywhere."""
+    """Return a kubeconfig that contains all certificates and keys, so that it can be copied anywhere."""
 
     def inline(pem: bytes) -> str:
         return base64.b64encode(pem).decode()

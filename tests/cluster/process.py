@@ -25,7 +25,7 @@ def _boot() -> str:
 
 @dataclass(frozen=True)
 class ProcessId:
-    """One process for good: the kernel gives its number to another one some day."""
+    """The identity of one process; its number alone may be reused by the kernel."""
 
     pid: int
     start: int
@@ -34,7 +34,7 @@ class ProcessId:
 
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
-        """The process that has this number now; None if there is none, or only a zombie that holds nothing any more."""
+        """Return the process with this number; None if there is none, or only a zombie that holds no resources."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except (FileNotFoundError, ProcessLookupError):
@@ -52,7 +52,7 @@ class ProcessId:
 
     @classmethod
     def read(cls, file: Path) -> ProcessId | None:
-        """The process a pid file names, if it still lives."""
+        """Return the process that a pid file names; None if it has ended."""
         try:
             pid, start, boot = file.read_text().split()
             recorded = cls(int(pid), int(start), boot)
@@ -65,7 +65,7 @@ class ProcessId:
         file.write_text(f"{self.pid} {self.start} {self.boot}\n")
 
     def alive(self) -> bool:
-        """Whether the process still runs."""
+        """Return whether the process still runs."""
         return ProcessId.of(self.pid) == self
 
     def signal(self, number: int) -> None:
@@ -95,7 +95,7 @@ def spawn(argv: Sequence[str], log: Path, mark: Path) -> ProcessId:
 
 
 def require(program: str, remedy: str = "install it") -> str:
-    """The path of an installed program."""
+    """Return the path of an installed program; raise ClusterError with the remedy if there is none."""
     found = shutil.which(program, path=search_path())
     if found is None:
         raise ClusterError(f"{program} is not installed: {remedy}")
@@ -103,7 +103,7 @@ def require(program: str, remedy: str = "install it") -> str:
 
 
 def search_path() -> str:
-    """PATH with the folders of system programs, which an ordinary user's may lack."""
+    """Return PATH with the folders of system programs, which an ordinary user's PATH may lack."""
     return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
@@ -132,7 +132,7 @@ def _wait(processes: Sequence[ProcessId], timeout: float) -> list[ProcessId]:
 
 
 def every_process() -> Iterator[ProcessId]:
-    """All processes of the machine but this one and those that wait for it, such as a shell."""
+    """Yield all processes of the machine except this one and its ancestors."""
     own = ancestry()
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and int(folder.name) not in own:
@@ -142,7 +142,7 @@ def every_process() -> Iterator[ProcessId]:
 
 
 def ancestry() -> set[int]:
-    """This process, its parent, and so on."""
+    """Return the process numbers of this process and of all its ancestors."""
     found, pid = set(), os.getpid()
     while pid > 0:
         found.add(pid)
@@ -151,7 +151,7 @@ def ancestry() -> set[int]:
 
 
 def network_of(process: ProcessId | int) -> int | None:
-    """The network namespace of a process; None if it has ended or is another user's."""
+    """Return the network namespace of a process; None if it has ended or belongs to another user."""
     pid = process if isinstance(process, int) else process.pid
     try:
         return Path(f"/proc/{pid}/ns/net").stat().st_ino
@@ -160,7 +160,7 @@ def network_of(process: ProcessId | int) -> int | None:
 
 
 def marked(state: Path) -> list[ProcessId]:
-    """The processes of the cluster with this state folder, and their descendants outside of pods."""
+    """Return the processes of the cluster with this state folder, and their descendants outside of pods."""
     wanted = f"{MARK}={state}".encode()
 
     def has_mark(process: ProcessId) -> bool:
@@ -173,7 +173,7 @@ def marked(state: Path) -> list[ProcessId]:
 
 
 def tail(log: Path, lines: int = 15) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     try:
         text = log.read_text(errors="replace")
     except FileNotFoundError:

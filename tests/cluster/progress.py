@@ -15,7 +15,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def step(what: str, *, slow: bool = False) -> Iterator[None]:
-    """Report how long a step took; a slow one is announced as well, so that nobody thinks it hangs."""
+    """Print how long a step took; a slow one is announced first, so that it does not look like a hang."""
     if slow:
         say(f"{what} ...")
     start = time.monotonic()

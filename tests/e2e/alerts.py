@@ -1,4 +1,4 @@
-"""Troubles of jobs that are to be alerts: what is done to a job, what Alertmanager must then be told, what mends it."""
+"""Faults of jobs that must become alerts: what causes each, which alerts Alertmanager must receive, what repairs it."""
 
 import json
 import signal
@@ -9,34 +9,34 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.e2e.faults.scene import Subject, make_job
+from tests.e2e.faults.fault_job import RunningJob, make_job
 from tests.e2e.faults.table import SPOIL_GRADIENT
-from tests.e2e.node import Hands
+from tests.e2e.namespace import Body, Namespace, eventually
+from tests.e2e.node_faults import NodeFaults
 from tests.e2e.prometheus import PACE, Prometheus
-from tests.e2e.world import Body, World, eventually
 from tests.support.alerting import flaws
 from trainyard_monitoring.timing import NONFINITE_STEPS, RESTARTS
 
 STEP_SECONDS = 0.25
-"""Least time of a step: ten ranks share two processors, and none of them is to feel it."""
+"""Minimum seconds of a step, such that ten ranks on two processors do not slow each other down."""
 CALM = 10.0
-"""Seconds in which all is well at first: two checkpoints, and some losses."""
+"""Seconds without a fault at first: time for two checkpoints and some losses."""
 PATIENCE = 150.0
 """Seconds within which an alert must fire, or resolve; no rule needs half of that."""
 
 Labels = frozenset[tuple[str, str]]
 Times = dict[Labels, tuple[float, float]]
-"""By alert: seconds from the harm until it was told, and from the mending until it was not any more."""
+"""By alert: seconds from the fault until the alert was active, and from the repair until it was resolved."""
 
 
 def labels(alert: str, **others: str) -> Labels:
-    """Those of an alert that tell it from others."""
+    """Return the labels that identify an alert."""
     return frozenset({"alertname": alert, **others}.items())
 
 
 @dataclass
 class Watch:
-    """What an Alertmanager has been told so far about some namespaces, and when."""
+    """The alerts that an Alertmanager has received about some namespaces, and when."""
 
     prometheus: Prometheus
     namespaces: frozenset[str]
@@ -44,12 +44,12 @@ class Watch:
     since: dict[Labels, float] = field(default_factory=dict)
     """When each alert was first seen (time.monotonic)."""
     flaws: set[str] = field(default_factory=set)
-    """Words that are wrong."""
+    """Errors in the texts of alerts."""
     steps: dict[str, float] = field(default_factory=dict)
     """Steps that each job has made, as the rules know them."""
 
     def look(self) -> None:
-        """Look once more."""
+        """Read the active alerts and the steps of the jobs."""
         active = set()
         for alert in self.prometheus.active():
             told: dict[str, str] = {key: text for key, text in alert["labels"].items() if key != "severity"}
@@ -64,7 +64,7 @@ class Watch:
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Look again and again, in a thread, while the context lasts."""
+        """Read them every half second, in a thread, while the context lasts."""
         stop = threading.Event()
 
         def look() -> None:
@@ -80,7 +80,7 @@ class Watch:
             looking.result()
 
     def see(self, alerts: frozenset[Labels], harm: Callable[[], object], mend: Callable[[], object]) -> Times:
-        """Do harm, wait for all these alerts, mend it, and wait until none of them is left."""
+        """Cause a fault, wait for these alerts, repair it, and wait until all of them are resolved."""
         assert not alerts & self.since.keys(), "before anything was wrong"
         told, began = str([dict(alert) for alert in alerts]), time.monotonic()
         harm()
@@ -100,53 +100,55 @@ class Watch:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What happens to one job."""
+    """A fault of one job, and the alerts that it must become."""
 
     job: str
     alerts: Mapping[str, Mapping[str, str]]
-    """Those that it must be, and no other, by name; with labels besides those of the job."""
-    harm: Callable[[Subject], None]
-    mend: Callable[[Subject], object]
+    """The alerts that must fire, and no other, by name; with labels besides those of the job."""
+    harm: Callable[[RunningJob], None]
+    mend: Callable[[RunningJob], object]
     calm: float | None = CALM
     """Seconds between the first step and the harm; None: it never makes a step."""
     spec: Body = field(default_factory=dict)
-    """What the job's spec has besides."""
+    """Fields of the job's spec besides the defaults."""
     size: str | None = None
-    """Of its volume; None: the disk's."""
+    """Size of its volume; None: as large as the disk."""
 
     def expected(self, namespace: str) -> frozenset[Labels]:
-        """The same as Alertmanager has them."""
+        """Return the labels of the expected alerts as Alertmanager has them."""
         where = {"namespace": namespace, "job_name": self.job}
         return frozenset(labels(name, **where, **others) for name, others in self.alerts.items())
 
 
 def one_worker(**resources: str) -> Body:
-    """A job of one rank, which asks for little."""
+    """Return workers of one rank that request little."""
     return {"replicas": 1, "resources": {"requests": {"cpu": "100m", **resources}}}
 
 
 @contextmanager
-def running(world: World, hands: Hands, name: str, spec: Body, size: str | None = None) -> Iterator[Subject]:
-    """A job that is gone in the end."""
-    volume = hands.volume(world, name)
+def running(
+    namespace: Namespace, node_faults: NodeFaults, name: str, spec: Body, size: str | None = None
+) -> Iterator[RunningJob]:
+    """Run a job; it is deleted at the end of the context."""
+    volume = node_faults.volume(namespace, name)
     if size is not None:
         volume.limit(size)
     checkpoint = {"volume": {"hostPath": {"path": str(volume.path)}}}
     spec = {"workers": one_worker(), "trainer": {"batch": {"global": 2}}, **spec}
-    world.apply(make_job(name, checkpoint, steps=1_000_000, pace=STEP_SECONDS, **spec))
+    namespace.apply(make_job(name, checkpoint, steps=1_000_000, pace=STEP_SECONDS, **spec))
     try:
-        yield Subject(world, hands, name, volume)
+        yield RunningJob(namespace, node_faults, name, volume)
     finally:
         # Its pods go first: one that finds no volume at its end could not save, and that is an alert.
-        world.kubectl("delete", "tj", name, "--ignore-not-found", "--cascade=foreground")
+        namespace.kubectl("delete", "tj", name, "--ignore-not-found", "--cascade=foreground")
         volume.remove()
 
 
-def nothing(_: Subject) -> None:
-    """What is done and passes by itself, or has to be waited for."""
+def nothing(_: RunningJob) -> None:
+    """Do nothing: the fault is in the spec, or passes by itself."""
 
 
-def spoil_gradients(job: Subject) -> None:
+def spoil_gradients(job: RunningJob) -> None:
     for _ in range(NONFINITE_STEPS):
         job.in_rank(0, SPOIL_GRADIENT)
         eventually("the fault taken", lambda: not job.fault(0).exists(), interval=0.05)
@@ -169,32 +171,32 @@ for parameter, kept in zip(update._parameters, update.kept, strict=True):
 _PACE = "import os; os.environ['TRAINYARD_TEST_STEP_SECONDS'] = '{}'"
 
 
-def kill_again_and_again(job: Subject) -> None:
-    """Each attempt makes a step first, so that the next one begins in the same pod."""
+def kill_again_and_again(job: RunningJob) -> None:
+    """Kill a rank of each attempt after its first step, so that the next attempt begins in the same pod."""
     for attempt in range(1, RESTARTS + 1):
-        job.world.await_step(job.job, 1, attempt=attempt)
-        job.hands.signal(job.hands.ranks(job.pod(0))[0])
+        job.namespace.await_step(job.name, 1, attempt=attempt)
+        job.node_faults.signal(job.node_faults.ranks(job.pod(0))[0])
 
 
-def patch(job: Subject, spec: Body) -> None:
-    job.world.kubectl("patch", "tj", job.job, "--type=merge", "-p", json.dumps({"spec": spec}))
+def patch(job: RunningJob, spec: Body) -> None:
+    job.namespace.kubectl("patch", "tj", job.name, "--type=merge", "-p", json.dumps({"spec": spec}))
 
 
-def suspend(job: Subject) -> None:
+def suspend(job: RunningJob) -> None:
     patch(job, {"suspend": True})
 
 
-def ask_for_less(job: Subject) -> None:
-    """The spec can be changed while the job is suspended."""
+def ask_for_less(job: RunningJob) -> None:
+    """Lower the requests of a job while it is suspended, when its spec can be changed."""
     suspend(job)
-    job.world.await_phase(job.job, "Suspended")
+    job.namespace.await_phase(job.name, "Suspended")
     patch(job, {"workers": one_worker(), "suspend": False})
-    job.world.await_phase(job.job, "Running")
+    job.namespace.await_phase(job.name, "Running")
 
 
-def ranks(job: Subject, number: signal.Signals) -> None:
-    for rank in job.hands.ranks(job.pod(0)):
-        job.hands.signal(rank, number)
+def ranks(job: RunningJob, number: signal.Signals) -> None:
+    for rank in job.node_faults.ranks(job.pod(0)):
+        job.node_faults.signal(rank, number)
 
 
 STUCK, LEADERLESS, DOWN, ABSENT = OPERATOR = (
@@ -203,7 +205,7 @@ STUCK, LEADERLESS, DOWN, ABSENT = OPERATOR = (
     "TrainyardOperatorDown",
     "TrainyardOperatorAbsent",
 )
-"""Alerts that are about no job."""
+"""Alerts about the operator rather than a job."""
 
 TABLE = (
     Trouble("bad-numbers", {"TrainyardNonFiniteSteps": {}}, spoil_gradients, nothing),
@@ -216,8 +218,8 @@ TABLE = (
     Trouble(
         "straggler",
         {"TrainyardStraggler": {"rank": "1"}},
-        lambda job: job.hands.throttle(job.pod(1), 0.15),
-        lambda job: job.hands.throttle(job.pod(1), None),
+        lambda job: job.node_faults.throttle(job.pod(1), 0.15),
+        lambda job: job.node_faults.throttle(job.pod(1), None),
         spec={"workers": {**one_worker(), "replicas": 2}, "health": {"straggler": {"factor": 3}}},
     ),
     Trouble(
@@ -253,7 +255,7 @@ TABLE = (
         "failing",
         {"TrainyardJobFailed": {}},
         lambda job: job.in_rank(0, "raise ValueError('a fault')"),
-        lambda job: job.world.kubectl("delete", "tj", job.job),
+        lambda job: job.namespace.kubectl("delete", "tj", job.name),
         spec={"restartPolicy": {"maxRestarts": 0}},
     ),
     Trouble(

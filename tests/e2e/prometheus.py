@@ -4,19 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import urllib.parse
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from tests.cluster import Cluster
-from tests.e2e.world import Body, eventually
+from tests.e2e.fetch import Fetcher, FetchError, fetcher_in
+from tests.e2e.namespace import Body, eventually
 from tests.support.need import require
 from trainyard_monitoring.picture import Series
 from trainyard_monitoring.rule_file import rule_file
@@ -27,7 +27,6 @@ PORT = 9490
 PACE = TIMING.scaled(1 / 30)
 """The rules' times in all tests on the node: a quarter of an hour is half a minute, and a series may be missing for
 four scrapes."""
-_GET = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,25 @@ class Prometheus:
     """A running Prometheus."""
 
     cluster: Cluster
+    fetcher: Fetcher
     port: int = PORT
 
     @property
     def address(self) -> str:
-        """Where it listens."""
+        """Address of Prometheus."""
         return f"127.0.0.1:{self.port}"
 
     @property
     def alertmanager(self) -> str:
-        """Where its Alertmanager does."""
+        """Address of its Alertmanager."""
         return f"127.0.0.1:{self.port + 1}"
 
     def query(self, expression: str) -> list[tuple[dict[str, str], float]]:
-        """Labels and value of each series that an instant query gives."""
+        """Return labels and value of each series of an instant query."""
         return [(r["metric"], float(r["value"][1])) for r in self._ask("query", query=expression)]
 
     def query_range(self, expression: str, start: float, end: float, step: float = 1.0) -> list[Series]:
-        """Each series of an expression between two times."""
+        """Return each series of an expression between two times."""
         found = self._ask("query_range", query=expression, start=str(start), end=str(end), step=str(step))
         return [
             Series(r["metric"], [float(at) for at, _ in r["values"]], [float(value) for _, value in r["values"]])
@@ -61,31 +61,35 @@ class Prometheus:
 
     def _ask(self, what: str, **query: str) -> list[Body]:
         url = f"http://{self.address}/api/v1/{what}?{urllib.parse.urlencode(query)}"
-        answer = self._get(url)
+        answer = self.fetcher.get_json(url)
         assert answer["status"] == "success", answer
         found: list[Body] = answer["data"]["result"]
         return found
 
     def alerts(self, job: str) -> set[str]:
-        """Names of the alerts about a job that have arrived at Alertmanager and are not resolved."""
+        """Return the names of the active alerts about a job at Alertmanager."""
         return {a["labels"]["alertname"] for a in self.active() if a["labels"].get("job_name") == job}
 
     def active(self) -> list[Body]:
-        """All such alerts, as Alertmanager tells them."""
-        found: list[Body] = self._get(f"http://{self.alertmanager}/api/v2/alerts")
+        """Return all active alerts, as Alertmanager's API returns them."""
+        found: list[Body] = self.fetcher.get_json(f"http://{self.alertmanager}/api/v2/alerts")
         return found
-
-    def _get(self, url: str) -> Any:
-        return json.loads(self.cluster.run([sys.executable, "-c", _GET, url]).stdout)
 
 
 @contextmanager
 def run_prometheus(cluster: Cluster, folder: Path, port: int = PORT) -> Iterator[Prometheus]:
     """Start Prometheus with the sample configuration; pods are discovered as `discover` says.
 
-    It takes this port of the cluster's network, and its Alertmanager the next one.
+    It takes this port of the cluster's network, its Alertmanager the next one, and the proxy of the API server that
+    after it.
     """
-    found = Prometheus(cluster, port)
+    with fetcher_in(cluster) as fetcher, _run(Prometheus(cluster, fetcher, port), folder):
+        yield Prometheus(cluster, fetcher, port)
+
+
+@contextmanager
+def _run(found: Prometheus, folder: Path) -> Iterator[None]:
+    """Write the configuration of Prometheus, and run it with all that it needs."""
     program = shutil.which("prometheus")
     require(program, "prometheus (apt-get install prometheus)")
     config = yaml.safe_load(SAMPLE.read_text("utf-8"))
@@ -102,37 +106,40 @@ def run_prometheus(cluster: Cluster, folder: Path, port: int = PORT) -> Iterator
     file.write_text(yaml.safe_dump(config), "utf-8")
     arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", f"--web.listen-address={found.address}"]
     with (
-        discover(cluster, targets),
-        _alertmanager(cluster, folder / "alertmanager", found.alertmanager),
-        _running(cluster, [str(program), *arguments], found.address, folder / "log"),
+        discover(found, folder, targets),
+        _alertmanager(found, folder / "alertmanager"),
+        _running(found, [str(program), *arguments], f"{found.address}/-/ready", folder / "log"),
     ):
-        yield found
+        yield
 
 
 @contextmanager
-def _alertmanager(cluster: Cluster, folder: Path, address: str) -> Iterator[None]:
-    """Alertmanager, which tells nobody."""
+def _alertmanager(found: Prometheus, folder: Path) -> Iterator[None]:
+    """Run Alertmanager with a receiver that sends nothing."""
     program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     require(program, "alertmanager (apt-get install prometheus-alertmanager)")
     folder.mkdir()
     file = folder / "alertmanager.yaml"
     file.write_text(yaml.safe_dump({"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}), "utf-8")
     storage = [f"--config.file={file}", f"--storage.path={folder}/data"]
-    addresses = [f"--web.listen-address={address}", "--cluster.listen-address="]
-    with _running(cluster, [str(program), *storage, *addresses], address, folder / "log"):
+    addresses = [f"--web.listen-address={found.alertmanager}", "--cluster.listen-address="]
+    command = [str(program), *storage, *addresses]
+    with _running(found, command, f"{found.alertmanager}/-/ready", folder / "log"):
         yield
 
 
 @contextmanager
-def _running(cluster: Cluster, command: list[str], address: str, log: Path) -> Iterator[None]:
-    """Run a program in the cluster's network, from when it says that it is ready."""
+def _running(found: Prometheus, command: list[str], ready: str, log: Path) -> Iterator[None]:
+    """Run a program in the cluster's network; the context begins when its page `ready` answers."""
+    cluster = found.cluster
 
     def is_ready() -> bool:
         assert process.poll() is None, f"{command[0]} ended: {log.read_text()}"
-        return cluster.run([sys.executable, "-c", _GET, f"http://{address}/-/ready"], check=False).returncode == 0
+        return found.fetcher.answers(f"http://{ready}")
 
     with log.open("wb") as output:
-        process = subprocess.Popen([*cluster.command_prefix, *command], stdout=output, stderr=output)
+        argv = [*cluster.command_prefix, *command]
+        process = subprocess.Popen(argv, env=cluster.environment, stdout=output, stderr=output)
         try:
             eventually(f"{command[0]} ready", is_ready)
             yield
@@ -142,37 +149,41 @@ def _running(cluster: Cluster, command: list[str], address: str, log: Path) -> I
 
 
 @contextmanager
-def discover(cluster: Cluster, targets: Path) -> Iterator[None]:
-    """Keep a file of the cluster's pods, with the labels that `kubernetes_sd_configs` (role pod) gives them.
+def discover(found: Prometheus, folder: Path, targets: Path) -> Iterator[None]:
+    """Maintain a file of the cluster's pods, with the labels that `kubernetes_sd_configs` (role pod) gives them.
 
     Debian builds Prometheus without Kubernetes discovery. So the test does this one part of it, and the rest of the
     sample, all of its relabelling included, is what Prometheus runs.
     """
     stop = threading.Event()
+    proxy = f"127.0.0.1:{found.port + 2}"
 
-    def keep() -> None:
-        while not stop.is_set():
+    def maintain(fetcher: Fetcher) -> None:
+        while not stop.wait(0.5):
             # While the API server does not answer, the last targets stay, as in Prometheus.
-            question: list[str | Path] = [cluster.kubectl, "get", "pods", "-A", "-o", "json", "--request-timeout=5s"]
-            done = cluster.run(question, check=False)
-            if done.returncode == 0:
-                groups = [group for pod in json.loads(done.stdout)["items"] for group in _targets_of(pod)]
+            with suppress(FetchError):
+                pods = fetcher.get_json(f"http://{proxy}/api/v1/pods")["items"]
+                groups = [group for pod in pods for group in _targets_of(pod)]
                 part = targets.with_suffix(".part")
                 part.write_text(json.dumps(groups))
                 part.rename(targets)
-            stop.wait(0.5)
 
-    thread = threading.Thread(target=keep)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    command = [str(found.cluster.kubectl), "proxy", f"--port={found.port + 2}"]
+    with (
+        _running(found, command, f"{proxy}/readyz", folder / "proxy.log"),
+        fetcher_in(found.cluster) as fetcher,  # separate, so that a slow request does not delay the queries of tests
+        ThreadPoolExecutor(1) as executor,
+    ):
+        maintaining = executor.submit(maintain, fetcher)
+        try:
+            yield
+        finally:
+            stop.set()
+        maintaining.result()
 
 
 def _targets_of(pod: Body) -> Iterator[Body]:
-    """One target for each declared port of each container, as in Prometheus' discovery/kubernetes/pod.go."""
+    """Yield one target for each declared port of each container, as Prometheus' discovery/kubernetes/pod.go does."""
     address = pod["status"].get("podIP")
     labels = {
         "namespace": pod["metadata"]["namespace"],

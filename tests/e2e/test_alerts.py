@@ -1,4 +1,4 @@
-"""Every alert fires for a real fault on a real node, reaches a real Alertmanager, and resolves once that is mended."""
+"""Every alert fires for a real fault on a real node, reaches a real Alertmanager, and resolves after the repair."""
 
 import time
 from collections.abc import Iterator
@@ -21,10 +21,10 @@ from tests.e2e.alerts import (
     labels,
     running,
 )
-from tests.e2e.faults.scene import hook
-from tests.e2e.node import Hands
+from tests.e2e.faults.fault_job import hook
+from tests.e2e.namespace import Namespace, OperatorPod, eventually, print_evidence
+from tests.e2e.node_faults import NodeFaults
 from tests.e2e.prometheus import PORT, Prometheus, run_prometheus
-from tests.e2e.world import OperatorPod, World, eventually, print_evidence
 
 pytestmark = pytest.mark.e2e
 
@@ -32,17 +32,19 @@ HEALTHY = "healthy"
 
 
 @pytest.fixture(scope="module")
-def watch(open_world: World, operator_pod: OperatorPod, prometheus: Prometheus, hands: Hands) -> Iterator[Watch]:
-    """What has been told of these jobs and of the operator, while one job is well all the time."""
-    found = Watch(prometheus, frozenset({open_world.namespace, operator_pod.world.namespace}))
-    open_world.apply(hook())
-    with running(open_world, hands, HEALTHY, {}), found.looking():
+def watch(
+    open_namespace: Namespace, operator_pod: OperatorPod, prometheus: Prometheus, node_faults: NodeFaults
+) -> Iterator[Watch]:
+    """Watch the alerts about these jobs and the operator, while one job stays healthy."""
+    found = Watch(prometheus, frozenset({open_namespace.name, operator_pod.namespace.name}))
+    open_namespace.apply(hook())
+    with running(open_namespace, node_faults, HEALTHY, {}), found.looking():
         yield found
 
 
 @pytest.fixture
 def times(capsys: pytest.CaptureFixture[str]) -> Iterator[Times]:
-    """How long each alert took. In the end it is printed."""
+    """Collect how long each alert took; the times are printed at the end."""
     found: Times = {}
     yield found
     with capsys.disabled():
@@ -50,25 +52,29 @@ def times(capsys: pytest.CaptureFixture[str]) -> Iterator[Times]:
             print(f"\n{dict(alert)['alertname']:28} after {fired:3.0f} s, resolved after {resolved:3.0f} s", end="")
 
 
-def go_through(trouble: Trouble, world: World, hands: Hands, operator: OperatorPod, watch: Watch) -> Times:
-    """The life of one job."""
-    with running(world, hands, trouble.job, trouble.spec, trouble.size) as job:
+def go_through(
+    trouble: Trouble, namespace: Namespace, node_faults: NodeFaults, operator: OperatorPod, watch: Watch
+) -> Times:
+    """Run one job, cause its fault, and repair it."""
+    with running(namespace, node_faults, trouble.job, trouble.spec, trouble.size) as job:
         try:
             if trouble.calm is not None:
                 eventually(f"a step of {trouble.job}", lambda: watch.steps.get(trouble.job), PATIENCE)
                 time.sleep(trouble.calm)
-            expected = trouble.expected(world.namespace)
+            expected = trouble.expected(namespace.name)
             return watch.see(expected, lambda: trouble.harm(job), lambda: trouble.mend(job))
         except BaseException:
-            print_evidence(world, operator)
+            print_evidence(namespace, operator)
             raise
 
 
 def test_troubles_of_jobs_are_alerts_and_a_healthy_job_is_none(
-    open_world: World, operator_pod: OperatorPod, hands: Hands, watch: Watch, times: Times
+    open_namespace: Namespace, operator_pod: OperatorPod, node_faults: NodeFaults, watch: Watch, times: Times
 ) -> None:
     with ThreadPoolExecutor(len(TABLE)) as executor:
-        lives = [executor.submit(go_through, trouble, open_world, hands, operator_pod, watch) for trouble in TABLE]
+        lives = [
+            executor.submit(go_through, trouble, open_namespace, node_faults, operator_pod, watch) for trouble in TABLE
+        ]
     assert not (problems := list(filter(None, (life.exception() for life in lives)))), problems
     for life in lives:
         times.update(life.result())
@@ -77,22 +83,22 @@ def test_troubles_of_jobs_are_alerts_and_a_healthy_job_is_none(
 
 
 def test_troubles_of_the_operator_are_alerts(
-    operator_pod: OperatorPod, hands: Hands, watch: Watch, times: Times, tmp_path: Path
+    operator_pod: OperatorPod, node_faults: NodeFaults, watch: Watch, times: Times, tmp_path: Path
 ) -> None:
-    before, where = set(watch.since), {"namespace": operator_pod.world.namespace}
+    before, where = set(watch.since), {"namespace": operator_pod.namespace.name}
     stuck, leaderless, down = (frozenset({labels(name, **where)}) for name in (STUCK, LEADERLESS, DOWN))
     absent = frozenset({labels(ABSENT)})
-    eventually("the healthy job at work", lambda: watch.steps.get(HEALTHY), PATIENCE)
+    eventually("the healthy job is training", lambda: watch.steps.get(HEALTHY), PATIENCE)
     with ExitStack() as stack:
-        times |= watch.see(stuck, lambda: stack.enter_context(hands.without("kube-apiserver")), stack.close)
-    operator_pod.replace()  # the kubelet lets one that has ended often wait before it starts again
+        times |= watch.see(stuck, lambda: stack.enter_context(node_faults.without("kube-apiserver")), stack.close)
+    operator_pod.replace()  # the kubelet would delay the restart of a container that has ended often
     times |= watch.see(
-        leaderless, operator_pod.usurp, lambda: operator_pod.world.kubectl("delete", "lease", "trainyard")
+        leaderless, operator_pod.usurp, lambda: operator_pod.namespace.kubectl("delete", "lease", "trainyard")
     )
     replicas = operator_pod.scale(0)
 
     def come_back() -> None:
-        """Seen by another Prometheus, which has never known an operator."""
+        """Bring the operator back, watched by another Prometheus, which has never scraped one."""
         with run_prometheus(watch.prometheus.cluster, tmp_path, PORT + 10) as late:
             other = Watch(late, watch.namespaces)
             with other.looking():

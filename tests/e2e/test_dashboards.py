@@ -1,4 +1,4 @@
-"""Every panel of the dashboards has something to show of a real job on a real node, and alerts arrive."""
+"""Every panel of the dashboards has data of a real job on a real node, and alerts arrive."""
 
 import json
 import time
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.namespace import KILL_A_RANK, Body, Namespace, eventually, trainer_job
 from tests.e2e.prometheus import Prometheus
-from tests.e2e.world import KILL_A_RANK, Body, World, eventually, trainer_job
 from trainyard_monitoring.picture import draw
 from trainyard_monitoring.queries import PanelQuery, dashboards, panel_queries
 
@@ -17,7 +17,7 @@ PICTURE = Path("build/job-overview.png")
 
 
 def job(name: str) -> Body:
-    """Two ranks in one pod, so that an emptyDir holds the checkpoints of both, with all that can be measured."""
+    """Return a job with every metric: two ranks in one pod, so that an emptyDir holds the checkpoints of both."""
     return trainer_job(
         name,
         steps=1_000_000,
@@ -30,7 +30,7 @@ def job(name: str) -> Body:
         },
         env=[{"name": "TRAINYARD_PEAK_FLOPS", "value": "1000000000000"}],
         checkpoint={"volume": {"emptyDir": {}}, "everySteps": 50},
-        # A step now and then is a spike, and left out; and one of two ranks is always slower, by however little.
+        # Some steps are spikes, and skipped; and one of two ranks is always a little slower.
         health={"straggler": {"factor": 1.0001}, "badSteps": {"spikeFactor": 1.5, "limit": 1000}},
         restartPolicy={"backoff": {"initialSeconds": 0}},
     )
@@ -40,29 +40,29 @@ def asks_for_alerts(query: PanelQuery) -> bool:
     return "ALERTS{" in query.expression
 
 
-def test_every_panel_has_data_and_a_failure_is_an_alert(world: World, prometheus: Prometheus) -> None:
+def test_every_panel_has_data_and_a_failure_is_an_alert(namespace: Namespace, prometheus: Prometheus) -> None:
     start, name = time.time(), "seen-job"
-    world.apply(job(name))
-    world.await_step(name, 200)
-    world.kubectl("exec", f"{name}-1-0", "--", "python", "-c", KILL_A_RANK)
-    world.await_step(name, 400, attempt=2)
+    namespace.apply(job(name))
+    namespace.await_step(name, 200)
+    namespace.kubectl("exec", f"{name}-1-0", "--", "python", "-c", KILL_A_RANK)
+    namespace.await_step(name, 400, attempt=2)
 
     def empty() -> list[PanelQuery]:
-        # Nothing is wrong enough for an alert: the queries for those are asked of a job that has failed, see below.
-        queries = [q for q in panel_queries(world.namespace, name, rate_interval="10s") if not asks_for_alerts(q)]
+        # A healthy job has no alert: the test of a failed job below asks the queries for alerts.
+        queries = [q for q in panel_queries(namespace.name, name, rate_interval="10s") if not asks_for_alerts(q)]
         return [query for query in queries if not prometheus.query(query.expression)]
 
     deadline = time.monotonic() + 90
     while (missing := empty()) and time.monotonic() < deadline:
         time.sleep(1)
     assert missing == []
-    _draw(prometheus, world.namespace, name, start)
-    world.kubectl("patch", "tj", name, "--type=merge", "-p", json.dumps({"spec": {"suspend": True}}))
-    world.await_phase(name, "Suspended")
+    _draw(prometheus, namespace.name, name, start)
+    namespace.kubectl("patch", "tj", name, "--type=merge", "-p", json.dumps({"spec": {"suspend": True}}))
+    namespace.await_phase(name, "Suspended")
 
 
 def _draw(prometheus: Prometheus, namespace: str, name: str, start: float) -> None:
-    """What docs/monitoring.md shows."""
+    """Draw the picture that docs/monitoring.md shows."""
     end = time.time()
     values = {"$__rate_interval": "10s", "$namespace": namespace, "$job": name}
     board = json.loads(_filled(json.dumps(dashboards()["trainyard-job.json"]), values))
@@ -77,14 +77,14 @@ def _filled(text: str, values: dict[str, str]) -> str:
     return text
 
 
-def test_a_job_that_fails_for_good_is_an_alert_that_arrives(world: World, prometheus: Prometheus) -> None:
+def test_a_job_that_fails_for_good_is_an_alert_that_arrives(namespace: Namespace, prometheus: Prometheus) -> None:
     bad = trainer_job("hopeless", steps=10, replicas=1, trainer={"data": {"source": "text", "path": "/nowhere"}})
-    world.apply(bad)
-    world.await_phase("hopeless", "Failed")
+    namespace.apply(bad)
+    namespace.await_phase("hopeless", "Failed")
     eventually("the alert at Alertmanager", lambda: "TrainyardJobFailed" in prometheus.alerts("hopeless"), 60)
-    asked = [query for query in panel_queries(world.namespace, "hopeless") if asks_for_alerts(query)]
+    asked = [query for query in panel_queries(namespace.name, "hopeless") if asks_for_alerts(query)]
     assert asked
-    # Prometheus tells Alertmanager before it stores what it has found.
+    # Prometheus notifies Alertmanager before it stores the result.
     eventually("the alert in the panels", lambda: all(prometheus.query(query.expression) for query in asked), 10)
-    world.kubectl("delete", "tj", "hopeless")
+    namespace.kubectl("delete", "tj", "hopeless")
     eventually("the alert resolved", lambda: "TrainyardJobFailed" not in prometheus.alerts("hopeless"), 120)

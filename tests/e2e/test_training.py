@@ -1,4 +1,4 @@
-"""The whole way on a real node: chart, image, pods, DNS, rendezvous, training, metrics, recovery."""
+"""A complete job on a real node: chart, image, pods, DNS, rendezvous, training, metrics, recovery."""
 
 import json
 import time
@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.e2e.namespace import KILL_A_RANK, Body, Namespace, OperatorPod, eventually, trainer_job
 from tests.e2e.prometheus import Prometheus
-from tests.e2e.world import KILL_A_RANK, Body, OperatorPod, World, eventually, trainer_job
 
 pytestmark = pytest.mark.e2e
 
 
-def _first_step(world: World, pod: str, attempt: int = 1) -> float:
-    """When rank 0 finished its first step of an attempt, from its log."""
-    for line in world.kubectl("logs", pod).splitlines():
+def _first_step(namespace: Namespace, pod: str, attempt: int = 1) -> float:
+    """Return when rank 0 finished the first step of an attempt, from its log."""
+    for line in namespace.kubectl("logs", pod).splitlines():
         entry = json.loads(line) if line.startswith("{") else {}
         if (entry.get("step"), entry.get("attempt")) == (1, attempt):
             return datetime.fromisoformat(entry["time"]).timestamp()
@@ -35,18 +35,18 @@ def _print_timeline(title: str, start: float, marks: dict[str, float | None]) ->
 
 
 def test_the_sample_trains_to_its_end_while_prometheus_watches(
-    world: World, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
+    namespace: Namespace, prometheus: Prometheus, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sample = yaml.safe_load(Path("manifests/samples/llama-ddp.yaml").read_text("utf-8"))
     name, steps = sample["metadata"]["name"], sample["spec"]["trainer"]["stop"]["steps"]
-    with world.record("tj") as jobs, world.record("pods") as pods:
+    with namespace.record("tj") as jobs, namespace.record("pods") as pods:
         start = time.time()
-        world.kubectl("apply", "-f", "manifests/samples/llama-ddp.yaml")
-        world.await_step(name, 20)
-        _check_prometheus(prometheus, name, world.namespace)
-        columns = world.kubectl("get", "tj", name)
-        status = world.await_phase(name, "Succeeded", timeout=300)
-    first_step = _first_step(world, f"{name}-1-0")
+        namespace.kubectl("apply", "-f", "manifests/samples/llama-ddp.yaml")
+        namespace.await_step(name, 20)
+        _check_prometheus(prometheus, name, namespace.name)
+        columns = namespace.kubectl("get", "tj", name)
+        status = namespace.await_phase(name, "Succeeded", timeout=300)
+    first_step = _first_step(namespace, f"{name}-1-0")
     marks = {
         "pods created": pods.when(lambda p: p["metadata"]["name"] == f"{name}-1-1"),
         "all Running": jobs.when(_running),
@@ -64,19 +64,19 @@ def test_the_sample_trains_to_its_end_while_prometheus_watches(
     assert (progress["step"], progress["totalSteps"]) == (steps, steps)
     assert 0.5 < progress["loss"] < 2.5, "200 steps bring a byte model well below its first loss of 5.5"
     assert status["restarts"] == 0
-    last = [json.loads(line) for line in world.kubectl("logs", f"{name}-1-0").splitlines() if '"step": 200' in line]
+    last = [json.loads(line) for line in namespace.kubectl("logs", f"{name}-1-0").splitlines() if '"step": 200' in line]
     assert progress["loss"] == pytest.approx(last[0]["loss"], rel=1e-4), "status and log agree on the final loss"
-    assert [r for r, _ in world.events(name)] == ["Accepted", "AllWorkersRunning", "AllWorkersSucceeded"]
-    world.kubectl("delete", "tj", name)
+    assert [r for r, _ in namespace.events(name)] == ["Accepted", "AllWorkersRunning", "AllWorkersSucceeded"]
+    namespace.kubectl("delete", "tj", name)
     gone = eventually(
         "children gone with the job",
-        lambda: not world.objects("pods,services,configmaps", f"trainyard.dev/job-name={name}"),
+        lambda: not namespace.objects("pods,services,configmaps", f"trainyard.dev/job-name={name}"),
     )
     assert gone
 
 
 def _check_prometheus(prometheus: Prometheus, job: str, namespace: str) -> None:
-    """Both workers are scraped; rank 0 gives step, loss and throughput; the operator gives the condition."""
+    """Check that both workers are scraped, rank 0 exports step, loss and throughput, and the operator the condition."""
     labels = f'job_name="{job}", namespace="{namespace}"'
 
     def value(metric: str) -> float | None:
@@ -93,24 +93,33 @@ def _check_prometheus(prometheus: Prometheus, job: str, namespace: str) -> None:
     assert eventually("the operator's view in Prometheus", lambda: prometheus.query(running), timeout=30)
 
 
-@pytest.mark.parametrize("in_place", [True, False], ids=["in place", "with new pods"])
+RESTART_IN_PLACE = 2.0
+"""Seconds from SIGKILL of a rank to the next step, as README says."""
+
+
+# Extended: tests/e2e/faults/test_faults.py [shim] proves that a restart makes new pods, and the state machine of
+# tests/unit/test_state_machine.py that none of them exists before the last of the old ones is gone.
+@pytest.mark.parametrize(
+    "in_place", [True, pytest.param(False, marks=pytest.mark.extended)], ids=["in place", "with new pods"]
+)
 def test_a_killed_rank_restarts_the_whole_group(
-    world: World, capsys: pytest.CaptureFixture[str], in_place: bool
+    namespace: Namespace, capsys: pytest.CaptureFixture[str], in_place: bool
 ) -> None:
     name = "killed" if in_place else "renewed"
-    world.apply(trainer_job(name, steps=100, restartPolicy={"inPlace": in_place}))
-    world.await_step(name, 10)
-    before = {p["metadata"]["uid"] for p in world.objects("pods", f"trainyard.dev/job-name={name}")}
-    with world.record("tj") as jobs, world.record("pods") as pods:
+    namespace.apply(trainer_job(name, steps=100, restartPolicy={"inPlace": in_place}))
+    namespace.await_step(name, 10)
+    before = {p["metadata"]["uid"] for p in namespace.objects("pods", f"trainyard.dev/job-name={name}")}
+    with namespace.record("tj") as jobs, namespace.record("pods") as pods:
         killed = time.time()
-        assert world.kubectl("exec", f"{name}-1-1", "--", "python", "-c", KILL_A_RANK).strip()
-        status = world.await_phase(name, "Succeeded", timeout=400)
+        assert namespace.kubectl("exec", f"{name}-1-1", "--", "python", "-c", KILL_A_RANK).strip()
+        status = namespace.await_phase(name, "Succeeded", timeout=400)
     group = 1 if in_place else 2
+    again = _first_step(namespace, f"{name}-{group}-0", attempt=2)
     marks = {
         "failure seen": jobs.when(lambda j: j["status"]["attempt"] == 2),
         "new pods": pods.when(lambda p: p["metadata"]["name"] == f"{name}-2-0"),
         "all Running": jobs.when(lambda j: j["status"]["attempt"] == 2 and _running(j)),
-        "training again": _first_step(world, f"{name}-{group}-0", attempt=2),
+        "training again": again,
     }
     with capsys.disabled():
         _print_timeline(f"kill of a rank, {'in place' if in_place else 'new pods'} ->", killed, marks)
@@ -129,33 +138,39 @@ def test_a_killed_rank_restarts_the_whole_group(
     if in_place:
         assert status["podAttemptOverride"] == 1
         assert new == [], "no pod was made"
+        assert again - killed < 5 * RESTART_IN_PLACE
         return
     old_end = max(s.at for s in mine if s.body["metadata"]["uid"] in before)
     assert old_end <= min(s.at for s in new), "no pod of the new attempt before the last of the old one was gone"
 
 
-def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(world: World) -> None:
-    world.apply(trainer_job("evicted", steps=80, restartPolicy={"maxRestarts": 0}))
-    world.await_step("evicted", 10)
-    world.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
-    status = world.await_phase("evicted", "Succeeded", timeout=180)
+def test_a_deleted_pod_restarts_the_group_without_spending_the_budget(namespace: Namespace) -> None:
+    namespace.apply(trainer_job("evicted", steps=80, restartPolicy={"maxRestarts": 0}))
+    namespace.await_step("evicted", 10)
+    namespace.kubectl("delete", "pod", "evicted-1-0", "--wait=false")
+    status = namespace.await_phase("evicted", "Succeeded", timeout=180)
     assert (status["restarts"], status["restartsCounted"]) == (1, 0)
     assert status["lastFailure"]["reason"] == "Deleted"
 
 
-def test_a_restarted_operator_carries_on_where_it_was(world: World, operator_pod: OperatorPod) -> None:
-    world.apply(trainer_job("orphan", steps=200))
-    world.await_step("orphan", 5)
+# Extended: tests/e2e/faults/test_faults.py [drained] evicts the operator together with the job, and
+# tests/integration/test_crash.py kills it at any moment of a job's life.
+@pytest.mark.extended
+def test_a_restarted_operator_carries_on_where_it_was(namespace: Namespace, operator_pod: OperatorPod) -> None:
+    namespace.apply(trainer_job("orphan", steps=200))
+    namespace.await_step("orphan", 5)
     operator_pod.kill()
-    status = world.await_phase("orphan", "Succeeded", timeout=180)
+    status = namespace.await_phase("orphan", "Succeeded", timeout=180)
     assert (status["attempt"], status["restarts"]) == (1, 0)
     assert status["progress"]["step"] == 200
 
 
-def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(world: World, operator_pod: OperatorPod) -> None:
-    system, before = operator_pod.world, operator_pod.names()
-    world.apply(trainer_job("upgraded", steps=150))
-    world.await_step("upgraded", 5)
+def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(
+    namespace: Namespace, operator_pod: OperatorPod
+) -> None:
+    system, before = operator_pod.namespace, operator_pod.names()
+    namespace.apply(trainer_job("upgraded", steps=150))
+    namespace.await_step("upgraded", 5)
     operator_pod.replace()
 
     def new_leader() -> str:
@@ -163,12 +178,12 @@ def test_an_upgrade_of_the_operator_hands_the_work_over_to_the_new_pod(world: Wo
         return "" if holder in before else holder
 
     holder = eventually("a new holder of the lease", new_leader)
-    status = world.await_phase("upgraded", "Succeeded", timeout=180)
+    status = namespace.await_phase("upgraded", "Succeeded", timeout=180)
     assert (status["attempt"], status["restarts"]) == (1, 0)
     assert operator_pod.names() == [holder]
 
 
-def test_a_users_own_torchrun_program_finds_its_peers(world: World, trainer_image: str) -> None:
+def test_a_users_own_torchrun_program_finds_its_peers(namespace: Namespace, trainer_image: str) -> None:
     program = (
         "import os, torch, torch.distributed as dist; dist.init_process_group('gloo'); "
         "x = torch.ones(1) * (dist.get_rank() + 1); dist.all_reduce(x); "
@@ -186,14 +201,14 @@ def test_a_users_own_torchrun_program_finds_its_peers(world: World, trainer_imag
             "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, {"name": "HOME", "value": "/tmp"}],
         },
     }
-    world.apply(body)
-    world.await_phase("own", "Succeeded", timeout=120)
-    logs = world.kubectl("logs", "own-1-0") + world.kubectl("logs", "own-1-1")
+    namespace.apply(body)
+    namespace.await_phase("own", "Succeeded", timeout=120)
+    logs = namespace.kubectl("logs", "own-1-0") + namespace.kubectl("logs", "own-1-1")
     assert logs.count("sum 10 of 4") == 4
 
 
 def _restricted() -> Body:
-    """What the namespace's security profile asks of a user's own pods."""
+    """Return the pod spec that the restricted security profile requires of a user's own pods."""
     container = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
     return {
         "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}},

@@ -11,11 +11,11 @@ TARGETS = ("operator", "trainer")
 
 
 def image_store() -> ImageStore:
-    """The container engine's if one runs, else one of this tool's own."""
+    """Return the store of the container engine if one runs, else this tool's own."""
     engine = container_engine()
     return Engine(engine) if engine else Buildah()
 
 
 def reference(target: str) -> str:
-    """What the image of a target is called; in no registry, hence localhost."""
+    """Return the reference of a target's image; no registry serves it, hence localhost."""
     return f"localhost/trainyard-{target}:dev"

@@ -52,20 +52,20 @@ class Buildah:
         self._run("push", "--quiet", "--disable-compression", reference, f"oci-archive:{archive}:{reference}")
 
     def locked(self) -> AbstractContextManager[None]:
-        """Keeps other commands from building, for that removes older images."""
+        """Return the lock that builds take, since a build removes older images."""
         return locked(self.folder / "lock")
 
     def manifest(self, reference: str) -> bytes:
-        """The manifest of an image. It names layers as they are when they are not compressed."""
+        """Return the manifest of an image, with the digests of its uncompressed layers."""
         return self._data(reference, "manifest")
 
     def configuration(self, reference: str, digest: str) -> bytes:
-        """The configuration that the manifest refers to."""
+        """Return the configuration that the manifest of an image refers to."""
         return self._data(reference, digest)
 
     @contextmanager
     def layer(self, digest: str) -> Iterator[IO[bytes]]:
-        """A layer as a stream, not compressed: nothing of it is written to disk on the way."""
+        """Yield an uncompressed layer as a stream, so that no copy of it is written to disk."""
         layers = json.loads(self._storage("layers", "--json"))
         name = next(layer["id"] for layer in layers if layer["diff-digest"] == digest)
         command = [*self._containers_storage("diff"), "--uncompressed", name]
@@ -92,7 +92,7 @@ class Buildah:
             self._run("bud", *options, f"--file={file}", f"--tag={plan.tag(name)}", str(plan.context))
 
     def _remove_older(self, name: str, reference: str | None) -> None:
-        """Make room before a stage is built anew: one may hold 5 GB."""
+        """Remove older images of a stage before it is built again: each may hold 5 GB."""
         older = [image for image in self._images() if image.startswith(f"{recipe.stage_repository(name)}:")]
         for image in [*older, *([reference] if reference in self._images() else [])]:
             self._run("rmi", "--force", str(image))
@@ -149,7 +149,7 @@ class Buildah:
 
 
 def _host_configuration() -> list[Path]:
-    """What a build needs of the host to reach the package index: certificates, and where the index is."""
+    """Return the files of this machine that a build needs to reach the package index: certificates, settings."""
     bundle = Path(os.environ.get("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"))
     candidates = [bundle.parent, *map(Path, HOST_CONFIGURATION)]
     return [path for path in candidates if path.exists()]

@@ -26,12 +26,12 @@ MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 
 def write_pause_archive(archive: Path) -> None:
-    """The image of the container that holds a pod's namespaces; no registry at hand serves the usual one."""
+    """Write the image of the container that holds a pod's namespaces, in place of the usual one from a registry."""
     write_busybox_archive(archive, PAUSE, PAUSE_COMMAND)
 
 
 def write_busybox_archive(archive: Path, reference: str, entrypoint: Sequence[str]) -> None:
-    """An image of nothing but /bin/busybox and its applets' names, in the OCI image layout."""
+    """Write an image of nothing but /bin/busybox and /bin/sh, in the OCI image layout."""
     layer = _layer(Path(require("busybox", "apt-get install busybox-static")))
     config = {
         "architecture": MACHINES.get(platform.machine(), platform.machine()),

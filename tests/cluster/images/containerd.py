@@ -19,7 +19,7 @@ from tests.cluster.model import ClusterError
 
 CHUNK = 1 << 20
 LARGE = 1 << 30
-"""Bytes of new layers for which the image they replace has to make room first."""
+"""Bytes of new layers from which on the image that they replace is removed first."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class Containerd:
         return subprocess.run(self._command(*arguments), capture_output=True, text=True, timeout=60, check=False)
 
     def images(self) -> dict[str, str]:
-        """References and the digests of their manifests."""
+        """Return the references of all images, with the digests of their manifests."""
         lines = self.ctr("images", "ls").stdout.splitlines()[1:]
         return {words[0]: words[2] for words in map(str.split, lines)}
 
     def load_archive(self, archive: Path) -> bool:
-        """Import an archive; False if all of its images are there already."""
+        """Import an archive; return False if containerd has all of its images already."""
         wanted = _images_of(archive)
         have = self.images()
         if wanted and all(have.get(reference) == digest for reference, digest in wanted.items()):
@@ -50,7 +50,7 @@ class Containerd:
         return True
 
     def load_built(self, store: Buildah, reference: str) -> bool:
-        """Import an image from a store; False if it is there already.
+        """Import an image from a store; return False if containerd has it already.
 
         The layers that containerd has are left out of the archive that it imports, so the large ones of an image
         move once; and the archive is never on disk.
@@ -140,7 +140,7 @@ def _add_stream(pipe: IO[bytes], name: str, size: int, content: IO[bytes]) -> No
 
 
 def _images_of(archive: Path) -> dict[str, str]:
-    """References and manifest digests in an OCI archive; nothing for another kind of archive."""
+    """Return references and manifest digests of an OCI archive; an empty mapping for another kind of archive."""
     try:
         with tarfile.open(archive, "r:") as tar:
             index = tar.extractfile("index.json")

@@ -15,7 +15,7 @@ from tests.cluster.progress import step
 
 @cache
 def container_engine() -> str | None:
-    """The command of a container engine that really runs: an installed client alone is none."""
+    """Return the command of a container engine whose server answers; None if only a client is installed, or nothing."""
     for engine in ("docker", "podman"):
         if shutil.which(engine):
             try:
@@ -55,7 +55,7 @@ class Engine:
         self._run("save", "--output", str(archive), reference)
 
     def purge(self) -> None:
-        """Nothing: the images are the user's to remove."""
+        """Do nothing: the images belong to the user."""
 
     def _run(self, *arguments: str) -> str:
         done = subprocess.run([self.command, *arguments], capture_output=True, text=True, check=False)

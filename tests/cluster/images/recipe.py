@@ -32,13 +32,13 @@ class Stage:
 
     @property
     def instructions(self) -> list[str]:
-        """Its instructions, each on one line, without comments."""
+        """The instructions of the stage, each on one line, without comments."""
         lines = [line for line in self.body.splitlines() if not line.lstrip().startswith("#")]
         return re.sub(r"\\\n", " ", "\n".join(lines)).splitlines()
 
 
 def stages(dockerfile: str) -> dict[str, Stage]:
-    """The stages by name; those without one by number."""
+    """Return the stages by name; a stage without a name has its number."""
     found: dict[str, Stage] = {}
     current: tuple[str, str] | None = None
     body: list[str] = []
@@ -59,7 +59,7 @@ def stages(dockerfile: str) -> dict[str, Stage]:
 
 
 def context_paths(stage: Stage) -> Iterator[str]:
-    """The paths in the build context that a stage reads by COPY, ADD and bind mounts."""
+    """Yield the paths in the build context that a stage reads by COPY, ADD and bind mounts."""
     for instruction in stage.instructions:
         word, *arguments = instruction.split() or [""]
         if word in {"COPY", "ADD"} and not REFERENCE.search(instruction):
@@ -71,7 +71,7 @@ def context_paths(stage: Stage) -> Iterator[str]:
 
 
 def content_digest(path: Path) -> str:
-    """A digest of a file, or of all files in a folder with their names and modes."""
+    """Return a digest of a file, or of all files in a folder, with their names and modes."""
     digest = hashlib.sha256()
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     if not path.exists():
@@ -94,7 +94,7 @@ class Recipe:
     """The image that ${BASE} stands for."""
 
     def order(self, target: str) -> list[str]:
-        """The target and the stages it needs, those needed first."""
+        """Return the target and the stages that it needs, in the order in which they are built."""
         if target not in self.stages:
             raise ClusterError(f"the Dockerfile has no target {target}: it has {', '.join(self.stages)}")
         ordered: list[str] = []
@@ -107,7 +107,7 @@ class Recipe:
         return [name for name in names if name in self.stages]
 
     def text(self, name: str) -> str:
-        """A Dockerfile of this stage alone."""
+        """Return a Dockerfile of one stage, which names the images of the stages that it refers to."""
         stage = self.stages[name]
 
         def resolve(base: str) -> str:
@@ -119,7 +119,7 @@ class Recipe:
         return f"FROM {resolve(stage.base)}\n{body}\n"
 
     def tag(self, name: str) -> str:
-        """The image of a stage, another one as soon as anything that shapes it has changed."""
+        """Return the reference of a stage's image: its tag changes with everything that shapes the image."""
         paths = sorted(set(context_paths(self.stages[name])))
         parts = [self.text(name), *(content_digest(self.context / path) for path in paths)]
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -127,15 +127,15 @@ class Recipe:
 
 
 def stage_repository(name: str) -> str:
-    """The name of a stage's image, without its key."""
+    """Return the name of a stage's image, without the tag."""
     return f"localhost/trainyard-stage-{name}"
 
 
 def declared_arguments(dockerfile: str) -> set[str]:
-    """The names that ARG declares."""
+    """Return the names that ARG declares."""
     return set(re.findall(r"^ARG\s+(\w+)", dockerfile, re.MULTILINE))
 
 
 def environment_arguments(declared: set[str]) -> dict[str, str]:
-    """The build arguments that the environment gives."""
+    """Return the declared build arguments that the environment sets."""
     return {name: os.environ[name] for name in sorted(declared) if name in os.environ and FORWARDED.fullmatch(name)}

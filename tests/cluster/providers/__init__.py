@@ -12,7 +12,7 @@ PROVIDERS: tuple[type[Provider], ...] = (Existing, Assets, Kind, Built)
 
 
 def choose(profile: Profile) -> Provider:
-    """The first provider that applies."""
+    """Return the first provider that applies."""
     for provider in (make() for make in PROVIDERS):
         if provider.applies(profile):
             return provider

@@ -19,11 +19,11 @@ class Assets(Built):
     name = "assets"
 
     def applies(self, profile: Profile) -> bool:
-        """When the variable is set; these binaries make no node."""
+        """Return whether the variable is set; these programs make no node."""
         return profile is Profile.CONTROL_PLANE and bool(os.environ.get(VARIABLE))
 
     def toolbox(self) -> Toolbox:
-        """The folder; only clients may be missing from it."""
+        """Return a toolbox of the folder; only clients may be missing from it."""
         folder = Path(os.environ[VARIABLE]).expanduser().absolute()
         for tool in ("etcd", "kube-apiserver"):
             if not (folder / tool).is_file():

@@ -19,11 +19,14 @@ class Existing:
     name = "existing"
 
     def applies(self, profile: Profile) -> bool:
-        """When the variable is set."""
+        """Return whether the variable is set."""
         return bool(os.environ.get(VARIABLE))
 
+    def prepare(self, request: Request) -> None:
+        """Do nothing: the cluster is there."""
+
     def up(self, request: Request) -> Cluster:
-        """Check that it answers."""
+        """Return the cluster, once its API server has answered."""
         kubeconfig = Path(os.environ[VARIABLE]).expanduser().absolute()
         if not kubeconfig.is_file():
             raise ClusterError(f"{VARIABLE}={kubeconfig}: no such file")
@@ -32,10 +35,10 @@ class Existing:
         return cluster
 
     def down(self, request: Request, *, purge: bool) -> None:
-        """Nothing: it is not ours."""
+        """Do nothing: the cluster belongs to the user."""
 
     def status(self, request: Request) -> Mapping[str, str]:
-        """Whether it answers."""
+        """Return whether the API server answers."""
         try:
             self.up(request)
         except ClusterError as error:
@@ -43,9 +46,9 @@ class Existing:
         return {"kube-apiserver": "healthy"}
 
     def load_image(self, cluster: Cluster, archive: Path) -> bool:
-        """Not possible from here."""
+        """Raise ClusterError: the tool cannot reach the nodes of this cluster."""
         raise ClusterError(f"{VARIABLE} is set: push the images to a registry that this cluster pulls from")
 
     def load_built(self, cluster: Cluster, store: ImageStore, reference: str) -> bool:
-        """Not possible either."""
+        """Raise ClusterError: the tool cannot reach the nodes of this cluster."""
         return self.load_image(cluster, Path(reference))

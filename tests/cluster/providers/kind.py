@@ -23,11 +23,14 @@ class Kind:
     name = "kind"
 
     def applies(self, profile: Profile) -> bool:
-        """For a node only: tests of the control plane play the kubelet and the controllers themselves."""
+        """Return whether kind can make a node; it makes no control plane, whose tests play the kubelet."""
         return profile is Profile.NODE and shutil.which("kind") is not None and bool(container_engine())
 
+    def prepare(self, request: Request) -> None:
+        """Do nothing: kind pulls its node image when the cluster is created."""
+
     def up(self, request: Request) -> Cluster:
-        """Create it, unless it is there and answers."""
+        """Create the cluster, unless it exists and answers."""
         kubeconfig = self._folder(request) / "admin.kubeconfig"
         cluster = Cluster(request.name, request.profile, kubeconfig, self, PathToolbox(GoToolbox()))
         with locked(self._folder(request) / "lock"):
@@ -42,23 +45,23 @@ class Kind:
         return cluster
 
     def down(self, request: Request, *, purge: bool) -> None:
-        """Delete it."""
+        """Delete the cluster."""
         with locked(self._folder(request) / "lock", remove=True):
             self._delete(request)
             shutil.rmtree(self._folder(request))
 
     def status(self, request: Request) -> Mapping[str, str]:
-        """Whether it exists."""
+        """Return the name of the cluster if it exists."""
         return {"kind": f"cluster {_name(request)}"} if self._exists(request) else {}
 
     def load_image(self, cluster: Cluster, archive: Path) -> bool:
-        """Leave it to kind, which skips nothing."""
+        """Load an archive with kind, which skips no layer."""
         name = _name(Request(cluster.profile, cluster.name))
         self._kind("load", "image-archive", str(archive), "--name", name)
         return True
 
     def load_built(self, cluster: Cluster, store: ImageStore, reference: str) -> bool:
-        """By way of an archive."""
+        """Load an image of a store by way of an archive."""
         with tempfile.TemporaryDirectory() as folder:
             archive = Path(folder) / "image.tar"
             store.save(reference, archive)

@@ -1,4 +1,4 @@
-"""The faults: what is done to a running job, and what is to follow. To add one is to add a row."""
+"""The faults: what is done to a running job, and what must follow. To add a fault, add a row."""
 
 import json
 import signal
@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tests.cluster.node_config import NODE
-from tests.e2e.faults.scene import EVERY, STEP_SECONDS, Scene
-from tests.e2e.world import Body, eventually
+from tests.e2e.faults.fault_job import EVERY, STEP_SECONDS, FaultJob
+from tests.e2e.namespace import Body, eventually
 
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
@@ -31,126 +31,174 @@ _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
 @dataclass(frozen=True)
 class Fault:
-    """One row."""
+    """A fault, and what must follow."""
 
     name: str
-    """In one word, for test and job."""
+    """Name of the test and of the job."""
     what: str
-    """In a few, for people."""
-    inject: Callable[[Scene], None]
-    """Do it. Returns when it is done, and undone if it is one that passes."""
+    """Description for the page."""
+    inject: Callable[[FaultJob], None]
+    """Injects the fault; if the fault is temporary, it has been repaired on return."""
     reason: str | None = None
-    """What status.lastFailure.reason is to be; None: the group does not restart."""
+    """Expected status.lastFailure.reason; None: the group does not restart."""
     effect: str | None = None
-    """What may be named instead, where nobody may be there to see the cause, or see it long after its effect."""
+    """Another reason that is accepted, where the operator may see the effect before the cause or without it."""
     counts: bool = True
     """Whether the restart spends restartPolicy.maxRestarts."""
     loses: int = EVERY
-    """Most steps that may be lost; 0: the pods are told to stop, and save first."""
+    """Most steps that may be lost; 0: the pods receive SIGTERM and save first."""
     event: str | None = None
-    """An event of the job besides those of every restart."""
+    """Expected event besides those of every restart."""
     spec: Body = field(default_factory=dict)
-    """What the job's spec has besides."""
+    """Fields of the job's spec besides the defaults."""
     volume: Literal["hostPath", "claim", "tmpfs"] = "hostPath"
     pace: float = STEP_SECONDS
-    """Least seconds of a step."""
+    """Minimum seconds of a step."""
+    represented_by: str | None = None
+    """The test that proves the same mechanism in `make test`; this row is then left to `make test-all`."""
 
 
-def kill_rank(scene: Scene) -> None:
-    scene.hands.signal(scene.hands.ranks(scene.pod())[0])
+def kill_rank(job: FaultJob) -> None:
+    job.node_faults.signal(job.node_faults.ranks(job.pod())[0])
 
 
-def kill_launcher(scene: Scene) -> None:
-    scene.hands.signal(scene.hands.launcher(scene.pod()))
+def kill_launcher(job: FaultJob) -> None:
+    job.node_faults.signal(job.node_faults.launcher(job.pod()))
 
 
-def delete_pod(scene: Scene) -> None:
-    scene.world.kubectl("delete", "pod", f"{scene.job}-1-1", "--wait=false")
+def delete_pod(job: FaultJob) -> None:
+    job.namespace.kubectl("delete", "pod", f"{job.name}-1-1", "--wait=false")
 
 
-def evict_pod(scene: Scene) -> None:
-    name = f"{scene.job}-1-1"
+def evict_pod(job: FaultJob) -> None:
+    name = f"{job.name}-1-1"
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
-    path = f"/api/v1/namespaces/{scene.world.namespace}/pods/{name}/eviction"
-    scene.world.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
+    path = f"/api/v1/namespaces/{job.namespace.name}/pods/{name}/eviction"
+    job.namespace.kubectl("create", "--raw", path, "-f", "-", input=json.dumps(eviction))
 
 
-def kill_shim(scene: Scene) -> None:
-    scene.hands.signal(scene.hands.shim(scene.pod()))
+def kill_shim(job: FaultJob) -> None:
+    job.node_faults.signal(job.node_faults.shim(job.pod()))
 
 
-def stop_rank(scene: Scene) -> None:
-    scene.hands.signal(scene.hands.ranks(scene.pod())[0], signal.SIGSTOP)
+def stop_rank(job: FaultJob) -> None:
+    job.node_faults.signal(job.node_faults.ranks(job.pod())[0], signal.SIGSTOP)
 
 
-def cut_off_pod(scene: Scene) -> None:
-    scene.hands.cut_off(scene.pod())
+def cut_off_pod(job: FaultJob) -> None:
+    job.node_faults.drop_packets(job.pod())
 
 
-def spoil_gradient(scene: Scene) -> None:
-    scene.in_rank(1, SPOIL_GRADIENT)
+def spoil_gradient(job: FaultJob) -> None:
+    job.in_rank(1, SPOIL_GRADIENT)
 
 
-def run_out_of_memory(scene: Scene) -> None:
-    scene.in_rank(1, _EAT)
+def run_out_of_memory(job: FaultJob) -> None:
+    job.in_rank(1, _EAT)
 
 
-def kill_operator_and_rank(scene: Scene) -> None:
-    rank = scene.hands.ranks(scene.pod())[0]
-    scene.kill_operator()
-    scene.hands.signal(rank)
+def kill_operator_and_rank(job: FaultJob) -> None:
+    rank = job.node_faults.ranks(job.pod())[0]
+    job.kill_operator()
+    job.node_faults.signal(rank)
 
 
-def kill_operator(scene: Scene) -> None:
-    scene.kill_operator()
+def kill_operator(job: FaultJob) -> None:
+    job.kill_operator()
 
 
-def drain_node(scene: Scene) -> None:
-    """The operator is on that node, too."""
-    before = {pod["metadata"]["uid"] for pod in scene.pods()}
-    scene.world.kubectl("taint", "node", NODE, "test/drain=now:NoExecute")
+def drain_node(job: FaultJob) -> None:
+    """Evict all pods of the node, including the operator's."""
+    before = {pod["metadata"]["uid"] for pod in job.pods()}
+    job.namespace.kubectl("taint", "node", NODE, "test/drain=now:NoExecute")
     try:
-        eventually("pods evicted", lambda: not before & {pod["metadata"]["uid"] for pod in scene.pods()})
+        eventually("pods evicted", lambda: not before & {pod["metadata"]["uid"] for pod in job.pods()})
     finally:
-        scene.world.kubectl("taint", "node", NODE, "test/drain-")
+        job.namespace.kubectl("taint", "node", NODE, "test/drain-")
 
 
-def fill_disk(scene: Scene) -> None:
-    scene.volume.fill()
-    scene.await_warning("could not be written")
-    scene.volume.free()
+def fill_disk(job: FaultJob) -> None:
+    job.volume.fill()
+    job.await_warning("could not be written")
+    job.volume.free()
 
 
-def damage_checkpoint(scene: Scene) -> None:
-    """All is dead before the newest checkpoint is cut short, and the next attempt is not up yet."""
+def damage_checkpoint(job: FaultJob) -> None:
+    """Kill all workers, then truncate the newest checkpoint before the next attempt is up."""
     for index in (1, 0):
-        scene.hands.signal(scene.hands.launcher(scene.pod(index)))
-    newest = max(scene.checkpoints.glob("step-????????"))
+        job.node_faults.signal(job.node_faults.launcher(job.pod(index)))
+    newest = max(job.checkpoints.glob("step-????????"))
     file = max(newest.glob("*.distcp"))
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)
 
 
-def restart_api_server(scene: Scene) -> None:
-    scene.hands.restart("kube-apiserver")
+def restart_api_server(job: FaultJob) -> None:
+    job.node_faults.restart("kube-apiserver")
 
 
-def restart_api_server_and_kill_rank(scene: Scene) -> None:
-    rank = scene.hands.ranks(scene.pod())[0]
-    scene.hands.signal(rank)
-    scene.hands.restart("kube-apiserver")
+def restart_api_server_and_kill_rank(job: FaultJob) -> None:
+    rank = job.node_faults.ranks(job.pod())[0]
+    job.node_faults.signal(rank)
+    job.node_faults.restart("kube-apiserver")
 
+
+OF_TRAINING = "tests/e2e/test_training.py::"
+OF_THIS_TABLE = "tests/e2e/faults/test_faults.py::"
 
 TABLE = (
-    Fault("rank", "SIGKILL of a rank", kill_rank, "SIGKILL"),
-    Fault("launcher", "SIGKILL of process 1 of a worker", kill_launcher, "SIGKILL"),
+    Fault(
+        "rank",
+        "SIGKILL of a rank",
+        kill_rank,
+        "SIGKILL",
+        represented_by=f"{OF_TRAINING}test_a_killed_rank_restarts_the_whole_group",
+    ),
+    Fault(
+        "launcher",
+        "SIGKILL of process 1 of a worker",
+        kill_launcher,
+        "SIGKILL",
+        represented_by=f"{OF_THIS_TABLE}shim",
+    ),
     Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
-    Fault("number", "a gradient is no number, once, on one rank", spoil_gradient, "BadSteps", spec=FAILS),
+    Fault(
+        "number",
+        "a gradient is NaN, once, on one rank",
+        spoil_gradient,
+        "BadSteps",
+        spec=FAILS,
+        represented_by="tests/trainer/test_bad_steps.py::test_an_attempt_gives_up_and_names_the_rank",
+    ),
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
-    Fault("partition", "a pod's network drops all packets", cut_off_pod, "Hang", spec=HANG),
+    Fault(
+        "partition",
+        "a pod's network drops all packets",
+        cut_off_pod,
+        "Hang",
+        spec=HANG,
+        represented_by=f"{OF_THIS_TABLE}stopped",
+    ),
     Fault("shim", "SIGKILL of containerd's shim of a pod", kill_shim, "Error"),
-    Fault("deleted", "`kubectl delete pod`", delete_pod, "Deleted", counts=False, loses=0, volume="claim"),
-    Fault("evicted", "a pod is evicted through the API", evict_pod, "EvictionByEvictionAPI", counts=False, loses=0),
+    Fault(
+        "deleted",
+        "`kubectl delete pod`",
+        delete_pod,
+        "Deleted",
+        counts=False,
+        loses=0,
+        volume="claim",
+        represented_by=f"{OF_TRAINING}test_a_deleted_pod_restarts_the_group_without_spending_the_budget",
+    ),
+    Fault(
+        "evicted",
+        "a pod is evicted through the API",
+        evict_pod,
+        "EvictionByEvictionAPI",
+        counts=False,
+        loses=0,
+        represented_by=f"{OF_THIS_TABLE}drained",
+    ),
     Fault(
         "drained",
         "the node is drained by a taint, with the operator",
@@ -169,14 +217,33 @@ TABLE = (
         event="CheckpointDamaged",
     ),
     Fault("disk", "the checkpoint volume is full for a while", fill_disk, event="CheckpointFailed", volume="tmpfs"),
-    Fault("operator-and-rank", "SIGKILL of the operator and of a rank", kill_operator_and_rank, "SIGKILL"),
-    Fault("operator", "SIGKILL of the operator", kill_operator, pace=0.2),
-    Fault("api-server", "SIGKILL of the API server, which starts again", restart_api_server, pace=0.2),
+    Fault(
+        "operator-and-rank",
+        "SIGKILL of the operator and of a rank",
+        kill_operator_and_rank,
+        "SIGKILL",
+        represented_by=f"{OF_THIS_TABLE}api-server-and-rank",
+    ),
+    Fault(
+        "operator",
+        "SIGKILL of the operator",
+        kill_operator,
+        pace=0.2,
+        represented_by="tests/integration/test_crash.py::"
+        "test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_life",
+    ),
+    Fault(
+        "api-server",
+        "SIGKILL of the API server, which starts again",
+        restart_api_server,
+        pace=0.2,
+        represented_by=f"{OF_THIS_TABLE}api-server-and-rank",
+    ),
     Fault(
         "api-server-and-rank",
         "the same, and a rank is killed",
         restart_api_server_and_kill_rank,
         "SIGKILL",
-        effect="RuntimeError",  # by the time that both are seen the operator has no patience left for a cause
+        effect="RuntimeError",  # when the operator sees both, it no longer waits for a cause
     ),
 )

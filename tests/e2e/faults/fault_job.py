@@ -1,4 +1,4 @@
-"""One job of the fault tests: how it is made, and what a fault may lay its hands on."""
+"""A job of the fault tests: its manifest, and access to its pods, processes and checkpoints."""
 
 import json
 import time
@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster import ClusterError
-from tests.e2e.faults.course import Course
-from tests.e2e.node import Hands, Volume
-from tests.e2e.world import Body, OperatorPod, World, eventually, trainer_job
+from tests.e2e.faults.run_trace import RunTrace
+from tests.e2e.namespace import Body, Namespace, OperatorPod, eventually, trainer_job
+from tests.e2e.node_faults import NodeFaults, Volume
 
 STEPS = 80
 EVERY = 15
 """Steps from one checkpoint to the next."""
 AT = 35
-"""Step at which the fault comes, or soon after."""
+"""Step after which the fault is injected."""
 STEP_SECONDS = 0.06
-"""Least time of a step: so a run lasts long enough for a fault, on any machine."""
+"""Minimum seconds of a step, so that a run lasts long enough for a fault on any machine."""
 HOOK = Path(__file__).parent / "hook" / "sitecustomize.py"
 
 
 def hook() -> Body:
-    """The ConfigMap with what the pods import before all else."""
+    """Return the ConfigMap with the module that the pods import first."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -33,7 +33,7 @@ def hook() -> Body:
 
 
 def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = STEP_SECONDS, **spec: Any) -> Body:
-    """A small model with two workers, whose pods import the hook."""
+    """Return a job of a small model with two workers, whose pods import the hook."""
     template = {
         "volumes": [{"name": "hook", "configMap": {"name": "hook"}}],
         "containers": [{"name": "worker", "volumeMounts": [{"name": "hook", "mountPath": "/hook"}]}],
@@ -59,29 +59,29 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
 
 
 @dataclass
-class Subject:
-    """A running job whose processes and checkpoint volume are in reach."""
+class RunningJob:
+    """A running job, with access to its processes and its checkpoint volume."""
 
-    world: World
-    hands: Hands
-    job: str
+    namespace: Namespace
+    node_faults: NodeFaults
+    name: str
     volume: Volume
 
     def pod(self, index: int = 1) -> Body:
-        """A pod of the first attempt."""
-        return self.world.get("pod", f"{self.job}-1-{index}")
+        """Return a pod of the first attempt."""
+        return self.namespace.get("pod", f"{self.name}-1-{index}")
 
     def pods(self) -> list[Body]:
-        """The pods of all attempts that there are."""
-        return self.world.objects("pods", f"trainyard.dev/job-name={self.job}")
+        """Return the existing pods of all attempts."""
+        return self.namespace.objects("pods", f"trainyard.dev/job-name={self.name}")
 
     @property
     def checkpoints(self) -> Path:
-        """The job's folder on its volume."""
-        return self.volume.here / self.job
+        """Folder of the job on its volume."""
+        return self.volume.here / self.name
 
     def in_rank(self, rank: int, code: str) -> None:
-        """Have a rank run some Python before its next step."""
+        """Make a rank run some Python before its next step."""
         file = self.fault(rank)
         part = file.with_suffix(".part")
         part.write_text(code)
@@ -89,39 +89,39 @@ class Subject:
         part.rename(file)
 
     def fault(self, rank: int) -> Path:
-        """What a rank is to run; gone as soon as it has read it."""
+        """Return the file of the code that a rank runs next; the rank removes it after reading."""
         return self.checkpoints / f"fault-{rank}.py"
 
 
 @dataclass
-class Scene(Subject):
-    """The same with the operator, and with a record of all that the job says."""
+class FaultJob(RunningJob):
+    """A running job with the operator and with the trace of its logs."""
 
     operator: OperatorPod
-    course: Course
+    trace: RunTrace
 
     def samples_in_manifests(self) -> dict[int, int]:
-        """Step and samples drawn of each complete checkpoint."""
+        """Return by step the number of samples drawn, of each complete checkpoint."""
         manifests = [json.loads(p.read_text()) for p in self.checkpoints.glob("step-????????/manifest.json")]
         return {manifest["step"]: manifest["samples"] for manifest in manifests}
 
     def await_step(self, step: int) -> None:
-        """Wait until rank 0 has said that a step is done."""
-        eventually(f"{self.job} at step {step}", lambda: self.course.step >= step, timeout=90, interval=0.02)
+        """Wait until rank 0 has logged a step."""
+        eventually(f"{self.name} at step {step}", lambda: self.trace.step >= step, timeout=90, interval=0.02)
 
     def await_warning(self, words: str) -> None:
-        """Wait until a rank has said something."""
-        eventually(words, lambda: any(words in warning for warning in self.course.warnings), interval=0.02)
+        """Wait until a rank has logged a warning."""
+        eventually(words, lambda: any(words in warning for warning in self.trace.warnings), interval=0.02)
 
     def kill_operator(self) -> None:
-        """Kill the operator's process without a warning; the kubelet starts another one."""
+        """Kill the operator's process with SIGKILL; the kubelet starts another one."""
         [name] = eventually("an operator", self.operator.names)
-        self.hands.signal(self.hands.launcher(self.operator.world.get("pod", name)))
+        self.node_faults.signal(self.node_faults.launcher(self.operator.namespace.get("pod", name)))
 
     def await_end(self, timeout: float = 120) -> Body:
-        """Wait for success; the status. The API server may be away meanwhile."""
+        """Wait for success, and return the status. The API server may be away meanwhile."""
         deadline = time.monotonic() + timeout
         while True:
             with suppress(ClusterError):
-                return self.world.await_phase(self.job, "Succeeded", timeout=deadline - time.monotonic())
+                return self.namespace.await_phase(self.name, "Succeeded", timeout=deadline - time.monotonic())
             assert time.monotonic() < deadline

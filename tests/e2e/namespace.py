@@ -1,4 +1,4 @@
-"""How the tests talk to the cluster: kubectl in its network, waiting with deadlines, and a record of what happened."""
+"""How tests use the cluster: kubectl in its network, waits with deadlines, and recorded states of objects."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def eventually(what: str, probe: Callable[[], T | None], timeout: float = 60, in
 
 @dataclass(slots=True)
 class Seen:
-    """One state of one object, and when it was seen (wall clock, seconds)."""
+    """One state of one object, and when it was received (Unix time, seconds)."""
 
     at: float
     type: str
@@ -52,16 +52,16 @@ class Seen:
 
 @dataclass
 class Record:
-    """Every state that objects of one kind went through in a namespace, from a watch."""
+    """Every state of the objects of one kind in a namespace, from a watch."""
 
     seen: list[Seen] = field(default_factory=list)
 
     def when(self, test: Callable[[Body], bool]) -> float | None:
-        """When an object first passed the test."""
+        """Return when an object first passed the test; None if none has."""
         return next((s.at for s in list(self.seen) if s.type != "DELETED" and test(s.body)), None)
 
     def read(self, stream: Any) -> None:
-        """Take in a stream of watch events, as kubectl prints them."""
+        """Read a stream of watch events, as kubectl prints them."""
         decoder, buffer = json.JSONDecoder(), ""
         while chunk := os.read(stream.fileno(), 1 << 16):
             buffer += chunk.decode()
@@ -75,15 +75,15 @@ class Record:
 
 
 @dataclass(frozen=True)
-class World:
-    """A namespace of a cluster, and kubectl in it."""
+class Namespace:
+    """A namespace of the cluster, and kubectl in it."""
 
     cluster: Cluster
-    namespace: str
+    name: str
 
     def kubectl(self, *arguments: str, input: str | None = None, check: bool = True, timeout: float = 60) -> str:
         """Run kubectl in the namespace and return what it printed (both streams if it may fail)."""
-        argv = [str(self.cluster.kubectl), "-n", self.namespace, *arguments]
+        argv = [str(self.cluster.kubectl), "-n", self.name, *arguments]
         done = self.cluster.run(argv, input=input, check=check, timeout=timeout)
         return done.stdout if check else done.stdout + done.stderr
 
@@ -92,22 +92,22 @@ class World:
         self.kubectl("apply", "-f", "-", input=yaml.safe_dump_all(bodies))
 
     def get(self, kind: str, name: str) -> Body:
-        """One object."""
+        """Return one object."""
         body: Body = json.loads(self.kubectl("get", kind, name, "-o", "json"))
         return body
 
     def objects(self, kind: str, selector: str = "") -> list[Body]:
-        """All objects of a kind."""
+        """Return all objects of a kind."""
         items: list[Body] = json.loads(self.kubectl("get", kind, "-l", selector, "-o", "json"))["items"]
         return items
 
     def status(self, job: str) -> Body:
-        """Status of a job; empty before its first."""
+        """Return the status of a job; an empty mapping before the first one."""
         status: Body = self.get("tj", job).get("status", {})
         return status
 
     def condition(self, job: str, kind: str) -> Body:
-        """A condition of a job; empty if it was never set."""
+        """Return a condition of a job; an empty mapping if it was never set."""
         return next((c for c in self.status(job).get("conditions", ()) if c["type"] == kind), {})
 
     def await_phase(self, job: str, phase: str, timeout: float = 120) -> Body:
@@ -132,7 +132,7 @@ class World:
         return eventually(f"{job} at step {step} of attempt {attempt}", probe, timeout)
 
     def events(self, job: str) -> list[tuple[str, str]]:
-        """Reason and message of the events on a job."""
+        """Return reason and message of the events of a job."""
         events = self.objects("events")
         return [(e["reason"], e["message"]) for e in events if e["involvedObject"]["name"] == job]
 
@@ -142,7 +142,7 @@ class World:
         argv = [
             self.cluster.kubectl,
             "-n",
-            self.namespace,
+            self.name,
             "get",
             kind,
             "--watch",
@@ -166,57 +166,57 @@ class World:
 class OperatorPod:
     """The operator that the chart has installed."""
 
-    world: World
+    namespace: Namespace
 
     def names(self) -> list[str]:
-        """Names of the pods that are ready."""
-        pods = self.world.objects("pods", "app.kubernetes.io/name=trainyard-operator")
+        """Return the names of the ready pods."""
+        pods = self.namespace.objects("pods", "app.kubernetes.io/name=trainyard-operator")
         ready = [
             p for p in pods if any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"]["conditions"])
         ]
         return [p["metadata"]["name"] for p in ready if "deletionTimestamp" not in p["metadata"]]
 
     def scale(self, replicas: int) -> int:
-        """Have so many of them, and return how many there were wanted before."""
-        before = int(self.world.get("deployment", "trainyard")["spec"]["replicas"])
-        self.world.kubectl("scale", "deployment/trainyard", f"--replicas={replicas}")
+        """Set the number of replicas, and return the previous one."""
+        before = int(self.namespace.get("deployment", "trainyard")["spec"]["replicas"])
+        self.namespace.kubectl("scale", "deployment/trainyard", f"--replicas={replicas}")
         return before
 
     def replace(self) -> None:
-        """Have a new pod take over, as an upgrade does."""
-        self.world.kubectl("rollout", "restart", "deployment/trainyard")
-        self.world.kubectl("rollout", "status", "deployment/trainyard", "--timeout=60s", timeout=70)
+        """Replace the pod with a new one, as an upgrade does."""
+        self.namespace.kubectl("rollout", "restart", "deployment/trainyard")
+        self.namespace.kubectl("rollout", "status", "deployment/trainyard", "--timeout=60s", timeout=70)
 
     def usurp(self) -> None:
-        """Have somebody hold the lease who does not exist, for an hour."""
+        """Give the lease for an hour to a holder that does not exist."""
         record = {"spec": {"holderIdentity": "nobody", "leaseDurationSeconds": 3600}}
-        self.world.kubectl("patch", "lease", "trainyard", "--type=merge", "-p", json.dumps(record))
+        self.namespace.kubectl("patch", "lease", "trainyard", "--type=merge", "-p", json.dumps(record))
 
     def kill(self) -> None:
         """Kill the operator without warning, and wait for the next one."""
         before = self.names()
-        self.world.kubectl("delete", "pod", *before, "--grace-period=0", "--force")
+        self.namespace.kubectl("delete", "pod", *before, "--grace-period=0", "--force")
         eventually("a new operator", lambda: [n for n in self.names() if n not in before])
 
 
-def print_evidence(world: World, operator_pod: OperatorPod) -> None:
-    """Everything that a person would ask for first."""
-    print(world.kubectl("get", "tj,pods", "-o", "wide", check=False))
-    print(world.kubectl("describe", "tj", check=False))
-    print(world.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False))
-    print(world.kubectl("logs", "-l", "trainyard.dev/job-name", "--prefix", "--tail=20", check=False))
+def print_evidence(namespace: Namespace, operator_pod: OperatorPod) -> None:
+    """Print jobs, pods, events and logs."""
+    print(namespace.kubectl("get", "tj,pods", "-o", "wide", check=False))
+    print(namespace.kubectl("describe", "tj", check=False))
+    print(namespace.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False))
+    print(namespace.kubectl("logs", "-l", "trainyard.dev/job-name", "--prefix", "--tail=20", check=False))
     for name in operator_pod.names():
-        print(operator_pod.world.kubectl("logs", name, "--tail=50", check=False))
+        print(operator_pod.namespace.kubectl("logs", name, "--tail=50", check=False))
 
 
 def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Body:
-    """A small job for the built-in trainer: starts fast, and each step takes a few hundredths of a second."""
+    """Return a small job of the built-in trainer: it starts fast, and a step takes a few hundredths of a second."""
     return {
         "apiVersion": "trainyard.dev/v1alpha1",
         "kind": "TrainingJob",
         "metadata": {"name": name},
         "spec": {
-            # A share of the processor: pods that ask for none starve beside whatever else the machine does.
+            # A share of the processor: pods without a request starve beside other processes of the machine.
             "workers": {"replicas": replicas, "resources": {"requests": {"cpu": "300m"}}, **spec.pop("workers", {})},
             "trainer": {
                 "model": {"name": "llama", "preset": "nano", "layers": 2},

@@ -1,4 +1,4 @@
-"""What somebody with root on the node can do to it: signals to processes of pods, mounts, packet filters, daemons."""
+"""Faults injected by root on the node: signals to processes of pods, mounts, packet filters, daemons that end."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from tests.cluster.cgroups import hierarchies
 from tests.cluster.model import Request
 from tests.cluster.node import HOLDER, Node
 from tests.cluster.process import ProcessId, every_process
-from tests.e2e.world import Body, World, eventually
+from tests.e2e.namespace import Body, Namespace, eventually
 from tests.support.need import require
 
 TRAINER = 65532
@@ -24,21 +24,21 @@ TRAINER = 65532
 
 
 @dataclass(frozen=True)
-class Hands:
-    """Hands on the one node of a cluster that `tests.cluster` runs itself."""
+class NodeFaults:
+    """Faults of the one node of a cluster that `tests.cluster` runs itself."""
 
     node: Node
 
     @classmethod
-    def on(cls, cluster: Cluster) -> "Hands":
-        """Skips the test where the node is somebody else's."""
+    def on(cls, cluster: Cluster) -> "NodeFaults":
+        """Return the faults of a cluster's node; skip the test if `tests.cluster` does not run that node."""
         require(cluster.provider.name == "built", "a node of tests.cluster's own: its processes are to be killed")
         return cls(Node(Request(Profile.NODE, cluster.name), GoToolbox()))
 
     # --- processes -----------------------------------------------------------------------------------------------
 
     def launcher(self, pod: Body) -> int:
-        """Process 1 of a pod's first container, as the node numbers it."""
+        """Return process 1 of a pod's first container, as the node numbers it."""
         [container] = pod["status"]["containerStatuses"]
         identity = container["containerID"].rpartition("/")[2]
         inside = [p.pid for p in every_process() if identity in _read(p.pid, "cgroup")]
@@ -46,18 +46,18 @@ class Hands:
         return first
 
     def ranks(self, pod: Body) -> list[int]:
-        """The training processes of a pod."""
+        """Return the training processes of a pod."""
         launcher = self.launcher(pod)
         return sorted(process.pid for process in every_process() if _parent(process.pid) == launcher)
 
     def shim(self, pod: Body) -> int:
-        """The process of the container runtime that holds a pod's containers."""
+        """Return the shim process of the container runtime that holds a pod's containers."""
         parent = _parent(self.launcher(pod))
         assert "containerd-shim" in _read(parent, "cmdline")
         return parent
 
     def signal(self, pid: int, number: signal.Signals = signal.SIGKILL) -> None:
-        """Send a signal; to be killed is to be gone when this returns."""
+        """Send a signal; after SIGKILL, return once the process has ended."""
         process = ProcessId.of(pid)
         assert process is not None, f"process {pid} has ended already"
         process.signal(number)
@@ -65,13 +65,13 @@ class Hands:
             eventually(f"process {pid} gone", lambda: not process.alive(), timeout=10, interval=0.01)
 
     def restart(self, daemon: str) -> None:
-        """Kill a daemon of the node; returns once another one is up and healthy."""
+        """Kill a daemon of the node, and return once its successor is healthy."""
         with self.without(daemon):
             pass
 
     @contextmanager
     def without(self, daemon: str) -> Iterator[None]:
-        """A daemon of the node is killed, and another one is up and healthy when the context ends."""
+        """Kill a daemon of the node; its successor is healthy when the context ends."""
         process = self.node.supervisor().process(daemon)
         assert process is not None, f"{daemon} does not run"
         process.signal(signal.SIGKILL)
@@ -82,7 +82,7 @@ class Hands:
             self.node.up()
 
     def throttle(self, pod: Body, share: float | None) -> None:
-        """Give a pod's container no more than this share of a processor; None: as much as there is."""
+        """Limit a pod's container to a share of a processor; None removes the limit."""
         launcher = self.launcher(pod)
         period = 10_000  # microseconds: short, so that even a small piece of work is slowed down evenly
         quota = None if share is None else round(share * period)
@@ -100,7 +100,7 @@ class Hands:
 
     # --- network -------------------------------------------------------------------------------------------------
 
-    def cut_off(self, pod: Body) -> None:
+    def drop_packets(self, pod: Body) -> None:
         """Drop all packets from and to a pod, for as long as it exists."""
         for chain, way in (("INPUT", "-i"), ("OUTPUT", "-o")):
             rule = ["iptables", "-w", "-I", chain, "!", way, "lo", "-j", "DROP"]
@@ -108,9 +108,9 @@ class Hands:
 
     # --- volumes and logs ----------------------------------------------------------------------------------------
 
-    def volume(self, world: World, name: str) -> "Volume":
-        """A new folder of the node, for the trainer's user to write to."""
-        return Volume(self, self.node.paths.state / "volumes" / f"{world.namespace}-{name}").create()
+    def volume(self, namespace: Namespace, name: str) -> "Volume":
+        """Create a folder of the node that the trainer's user can write to."""
+        return Volume(self, self.node.paths.state / "volumes" / f"{namespace.name}-{name}").create()
 
     @property
     def pod_logs(self) -> Path:
@@ -119,7 +119,7 @@ class Hands:
 
     @property
     def holder(self) -> int:
-        """The process that holds the node's namespaces."""
+        """Number of the process that holds the node's namespaces."""
         process = self.node.supervisor().process(HOLDER)
         assert process is not None
         return process.pid
@@ -129,46 +129,46 @@ class Hands:
 class Volume:
     """A folder of the node."""
 
-    hands: Hands
+    node_faults: NodeFaults
     path: Path
-    """As the node has it."""
+    """The path in the node's mount namespace."""
 
     @property
     def here(self) -> Path:
-        """The same folder as seen from outside of the node's mount namespace."""
-        return Path(f"/proc/{self.hands.holder}/root{self.path}")
+        """The path of the folder outside of the node's mount namespace."""
+        return Path(f"/proc/{self.node_faults.holder}/root{self.path}")
 
     def create(self) -> "Volume":
-        """Empty, and the trainer's."""
+        """Create the folder, empty and owned by the trainer's user."""
         self.remove()
         self.path.mkdir(parents=True)
         os.chown(self.path, TRAINER, TRAINER)
         return self
 
     def limit(self, size: str) -> None:
-        """Put a file system of a certain size there."""
+        """Mount a file system of a certain size on the folder."""
         options = f"size={size},uid={TRAINER},gid={TRAINER},mode=0755"
         self._in_node("mount", "-t", "tmpfs", "-o", options, "tmpfs", str(self.path))
 
     def fill(self) -> None:
-        """Take all the space that is left."""
+        """Fill the remaining space."""
         with suppress(OSError), (self.here / "filler").open("wb", buffering=0) as file:
             while True:
                 file.write(b"\0" * (1 << 16))
 
     def free(self) -> None:
-        """Give it back."""
+        """Free the space that `fill` took."""
         (self.here / "filler").unlink()
 
     def remove(self) -> None:
-        """As if it had never been; what pods have still mounted goes with them."""
+        """Remove the folder; what pods have still mounted goes with them."""
         if os.path.ismount(self.here):
             self._in_node("umount", "--lazy", str(self.path))
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def offer(self, world: World, claim: str) -> None:
-        """Make it a PersistentVolume that is kept for one claim."""
-        self.withdraw(world)
+    def offer(self, namespace: Namespace, claim: str) -> None:
+        """Make the folder a PersistentVolume that is reserved for one claim."""
+        self.withdraw(namespace)
         body = {
             "apiVersion": "v1",
             "kind": "PersistentVolume",
@@ -178,17 +178,17 @@ class Volume:
                 "accessModes": ["ReadWriteMany"],
                 "persistentVolumeReclaimPolicy": "Retain",
                 "hostPath": {"path": str(self.path)},
-                "claimRef": {"kind": "PersistentVolumeClaim", "namespace": world.namespace, "name": claim},
+                "claimRef": {"kind": "PersistentVolumeClaim", "namespace": namespace.name, "name": claim},
             },
         }
-        world.apply(body)
+        namespace.apply(body)
 
-    def withdraw(self, world: World, *, wait: bool = True) -> None:
-        """Delete that again: it would never be anybody else's, not even that of a later claim of the same name."""
-        world.kubectl("delete", "pv", self.path.name, "--ignore-not-found", f"--wait={str(wait).lower()}")
+    def withdraw(self, namespace: Namespace, *, wait: bool = True) -> None:
+        """Delete the PersistentVolume, which no later claim could bind, not even one of the same name."""
+        namespace.kubectl("delete", "pv", self.path.name, "--ignore-not-found", f"--wait={str(wait).lower()}")
 
     def _in_node(self, *argv: str) -> None:
-        _run("nsenter", f"--target={self.hands.holder}", "--mount", "--", *argv)
+        _run("nsenter", f"--target={self.node_faults.holder}", "--mount", "--", *argv)
 
 
 def _read(pid: int, file: str) -> str:
@@ -199,7 +199,7 @@ def _read(pid: int, file: str) -> str:
 
 
 def _parent(pid: int) -> int:
-    """The parent of a process; 0 if it has ended."""
+    """Return the parent of a process; 0 if the process has ended."""
     fields = _read(pid, "stat").rpartition(") ")[2].split()
     return int(fields[1]) if fields else 0
 

@@ -1,4 +1,4 @@
-"""What a run did, from the logs of its pods: which attempt made which step, when, with which loss and samples."""
+"""The trace of a run, from the logs of its pods: the steps of each attempt, with time, loss and samples."""
 
 import json
 import threading
@@ -15,29 +15,29 @@ from typing import IO, Any
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step that one attempt has made."""
+    """One step of one attempt."""
 
     attempt: int
     number: int
     loss: float
     at: float
-    """When rank 0 said so (Unix time, seconds)."""
+    """When rank 0 logged it (Unix time, seconds)."""
 
 
 @dataclass
-class Course:
-    """All that the pods of a job have said."""
+class RunTrace:
+    """The log lines of a job's pods, in parsed form."""
 
     steps: list[Step] = field(default_factory=list)
     resumed: dict[int, int] = field(default_factory=dict)
-    """By attempt: the step that it has continued after."""
+    """By attempt: the step of the checkpoint that it resumed from."""
     drawn: dict[tuple[int, int], dict[int, list[int]]] = field(default_factory=dict)
     """By attempt and step: the samples of each rank."""
     warnings: list[str] = field(default_factory=list)
-    """What ranks have said that should not happen."""
+    """Messages of level warning or error."""
 
     def hear(self, line: str, at: float) -> None:
-        """Take in a line of a log."""
+        """Parse a line of a log."""
         if not line.startswith("{"):
             return
         said: dict[str, Any] = json.loads(line)
@@ -52,20 +52,20 @@ class Course:
 
     @property
     def step(self) -> int:
-        """The highest step so far."""
+        """Highest step so far."""
         return max((step.number for step in self.steps), default=0)
 
     @property
     def attempts(self) -> list[int]:
-        """Those that made steps."""
+        """Attempts that made steps."""
         return sorted({step.attempt for step in self.steps})
 
     def reached(self, attempt: int) -> int:
-        """The highest step of an attempt."""
+        """Return the highest step of an attempt."""
         return max(step.number for step in self.steps if step.attempt == attempt)
 
     def longest_pause(self, since: float, reached: int) -> float:
-        """Most seconds without a step that had never been made before, from a moment at which so many were made."""
+        """Return the longest time without new steps, in seconds, from a moment at which `reached` steps were done."""
         news: list[float] = []
         for step in sorted(self.steps, key=lambda step: step.at):
             if step.at > since and step.number > reached:
@@ -74,7 +74,7 @@ class Course:
         return max(later - earlier for earlier, later in pairwise([since, *news]))
 
     def lasting(self) -> dict[int, int]:
-        """By step: the attempt whose work it is that lasted, since later ones have gone on from it."""
+        """Return by step the attempt whose result lasted, because later attempts resumed from it."""
         owners: dict[int, int] = {}
         for attempt in self.attempts:
             start = self.resumed.get(attempt, 0)
@@ -83,12 +83,12 @@ class Course:
         return owners
 
     def losses(self) -> dict[int, float]:
-        """By step: the loss of the run as it went on in the end."""
+        """Return by step the loss of the steps that lasted."""
         owners = self.lasting()
         return {s.number: s.loss for s in self.steps if owners[s.number] == s.attempt}
 
     def samples(self) -> list[int]:
-        """The samples that the model in the end has been trained on, in the order of steps and ranks."""
+        """Return the samples that the final model has been trained on, in the order of steps and ranks."""
         found: list[int] = []
         for number, attempt in sorted(self.lasting().items()):
             ranks = self.drawn[attempt, number]
@@ -97,40 +97,40 @@ class Course:
 
 
 def repeated(samples: list[int]) -> int:
-    """How many of the samples are there once more."""
+    """Return how many of the samples are repetitions."""
     return sum(count - 1 for count in Counter(samples).values())
 
 
 def skipped(samples: list[int], expected: list[int]) -> int:
-    """How many of those expected are missing."""
+    """Return how many of the expected samples are missing."""
     return len(set(expected) - set(samples))
 
 
 @contextmanager
-def follow(pod_logs: Path, namespace: str, job: str) -> Iterator[Course]:
-    """Listen to all pods of a job while the context lasts, even while the API server is away."""
-    course, stop = Course(), threading.Event()
+def follow(pod_logs: Path, namespace: str, job: str) -> Iterator[RunTrace]:
+    """Follow the logs of all pods of a job while the context lasts, even while the API server is away."""
+    trace, stop = RunTrace(), threading.Event()
     with ThreadPoolExecutor(1) as executor:
-        listening = executor.submit(_listen, course, pod_logs, f"{namespace}_{job}-[0-9]*-[0-9]*_*/worker/*.log", stop)
+        listening = executor.submit(_listen, trace, pod_logs, f"{namespace}_{job}-[0-9]*-[0-9]*_*/worker/*.log", stop)
         try:
-            yield course
+            yield trace
         finally:
             stop.set()
         listening.result()
 
 
-def _listen(course: Course, pod_logs: Path, pattern: str, stop: threading.Event) -> None:
+def _listen(trace: RunTrace, pod_logs: Path, pattern: str, stop: threading.Event) -> None:
     with ExitStack() as opened:
         logs: dict[Path, Log] = {}
         last = False
         while not last:
             last = stop.wait(0.05)
             for path in pod_logs.glob(pattern):
-                if path not in logs:  # open from now on, so that it can be read though its pod is deleted
+                if path not in logs:  # stays open, so that it can be read after its pod is deleted
                     logs[path] = Log(opened.enter_context(path.open(encoding="utf-8")))
             for log in logs.values():
                 for line, at in log.news():
-                    course.hear(line, at)
+                    trace.hear(line, at)
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Log:
     rest: str = ""
 
     def news(self) -> Iterator[tuple[str, float]]:
-        """Lines that have come since the last time, and when."""
+        """Yield the lines since the last call, and when each was written."""
         *lines, self.rest = (self.rest + self.file.read()).split("\n")
         for line in lines:
             time, _, tag, text = line.split(" ", 3)
