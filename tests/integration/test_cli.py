@@ -11,8 +11,8 @@ import yaml
 
 from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.support.command import PROGRAM, Command, Terminal, manifest, without_namespace
+from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Namespace, eventually
-from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.protocol.progress import Progress
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.problems import ClusterProblem

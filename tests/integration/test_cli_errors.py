@@ -12,8 +12,8 @@ import yaml
 from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.cluster import Cluster
 from tests.support.command import PROGRAM, Command, Terminal, manifest
+from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Namespace, eventually
-from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 

@@ -93,7 +93,7 @@ async def assert_undisturbed(folder: Path, reference: Reference) -> None:
     assert manifest["samples"] == len(steps) * BATCH
 
 
-async def test_a_group_without_room_trains_with_fewer_workers_and_grows_again(
+async def test_a_group_without_capacity_trains_with_fewer_workers_and_grows_again(
     tmp_path: Path, reference: Reference
 ) -> None:
     elastic = {"minReplicas": 1, "resizeAfterSeconds": 1}

@@ -86,7 +86,7 @@ def test_a_configuration_is_as_it_was(snapshot: SnapshotAssertion) -> None:
     assert config["data"][constants.CONFIG_FILE] == snapshot
 
 
-def test_a_program_of_ones_own_needs_no_configuration() -> None:
+def test_a_users_own_program_needs_no_configuration() -> None:
     assert build_config_map(make_job()) is None
 
 
@@ -287,7 +287,7 @@ def test_the_workers_container_is_merged_field_by_field() -> None:
     ]
 
 
-def test_a_volume_of_ours_replaces_a_namesake_whole() -> None:
+def test_a_volume_of_the_operator_replaces_one_of_the_same_name() -> None:
     own = {"containers": [{"name": "worker", "image": "own"}], "volumes": [{"name": "shm", "emptyDir": {}}]}
     template = {"volumes": [{"name": "shm", "hostPath": {"path": "/"}}, {"name": "data", "emptyDir": {}}]}
     assert merged(template, own)["volumes"] == [{"name": "shm", "emptyDir": {}}, {"name": "data", "emptyDir": {}}]

@@ -45,7 +45,7 @@ def blamed(*workers: WorkerPod) -> int | None:
     return ranks.pop()
 
 
-def test_one_that_does_not_answer_is_blamed_first() -> None:
+def test_a_rank_that_does_not_answer_is_the_culprit() -> None:
     assert blamed(hung(0, step=1), hung(1, 9, silent=True, step=8, at=2000), hung(2)) == 1
 
 
@@ -81,7 +81,7 @@ def test_a_crash_before_is_the_cause() -> None:
     assert (found.failure.pod, found.failure.reason) == ("job-1-2", "OOMKilled")
 
 
-def test_a_pod_that_is_taken_away_is_the_cause() -> None:
+def test_a_removed_pod_is_the_cause() -> None:
     found = diagnose([hung(0, silent=True), make_worker(1, disrupted=True, reason="Evicted")], 1, 0, after(0))
     assert found is not None
     assert (found.failure.pod, found.counts) == ("job-1-1", False)
@@ -97,7 +97,7 @@ def test_the_first_to_say_so_waits_for_the_others() -> None:
     assert_restarted(story, rank=1)
 
 
-def test_a_silent_rank_and_the_last_one_wait_for_nobody() -> None:
+def test_a_rank_that_does_not_answer_is_diagnosed_at_once() -> None:
     story = running().later(10).see(hung(0, 9, silent=True), make_worker(1))
     story.step()
     assert_restarted(story, rank=0)

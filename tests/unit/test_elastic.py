@@ -61,7 +61,7 @@ def size(story: Story) -> int:
 # --- shrinking ------------------------------------------------------------------------------------------------
 
 
-def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() -> None:
+def test_unschedulable_pods_lead_to_a_smaller_attempt_after_a_while() -> None:
     story = waiting(1, 3)
     assert story.settle().wake_after == 60
     assert story.later(59).settle().wake_after == 1
@@ -88,7 +88,7 @@ def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() 
     assert story.condition("Degraded").status == "True"
 
 
-def test_room_that_comes_in_time_changes_nothing() -> None:
+def test_capacity_that_returns_in_time_changes_nothing() -> None:
     story = waiting(1)
     story.later(50).settle()
     story.all("Running").settle()
@@ -97,7 +97,7 @@ def test_room_that_comes_in_time_changes_nothing() -> None:
     assert (story.status.attempt, size(story), story.status.condition(ConditionType.DEGRADED)) == (1, 4, None)
 
 
-def test_the_wait_begins_anew_once_all_have_had_room() -> None:
+def test_the_wait_starts_again_once_all_pods_were_scheduled() -> None:
     story = waiting(1)
     story.later(50).see(*pods(story, state="Pending")).settle()
     story.later(50).see(*pods(story, 2)).settle()
@@ -107,7 +107,7 @@ def test_the_wait_begins_anew_once_all_have_had_room() -> None:
     assert (story.status.attempt, size(story)) == (2, 3)
 
 
-def test_pods_that_a_quota_refuses_have_no_room() -> None:
+def test_pods_refused_by_a_quota_count_as_unschedulable() -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
     story.creation_error = CreationError(Reason.PODS_REFUSED, "exceeded quota")
@@ -121,7 +121,7 @@ def test_pods_that_a_quota_refuses_have_no_room() -> None:
     [None, CreationError(Reason.NAME_TAKEN, "Service job exists already")],
     ids=["not tried", "another trouble"],
 )
-def test_pods_that_are_merely_not_there_yet_do_not_shrink_a_group(refusal: CreationError | None) -> None:
+def test_pods_that_are_not_created_yet_do_not_shrink_a_group(refusal: CreationError | None) -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
     story.creation_error = refusal
@@ -130,7 +130,7 @@ def test_pods_that_are_merely_not_there_yet_do_not_shrink_a_group(refusal: Creat
     assert story.status.attempt == 1
 
 
-def test_a_group_never_shrinks_below_its_least() -> None:
+def test_a_group_never_shrinks_below_min_replicas() -> None:
     story = waiting(1, 2, 3, **elastic(2))
     assert story.later(60).settle().wake_after is None
     assert (story.status.attempt, size(story)) == (1, 4)
@@ -163,7 +163,7 @@ def test_a_shrunk_group_shrinks_further_and_waits_as_long_again() -> None:
     assert (story.status.attempt, size(story)) == (4, 2)
 
 
-def test_a_parameter_server_without_room_takes_that_of_a_worker() -> None:
+def test_an_unschedulable_parameter_server_takes_the_place_of_a_worker() -> None:
     spec = elastic() | {"parallelism": {"data": {"mode": "parameterServer"}}}
     story = Story(make_job(replicas=3, **spec))
     story.settle()
@@ -177,7 +177,7 @@ def test_a_parameter_server_without_room_takes_that_of_a_worker() -> None:
 # --- growing --------------------------------------------------------------------------------------------------
 
 
-def test_room_is_sought_after_a_while_and_the_group_grows_once_it_is_there() -> None:
+def test_capacity_is_probed_after_a_while_and_the_group_grows_once_it_is_free() -> None:
     story = shrunk(2, 3)
     assert story.later(59).settle().actions == ()
     sought = story.later(1).settle()
@@ -198,7 +198,7 @@ def test_room_is_sought_after_a_while_and_the_group_grows_once_it_is_there() -> 
     )
 
 
-def test_placeholders_keep_their_room_until_the_workers_have_saved_and_gone() -> None:
+def test_placeholders_keep_their_capacity_until_the_workers_have_ended() -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
     workers, placeholders = pods(story), [placeholder(0), placeholder(1)]
@@ -213,7 +213,7 @@ def deleted(step: Plan) -> list[str]:
     return [w.name for action in step.actions if isinstance(action, DeleteWorkers) for w in action.workers]
 
 
-def test_after_a_while_what_room_there_is_is_taken() -> None:
+def test_after_a_while_partial_capacity_is_used() -> None:
     story = shrunk(1, 2, 3)
     story.later(60).settle()
     story.see(*pods(story), placeholder(0), *(placeholder(i, state="Pending") for i in (1, 2))).settle()
@@ -224,7 +224,7 @@ def test_after_a_while_what_room_there_is_is_taken() -> None:
     assert deleted(story.settle()) == ["job-2-0", "job-2-placeholder-1", "job-2-placeholder-2"]
 
 
-def test_room_that_is_of_no_use_is_given_back_and_sought_again_later() -> None:
+def test_capacity_that_fits_no_size_is_released_and_probed_again_later() -> None:
     story = shrunk(2, 3, **elastic(batch=8))
     story.later(60).settle()
     workers = pods(story)
@@ -236,7 +236,7 @@ def test_room_that_is_of_no_use_is_given_back_and_sought_again_later() -> None:
     assert story.later(1).settle().actions == (CreatePlaceholders(2, (0, 1)),)
 
 
-def test_placeholders_that_find_no_room_stay_and_hold_nothing() -> None:
+def test_unschedulable_placeholders_stay() -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
     workers = pods(story)
@@ -248,7 +248,7 @@ def test_placeholders_that_find_no_room_stay_and_hold_nothing() -> None:
     assert (story.status.attempt, size(story)) == (3, 4)
 
 
-def test_a_placeholder_that_fails_is_replaced_no_sooner_than_any() -> None:
+def test_a_failed_placeholder_is_replaced_at_the_next_probe() -> None:
     story = shrunk(3)
     story.later(60).settle()
     workers = pods(story)
@@ -293,7 +293,7 @@ def test_a_group_that_is_ending_does_not_grow() -> None:
 
 
 @pytest.mark.parametrize("change", [{"suspend": True}, {"replicas": 2}], ids=["suspended", "wanted no more"])
-def test_placeholders_go_when_nobody_waits_for_room_any_more(change: dict[str, Any]) -> None:
+def test_placeholders_are_deleted_when_no_worker_is_missing_any_more(change: dict[str, Any]) -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
     story.see(*pods(story), placeholder(0), placeholder(1)).edit(**change)
@@ -343,7 +343,7 @@ def test_fewer_workers_are_taken_at_once() -> None:
     assert story.condition("Restarting").reason == "SpecChanged"
 
 
-def test_a_group_that_does_not_run_yet_begins_anew_at_a_new_size() -> None:
+def test_a_group_that_does_not_run_yet_restarts_at_a_new_size() -> None:
     story = waiting(1, replicas=2)
     story.edit(replicas=3).step()
     assert (story.status.attempt, size(story)) == (2, 3)
@@ -448,7 +448,7 @@ TEMPLATE = {
 }
 
 
-def test_figures_of_time_are_those_of_the_status() -> None:
+def test_goodput_metrics_are_those_of_the_status() -> None:
     """The wait is remembered where a new operator finds it."""
     story = waiting(1)
     assert story.status.elastic is not None

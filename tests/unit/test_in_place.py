@@ -10,8 +10,8 @@ import pytest
 
 from tests.builders import NOW, make_job, make_pod, served, termination_message, trainer_spec
 from tests.support import kubelet
+from tests.support.fake_cluster import FakeCluster
 from tests.support.simulation import Simulation
-from tests.support.world import World
 from trainyard.protocol import constants, launcher, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
 from trainyard.resource.status import ConditionType as C
@@ -40,77 +40,77 @@ def make() -> Iterator[Any]:
 
 
 def status(life: Simulation) -> TrainingJobStatus:
-    assert life.world.job is not None
-    return life.world.job.status
+    assert life.cluster.job is not None
+    return life.cluster.job.status
 
 
-def uids(world: World) -> set[str]:
-    return {pod["metadata"]["uid"] for pod in world.pods.values()}
+def uids(cluster: FakeCluster) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in cluster.pods.values()}
 
 
 def go_on(life: Simulation, seconds: float = 5) -> None:
     """Time passes, and nothing else goes wrong."""
     for _ in range(int(seconds)):
         life.run_smoothly(4)
-        life.world.pass_time(1)
+        life.cluster.pass_time(1)
     life.run_smoothly(10)
 
 
 @pytest.mark.parametrize("program", [{}, served()], ids=["trainer", "with a server"])
 def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, program: dict[str, Any]) -> None:
     life = make(**program)
-    before = uids(life.world)
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    before = uids(life.cluster)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     found = status(life)
-    assert uids(life.world) == before
+    assert uids(life.cluster) == before
     assert (found.attempt, found.pod_attempt_override, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
     assert found.is_true(C.RUNNING)
     assert not found.is_true(C.RESTARTING)
     assert found.last_failure is not None
     assert (found.last_failure.rank, found.last_failure.step, found.last_failure.attempt) == (1, 7, 1)
-    assert {life.world.running_attempt(name) for name in life.world.pods} == {2}
-    assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.world.events)
+    assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}
+    assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.cluster.events)
 
 
 def test_it_may_fail_again_and_again(make: Any) -> None:
     life = make()
     for _ in range(3):
-        life.world.fail_inside("job-1-0", 1, WORDS)
+        life.cluster.fail_inside("job-1-0", 1, WORDS)
         go_on(life, 10)
     found = status(life)
     assert (found.attempt, found.pod_attempt_override, found.restarts_counted) == (4, 1, 3)
-    life.world.fail_inside("job-1-0", 3, WORDS)
+    life.cluster.fail_inside("job-1-0", 3, WORDS)
     go_on(life)
     found = status(life)
     assert found.is_true(C.FAILED)
-    pods = {name: observe_pod(pod) for name, pod in life.world.pods.items()}
+    pods = {name: observe_pod(pod) for name, pod in life.cluster.pods.items()}
     assert pods["job-1-0"].exit_code == 3, "it has ended as its processes have, and its log can be read"
     assert "job-1-1" not in pods, "it held resources"
 
 
 def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
     life = make()
-    before = uids(life.world)
-    life.world.unresponsive = {"job-1-0"}
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    before = uids(life.cluster)
+    life.cluster.unresponsive = {"job-1-0"}
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     found = status(life)
-    assert not before & uids(life.world)
+    assert not before & uids(life.cluster)
     assert (found.attempt, found.pod_attempt_override, found.restarts) == (2, None, 1)
-    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+    assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
 
 
 def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charged(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
-    life.look()
+    life.reconcile()
     assert status(life).pod_attempt_override == 1
-    life.world.remove_pod("job-1-0")
+    life.cluster.remove_pod("job-1-0")
     go_on(life)
     found = status(life)
-    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+    assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
     assert (found.attempt, found.restarts, found.restarts_counted) == (2, 1, 1)
 
 
@@ -125,24 +125,24 @@ def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charge
 )
 def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any], loss: str) -> None:
     life = make(**spec)
-    before = uids(life.world)
+    before = uids(life.cluster)
     if "inPlace" in str(spec):
-        assert not life.world.launchers, "no pod takes orders"
+        assert not life.cluster.launchers, "no pod takes orders"
         loss = "fail_pod"
-    getattr(life.world, loss)("job-1-1", 137, WORDS)
+    getattr(life.cluster, loss)("job-1-1", 137, WORDS)
     go_on(life, 60)
-    assert not before & uids(life.world)
+    assert not before & uids(life.cluster)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
 
 def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     life.start_operator()
     go_on(life)
     assert (status(life).attempt, status(life).restarts) == (2, 1)
-    life.world.fail_inside("job-1-0", 137, WORDS)
+    life.cluster.fail_inside("job-1-0", 137, WORDS)
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, 1)
     failure = status(life).last_failure
@@ -150,34 +150,34 @@ def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
     assert failure.attempt == 2
 
 
-def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) -> None:
+def test_an_operator_killed_between_two_restart_requests_sends_the_others(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
-    life.look()
-    life.world.pass_time(2)
-    life.world.fuse = 2  # the status of the next look, then after the first order
+    life.reconcile()
+    life.cluster.pass_time(2)
+    life.cluster.writes_until_crash = 2  # the status of the next look, then after the first order
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
-    assert {life.world.running_attempt(name) for name in life.world.pods} == {2}
+    assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}
 
 
 def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
-    life.world.edit(suspend=True)
+    life.cluster.edit(suspend=True)
     go_on(life)
-    assert life.world.pods == {}
-    life.world.edit(suspend=False)
+    assert life.cluster.pods == {}
+    life.cluster.edit(suspend=False)
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, None)
-    assert set(life.world.pods) == {"job-3-0", "job-3-1"}
+    assert set(life.cluster.pods) == {"job-3-0", "job-3-1"}
 
 
-def test_waiting_for_the_order_is_told(make: Any) -> None:
+def test_a_pending_restart_in_place_is_reported(make: Any) -> None:
     life = make(restartPolicy={"backoff": {"initialSeconds": 20}})
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life, 3)
     found = status(life).condition(C.RUNNING)
     assert found is not None
@@ -190,7 +190,7 @@ def test_waiting_for_the_order_is_told(make: Any) -> None:
 # --- what pods and launchers say ------------------------------------------------------------------------------
 
 
-def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read() -> None:
+def test_a_launcher_gets_its_token_from_a_secret_that_only_its_pod_reads() -> None:
     job = make_job(trainer=trainer_spec())
     secret = build_secret(job, "abc")
     assert secret is not None
@@ -204,7 +204,7 @@ def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read(
     assert secret_name(job, "abd") != secret_name(job, "abc")
 
 
-def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
+def test_a_users_program_has_a_launcher_only_on_request() -> None:
     job = make_job()
     assert build_secret(job, "abc") is None
     assert build_config_map(job) is None

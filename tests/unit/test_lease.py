@@ -232,7 +232,7 @@ def test_of_two_that_find_it_free_the_faster_one_gets_it() -> None:
 
 
 @pytest.mark.parametrize("fate", [Fate(code=403), Fate(code=500), Fate(arrives=False), Fate(answered=False)])
-def test_a_candidate_goes_on_trying_and_says_once_what_is_wrong(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_candidate_keeps_trying_and_logs_an_error_once(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(server: Server) -> None:
         server.fates = lambda: fate
         acquiring = asyncio.create_task(server.candidate("a").acquire())
@@ -316,7 +316,7 @@ def test_a_holder_survives_what_is_shorter_than_its_deadline() -> None:
 
 
 @pytest.mark.parametrize(("holder", "words"), [("b", "its holder is b"), ("", "it has no holder")])
-def test_a_holder_whose_lease_is_taken_away_gives_up_at_its_next_look(holder: str, words: str) -> None:
+def test_a_holder_whose_lease_was_taken_stops_at_its_next_renewal(holder: str, words: str) -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
@@ -330,7 +330,7 @@ def test_a_holder_whose_lease_is_taken_away_gives_up_at_its_next_look(holder: st
     play(scenario)
 
 
-def test_a_lease_that_was_deleted_was_taken_away() -> None:
+def test_a_holder_whose_lease_was_deleted_stops() -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()

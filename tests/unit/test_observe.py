@@ -20,7 +20,7 @@ def test_a_pod_is_known_by_its_labels() -> None:
     assert (worker.name, worker.uid, worker.attempt, worker.index, worker.replicas) == ("job-5-3", "u", 5, 3, 7)
 
 
-def test_a_pod_that_nobody_has_touched_is_pending() -> None:
+def test_a_new_pod_is_pending() -> None:
     worker = seen({}, node=None)
     assert (worker.state, worker.blocker, worker.node, worker.active) == (WorkerState.PENDING, None, None, True)
 
@@ -46,7 +46,7 @@ def test_a_worker_that_has_succeeded_holds_nothing_any_more() -> None:
     )
 
 
-def test_a_failed_worker_leaves_code_reason_and_last_words() -> None:
+def test_a_failed_worker_has_exit_code_reason_and_termination_message() -> None:
     worker = seen(kubelet.ended(after(5), 137, reason="OOMKilled", message=" words \n"))
     assert (worker.state, worker.exit_code, worker.reason, worker.termination_message) == (
         WorkerState.FAILED,
@@ -57,7 +57,7 @@ def test_a_failed_worker_leaves_code_reason_and_last_words() -> None:
     assert worker.trainer_message is None
 
 
-def test_the_last_words_of_the_trainer_are_understood() -> None:
+def test_the_termination_message_of_the_trainer_is_decoded() -> None:
     worker = seen(kubelet.ended(NOW, 1, message=termination_message(rank=3, exception="E", peer_lost=True)))
     assert worker.trainer_message is not None
     assert (worker.trainer_message.rank, worker.trainer_message.peer_lost) == (3, True)
@@ -76,7 +76,7 @@ def test_a_sidecar_that_ends_does_not_end_the_worker() -> None:
     assert seen({**status, "containerStatuses": [sidecar, *status["containerStatuses"]]}).state is WorkerState.RUNNING
 
 
-def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
+def test_an_evicted_pod_has_failed_and_is_disrupted() -> None:
     worker = seen(kubelet.evicted())
     assert (worker.state, worker.disrupted, worker.reason, worker.exit_code) == (
         WorkerState.FAILED,
@@ -88,7 +88,7 @@ def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
 
 
 @pytest.mark.parametrize("status", [kubelet.running(NOW), kubelet.ended(NOW, 143)], ids=["running", "ended"])
-def test_a_disruption_target_is_not_to_blame(status: kubelet.Status) -> None:
+def test_a_disruption_target_is_disrupted(status: kubelet.Status) -> None:
     worker = seen(kubelet.disrupted(status))
     assert (worker.disrupted, worker.reason, worker.termination_message) == (True, "PreemptionByScheduler", "preempted")
     assert not seen(status).disrupted
@@ -103,7 +103,7 @@ def test_a_pod_that_has_done_its_work_is_not_lost_any_more() -> None:
     "reason",
     ["NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"],
 )
-def test_a_pod_that_its_node_gave_up_is_not_to_blame(reason: str) -> None:
+def test_a_pod_that_its_node_rejects_is_disrupted(reason: str) -> None:
     assert seen({"phase": "Failed", "reason": reason, "message": "m"}).disrupted
 
 

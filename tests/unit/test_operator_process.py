@@ -93,7 +93,7 @@ def test_what_is_the_operators_own_is_named_with_its_namespace(
         assert f"{option}: must be NAMESPACE/NAME, not {wrong}" in capsys.readouterr().err
 
 
-def test_a_candidate_has_the_name_of_its_pod_and_elsewhere_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_is_named_after_its_pod_or_gets_a_unique_name(monkeypatch: pytest.MonkeyPatch) -> None:
     outside = {parse_options(["--trainer-image", "x"])[0].identity for _ in range(2)}
     assert len(outside) == 2
     monkeypatch.setenv("POD_ID", "trainyard-7d9-x")
@@ -136,7 +136,7 @@ def body(name: str = "job", version: int = 10) -> dict[str, Any]:
     return make_job(name, uid=f"uid-{name}", version=version).to_dict()
 
 
-def test_priming_fills_the_cache_and_asks_for_a_look_at_each_job() -> None:
+def test_priming_fills_the_cache_and_queues_each_job() -> None:
     async def scenario() -> None:
         resync = make_resync(Api([body("a"), body("b")], []))
         await resync.prime()
@@ -159,7 +159,7 @@ def test_without_an_answer_the_cache_is_not_primed() -> None:
     clock.run(scenario())
 
 
-def test_a_job_of_another_version_of_the_crd_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_of_another_version_of_the_crd_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         strange = {**make_manifest("strange"), "spec": {"colour": "red"}}
         resync = make_resync(Api([strange, body()], []))
@@ -186,7 +186,7 @@ def test_a_stream_that_delivers_in_time_is_well() -> None:
     clock.run(scenario())
 
 
-def test_a_silent_stream_is_noticed_repaired_and_heals_with_the_next_list() -> None:
+def test_a_stalled_stream_is_detected_and_repaired_and_recovers() -> None:
     async def scenario() -> None:
         api = Api([body()], [])
         resync = make_resync(api)
@@ -228,7 +228,7 @@ def make_health(resync: Resync) -> Health:
     return Health(resync.cache, resync.queue, resync)
 
 
-def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() -> None:
+def test_liveness_fails_for_a_stalled_queue_and_for_a_stalled_stream() -> None:
     async def scenario() -> None:
         resync = make_resync(Api([], []))
         health = make_health(resync)
@@ -246,7 +246,7 @@ def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() 
     clock.run(scenario())
 
 
-async def test_the_pages_say_how_the_operator_is() -> None:
+async def test_the_pages_show_the_state_of_the_operator() -> None:
     resync = make_resync(Api([body()], []))
     metrics = OperatorMetrics(resync.cache, resync.queue)
 
@@ -271,7 +271,7 @@ async def test_the_pages_say_how_the_operator_is() -> None:
         assert (await get(session, "/elsewhere"))[0] == 404
 
 
-def test_an_api_server_that_does_not_answer_is_a_standstill_though_every_look_ends() -> None:
+def test_an_api_server_that_does_not_answer_counts_as_a_stall() -> None:
     """A request to one that is down fails at once, and one to one that hangs after its time-out: before any alert."""
 
     async def scenario() -> None:
@@ -300,7 +300,7 @@ class LeaseOf:
         return body if verb == "PUT" else {"metadata": {}, "spec": self.spec}
 
 
-def test_an_operator_that_stands_by_is_ready_and_one_that_leads_is_when_it_knows_the_jobs() -> None:
+def test_a_standby_is_ready_and_a_leader_once_its_cache_is_filled() -> None:
     async def scenario() -> None:
         resync, api = make_resync(Api([], [])), LeaseOf("other")
         lease = Lease(api, "system", "trainyard", "mine")  # type: ignore[arg-type]
@@ -332,7 +332,7 @@ async def test_the_metric_of_the_leader_is_one_while_it_works() -> None:
     assert value() == 0
 
 
-async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:
+async def test_requests_and_reconciliations_are_counted_by_outcome() -> None:
     metrics = OperatorMetrics(Cache(), WorkQueue[Key]())
     metrics.count_request("POST", 409)
     metrics.observe_reconcile(0.02, "Stale")

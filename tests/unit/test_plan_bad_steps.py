@@ -31,7 +31,7 @@ def degraded(story: Story) -> tuple[str, str] | None:
     return (found.status, found.reason) if found else None
 
 
-def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
+def test_each_skipped_step_is_reported_once_and_degrades_the_job_for_a_while() -> None:
     story = training()
     assert degraded(story) is None, "nothing was ever wrong"
     reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
@@ -67,7 +67,7 @@ def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, p
     assert (story.phase, story.status.restarts_counted) == (phase, limit)
 
 
-def test_what_was_skipped_after_the_last_look_is_told_by_the_last_word() -> None:
+def test_steps_skipped_at_the_end_are_reported_from_the_termination_message() -> None:
     story = training()
     final = make_progress(step=100, skipped_steps=1, last_skipped_step=99)
     words = [termination_message(rank=0, progress=final), ""]
@@ -78,7 +78,7 @@ def test_what_was_skipped_after_the_last_look_is_told_by_the_last_word() -> None
     assert story.phase == "Succeeded"
 
 
-def test_a_rollback_is_told_once() -> None:
+def test_a_rollback_is_reported_once() -> None:
     page = make_progress(step=15, skipped_steps=5, last_skipped_step=20, rollbacks=1, checkpoint_step=15)
     story = reads(training(), page)
     assert told(story)[1] == (

@@ -25,13 +25,13 @@ def told(story: Story) -> list[tuple[str, str, str]]:
     return [(e.type, e.reason, e.message) for e in story.events if e.reason.startswith("Checkpoint")]
 
 
-def test_a_run_that_goes_on_says_from_where_once() -> None:
+def test_a_resumed_run_reports_its_checkpoint_once() -> None:
     story = reads(training(), make_progress(step=40, resumed_step=40))
     assert told(story) == [("Normal", "CheckpointLoaded", "attempt 1: continuing after step 40")]
     assert told(reads(story, make_progress(step=47, resumed_step=40))) == []
 
 
-def test_each_attempt_says_so_anew() -> None:
+def test_each_attempt_reports_its_checkpoint() -> None:
     story = reads(training(), make_progress(step=40, resumed_step=40))
     story.see(make_worker(0, state="Failed"), make_worker(1)).settle()
     story.see().settle()
@@ -40,7 +40,7 @@ def test_each_attempt_says_so_anew() -> None:
     assert [message for _, _, message in told(story)] == ["attempt 2: continuing after step 40"]
 
 
-def test_a_damaged_checkpoint_is_told_with_what_followed() -> None:
+def test_a_damaged_checkpoint_is_reported_with_its_consequence() -> None:
     story = reads(training(), make_progress(step=20, resumed_step=20, checkpoints_damaged=1))
     assert told(story)[0] == (
         "Warning",
@@ -55,7 +55,7 @@ def test_a_damaged_checkpoint_is_told_with_what_followed() -> None:
     ]
 
 
-def test_checkpoints_that_cannot_be_written_are_told_as_they_fail() -> None:
+def test_each_checkpoint_that_cannot_be_written_is_reported() -> None:
     story = reads(training(), make_progress(step=11, checkpoint_failures=1))
     assert told(story) == [
         (
@@ -71,7 +71,7 @@ def test_checkpoints_that_cannot_be_written_are_told_as_they_fail() -> None:
     assert "the newest checkpoint is of step 25" in told(story)[0][2]
 
 
-def test_the_last_checkpoint_is_told_of_by_the_last_words() -> None:
+def test_the_last_checkpoint_failure_is_reported_from_the_termination_message() -> None:
     story = reads(training(), make_progress(step=90, checkpoint_failures=1, checkpoint_step=80))
     final = Progress(step=100, checkpoint_failures=2, checkpoint_step=80)
     story.events.clear()

@@ -25,7 +25,7 @@ def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> WorkerPod:
     return make_worker(index, attempt=attempt, state="Failed", **fields)
 
 
-def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
+def test_one_failed_worker_restarts_the_group_as_a_new_attempt() -> None:
     story = running().see(crash(0), make_worker(1))
     decision = story.step()
     assert (decision.actions, decision.wake_after) == ((), 0)
@@ -40,7 +40,7 @@ def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
     assert story.condition("Restarting").status == "False"
 
 
-def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
+def test_the_first_failure_is_recorded_with_every_detail() -> None:
     words = termination_message(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
     story = running().see(crash(1, exit_code=1, node="node-7", termination_message=words), make_worker(0))
     story.later(5).step()
@@ -83,7 +83,7 @@ def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
         ({"exit_code": 3}, "Error", ""),
     ],
 )
-def test_a_failure_without_words_of_ours_is_named_by_what_there_is(
+def test_a_failure_without_a_trainer_message_is_named_by_what_the_kubelet_reports(
     fields: dict[str, Any], reason: str, message: str
 ) -> None:
     story = running().see(crash(0, **fields), make_worker(1))
@@ -102,7 +102,7 @@ def fail_once(story: Story) -> None:
         story.see().later(1000).settle()
 
 
-def test_the_job_fails_for_good_when_the_budget_is_spent() -> None:
+def test_the_job_fails_when_the_restart_limit_is_reached() -> None:
     story = running(restartPolicy={"maxRestarts": 2})
     for _ in range(3):
         fail_once(story)
@@ -134,7 +134,7 @@ def test_a_configuration_that_can_never_work_fails_at_once() -> None:
     assert failure(story).reason == "InvalidConfig"
 
 
-def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() -> None:
+def test_the_same_exit_code_of_a_users_own_program_is_an_ordinary_failure() -> None:
     story = running().see(crash(0, exit_code=78), make_worker(1))
     story.step()
     assert story.phase == Phase.RESTARTING
@@ -154,7 +154,7 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
     ],
     ids=["evicted", "preempted", "about to be preempted", "deleted", "deleted before it ran", "deleted and ended"],
 )
-def test_what_the_cluster_takes_away_does_not_count(lost: WorkerPod) -> None:
+def test_a_pod_removed_by_the_cluster_does_not_count(lost: WorkerPod) -> None:
     story = running(restartPolicy={"maxRestarts": 0}).see(lost, make_worker(1))
     story.step()
     assert (story.phase, story.status.attempt) == (Phase.RESTARTING, 2)
@@ -229,7 +229,7 @@ def test_each_pod_has_its_own_grace_period() -> None:
 
 
 @pytest.mark.parametrize("why", ["suspended", "finished"])
-def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None:
+def test_nothing_is_deleted_by_force_while_no_attempt_waits_for_it(why: str) -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.edit(suspend=True) if why == "suspended" else story.see(crash(0), make_worker(1))
     story.settle()
@@ -293,7 +293,7 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert "restartPolicy.rules[1] says Fail" in story.condition("Failed").message
 
 
-def test_a_rule_may_charge_what_the_cluster_takes_away() -> None:
+def test_a_rule_may_count_a_pod_removed_by_the_cluster() -> None:
     story = ruled({"onReasons": ["Evicted"], "action": "Restart"})
     for _ in range(2):
         story.all("Running").settle()
@@ -304,7 +304,7 @@ def test_a_rule_may_charge_what_the_cluster_takes_away() -> None:
     assert story.condition("Failed").reason == "RestartLimitReached"
 
 
-def test_the_exit_code_of_a_pod_that_was_taken_away_is_not_the_programs() -> None:
+def test_the_exit_code_of_a_removed_pod_is_not_that_of_the_program() -> None:
     story = ruled({"onExitCodes": [137], "action": "Fail"})
     preempted = crash(0, exit_code=137, disrupted=True, reason="Error")
     story.see(preempted, make_worker(1)).settle()
@@ -317,7 +317,7 @@ def test_a_vanished_pod_has_a_reason_for_rules_too() -> None:
     assert story.condition("Failed").reason == "RestartRule"
 
 
-def test_a_rule_comes_before_what_the_operator_thinks_hopeless() -> None:
+def test_a_rule_comes_before_an_unrecoverable_failure() -> None:
     story = ruled({"onExitCodes": [78], "action": "RestartIgnoringLimit"})
     fail_once_by(
         story, exit_code=78, termination_message=termination_message(rank=0, message="spec.x: not mounted yet")
@@ -352,7 +352,7 @@ def test_an_effect_waits_for_its_cause() -> None:
     assert (failure(story).pod, failure(story).reason) == ("job-1-1", "OOMKilled")
 
 
-def test_an_effect_without_a_cause_is_blamed_in_the_end() -> None:
+def test_an_effect_without_a_cause_is_the_failure_in_the_end() -> None:
     story = running().later(10).see(effect(0, 9), make_worker(1))
     story.step()
     story.later(2.5).step()
@@ -367,7 +367,7 @@ def test_a_worker_whose_clock_is_wrong_delays_nothing(seconds: float) -> None:
     assert story.status.attempt == 2
 
 
-def test_of_several_causes_the_first_is_blamed() -> None:
+def test_of_several_causes_the_first_is_the_failure() -> None:
     story = running().see(crash(0, exit_code=5, finished_at=after(4)), crash(1, exit_code=6, finished_at=after(3)))
     story.step()
     assert (failure(story).pod, failure(story).exit_code) == ("job-1-1", 6)
@@ -423,7 +423,7 @@ rubbish = st.fixed_dictionaries(
 @given(words=st.text(max_size=3000) | rubbish, code=st.integers(0, 255), reason=st.text(max_size=50))
 @example(words={"exception": "E" * 3000}, code=1, reason="")
 @example(words={"rank": 10**30}, code=1, reason="")
-def test_no_last_words_whatever_keep_a_job_from_ending(words: object, code: int, reason: str) -> None:
+def test_no_termination_message_keeps_a_job_from_ending(words: object, code: int, reason: str) -> None:
     """The status must be one that the API server takes: JSON, and within the limits of the schema."""
     text = words if isinstance(words, str) else json.dumps(words)
     story = running(restartPolicy={"maxRestarts": 0})

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import after, make_job, make_progress, make_worker, termination_message, trainer_spec
+from tests.support.fake_cluster import check_goodput
 from tests.support.story import Story
-from tests.support.world import check_goodput
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, TrainingJobStatus
@@ -127,7 +127,7 @@ def test_a_resize_is_recovery_without_a_failure() -> None:
     assert story.parts() == {"startup": 20, "productive": 10, "recovery": 30}
 
 
-def test_of_a_program_of_ones_own_it_is_known_only_whether_it_runs() -> None:
+def test_time_of_a_users_own_program_is_productive_while_it_runs() -> None:
     story = trained(trainer=None)
     assert (story.parts(), story.current()) == ({"startup": 20}, Activity.PRODUCTIVE)
     story.later(100).fails()
@@ -168,7 +168,7 @@ def test_a_wait_that_is_known_only_once_it_is_over_is_made_up_for() -> None:
     assert story.goodput.pending_checkpoint_seconds == 0
 
 
-def test_each_attempt_counts_its_waits_anew() -> None:
+def test_each_attempt_counts_its_checkpoint_waits_from_zero() -> None:
     story = trained().trains(1, seconds=0).trains(50, seconds=100, checkpoint_stall_seconds=30.0).fails()
     story.trains(60, seconds=10, checkpoint_stall_seconds=4.0)
     assert story.parts() == {"startup": 20, "productive": 70, "checkpoint": 30, "recovery": 10}, "recovery has its own"

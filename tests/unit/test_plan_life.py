@@ -58,7 +58,7 @@ def test_a_parameter_server_belongs_to_the_group_but_is_no_worker() -> None:
     assert story.phase == Phase.SUCCEEDED
 
 
-def test_a_job_at_rest_needs_no_further_look() -> None:
+def test_a_running_job_needs_no_further_reconciliation() -> None:
     story = running()
     before = story.status
     step = story.later(3600).step()
@@ -81,7 +81,7 @@ def test_progress_is_stepping_only_after_the_first_step() -> None:
     assert story.status.progress == make_progress(step=1)
 
 
-def test_figures_of_an_earlier_attempt_are_not_taken_for_progress() -> None:
+def test_progress_of_another_attempt_is_ignored() -> None:
     story = running(trainer=trainer_spec())
     story.progress = make_progress(step=50, attempt=7)
     story.settle()
@@ -89,12 +89,12 @@ def test_figures_of_an_earlier_attempt_are_not_taken_for_progress() -> None:
     assert story.condition("Progressing").status == "False"
 
 
-def test_a_program_of_ones_own_is_not_expected_to_report_steps() -> None:
+def test_a_users_own_program_need_not_report_steps() -> None:
     story = running()
     assert [c.type for c in story.status.conditions] == ["Created", "Running"]
 
 
-def test_success_ends_with_the_final_figures_of_rank_zero() -> None:
+def test_a_successful_job_has_the_final_progress_of_rank_zero() -> None:
     story = running(trainer=trainer_spec())
     story.progress = make_progress(step=90)
     story.settle()
@@ -207,7 +207,7 @@ def test_suspension_while_a_restart_is_due_drops_the_restart() -> None:
     assert story.condition("Restarting").status == "False"
 
 
-def test_a_quick_suspend_and_resume_that_nobody_saw_changes_nothing() -> None:
+def test_an_unobserved_suspend_and_resume_changes_nothing() -> None:
     story = running()
     before = story.status.conditions
     story.edit(suspend=True).edit(suspend=False).settle()
@@ -330,7 +330,7 @@ def test_a_spec_that_cannot_work_fails_a_job_whose_status_was_lost() -> None:
 
 
 @pytest.mark.parametrize("reason", [Reason.IMAGE_PULL_FAILED, Reason.UNSCHEDULABLE, Reason.CONTAINER_CONFIG])
-def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -> None:
+def test_a_scheduling_blocker_is_reported_with_the_number_of_workers_it_affects(reason: Reason) -> None:
     story = Story(make_job(replicas=3))
     story.settle()
     stuck = [
@@ -346,7 +346,7 @@ def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -
     assert story.events[-1].reason == reason
 
 
-def test_of_several_obstacles_the_one_that_a_person_must_remove_is_told() -> None:
+def test_of_several_blockers_the_one_that_a_user_must_remove_is_reported() -> None:
     story = Story()
     story.settle()
     waits = make_worker(0, state="Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
@@ -355,7 +355,7 @@ def test_of_several_obstacles_the_one_that_a_person_must_remove_is_told() -> Non
     assert story.condition("Running").message == "1 of 2 workers: no image"
 
 
-def test_an_obstacle_that_stays_is_told_once() -> None:
+def test_a_lasting_blocker_is_reported_once() -> None:
     story = Story()
     story.settle()
     story.all("Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
@@ -364,7 +364,7 @@ def test_an_obstacle_that_stays_is_told_once() -> None:
     assert [e.reason for e in story.events].count("Unschedulable") == 1
 
 
-def test_a_refused_child_is_told_and_tried_again() -> None:
+def test_a_refused_pod_is_reported_and_retried() -> None:
     story = Story()
     story.settle()
     story.creation_error = CreationError(Reason.PODS_REFUSED, "quota exceeded")

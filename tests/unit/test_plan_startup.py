@@ -39,7 +39,7 @@ def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() 
     assert restarting.message.startswith("attempt 1: the group failed: StartupTimeout: no step within 600 s")
 
 
-def test_each_attempt_has_the_whole_time_for_itself_and_the_limit_ends_it() -> None:
+def test_each_attempt_has_the_complete_timeout_and_the_limit_ends_the_job() -> None:
     story = starting(limit=1)
     for attempt in (1, 2):
         story.all("Running").settle()

@@ -45,7 +45,7 @@ def test_a_slow_rank_degrades_the_job_while_it_is_slow() -> None:
     assert story.job.status.attempt == 1
 
 
-def test_replacing_starts_anew_without_the_node_and_spends_nothing() -> None:
+def test_replacing_restarts_without_the_node_and_does_not_count() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     status = story.job.status
     assert (status.attempt, status.restarts, status.restarts_counted) == (2, 1, 0)

@@ -41,7 +41,7 @@ def test_keys_come_in_the_order_in_which_they_were_added_each_once() -> None:
     play(scenario)
 
 
-def test_whoever_waits_gets_the_key_at_once() -> None:
+def test_a_waiting_consumer_gets_the_key_at_once() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         waiting = asyncio.create_task(queue.get())
         await clock.settle()
@@ -52,7 +52,7 @@ def test_whoever_waits_gets_the_key_at_once() -> None:
     play(scenario)
 
 
-def test_a_key_that_is_worked_on_is_given_to_nobody_else_and_comes_back_once() -> None:
+def test_a_key_being_processed_is_not_returned_again_until_done() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add("a")
         assert await queue.get() == "a"
@@ -90,7 +90,7 @@ def test_of_several_delays_the_earliest_stands(delays: tuple[float, float]) -> N
     play(scenario)
 
 
-def test_a_wish_for_now_replaces_one_for_later() -> None:
+def test_adding_a_key_at_once_replaces_its_timer() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add_after("a", 30)
         queue.add("a")
@@ -138,7 +138,7 @@ def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
     play(scenario)
 
 
-def test_a_wish_that_arrives_while_a_key_is_dropped_is_not_lost() -> None:
+def test_a_key_added_while_it_is_dropped_is_not_lost() -> None:
     """A job is deleted and made anew under its name while the operator still works on the old one."""
 
     async def scenario(queue: WorkQueue[str]) -> None:

@@ -1,6 +1,6 @@
 """Random lives of a job: whatever happens, in whatever order, the rules that keep a job correct hold.
 
-The real reconciler, cache and plan run against `tests.support.world`, which judges each write. Every random life
+The real reconciler, cache and plan run against `tests.support.fake_cluster`, which judges each write. Every random life
 ends with a time in which nothing goes wrong any more: then the job must finish.
 """
 
@@ -16,8 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from tests.builders import elastic, served, termination_message
 from tests.support import kubelet
+from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from tests.support.simulation import Simulation
-from tests.support.world import World, WorldBackend
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
@@ -39,7 +39,7 @@ RULES: list[list[dict[str, Any]]] = [
 ]
 
 
-class Life(RuleBasedStateMachine):
+class JobLifecycleMachine(RuleBasedStateMachine):
     """One random life."""
 
     simulation: type[Simulation] = Simulation
@@ -68,22 +68,22 @@ class Life(RuleBasedStateMachine):
             self.life.close()
 
     @property
-    def world(self) -> World:
-        return self.life.world
+    def cluster(self) -> FakeCluster:
+        return self.life.cluster
 
     def pods(self, *states: str, placeholders: bool = False) -> list[str]:
         """Names of the pods in one of these states that are not being deleted."""
-        workers = map(observe_pod, self.world.pods.values())
+        workers = map(observe_pod, self.cluster.pods.values())
         return [
             w.name
             for w in workers
             if w.state in states and not w.terminating and (placeholders or not w.is_placeholder)
         ]
 
-    def takers(self) -> list[str]:
+    def restartable(self) -> list[str]:
         """Names of the running pods that take orders."""
-        launchers = self.world.launchers
-        return [n for n in self.pods("Running") if self.world.pods[n]["metadata"]["uid"] in launchers]
+        launchers = self.cluster.launchers
+        return [n for n in self.pods("Running") if self.cluster.pods[n]["metadata"]["uid"] in launchers]
 
     # --- the operator ---------------------------------------------------------------------------------------
 
@@ -91,20 +91,20 @@ class Life(RuleBasedStateMachine):
     def watch_and_look(self, jobs: int, pods: int, times: int) -> None:
         self.life.deliver(jobs=jobs, pods=pods)
         for _ in range(times):
-            self.life.look()
+            self.life.reconcile()
 
     @rule(rounds=st.integers(1, 20))
     def all_goes_well(self, rounds: int) -> None:
         self.life.run_smoothly(rounds)
 
     @rule(times=few)
-    def look(self, times: int) -> None:
+    def reconcile(self, times: int) -> None:
         for _ in range(times):
-            self.life.look()
+            self.life.reconcile()
 
     @rule(writes=st.integers(1, 9))
     def crash_soon(self, writes: int) -> None:
-        self.world.fuse = writes
+        self.cluster.writes_until_crash = writes
 
     @rule()
     def crash_now(self) -> None:
@@ -116,37 +116,37 @@ class Life(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([0.5, 1, 3, 10, 101, 1000]), times=st.integers(0, 2))
     def time_passes(self, seconds: float, times: int) -> None:
-        self.world.pass_time(seconds)
+        self.cluster.pass_time(seconds)
         for _ in range(times):
-            self.life.look()
+            self.life.reconcile()
 
     # --- the cluster ----------------------------------------------------------------------------------------
 
     @rule(on=seldom)
     def quota(self, on: bool) -> None:
-        self.world.quota = on
+        self.cluster.quota_exceeded = on
 
     @rule(on=seldom)
     def api_server_is_silent(self, on: bool) -> None:
-        self.world.silent = on
+        self.cluster.unavailable = on
 
     @precondition(lambda self: self.pods("Pending", placeholders=True))
     @rule(count=few)
     def pods_start(self, count: int) -> None:
         for name in self.pods("Pending", placeholders=True)[:count]:
-            self.world.set_pod(name, kubelet.running(self.world.now))
+            self.cluster.set_pod(name, kubelet.running(self.cluster.now))
 
     @precondition(lambda self: self.pods("Pending"))
     @rule(which=which)
     def pod_cannot_start(self, which: int) -> None:
         names = self.pods("Pending")
-        self.world.set_pod(names[which % len(names)], kubelet.waiting("ImagePullBackOff"))
+        self.cluster.set_pod(names[which % len(names)], kubelet.waiting("ImagePullBackOff"))
 
     @precondition(lambda self: self.pods("Running"))
     @rule(count=few)
     def pods_succeed(self, count: int) -> None:
         for name in self.pods("Running")[:count]:
-            self.world.set_pod(name, kubelet.ended(self.world.now, 0))
+            self.cluster.set_pod(name, kubelet.ended(self.cluster.now, 0))
 
     @precondition(lambda self: self.pods("Running"))
     @rule(
@@ -159,31 +159,31 @@ class Life(RuleBasedStateMachine):
     def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool, noticed: bool) -> None:
         names = self.pods("Running")
         words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
-        self.world.fail_pod(names[which % len(names)], code, words)
+        self.cluster.fail_pod(names[which % len(names)], code, words)
         if noticed:
             self.life.deliver(jobs=9, pods=9)
-            self.life.look()
+            self.life.reconcile()
 
-    @precondition(lambda self: self.takers())
+    @precondition(lambda self: self.restartable())
     @rule(which=which, code=st.sampled_from([1, 79, 137]), peer_lost=st.booleans(), times=st.integers(0, 3))
     def processes_fail(self, which: int, code: int, peer_lost: bool, times: int) -> None:
-        names = self.takers()
+        names = self.restartable()
         words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost)
-        self.world.fail_inside(names[which % len(names)], code, words)
+        self.cluster.fail_inside(names[which % len(names)], code, words)
         for _ in range(times):
             self.life.deliver(jobs=9, pods=9)
-            self.life.look()
+            self.life.reconcile()
 
-    @precondition(lambda self: self.takers())
+    @precondition(lambda self: self.restartable())
     @rule(which=which, on=seldom)
     def launcher_is_deaf(self, which: int, on: bool) -> None:
-        names = self.takers()
-        self.world.unresponsive = {names[which % len(names)]} if on else set()
+        names = self.restartable()
+        self.cluster.unresponsive = {names[which % len(names)]} if on else set()
 
-    @precondition(lambda self: any(map(self.world.is_held, self.pods("Running"))))
+    @precondition(lambda self: any(map(self.cluster.awaits_restart, self.pods("Running"))))
     @rule()
     def launcher_waits_no_longer(self) -> None:
-        self.world.release(next(filter(self.world.is_held, self.pods("Running"))))
+        self.cluster.release(next(filter(self.cluster.awaits_restart, self.pods("Running"))))
 
     @precondition(lambda self: self.pods("Running"))
     @rule(
@@ -194,26 +194,26 @@ class Life(RuleBasedStateMachine):
         seconds=st.sampled_from([0, 0, 101]),
     )
     def group_trains(self, steps: int, start: int, stall: float, observation: bool, seconds: float) -> None:
-        attempt = self.world.running_attempt(self.pods("Running")[0])
-        self.world.train(attempt, steps, start=start, stall=stall)
+        attempt = self.cluster.running_attempt(self.pods("Running")[0])
+        self.cluster.train(attempt, steps, start=start, stall=stall)
         if observation:
-            self.life.read_page()
-        self.world.pass_time(seconds)
-        self.life.look()
+            self.life.poll_progress()
+        self.cluster.pass_time(seconds)
+        self.life.reconcile()
 
     @precondition(lambda self: self.pods("Running"))
     @rule(steps=st.integers(1, 50), seconds=st.sampled_from([0, 101]))
     def group_trains_without_an_operator(self, steps: int, seconds: float) -> None:
-        self.world.train(self.world.running_attempt(self.pods("Running")[0]), steps, start=0, stall=0)
-        self.world.pass_time(seconds)
+        self.cluster.train(self.cluster.running_attempt(self.pods("Running")[0]), steps, start=0, stall=0)
+        self.cluster.pass_time(seconds)
         self.life.start_operator()
-        self.life.look()
+        self.life.reconcile()
 
     @rule(seconds=st.sampled_from([0, 5, 101]))
     def page_is_read(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
-        self.life.read_page()
-        self.life.look()
+        self.cluster.pass_time(seconds)
+        self.life.poll_progress()
+        self.life.reconcile()
 
     @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
     @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
@@ -221,41 +221,41 @@ class Life(RuleBasedStateMachine):
         names = self.pods("Pending", "Running", placeholders=True)
         name = names[which % len(names)]
         if how == "evicted":
-            self.world.set_pod(name, kubelet.evicted())
+            self.cluster.set_pod(name, kubelet.evicted())
         elif how == "preempted":
-            self.world.set_pod(name, kubelet.disrupted(kubelet.ended(self.world.now, 137)))
+            self.cluster.set_pod(name, kubelet.disrupted(kubelet.ended(self.cluster.now, 137)))
         elif how == "deleted":
-            self.world.mark_deleted(name)
+            self.cluster.mark_deleted(name)
         else:
-            self.world.remove_pod(name)
+            self.cluster.remove_pod(name)
 
     @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
     @rule(which=which)
     def node_is_lost(self, which: int) -> None:
         names = self.pods("Pending", "Running", placeholders=True)
-        self.world.lose_node(names[which % len(names)])
+        self.cluster.lose_node(names[which % len(names)])
 
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
-        workers = map(observe_pod, self.world.pods.values())
-        going = [w.name for w in workers if w.terminating and w.uid not in self.world.lost]
+        workers = map(observe_pod, self.cluster.pods.values())
+        going = [w.name for w in workers if w.terminating and w.uid not in self.cluster.lost]
         for name in going[:count]:
-            self.world.remove_pod(name)
+            self.cluster.remove_pod(name)
 
     # --- the user -------------------------------------------------------------------------------------------
 
     @rule(suspend=seldom)
     def user_suspends_or_resumes(self, suspend: bool) -> None:
-        self.world.edit(suspend=suspend)
+        self.cluster.edit(suspend=suspend)
 
     @rule(replicas=st.integers(1, 3))
     def user_scales(self, replicas: int) -> None:
-        assert self.world.job is not None
-        least = self.world.job.spec.elastic.min_replicas if self.world.job.spec.elastic else 1
-        self.world.edit(replicas=max(least, replicas))
+        assert self.cluster.job is not None
+        least = self.cluster.job.spec.elastic.min_replicas if self.cluster.job.spec.elastic else 1
+        self.cluster.edit(replicas=max(least, replicas))
 
 
-class RuledLife(Life):
+class RestartRulesMachine(JobLifecycleMachine):
     """One random life of a running job with a rule that makes some failures free."""
 
     @initialize(replicas=st.integers(1, 3), limit=st.integers(1, 3))
@@ -265,17 +265,21 @@ class RuledLife(Life):
         self.life.run_smoothly(20)
 
 
-class ElasticLife(Life):
+class ElasticLifecycleMachine(JobLifecycleMachine):
     """One random life of a group that begins with less room than it wants, or hardly any time to find it."""
 
     @initialize(
-        replicas=st.integers(2, 3), least=st.integers(1, 2), short=st.integers(0, 3), serves=st.booleans(), runs=often
+        replicas=st.integers(2, 3),
+        least=st.integers(1, 2),
+        unschedulable=st.integers(0, 3),
+        serves=st.booleans(),
+        runs=often,
     )
     def begin(self, replicas: int, least: int, short: int, serves: bool, runs: bool) -> None:
         program = elastic(least) | (served() if serves else {})
         self.life = self.simulation(replicas=replicas, **program)
         for _ in range(3):
-            self.life.look()
+            self.life.reconcile()
         self.pods_find_no_room(short, 61)
         self.life.run_smoothly(20 if runs else 0)
 
@@ -283,31 +287,31 @@ class ElasticLife(Life):
     def pods_find_no_room(self, count: int, seconds: float) -> None:
         names = self.pods("Pending", placeholders=True)
         for name in names[max(0, len(names) - count) :]:
-            self.world.set_pod(name, kubelet.unschedulable())
+            self.cluster.set_pod(name, kubelet.unschedulable())
         for passing in (0, seconds):
-            self.world.pass_time(passing)
+            self.cluster.pass_time(passing)
             self.life.deliver(jobs=9, pods=9)
-            self.life.look()
+            self.life.reconcile()
 
     @rule(rounds=few)
     def room_is_sought(self, rounds: int) -> None:
         self.life.run_smoothly(20)
-        self.world.pass_time(61)
+        self.cluster.pass_time(61)
         self.life.run_smoothly(rounds)
 
 
 def test_random_lives() -> None:
-    run_state_machine_as_test(Life, settings=settings(max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(JobLifecycleMachine, settings=settings(max_examples=150, stateful_step_count=40))
 
 
 def test_random_elastic_lives() -> None:
-    run_state_machine_as_test(ElasticLife, settings=settings(max_examples=150, stateful_step_count=40))
+    run_state_machine_as_test(ElasticLifecycleMachine, settings=settings(max_examples=150, stateful_step_count=40))
 
 
 # --- the machine itself: it catches an operator that breaks a rule ---------------------------------------------
 
 
-class Forgetful(Simulation):
+class IgnoresEarlierPods(Simulation):
     """Does not see pods of earlier attempts."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -315,18 +319,18 @@ class Forgetful(Simulation):
         return plan(replace(observation, workers=current))
 
 
-class BlindBackend(WorldBackend):
+class BackendWithoutPodList(FakeClusterBackend):
     async def list_pods(self, job: TrainingJob) -> list[Pod]:
         return []
 
 
-class ForgetfulAndBlind(Forgetful):
+class IgnoresEarlierPodsEverywhere(IgnoresEarlierPods):
     """Nor does it look at the world before it creates pods."""
 
-    backend = BlindBackend
+    backend = BackendWithoutPodList
 
 
-class Hasty(Simulation):
+class ActsBeforeRecording(Simulation):
     """Acts upon a decision that is not written down."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -337,7 +341,7 @@ class Hasty(Simulation):
         return replace(first, actions=plan(replace(observation, desired_job=job)).actions)
 
 
-class Spendthrift(Simulation):
+class ExceedsRestartLimit(Simulation):
     """Allows itself one restart more than the user does."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -348,7 +352,7 @@ class Spendthrift(Simulation):
         )
 
 
-class Unjust(Simulation):
+class CountsDisruptions(Simulation):
     """Charges evictions to the user."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -360,7 +364,7 @@ class Unjust(Simulation):
             return plan(observation)
 
 
-class Lawless(Simulation):
+class IgnoresRestartRules(Simulation):
     """Does not read the user's rules."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -371,7 +375,7 @@ class Lawless(Simulation):
         )
 
 
-class Suspicious(Simulation):
+class AssumesNoSteps(Simulation):
     """Takes it that no step is made where none is known."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -379,7 +383,7 @@ class Suspicious(Simulation):
         return plan(replace(observation, progress=observation.progress or nothing))
 
 
-class Clockless(Simulation):
+class AccountsFromProcessStart(Simulation):
     """Accounts for time from when its process began, and not from the status."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -391,7 +395,7 @@ class Clockless(Simulation):
             return plan(observation)
 
 
-class Boastful(Simulation):
+class ReportsRunningEarly(Simulation):
     """Says Running as soon as the pods exist."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -401,7 +405,7 @@ class Boastful(Simulation):
         return plan(replace(observation, workers=tuple(early)))
 
 
-class Sleepy(Simulation):
+class SetsNoTimer(Simulation):
     """Sets no alarm clock for the end of a wait."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -409,7 +413,7 @@ class Sleepy(Simulation):
         return step if step.wake_after == 0 else replace(step, wake_after=None)
 
 
-class Impatient(Simulation):
+class DeletesByForceEarly(Simulation):
     """Deletes by force what is merely slow to end."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -419,7 +423,7 @@ class Impatient(Simulation):
         return replace(step, actions=(DeleteWorkers(going, force=True),)) if going and not step.actions else step
 
 
-class Patient(Simulation):
+class NeverDeletesByForce(Simulation):
     """Waits for the kubelet of a lost node."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -428,7 +432,7 @@ class Patient(Simulation):
         return replace(step, actions=actions)
 
 
-class Forward(Simulation):
+class StartsLaterAttempt(Simulation):
     """Starts the attempt after the one that is written down."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -437,7 +441,7 @@ class Forward(Simulation):
         return replace(step, actions=tuple(further)) if further else step
 
 
-class Curt(Simulation):
+class ReleasesWaitingPods(Simulation):
     """Ends pods that wait for orders, though their job goes on."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -445,7 +449,7 @@ class Curt(Simulation):
         return replace(step, actions=(ReleaseWorkers(waiting),)) if waiting and step.wake_after != 0 else step
 
 
-class Impulsive(Simulation):
+class ShrinksEarly(Simulation):
     """Takes pods that have not started for pods without room."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -454,7 +458,7 @@ class Impulsive(Simulation):
         return plan(replace(observation, workers=tuple(pending)))
 
 
-class Cramped(Simulation):
+class IgnoresMinReplicas(Simulation):
     """Does not ask how small a group may be."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -462,7 +466,7 @@ class Cramped(Simulation):
             return plan(observation)
 
 
-class Hopeful(Simulation):
+class TrustsPendingPlaceholders(Simulation):
     """Takes a placeholder that has been made for one that runs."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -470,14 +474,14 @@ class Hopeful(Simulation):
         return plan(replace(observation, workers=tuple(hoped)))
 
 
-class Untidy(Simulation):
+class LeavesPlaceholders(Simulation):
     """Leaves placeholders where they are."""
 
     def decide(self, observation: Observation) -> Plan:
         return plan(replace(observation, workers=tuple(w for w in observation.workers if not w.is_placeholder)))
 
 
-class Restless(Simulation):
+class ReconcilesWithoutChange(Simulation):
     """Looks again at once, for no reason."""
 
     def decide(self, observation: Observation) -> Plan:
@@ -487,48 +491,48 @@ class Restless(Simulation):
 @pytest.mark.parametrize(
     ("mutant", "verdict"),
     [
-        (Forgetful, "asleep in"),
-        (ForgetfulAndBlind, "was created while"),
-        (Hasty, "acted upon before it was written down"),
-        (Spendthrift, "the budget was overdrawn"),
-        (Unjust, "not the program's fault"),
-        (Suspicious, "taken for one that does not start"),
-        (Clockless, "do not add up"),
-        (Boastful, "said to run before every worker ran"),
-        (Impatient, "s after its grace period"),
-        (Patient, "asleep in"),
-        (Sleepy, "asleep in"),
-        (Forward, "that is not written down"),
-        (Curt, "though its job goes on"),
-        (Restless, "a busy loop"),
+        (IgnoresEarlierPods, "asleep in"),
+        (IgnoresEarlierPodsEverywhere, "was created while"),
+        (ActsBeforeRecording, "acted upon before it was written down"),
+        (ExceedsRestartLimit, "the budget was overdrawn"),
+        (CountsDisruptions, "not the program's fault"),
+        (AssumesNoSteps, "taken for one that does not start"),
+        (AccountsFromProcessStart, "do not add up"),
+        (ReportsRunningEarly, "said to run before every worker ran"),
+        (DeletesByForceEarly, "s after its grace period"),
+        (NeverDeletesByForce, "asleep in"),
+        (SetsNoTimer, "asleep in"),
+        (StartsLaterAttempt, "that is not written down"),
+        (ReleasesWaitingPods, "though its job goes on"),
+        (ReconcilesWithoutChange, "a busy loop"),
     ],
 )
-def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], verdict: str) -> None:
-    catch(Life, mutant, verdict)
+def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], message: str) -> None:
+    assert_caught(JobLifecycleMachine, mutant, message)
 
 
 def test_an_operator_that_does_not_read_the_rules_is_caught() -> None:
-    catch(RuledLife, Lawless, "that a rule makes free")
+    assert_caught(RestartRulesMachine, IgnoresRestartRules, "that a rule makes free")
 
 
 @pytest.mark.parametrize(
     ("mutant", "verdict"),
     [
-        (Impulsive, "made smaller that had room"),
-        (Cramped, "made smaller than it may be"),
-        (Hopeful, "made larger without room"),
-        (Untidy, "still holds pods|asleep in"),
+        (ShrinksEarly, "made smaller that had room"),
+        (IgnoresMinReplicas, "made smaller than it may be"),
+        (TrustsPendingPlaceholders, "made larger without room"),
+        (LeavesPlaceholders, "still holds pods|asleep in"),
     ],
 )
-def test_an_operator_that_breaks_a_rule_about_sizes_is_caught(mutant: type[Simulation], verdict: str) -> None:
-    catch(ElasticLife, mutant, verdict)
+def test_an_operator_that_breaks_a_rule_about_sizes_is_caught(mutant: type[Simulation], message: str) -> None:
+    assert_caught(ElasticLifecycleMachine, mutant, message)
 
 
-def catch(life: type[Life], mutant: type[Simulation], verdict: str) -> None:
+def assert_caught(life: type[JobLifecycleMachine], mutant: type[Simulation], message: str) -> None:
     """The rarest of these faults shows in one life of 300, so that it never escapes 5000."""
     machine = type(mutant.__name__, (life,), {"simulation": mutant})
     found = settings(
         max_examples=5000, stateful_step_count=40, phases=[Phase.generate], derandomize=True, database=None
     )
-    with pytest.raises(AssertionError, match=verdict):
+    with pytest.raises(AssertionError, match=message):
         run_state_machine_as_test(machine, settings=found)

@@ -31,7 +31,7 @@ class Crash(Exception):
     """The operator's process is killed here."""
 
 
-class World:
+class FakeCluster:
     """etcd, the API server, the kubelets and the users of one job."""
 
     def __init__(self, **spec: Any) -> None:
@@ -55,16 +55,16 @@ class World:
         """What the launchers in running pods that take orders say, by UID."""
         self.unresponsive: set[str] = set()
         """Names of pods whose launcher does not follow orders."""
-        self.short: set[int] = set()
+        self.unschedulable: set[int] = set()
         """Attempts of which a pod has found no room."""
-        self.roomy: set[int] = set()
+        self.capacity_proven: set[int] = set()
         """Groups of which a placeholder has run."""
         self.lost: set[str] = set()
         """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
         # Faults to come.
-        self.quota = False
-        self.silent = False
-        self.fuse: int | None = None
+        self.quota_exceeded = False
+        self.unavailable = False
+        self.writes_until_crash: int | None = None
         """Writes until the operator crashes; odd: after the write, even: before it."""
 
     # --- what users and kubelets do -------------------------------------------------------------------------
@@ -88,11 +88,11 @@ class World:
         state = status.get("containerStatuses", [{}])[0].get("state", {})
         if observe_pod(pod).is_placeholder:
             if "running" in state:
-                self.roomy.add(identity(pod)[0])
+                self.capacity_proven.add(identity(pod)[0])
             self._store_pod(pod)
             return
         if observe_pod(pod).blocker == observe_pod({**pod, "status": kubelet.unschedulable()}).blocker:
-            self.short.add(identity(pod)[0])
+            self.unschedulable.add(identity(pod)[0])
         if "running" in state or "terminated" in state:
             self.started.setdefault(self.running_attempt(name), set()).add(index)
         if "running" not in state:
@@ -114,7 +114,7 @@ class World:
         self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
         self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
 
-    def is_held(self, name: str) -> bool:
+    def awaits_restart(self, name: str) -> bool:
         """Whether a pod waits for orders."""
         launcher = self.launchers.get(self.pods[name]["metadata"]["uid"])
         return launcher is not None and launcher.ending is not None
@@ -181,12 +181,12 @@ class World:
         self.pod_stream.append(("MODIFIED", stored))
         return stored
 
-    def _burn(self, *, after: bool) -> None:
+    def _count_write(self, *, after: bool) -> None:
         """Crash, if it is time to."""
-        if self.fuse is not None:
-            self.fuse -= 1
-            if self.fuse <= 0 and (self.fuse == 0 or after):
-                self.fuse = None
+        if self.writes_until_crash is not None:
+            self.writes_until_crash -= 1
+            if self.writes_until_crash <= 0 and (self.writes_until_crash == 0 or after):
+                self.writes_until_crash = None
                 raise Crash
 
     # --- the judge ------------------------------------------------------------------------------------------
@@ -237,9 +237,9 @@ class World:
             assert self.job.spec.elastic is not None, "a group was made smaller that may not be"
             assert after >= self.job.spec.elastic.min_replicas, "a group was made smaller than it may be"
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
-            assert runs or old.attempt in self.short, "a group was made smaller that had room"
+            assert runs or old.attempt in self.unschedulable, "a group was made smaller that had room"
         if after > before and not old.is_true(ConditionType.SUSPENDED):
-            assert old.pod_attempt in self.roomy, "a group was made larger without room"
+            assert old.pod_attempt in self.capacity_proven, "a group was made larger without room"
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
 
@@ -291,73 +291,73 @@ class World:
         assert not known or made_for <= (known.replicas or made_for), "a pod was made for too large a group"
 
 
-class WorldBackend:
+class FakeClusterBackend:
     """The operator's hands in that world (see `trainyard_operator.controller.backend.Backend`)."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, cluster: FakeCluster) -> None:
+        self.cluster = cluster
 
     def _ask(self, job: TrainingJob) -> TrainingJob:
-        if self.world.silent:
+        if self.cluster.unavailable:
             raise Unavailable("no answer")
-        stored = self.world.job
+        stored = self.cluster.job
         if stored is None or stored.metadata.uid != job.metadata.uid:
             raise Gone("no such job")
         return stored
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         stored = self._ask(job)
-        self.world._burn(after=False)
+        self.cluster._count_write(after=False)
         if stored.metadata.resource_version != job.metadata.resource_version:
             raise Stale("the object has been modified")
-        self.world.check_status(stored.status, status)
-        answer = self.world._store_job(stored.replace(status=status))
-        self.world._burn(after=True)
+        self.cluster.check_status(stored.status, status)
+        answer = self.cluster._store_job(stored.replace(status=status))
+        self.cluster._count_write(after=True)
         return answer
 
     async def list_pods(self, job: TrainingJob) -> list[Pod]:
         self._ask(job)
-        return [p for p in self.world.pods.values() if owner_uid(p) == job.metadata.uid]
+        return [p for p in self.cluster.pods.values() if owner_uid(p) == job.metadata.uid]
 
     async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return [self._create_one(job, manifest) for manifest in manifests]
 
     def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         self._ask(job)
-        world, name = self.world, manifest["metadata"]["name"]
-        world._burn(after=False)
+        cluster, name = self.cluster, manifest["metadata"]["name"]
+        cluster._count_write(after=False)
         if manifest["kind"] != "Pod":
-            return world.children.setdefault((manifest["kind"], name), manifest)
-        if name in world.pods:
-            return world.pods[name]
-        if world.quota:
+            return cluster.children.setdefault((manifest["kind"], name), manifest)
+        if name in cluster.pods:
+            return cluster.pods[name]
+        if cluster.quota_exceeded:
             if manifest["metadata"]["labels"][constants.LABEL_ROLE] != constants.ROLE_PLACEHOLDER:
-                world.short.add(identity(manifest)[0])
+                cluster.unschedulable.add(identity(manifest)[0])
             raise Refused(Reason.PODS_REFUSED, "exceeded quota")
         pod = deepcopy(manifest)
-        pod["metadata"]["uid"] = f"pod-{world.created + 1}"
-        world.check_creation(pod)
-        world.created += 1
-        answer = world._store_pod({**pod, "status": kubelet.scheduled()})
-        world._burn(after=True)
+        pod["metadata"]["uid"] = f"pod-{cluster.created + 1}"
+        cluster.check_creation(pod)
+        cluster.created += 1
+        answer = cluster._store_pod({**pod, "status": kubelet.scheduled()})
+        cluster._count_write(after=True)
         return answer
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         for worker in workers:
             self._ask(job)
-            self.world._burn(after=False)
-            pod = self.world.pods.get(worker.name)
+            self.cluster._count_write(after=False)
+            pod = self.cluster.pods.get(worker.name)
             if pod is not None and pod["metadata"]["uid"] == worker.uid:
                 if force:
-                    self.world.check_forced_deletion(pod)
-                    self.world.remove_pod(worker.name)
+                    self.cluster.check_forced_deletion(pod)
+                    self.cluster.remove_pod(worker.name)
                 else:
-                    self.world.mark_deleted(worker.name)
-            self.world._burn(after=True)
+                    self.cluster.mark_deleted(worker.name)
+            self.cluster._count_write(after=True)
 
     async def record_event(self, job: TrainingJob, event: Event) -> None:
-        self.world._burn(after=False)
-        self.world.events.append(event)
+        self.cluster._count_write(after=False)
+        self.cluster.events.append(event)
 
     def launcher_token(self, job: TrainingJob) -> str:
         return "token"
@@ -372,34 +372,34 @@ class WorldBackend:
         return [self._release_one(pod) for pod in pods]
 
     def _start_one(self, pod: Pod, attempt: int) -> PodState | None:
-        world, name = self.world, pod["metadata"]["name"]
-        world._burn(after=False)
+        cluster, name = self.cluster, pod["metadata"]["name"]
+        cluster._count_write(after=False)
         state = self._launcher(pod)
-        if state is None or name in world.unresponsive:
+        if state is None or name in cluster.unresponsive:
             return None
         if attempt > state.attempt:
-            world.check_restart_request(attempt)
-            state = world.restart_in_place(name, attempt)
-        world._burn(after=True)
+            cluster.check_restart_request(attempt)
+            state = cluster.restart_in_place(name, attempt)
+        cluster._count_write(after=True)
         return state
 
     def _release_one(self, pod: Pod) -> PodState | None:
-        world, name = self.world, pod["metadata"]["name"]
-        world._burn(after=False)
+        cluster, name = self.cluster, pod["metadata"]["name"]
+        cluster._count_write(after=False)
         state = self._launcher(pod)
-        if state is None or name in world.unresponsive:
+        if state is None or name in cluster.unresponsive:
             return None
-        world.check_release(state)
-        world.release(name)
-        world._burn(after=True)
+        cluster.check_release(state)
+        cluster.release(name)
+        cluster._count_write(after=True)
         return state
 
     def _launcher(self, pod: Pod) -> PodState | None:
         """What the launcher in a pod says, if the pod is still there and runs."""
-        known = self.world.pods.get(pod["metadata"]["name"])
+        known = self.cluster.pods.get(pod["metadata"]["name"])
         if known is None or known["metadata"]["uid"] != pod["metadata"]["uid"]:
             return None
-        return self.world.launchers.get(pod["metadata"]["uid"])
+        return self.cluster.launchers.get(pod["metadata"]["uid"])
 
     def metrics_url(self, pod: Pod) -> str | None:
         return None

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.support import kubelet
+from tests.support.fake_cluster import identity
 from tests.support.kube import ApiRefusal, Namespace, Object
-from tests.support.world import identity
 
 Policy = Callable[[Object], kubelet.Status | None]
 """What becomes of a pod that runs: None: it goes on."""
@@ -56,7 +56,7 @@ class Recorder:
         """Names of pods in the order of their creation."""
         return [pod["metadata"]["name"] for kind, pod in self.pod_events if kind == "ADDED"]
 
-    def judge(self, *, limit: int) -> None:
+    def check_invariants(self, *, limit: int) -> None:
         """What must hold of every life.
 
         - No pod of one attempt was created while one of another existed.
@@ -87,10 +87,10 @@ class Recorder:
 
 
 @asynccontextmanager
-async def recording(namespace: Namespace) -> AsyncIterator[Recorder]:
-    """Record from now on."""
+async def recording(namespace: Namespace, since: str = "") -> AsyncIterator[Recorder]:
+    """Record all events since a resource version, by default from now on."""
     recorder, api = Recorder(), namespace.api
-    version = (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
+    version = since or (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
 
     async def pods() -> None:
         async for kind, pod in api.watch(namespace.core("pods"), version):
@@ -105,7 +105,7 @@ async def recording(namespace: Namespace) -> AsyncIterator[Recorder]:
 
 
 @asynccontextmanager
-async def playing_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
+async def fake_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
     """A kubelet: pods start, do what the policy says, and end when they are deleted."""
 
     async def handle(pod: Object) -> None:
