@@ -44,7 +44,7 @@ def _control_plane(name: str) -> Iterator[Cluster]:
 
 
 def install_crd(cluster: Cluster, file: Path = CRD) -> None:
-    """Apply a CRD, ours unless another one is named, and wait until it is served."""
+    """Apply a CRD, by default that of TrainingJobs, and wait until it is served."""
     cluster.run([cluster.kubectl, "apply", "--server-side", "-f", file])
     name = yaml.safe_load(file.read_text("utf-8"))["metadata"]["name"]
     # Not `kubectl wait`, which gives up on a CRD that has no list of conditions yet.
@@ -89,12 +89,12 @@ def shared_operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) 
         yield operator
     finally:
         operator.kill()
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator met a bug of its own"
+    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
 
 
 @pytest.fixture
 async def operator(shared_operator: OperatorProcess) -> OperatorProcess:
-    """The same, ready."""
+    """The operator of the shared cluster, once it is ready."""
     await shared_operator.ready()
     return shared_operator
 
@@ -114,14 +114,14 @@ async def own_api(own_cluster: Cluster) -> AsyncIterator[Api]:
 
 
 async def new_namespace(api: Api) -> Namespace:
-    """A namespace that nobody else uses."""
+    """Create a namespace for one test."""
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": f"test-{next(_numbers)}-"}}
     created = await api.post("/api/v1/namespaces", body)
     return Namespace(api, created["metadata"]["name"])
 
 
 async def leave(namespace: Namespace) -> None:
-    """Delete the jobs, so that no operator works on them any more, and their pods (nobody collects garbage)."""
+    """Delete the jobs, so that no operator reconciles them, and their pods (there is no garbage collector)."""
     await namespace.api.delete(namespace.jobs())
     await namespace.api.delete(namespace.core("pods"), gracePeriodSeconds=0)
 

@@ -133,7 +133,7 @@ async def test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_li
         async with nursery.operator():
 
             async def finish() -> None:
-                """Let whoever runs succeed, until the job has."""
+                """Let running workers succeed until the job has succeeded."""
                 pods = (await own_namespace.pods()).items()
                 running = [name for name, pod in pods if pod["status"]["phase"] == "Running"]
                 with suppress(ApiRefusal):

@@ -1,4 +1,4 @@
-"""An elastic group on a real API server: room is lacking, sought and found. The tests play kubelet and scheduler."""
+"""An elastic group on a real API server: capacity is missing, probed and found. The tests play the kubelet."""
 
 import pytest
 
@@ -69,4 +69,4 @@ async def test_scale_keeps_to_the_limits(namespace: Namespace) -> None:
             await namespace.api.request("PUT", namespace.jobs("job", "scale"), wanted)
     await namespace.edit({"workers": {"replicas": 3}})
     await namespace.has_condition("Degraded", "True", "Resized")
-    assert set(await namespace.pods()) == {"job-1-0", "job-1-1"}, "the group goes on until there is room"
+    assert set(await namespace.pods()) == {"job-1-0", "job-1-1"}, "the group continues until there is capacity"

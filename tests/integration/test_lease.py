@@ -1,4 +1,4 @@
-"""Several operators and one Lease: one works, and another goes on when it ends, dies, freezes or is deposed."""
+"""Leader election: one operator works, and another takes over when it exits, is killed, freezes or loses the lease."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ RETRY = TIMES.retry * 1.2
 
 @dataclass
 class Pair:
-    """Two operators; `leader` leads and `other` stands by."""
+    """Two operators: `leader`, and `other`, which is the standby."""
 
     namespace: Namespace
     leader: OperatorProcess
@@ -33,16 +33,16 @@ class Pair:
 
     @property
     def path(self) -> str:
-        """Of their Lease."""
+        """Path of their Lease."""
         return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace.name}/leases/trainyard"
 
     async def record(self) -> Object:
-        """What the Lease says."""
+        """Return the spec of the Lease."""
         found: Object = (await self.namespace.api.get(self.path))["spec"]
         return found
 
     async def works(self, name: str, *, seconds: float) -> float:
-        """Somebody takes a new job up; the seconds that it took."""
+        """Create a job and return the seconds until an operator runs it."""
         started = time.monotonic()
         await self.namespace.create_job(make_manifest(name, replicas=1))
         await self.namespace.has_phase("Running", name, seconds=seconds)
@@ -55,7 +55,7 @@ async def leads(operator: OperatorProcess) -> bool:
 
 @asynccontextmanager
 async def two_operators(cluster: Cluster, namespace: Namespace, folder: Path) -> AsyncIterator[Pair]:
-    """Both are ready, one leads, a job runs; and at the end nothing has been done twice."""
+    """Start two operators and a job; check at the end that nothing was done twice."""
 
     def environment(name: str) -> dict[str, str]:
         return {**cluster.environment, "TRAINYARD_LEASE": f"{namespace.name}/trainyard", "POD_ID": name}
@@ -80,7 +80,7 @@ async def two_operators(cluster: Cluster, namespace: Namespace, folder: Path) ->
 
 
 async def test_the_lease_is_as_kubectl_shows_it(own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path) -> None:
-    """And an operator that stands by has neither jobs nor anything to do."""
+    """The standby has no metrics of jobs."""
     async with two_operators(own_cluster, own_namespace, tmp_path) as pair:
         before = await pair.record()
         assert before["holderIdentity"] == pair.leader.log.name
@@ -117,7 +117,7 @@ async def test_a_terminated_leader_releases_the_lease_at_once(
 async def test_a_standby_takes_over_from_a_killed_and_from_a_frozen_leader_when_the_lease_expires(
     own_cluster: Cluster, own_api: Api, own_namespace: Namespace, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Both at a time, in a namespace each, since a lease takes 15 s to expire."""
+    """Run both at the same time, in a namespace each, since a lease takes 15 s to expire."""
     second, folders = await new_namespace(own_api), tmp_path_factory
     async with asyncio.TaskGroup() as group:
         group.create_task(_takes_over_after(signal.SIGKILL, own_cluster, own_namespace, folders.mktemp("killed")))

@@ -58,7 +58,7 @@ async def test_a_signal_ends_the_operator_cleanly_and_soon(
         started = time.monotonic()
         operator.process.send_signal(number)
         assert await asyncio.to_thread(operator.process.wait, 10) == 0
-        assert time.monotonic() - started < 3, "whoever comes next waits for the end of this one"
+        assert time.monotonic() - started < 3, "the next operator waits for the end of this one"
         assert [line["message"] for line in operator.lines if line["level"] in ("error", "critical")] == []
 
 

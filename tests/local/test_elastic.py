@@ -1,4 +1,4 @@
-"""Groups that change their size in mid-run: fewer workers without room, more once there is, and by `kubectl scale`.
+"""Groups that change their size during a run: by missing and by free capacity, and by `kubectl scale`.
 
 How many steps a machine makes meanwhile is its own affair. So no run here comes to its last step: it is suspended, and
 a run that was left alone makes as many.
@@ -80,7 +80,7 @@ async def until_steps_of(run: LocalRun, attempt: int) -> None:
 
 
 def sizes(folder: Path) -> list[int]:
-    """Ranks of each attempt that began to train, in order."""
+    """Return the number of ranks of each attempt that started to train, in order."""
     return [entry["worldSize"] for entry in reports(folder) if "worldSize" in entry]
 
 

@@ -40,7 +40,7 @@ def said(run: LocalRun, pod: str) -> list[list[str]]:
 
 @pytest.fixture
 def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second is long enough: pods are other processes, so they are told through the file itself."""
+    """Half a second is long enough: pods are other processes, so they learn it from the file itself."""
     text = Path(launcher.__file__).read_text()
     (tmp_path / "launcher_protocol.py").write_text(Path(launcher_protocol.__file__).read_text())
     changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")

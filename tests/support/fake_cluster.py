@@ -1,6 +1,6 @@
-"""A small world for the operator's core: an API server in memory that knows what really happened to one job.
+"""A fake cluster for the controller: an API server in memory that knows what really happened to one job.
 
-It judges every write: what the operator must never do raises `AssertionError` at the moment when it does it.
+It checks every write: what the operator must never do raises an `AssertionError` at once.
 """
 
 from collections.abc import Sequence
@@ -21,14 +21,14 @@ from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 
 MARGIN = 30
-"""Seconds after its grace period that a pod is waited for."""
+"""Seconds after its grace period before a pod may be deleted by force."""
 
 Change = tuple[str, Any]
 """What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
 
 
 class Crash(Exception):
-    """The operator's process is killed here."""
+    """Raised where the operator's process is killed."""
 
 
 class FakeCluster:
@@ -48,20 +48,20 @@ class FakeCluster:
         self.started: dict[int, set[int]] = {}
         self.failed: set[int] = set()
         self.last_run: dict[str, int] = {}
-        """Attempt that the processes in a pod took part in last, by UID, where it is not the pod's own."""
+        """Attempt that the processes in a pod took part in last, by UID, where it differs from the pod's own."""
         self.pages: dict[int, Progress] = {}
         """Rank 0's metrics page, by attempt."""
         self.launchers: dict[str, PodState] = {}
-        """What the launchers in running pods that take orders say, by UID."""
+        """States of the launchers in running pods, by UID."""
         self.unresponsive: set[str] = set()
-        """Names of pods whose launcher does not follow orders."""
+        """Names of pods whose launcher rejects restart requests."""
         self.unschedulable: set[int] = set()
-        """Attempts of which a pod has found no room."""
+        """Attempts with a pod that was unschedulable."""
         self.capacity_proven: set[int] = set()
-        """Groups of which a placeholder has run."""
+        """Attempts with a placeholder that has run."""
         self.lost: set[str] = set()
-        """UIDs of pods whose node is gone: no kubelet will ever say that they have ended."""
-        # Faults to come.
+        """UIDs of pods on a lost node: no kubelet ever reports their end."""
+        # Faults.
         self.quota_exceeded = False
         self.unavailable = False
         self.writes_until_crash: int | None = None
@@ -70,7 +70,7 @@ class FakeCluster:
     # --- what users and kubelets do -------------------------------------------------------------------------
 
     def edit(self, **changes: Any) -> None:
-        """A user changes the spec."""
+        """Change the spec, as a user does."""
         assert self.job is not None
         spec = self.job.spec
         if "replicas" in changes:
@@ -82,7 +82,7 @@ class FakeCluster:
         self.now += timedelta(seconds=seconds)
 
     def set_pod(self, name: str, status: kubelet.Status) -> None:
-        """A kubelet reports."""
+        """Store a pod status, as a kubelet does."""
         pod = {**self.pods[name], "status": status}
         index, uid = identity(pod)[1], pod["metadata"]["uid"]
         state = status.get("containerStatuses", [{}])[0].get("state", {})
@@ -102,32 +102,32 @@ class FakeCluster:
         self._store_pod(pod)
 
     def running_attempt(self, name: str) -> int:
-        """Attempt that the processes in a pod take part in."""
+        """Return the attempt that the processes in a pod take part in."""
         pod = self.pods[name]
         launcher = self.launchers.get(pod["metadata"]["uid"])
         return launcher.attempt if launcher else self.last_run.get(pod["metadata"]["uid"], identity(pod)[0])
 
     def fail_inside(self, name: str, code: int, words: str = "") -> None:
-        """The user's program fails, but the pod lives and waits for orders."""
+        """Let the ranks in a pod fail, while its launcher stays alive and awaits a restart."""
         uid, attempt = self.pods[name]["metadata"]["uid"], self.running_attempt(name)
         self.failed.add(attempt)
         self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
         self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
 
     def awaits_restart(self, name: str) -> bool:
-        """Whether a pod waits for orders."""
+        """Return whether the launcher in a pod awaits a restart."""
         launcher = self.launchers.get(self.pods[name]["metadata"]["uid"])
         return launcher is not None and launcher.ending is not None
 
     def release(self, name: str) -> None:
-        """A launcher ends with the code of its processes."""
+        """Let a launcher exit with the code of its ranks."""
         launcher = self.launchers[self.pods[name]["metadata"]["uid"]]
         assert launcher.ending is not None
         self.last_run[self.pods[name]["metadata"]["uid"]] = launcher.attempt
         self.set_pod(name, kubelet.ended(self.now, launcher.ending.exit_code, message=launcher.ending.message))
 
     def restart_in_place(self, name: str, attempt: int) -> PodState:
-        """A launcher starts another attempt, and the kubelet sees that it is ready."""
+        """Let a launcher start another attempt, which makes its pod ready."""
         pod = self.pods[name]
         state = self.launchers[pod["metadata"]["uid"]] = PodState(attempt=attempt)
         self.last_run[pod["metadata"]["uid"]] = attempt
@@ -136,30 +136,30 @@ class FakeCluster:
         return state
 
     def fail_pod(self, name: str, code: int, words: str = "") -> None:
-        """The user's program fails."""
+        """Let the user's program fail."""
         self.failed.add(self.running_attempt(name))
         self.set_pod(name, kubelet.ended(self.now, code, message=words))
 
     def train(self, attempt: int, steps: int, *, start: int, stall: float) -> None:
-        """An attempt makes steps, after those that its checkpoint had, and waits for checkpoints."""
+        """Let an attempt make steps after those of its checkpoint, and wait for checkpoints."""
         page = self.pages.get(attempt) or Progress(attempt=attempt, step=start, resumed_step=start)
         stalled = (page.checkpoint_stall_seconds or 0.0) + stall
         self.pages[attempt] = page.replace(step=page.step + steps, checkpoint_stall_seconds=stalled)
 
     def mark_deleted(self, name: str) -> None:
-        """Somebody deletes a pod: it goes on until its kubelet has stopped it."""
+        """Delete a pod with a grace period: it terminates until its kubelet has stopped it."""
         pod = deepcopy(self.pods[name])
         if "deletionTimestamp" not in pod["metadata"]:
             pod["metadata"]["deletionTimestamp"] = kubelet.zulu(self.now + timedelta(seconds=GRACE))
             self._store_pod(pod)
 
     def lose_node(self, name: str) -> None:
-        """The node of a pod is gone; the cluster deletes the pod, and that never ends."""
+        """Lose the node of a pod: the cluster deletes the pod, which never terminates."""
         self.lost.add(self.pods[name]["metadata"]["uid"])
         self.mark_deleted(name)
 
     def remove_pod(self, name: str) -> None:
-        """The pod is gone."""
+        """Remove a pod."""
         self.version += 1
         self.pod_stream.append(("DELETED", self.pods.pop(name)))
 
@@ -182,24 +182,26 @@ class FakeCluster:
         return stored
 
     def _count_write(self, *, after: bool) -> None:
-        """Crash, if it is time to."""
+        """Count a write, and crash if it was the last one."""
         if self.writes_until_crash is not None:
             self.writes_until_crash -= 1
             if self.writes_until_crash <= 0 and (self.writes_until_crash == 0 or after):
                 self.writes_until_crash = None
                 raise Crash
 
-    # --- the judge ------------------------------------------------------------------------------------------
+    # --- what the operator may write ------------------------------------------------------------------------
 
     def check_status(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
-        """What a status may say, given the one before and what has really happened."""
+        """Check a new status against the previous one and what really happened."""
         assert self.job is not None
         TrainingJobStatus.model_validate(new.to_dict())
         check_goodput(old, new, self.now)
         limit, pods = self.job.spec.restart_policy.max_restarts, self.job.replace(status=new).effective_job.spec.pods
         assert new.attempt >= old.attempt, "the attempt went back"
         assert new.restarts >= old.restarts, "restarts were forgotten"
-        assert old.restarts_counted <= new.restarts_counted <= limit, "the budget was overdrawn, or forgotten"
+        assert old.restarts_counted <= new.restarts_counted <= limit, (
+            "the restart limit was exceeded, or counted restarts were forgotten"
+        )
         if new.restarts_counted > old.restarts_counted:
             self._check_counted_restart(old, new)
         self._check_size(old, new)
@@ -207,92 +209,98 @@ class FakeCluster:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
-            assert len(self.started.get(new.attempt, ())) >= pods, "said to run before every worker ran"
+            assert len(self.started.get(new.attempt, ())) >= pods, "reported Running before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
             workers = {name: pod for name, pod in self.pods.items() if not observe_pod(pod).is_placeholder}
             done = [name for name, pod in workers.items() if pod["status"]["phase"] == "Succeeded"]
             assert sum(self.running_attempt(name) == new.attempt for name in done) >= pods, (
-                "said to have succeeded too early"
+                "reported Succeeded too early"
             )
 
     def _check_counted_restart(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
-        """A restart was charged: the program has failed, or the user wants it so."""
+        """Check that a restart may be counted: the program failed, or a rule of the user says so."""
         assert self.job is not None
         assert new.last_failure is not None
         rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
         if failure.reason == Reason.STARTUP_TIMEOUT:
             page = self.pages.get(old.attempt)
-            assert page is None or page.steps_made == 0, "a group that trains was taken for one that does not start"
+            assert page is None or page.steps_made == 0, "a group that makes steps failed the startup timeout"
             self.failed.add(old.attempt)
         wanted = any(r.action == "Restart" and failure.reason in (r.on_reasons or ()) for r in rules)
-        assert wanted or old.attempt in self.failed, "a restart was charged for what was not the program's fault"
+        assert wanted or old.attempt in self.failed, "a restart was counted that was not the program's fault"
         free = any(r.action == "RestartIgnoringLimit" and failure.exit_code in (r.on_exit_codes or ()) for r in rules)
-        assert not free, "a restart was charged that a rule makes free"
+        assert not free, "a restart was counted that a rule excludes"
 
     def _check_size(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
-        """With how many workers a group may go on."""
+        """Check that a group may continue with another number of workers."""
         assert self.job is not None
         before, after = (self.job.replace(status=status).effective_job.spec.workers.replicas for status in (old, new))
         if after < before:
-            assert self.job.spec.elastic is not None, "a group was made smaller that may not be"
-            assert after >= self.job.spec.elastic.min_replicas, "a group was made smaller than it may be"
+            assert self.job.spec.elastic is not None, "a group was shrunk that is not elastic"
+            assert after >= self.job.spec.elastic.min_replicas, "a group was shrunk below its minimum"
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
-            assert runs or old.attempt in self.unschedulable, "a group was made smaller that had room"
+            assert runs or old.attempt in self.unschedulable, "a group was shrunk without need"
         if after > before and not old.is_true(ConditionType.SUSPENDED):
-            assert old.pod_attempt in self.capacity_proven, "a group was made larger without room"
+            assert old.pod_attempt in self.capacity_proven, "a group was grown without capacity"
         if after != before and new.attempt > old.attempt:
-            assert new.restarts_counted == old.restarts_counted, "a change of the size was charged"
+            assert new.restarts_counted == old.restarts_counted, "a change of the size was counted"
 
     def check_restart_request(self, attempt: int) -> None:
-        """When an attempt may be started inside a pod."""
+        """Check that an attempt may be started inside a pod."""
         assert self.job is not None
         status = self.job.status
-        assert attempt == status.attempt, "an attempt was started in a pod that is not written down"
+        assert attempt == status.attempt, "an attempt was started in a pod that is not recorded"
         assert not status.finished, "an attempt was started in a pod of a finished job"
         assert not status.is_true(ConditionType.SUSPENDED), "an attempt was started in a pod of a suspended job"
 
     def check_release(self, state: PodState) -> None:
-        """When a pod may be told to end."""
+        """Check that a launcher may be asked to exit."""
         assert self.job is not None
-        assert self.job.status.finished, "a pod was told to end though its job goes on"
-        assert state.ending is not None, "a pod was told to end whose processes run"
+        assert self.job.status.finished, "a pod was released although its job continues"
+        assert state.ending is not None, "a pod was released whose processes run"
 
     def check_forced_deletion(self, pod: dict[str, Any]) -> None:
-        """When a pod may be deleted without its kubelet."""
+        """Check that a pod may be deleted by force."""
         assert self.job is not None
         due = pod["metadata"].get("deletionTimestamp")
-        assert due is not None, "a pod was deleted by force that nobody had asked to end"
+        assert due is not None, "a pod was deleted by force without a deletion before"
         late = (self.now - datetime.fromisoformat(due)).total_seconds()
         assert late > MARGIN, f"a pod was deleted by force {late:g} s after its grace period"
-        assert identity(pod)[0] < self.job.status.attempt, "a pod was deleted by force for which nobody waits"
+        assert identity(pod)[0] < self.job.status.attempt, "a pod was deleted by force that no attempt waits for"
 
     def check_creation(self, pod: dict[str, Any]) -> None:
-        """When a pod may be created."""
+        """Check that a pod may be created."""
         assert self.job is not None
         attempt, _ = identity(pod)
         status = self.job.status
         if observe_pod(pod).is_placeholder:
-            assert attempt == status.pod_attempt, "room was sought for a group that there is not"
-            assert self.job.effective_job.spec != self.job.spec, "room was sought for a group that lacks nobody"
+            assert attempt == status.pod_attempt, "a placeholder was created for a group that does not exist"
+            assert self.job.effective_job.spec != self.job.spec, (
+                "a placeholder was created for a group that is complete"
+            )
         else:
             self._check_replicas(pod)
-            assert attempt == status.attempt, "a pod was created whose attempt is not written down"
+            assert attempt == status.attempt, "a pod was created whose attempt is not recorded"
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
         assert not self.job.status.finished, "a pod was created for a finished job"
         assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
 
     def _check_replicas(self, pod: dict[str, Any]) -> None:
-        """Pods of one attempt are all made for one size, and for no larger one than is written down."""
+        """Check that all pods of an attempt are created for one size, which is not larger than the recorded one."""
         assert self.job is not None
-        made_for, known = observe_pod(pod).replicas, self.job.status.elastic
+        created_for, known = observe_pod(pod).replicas, self.job.status.elastic
         peers = [w for w in map(observe_pod, self.pods.values()) if w.attempt == identity(pod)[0]]
-        assert {w.replicas for w in peers if not w.is_placeholder} <= {made_for}, "sizes were mixed"
-        assert not known or made_for <= (known.replicas or made_for), "a pod was made for too large a group"
+        assert {w.replicas for w in peers if not w.is_placeholder} <= {created_for}, (
+            "pods of one attempt were created for different sizes"
+        )
+        assert not known or created_for <= (known.replicas or created_for), (
+            "a pod was created for a group larger than the recorded one"
+        )
 
 
 class FakeClusterBackend:
-    """The operator's hands in that world (see `trainyard_operator.controller.backend.Backend`)."""
+    """The backend of the fake cluster (see `trainyard_operator.controller.backend.Backend`)."""
 
     def __init__(self, cluster: FakeCluster) -> None:
         self.cluster = cluster
@@ -395,7 +403,7 @@ class FakeClusterBackend:
         return state
 
     def _launcher(self, pod: Pod) -> PodState | None:
-        """What the launcher in a pod says, if the pod is still there and runs."""
+        """Return the state of the launcher in a pod; None if the pod is gone or does not run."""
         known = self.cluster.pods.get(pod["metadata"]["name"])
         if known is None or known["metadata"]["uid"] != pod["metadata"]["uid"]:
             return None
@@ -406,18 +414,18 @@ class FakeClusterBackend:
 
 
 def check_goodput(old: TrainingJobStatus, new: TrainingJobStatus, now: datetime) -> None:
-    """The parts of the wall time add up to it, and none shrinks."""
+    """Check that the parts of the wall time add up to it, and that none shrinks."""
     if new.start_time is None:
         assert new.goodput is None
         return
-    assert new.goodput is not None, "the time is not accounted for"
+    assert new.goodput is not None, "the time was not accounted for"
     parts, end = new.goodput.parts(), new.completion_time or now.replace(microsecond=0)
     assert sum(parts.values()) == (end - new.start_time).total_seconds(), "the parts do not add up to the wall time"
     before = old.goodput.parts() if old.goodput else dict.fromkeys(parts, 0)
-    assert all(parts[name] >= before[name] for name in parts), "time that was accounted for has shrunk"
+    assert all(parts[name] >= before[name] for name in parts), "a part of the wall time has shrunk"
 
 
 def identity(pod: Pod) -> tuple[int, int]:
-    """Attempt and index of a pod."""
+    """Return the attempt and index of a pod."""
     labels = pod["metadata"]["labels"]
     return int(labels[constants.LABEL_ATTEMPT]), int(labels[constants.LABEL_INDEX])

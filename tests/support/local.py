@@ -28,7 +28,7 @@ def small_job(name: str, steps: int, *, policy: dict[str, Any] | None = None, **
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    """What rank 0 has said in all attempts, in order."""
+    """Return the log entries of rank 0 in all attempts, in order."""
     lines = [line for log in (folder / "pods").glob("*-0/log") for line in log.read_text().splitlines()]
     found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return sorted((entry for entry in found if "time" in entry), key=lambda entry: str(entry["time"]))

@@ -1,4 +1,4 @@
-"""The operator's real core at work in a simulated world: its cache lags, it crashes, and it sleeps between looks."""
+"""The operator's real controller on a simulated cluster: its cache lags, it crashes, and it sleeps in between."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -41,21 +41,23 @@ class Simulation:
         self._runner.close()
 
     def decide(self, observation: Observation) -> Plan:
-        """The plan; a mutant of this class decides otherwise."""
+        """Return the plan; a test's subclass decides differently."""
         return plan(observation)
 
     def _checked_plan(self, observation: Observation) -> Plan:
         step = self.decide(observation)
         assert step == self.decide(observation), "the same observation led to another plan"
         if step.wake_after == 0:
-            assert step.status != observation.desired_job.status, "a look at once that has changed nothing: a busy loop"
-            assert step.actions == (), "a decision was acted upon before it was written down"
+            assert step.status != observation.desired_job.status, (
+                "reconciling again at once without a change: a busy loop"
+            )
+            assert step.actions == (), "a decision was acted on before it was recorded"
         return step
 
     # --- the operator ---------------------------------------------------------------------------------------
 
     def start_operator(self) -> None:
-        """A new process: all it knows is a list."""
+        """Start a new operator, which only knows a complete list."""
 
         async def make() -> Reconciler:
             backend = self.backend(self.cluster)
@@ -67,13 +69,13 @@ class Simulation:
         self.resync()
 
     def resync(self) -> None:
-        """A complete list, as at start and from time to time."""
+        """Read a complete list, as at start and periodically."""
         job = self.cluster.job
         self.operator.cache.replace([job] if job else [], self.cluster.pods.values(), self.cluster.version)
         self._due = self.cluster.now
 
     def deliver(self, *, jobs: int = 0, pods: int = 0) -> None:
-        """The watch streams deliver some changes, the oldest first."""
+        """Let the watch streams deliver some changes, the oldest first."""
         cache = self.operator.cache
         for kind, job in _take(self.cluster.job_stream, jobs):
             if kind == "DELETED":
@@ -86,7 +88,7 @@ class Simulation:
             self._due = self.cluster.now
 
     def poll_progress(self) -> None:
-        """The poller reads rank 0's page, if it would: as `ProgressPoller` does."""
+        """Read rank 0's metrics page under the same conditions as `ProgressPoller`."""
         entry = self.operator.cache.get(KEY)
         pod = entry and rank_zero(entry)
         if entry is None or not pod or pod["metadata"]["name"] not in self.cluster.pods:
@@ -98,11 +100,11 @@ class Simulation:
 
     @property
     def due(self) -> bool:
-        """Whether a look is due."""
+        """Whether a reconciliation is due."""
         return self._due is not None and self._due <= self.cluster.now
 
     def reconcile(self) -> None:
-        """One look, if one is due."""
+        """Reconcile once, if a reconciliation is due."""
         if not self.due:
             return
         self._due = None
@@ -121,10 +123,10 @@ class Simulation:
             if wake_after is not None:
                 self._due = self.cluster.now + timedelta(seconds=wake_after)
 
-    # --- a world that behaves -------------------------------------------------------------------------------
+    # --- without faults -------------------------------------------------------------------------------
 
     def run_smoothly(self, rounds: int) -> None:
-        """Nothing goes wrong for a while."""
+        """Let nothing go wrong for a while."""
         for _ in range(rounds):
             self.deliver(jobs=1000, pods=1000)
             if self.due:
@@ -133,9 +135,9 @@ class Simulation:
                 self._kubelets_work(to_the_end=False)
 
     def run_to_the_end(self, rounds: int = 300) -> None:
-        """From here on nothing goes wrong any more: the job must finish, and leave no pod that holds resources."""
+        """Let nothing go wrong any more: the job must finish, and no pod may hold resources."""
         if self._failed:
-            return  # the verdict stands; what comes after it would only hide it
+            return  # the first failure stands; later ones would hide it
         cluster = self.cluster
         cluster.quota_exceeded = cluster.unavailable = False
         cluster.writes_until_crash = None
@@ -158,7 +160,7 @@ class Simulation:
         assert active == [], "a finished job still holds pods"
 
     def _kubelets_work(self, *, to_the_end: bool) -> bool:
-        """Each pod goes one step further towards its end; False if there was nothing to do."""
+        """Advance the pods by one step towards their end; return False if there was nothing to do."""
         cluster = self.cluster
         for name, pod in list(cluster.pods.items()):
             worker = observe_pod(pod)
@@ -178,7 +180,7 @@ class Simulation:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
         awaiting_restart = [name for name in running if cluster.awaits_restart(name)]
-        for name in awaiting_restart:  # a launcher that has heard nothing for long
+        for name in awaiting_restart:  # a launcher that got no request for long
             cluster.release(name)
         for name in running if not awaiting_restart else ():
             cluster.set_pod(name, kubelet.ended(cluster.now, 0))

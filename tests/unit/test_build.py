@@ -1,4 +1,4 @@
-"""The children of a job: whole manifests as snapshots (`pytest --snapshot-update` accepts a change), and the rules."""
+"""The children of a job: complete manifests as snapshots (`pytest --snapshot-update` accepts a change), and rules."""
 
 from typing import Any
 

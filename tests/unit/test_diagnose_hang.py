@@ -24,7 +24,7 @@ def hung(
     words = termination_message(
         rank=index,
         exception="Hang",
-        message=f"rank {index} gave no sign of life",
+        message=f"rank {index} missed its heartbeat",
         step=step,
         hang=Hang(silent=silent, phase=phase, last_beat=at),
     )
@@ -32,11 +32,11 @@ def hung(
     return make_worker(index, state="Failed", finished_at=after(seconds), **fields)
 
 
-def blamed(*workers: WorkerPod) -> int | None:
-    """The rank; the order in which the pods are seen must not matter."""
+def culprit(*workers: WorkerPod) -> int | None:
+    """Return the rank of the failure, which must not depend on the order of the pods."""
     ranks = set()
-    for order in permutations(workers):
-        found = diagnose(order, 1, 0, after(0))
+    for permutation in permutations(workers):
+        found = diagnose(permutation, 1, 0, after(0))
         assert found is not None
         assert (found.failure.reason, found.counts, found.unrecoverable) == ("Hang", True, False)
         assert found.failure.pod == f"job-1-{found.failure.rank}"
@@ -46,23 +46,23 @@ def blamed(*workers: WorkerPod) -> int | None:
 
 
 def test_a_rank_that_does_not_answer_is_the_culprit() -> None:
-    assert blamed(hung(0, step=1), hung(1, 9, silent=True, step=8, at=2000), hung(2)) == 1
+    assert culprit(hung(0, step=1), hung(1, 9, silent=True, step=8, at=2000), hung(2)) == 1
 
 
 def test_then_one_that_is_behind_in_steps() -> None:
-    assert blamed(hung(0, phase=DATA), hung(1, step=6, at=2000), hung(2)) == 1
+    assert culprit(hung(0, phase=DATA), hung(1, step=6, at=2000), hung(2)) == 1
 
 
 def test_then_one_that_is_behind_in_its_step() -> None:
-    assert blamed(hung(0), hung(1), hung(2, 9, phase=DATA, at=2000)) == 2
+    assert culprit(hung(0), hung(1), hung(2, 9, phase=DATA, at=2000)) == 2
 
 
 def test_then_the_longest_without_a_sign_of_life() -> None:
-    assert blamed(hung(0), hung(1, 9, at=999.9), hung(2)) == 1
+    assert culprit(hung(0), hung(1, 9, at=999.9), hung(2)) == 1
 
 
 def test_then_the_lowest_rank() -> None:
-    assert blamed(hung(2), hung(1), hung(0)) == 0
+    assert culprit(hung(2), hung(1), hung(0)) == 0
 
 
 def test_one_that_lost_a_peer_meanwhile_is_no_cause() -> None:

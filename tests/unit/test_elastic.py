@@ -17,14 +17,14 @@ from trainyard_operator.lifecycle.observation import CreationError, SchedulingBl
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 
-NO_ROOM = SchedulingBlocker(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
+UNSCHEDULABLE = SchedulingBlocker(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
 
 
 def pods(story: Story, *short: int, **fields: Any) -> list[WorkerPod]:
-    """The pods of the current attempt, of which some find no room, and the others run."""
+    """Return the pods of the current attempt: some are unschedulable, and the others run."""
     attempt, replicas = story.status.attempt, story.job.effective_job.spec.workers.replicas
     return [
-        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", blocker=NO_ROOM)
+        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", blocker=UNSCHEDULABLE)
         if i in short
         else make_worker(i, attempt=attempt, replicas=replicas, **fields)
         for i in range(replicas)
@@ -37,7 +37,7 @@ def placeholder(index: int = 0, *, attempt: int = 2, state: str = "Running") -> 
 
 
 def waiting(*short: int, replicas: int = 4, **spec: Any) -> Story:
-    """A new group, some of whose pods find no room."""
+    """Return a new group with some unschedulable pods."""
     story = Story(make_job(replicas=replicas, **{**elastic(), **spec}))
     story.settle()
     story.see(*pods(story, *short)).settle()
@@ -45,7 +45,7 @@ def waiting(*short: int, replicas: int = 4, **spec: Any) -> Story:
 
 
 def shrunk(*short: int, replicas: int = 4, **spec: Any) -> Story:
-    """A group that runs, as its second attempt, with as many workers as there was room for."""
+    """Return a group that runs its second attempt, with as many workers as could be scheduled."""
     story = waiting(*short, replicas=replicas, **spec)
     story.later(60).step()
     story.see().settle()
@@ -135,7 +135,7 @@ def test_a_group_never_shrinks_below_min_replicas() -> None:
     assert story.later(60).settle().wake_after is None
     assert (story.status.attempt, size(story)) == (1, 4)
     story.see(*pods(story, 1, 2)).settle()
-    assert (story.status.attempt, size(story)) == (2, 2), "as soon as there is room for as many"
+    assert (story.status.attempt, size(story)) == (2, 2), "as soon as there is capacity for as many"
 
 
 def test_only_sizes_that_the_batch_allows_are_taken() -> None:
@@ -167,7 +167,7 @@ def test_an_unschedulable_parameter_server_takes_the_place_of_a_worker() -> None
     spec = elastic() | {"parallelism": {"data": {"mode": "parameterServer"}}}
     story = Story(make_job(replicas=3, **spec))
     story.settle()
-    server = make_worker(3, replicas=3, state="Pending", is_parameter_server=True, blocker=NO_ROOM)
+    server = make_worker(3, replicas=3, state="Pending", is_parameter_server=True, blocker=UNSCHEDULABLE)
     story.see(*pods(story), server).settle()
     story.later(60).step()
     assert size(story) == 2

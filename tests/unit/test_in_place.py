@@ -1,4 +1,4 @@
-"""Restarts inside the pods: when, in which order, and what happens where they are not to be had."""
+"""Restarts in place: when, in which order, and what happens where they are impossible."""
 
 import ast
 import sys
@@ -127,7 +127,7 @@ def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any],
     life = make(**spec)
     before = uids(life.cluster)
     if "inPlace" in str(spec):
-        assert not life.cluster.launchers, "no pod takes orders"
+        assert not life.cluster.launchers, "no pod accepts restart requests"
         loss = "fail_pod"
     getattr(life.cluster, loss)("job-1-1", 137, WORDS)
     go_on(life, 60)
@@ -156,7 +156,7 @@ def test_an_operator_killed_between_two_restart_requests_sends_the_others(make: 
     life.deliver(jobs=9, pods=9)
     life.reconcile()
     life.cluster.pass_time(2)
-    life.cluster.writes_until_crash = 2  # the status of the next look, then after the first order
+    life.cluster.writes_until_crash = 2  # the status of the next reconciliation, then after the first restart request
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
     assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}

@@ -1,4 +1,4 @@
-"""What the operator tells Prometheus of its jobs."""
+"""The metrics of jobs that the operator exports."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Calls to launchers, over real sockets, and the key that their tokens come from."""
+"""Requests to launchers over real sockets, and the key that their tokens are derived from."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ STATE = PodState(attempt=3)
 
 @asynccontextmanager
 async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[tuple[str, list[str]]]:
-    """A launcher that gives one answer, and notes what it was asked."""
+    """Serve a launcher that gives one response, and yield its URL and the requests it got."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -65,7 +65,7 @@ def test_tokens_differ_by_job_and_by_key() -> None:
 
 
 class Secrets:
-    """An API server with room for one Secret."""
+    """An API server that stores one Secret."""
 
     def __init__(self, *errors: ApiError | None) -> None:
         self.errors = list(errors)

@@ -58,7 +58,7 @@ class Server:
         return await self.transmit(self.fates(), verb, path, body, timeout_seconds)
 
     async def transmit(self, fate: Fate, verb: str, path: str, body: Any, timeout_seconds: float) -> Object:
-        """What has been sent arrives even if nobody waits for the answer any more."""
+        """A request that was sent arrives even if its sender does not wait for the response any more."""
         task = asyncio.create_task(self._serve(fate, verb, path, body))
         self.underway.add(task)
         task.add_done_callback(self.underway.discard)
@@ -325,7 +325,7 @@ def test_a_holder_whose_lease_was_taken_stops_at_its_next_renewal(holder: str, w
             await lease.hold()
         assert now() <= SLOWEST
         await lease.release()
-        assert server.holder == holder, "what belongs to somebody else is left alone"
+        assert server.holder == holder, "a lease of another holder is left alone"
 
     play(scenario)
 
@@ -484,7 +484,7 @@ def test_never_do_two_take_themselves_for_the_leader_and_after_all_trouble_one_d
         async with asyncio.TaskGroup() as group:
             pods = [group.create_task(elections.pod(link, f"pod-{number}")) for number, link in enumerate(links)]
             await asyncio.sleep(max(link.calm_from for link in links) + TIMES.duration + 2 * SLOWEST)
-            assert elections.believers or now() - elections.ended < TIMES.duration + 2 * SLOWEST, "nobody leads"
+            assert elections.believers or now() - elections.ended < TIMES.duration + 2 * SLOWEST, "there is no leader"
             for pod in pods:
                 pod.cancel()
 

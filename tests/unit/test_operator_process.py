@@ -278,20 +278,20 @@ def test_an_api_server_that_does_not_answer_counts_as_a_stall() -> None:
         queue = WorkQueue[Key]()
         metrics = OperatorMetrics(Cache(), queue)
 
-        async def look(code: int) -> float:
+        async def seconds_after(code: int) -> float:
             queue.add(KEY)
             metrics.count_request("PUT", code)
             queue.done(await queue.get())
             await asyncio.sleep(30)
             return metrics.registry.get_sample_value("trainyard_operator_queue_stalled_seconds") or 0.0
 
-        assert [await look(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
+        assert [await seconds_after(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
 
     clock.run(scenario())
 
 
 class LeaseOf:
-    """Answers with a Lease of this holder, which nobody else can have for a long time."""
+    """Answers with a Lease that this holder keeps for a long time."""
 
     def __init__(self, holder: str) -> None:
         self.spec: dict[str, Any] = {"holderIdentity": holder, "leaseDurationSeconds": 3600}

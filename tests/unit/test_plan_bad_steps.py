@@ -1,4 +1,4 @@
-"""What a job tells of steps that have changed nothing: each once, and that it is degraded while they are recent."""
+"""Skipped steps: each is reported once, and the job is degraded while they are recent."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def reads(story: Story, page: Progress) -> Story:
     return story
 
 
-def told(story: Story) -> list[tuple[str, str]]:
+def reported(story: Story) -> list[tuple[str, str]]:
     return [(e.reason, e.message) for e in story.events if e.reason in ("BadSteps", "RolledBack")]
 
 
@@ -36,19 +36,19 @@ def test_each_skipped_step_is_reported_once_and_degrades_the_job_for_a_while() -
     assert degraded(story) is None, "nothing was ever wrong"
     reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
     text = "attempt 1: step 20 was skipped, since the gradient was not finite or spiked"
-    assert told(story) == [("BadSteps", f"{text} (spec.health.badSteps.limit is 5 consecutive steps)")]
+    assert reported(story) == [("BadSteps", f"{text} (spec.health.badSteps.limit is 5 consecutive steps)")]
     assert degraded(story) == ("True", "BadSteps")
     reads(story, make_progress(step=30, skipped_steps=1, last_skipped_step=20))
-    assert told(story) == []
+    assert reported(story) == []
     reads(story, make_progress(step=40, skipped_steps=4, last_skipped_step=39))
-    assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 were skipped")
+    assert reported(story)[0][1].startswith("attempt 1: 3 steps up to 39 were skipped")
     reads(story, make_progress(step=39 + RECENT_STEPS, skipped_steps=4, last_skipped_step=39))
     assert degraded(story) == ("False", "Healthy")
 
 
 @pytest.mark.parametrize(("limit", "phase"), [(0, "Failed"), (1, "Restarting")])
 def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, phase: str) -> None:
-    """All ranks give up together, and the first pod is not the one to blame."""
+    """All ranks fail together, and the culprit is not in the first pod."""
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": limit})
     words = [
         termination_message(
@@ -73,7 +73,7 @@ def test_steps_skipped_at_the_end_are_reported_from_the_termination_message() ->
     words = [termination_message(rank=0, progress=final), ""]
     story.events.clear()
     story.see(*(make_worker(i, state="Succeeded", termination_message=words[i]) for i in range(2))).settle()
-    assert told(story)[0][1].startswith("attempt 1: step 99 was skipped")
+    assert reported(story)[0][1].startswith("attempt 1: step 99 was skipped")
     assert degraded(story) == ("False", "Finished")
     assert story.phase == "Succeeded"
 
@@ -81,9 +81,9 @@ def test_steps_skipped_at_the_end_are_reported_from_the_termination_message() ->
 def test_a_rollback_is_reported_once() -> None:
     page = make_progress(step=15, skipped_steps=5, last_skipped_step=20, rollbacks=1, checkpoint_step=15)
     story = reads(training(), page)
-    assert told(story)[1] == (
+    assert reported(story)[1] == (
         "RolledBack",
         "attempt 1: rolled back to the checkpoint of step 15; continuing with new samples",
     )
     assert degraded(story) == ("True", "BadSteps")
-    assert told(reads(story, page.replace(step=16))) == []
+    assert reported(reads(story, page.replace(step=16))) == []

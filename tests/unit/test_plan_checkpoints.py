@@ -1,4 +1,4 @@
-"""What a job tells of its checkpoints: each thing once, whatever else changes and whoever looks."""
+"""Events about checkpoints: each is recorded once, however often the job is reconciled."""
 
 from tests.builders import make_progress, make_worker, termination_message, trainer_spec
 from tests.support.story import Story, running
@@ -7,7 +7,7 @@ from trainyard.resource.job import TrainingJob
 
 
 def training() -> Story:
-    """A job that has made steps, and told nothing of checkpoints so far."""
+    """A job that has made steps, without an event about checkpoints."""
     story = running(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}, "everySteps": 5})
     return reads(story, make_progress(step=10))
 
@@ -21,14 +21,14 @@ def reads(story: Story, page: Progress) -> Story:
     return story
 
 
-def told(story: Story) -> list[tuple[str, str, str]]:
+def reported(story: Story) -> list[tuple[str, str, str]]:
     return [(e.type, e.reason, e.message) for e in story.events if e.reason.startswith("Checkpoint")]
 
 
 def test_a_resumed_run_reports_its_checkpoint_once() -> None:
     story = reads(training(), make_progress(step=40, resumed_step=40))
-    assert told(story) == [("Normal", "CheckpointLoaded", "attempt 1: continuing after step 40")]
-    assert told(reads(story, make_progress(step=47, resumed_step=40))) == []
+    assert reported(story) == [("Normal", "CheckpointLoaded", "attempt 1: continuing after step 40")]
+    assert reported(reads(story, make_progress(step=47, resumed_step=40))) == []
 
 
 def test_each_attempt_reports_its_checkpoint() -> None:
@@ -37,19 +37,19 @@ def test_each_attempt_reports_its_checkpoint() -> None:
     story.see().settle()
     story.all("Running").settle()
     story = reads(story, make_progress(step=41, attempt=2, resumed_step=40))
-    assert [message for _, _, message in told(story)] == ["attempt 2: continuing after step 40"]
+    assert [message for _, _, message in reported(story)] == ["attempt 2: continuing after step 40"]
 
 
 def test_a_damaged_checkpoint_is_reported_with_its_consequence() -> None:
     story = reads(training(), make_progress(step=20, resumed_step=20, checkpoints_damaged=1))
-    assert told(story)[0] == (
+    assert reported(story)[0] == (
         "Warning",
         "CheckpointDamaged",
         "attempt 1: a checkpoint is damaged, so the run resumed from an older one; see the log of pod job-1-0",
     )
-    assert told(reads(story, make_progress(step=21, resumed_step=20, checkpoints_damaged=1))) == []
+    assert reported(reads(story, make_progress(step=21, resumed_step=20, checkpoints_damaged=1))) == []
     story = reads(training(), make_progress(step=1, checkpoints_damaged=2))
-    assert [message for _, _, message in told(story)] == [
+    assert [message for _, _, message in reported(story)] == [
         "attempt 1: 2 checkpoints are damaged, and there is no other one, so the run started from step 0; "
         "see the log of pod job-1-0"
     ]
@@ -57,7 +57,7 @@ def test_a_damaged_checkpoint_is_reported_with_its_consequence() -> None:
 
 def test_each_checkpoint_that_cannot_be_written_is_reported() -> None:
     story = reads(training(), make_progress(step=11, checkpoint_failures=1))
-    assert told(story) == [
+    assert reported(story) == [
         (
             "Warning",
             "CheckpointFailed",
@@ -65,10 +65,10 @@ def test_each_checkpoint_that_cannot_be_written_is_reported() -> None:
             "see the log of pod job-1-0",
         )
     ]
-    assert told(reads(story, make_progress(step=12, checkpoint_failures=1))) == []
+    assert reported(reads(story, make_progress(step=12, checkpoint_failures=1))) == []
     story = reads(story, make_progress(step=30, checkpoint_failures=3, checkpoint_step=25))
-    assert "2 checkpoints could not be written" in told(story)[0][2]
-    assert "the newest checkpoint is of step 25" in told(story)[0][2]
+    assert "2 checkpoints could not be written" in reported(story)[0][2]
+    assert "the newest checkpoint is of step 25" in reported(story)[0][2]
 
 
 def test_the_last_checkpoint_failure_is_reported_from_the_termination_message() -> None:
@@ -79,6 +79,6 @@ def test_the_last_checkpoint_failure_is_reported_from_the_termination_message() 
         make_worker(0, state="Succeeded", termination_message=termination_message(rank=0, progress=final)),
         make_worker(1, state="Succeeded"),
     ).settle()
-    [(_, reason, message)] = told(story)
+    [(_, reason, message)] = reported(story)
     assert reason == "CheckpointFailed"
     assert "a checkpoint could not be written" in message

@@ -1,4 +1,4 @@
-"""Failures: what is restarted, what it costs, who is blamed, and when the job gives up."""
+"""Failures: what is restarted, what counts, which failure is the first, and when the job fails."""
 
 import json
 from typing import Any

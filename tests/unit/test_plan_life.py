@@ -126,12 +126,12 @@ def test_a_finished_job_never_changes_again(end: str) -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.all(end).settle()
     conditions, attempt = story.status.conditions, story.status.attempt
-    told = len(story.events)
+    recorded = len(story.events)
     story.edit(suspend=True).settle()
     story.edit(suspend=False, replicas=5).later(1000).settle()
     story.see().settle()
     assert (story.phase, story.status.conditions, story.status.attempt) == (end, conditions, attempt)
-    assert len(story.events) == told
+    assert len(story.events) == recorded
 
 
 def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:

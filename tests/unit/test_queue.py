@@ -1,4 +1,4 @@
-"""The work queue: each key at most once, serial per key, delays and backoff, all in a clock that jumps."""
+"""The work queue: each key at most once, serial per key, delays and back-off, with a clock that jumps."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -25,7 +25,7 @@ def now() -> float:
 
 
 async def taken(queue: WorkQueue[str]) -> list[str]:
-    """All keys that can be had without waiting."""
+    """Return all keys that are available without waiting."""
     keys = []
     while len(queue):
         keys.append(await queue.get())
@@ -85,7 +85,7 @@ def test_of_several_delays_the_earliest_stands(delays: tuple[float, float]) -> N
         assert now() == pytest.approx(10, abs=0.01)
         queue.done("a")
         await asyncio.sleep(100)
-        assert len(queue) == 0, "one wish, one look"
+        assert len(queue) == 0, "one key, once"
 
     play(scenario)
 
@@ -139,7 +139,7 @@ def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
 
 
 def test_a_key_added_while_it_is_dropped_is_not_lost() -> None:
-    """A job is deleted and made anew under its name while the operator still works on the old one."""
+    """A job is deleted and created again under its name while the operator still works on the old one."""
 
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add("a")
@@ -177,14 +177,14 @@ def test_a_queue_is_stalled_only_while_work_waits() -> None:
 def test_two_workers_share_the_keys_and_never_one_key() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         active: list[str] = []
-        looks: list[str] = []
+        processed: list[str] = []
 
         async def work() -> None:
             while True:
                 key = await queue.get()
                 assert key not in active
                 active.append(key)
-                looks.append(key)
+                processed.append(key)
                 await asyncio.sleep(1)
                 active.remove(key)
                 queue.done(key)
@@ -198,7 +198,7 @@ def test_two_workers_share_the_keys_and_never_one_key() -> None:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        assert 4 <= len(looks) <= 8
-        assert set(looks) == {"a", "b"}
+        assert 4 <= len(processed) <= 8
+        assert set(processed) == {"a", "b"}
 
     play(scenario)

@@ -1,4 +1,4 @@
-"""The loop: what it does in which order, and what each error leads to."""
+"""The reconcile loop: what it does in which order, and what each error leads to."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ KEY = ("default", "job")
 
 
 class Recorder(FakeClusterBackend):
-    """A world that notes each call, and fails the calls that it is told to."""
+    """A fake cluster that records each call, and fails with the errors it is given."""
 
     def __init__(self, cluster: FakeCluster) -> None:
         super().__init__(cluster)
@@ -50,7 +50,7 @@ class Recorder(FakeClusterBackend):
 
 
 class Operator:
-    """A reconciler at work on a world, in a clock that jumps."""
+    """A reconciler on a fake cluster, with a clock that jumps."""
 
     def __init__(self, **spec: Any) -> None:
         self.cluster = FakeCluster(**spec)
@@ -121,7 +121,7 @@ def test_no_pod_is_made_while_one_of_another_attempt_exists_that_the_cache_does_
         async with operator.working():
             assert operator.outcomes[:2] == ["ok", "Stale"]
             await asyncio.sleep(5)
-            assert operator.job.status.attempt == 7, "the next look has adopted it"
+            assert operator.job.status.attempt == 7, "the next reconciliation has adopted it"
             assert set(operator.cluster.pods) == {"job-7-0", "job-7-1"}
 
     clock.run(scenario())
@@ -154,7 +154,7 @@ def test_an_unknown_job_is_dropped() -> None:
         (Stale("old view"), "Stale"),
         (Unavailable("no answer"), "Unavailable"),
         (Refused(Reason.PODS_REFUSED, "no"), "Refused"),
-        (ZeroDivisionError("a bug of ours"), "bug"),
+        (ZeroDivisionError("a bug"), "bug"),
     ],
 )
 def test_every_error_leads_to_a_retry_after_a_backoff(error: Exception, outcome: str) -> None:

@@ -1,7 +1,7 @@
-"""Random lives of a job: whatever happens, in whatever order, the rules that keep a job correct hold.
+"""Random lifecycles of a job: the rules that keep a job correct hold for all events in any order.
 
-The real reconciler, cache and plan run against `tests.support.fake_cluster`, which judges each write. Every random life
-ends with a time in which nothing goes wrong any more: then the job must finish.
+The real reconciler, cache and plan run against `tests.support.fake_cluster`, which checks each write. Every random
+lifecycle ends with a time in which nothing goes wrong any more: then the job must finish.
 """
 
 from dataclasses import replace
@@ -40,7 +40,7 @@ RULES: list[list[dict[str, Any]]] = [
 
 
 class JobLifecycleMachine(RuleBasedStateMachine):
-    """One random life."""
+    """One random lifecycle."""
 
     simulation: type[Simulation] = Simulation
 
@@ -59,7 +59,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
         program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
-        self.life.run_smoothly(20 if runs else 0)  # what a running job can meet is more than what a new one can
+        self.life.run_smoothly(20 if runs else 0)  # more can happen to a running job than to a new one
 
     def teardown(self) -> None:
         try:
@@ -72,7 +72,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         return self.life.cluster
 
     def pods(self, *states: str, placeholders: bool = False) -> list[str]:
-        """Names of the pods in one of these states that are not being deleted."""
+        """Return the names of the pods in one of these states that are not being deleted."""
         workers = map(observe_pod, self.cluster.pods.values())
         return [
             w.name
@@ -81,20 +81,20 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         ]
 
     def restartable(self) -> list[str]:
-        """Names of the running pods that take orders."""
+        """Return the names of the running pods whose launcher accepts restart requests."""
         launchers = self.cluster.launchers
         return [n for n in self.pods("Running") if self.cluster.pods[n]["metadata"]["uid"] in launchers]
 
     # --- the operator ---------------------------------------------------------------------------------------
 
     @rule(jobs=st.integers(0, 3), pods=st.integers(0, 6), times=few)
-    def watch_and_look(self, jobs: int, pods: int, times: int) -> None:
+    def watch_and_reconcile(self, jobs: int, pods: int, times: int) -> None:
         self.life.deliver(jobs=jobs, pods=pods)
         for _ in range(times):
             self.life.reconcile()
 
     @rule(rounds=st.integers(1, 20))
-    def all_goes_well(self, rounds: int) -> None:
+    def nothing_goes_wrong(self, rounds: int) -> None:
         self.life.run_smoothly(rounds)
 
     @rule(times=few)
@@ -153,12 +153,12 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         which=which,
         code=st.sampled_from([1, 78, 137]),
         peer_lost=st.booleans(),
-        speaks=st.booleans(),
+        has_message=st.booleans(),
         noticed=st.booleans(),
     )
-    def pod_fails(self, which: int, code: int, peer_lost: bool, speaks: bool, noticed: bool) -> None:
+    def pod_fails(self, which: int, code: int, peer_lost: bool, has_message: bool, noticed: bool) -> None:
         names = self.pods("Running")
-        words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost) if speaks else "Traceback"
+        words = termination_message(rank=0, exception="Oops", peer_lost=peer_lost) if has_message else "Traceback"
         self.cluster.fail_pod(names[which % len(names)], code, words)
         if noticed:
             self.life.deliver(jobs=9, pods=9)
@@ -176,13 +176,13 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.restartable())
     @rule(which=which, on=seldom)
-    def launcher_is_deaf(self, which: int, on: bool) -> None:
+    def launcher_is_unresponsive(self, which: int, on: bool) -> None:
         names = self.restartable()
         self.cluster.unresponsive = {names[which % len(names)]} if on else set()
 
     @precondition(lambda self: any(map(self.cluster.awaits_restart, self.pods("Running"))))
     @rule()
-    def launcher_waits_no_longer(self) -> None:
+    def launcher_stops_waiting(self) -> None:
         self.cluster.release(next(filter(self.cluster.awaits_restart, self.pods("Running"))))
 
     @precondition(lambda self: self.pods("Running"))
@@ -217,7 +217,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
     @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
-    def pod_is_taken_away(self, which: int, how: str) -> None:
+    def pod_is_removed(self, which: int, how: str) -> None:
         names = self.pods("Pending", "Running", placeholders=True)
         name = names[which % len(names)]
         if how == "evicted":
@@ -256,7 +256,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
 
 
 class RestartRulesMachine(JobLifecycleMachine):
-    """One random life of a running job with a rule that makes some failures free."""
+    """One random lifecycle of a running job with a rule that makes some failures not count."""
 
     @initialize(replicas=st.integers(1, 3), limit=st.integers(1, 3))
     def begin(self, replicas: int, limit: int) -> None:
@@ -266,7 +266,7 @@ class RestartRulesMachine(JobLifecycleMachine):
 
 
 class ElasticLifecycleMachine(JobLifecycleMachine):
-    """One random life of a group that begins with less room than it wants, or hardly any time to find it."""
+    """One random lifecycle of an elastic group that starts with less capacity than it needs."""
 
     @initialize(
         replicas=st.integers(2, 3),
@@ -275,16 +275,16 @@ class ElasticLifecycleMachine(JobLifecycleMachine):
         serves=st.booleans(),
         runs=often,
     )
-    def begin(self, replicas: int, least: int, short: int, serves: bool, runs: bool) -> None:
+    def begin(self, replicas: int, least: int, unschedulable: int, serves: bool, runs: bool) -> None:
         program = elastic(least) | (served() if serves else {})
         self.life = self.simulation(replicas=replicas, **program)
         for _ in range(3):
             self.life.reconcile()
-        self.pods_find_no_room(short, 61)
+        self.pods_are_unschedulable(unschedulable, 61)
         self.life.run_smoothly(20 if runs else 0)
 
     @rule(count=few, seconds=st.sampled_from([0, 61, 61]))
-    def pods_find_no_room(self, count: int, seconds: float) -> None:
+    def pods_are_unschedulable(self, count: int, seconds: float) -> None:
         names = self.pods("Pending", placeholders=True)
         for name in names[max(0, len(names) - count) :]:
             self.cluster.set_pod(name, kubelet.unschedulable())
@@ -294,25 +294,25 @@ class ElasticLifecycleMachine(JobLifecycleMachine):
             self.life.reconcile()
 
     @rule(rounds=few)
-    def room_is_sought(self, rounds: int) -> None:
+    def capacity_is_probed(self, rounds: int) -> None:
         self.life.run_smoothly(20)
         self.cluster.pass_time(61)
         self.life.run_smoothly(rounds)
 
 
-def test_random_lives() -> None:
+def test_random_lifecycles() -> None:
     run_state_machine_as_test(JobLifecycleMachine, settings=settings(max_examples=150, stateful_step_count=40))
 
 
-def test_random_elastic_lives() -> None:
+def test_random_elastic_lifecycles() -> None:
     run_state_machine_as_test(ElasticLifecycleMachine, settings=settings(max_examples=150, stateful_step_count=40))
 
 
-# --- the machine itself: it catches an operator that breaks a rule ---------------------------------------------
+# --- operators that break a rule are caught ---------------------------------------------
 
 
 class IgnoresEarlierPods(Simulation):
-    """Does not see pods of earlier attempts."""
+    """Ignores pods of earlier attempts in its cache."""
 
     def decide(self, observation: Observation) -> Plan:
         current = tuple(w for w in observation.workers if w.attempt >= observation.desired_job.status.attempt)
@@ -325,13 +325,13 @@ class BackendWithoutPodList(FakeClusterBackend):
 
 
 class IgnoresEarlierPodsEverywhere(IgnoresEarlierPods):
-    """Nor does it look at the world before it creates pods."""
+    """Ignores them in the list before a creation too."""
 
     backend = BackendWithoutPodList
 
 
 class ActsBeforeRecording(Simulation):
-    """Acts upon a decision that is not written down."""
+    """Acts on a decision before it is recorded."""
 
     def decide(self, observation: Observation) -> Plan:
         first = plan(observation)
@@ -342,7 +342,7 @@ class ActsBeforeRecording(Simulation):
 
 
 class ExceedsRestartLimit(Simulation):
-    """Allows itself one restart more than the user does."""
+    """Allows one restart more than maxRestarts."""
 
     def decide(self, observation: Observation) -> Plan:
         spec = observation.desired_job.spec
@@ -353,7 +353,7 @@ class ExceedsRestartLimit(Simulation):
 
 
 class CountsDisruptions(Simulation):
-    """Charges evictions to the user."""
+    """Counts restarts after evictions."""
 
     def decide(self, observation: Observation) -> Plan:
         def charge(*args: Any) -> Diagnosis | None:
@@ -365,7 +365,7 @@ class CountsDisruptions(Simulation):
 
 
 class IgnoresRestartRules(Simulation):
-    """Does not read the user's rules."""
+    """Ignores restartPolicy.rules."""
 
     def decide(self, observation: Observation) -> Plan:
         spec = observation.desired_job.spec
@@ -376,7 +376,7 @@ class IgnoresRestartRules(Simulation):
 
 
 class AssumesNoSteps(Simulation):
-    """Takes it that no step is made where none is known."""
+    """Takes missing progress for the proof that no step was made."""
 
     def decide(self, observation: Observation) -> Plan:
         nothing = Progress(attempt=observation.desired_job.status.attempt, updated_at=observation.now)
@@ -384,7 +384,7 @@ class AssumesNoSteps(Simulation):
 
 
 class AccountsFromProcessStart(Simulation):
-    """Accounts for time from when its process began, and not from the status."""
+    """Accounts for time since its process started instead of since the last status."""
 
     def decide(self, observation: Observation) -> Plan:
         def forget(job: TrainingJob, after: TrainingJobStatus, now: datetime) -> TrainingJobStatus:
@@ -396,7 +396,7 @@ class AccountsFromProcessStart(Simulation):
 
 
 class ReportsRunningEarly(Simulation):
-    """Says Running as soon as the pods exist."""
+    """Reports Running as soon as the pods exist."""
 
     def decide(self, observation: Observation) -> Plan:
         early = [
@@ -406,7 +406,7 @@ class ReportsRunningEarly(Simulation):
 
 
 class SetsNoTimer(Simulation):
-    """Sets no alarm clock for the end of a wait."""
+    """Sets no timer for the end of a wait."""
 
     def decide(self, observation: Observation) -> Plan:
         step = plan(observation)
@@ -414,7 +414,7 @@ class SetsNoTimer(Simulation):
 
 
 class DeletesByForceEarly(Simulation):
-    """Deletes by force what is merely slow to end."""
+    """Deletes pods by force before they are overdue."""
 
     def decide(self, observation: Observation) -> Plan:
         step = plan(observation)
@@ -424,7 +424,7 @@ class DeletesByForceEarly(Simulation):
 
 
 class NeverDeletesByForce(Simulation):
-    """Waits for the kubelet of a lost node."""
+    """Waits forever for the kubelet of a lost node."""
 
     def decide(self, observation: Observation) -> Plan:
         step = plan(observation)
@@ -433,7 +433,7 @@ class NeverDeletesByForce(Simulation):
 
 
 class StartsLaterAttempt(Simulation):
-    """Starts the attempt after the one that is written down."""
+    """Starts the attempt after the recorded one."""
 
     def decide(self, observation: Observation) -> Plan:
         step = plan(observation)
@@ -442,7 +442,7 @@ class StartsLaterAttempt(Simulation):
 
 
 class ReleasesWaitingPods(Simulation):
-    """Ends pods that wait for orders, though their job goes on."""
+    """Releases pods that await a restart although their job continues."""
 
     def decide(self, observation: Observation) -> Plan:
         step, waiting = plan(observation), tuple(w for w in observation.workers if w.awaiting_restart)
@@ -450,16 +450,16 @@ class ReleasesWaitingPods(Simulation):
 
 
 class ShrinksEarly(Simulation):
-    """Takes pods that have not started for pods without room."""
+    """Takes pods that have not started for unschedulable ones."""
 
     def decide(self, observation: Observation) -> Plan:
-        none = SchedulingBlocker(Reason.UNSCHEDULABLE, "no room")
+        none = SchedulingBlocker(Reason.UNSCHEDULABLE, "no node")
         pending = [replace(w, blocker=none) if w.state is WorkerState.PENDING else w for w in observation.workers]
         return plan(replace(observation, workers=tuple(pending)))
 
 
 class IgnoresMinReplicas(Simulation):
-    """Does not ask how small a group may be."""
+    """Ignores minReplicas and the layout."""
 
     def decide(self, observation: Observation) -> Plan:
         with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most or None):
@@ -467,7 +467,7 @@ class IgnoresMinReplicas(Simulation):
 
 
 class TrustsPendingPlaceholders(Simulation):
-    """Takes a placeholder that has been made for one that runs."""
+    """Takes a placeholder that was created for one that runs."""
 
     def decide(self, observation: Observation) -> Plan:
         hoped = [replace(w, state=WorkerState.RUNNING) if w.is_placeholder else w for w in observation.workers]
@@ -475,35 +475,35 @@ class TrustsPendingPlaceholders(Simulation):
 
 
 class LeavesPlaceholders(Simulation):
-    """Leaves placeholders where they are."""
+    """Never deletes placeholders."""
 
     def decide(self, observation: Observation) -> Plan:
         return plan(replace(observation, workers=tuple(w for w in observation.workers if not w.is_placeholder)))
 
 
 class ReconcilesWithoutChange(Simulation):
-    """Looks again at once, for no reason."""
+    """Reconciles again at once without a change."""
 
     def decide(self, observation: Observation) -> Plan:
         return replace(plan(observation), wake_after=0, actions=())
 
 
 @pytest.mark.parametrize(
-    ("mutant", "verdict"),
+    ("mutant", "message"),
     [
         (IgnoresEarlierPods, "asleep in"),
         (IgnoresEarlierPodsEverywhere, "was created while"),
-        (ActsBeforeRecording, "acted upon before it was written down"),
-        (ExceedsRestartLimit, "the budget was overdrawn"),
+        (ActsBeforeRecording, "acted on before it was recorded"),
+        (ExceedsRestartLimit, "the restart limit was exceeded"),
         (CountsDisruptions, "not the program's fault"),
-        (AssumesNoSteps, "taken for one that does not start"),
+        (AssumesNoSteps, "failed the startup timeout"),
         (AccountsFromProcessStart, "do not add up"),
-        (ReportsRunningEarly, "said to run before every worker ran"),
+        (ReportsRunningEarly, "reported Running before every worker ran"),
         (DeletesByForceEarly, "s after its grace period"),
         (NeverDeletesByForce, "asleep in"),
         (SetsNoTimer, "asleep in"),
-        (StartsLaterAttempt, "that is not written down"),
-        (ReleasesWaitingPods, "though its job goes on"),
+        (StartsLaterAttempt, "that is not recorded"),
+        (ReleasesWaitingPods, "although its job continues"),
         (ReconcilesWithoutChange, "a busy loop"),
     ],
 )
@@ -511,16 +511,16 @@ def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], mess
     assert_caught(JobLifecycleMachine, mutant, message)
 
 
-def test_an_operator_that_does_not_read_the_rules_is_caught() -> None:
-    assert_caught(RestartRulesMachine, IgnoresRestartRules, "that a rule makes free")
+def test_an_operator_that_ignores_the_rules_is_caught() -> None:
+    assert_caught(RestartRulesMachine, IgnoresRestartRules, "that a rule excludes")
 
 
 @pytest.mark.parametrize(
-    ("mutant", "verdict"),
+    ("mutant", "message"),
     [
-        (ShrinksEarly, "made smaller that had room"),
-        (IgnoresMinReplicas, "made smaller than it may be"),
-        (TrustsPendingPlaceholders, "made larger without room"),
+        (ShrinksEarly, "shrunk without need"),
+        (IgnoresMinReplicas, "shrunk below its minimum"),
+        (TrustsPendingPlaceholders, "grown without capacity"),
         (LeavesPlaceholders, "still holds pods|asleep in"),
     ],
 )
@@ -528,9 +528,9 @@ def test_an_operator_that_breaks_a_rule_about_sizes_is_caught(mutant: type[Simul
     assert_caught(ElasticLifecycleMachine, mutant, message)
 
 
-def assert_caught(life: type[JobLifecycleMachine], mutant: type[Simulation], message: str) -> None:
-    """The rarest of these faults shows in one life of 300, so that it never escapes 5000."""
-    machine = type(mutant.__name__, (life,), {"simulation": mutant})
+def assert_caught(base: type[JobLifecycleMachine], mutant: type[Simulation], message: str) -> None:
+    """Check that the machine finds the fault of an operator: the rarest one shows in one lifecycle of 300."""
+    machine = type(mutant.__name__, (base,), {"simulation": mutant})
     found = settings(
         max_examples=5000, stateful_step_count=40, phases=[Phase.generate], derandomize=True, database=None
     )
