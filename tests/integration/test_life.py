@@ -189,7 +189,7 @@ async def test_a_change_right_after_suspending_is_refused_until_the_job_is_suspe
     await namespace.edit({"image": "example.com/other"})
 
 
-async def test_kubectl_scale_restarts_the_group_at_the_new_size_for_free(
+async def test_kubectl_scale_restarts_the_group_at_the_new_size_without_counting(
     cluster: Cluster, namespace: Namespace
 ) -> None:
     async with fake_kubelet(namespace), recording(namespace) as recorder:

@@ -245,7 +245,7 @@ def test_a_pod_leaves_a_lost_node_after_half_a_minute(job: TrainingJob) -> None:
     assert server["spec"]["tolerations"] == LOST
 
 
-def test_a_template_may_be_more_patient_with_a_node_or_leave_it_to_us() -> None:
+def test_a_template_may_have_its_own_toleration_of_a_lost_node() -> None:
     patient = {**LOST[0], "tolerationSeconds": 600}
     gpu = {"key": "nvidia.com/gpu", "operator": "Exists"}
     assert tolerations_of(gpu, patient) == [gpu, patient, LOST[1]]
@@ -256,7 +256,7 @@ def test_a_template_may_be_more_patient_with_a_node_or_leave_it_to_us() -> None:
 
 
 @pytest.mark.parametrize("given", ["all", ["all"]])
-def test_tolerations_that_are_none_are_left_to_the_api_server(given: Any) -> None:
+def test_invalid_tolerations_are_left_to_the_api_server(given: Any) -> None:
     pod = pod_of(make_job(workers={"template": {"spec": {"tolerations": given}}}))
     assert pod["spec"]["tolerations"] == given
 
@@ -294,7 +294,7 @@ def test_a_volume_of_the_operator_replaces_one_of_the_same_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["securityContext", "automountServiceAccountToken"])
-def test_defaults_of_ours_give_way(name: str) -> None:
+def test_a_template_overrides_the_operators_defaults(name: str) -> None:
     own = {"containers": [{"name": "worker", "image": "own"}], name: "ours"}
     assert merged({name: "theirs"}, own)[name] == "theirs"
     assert merged({}, own)[name] == "ours"

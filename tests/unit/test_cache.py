@@ -57,7 +57,7 @@ def test_an_older_version_of_a_pod_never_replaces_a_newer_one() -> None:
     assert known_pods(cache) == {"job-1-0": "10", "job-1-1": "12"}
 
 
-def test_a_deleted_object_is_not_brought_back_by_a_late_answer() -> None:
+def test_a_deleted_object_is_not_brought_back_by_a_late_response() -> None:
     cache = filled()
     cache.remove_pod(make_pod(make_job(), 0, version=20))
     cache.put_pod(make_pod(make_job(), 0, version=19))
@@ -139,7 +139,7 @@ def test_a_job_and_all_its_pods_leave_nothing_behind() -> None:
     ],
     ids=["none", "job only", "no replicas", "attempt in words", "negative index"],
 )
-def test_a_pod_with_labels_that_are_not_ours_is_no_worker_and_no_trouble(labels: dict[str, str]) -> None:
+def test_a_pod_with_invalid_labels_is_ignored(labels: dict[str, str]) -> None:
     """Anybody may put labels on a pod."""
     pod = make_pod(make_job(), version=5)
     pod["metadata"]["labels"] = labels

@@ -57,7 +57,7 @@ def test_then_one_that_is_behind_in_its_step() -> None:
     assert culprit(hung(0), hung(1), hung(2, 9, phase=DATA, at=2000)) == 2
 
 
-def test_then_the_longest_without_a_sign_of_life() -> None:
+def test_then_the_one_with_the_oldest_heartbeat() -> None:
     assert culprit(hung(0), hung(1, 9, at=999.9), hung(2)) == 1
 
 
@@ -65,7 +65,7 @@ def test_then_the_lowest_rank() -> None:
     assert culprit(hung(2), hung(1), hung(0)) == 0
 
 
-def test_one_that_lost_a_peer_meanwhile_is_no_cause() -> None:
+def test_a_rank_that_lost_a_peer_is_no_cause() -> None:
     lost = termination_message(rank=0, exception="RuntimeError", step=5, peer_lost=True)
     found = diagnose(
         [make_worker(0, state="Failed", termination_message=lost, finished_at=after(-1)), hung(1)], 1, 0, after(0)
@@ -74,7 +74,7 @@ def test_one_that_lost_a_peer_meanwhile_is_no_cause() -> None:
     assert found.failure.rank == 1
 
 
-def test_a_crash_before_is_the_cause() -> None:
+def test_an_earlier_crash_is_the_cause() -> None:
     crash = make_worker(2, state="Failed", reason="OOMKilled", finished_at=after(-1))
     found = diagnose([hung(0), hung(1, silent=True), crash], 1, 0, after(0))
     assert found is not None
@@ -87,7 +87,7 @@ def test_a_removed_pod_is_the_cause() -> None:
     assert (found.failure.pod, found.counts) == ("job-1-1", False)
 
 
-def test_the_first_to_say_so_waits_for_the_others() -> None:
+def test_the_first_report_of_a_hang_waits_for_the_others() -> None:
     story = running().later(10).see(hung(0, 9), make_worker(1))
     step = story.step()
     assert (story.phase, step.actions) == (Phase.RUNNING, ())
@@ -103,7 +103,7 @@ def test_a_rank_that_does_not_answer_is_diagnosed_at_once() -> None:
     assert_restarted(story, rank=0)
 
 
-def test_others_are_not_waited_for_without_end() -> None:
+def test_the_wait_for_other_pods_is_bounded() -> None:
     story = running().later(10).see(hung(0, 9), make_worker(1))
     story.step()
     story.later(2.5).step()
@@ -125,11 +125,11 @@ hangs = st.builds(
 
 
 @given(hangs, st.none() | st.integers(0, 100), st.none() | st.integers(0, 100))
-def test_what_a_pod_says_of_its_hang_is_heard(hang: Hang, rank: int | None, step: int | None) -> None:
+def test_the_hang_message_of_a_pod_is_decoded(hang: Hang, rank: int | None, step: int | None) -> None:
     said = TerminationMessage(rank=rank, exception="Hang", step=step, hang=hang)
     assert TerminationMessage.decode(said.encode()) == said
 
 
-def test_a_hang_at_no_time_is_no_message_of_ours() -> None:
+def test_a_hang_with_an_infinite_time_is_no_trainer_message() -> None:
     assert TerminationMessage.decode('{"hang": {"phase": 3, "lastBeat": NaN}}') is None
     assert TerminationMessage.decode('{"hang": {"phase": -3, "lastBeat": 1}}') is None

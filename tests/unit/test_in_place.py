@@ -73,7 +73,7 @@ def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, pr
     assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.cluster.events)
 
 
-def test_it_may_fail_again_and_again(make: Any) -> None:
+def test_restarts_in_place_repeat_until_the_limit(make: Any) -> None:
     life = make()
     for _ in range(3):
         life.cluster.fail_inside("job-1-0", 1, WORDS)
@@ -89,7 +89,7 @@ def test_it_may_fail_again_and_again(make: Any) -> None:
     assert "job-1-1" not in pods, "it held resources"
 
 
-def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
+def test_an_unresponsive_launcher_leads_to_new_pods(make: Any) -> None:
     life = make()
     before = uids(life.cluster)
     life.cluster.unresponsive = {"job-1-0"}
@@ -101,7 +101,7 @@ def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
     assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
 
 
-def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charged(make: Any) -> None:
+def test_a_pod_lost_meanwhile_leads_to_new_pods_and_does_not_count(make: Any) -> None:
     life = make()
     life.cluster.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
@@ -123,7 +123,9 @@ def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charge
     ],
     ids=["not wanted", "a wait longer than pods wait", "the pod has ended"],
 )
-def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any], loss: str) -> None:
+def test_a_group_gets_new_pods_where_a_restart_in_place_is_impossible(
+    make: Any, spec: dict[str, Any], loss: str
+) -> None:
     life = make(**spec)
     before = uids(life.cluster)
     if "inPlace" in str(spec):
@@ -135,7 +137,7 @@ def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any],
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
 
-def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
+def test_a_new_operator_queries_which_attempt_the_pods_run(make: Any) -> None:
     life = make()
     life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
@@ -225,7 +227,7 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
 
 
-def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
+def test_the_launcher_needs_only_the_standard_library_of_an_older_python() -> None:
     imported: set[str] = set()
     for name in constants.LAUNCHER_FILES:
         tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
@@ -235,7 +237,7 @@ def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python(
     assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 
-def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:
+def test_the_state_of_a_launcher_counts_only_while_its_pod_is_not_ready() -> None:
     job = make_job(trainer=trainer_spec())
     pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
     end = Ending(exit_code=137, message=WORDS, at=NOW)

@@ -63,7 +63,7 @@ def error(code: int, message: str = "no") -> ApiError:
         (422, Refused),
     ],
 )
-async def test_what_an_answer_to_a_status_means(code: int, meaning: type[BackendError]) -> None:
+async def test_each_response_to_a_status_write_has_its_error(code: int, meaning: type[BackendError]) -> None:
     backend, _ = make_backend(error(code))
     with pytest.raises(meaning):
         await backend.write_status(JOB, TrainingJobStatus())
@@ -90,7 +90,9 @@ async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
         (error(429, "slow down"), Unavailable, "slow down"),
     ],
 )
-async def test_what_an_answer_to_a_creation_means(answer: ApiError, meaning: type[BackendError], text: str) -> None:
+async def test_each_response_to_a_creation_has_its_error(
+    answer: ApiError, meaning: type[BackendError], text: str
+) -> None:
     backend, _ = make_backend(answer)
     with pytest.raises(meaning, match=text):
         await backend.create(JOB, [SERVICE])

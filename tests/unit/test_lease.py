@@ -120,7 +120,7 @@ async def hold_for(lease: Lease, seconds: float) -> None:
 # --- to take it -------------------------------------------------------------------------------------------------
 
 
-def test_the_first_one_makes_the_lease_and_leads_at_once() -> None:
+def test_the_first_candidate_creates_the_lease_and_leads_at_once() -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
@@ -200,7 +200,7 @@ def test_a_record_that_changes_does_not_expire() -> None:
     play(scenario)
 
 
-def test_the_holder_says_for_how_long_it_must_be_waited() -> None:
+def test_a_candidate_waits_as_long_as_the_record_says() -> None:
     async def scenario(server: Server) -> None:
         server.store({"holderIdentity": "patient", "leaseDurationSeconds": 60})
         await server.candidate("a").acquire()
@@ -219,7 +219,7 @@ def test_a_process_takes_the_lease_of_its_own_dead_predecessor_at_once() -> None
     play(scenario)
 
 
-def test_of_two_that_find_it_free_the_faster_one_gets_it() -> None:
+def test_of_two_candidates_the_faster_one_gets_a_free_lease() -> None:
     async def scenario(server: Server) -> None:
         server.fates = iter([Fate(), Fate(), Fate(way=0.2), Fate(way=0.1), *[Fate()] * 9]).__next__
         tasks = [asyncio.create_task(server.candidate(name).acquire()) for name in ("slow", "fast")]
@@ -365,7 +365,7 @@ def test_a_lease_that_is_released_is_free_at_once() -> None:
     play(scenario)
 
 
-def test_who_does_not_hold_it_releases_nothing() -> None:
+def test_a_candidate_that_is_not_the_holder_releases_nothing() -> None:
     async def scenario(server: Server) -> None:
         await server.candidate("a").acquire()
         await server.candidate("b").release()
@@ -475,7 +475,7 @@ class Elections:
     ends=st.lists(st.tuples(st.sampled_from([1.0, 30.0, 1000.0]), st.booleans()), min_size=1, max_size=5),
     jitter=st.lists(st.floats(0, 1), min_size=1, max_size=7),
 )
-def test_never_do_two_take_themselves_for_the_leader_and_after_all_trouble_one_does(
+def test_there_are_never_two_leaders_and_there_is_one_after_the_faults(
     storms: list[Weather], ends: list[tuple[float, bool]], jitter: list[float]
 ) -> None:
     async def scenario(server: Server) -> None:

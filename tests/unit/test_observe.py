@@ -148,14 +148,14 @@ def test_a_pod_that_is_being_deleted_says_so() -> None:
         ),
     ],
 )
-def test_an_obstacle_is_named_with_the_pod_and_the_fix(status: kubelet.Status, reason: Reason, message: str) -> None:
+def test_a_blocker_names_the_pod_and_the_fix(status: kubelet.Status, reason: Reason, message: str) -> None:
     worker = seen(status)
     assert worker.state is WorkerState.PENDING
     assert worker.blocker is not None
     assert (worker.blocker.reason, worker.blocker.message) == (reason, message)
 
 
-def test_a_gate_of_the_scheduler_is_no_obstacle() -> None:
+def test_a_scheduling_gate_is_no_blocker() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
     assert seen({"phase": "Pending", "conditions": [condition]}).blocker is None
 
@@ -165,7 +165,7 @@ def test_lists_that_are_null_do_no_harm() -> None:
     assert worker.state is WorkerState.PENDING
 
 
-def test_a_pod_without_our_labels_is_an_error_of_the_caller() -> None:
+def test_a_pod_without_labels_is_an_error_of_the_caller() -> None:
     pod = make_pod(make_job())
     del pod["metadata"]["labels"][constants.LABEL_INDEX]
     with pytest.raises(KeyError):

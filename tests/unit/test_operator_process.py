@@ -82,9 +82,7 @@ def test_help_names_every_option_and_its_variable(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(("option", "field"), [("--key-secret", "key_secret"), ("--lease", "lease")])
-def test_what_is_the_operators_own_is_named_with_its_namespace(
-    option: str, field: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_with_a_namespace_are_parsed(option: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
     options, _ = parse_options(["--trainer-image", "x", option, "system/name"])
     assert getattr(options, field) == ("system", "name")
     for wrong in ("name", "/name", "system/"):
@@ -147,7 +145,7 @@ def test_priming_fills_the_cache_and_queues_each_job() -> None:
     clock.run(scenario())
 
 
-def test_without_an_answer_the_cache_is_not_primed() -> None:
+def test_without_a_response_the_cache_is_not_filled() -> None:
     async def scenario() -> None:
         api = Api([], [])
         api.error = ApiError(404, "NotFound", "no such resource")
@@ -171,7 +169,7 @@ def test_a_job_of_another_version_of_the_crd_is_skipped_and_logged(caplog: pytes
     assert parse_job({"metadata": None}) is None
 
 
-def test_a_stream_that_delivers_in_time_is_well() -> None:
+def test_a_stream_that_delivers_in_time_is_healthy() -> None:
     async def scenario() -> None:
         api = Api([body()], [])
         resync = make_resync(api)

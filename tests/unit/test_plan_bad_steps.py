@@ -47,7 +47,7 @@ def test_each_skipped_step_is_reported_once_and_degrades_the_job_for_a_while() -
 
 
 @pytest.mark.parametrize(("limit", "phase"), [(0, "Failed"), (1, "Restarting")])
-def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, phase: str) -> None:
+def test_an_attempt_that_fails_by_bad_steps_names_the_rank_of_the_bad_gradient(limit: int, phase: str) -> None:
     """All ranks fail together, and the culprit is not in the first pod."""
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": limit})
     words = [

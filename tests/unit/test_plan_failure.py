@@ -178,7 +178,7 @@ def test_a_group_of_which_nothing_is_left_is_restarted_and_the_attempt_is_named(
     assert failure(story).message.startswith("2 worker pods are gone")
 
 
-def test_a_pod_that_has_vanished_before_the_group_ran_is_made_again() -> None:
+def test_a_pod_that_vanished_before_the_group_ran_is_created_again() -> None:
     story = Story()
     story.settle()
     story.see(make_worker(0, state="Pending"))
@@ -245,7 +245,7 @@ def ruled(*rules: dict[str, Any], **policy: Any) -> Story:
     return running(restartPolicy={"maxRestarts": 1, "backoff": {"initialSeconds": 0}, **policy, "rules": list(rules)})
 
 
-def test_a_rule_for_an_exit_code_restarts_without_end_and_spends_nothing() -> None:
+def test_a_rule_for_an_exit_code_restarts_without_limit() -> None:
     story = ruled({"onExitCodes": [41, 42], "action": "RestartIgnoringLimit"})
     for _ in range(5):
         fail_once_by(story, exit_code=42)

@@ -158,7 +158,7 @@ def test_waiting_for_checkpoints_is_not_productive() -> None:
     assert story.goodput.ratio == round(93 / 120, 4)
 
 
-def test_a_wait_that_is_known_only_once_it_is_over_is_made_up_for() -> None:
+def test_a_checkpoint_wait_that_is_reported_late_is_compensated() -> None:
     story = trained().trains(1, seconds=0).trains(1, seconds=5).trains(1, seconds=5).trains(1, seconds=5)
     story.trains(2, seconds=5, checkpoint_stall_seconds=18.0)
     assert story.parts() == {"startup": 20, "productive": 15, "checkpoint": 5}
@@ -188,7 +188,7 @@ def test_time_alone_is_no_reason_to_write() -> None:
     assert story.parts() == {"startup": 25, "productive": 5001}
 
 
-def test_a_clock_that_goes_back_takes_nothing_away() -> None:
+def test_a_clock_that_goes_back_shrinks_no_part() -> None:
     job = trained().trains(5, seconds=5).job
     status = account_time(job, job.status.replace(restarts=1), after(-1000))
     assert status.goodput is not None

@@ -12,7 +12,7 @@ from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
 from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker
 
 
-def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
+def test_a_new_job_is_recorded_before_any_pod_is_created() -> None:
     story = Story()
     first = story.step()
     assert (first.status.attempt, first.actions, first.wake_after) == (1, (), 0)
@@ -21,14 +21,14 @@ def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
     assert story.step().actions == (CreateWorkers(1, (0, 1)),)
 
 
-def test_only_the_missing_pods_are_made() -> None:
+def test_only_the_missing_pods_are_created() -> None:
     story = Story(make_job(replicas=4))
     story.settle()
     story.see(make_worker(1, replicas=4, state="Pending"), make_worker(3, replicas=4, state="Pending"))
     assert story.settle().actions == (CreateWorkers(1, (0, 2)),)
 
 
-def test_nothing_says_running_before_every_worker_runs() -> None:
+def test_a_job_is_running_only_when_every_worker_runs() -> None:
     story = Story()
     story.settle()
     story.see(make_worker(0), make_worker(1, state="Pending")).settle()
@@ -142,7 +142,7 @@ def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:
     assert step.actions == (DeleteWorkers((left,)),)
 
 
-def test_pods_that_are_going_already_are_not_deleted_again() -> None:
+def test_terminating_pods_are_not_deleted_again() -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.all("Failed").settle()
     assert story.see(make_worker(0, terminating=True)).settle().actions == ()
@@ -151,7 +151,7 @@ def test_pods_that_are_going_already_are_not_deleted_again() -> None:
 # --- suspension -----------------------------------------------------------------------------------------------
 
 
-def test_suspension_is_written_down_before_the_pods_are_deleted() -> None:
+def test_suspension_is_recorded_before_the_pods_are_deleted() -> None:
     story = running(trainer=trainer_spec()).edit(suspend=True)
     first = story.step()
     assert first.actions == ()
@@ -161,7 +161,7 @@ def test_suspension_is_written_down_before_the_pods_are_deleted() -> None:
     assert {story.condition(c).status for c in ("Running", "Progressing")} == {"False"}
 
 
-def test_a_suspended_job_rests_without_pods() -> None:
+def test_a_suspended_job_has_no_pods() -> None:
     story = running().edit(suspend=True)
     story.settle()
     step = story.see().settle()
@@ -169,7 +169,7 @@ def test_a_suspended_job_rests_without_pods() -> None:
     assert story.phase == Phase.SUSPENDED
 
 
-def test_resuming_starts_a_new_attempt_that_spends_no_restart() -> None:
+def test_resuming_starts_a_new_attempt_that_is_no_restart() -> None:
     story = running().edit(suspend=True)
     story.settle()
     story.see().edit(suspend=False)
@@ -218,7 +218,7 @@ def test_an_unobserved_suspend_and_resume_changes_nothing() -> None:
 # --- resizing and recovery ------------------------------------------------------------------------------------
 
 
-def test_a_new_size_restarts_the_group_without_spending_the_budget() -> None:
+def test_a_new_size_restarts_the_group_without_counting() -> None:
     story = running().edit(replicas=3)
     story.step()
     assert (story.status.attempt, story.status.restarts, story.status.restarts_counted) == (2, 1, 0)

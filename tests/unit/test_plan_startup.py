@@ -20,7 +20,7 @@ def page(story: Story, step: int = 0, *, attempt: int = 1, **fields: Any) -> Pro
     return Progress(attempt=attempt, step=step, updated_at=story.now, **fields)
 
 
-def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() -> None:
+def test_a_group_without_a_step_in_time_is_restarted_and_that_counts() -> None:
     story = starting()
     assert story.step().wake_after == 600
     story.later(599)
@@ -66,7 +66,7 @@ def test_the_first_step_ends_the_wait() -> None:
     assert (story.phase, story.status.attempt) == (Phase.RUNNING, 1)
 
 
-def test_a_step_that_a_checkpoint_brought_is_none_of_this_attempts() -> None:
+def test_the_step_of_a_loaded_checkpoint_is_no_step_of_the_attempt() -> None:
     story = starting().later(600)
     story.progress = page(story, 80, resumed_step=80)
     story.step()
@@ -88,7 +88,7 @@ def test_a_page_that_cannot_be_read_is_no_evidence_and_the_condition_says_so() -
     )
 
 
-def test_a_page_that_was_read_before_the_time_was_over_is_no_evidence() -> None:
+def test_a_page_that_was_read_before_the_deadline_is_no_evidence() -> None:
     story = starting()
     story.later(599)
     story.progress = page(story)
@@ -110,7 +110,7 @@ def test_the_page_of_an_earlier_attempt_is_no_evidence() -> None:
     assert story.status.attempt == 2
 
 
-def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
+def test_a_group_that_does_not_run_yet_has_no_deadline() -> None:
     story = Story(make_job(trainer=trainer_spec(), health={"startupTimeoutSeconds": 5}))
     story.settle()
     story.creation_error = CreationError(Reason.PODS_REFUSED, "quota")
@@ -120,7 +120,7 @@ def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
     assert (story.step().wake_after, story.status.attempt) == (5, 1)
 
 
-def test_a_rule_may_make_a_slow_start_free() -> None:
+def test_a_rule_may_exclude_a_startup_timeout_from_the_limit() -> None:
     rules = [{"onReasons": ["StartupTimeout"], "action": "RestartIgnoringLimit"}]
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": 0, "rules": rules}).later(1800)
     story.progress = page(story)

@@ -73,7 +73,7 @@ def test_the_next_node_is_replaced_once_the_new_group_has_run_for_a_while() -> N
     assert (story.job.status.attempt, story.job.status.slow_nodes) == (3, ("b", "c"))
 
 
-def test_what_is_needed_is_taken_back_after_a_while() -> None:
+def test_slow_nodes_are_readmitted_if_the_group_cannot_be_scheduled() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     story.see().settle()
     full = SchedulingBlocker(Reason.UNSCHEDULABLE, "no node")

@@ -85,7 +85,7 @@ class Operator:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_first() -> None:
+def test_the_status_is_written_first_then_shared_objects_then_pods() -> None:
     async def scenario() -> None:
         operator = Operator(trainer=trainer_spec())
         async with operator.working():
@@ -102,7 +102,7 @@ def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_fir
     clock.run(scenario())
 
 
-def test_the_answers_of_the_api_server_go_into_the_cache_at_once() -> None:
+def test_responses_of_the_api_server_are_cached_at_once() -> None:
     async def scenario() -> None:
         operator = Operator()
         async with operator.working():
@@ -114,7 +114,7 @@ def test_the_answers_of_the_api_server_go_into_the_cache_at_once() -> None:
     clock.run(scenario())
 
 
-def test_no_pod_is_made_while_one_of_another_attempt_exists_that_the_cache_does_not_know() -> None:
+def test_no_pod_is_created_while_an_uncached_pod_of_another_attempt_exists() -> None:
     async def scenario() -> None:
         operator = Operator()
         operator.cluster.pods["job-7-0"] = make_pod(operator.job, attempt=7, status=kubelet.scheduled())

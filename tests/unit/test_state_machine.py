@@ -462,7 +462,7 @@ class IgnoresMinReplicas(Simulation):
     """Ignores minReplicas and the layout."""
 
     def decide(self, observation: Observation) -> Plan:
-        with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most or None):
+        with patch("trainyard_operator.lifecycle.elastic.largest_size", lambda _job, most: most if most > 0 else None):
             return plan(observation)
 
 
