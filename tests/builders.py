@@ -7,7 +7,7 @@ from tests.support import kubelet
 from trainyard.protocol.progress import Progress
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.lifecycle.observation import Worker, WorkerState
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 from trainyard_operator.manifests.pod import build_pod
 
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -110,26 +110,26 @@ def make_worker(
     replicas: int = 2,
     terminating: bool = False,
     **fields: Any,
-) -> Worker:
+) -> WorkerPod:
     """One worker as a plan sees it. `terminating`: its deletion was asked for at `NOW`."""
     if terminating:
-        fields.setdefault("deletion_at", after(GRACE))
+        fields.setdefault("deletion_deadline", after(GRACE))
     fields.setdefault("exit_code", {"Succeeded": 0, "Failed": 1}.get(state))
     if state in ("Succeeded", "Failed"):
         fields.setdefault("finished_at", NOW)
-    return Worker(
+    return WorkerPod(
         name=f"job-{attempt}-{index}",
         uid=f"pod-{attempt}-{index}",
         attempt=attempt,
         index=index,
         replicas=replicas,
         state=WorkerState(state),
-        runs=fields.pop("runs", attempt),
+        running_attempt=fields.pop("running_attempt", attempt),
         **fields,
     )
 
 
-def last_words(**fields: Any) -> str:
+def termination_message(**fields: Any) -> str:
     """The termination message of a worker of the built-in trainer."""
     return TerminationMessage(**fields).encode()
 

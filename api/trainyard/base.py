@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
+from trainyard.time import format_time
+
 POSITIVE_INT32 = 2_147_483_647
 
 
@@ -45,7 +47,13 @@ class ApiModel(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed (names as in Python). Values are trusted, not validated."""
+        """Return a copy with some fields changed (names as in Python); values are trusted, not validated.
+
+        Raises:
+            TypeError: a name is not a field of this type.
+        """
+        if unknown := changes.keys() - type(self).model_fields.keys():
+            raise TypeError(f"{type(self).__name__} has no field named {', '.join(sorted(unknown))}")
         return self.model_copy(update=changes)
 
 
@@ -63,9 +71,5 @@ NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
 Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
 
 
-def _zulu(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-Timestamp = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
+Timestamp = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
 """A moment in UTC, to the second, as the Kubernetes API has it."""

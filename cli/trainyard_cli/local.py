@@ -11,9 +11,10 @@ from pathlib import Path
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import TrainingJobSpec
+from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller
-from trainyard_operator.controller.reconciler import Reconciler, utc_now
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import Pod
 from trainyard_operator.lifecycle.status_builder import Event
@@ -68,10 +69,10 @@ class LocalRun:
 
 
 @asynccontextmanager
-async def local_run(job: TrainingJob, folder: Path, *, places: int | None = None) -> AsyncIterator[LocalRun]:
+async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = None) -> AsyncIterator[LocalRun]:
     """Start a job on this machine. Leaving the context ends every process that it has started.
 
-    `places`: how many pods have room at a time; see `ProcessBackend`.
+    `capacity`: how many pods may run at a time; see `ProcessBackend`.
     """
     metadata = job.metadata.model_copy(update={"uid": str(uuid.uuid4()), "generation": 1})
     job = job.replace(metadata=metadata)
@@ -84,10 +85,10 @@ async def local_run(job: TrainingJob, folder: Path, *, places: int | None = None
         queue.add(key)
         run.changed.set()
 
-    backend = ProcessBackend(folder, on_pod, places)
+    backend = ProcessBackend(folder, on_pod, capacity)
     run = LocalRun(job.key, folder, backend, cache, queue)
     reconciler = Reconciler(cache, queue, backend, trainer_image="")
-    reconciler.observe_seconds = lambda _seconds, _outcome: run.changed.set()
+    reconciler.on_reconciled = lambda _seconds, _outcome: run.changed.set()
     poller = ProgressPoller(cache, queue, backend, utc_now, interval=POLL)
     queue.add(cache.put_job(job))
     tasks = [asyncio.create_task(reconciler.run(parallel=1)), asyncio.create_task(poller.run())]

@@ -98,7 +98,7 @@ def status_table(job: TrainingJob, now: datetime) -> Table:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     table.add_row("phase", status.phase or Phase.PENDING)
-    current = job.current.spec
+    current = job.effective_job.spec
     fewer = f" (of {job.spec.workers.replicas})" if current.workers.replicas < job.spec.workers.replicas else ""
     table.add_row("workers", f"{current.workers.replicas}{fewer} x {current.procs_per_worker} ranks")
     if status.avoided_nodes:

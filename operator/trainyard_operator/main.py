@@ -1,7 +1,6 @@
-"""The operator's process: serve, wait for the lease, fill the cache, then watch, reconcile and poll until the end."""
+"""The operator's process: serve probes, wait for the lease, fill the cache, then watch, reconcile and poll."""
 
 import asyncio
-import json
 import logging
 import os
 import secrets
@@ -9,16 +8,17 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Coroutine
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
 import kopf
 from kubernetes.aio.config import ConfigException
 
+from trainyard.json_log import JsonFormatter
+from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller
-from trainyard_operator.controller.reconciler import Reconciler, utc_now
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi, connect
 from trainyard_operator.kube.backend import KubernetesBackend
@@ -32,33 +32,34 @@ from trainyard_operator.options import Options, parse_options
 
 log = logging.getLogger("trainyard_operator")
 
-PRIME_RETRY = 2.0
+LIST_RETRY = 2.0
+"""Seconds between two attempts to fill the cache."""
 
 
 async def operate(options: Options) -> None:
-    """Run the operator until it is told to stop (SIGTERM, SIGINT), or until a part of it fails.
+    """Run the operator until SIGTERM or SIGINT, or until a part of it fails.
 
     Raises:
-        ConfigException: there is no way to log in to a cluster.
-        LeaseLost: another operator may lead now, so this one must end.
+        ConfigException: there is neither a service account nor a kubeconfig.
+        LeaseLost: another operator may be the leader now, so this one must end.
     """
     cache: Cache = Cache()
     queue: WorkQueue[Key] = WorkQueue()
     metrics = OperatorMetrics(cache, queue)
-    # The lease has connections of its own: it must not wait behind fifty requests that hang in somebody's webhook.
+    # The lease has its own connections, so that it never queues behind requests that hang in a webhook.
     async with connect(metrics.count_request) as api, connect(metrics.count_request) as lease_api:
         lease = Lease(lease_api, *options.lease, options.identity) if options.lease else None
         resync = Resync(api, cache, queue, options.namespace, options.resync_interval)
         async with serve(Health(cache, queue, resync, lease), metrics.registry, options.port) as port:
             log.info("serving /healthz, /readyz and /metrics on port %d", port)
             stop = asyncio.Event()
-            _set_by_signals(stop)
+            _set_on_signals(stop)
             work = partial(_work, options, api, resync, metrics, stop)
             await _until_first(_lead(lease, work) if lease else work(), stop.wait())
 
 
 async def _lead(lease: Lease, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Wait for the lease, work while it holds, and leave it to the next one when all work has ended."""
+    """Wait for the lease, work while this process holds it, and release it when all work has ended."""
     try:
         await lease.acquire()
         await _until_first(lease.hold(), work())
@@ -73,7 +74,7 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         await _prime(resync)
         key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
         backend = KubernetesBackend(api, key)
-        reconciler = Reconciler(cache, queue, backend, options.trainer_image, observe_seconds=metrics.observe_reconcile)
+        reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
         watching = kopf.operator(
             registry=make_registry(cache, queue),
@@ -82,38 +83,43 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
             namespaces=[options.namespace] if options.namespace else [],
             ready_flag=(watched := asyncio.Event()),
         )
-        await _until_first(watching, reconciler.run(), poller.run(), resync.run(), _take_signals_back(watched, stop))
+        await _until_first(
+            watching, reconciler.run(), poller.run(), resync.run(), _restore_signal_handlers(watched, stop)
+        )
 
 
-def _set_by_signals(stop: asyncio.Event) -> None:
-    """SIGTERM and SIGINT set it. Process 1 of a container would ignore them unhandled."""
+def _set_on_signals(stop: asyncio.Event) -> None:
+    """Set an event on SIGTERM and SIGINT, which process 1 of a container ignores without a handler."""
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
 
 
-async def _take_signals_back(watched: asyncio.Event, stop: asyncio.Event) -> None:
-    """From kopf, which takes them over when it starts, and on a signal waits 5 s for tasks that it did not start."""
+async def _restore_signal_handlers(watched: asyncio.Event, stop: asyncio.Event) -> None:
+    """Install the signal handlers again after kopf has replaced them.
+
+    kopf's handlers wait 5 s for tasks that kopf did not start.
+    """
     await watched.wait()
-    _set_by_signals(stop)
+    _set_on_signals(stop)
     await stop.wait()
 
 
 async def _prime(resync: Resync) -> None:
-    """Fill the cache, however long the API server or the CRD takes to appear; not ready until then."""
+    """Fill the cache, and retry until the API server and the CRD are available."""
     while True:
         try:
             await resync.prime()
         except ApiError as error:
             hint = "is the CRD installed? (helm install trainyard charts/trainyard)" if error.code == 404 else ""
-            log.warning("cannot list TrainingJobs: %s %s; trying again in %.0f s", error, hint, PRIME_RETRY)
-            await asyncio.sleep(PRIME_RETRY)
+            log.warning("cannot list TrainingJobs: %s %s; next try in %.0f s", error, hint, LIST_RETRY)
+            await asyncio.sleep(LIST_RETRY)
         else:
-            log.info("%d jobs exist", len(resync.cache))
+            log.info("the cache is filled: %d jobs", len(resync.cache))
             return
 
 
 async def _until_first(*parts: Coroutine[Any, Any, object]) -> None:
-    """Run the parts until one ends, by a signal or by failing."""
+    """Run coroutines until the first one ends or fails, then cancel the others."""
     tasks = [asyncio.create_task(part) for part in parts]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -125,41 +131,31 @@ async def _until_first(*parts: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
-
-
-def _set_up_logs(level: str) -> None:
+def _configure_logging(level: str) -> None:
+    """Log plain text to a terminal, and JSON otherwise."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
-        logging.Formatter("%(asctime)s %(levelname)s %(message)s") if sys.stderr.isatty() else _JsonFormatter()
+        logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+        if sys.stderr.isatty()
+        else JsonFormatter(with_logger=True)
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("kopf").setLevel(logging.WARNING)  # it reports each watch stream's every event
+    logging.getLogger("kopf").setLevel(logging.WARNING)  # it logs every event of its watch streams
 
 
 def main() -> None:
-    """Entry point of `trainyard-operator`."""
+    """Run the command `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
-    _set_up_logs(level)
-    # Without it kopf names itself after the user, and in a container the user has no name.
+    _configure_logging(level)
+    # kopf needs a name: its default is the user name, which does not exist in a container.
     os.environ.setdefault("POD_ID", socket.gethostname())
     try:
         asyncio.run(operate(options))
     except LeaseLost as error:
-        log.error("%s; this operator ends, to start again as one that stands by", error)
+        log.error("%s; exiting, to be restarted as a standby replica", error)
         sys.exit(1)
     except ConfigException as error:
-        sys.exit(f"trainyard-operator: no cluster to work on: {error}; set KUBECONFIG or run inside a cluster")
+        sys.exit(f"trainyard-operator: cannot connect to a cluster: {error}; set KUBECONFIG or run inside a cluster")
 
 
 if __name__ == "__main__":

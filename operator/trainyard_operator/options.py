@@ -1,4 +1,4 @@
-"""How the operator's process is told what to do: by the command line, or by the environment."""
+"""The operator's options, from the command line or the environment."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from trainyard.protocol import constants
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How one operator runs."""
+    """Options of one operator process."""
 
     trainer_image: str
     namespace: str | None
@@ -20,17 +20,17 @@ class Options:
     progress_interval: float
     resync_interval: float
     key_secret: tuple[str, str] | None = None
-    """Namespace and name of the Secret with the operator's key; None: a key that goes with the process."""
+    """Namespace and name of the Secret with the operator's key; None: the key lasts as long as the process."""
     lease: tuple[str, str] | None = None
-    """Namespace and name of the Lease whose holder leads; None: this operator is the only one."""
+    """Namespace and name of the Lease for leader election; None: this operator is the only one."""
     identity: str = ""
-    """Of this operator, as a candidate for the lease."""
+    """Unique name of this operator in the leader election."""
 
 
 def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
-    """Options and log level from the command line; each defaults to an environment variable."""
+    """Return the options and the log level; each option defaults to an environment variable."""
     env = os.environ.get
-    parser = argparse.ArgumentParser(prog="trainyard-operator", description="Runs TrainingJobs on this cluster.")
+    parser = argparse.ArgumentParser(prog="trainyard-operator", description="Manages TrainingJobs on a cluster.")
     parser.add_argument(
         "--trainer-image",
         default=env("TRAINYARD_TRAINER_IMAGE"),
@@ -41,31 +41,31 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         "--namespace", default=env("TRAINYARD_WATCH_NAMESPACE") or None, help="watch one namespace instead of all"
     )
     parser.add_argument(
-        "--port", type=int, default=int(env("TRAINYARD_PORT", "8080")), help="port of health and metrics"
+        "--port", type=int, default=int(env("TRAINYARD_PORT", "8080")), help="port of the probes and metrics"
     )
     parser.add_argument(
         "--progress-interval",
         type=float,
         default=float(env("TRAINYARD_PROGRESS_INTERVAL", "5")),
-        help="seconds between two readings of a job's progress",
+        help="seconds between two reads of a job's progress",
     )
     parser.add_argument(
         "--resync-interval",
         type=float,
         default=float(env("TRAINYARD_RESYNC_INTERVAL", "300")),
-        help="seconds between two complete lists, which repair what a watch stream has missed",
+        help="seconds between two complete lists, which repair what the watch streams have missed",
     )
     parser.add_argument(
         "--key-secret",
         metavar="NAMESPACE/NAME",
         default=env("TRAINYARD_KEY_SECRET") or None,
-        help="Secret of the operator's own, made on first use; without it pods obey only the operator that made them",
+        help="Secret with the operator's key, created on first use; without it a new operator cannot restart in place",
     )
     parser.add_argument(
         "--lease",
         metavar="NAMESPACE/NAME",
         default=env("TRAINYARD_LEASE") or None,
-        help="Lease by which several operators, each with its own POD_ID, elect one; without it this one is the only",
+        help="Lease for leader election among operators, each with its own POD_ID; without it this one is the only",
     )
     level = env(constants.ENV_LOG_LEVEL, "info")
     parser.add_argument("--log-level", default=level, choices=["debug", "info", "warning"])
@@ -78,7 +78,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         given.resync_interval,
         key_secret=_namespaced(parser, "--key-secret", given.key_secret),
         lease=_namespaced(parser, "--lease", given.lease),
-        # In a pod its name; elsewhere the host's, and what makes it unique.
+        # The name of the pod; outside of a cluster the host name with a random suffix.
         identity=env("POD_ID") or f"{socket.gethostname()}_{secrets.token_hex(4)}",
     )
     return options, given.log_level

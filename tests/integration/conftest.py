@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.cluster import Cluster, ClusterError, Profile, down, up
+from tests.cluster.chart import render_chart
 from tests.support.command import Command, Nursery, kubeconfig_for
 from tests.support.kube import Api, Namespace, connect, eventually
 from tests.support.need import require
@@ -44,7 +45,7 @@ def _control_plane(name: str) -> Iterator[Cluster]:
 
 
 def install_crd(cluster: Cluster, file: Path = CRD) -> None:
-    """Apply a CRD, ours unless another one is named, and wait until it is served."""
+    """Apply a CRD, by default that of TrainingJobs, and wait until it is served."""
     cluster.run([cluster.kubectl, "apply", "--server-side", "-f", file])
     name = yaml.safe_load(file.read_text("utf-8"))["metadata"]["name"]
     # Not `kubectl wait`, which gives up on a CRD that has no list of conditions yet.
@@ -81,20 +82,43 @@ def own_cluster(bare_cluster: Cluster) -> Cluster:
     return bare_cluster
 
 
+_ACCOUNT_KINDS = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+_SYSTEM = "trainyard-system"
+
+
+def chart_environment(cluster: Cluster, folder: Path) -> dict[str, str]:
+    """Return the environment of an operator as the chart runs it: its variables, and its service account's rights."""
+    objects = [body for body in yaml.safe_load_all(render_chart(_SYSTEM)) if body]
+    account = yaml.safe_dump_all([body for body in objects if body["kind"] in _ACCOUNT_KINDS])
+    apply: list[str | Path] = [cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
+    cluster.run(apply, input=account)
+    token = cluster.run([cluster.kubectl, "-n", _SYSTEM, "create", "token", "trainyard"]).stdout.strip()
+    config = yaml.safe_load(cluster.kubeconfig.read_text("utf-8"))
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    kubeconfig = folder / "kubeconfig"
+    kubeconfig.write_text(yaml.safe_dump(config), "utf-8")
+    [deployment] = [body for body in objects if body["kind"] == "Deployment"]
+    [container] = deployment["spec"]["template"]["spec"]["containers"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    return {**cluster.environment, **variables, "POD_ID": "trainyard-test", "KUBECONFIG": str(kubeconfig)}
+
+
 @pytest.fixture(scope="session")
 def shared_operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """The operator of the shared cluster."""
-    operator = OperatorProcess(cluster.environment, tmp_path_factory.mktemp("operator") / "log")
+    """The operator of the shared cluster, with the rights and the variables that the chart gives it."""
+    folder = tmp_path_factory.mktemp("operator")
+    operator = OperatorProcess(chart_environment(cluster, folder), folder / "log")
     try:
         yield operator
     finally:
         operator.kill()
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator met a bug of its own"
+    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
+    assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
 
 
 @pytest.fixture
 async def operator(shared_operator: OperatorProcess) -> OperatorProcess:
-    """The same, ready."""
+    """The operator of the shared cluster, once it is ready."""
     await shared_operator.ready()
     return shared_operator
 
@@ -114,14 +138,14 @@ async def own_api(own_cluster: Cluster) -> AsyncIterator[Api]:
 
 
 async def new_namespace(api: Api) -> Namespace:
-    """A namespace that nobody else uses."""
+    """Create a namespace for one test."""
     body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"generateName": f"test-{next(_numbers)}-"}}
     created = await api.post("/api/v1/namespaces", body)
     return Namespace(api, created["metadata"]["name"])
 
 
 async def leave(namespace: Namespace) -> None:
-    """Delete the jobs, so that no operator works on them any more, and their pods (nobody collects garbage)."""
+    """Delete the jobs, so that no operator reconciles them, and their pods (there is no garbage collector)."""
     await namespace.api.delete(namespace.jobs())
     await namespace.api.delete(namespace.core("pods"), gracePeriodSeconds=0)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.builders import last_words, make_manifest, trainer_spec
+from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.support.command import PROGRAM, Command, Terminal, manifest, without_namespace
+from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Namespace, eventually
-from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.protocol.progress import Progress
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
@@ -93,7 +93,7 @@ async def test_a_job_that_is_watched_to_its_end_gives_its_exit_code(
         trainyard("submit", "-", "--watch", stdin=manifest(restartPolicy={"maxRestarts": 0}, replicas=2))
     )
     await running(namespace)
-    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5), message="no data")
+    words = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5), message="no data")
     await end_all(namespace, "job-1-0", "job-1-1", code=code, message=words)
     done = await watching
     assert done.code == expected, done.err

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.builders import last_words, make_manifest, trainer_spec
+from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.cluster import Cluster
 from tests.support.command import PROGRAM, Command, Terminal, manifest
+from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Namespace, eventually
-from tests.support.players import end_all, finish_deletion, run_all
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 
@@ -106,7 +106,9 @@ async def test_the_log_of_a_pod_that_is_gone_is_said_to_be(trainyard: Command, n
     await namespace.has_pods("job-1-0", "job-1-1")
     await run_all(namespace, "job-1-0", "job-1-1")
     await namespace.has_phase("Running")
-    await end_all(namespace, "job-1-1", code=1, message=last_words(rank=1, message="ValueError: [rank1]: bad sample"))
+    await end_all(
+        namespace, "job-1-1", code=1, message=termination_message(rank=1, message="ValueError: [rank1]: bad sample")
+    )
 
     async def going() -> None:
         assert "deletionTimestamp" in (await namespace.pods())["job-1-0"]["metadata"]
@@ -184,7 +186,7 @@ async def test_who_watches_bears_with_an_api_server_that_restarts(
     await says(told, f"waiting: https://127.0.0.1:{relay.port} does not answer: ")
     await relay.start()
     await says(told, "the cluster answers again")
-    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
+    words = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
     await end_all(namespace, "job-1-0", "job-1-1", message=words)
     done = await watching
     assert done.code == 0

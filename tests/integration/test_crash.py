@@ -12,10 +12,10 @@ import pytest
 from tests.builders import make_manifest
 from tests.cluster import Cluster
 from tests.support import kubelet
+from tests.support.fake_cluster import identity
+from tests.support.fake_kubelet import Recorder, end_all, fake_kubelet, now, recording, report
 from tests.support.kube import ApiRefusal, Namespace, Object, eventually
 from tests.support.operator import Nursery, operating
-from tests.support.players import Recorder, end_all, now, playing_kubelet, recording, report
-from tests.support.world import identity
 
 KILLS = 25
 MANY = 200
@@ -30,9 +30,9 @@ def nursery(own_cluster: Cluster, tmp_path: Path) -> Iterator[Nursery]:
         nursery.close()
 
 
-async def all_created(seen: Recorder, count: int) -> None:
+async def all_created(recorder: Recorder, count: int) -> None:
     async def check() -> None:
-        assert len(seen.created()) >= count, f"{len(seen.created())} of {count} pods"
+        assert len(recorder.created()) >= count, f"{len(recorder.created())} of {count} pods"
 
     await eventually(check, seconds=60)
 
@@ -41,26 +41,26 @@ async def test_a_crash_in_the_middle_of_creating_many_pods_doubles_and_forgets_n
     nursery: Nursery, own_namespace: Namespace
 ) -> None:
     names = {f"job-1-{index}" for index in range(MANY)}
-    async with recording(own_namespace) as seen:
+    async with recording(own_namespace) as recorder:
         await own_namespace.create_job(make_manifest(replicas=MANY))
         async with nursery.operator():
-            await all_created(seen, 20)
+            await all_created(recorder, 20)
         killed_at = len(await own_namespace.pods())
         assert 20 <= killed_at < MANY, "the operator was not killed in the middle"
         async with nursery.operator():
             await own_namespace.has_pods(*names, seconds=60)
             status = await own_namespace.has_phase("Pending")
-    seen.judge(limit=0)
-    assert sorted(seen.created()) == sorted(names)
+    recorder.check_invariants(limit=0)
+    assert sorted(recorder.created()) == sorted(names)
     assert (status["attempt"], status["restarts"]) == (1, 0)
 
 
 async def test_pods_of_one_job_are_created_faster_than_others_create_theirs(
     own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with operating(own_cluster.environment, tmp_path / "log"), recording(own_namespace) as seen:
+    async with operating(own_cluster.environment, tmp_path / "log"), recording(own_namespace) as recorder:
         await own_namespace.create_job(make_manifest("warm", replicas=1))
-        await all_created(seen, 1)
+        await all_created(recorder, 1)
         template = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [{"name": "c", "image": "x"}]}}
         started, serial = time.monotonic(), 40
         for index in range(serial):
@@ -68,10 +68,10 @@ async def test_pods_of_one_job_are_created_faster_than_others_create_theirs(
                 own_namespace.core("pods"), {**template, "metadata": {"name": f"serial-{index}"}}
             )
         one_by_one = serial / (time.monotonic() - started)
-        await all_created(seen, 1 + serial)
+        await all_created(recorder, 1 + serial)
         started = time.monotonic()
         await own_namespace.create_job(make_manifest(replicas=MANY))
-        await all_created(seen, 1 + serial + MANY)
+        await all_created(recorder, 1 + serial + MANY)
         together = MANY / (time.monotonic() - started)
     with capsys.disabled():
         print(f"\n{MANY} pods of one job: {together:.0f} pods/s, one after another: {one_by_one:.0f} pods/s")
@@ -121,7 +121,7 @@ async def test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_li
     seed = 20300101
     dice, chaos = random.Random(seed), Chaos(own_namespace, seed)
     policy = {"maxRestarts": 1000, "backoff": {"initialSeconds": 0}}
-    async with recording(own_namespace) as seen, playing_kubelet(own_namespace):
+    async with recording(own_namespace) as recorder, fake_kubelet(own_namespace):
         await own_namespace.create_job(make_manifest(replicas=4, restartPolicy=policy))
         for _ in range(KILLS):
             async with nursery.operator():
@@ -133,7 +133,7 @@ async def test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_li
         async with nursery.operator():
 
             async def finish() -> None:
-                """Let whoever runs succeed, until the job has."""
+                """Let running workers succeed until the job has succeeded."""
                 pods = (await own_namespace.pods()).items()
                 running = [name for name, pod in pods if pod["status"]["phase"] == "Running"]
                 with suppress(ApiRefusal):
@@ -142,7 +142,7 @@ async def test_a_job_survives_an_operator_that_is_killed_at_any_moment_of_its_li
                 assert phase == "Succeeded", phase
 
             await eventually(finish, seconds=60)
-    seen.judge(limit=1000)
+    recorder.check_invariants(limit=1000)
     status = (await own_namespace.job())["status"]
     assert status["attempt"] > 5, "the life was too quiet to prove anything"
     assert 0 < status["restartsCounted"] <= len(chaos.failed), "a restart was charged twice, or for nothing"

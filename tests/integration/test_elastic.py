@@ -1,11 +1,11 @@
-"""An elastic group on a real API server: room is lacking, sought and found. The tests play kubelet and scheduler."""
+"""An elastic group on a real API server: capacity is missing, probed and found. The tests play the kubelet."""
 
 import pytest
 
 from tests.builders import elastic, make_manifest
 from tests.support import kubelet
+from tests.support.fake_kubelet import finish_deletion, recording, run_all
 from tests.support.kube import ApiRefusal, Namespace, eventually
-from tests.support.players import finish_deletion, recording, run_all
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -15,11 +15,11 @@ async def has_no_room(namespace: Namespace, name: str) -> None:
     await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
 
 
-async def test_a_group_takes_the_room_that_there_is_and_more_once_there_is_more(namespace: Namespace) -> None:
+async def test_a_group_uses_the_capacity_there_is_and_more_once_there_is_more(namespace: Namespace) -> None:
     """Under the restricted security profile, which holds for placeholders, too."""
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
-    async with recording(namespace) as seen:
+    async with recording(namespace) as recorder:
         await namespace.create_job(make_manifest(replicas=2, **elastic(resizeAfterSeconds=1)))
         await namespace.has_pods("job-1-0", "job-1-1")
         await run_all(namespace, "job-1-0")
@@ -43,7 +43,7 @@ async def test_a_group_takes_the_room_that_there_is_and_more_once_there_is_more(
     assert (status["attempt"], status["restartsCounted"], status["workers"]["desired"]) == (3, 0, 2)
     config = await namespace.api.get(namespace.core("configmaps", "job"))
     assert '"worldSize": 2,' in config["data"]["config.json"]
-    seen.judge(limit=3)
+    recorder.check_invariants(limit=3)
 
 
 async def finish_deletion_once_asked(namespace: Namespace, name: str) -> None:
@@ -69,4 +69,4 @@ async def test_scale_keeps_to_the_limits(namespace: Namespace) -> None:
             await namespace.api.request("PUT", namespace.jobs("job", "scale"), wanted)
     await namespace.edit({"workers": {"replicas": 3}})
     await namespace.has_condition("Degraded", "True", "Resized")
-    assert set(await namespace.pods()) == {"job-1-0", "job-1-1"}, "the group goes on until there is room"
+    assert set(await namespace.pods()) == {"job-1-0", "job-1-1"}, "the group continues until there is capacity"

@@ -2,16 +2,18 @@
 
 import asyncio
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.builders import last_words, make_manifest, trainer_spec
+from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.cluster import Cluster
+from tests.integration.conftest import leave, new_namespace
 from tests.support import kubelet
-from tests.support.kube import ApiRefusal, Namespace, Object, eventually
+from tests.support.fake_kubelet import end_all, fake_kubelet, finish_deletion, recording, report, run_all
+from tests.support.kube import Api, ApiRefusal, Namespace, Object, connect, eventually
 from tests.support.operator import OperatorProcess
-from tests.support.players import end_all, finish_deletion, playing_kubelet, recording, report, run_all
 from trainyard.protocol.progress import Progress
 
 pytestmark = pytest.mark.usefixtures("operator")
@@ -38,6 +40,36 @@ async def has_told(namespace: Namespace, *reasons: str) -> None:
     await eventually(check)
 
 
+@dataclass(frozen=True)
+class LostNode:
+    """A job with a pod on a node that does not answer, since the tests of this module began."""
+
+    namespace: str
+    version: str
+    """Resource version before the job was created."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lost_node(cluster: Cluster, shared_operator: OperatorProcess) -> LostNode:
+    """Lose the node now, so that the wait for the forced deletion overlaps with the other tests."""
+
+    async def lose() -> LostNode:
+        await shared_operator.ready()
+        async with connect(cluster.kubeconfig) as api:
+            namespace = await new_namespace(api)
+            version = (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
+            policy = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
+            await namespace.create_job(make_manifest(restartPolicy=policy))
+            names = await running(namespace)
+            # What the cluster does with a pod whose node does not answer. No kubelet will end it: none runs here.
+            await namespace.api.delete(namespace.core("pods", names[0]), gracePeriodSeconds=1)
+            await namespace.has_condition("Running", "False", "WaitingForOldPods")
+            await finish_deletion(namespace, names[1])
+            return LostNode(namespace.name, version)
+
+    return asyncio.run(lose())
+
+
 async def test_children_have_their_names_and_belong_to_the_job(namespace: Namespace) -> None:
     job = await namespace.create_job(make_manifest(trainer=trainer_spec()))
     pods = await namespace.has_pods("job-1-0", "job-1-1")
@@ -48,21 +80,16 @@ async def test_children_have_their_names_and_belong_to_the_job(namespace: Namesp
         assert (owner["uid"], owner["kind"], owner["controller"]) == (job["metadata"]["uid"], "TrainingJob", True)
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
-    assert (
-        json.loads(config["data"]["config.json"])[
-            "world_size" if "world_size" in config["data"]["config.json"] else "worldSize"
-        ]
-        == 2
-    )
+    assert json.loads(config["data"]["config.json"])["worldSize"] == 2
     status = await namespace.has_phase("Pending")
     assert (status["attempt"], status["workers"]["desired"], status["observedGeneration"]) == (1, 2, 1)
 
 
-async def test_a_job_runs_and_succeeds_with_its_final_figures(namespace: Namespace) -> None:
+async def test_a_job_runs_and_succeeds_with_its_final_progress(namespace: Namespace) -> None:
     await namespace.create_job(make_manifest(trainer=trainer_spec()))
     names = await running(namespace)
     await namespace.has_condition("Progressing", "False", "NoStepYet")
-    words = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
+    words = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
     await end_all(namespace, names[0], message=words)
     await end_all(namespace, names[1])
     status = await namespace.has_phase("Succeeded")
@@ -73,8 +100,8 @@ async def test_a_job_runs_and_succeeds_with_its_final_figures(namespace: Namespa
     await has_told(namespace, "Accepted", "AllWorkersRunning", "AllWorkersSucceeded")
 
 
-async def test_one_failed_worker_replaces_the_whole_group_and_attempts_never_overlap(namespace: Namespace) -> None:
-    async with recording(namespace) as seen:
+async def test_one_failed_worker_replaces_the_group_and_attempts_never_overlap(namespace: Namespace) -> None:
+    async with recording(namespace) as recorder:
         await namespace.create_job(make_manifest(replicas=3, restartPolicy=QUICK))
         names = await running(namespace, replicas=3)
         await end_all(namespace, names[1], code=137, message="killed")
@@ -89,8 +116,8 @@ async def test_one_failed_worker_replaces_the_whole_group_and_attempts_never_ove
         for name in ("job-1-0", "job-1-2"):
             await finish_deletion(namespace, name)
         await running(namespace, attempt=2, replicas=3)
-    seen.judge(limit=3)
-    assert sorted(seen.created()) == [f"job-{attempt}-{index}" for attempt in (1, 2) for index in range(3)]
+    recorder.check_invariants(limit=3)
+    assert sorted(recorder.created()) == [f"job-{attempt}-{index}" for attempt in (1, 2) for index in range(3)]
     status = (await namespace.job())["status"]
     assert (status["restarts"], status["restartsCounted"]) == (1, 1)
     failure = status["lastFailure"]
@@ -106,7 +133,8 @@ async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None
     await namespace.create_job(make_manifest(replicas=1, restartPolicy={**QUICK, "maxRestarts": 1}))
     for attempt in (1, 2):
         (name,) = await running(namespace, attempt=attempt, replicas=1)
-        await end_all(namespace, name, code=1, message=last_words(rank=0, exception="ValueError", message="no data"))
+        message = termination_message(rank=0, exception="ValueError", message="no data")
+        await end_all(namespace, name, code=1, message=message)
     status = await namespace.has_phase("Failed")
     assert (status["lastFailure"]["reason"], status["lastFailure"]["message"]) == ("ValueError", "no data")
     failed = await namespace.has_condition("Failed", "True", "RestartLimitReached")
@@ -117,29 +145,16 @@ async def test_the_limit_ends_the_job_and_says_why(namespace: Namespace) -> None
 
 
 @pytest.mark.parametrize("how", ["evicted", "deleted"])
-async def test_a_pod_that_is_taken_away_costs_no_restart(namespace: Namespace, how: str) -> None:
+async def test_a_removed_pod_does_not_count_as_a_restart(namespace: Namespace, how: str) -> None:
     await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0, "backoff": {"initialSeconds": 0}}))
     names = await running(namespace)
     if how == "evicted":
         await report(namespace, names[0], kubelet.evicted())
     else:
         await namespace.api.delete(namespace.core("pods", names[0]))
-    async with playing_kubelet(namespace):
+    async with fake_kubelet(namespace):
         status = await eventually(lambda: attempt_runs(namespace, 2))
     assert (status["restarts"], status.get("restartsCounted", 0)) == (1, 0)
-
-
-async def test_a_pod_on_a_lost_node_is_deleted_by_force_and_the_group_starts_anew(namespace: Namespace) -> None:
-    async with recording(namespace) as seen:
-        await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0, "backoff": {"initialSeconds": 0}}))
-        names = await running(namespace)
-        # What the cluster does with a pod whose node does not answer. No kubelet will end it: none runs here.
-        await namespace.api.delete(namespace.core("pods", names[0]), gracePeriodSeconds=1)
-        await namespace.has_condition("Running", "False", "WaitingForOldPods")
-        await finish_deletion(namespace, names[1])
-        await namespace.has_pods("job-2-0", "job-2-1", seconds=60)
-    seen.judge(limit=0)
-    await has_told(namespace, "Accepted", "AllWorkersRunning", "Disrupted", "PodOverdue")
 
 
 async def attempt_runs(namespace: Namespace, attempt: int) -> Object:
@@ -148,8 +163,8 @@ async def attempt_runs(namespace: Namespace, attempt: int) -> Object:
     return status
 
 
-async def test_suspension_takes_the_pods_and_resuming_brings_new_ones(namespace: Namespace) -> None:
-    async with playing_kubelet(namespace), recording(namespace) as seen:
+async def test_suspension_deletes_the_pods_and_resuming_creates_new_ones(namespace: Namespace) -> None:
+    async with fake_kubelet(namespace), recording(namespace) as recorder:
         await namespace.create_job(make_manifest())
         await namespace.has_phase("Running")
         await namespace.edit({"suspend": True})
@@ -161,10 +176,10 @@ async def test_suspension_takes_the_pods_and_resuming_brings_new_ones(namespace:
         assert (status["attempt"], status["restarts"]) == (2, 0)
         pods = await namespace.pods()
         assert {p["spec"]["containers"][0]["image"] for p in pods.values()} == {"example.com/other"}
-    seen.judge(limit=0)
+    recorder.check_invariants(limit=0)
 
 
-async def test_a_change_right_after_suspending_is_refused_until_the_job_is_at_rest(namespace: Namespace) -> None:
+async def test_a_change_right_after_suspending_is_refused_until_the_job_is_suspended(namespace: Namespace) -> None:
     await namespace.create_job(make_manifest())
     await running(namespace)
     with pytest.raises(ApiRefusal, match=r"only suspend, workers.replicas and restartPolicy may change"):
@@ -174,10 +189,10 @@ async def test_a_change_right_after_suspending_is_refused_until_the_job_is_at_re
     await namespace.edit({"image": "example.com/other"})
 
 
-async def test_kubectl_scale_restarts_the_group_at_the_new_size_for_free(
+async def test_kubectl_scale_restarts_the_group_at_the_new_size_without_counting(
     cluster: Cluster, namespace: Namespace
 ) -> None:
-    async with playing_kubelet(namespace), recording(namespace) as seen:
+    async with fake_kubelet(namespace), recording(namespace) as recorder:
         await namespace.create_job(make_manifest(restartPolicy={"maxRestarts": 0}))
         await namespace.has_phase("Running")
         scale: list[str | Path] = [cluster.kubectl, "scale", "tj/job", "--replicas=3", "-n", namespace.name]
@@ -185,13 +200,13 @@ async def test_kubectl_scale_restarts_the_group_at_the_new_size_for_free(
         await eventually(lambda: attempt_runs(namespace, 2))
         await namespace.has_pods("job-2-0", "job-2-1", "job-2-2")
         assert (await namespace.api.get(namespace.jobs("job", "scale")))["status"]["replicas"] == 3
-    seen.judge(limit=0)
+    recorder.check_invariants(limit=0)
 
 
 async def test_a_deleted_job_gets_no_children_any_more(namespace: Namespace, operator: OperatorProcess) -> None:
     await namespace.create_job(make_manifest())
     names = await running(namespace)
-    async with recording(namespace) as seen:
+    async with recording(namespace) as recorder:
         await namespace.api.delete(namespace.jobs("job"))
         for name in names:  # the garbage collector
             await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
@@ -199,12 +214,12 @@ async def test_a_deleted_job_gets_no_children_any_more(namespace: Namespace, ope
         marker = await namespace.create_job(make_manifest("marker", replicas=1))
         await namespace.has_pods("marker-1-0")  # by now the operator has seen all of it
     assert marker["metadata"]["uid"]
-    assert seen.created() == ["marker-1-0"]
+    assert recorder.created() == ["marker-1-0"]
     mine = [line for line in operator.lines if f"{namespace.name}/job" in line["message"]]
     assert [line for line in mine if line["level"] != "info"] == []
 
 
-async def test_a_job_made_anew_under_its_name_starts_from_the_beginning(namespace: Namespace) -> None:
+async def test_a_job_created_again_under_its_name_starts_from_the_beginning(namespace: Namespace) -> None:
     await namespace.create_job(make_manifest())
     names = await running(namespace)
     old = (await namespace.job())["metadata"]["uid"]
@@ -223,7 +238,7 @@ async def test_a_job_made_anew_under_its_name_starts_from_the_beginning(namespac
     assert (await namespace.has_phase("Pending"))["attempt"] == 1
 
 
-async def test_a_name_that_is_taken_is_told_and_recovers_when_it_is_free(namespace: Namespace) -> None:
+async def test_a_name_in_use_is_reported_until_it_is_free(namespace: Namespace) -> None:
     service = {
         "apiVersion": "v1",
         "kind": "Service",
@@ -242,7 +257,7 @@ async def test_a_name_that_is_taken_is_told_and_recovers_when_it_is_free(namespa
     await running(namespace)
 
 
-async def test_a_quota_is_told_and_recovers_when_it_is_raised(namespace: Namespace) -> None:
+async def test_a_quota_is_reported_until_it_is_raised(namespace: Namespace) -> None:
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",
@@ -260,7 +275,7 @@ async def test_a_quota_is_told_and_recovers_when_it_is_raised(namespace: Namespa
     await running(namespace)
 
 
-async def test_a_security_profile_is_told(namespace: Namespace) -> None:
+async def test_a_violated_security_profile_is_reported(namespace: Namespace) -> None:
     labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}}
     await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
     await namespace.create_job(make_manifest())  # a program of one's own sets no security context
@@ -275,7 +290,7 @@ async def test_the_trainer_passes_the_restricted_security_profile(namespace: Nam
     await running(namespace)
 
 
-async def test_an_obstacle_is_told_in_the_condition(namespace: Namespace) -> None:
+async def test_a_scheduling_blocker_is_in_the_condition(namespace: Namespace) -> None:
     await namespace.create_job(make_manifest())
     await namespace.has_pods("job-1-0", "job-1-1")
     await report(namespace, "job-1-1", kubelet.waiting("ImagePullBackOff", "Back-off pulling image"))
@@ -283,7 +298,7 @@ async def test_an_obstacle_is_told_in_the_condition(namespace: Namespace) -> Non
     assert condition["message"].startswith("1 of 2 workers: pod job-1-1: cannot pull image")
 
 
-async def test_a_loss_that_has_overflowed_does_not_keep_a_job_from_ending(namespace: Namespace) -> None:
+async def test_an_infinite_loss_does_not_keep_a_job_from_ending(namespace: Namespace) -> None:
     await namespace.create_job(make_manifest(trainer=trainer_spec()))
     names = await running(namespace)
     await end_all(namespace, *names, message='{"rank": 0, "progress": {"step": 9, "loss": Infinity}}')
@@ -292,7 +307,7 @@ async def test_a_loss_that_has_overflowed_does_not_keep_a_job_from_ending(namesp
     assert "loss" not in status["progress"]
 
 
-async def test_foreign_labels_on_a_pod_do_no_harm(namespace: Namespace, operator: OperatorProcess) -> None:
+async def test_invalid_labels_on_another_pod_are_ignored(namespace: Namespace, operator: OperatorProcess) -> None:
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -306,3 +321,18 @@ async def test_foreign_labels_on_a_pod_do_no_harm(namespace: Namespace, operator
     await namespace.create_job(make_manifest("x", replicas=1))
     await namespace.has_pods("foreign", "x-1-0")
     assert (await operator.page("/healthz"))[0] == 200
+
+
+async def test_a_pod_on_a_lost_node_is_deleted_by_force_and_the_group_restarts(lost_node: LostNode, api: Api) -> None:
+    """Keep this test at the end: its 32 s of waiting begin with the first test of this module."""
+    namespace = Namespace(api, lost_node.namespace)
+    async with recording(namespace, since=lost_node.version) as recorder:
+        await namespace.has_pods("job-2-0", "job-2-1", seconds=60)
+    recorder.check_invariants(limit=0)
+    forced = [event for event in await namespace.events() if event["reason"] == "PodOverdue"]
+    assert [event["message"] for event in forced] == [
+        "pod job-1-0 has not terminated 30 s after its grace period, so node node-1 is considered lost; deleting the "
+        "pod by force"
+    ]
+    await has_told(namespace, "Accepted", "AllWorkersRunning", "Disrupted", "PodOverdue")
+    await leave(namespace)

@@ -13,9 +13,9 @@ import pytest
 from tests.builders import make_manifest
 from tests.cluster import Cluster, Profile, status, up
 from tests.integration.conftest import install_crd, leave, new_namespace
+from tests.support.fake_kubelet import fake_kubelet
 from tests.support.kube import Namespace, connect, eventually
 from tests.support.operator import PROGRAM, OperatorProcess, operating
-from tests.support.players import playing_kubelet
 
 
 async def test_without_the_crd_the_operator_waits_and_says_so_and_then_starts(
@@ -52,13 +52,13 @@ async def test_while_it_waits_for_the_crd_the_operator_ends_on_sigterm(bare_clus
 async def test_a_signal_ends_the_operator_cleanly_and_soon(
     own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path, number: signal.Signals
 ) -> None:
-    async with operating(own_cluster.environment, tmp_path / "log") as operator, playing_kubelet(own_namespace):
+    async with operating(own_cluster.environment, tmp_path / "log") as operator, fake_kubelet(own_namespace):
         await own_namespace.create_job(make_manifest())
         await own_namespace.has_phase("Running")
         started = time.monotonic()
         operator.process.send_signal(number)
         assert await asyncio.to_thread(operator.process.wait, 10) == 0
-        assert time.monotonic() - started < 3, "whoever comes next waits for the end of this one"
+        assert time.monotonic() - started < 3, "the next operator waits for the end of this one"
         assert [line["message"] for line in operator.lines if line["level"] in ("error", "critical")] == []
 
 
@@ -106,7 +106,7 @@ async def test_an_api_server_that_dies_and_comes_back_is_found_again(own_cluster
             namespace = Namespace(api, namespace.name)
             await namespace.create_job(make_manifest("later", replicas=1))
             await namespace.has_pods("job-1-0", "job-1-1", "later-1-0", seconds=60)
-            async with playing_kubelet(namespace):
+            async with fake_kubelet(namespace):
                 await namespace.has_phase("Running", seconds=60)
             assert operator.process.poll() is None
             assert (await operator.page("/healthz"))[0] == 200

@@ -1,4 +1,4 @@
-"""Groups that change their size in mid-run: fewer workers without room, more once there is, and by `kubectl scale`.
+"""Groups that change their size during a run: by missing and by free capacity, and by `kubectl scale`.
 
 How many steps a machine makes meanwhile is its own affair. So no run here comes to its last step: it is suspended, and
 a run that was left alone makes as many.
@@ -80,7 +80,7 @@ async def until_steps_of(run: LocalRun, attempt: int) -> None:
 
 
 def sizes(folder: Path) -> list[int]:
-    """Ranks of each attempt that began to train, in order."""
+    """Return the number of ranks of each attempt that started to train, in order."""
     return [entry["worldSize"] for entry in reports(folder) if "worldSize" in entry]
 
 
@@ -93,25 +93,25 @@ async def assert_undisturbed(folder: Path, reference: Reference) -> None:
     assert manifest["samples"] == len(steps) * BATCH
 
 
-async def test_a_group_without_room_trains_with_fewer_workers_and_grows_again(
+async def test_a_group_without_capacity_trains_with_fewer_workers_and_grows_again(
     tmp_path: Path, reference: Reference
 ) -> None:
     elastic = {"minReplicas": 1, "resizeAfterSeconds": 1}
-    async with local_run(job(2, elastic=elastic), tmp_path, places=1) as run:
+    async with local_run(job(2, elastic=elastic), tmp_path, capacity=1) as run:
         await until_steps_of(run, 2)
         status = run.job.status
         assert (status.attempt, status.workers.desired, status.workers.running) == (2, 1, 1)
         degraded = status.condition(ConditionType.DEGRADED)
         assert degraded is not None
         assert (degraded.status, degraded.reason, degraded.message) == ("True", "Resized", "1 of 2 workers")
-        run.backend.places = 2
+        run.backend.capacity = 2
         await until_steps_of(run, 3)
         status = run.job.status
         assert (status.attempt, status.workers.running, status.restarts_counted) == (3, 2, 0)
         assert not status.is_true(ConditionType.DEGRADED)
         assert [(e.type, e.message.partition(";")[0]) for e in run.events if e.reason == "Resized"] == [
-            ("Warning", "no room for 1 of 2 pods for 1 s (spec.elastic.resizeAfterSeconds)"),
-            ("Normal", "there is room for 2 of 2 workers"),
+            ("Warning", "1 of 2 pods were unschedulable for 1 s (spec.elastic.resizeAfterSeconds)"),
+            ("Normal", "there is capacity for 2 of 2 workers"),
         ]
         await suspend(run)
     assert sizes(tmp_path) == [1, 2]

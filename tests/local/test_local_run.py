@@ -13,8 +13,8 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_cli.local import LocalRun, local_run
 from trainyard_operator.lifecycle.observation import WorkerState
-from trainyard_operator.local.backend import MARK
-from trainyard_operator.local.process_tree import family
+from trainyard_operator.local.backend import POD_UID_VARIABLE
+from trainyard_operator.local.process_tree import process_tree
 
 
 def shell_job(script: str, *, replicas: int = 2, limit: int = 0, **spec: Any) -> TrainingJob:
@@ -49,7 +49,7 @@ def uids(run: LocalRun) -> list[str]:
 
 def alive(pods: list[str]) -> list[psutil.Process]:
     """Processes of these pods, however they are related to them."""
-    return [process for uid in pods for process in family(MARK, uid)]
+    return [process for uid in pods for process in process_tree(POD_UID_VARIABLE, uid)]
 
 
 async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
 async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_path: Path) -> None:
     script = "while [ ! -e $FOLDER/go ]; do sleep 0.05; done"
     job = shell_job(script, replicas=3, env=[{"name": "FOLDER", "value": str(tmp_path)}])
-    async with local_run(job, tmp_path, places=1) as run, asyncio.timeout(30):
+    async with local_run(job, tmp_path, capacity=1) as run, asyncio.timeout(30):
 
         async def until(running: int, reason: Reason) -> None:
             def holds() -> bool:
@@ -83,11 +83,13 @@ async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_pa
         await until(1, Reason.UNSCHEDULABLE)
         condition = run.job.status.condition(ConditionType.RUNNING)
         assert condition is not None
-        assert condition.message.startswith("2 of 3 workers: pod local-1-1: cannot be scheduled: all 1 places of this")
-        run.backend.places = 2
+        assert condition.message.startswith(
+            "2 of 3 workers: pod local-1-1: cannot be scheduled: this machine runs at most 1 pods"
+        )
+        run.backend.capacity = 2
         await until(2, Reason.UNSCHEDULABLE)
         assert {w.index for w in run.cache.workers(run.key) if w.state is WorkerState.RUNNING} == {0, 1}
-        run.backend.places = None
+        run.backend.capacity = None
         await until(3, Reason.ALL_WORKERS_RUNNING)
         (tmp_path / "go").touch()
         await to_the_end(run)
@@ -95,7 +97,7 @@ async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_pa
 
 
 async def test_a_pod_without_a_place_goes_with_its_job(tmp_path: Path) -> None:
-    async with local_run(shell_job("sleep 60"), tmp_path, places=0) as run, asyncio.timeout(30):
+    async with local_run(shell_job("sleep 60"), tmp_path, capacity=0) as run, asyncio.timeout(30):
         while len(run.cache.workers(run.key)) < 2:
             await run.changed.wait()
             run.changed.clear()

@@ -14,8 +14,8 @@ from trainyard.protocol import launcher, launcher_protocol
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.local.backend import MARK
-from trainyard_operator.local.process_tree import family
+from trainyard_operator.local.backend import POD_UID_VARIABLE
+from trainyard_operator.local.process_tree import process_tree
 
 PROGRAM = """
 import os, subprocess, sys, time
@@ -40,7 +40,7 @@ def said(run: LocalRun, pod: str) -> list[list[str]]:
 
 @pytest.fixture
 def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half a second is long enough: pods are other processes, so they are told through the file itself."""
+    """Half a second is long enough: pods are other processes, so they learn it from the file itself."""
     text = Path(launcher.__file__).read_text()
     (tmp_path / "launcher_protocol.py").write_text(Path(launcher_protocol.__file__).read_text())
     changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")
@@ -71,7 +71,7 @@ async def test_the_program_of_each_pod_is_started_again_and_nothing_of_it_is_lef
         assert (status.last_failure.pod, status.last_failure.exit_code) == ("own-1-1", 137)
         again = [said(run, f"own-1-{i}")[1] for i in range(2)]
         assert [(words[1], words[3], int(words[5]) - int(port)) for words in again] == [("2", "0", 1), ("2", "1", 1)]
-    assert not [p for uid in uids for p in family(MARK, uid)]
+    assert not [p for uid in uids for p in process_tree(POD_UID_VARIABLE, uid)]
 
 
 async def test_a_program_that_fails_at_once_gets_new_pods(tmp_path: Path) -> None:

@@ -22,8 +22,8 @@ from tests.support.local import losses, processes, small_job, until_over, until_
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase
 from trainyard_cli.local import LocalRun, local_run
-from trainyard_operator.local.backend import MARK
-from trainyard_operator.local.process_tree import family
+from trainyard_operator.local.backend import POD_UID_VARIABLE
+from trainyard_operator.local.process_tree import process_tree
 
 STEPS = 400
 PAUSE = 5.0
@@ -179,7 +179,9 @@ async def _hurt(folder: Path, generator: random.Random, end: float, tally: Tally
         assert status.phase is Phase.SUCCEEDED, f"{folder}: {status.last_failure} after {done}"
         assert status.goodput is not None
         tally.attempts += status.attempt
-    assert not [p for uid in uids for p in family(MARK, uid)], f"{folder}: processes are left after {done}"
+    assert not [p for uid in uids for p in process_tree(POD_UID_VARIABLE, uid)], (
+        f"{folder}: processes are left after {done}"
+    )
     return done
 
 

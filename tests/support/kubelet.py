@@ -1,4 +1,4 @@
-"""What a kubelet and a scheduler write into a pod: bodies of `status`, as real ones look.
+"""Pod statuses as a real kubelet and a real scheduler write them.
 
 Unit tests put them into pods that exist in memory only; integration tests patch them into pods of a real API
 server, where no kubelet runs.

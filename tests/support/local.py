@@ -10,9 +10,9 @@ import psutil
 from tests.builders import make_job, trainer_spec
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.local import LocalRun
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.local.backend import MARK
-from trainyard_operator.local.process_tree import family
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.local.backend import POD_UID_VARIABLE
+from trainyard_operator.local.process_tree import process_tree
 
 PATIENCE = 90.0
 """Seconds in which whatever is waited for happens, on a busy machine too."""
@@ -28,7 +28,7 @@ def small_job(name: str, steps: int, *, policy: dict[str, Any] | None = None, **
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    """What rank 0 has said in all attempts, in order."""
+    """Return the log entries of rank 0 in all attempts, in order."""
     lines = [line for log in (folder / "pods").glob("*-0/log") for line in log.read_text().splitlines()]
     found = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
     return sorted((entry for entry in found if "time" in entry), key=lambda entry: str(entry["time"]))
@@ -58,7 +58,7 @@ async def until_step(run: LocalRun, step: int, *, saved: bool = False, patience:
             run.changed.clear()
 
 
-def worker_of(run: LocalRun, index: int) -> Worker | None:
+def worker_of(run: LocalRun, index: int) -> WorkerPod | None:
     """The pod with an index, if there is one."""
     return next((w for w in run.cache.workers(run.key) if w.index == index), None)
 
@@ -66,7 +66,7 @@ def worker_of(run: LocalRun, index: int) -> Worker | None:
 def processes(run: LocalRun, index: int) -> tuple[list[psutil.Process], list[psutil.Process]]:
     """The launcher of a pod, and its ranks; none of either while the pod starts or ends."""
     worker = worker_of(run, index)
-    members = family(MARK, worker.uid) if worker is not None else []
+    members = process_tree(POD_UID_VARIABLE, worker.uid) if worker is not None else []
     pids = {p.pid for p in members}
     launchers = [p for p in members if p.ppid() not in pids]
     heads = {p.pid for p in launchers}

@@ -12,8 +12,8 @@ from tests.support.kubelet import zulu
 from tests.trainer.pods import make_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
+from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache
-from trainyard_operator.controller.reconciler import utc_now
 from trainyard_trainer.metrics.metrics import Metrics
 from trainyard_trainer.metrics.observer import Start
 from trainyard_trainer.metrics.report import StepReport

@@ -1,4 +1,4 @@
-"""The operator's real core at work in a simulated world: its cache lags, it crashes, and it sleeps between looks."""
+"""The operator's real controller on a simulated cluster: its cache lags, it crashes, and it sleeps in between."""
 
 import asyncio
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
-from tests.support.world import Crash, World, WorldBackend
+from tests.support.fake_cluster import Crash, FakeCluster, FakeClusterBackend
 from trainyard.protocol.progress import Progress
 from trainyard_operator.controller.backend import BackendError, Gone
 from trainyard_operator.controller.cache import Cache
@@ -15,7 +15,7 @@ from trainyard_operator.controller.progress import rank_zero
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_worker
+from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
 
 KEY = ("default", "job")
@@ -25,13 +25,13 @@ TRAINER_IMAGE = "trainer"
 class Simulation:
     """One job, one operator, one clock."""
 
-    backend: type[WorldBackend] = WorldBackend
+    backend: type[FakeClusterBackend] = FakeClusterBackend
 
     def __init__(self, **spec: Any) -> None:
-        self.world = World(**spec)
+        self.cluster = FakeCluster(**spec)
         self._runner = asyncio.Runner(loop_factory=JumpingLoop)
         self._due: datetime | None = None
-        self._condemned = False
+        self._failed = False
         self._patch = patch("trainyard_operator.controller.reconciler.plan", self._checked_plan)
         self._patch.start()
         self.start_operator()
@@ -40,70 +40,72 @@ class Simulation:
         self._patch.stop()
         self._runner.close()
 
-    def decide(self, seen: Observation) -> Plan:
-        """The plan; a mutant of this class decides otherwise."""
-        return plan(seen)
+    def decide(self, observation: Observation) -> Plan:
+        """Return the plan; a test's subclass decides differently."""
+        return plan(observation)
 
-    def _checked_plan(self, seen: Observation) -> Plan:
-        step = self.decide(seen)
-        assert step == self.decide(seen), "the same observation led to another plan"
+    def _checked_plan(self, observation: Observation) -> Plan:
+        step = self.decide(observation)
+        assert step == self.decide(observation), "the same observation led to another plan"
         if step.wake_after == 0:
-            assert step.status != seen.job.status, "a look at once that has changed nothing: a busy loop"
-            assert step.actions == (), "a decision was acted upon before it was written down"
+            assert step.status != observation.desired_job.status, (
+                "reconciling again at once without a change: a busy loop"
+            )
+            assert step.actions == (), "a decision was acted on before it was recorded"
         return step
 
     # --- the operator ---------------------------------------------------------------------------------------
 
     def start_operator(self) -> None:
-        """A new process: all it knows is a list."""
+        """Start a new operator, which only knows a complete list."""
 
         async def make() -> Reconciler:
-            backend = self.backend(self.world)
-            return Reconciler(Cache(), WorkQueue(), backend, TRAINER_IMAGE, clock=lambda: self.world.now)
+            backend = self.backend(self.cluster)
+            return Reconciler(Cache(), WorkQueue(), backend, TRAINER_IMAGE, clock=lambda: self.cluster.now)
 
         self.operator = self._runner.run(make())
-        self.world.job_stream.clear()
-        self.world.pod_stream.clear()
+        self.cluster.job_stream.clear()
+        self.cluster.pod_stream.clear()
         self.resync()
 
     def resync(self) -> None:
-        """A complete list, as at start and from time to time."""
-        job = self.world.job
-        self.operator.cache.replace([job] if job else [], self.world.pods.values(), self.world.version)
-        self._due = self.world.now
+        """Read a complete list, as at start and periodically."""
+        job = self.cluster.job
+        self.operator.cache.replace([job] if job else [], self.cluster.pods.values(), self.cluster.version)
+        self._due = self.cluster.now
 
     def deliver(self, *, jobs: int = 0, pods: int = 0) -> None:
-        """The watch streams deliver some changes, the oldest first."""
+        """Let the watch streams deliver some changes, the oldest first."""
         cache = self.operator.cache
-        for kind, job in _take(self.world.job_stream, jobs):
+        for kind, job in _take(self.cluster.job_stream, jobs):
             if kind == "DELETED":
                 cache.remove_job(KEY, job.metadata.uid)
             else:
                 cache.put_job(job)
-            self._due = self.world.now
-        for kind, pod in _take(self.world.pod_stream, pods):
+            self._due = self.cluster.now
+        for kind, pod in _take(self.cluster.pod_stream, pods):
             (cache.remove_pod if kind == "DELETED" else cache.put_pod)(pod)
-            self._due = self.world.now
+            self._due = self.cluster.now
 
-    def read_page(self) -> None:
-        """The poller reads rank 0's page, if it would: as `ProgressPoller` does."""
+    def poll_progress(self) -> None:
+        """Read rank 0's metrics page under the same conditions as `ProgressPoller`."""
         entry = self.operator.cache.get(KEY)
         pod = entry and rank_zero(entry)
-        if entry is None or not pod or pod["metadata"]["name"] not in self.world.pods:
+        if entry is None or not pod or pod["metadata"]["name"] not in self.cluster.pods:
             return
-        attempt = self.world.runs(pod["metadata"]["name"])
-        page = self.world.pages.get(attempt) or Progress(attempt=attempt)
-        entry.progress = page.replace(updated_at=self.world.now.replace(microsecond=0))
-        self._due = self.world.now
+        attempt = self.cluster.running_attempt(pod["metadata"]["name"])
+        page = self.cluster.pages.get(attempt) or Progress(attempt=attempt)
+        entry.progress = page.replace(updated_at=self.cluster.now.replace(microsecond=0))
+        self._due = self.cluster.now
 
     @property
-    def awake(self) -> bool:
-        """Whether a look is due."""
-        return self._due is not None and self._due <= self.world.now
+    def due(self) -> bool:
+        """Whether a reconciliation is due."""
+        return self._due is not None and self._due <= self.cluster.now
 
-    def look(self) -> None:
-        """One look, if one is due."""
-        if not self.awake:
+    def reconcile(self) -> None:
+        """Reconcile once, if a reconciliation is due."""
+        if not self.due:
             return
         self._due = None
         try:
@@ -113,75 +115,75 @@ class Simulation:
         except Gone:
             pass
         except AssertionError:
-            self._condemned = True
+            self._failed = True
             raise
         except BackendError:
-            self._due = self.world.now + timedelta(seconds=0.5)
+            self._due = self.cluster.now + timedelta(seconds=0.5)
         else:
             if wake_after is not None:
-                self._due = self.world.now + timedelta(seconds=wake_after)
+                self._due = self.cluster.now + timedelta(seconds=wake_after)
 
-    # --- a world that behaves -------------------------------------------------------------------------------
+    # --- without faults -------------------------------------------------------------------------------
 
     def run_smoothly(self, rounds: int) -> None:
-        """Nothing goes wrong for a while."""
+        """Let nothing go wrong for a while."""
         for _ in range(rounds):
             self.deliver(jobs=1000, pods=1000)
-            if self.awake:
-                self.look()
+            if self.due:
+                self.reconcile()
             else:
                 self._kubelets_work(to_the_end=False)
 
     def run_to_the_end(self, rounds: int = 300) -> None:
-        """From here on nothing goes wrong any more: the job must finish, and leave no pod that holds resources."""
-        if self._condemned:
-            return  # the verdict stands; what comes after it would only hide it
-        world = self.world
-        world.quota = world.silent = False
-        world.fuse = None
-        if world.job is not None and world.job.spec.suspend:
-            world.edit(suspend=False)
+        """Let nothing go wrong any more: the job must finish, and no pod may hold resources."""
+        if self._failed:
+            return  # the first failure stands; later ones would hide it
+        cluster = self.cluster
+        cluster.quota_exceeded = cluster.unavailable = False
+        cluster.writes_until_crash = None
+        if cluster.job is not None and cluster.job.spec.suspend:
+            cluster.edit(suspend=False)
         for _ in range(rounds):
             self.deliver(jobs=1000, pods=1000)
-            if self.awake:
-                self.look()
+            if self.due:
+                self.reconcile()
             elif self._kubelets_work(to_the_end=True):
                 continue
             elif self._due is not None:
-                world.now = max(world.now, self._due)
+                cluster.now = max(cluster.now, self._due)
             else:
                 break
-        assert world.job is not None
-        assert world.job.status.finished, f"asleep in {world.job.status.phase}: {world.job.status.conditions}"
-        left = [observe_worker(pod) for pod in world.pods.values()]
-        active = [w.name for w in left if w.active and w.uid not in world.lost]
+        assert cluster.job is not None
+        assert cluster.job.status.finished, f"asleep in {cluster.job.status.phase}: {cluster.job.status.conditions}"
+        left = [observe_pod(pod) for pod in cluster.pods.values()]
+        active = [w.name for w in left if w.active and w.uid not in cluster.lost]
         assert active == [], "a finished job still holds pods"
 
     def _kubelets_work(self, *, to_the_end: bool) -> bool:
-        """Each pod goes one step further towards its end; False if there was nothing to do."""
-        world = self.world
-        for name, pod in list(world.pods.items()):
-            worker = observe_worker(pod)
-            if worker.uid in world.lost:
+        """Advance the pods by one step towards their end; return False if there was nothing to do."""
+        cluster = self.cluster
+        for name, pod in list(cluster.pods.items()):
+            worker = observe_pod(pod)
+            if worker.uid in cluster.lost:
                 continue
             if worker.terminating:
-                world.remove_pod(name)
+                cluster.remove_pod(name)
             elif worker.state is WorkerState.PENDING:
-                world.set_pod(name, kubelet.running(world.now))
+                cluster.set_pod(name, kubelet.running(cluster.now))
             else:
                 continue
             return True
-        there = [w for w in map(observe_worker, world.pods.values()) if w.uid not in world.lost]
-        workers = [w for w in there if not w.placeholder]
-        assert world.job is not None
-        if len(workers) < world.job.current.spec.pods or not to_the_end:
+        there = [w for w in map(observe_pod, cluster.pods.values()) if w.uid not in cluster.lost]
+        workers = [w for w in there if not w.is_placeholder]
+        assert cluster.job is not None
+        if len(workers) < cluster.job.effective_job.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
-        held = [name for name in running if world.is_held(name)]
-        for name in held:  # a launcher that has heard nothing for long
-            world.release(name)
-        for name in running if not held else ():
-            world.set_pod(name, kubelet.ended(world.now, 0))
+        awaiting_restart = [name for name in running if cluster.awaits_restart(name)]
+        for name in awaiting_restart:  # a launcher that got no request for long
+            cluster.release(name)
+        for name in running if not awaiting_restart else ():
+            cluster.set_pod(name, kubelet.ended(cluster.now, 0))
         return bool(running)
 
 

@@ -1,4 +1,4 @@
-"""The life of one job as a series of plans, each made from what the one before has written down."""
+"""The lifecycle of one job as a series of plans, each made from the status that the previous one wrote."""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -9,7 +9,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Condition, ConditionType, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.observation import Observation, Trouble, Worker
+from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.status_builder import Event
 
@@ -19,10 +19,10 @@ class Story:
     """A job, its pods and a clock. Events are collected; actions are not carried out."""
 
     job: TrainingJob = field(default_factory=make_job)
-    workers: tuple[Worker, ...] = ()
+    workers: tuple[WorkerPod, ...] = ()
     now: datetime = NOW
     progress: Progress | None = None
-    trouble: Trouble | None = None
+    creation_error: CreationError | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -39,42 +39,42 @@ class Story:
         return found
 
     def step(self) -> Plan:
-        """One look; its status is stored."""
-        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.trouble))
+        """Plan once, and store the status."""
+        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.creation_error))
         self.job = self.job.replace(status=step.status)
         self.events += step.events
         return step
 
     def settle(self) -> Plan:
-        """Look until there is nothing more to write down. Returns the last plan, the one that acts."""
+        """Plan until there is nothing more to record. Return the last plan, which acts."""
         for _ in range(10):
             before = self.status
             step = self.step()
             if step.wake_after != 0:
                 return step
-            assert step.actions == (), "a decision is written down before it is acted upon"
-            assert step.status != before, "a look at once, without any change, would go on for ever"
-        raise AssertionError("ten looks, and still no rest")
+            assert step.actions == (), "a decision is recorded before it is acted on"
+            assert step.status != before, "reconciling again at once without a change never ends"
+        raise AssertionError("ten plans, and still something to record")
 
     def later(self, seconds: float) -> Self:
         self.now += timedelta(seconds=seconds)
         return self
 
-    def see(self, *workers: Worker) -> Self:
-        """The pods that there are from now on."""
+    def see(self, *workers: WorkerPod) -> Self:
+        """Set the pods that exist from now on."""
         self.workers = workers
         return self
 
     def all(self, state: str, *, attempt: int | None = None, **fields: Any) -> Self:
-        """All pods of an attempt (the current one) are there, in this state."""
-        replicas = self.job.current.spec.workers.replicas
+        """Let all pods of an attempt, by default the current one, exist in this state."""
+        replicas = self.job.effective_job.spec.workers.replicas
         number = self.status.attempt if attempt is None else attempt
         return self.see(
             *(make_worker(i, attempt=number, state=state, replicas=replicas, **fields) for i in range(replicas))
         )
 
     def edit(self, **changes: Any) -> Self:
-        """The user changes the spec: `suspend` or `replicas`."""
+        """Change the spec: `suspend` or `replicas`."""
         spec = self.job.spec
         if "replicas" in changes:
             spec = spec.replace(workers=spec.workers.replace(replicas=changes.pop("replicas")))
@@ -85,7 +85,7 @@ class Story:
 
 
 def running(**spec: Any) -> Story:
-    """A job whose workers all run."""
+    """Return a job whose workers all run."""
     story = Story(make_job(**spec))
     story.settle()
     story.all("Running").settle()

@@ -8,7 +8,6 @@ trainyard_trainer`, which some tests start as well.
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import psutil
 
 from trainyard.admission import admit
 from trainyard.config import RunConfig
+from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resolve import resolve
@@ -61,12 +61,6 @@ def make_config(
         job["checkpoint"] = {"volume": {"emptyDir": {}}, **checkpoint}
     body = {"apiVersion": API_VERSION, "kind": constants.KIND, "metadata": {"name": "tests"}, "spec": job}
     return resolve(admit(body))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @dataclass

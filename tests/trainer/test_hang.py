@@ -29,7 +29,7 @@ def diagnosis(pods: list[Pod], codes: list[int]) -> Diagnosis:
     """What the operator makes of the pods' ends."""
     words = [(pod.folder / "termination").read_text() for pod in pods]
     workers = [
-        make_worker(i, state="Failed", replicas=len(pods), exit_code=code, last_words=word)
+        make_worker(i, state="Failed", replicas=len(pods), exit_code=code, termination_message=word)
         for i, (code, word) in enumerate(zip(codes, words, strict=True))
     ]
     found = diagnose(workers, 1, 0, workers[0].finished_at)  # type: ignore[arg-type]

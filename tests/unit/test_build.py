@@ -1,4 +1,4 @@
-"""The children of a job: whole manifests as snapshots (`pytest --snapshot-update` accepts a change), and the rules."""
+"""The children of a job: complete manifests as snapshots (`pytest --snapshot-update` accepts a change), and rules."""
 
 from typing import Any
 
@@ -86,7 +86,7 @@ def test_a_configuration_is_as_it_was(snapshot: SnapshotAssertion) -> None:
     assert config["data"][constants.CONFIG_FILE] == snapshot
 
 
-def test_a_program_of_ones_own_needs_no_configuration() -> None:
+def test_a_users_own_program_needs_no_configuration() -> None:
     assert build_config_map(make_job()) is None
 
 
@@ -245,7 +245,7 @@ def test_a_pod_leaves_a_lost_node_after_half_a_minute(job: TrainingJob) -> None:
     assert server["spec"]["tolerations"] == LOST
 
 
-def test_a_template_may_be_more_patient_with_a_node_or_leave_it_to_us() -> None:
+def test_a_template_may_have_its_own_toleration_of_a_lost_node() -> None:
     patient = {**LOST[0], "tolerationSeconds": 600}
     gpu = {"key": "nvidia.com/gpu", "operator": "Exists"}
     assert tolerations_of(gpu, patient) == [gpu, patient, LOST[1]]
@@ -256,7 +256,7 @@ def test_a_template_may_be_more_patient_with_a_node_or_leave_it_to_us() -> None:
 
 
 @pytest.mark.parametrize("given", ["all", ["all"]])
-def test_tolerations_that_are_none_are_left_to_the_api_server(given: Any) -> None:
+def test_invalid_tolerations_are_left_to_the_api_server(given: Any) -> None:
     pod = pod_of(make_job(workers={"template": {"spec": {"tolerations": given}}}))
     assert pod["spec"]["tolerations"] == given
 
@@ -287,14 +287,14 @@ def test_the_workers_container_is_merged_field_by_field() -> None:
     ]
 
 
-def test_a_volume_of_ours_replaces_a_namesake_whole() -> None:
+def test_a_volume_of_the_operator_replaces_one_of_the_same_name() -> None:
     own = {"containers": [{"name": "worker", "image": "own"}], "volumes": [{"name": "shm", "emptyDir": {}}]}
     template = {"volumes": [{"name": "shm", "hostPath": {"path": "/"}}, {"name": "data", "emptyDir": {}}]}
     assert merged(template, own)["volumes"] == [{"name": "shm", "emptyDir": {}}, {"name": "data", "emptyDir": {}}]
 
 
 @pytest.mark.parametrize("name", ["securityContext", "automountServiceAccountToken"])
-def test_defaults_of_ours_give_way(name: str) -> None:
+def test_a_template_overrides_the_operators_defaults(name: str) -> None:
     own = {"containers": [{"name": "worker", "image": "own"}], name: "ours"}
     assert merged({name: "theirs"}, own)[name] == "theirs"
     assert merged({}, own)[name] == "ours"

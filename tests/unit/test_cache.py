@@ -9,7 +9,7 @@ from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.controller.cache import Cache
-from trainyard_operator.lifecycle.observation import Trouble
+from trainyard_operator.lifecycle.observation import CreationError
 
 KEY = ("default", "job")
 
@@ -57,7 +57,7 @@ def test_an_older_version_of_a_pod_never_replaces_a_newer_one() -> None:
     assert known_pods(cache) == {"job-1-0": "10", "job-1-1": "12"}
 
 
-def test_a_deleted_object_is_not_brought_back_by_a_late_answer() -> None:
+def test_a_deleted_object_is_not_brought_back_by_a_late_response() -> None:
     cache = filled()
     cache.remove_pod(make_pod(make_job(), 0, version=20))
     cache.put_pod(make_pod(make_job(), 0, version=19))
@@ -71,10 +71,10 @@ def test_a_namesake_replaces_a_deleted_job_and_starts_afresh() -> None:
     cache = filled()
     entry = cache.get(KEY)
     assert entry is not None
-    entry.progress, entry.trouble = make_progress(), Trouble(Reason.PODS_REFUSED, "quota")
+    entry.progress, entry.creation_error = make_progress(), CreationError(Reason.PODS_REFUSED, "quota")
     cache.put_job(make_job(uid="uid-2", version=20))
     assert known_job(cache).metadata.uid == "uid-2"
-    assert [entry.progress, entry.trouble] == [None, None]
+    assert [entry.progress, entry.creation_error] == [None, None]
     cache.remove_job(KEY, "uid-1")
     assert known_job(cache).metadata.uid == "uid-2", "the late deletion concerns the old one"
 
@@ -139,7 +139,7 @@ def test_a_job_and_all_its_pods_leave_nothing_behind() -> None:
     ],
     ids=["none", "job only", "no replicas", "attempt in words", "negative index"],
 )
-def test_a_pod_with_labels_that_are_not_ours_is_no_worker_and_no_trouble(labels: dict[str, str]) -> None:
+def test_a_pod_with_invalid_labels_is_ignored(labels: dict[str, str]) -> None:
     """Anybody may put labels on a pod."""
     pod = make_pod(make_job(), version=5)
     pod["metadata"]["labels"] = labels

@@ -13,31 +13,31 @@ from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
-from trainyard_operator.lifecycle.observation import Obstacle, Trouble, Worker, observe_worker
+from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker, WorkerPod, observe_pod
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 
-NO_ROOM = Obstacle(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
+UNSCHEDULABLE = SchedulingBlocker(Reason.UNSCHEDULABLE, "pod x: cannot be scheduled: 0/3 nodes are available")
 
 
-def pods(story: Story, *short: int, **fields: Any) -> list[Worker]:
-    """The pods of the current attempt, of which some find no room, and the others run."""
-    attempt, replicas = story.status.attempt, story.job.current.spec.workers.replicas
+def pods(story: Story, *short: int, **fields: Any) -> list[WorkerPod]:
+    """Return the pods of the current attempt: some are unschedulable, and the others run."""
+    attempt, replicas = story.status.attempt, story.job.effective_job.spec.workers.replicas
     return [
-        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", obstacle=NO_ROOM)
+        make_worker(i, attempt=attempt, replicas=replicas, state="Pending", blocker=UNSCHEDULABLE)
         if i in short
         else make_worker(i, attempt=attempt, replicas=replicas, **fields)
         for i in range(replicas)
     ]
 
 
-def placeholder(index: int = 0, *, attempt: int = 2, state: str = "Running") -> Worker:
-    worker = make_worker(index, attempt=attempt, state=state, placeholder=True)
+def placeholder(index: int = 0, *, attempt: int = 2, state: str = "Running") -> WorkerPod:
+    worker = make_worker(index, attempt=attempt, state=state, is_placeholder=True)
     return replace(worker, name=f"job-{attempt}-placeholder-{index}", uid=f"placeholder-{attempt}-{index}")
 
 
 def waiting(*short: int, replicas: int = 4, **spec: Any) -> Story:
-    """A new group, some of whose pods find no room."""
+    """Return a new group with some unschedulable pods."""
     story = Story(make_job(replicas=replicas, **{**elastic(), **spec}))
     story.settle()
     story.see(*pods(story, *short)).settle()
@@ -45,7 +45,7 @@ def waiting(*short: int, replicas: int = 4, **spec: Any) -> Story:
 
 
 def shrunk(*short: int, replicas: int = 4, **spec: Any) -> Story:
-    """A group that runs, as its second attempt, with as many workers as there was room for."""
+    """Return a group that runs its second attempt, with as many workers as could be scheduled."""
     story = waiting(*short, replicas=replicas, **spec)
     story.later(60).step()
     story.see().settle()
@@ -55,13 +55,13 @@ def shrunk(*short: int, replicas: int = 4, **spec: Any) -> Story:
 
 
 def size(story: Story) -> int:
-    return story.job.current.spec.workers.replicas
+    return story.job.effective_job.spec.workers.replicas
 
 
 # --- shrinking ------------------------------------------------------------------------------------------------
 
 
-def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() -> None:
+def test_unschedulable_pods_lead_to_a_smaller_attempt_after_a_while() -> None:
     story = waiting(1, 3)
     assert story.settle().wake_after == 60
     assert story.later(59).settle().wake_after == 1
@@ -72,8 +72,8 @@ def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() 
     assert (status.attempt, status.restarts, status.restarts_counted, size(story)) == (2, 1, 0, 2)
     assert story.events[-1].type == "Warning"
     assert story.events[-1].message == (
-        "no room for 2 of 4 pods for 60 s (spec.elastic.resizeAfterSeconds); going on with 2 of 4 workers; restarting "
-        "the group as attempt 2"
+        "2 of 4 pods were unschedulable for 60 s (spec.elastic.resizeAfterSeconds); continuing with 2 of 4 workers; "
+        "restarting the group as attempt 2"
     )
     degraded = story.condition("Degraded")
     assert (degraded.status, degraded.reason, degraded.message) == ("True", "Resized", "2 of 4 workers")
@@ -88,7 +88,7 @@ def test_pods_without_room_are_waited_for_and_then_the_next_attempt_has_fewer() 
     assert story.condition("Degraded").status == "True"
 
 
-def test_room_that_comes_in_time_changes_nothing() -> None:
+def test_capacity_that_returns_in_time_changes_nothing() -> None:
     story = waiting(1)
     story.later(50).settle()
     story.all("Running").settle()
@@ -97,7 +97,7 @@ def test_room_that_comes_in_time_changes_nothing() -> None:
     assert (story.status.attempt, size(story), story.status.condition(ConditionType.DEGRADED)) == (1, 4, None)
 
 
-def test_the_wait_begins_anew_once_all_have_had_room() -> None:
+def test_the_wait_starts_again_once_all_pods_were_scheduled() -> None:
     story = waiting(1)
     story.later(50).see(*pods(story, state="Pending")).settle()
     story.later(50).see(*pods(story, 2)).settle()
@@ -107,33 +107,35 @@ def test_the_wait_begins_anew_once_all_have_had_room() -> None:
     assert (story.status.attempt, size(story)) == (2, 3)
 
 
-def test_pods_that_a_quota_refuses_have_no_room() -> None:
+def test_pods_refused_by_a_quota_count_as_unschedulable() -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "exceeded quota")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "exceeded quota")
     story.see(*pods(story)[:3]).settle()
     assert story.later(60).step().status.attempt == 2
     assert size(story) == 3
 
 
 @pytest.mark.parametrize(
-    "refusal", [None, Trouble(Reason.NAME_TAKEN, "Service job exists already")], ids=["not tried", "another trouble"]
+    "refusal",
+    [None, CreationError(Reason.NAME_TAKEN, "Service job exists already")],
+    ids=["not tried", "another trouble"],
 )
-def test_pods_that_are_merely_not_there_yet_do_not_shrink_a_group(refusal: Trouble | None) -> None:
+def test_pods_that_are_not_created_yet_do_not_shrink_a_group(refusal: CreationError | None) -> None:
     story = Story(make_job(replicas=4, **elastic()))
     story.settle()
-    story.trouble = refusal
+    story.creation_error = refusal
     story.see(*pods(story)[:3]).settle()
     story.later(600).settle()
     assert story.status.attempt == 1
 
 
-def test_a_group_never_shrinks_below_its_least() -> None:
+def test_a_group_never_shrinks_below_min_replicas() -> None:
     story = waiting(1, 2, 3, **elastic(2))
     assert story.later(60).settle().wake_after is None
     assert (story.status.attempt, size(story)) == (1, 4)
     story.see(*pods(story, 1, 2)).settle()
-    assert (story.status.attempt, size(story)) == (2, 2), "as soon as there is room for as many"
+    assert (story.status.attempt, size(story)) == (2, 2), "as soon as there is capacity for as many"
 
 
 def test_only_sizes_that_the_batch_allows_are_taken() -> None:
@@ -161,11 +163,11 @@ def test_a_shrunk_group_shrinks_further_and_waits_as_long_again() -> None:
     assert (story.status.attempt, size(story)) == (4, 2)
 
 
-def test_a_parameter_server_without_room_takes_that_of_a_worker() -> None:
+def test_an_unschedulable_parameter_server_takes_the_place_of_a_worker() -> None:
     spec = elastic() | {"parallelism": {"data": {"mode": "parameterServer"}}}
     story = Story(make_job(replicas=3, **spec))
     story.settle()
-    server = make_worker(3, replicas=3, state="Pending", serves=True, obstacle=NO_ROOM)
+    server = make_worker(3, replicas=3, state="Pending", is_parameter_server=True, blocker=UNSCHEDULABLE)
     story.see(*pods(story), server).settle()
     story.later(60).step()
     assert size(story) == 2
@@ -175,7 +177,7 @@ def test_a_parameter_server_without_room_takes_that_of_a_worker() -> None:
 # --- growing --------------------------------------------------------------------------------------------------
 
 
-def test_room_is_sought_after_a_while_and_the_group_grows_once_it_is_there() -> None:
+def test_capacity_is_probed_after_a_while_and_the_group_grows_once_it_is_free() -> None:
     story = shrunk(2, 3)
     assert story.later(59).settle().actions == ()
     sought = story.later(1).settle()
@@ -192,17 +194,17 @@ def test_room_is_sought_after_a_while_and_the_group_grows_once_it_is_there() -> 
     assert story.condition("Degraded").status == "False"
     assert story.events[-1].type == "Normal"
     assert story.events[-1].message == (
-        "there is room for 4 of 4 workers; going on with 4 of 4 workers; restarting the group as attempt 3"
+        "there is capacity for 4 of 4 workers; continuing with 4 of 4 workers; restarting the group as attempt 3"
     )
 
 
-def test_placeholders_keep_their_room_until_the_workers_have_saved_and_gone() -> None:
+def test_placeholders_keep_their_capacity_until_the_workers_have_ended() -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
-    workers, held = pods(story), [placeholder(0), placeholder(1)]
-    story.see(*workers, *held).step()
+    workers, placeholders = pods(story), [placeholder(0), placeholder(1)]
+    story.see(*workers, *placeholders).step()
     assert deleted(story.settle()) == ["job-2-0", "job-2-1"]
-    story.see(*held)
+    story.see(*placeholders)
     assert deleted(story.settle()) == ["job-2-placeholder-0", "job-2-placeholder-1"]
     assert story.see().settle().actions == (CreateWorkers(3, (0, 1, 2, 3)),)
 
@@ -211,7 +213,7 @@ def deleted(step: Plan) -> list[str]:
     return [w.name for action in step.actions if isinstance(action, DeleteWorkers) for w in action.workers]
 
 
-def test_after_a_while_what_room_there_is_is_taken() -> None:
+def test_after_a_while_partial_capacity_is_used() -> None:
     story = shrunk(1, 2, 3)
     story.later(60).settle()
     story.see(*pods(story), placeholder(0), *(placeholder(i, state="Pending") for i in (1, 2))).settle()
@@ -222,7 +224,7 @@ def test_after_a_while_what_room_there_is_is_taken() -> None:
     assert deleted(story.settle()) == ["job-2-0", "job-2-placeholder-1", "job-2-placeholder-2"]
 
 
-def test_room_that_is_of_no_use_is_given_back_and_sought_again_later() -> None:
+def test_capacity_that_fits_no_size_is_released_and_probed_again_later() -> None:
     story = shrunk(2, 3, **elastic(batch=8))
     story.later(60).settle()
     workers = pods(story)
@@ -234,7 +236,7 @@ def test_room_that_is_of_no_use_is_given_back_and_sought_again_later() -> None:
     assert story.later(1).settle().actions == (CreatePlaceholders(2, (0, 1)),)
 
 
-def test_placeholders_that_find_no_room_stay_and_hold_nothing() -> None:
+def test_unschedulable_placeholders_stay() -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
     workers = pods(story)
@@ -246,7 +248,7 @@ def test_placeholders_that_find_no_room_stay_and_hold_nothing() -> None:
     assert (story.status.attempt, size(story)) == (3, 4)
 
 
-def test_a_placeholder_that_fails_is_replaced_no_sooner_than_any() -> None:
+def test_a_failed_placeholder_is_replaced_at_the_next_probe() -> None:
     story = shrunk(3)
     story.later(60).settle()
     workers = pods(story)
@@ -254,6 +256,28 @@ def test_a_placeholder_that_fails_is_replaced_no_sooner_than_any() -> None:
     assert story.later(59).settle().actions == ()
     assert deleted(story.later(1).settle()) == ["job-2-placeholder-0"]
     assert story.status.attempt == 2
+
+
+def test_a_terminating_placeholder_does_not_prove_capacity() -> None:
+    story = shrunk(3)
+    story.later(60).settle()
+    terminating = replace(placeholder(0), deletion_deadline=after(150))
+    story.see(*pods(story), terminating).settle()
+    assert (story.status.attempt, size(story)) == (2, 3)
+    story.see(*pods(story), placeholder(0)).settle()
+    assert (story.status.attempt, size(story)) == (3, 4)
+
+
+def test_a_group_that_has_just_been_restarted_probes_only_after_a_complete_period() -> None:
+    story = shrunk(3)
+    story.later(60).settle()
+    crashed = make_worker(0, attempt=2, replicas=3, state="Failed")
+    story.see(crashed, *pods(story)[1:]).settle()
+    story.later(200).see().settle()
+    assert story.all("Running").settle().actions == (), "the period starts again"
+    assert (story.phase, story.status.attempt, size(story)) == (Phase.RUNNING, 3, 3)
+    assert story.later(59).settle().actions == ()
+    assert story.later(1).settle().actions == (CreatePlaceholders(3, (0,)),)
 
 
 def test_a_group_that_is_ending_does_not_grow() -> None:
@@ -269,7 +293,7 @@ def test_a_group_that_is_ending_does_not_grow() -> None:
 
 
 @pytest.mark.parametrize("change", [{"suspend": True}, {"replicas": 2}], ids=["suspended", "wanted no more"])
-def test_placeholders_go_when_nobody_waits_for_room_any_more(change: dict[str, Any]) -> None:
+def test_placeholders_are_deleted_when_no_worker_is_missing_any_more(change: dict[str, Any]) -> None:
     story = shrunk(2, 3)
     story.later(60).settle()
     story.see(*pods(story), placeholder(0), placeholder(1)).edit(**change)
@@ -287,8 +311,10 @@ def test_placeholders_go_when_nobody_waits_for_room_any_more(change: dict[str, A
 
 def test_a_failure_keeps_the_size_in_the_pods_and_in_new_ones() -> None:
     story = shrunk(3)
-    workers = pods(story, supervised=True)
-    story.see(*workers[1:], make_worker(0, attempt=2, replicas=3, state="Failed", held=True, supervised=True)).step()
+    workers = pods(story, has_launcher=True)
+    story.see(
+        *workers[1:], make_worker(0, attempt=2, replicas=3, state="Failed", awaiting_restart=True, has_launcher=True)
+    ).step()
     assert (story.status.attempt, story.status.pod_attempt_override, size(story)) == (3, 2, 3)
     assert story.condition("Degraded").status == "True"
 
@@ -306,7 +332,7 @@ def test_more_workers_are_waited_for_while_the_group_runs() -> None:
     story.edit(replicas=4).settle()
     assert (story.status.attempt, size(story)) == (1, 2)
     assert story.condition("Degraded").message == "2 of 4 workers"
-    assert story.events[-1].message == "4 workers are wanted now; going on with 2 until there is room for more"
+    assert story.events[-1].message == "4 workers are desired now; continuing with 2 until there is capacity for more"
     assert story.later(60).settle().actions == (CreatePlaceholders(1, (0, 1)),)
 
 
@@ -317,7 +343,7 @@ def test_fewer_workers_are_taken_at_once() -> None:
     assert story.condition("Restarting").reason == "SpecChanged"
 
 
-def test_a_group_that_does_not_run_yet_begins_anew_at_a_new_size() -> None:
+def test_a_group_that_does_not_run_yet_restarts_at_a_new_size() -> None:
     story = waiting(1, replicas=2)
     story.edit(replicas=3).step()
     assert (story.status.attempt, size(story)) == (2, 3)
@@ -402,8 +428,8 @@ def test_a_placeholder_asks_for_what_a_worker_asks_for_and_does_nothing() -> Non
     assert {c["image"] for c in body["spec"]["containers"]} == {TRAINER_IMAGE}
     assert body["metadata"]["labels"]["team"] == "a"
     assert body["metadata"]["labels"][constants.LABEL_ROLE] == "placeholder"
-    seen = observe_worker({**body, "metadata": {**body["metadata"], "uid": "1"}})
-    assert (seen.placeholder, seen.attempt, seen.index, seen.supervised) == (True, 3, 1, False)
+    seen = observe_pod({**body, "metadata": {**body["metadata"], "uid": "1"}})
+    assert (seen.is_placeholder, seen.attempt, seen.index, seen.has_launcher) == (True, 3, 1, False)
     for container in body["spec"]["containers"]:
         assert container["command"][:2] == ["python", "-c"]
         assert not {"env", "ports", "volumeMounts", "readinessProbe", "args"} & set(container)
@@ -422,7 +448,7 @@ TEMPLATE = {
 }
 
 
-def test_figures_of_time_are_those_of_the_status() -> None:
+def test_goodput_metrics_are_those_of_the_status() -> None:
     """The wait is remembered where a new operator finds it."""
     story = waiting(1)
     assert story.status.elastic is not None

@@ -1,4 +1,4 @@
-"""Restarts inside the pods: when, in which order, and what happens where they are not to be had."""
+"""Restarts in place: when, in which order, and what happens where they are impossible."""
 
 import ast
 import sys
@@ -8,19 +8,19 @@ from typing import Any
 
 import pytest
 
-from tests.builders import NOW, last_words, make_job, make_pod, served, trainer_spec
+from tests.builders import NOW, make_job, make_pod, served, termination_message, trainer_spec
 from tests.support import kubelet
+from tests.support.fake_cluster import FakeCluster
 from tests.support.simulation import Simulation
-from tests.support.world import World
 from trainyard.protocol import constants, launcher, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.lifecycle.observation import WorkerState, observe_worker, with_state
+from trainyard_operator.lifecycle.observation import WorkerState, apply_launcher_state, observe_pod
 from trainyard_operator.manifests.children import build_config_map, build_secret, secret_name
 from trainyard_operator.manifests.pod import build_pod
 
-WORDS = last_words(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
+WORDS = termination_message(rank=1, exception="SIGKILL", message="rank 1 was killed by SIGKILL", step=7)
 
 
 @pytest.fixture
@@ -40,77 +40,77 @@ def make() -> Iterator[Any]:
 
 
 def status(life: Simulation) -> TrainingJobStatus:
-    assert life.world.job is not None
-    return life.world.job.status
+    assert life.cluster.job is not None
+    return life.cluster.job.status
 
 
-def uids(world: World) -> set[str]:
-    return {pod["metadata"]["uid"] for pod in world.pods.values()}
+def uids(cluster: FakeCluster) -> set[str]:
+    return {pod["metadata"]["uid"] for pod in cluster.pods.values()}
 
 
 def go_on(life: Simulation, seconds: float = 5) -> None:
     """Time passes, and nothing else goes wrong."""
     for _ in range(int(seconds)):
         life.run_smoothly(4)
-        life.world.pass_time(1)
+        life.cluster.pass_time(1)
     life.run_smoothly(10)
 
 
 @pytest.mark.parametrize("program", [{}, served()], ids=["trainer", "with a server"])
 def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, program: dict[str, Any]) -> None:
     life = make(**program)
-    before = uids(life.world)
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    before = uids(life.cluster)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     found = status(life)
-    assert uids(life.world) == before
+    assert uids(life.cluster) == before
     assert (found.attempt, found.pod_attempt_override, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
     assert found.is_true(C.RUNNING)
     assert not found.is_true(C.RESTARTING)
     assert found.last_failure is not None
     assert (found.last_failure.rank, found.last_failure.step, found.last_failure.attempt) == (1, 7, 1)
-    assert {life.world.runs(name) for name in life.world.pods} == {2}
-    assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.world.events)
+    assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}
+    assert any(e.message.endswith("attempt 2 in its pods (restart 1 of 3)") for e in life.cluster.events)
 
 
-def test_it_may_fail_again_and_again(make: Any) -> None:
+def test_restarts_in_place_repeat_until_the_limit(make: Any) -> None:
     life = make()
     for _ in range(3):
-        life.world.fail_inside("job-1-0", 1, WORDS)
+        life.cluster.fail_inside("job-1-0", 1, WORDS)
         go_on(life, 10)
     found = status(life)
     assert (found.attempt, found.pod_attempt_override, found.restarts_counted) == (4, 1, 3)
-    life.world.fail_inside("job-1-0", 3, WORDS)
+    life.cluster.fail_inside("job-1-0", 3, WORDS)
     go_on(life)
     found = status(life)
     assert found.is_true(C.FAILED)
-    pods = {name: observe_worker(pod) for name, pod in life.world.pods.items()}
+    pods = {name: observe_pod(pod) for name, pod in life.cluster.pods.items()}
     assert pods["job-1-0"].exit_code == 3, "it has ended as its processes have, and its log can be read"
     assert "job-1-1" not in pods, "it held resources"
 
 
-def test_a_pod_that_does_not_follow_gives_the_group_new_pods(make: Any) -> None:
+def test_an_unresponsive_launcher_leads_to_new_pods(make: Any) -> None:
     life = make()
-    before = uids(life.world)
-    life.world.deaf = {"job-1-0"}
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    before = uids(life.cluster)
+    life.cluster.unresponsive = {"job-1-0"}
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     found = status(life)
-    assert not before & uids(life.world)
+    assert not before & uids(life.cluster)
     assert (found.attempt, found.pod_attempt_override, found.restarts) == (2, None, 1)
-    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+    assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
 
 
-def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charged(make: Any) -> None:
+def test_a_pod_lost_meanwhile_leads_to_new_pods_and_does_not_count(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
-    life.look()
+    life.reconcile()
     assert status(life).pod_attempt_override == 1
-    life.world.remove_pod("job-1-0")
+    life.cluster.remove_pod("job-1-0")
     go_on(life)
     found = status(life)
-    assert set(life.world.pods) == {"job-2-0", "job-2-1"}
+    assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
     assert (found.attempt, found.restarts, found.restarts_counted) == (2, 1, 1)
 
 
@@ -123,26 +123,28 @@ def test_a_pod_that_is_lost_meanwhile_gives_the_group_new_pods_and_is_not_charge
     ],
     ids=["not wanted", "a wait longer than pods wait", "the pod has ended"],
 )
-def test_new_pods_where_the_old_ones_are_no_use(make: Any, spec: dict[str, Any], loss: str) -> None:
+def test_a_group_gets_new_pods_where_a_restart_in_place_is_impossible(
+    make: Any, spec: dict[str, Any], loss: str
+) -> None:
     life = make(**spec)
-    before = uids(life.world)
+    before = uids(life.cluster)
     if "inPlace" in str(spec):
-        assert not life.world.launchers, "no pod takes orders"
+        assert not life.cluster.launchers, "no pod accepts restart requests"
         loss = "fail_pod"
-    getattr(life.world, loss)("job-1-1", 137, WORDS)
+    getattr(life.cluster, loss)("job-1-1", 137, WORDS)
     go_on(life, 60)
-    assert not before & uids(life.world)
+    assert not before & uids(life.cluster)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
 
-def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
+def test_a_new_operator_queries_which_attempt_the_pods_run(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
     life.start_operator()
     go_on(life)
     assert (status(life).attempt, status(life).restarts) == (2, 1)
-    life.world.fail_inside("job-1-0", 137, WORDS)
+    life.cluster.fail_inside("job-1-0", 137, WORDS)
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, 1)
     failure = status(life).last_failure
@@ -150,34 +152,34 @@ def test_a_new_operator_asks_which_attempt_the_pods_are_in(make: Any) -> None:
     assert failure.attempt == 2
 
 
-def test_an_operator_that_dies_between_two_orders_gives_the_others(make: Any) -> None:
+def test_an_operator_killed_between_two_restart_requests_sends_the_others(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     life.deliver(jobs=9, pods=9)
-    life.look()
-    life.world.pass_time(2)
-    life.world.fuse = 2  # the status of the next look, then after the first order
+    life.reconcile()
+    life.cluster.pass_time(2)
+    life.cluster.writes_until_crash = 2  # the status of the next reconciliation, then after the first restart request
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
-    assert {life.world.runs(name) for name in life.world.pods} == {2}
+    assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}
 
 
 def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
     life = make()
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life)
-    life.world.edit(suspend=True)
+    life.cluster.edit(suspend=True)
     go_on(life)
-    assert life.world.pods == {}
-    life.world.edit(suspend=False)
+    assert life.cluster.pods == {}
+    life.cluster.edit(suspend=False)
     go_on(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, None)
-    assert set(life.world.pods) == {"job-3-0", "job-3-1"}
+    assert set(life.cluster.pods) == {"job-3-0", "job-3-1"}
 
 
-def test_waiting_for_the_order_is_told(make: Any) -> None:
+def test_a_pending_restart_in_place_is_reported(make: Any) -> None:
     life = make(restartPolicy={"backoff": {"initialSeconds": 20}})
-    life.world.fail_inside("job-1-1", 137, WORDS)
+    life.cluster.fail_inside("job-1-1", 137, WORDS)
     go_on(life, 3)
     found = status(life).condition(C.RUNNING)
     assert found is not None
@@ -190,7 +192,7 @@ def test_waiting_for_the_order_is_told(make: Any) -> None:
 # --- what pods and launchers say ------------------------------------------------------------------------------
 
 
-def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read() -> None:
+def test_a_launcher_gets_its_token_from_a_secret_that_only_its_pod_reads() -> None:
     job = make_job(trainer=trainer_spec())
     secret = build_secret(job, "abc")
     assert secret is not None
@@ -204,11 +206,11 @@ def test_pod_takes_orders_with_a_token_from_a_secret_that_only_it_needs_to_read(
     assert secret_name(job, "abd") != secret_name(job, "abc")
 
 
-def test_a_users_program_takes_no_orders_unless_it_is_to() -> None:
+def test_a_users_program_has_a_launcher_only_on_request() -> None:
     job = make_job()
     assert build_secret(job, "abc") is None
     assert build_config_map(job) is None
-    assert not observe_worker(make_pod(job)).supervised
+    assert not observe_pod(make_pod(job)).has_launcher
 
 
 def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> None:
@@ -225,7 +227,7 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
 
 
-def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python() -> None:
+def test_the_launcher_needs_only_the_standard_library_of_an_older_python() -> None:
     imported: set[str] = set()
     for name in constants.LAUNCHER_FILES:
         tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
@@ -235,13 +237,18 @@ def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python(
     assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 
-def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:
+def test_the_state_of_a_launcher_counts_only_while_its_pod_is_not_ready() -> None:
     job = make_job(trainer=trainer_spec())
     pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
     end = Ending(exit_code=137, message=WORDS, at=NOW)
-    held = with_state(observe_worker(pod), PodState(attempt=3, ending=end), deaf=False)
-    assert (held.state, held.held, held.runs, held.exit_code) == (WorkerState.FAILED, True, 3, 137)
-    assert held.active
-    ready = observe_worker({**pod, "status": kubelet.running(NOW)})
-    seen = with_state(ready, PodState(attempt=3, ending=end), deaf=False)
-    assert (seen.state, seen.held, seen.runs) == (WorkerState.RUNNING, False, 3)
+    worker = apply_launcher_state(observe_pod(pod), PodState(attempt=3, ending=end), unresponsive=False)
+    assert (worker.state, worker.awaiting_restart, worker.running_attempt, worker.exit_code) == (
+        WorkerState.FAILED,
+        True,
+        3,
+        137,
+    )
+    assert worker.active
+    ready = observe_pod({**pod, "status": kubelet.running(NOW)})
+    restarted = apply_launcher_state(ready, PodState(attempt=3, ending=end), unresponsive=False)
+    assert (restarted.state, restarted.awaiting_restart, restarted.running_attempt) == (WorkerState.RUNNING, False, 3)

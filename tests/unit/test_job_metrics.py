@@ -1,4 +1,4 @@
-"""What the operator tells Prometheus of its jobs."""
+"""The metrics of jobs that the operator exports."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,7 +43,7 @@ def condition(kind: str, status: bool, second: int) -> dict[str, Any]:
     return {"type": kind, "status": str(status), "reason": "r", "lastTransitionTime": at}
 
 
-def test_the_series_of_a_job_tell_its_state_and_vanish_with_it() -> None:
+def test_the_series_of_a_job_show_its_state_and_disappear_with_it() -> None:
     page = Page()
     goodput = {"productiveSeconds": 90, "suspendedSeconds": 10, "accountedAt": "2030-01-01T00:00:00Z"}
     failure = {"attempt": 2, "reason": "OOMKilled", "at": "2030-01-01T00:00:00Z"}
@@ -111,12 +111,12 @@ def test_the_wait_of_a_real_job_is_seen() -> None:
     """The conditions that the wait is measured by are those that the plan sets."""
     life = Simulation(replicas=2)
     registry = CollectorRegistry()
-    registry.register(JobCollector(life.operator.cache, lambda: life.world.now))
+    registry.register(JobCollector(life.operator.cache, lambda: life.cluster.now))
     try:
         life.deliver(jobs=9, pods=9)
         for _ in range(4):
-            life.look()
-        life.world.pass_time(300)
+            life.reconcile()
+        life.cluster.pass_time(300)
         waited = registry.get_sample_value("trainyard_job_pending_seconds", dict(zip(LABELS, KEY, strict=True)))
         assert waited == pytest.approx(300, abs=5)
         life.run_smoothly(20)

@@ -84,7 +84,7 @@ def test_an_empty_list_may_hold_null() -> None:
         (503, "{}", "HTTP 503"),
     ],
 )
-def test_an_answer_other_than_success_is_an_error_with_the_servers_words(code: int, text: str, message: str) -> None:
+def test_a_response_other_than_success_is_an_error_with_the_servers_message(code: int, text: str, message: str) -> None:
     async def scenario() -> None:
         api = SlowApi((code, text))
         with pytest.raises(ApiError) as error:

@@ -39,7 +39,7 @@ class Api:
         return answer["items"], 1
 
 
-def backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
+def make_backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
     api = Api(*answers)
     return KubernetesBackend(api, b"key"), api  # type: ignore[arg-type]
 
@@ -63,15 +63,15 @@ def error(code: int, message: str = "no") -> ApiError:
         (422, Refused),
     ],
 )
-async def test_what_an_answer_to_a_status_means(code: int, meaning: type[BackendError]) -> None:
-    hands, _ = backend(error(code))
+async def test_each_response_to_a_status_write_has_its_error(code: int, meaning: type[BackendError]) -> None:
+    backend, _ = make_backend(error(code))
     with pytest.raises(meaning):
-        await hands.write_status(JOB, TrainingJobStatus())
+        await backend.write_status(JOB, TrainingJobStatus())
 
 
 async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
-    hands, api = backend(make_job(version=2, status={"attempt": 1}).to_dict())
-    job = await hands.write_status(JOB, TrainingJobStatus(attempt=1))
+    backend, api = make_backend(make_job(version=2, status={"attempt": 1}).to_dict())
+    job = await backend.write_status(JOB, TrainingJobStatus(attempt=1))
     assert (job.metadata.resource_version, job.status.attempt) == ("2", 1)
     ((verb, path, body),) = api.requests
     assert (verb, path) == ("PUT", "/apis/trainyard.dev/v1alpha1/namespaces/default/trainingjobs/job/status")
@@ -82,49 +82,51 @@ async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
 @pytest.mark.parametrize(
     ("answer", "meaning", "text"),
     [
-        (error(404), Gone, "namespace of Service job is gone"),
+        (error(404), Gone, "the namespace of Service job does not exist any more"),
         (error(403, "unable to create: namespace x is being terminated"), Gone, "being terminated"),
-        (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; change "),
-        (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; change "),
+        (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; correct "),
+        (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; correct "),
         (error(0, "down"), Unavailable, "down"),
         (error(429, "slow down"), Unavailable, "slow down"),
     ],
 )
-async def test_what_an_answer_to_a_creation_means(answer: ApiError, meaning: type[BackendError], text: str) -> None:
-    hands, _ = backend(answer)
+async def test_each_response_to_a_creation_has_its_error(
+    answer: ApiError, meaning: type[BackendError], text: str
+) -> None:
+    backend, _ = make_backend(answer)
     with pytest.raises(meaning, match=text):
-        await hands.create(JOB, [SERVICE])
+        await backend.create(JOB, [SERVICE])
 
 
 async def test_a_child_that_exists_and_is_the_jobs_own_is_fine() -> None:
-    hands, api = backend(error(409), SERVICE)
-    assert await hands.create(JOB, [SERVICE]) == [SERVICE]
+    backend, api = make_backend(error(409), SERVICE)
+    assert await backend.create(JOB, [SERVICE]) == [SERVICE]
     assert [verb for verb, _, _ in api.requests] == ["POST", "GET"]
 
 
-async def test_a_secret_in_use_is_not_looked_at_since_the_operator_may_read_none() -> None:
+async def test_an_existing_secret_is_not_read_since_the_operator_may_not() -> None:
     secret = build_secret(JOB, "token")
     assert secret is not None
-    hands, api = backend(error(409))
-    assert await hands.create(JOB, [secret]) == [secret]
+    backend, api = make_backend(error(409))
+    assert await backend.create(JOB, [secret]) == [secret]
     assert len(api.requests) == 1
 
 
 async def test_a_configuration_of_an_earlier_spec_is_brought_up_to_date() -> None:
     config = build_config_map(JOB)
     assert config is not None
-    hands, api = backend(error(409), {**config, "data": {"config.json": "old"}}, config)
-    assert await hands.create(JOB, [config]) == [config]
+    backend, api = make_backend(error(409), {**config, "data": {"config.json": "old"}}, config)
+    assert await backend.create(JOB, [config]) == [config]
     verb, path, body = api.requests[-1]
     assert (verb, path) == ("PATCH", "/api/v1/namespaces/default/configmaps/job")
     assert body == {"data": config["data"]}
 
 
-async def test_a_name_that_somebody_else_has_is_refused_with_the_fix() -> None:
+async def test_a_name_of_another_owner_is_refused_with_the_fix() -> None:
     foreign = {"metadata": {"name": "job", "namespace": "default"}}
-    hands, _ = backend(error(409), foreign)
+    backend, _ = make_backend(error(409), foreign)
     with pytest.raises(Refused) as refused:
-        await hands.create(JOB, [SERVICE])
+        await backend.create(JOB, [SERVICE])
     assert refused.value.reason == Reason.NAME_TAKEN
     assert str(refused.value) == (
         "Service job exists already and is not this job's; delete it, or give the job another name"
@@ -134,16 +136,16 @@ async def test_a_name_that_somebody_else_has_is_refused_with_the_fix() -> None:
 async def test_a_child_of_a_deleted_namesake_is_waited_for() -> None:
     going = build_service(make_job(uid="uid-0"))
     going["metadata"]["deletionTimestamp"] = "2030-01-01T12:00:00Z"
-    hands, _ = backend(error(409), going)
+    backend, _ = make_backend(error(409), going)
     with pytest.raises(Unavailable):
-        await hands.create(JOB, [SERVICE])
+        await backend.create(JOB, [SERVICE])
 
 
 @pytest.mark.parametrize(("code", "meaning"), [(404, Stale), (503, Unavailable)])
-async def test_a_name_in_use_that_cannot_be_looked_at_is_tried_again(code: int, meaning: type[BackendError]) -> None:
-    hands, _ = backend(error(409), error(code))
+async def test_an_existing_object_that_cannot_be_read_is_retried(code: int, meaning: type[BackendError]) -> None:
+    backend, _ = make_backend(error(409), error(code))
     with pytest.raises(meaning):
-        await hands.create(JOB, [SERVICE])
+        await backend.create(JOB, [SERVICE])
 
 
 def claiming(retain: bool = False) -> TrainingJob:
@@ -157,19 +159,19 @@ async def test_a_claim_that_an_earlier_job_left_is_taken_over_if_it_was_to_be_re
     left, wanted = build_claim(claiming(retain=True)), build_claim(claiming(retain))
     assert left is not None
     assert wanted is not None
-    hands, _ = backend(error(409), left)
+    backend, _ = make_backend(error(409), left)
     if welcome:
-        assert await hands.create(JOB, [wanted]) == [left]
+        assert await backend.create(JOB, [wanted]) == [left]
     else:
         with pytest.raises(Refused, match="exists already and is not this job's"):
-            await hands.create(JOB, [wanted])
+            await backend.create(JOB, [wanted])
 
 
 async def test_one_refused_child_does_not_keep_the_others_from_being_created() -> None:
     pods = [make_pod(JOB, index) for index in range(3)]
-    hands, api = backend(pods[0], error(403), pods[2])
+    backend, api = make_backend(pods[0], error(403), pods[2])
     with pytest.raises(Refused):
-        await hands.create(JOB, pods)
+        await backend.create(JOB, pods)
     assert len(api.requests) == 3
 
 
@@ -177,14 +179,14 @@ async def test_only_the_jobs_own_pods_are_listed() -> None:
     mine, foreign = make_pod(JOB), make_pod(make_job(uid="uid-0"), 1)
     unlabelled = make_pod(JOB, 2)
     unlabelled["metadata"]["labels"] = {"trainyard.dev/job-name": "job"}
-    hands, api = backend({"items": [mine, foreign, unlabelled]})
-    assert await hands.list_pods(JOB) == [mine]
+    backend, api = make_backend({"items": [mine, foreign, unlabelled]})
+    assert await backend.list_pods(JOB) == [mine]
     assert api.requests[0][1] == "/api/v1/namespaces/default/pods?trainyard.dev/job-name=job"
 
 
 async def test_a_pod_is_deleted_under_its_uid() -> None:
-    hands, api = backend({})
-    await hands.delete_pods(JOB, [make_worker(0)])
+    backend, api = make_backend({})
+    await backend.delete_pods(JOB, [make_worker(0)])
     ((verb, path, body),) = api.requests
     assert (verb, path) == ("DELETE", "/api/v1/namespaces/default/pods/job-1-0")
     assert body["preconditions"] == {"uid": "pod-1-0"}
@@ -192,28 +194,28 @@ async def test_a_pod_is_deleted_under_its_uid() -> None:
 
 
 async def test_a_pod_is_deleted_by_force_under_its_uid_too() -> None:
-    hands, api = backend({}, {})
-    await hands.delete_pods(JOB, [make_worker(0), make_worker(1)], force=True)
+    backend, api = make_backend({}, {})
+    await backend.delete_pods(JOB, [make_worker(0), make_worker(1)], force=True)
     for index, (_, _, body) in enumerate(api.requests):
         assert (body["gracePeriodSeconds"], body["preconditions"]) == (0, {"uid": f"pod-1-{index}"})
 
 
 @pytest.mark.parametrize("code", [404, 409])
 async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(code: int) -> None:
-    hands, api = backend(error(code))
-    await hands.delete_pods(JOB, [make_worker(0)])
+    backend, api = make_backend(error(code))
+    await backend.delete_pods(JOB, [make_worker(0)])
     assert len(api.requests) == 1
 
 
 async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:
-    hands, _ = backend(error(503))
+    backend, _ = make_backend(error(503))
     with pytest.raises(Unavailable):
-        await hands.delete_pods(JOB, [make_worker(0)])
+        await backend.delete_pods(JOB, [make_worker(0)])
 
 
 async def test_an_event_points_at_the_job() -> None:
-    hands, api = backend({})
-    await hands.tell(JOB, Event("Warning", "WorkerFailed", "x" * 2000))
+    backend, api = make_backend({})
+    await backend.record_event(JOB, Event("Warning", "WorkerFailed", "x" * 2000))
     ((verb, path, body),) = api.requests
     assert (verb, path) == ("POST", "/api/v1/namespaces/default/events")
     assert body["involvedObject"]["uid"] == "uid-1"
@@ -222,9 +224,9 @@ async def test_an_event_points_at_the_job() -> None:
 
 
 async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    hands, _ = backend(error(403))
-    await hands.tell(JOB, Event("Normal", "Accepted", "m"))
-    assert "default/job: the event Accepted was not stored" in caplog.text
+    backend, _ = make_backend(error(403))
+    await backend.record_event(JOB, Event("Normal", "Accepted", "m"))
+    assert "default/job: event Accepted was not stored" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -236,16 +238,16 @@ async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptu
     ],
 )
 def test_metrics_are_at_the_pods_address(address: str | None, url: str | None) -> None:
-    hands, _ = backend()
+    backend, _ = make_backend()
     job = make_job(metrics={})
-    assert hands.metrics_url(make_pod(job, status={"podIP": address})) == url
+    assert backend.metrics_url(make_pod(job, status={"podIP": address})) == url
 
 
 def test_metrics_of_a_program_are_where_its_spec_says() -> None:
-    hands, _ = backend()
+    backend, _ = make_backend()
     job = make_job(metrics={"port": 8000, "path": "/stats/prom"})
-    assert hands.metrics_url(make_pod(job, status={"podIP": "10.0.0.7"})) == "http://10.0.0.7:8000/stats/prom"
-    assert hands.metrics_url(make_pod(make_job(), status={"podIP": "10.0.0.7"})) is None, "nothing is said of any"
+    assert backend.metrics_url(make_pod(job, status={"podIP": "10.0.0.7"})) == "http://10.0.0.7:8000/stats/prom"
+    assert backend.metrics_url(make_pod(make_job(), status={"podIP": "10.0.0.7"})) is None, "nothing is said of any"
 
 
 def test_every_kind_that_is_built_can_be_created() -> None:

@@ -52,18 +52,18 @@ class Server:
     """Each record that was stored."""
     underway: set["asyncio.Task[tuple[int, Object]]"] = field(default_factory=set)
 
-    async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
+    async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         """As `KubeApi.request`."""
         self.requests.append((now(), verb))
-        return await self.transmit(self.fates(), verb, path, body, patience)
+        return await self.transmit(self.fates(), verb, path, body, timeout_seconds)
 
-    async def transmit(self, fate: Fate, verb: str, path: str, body: Any, patience: float) -> Object:
-        """What has been sent arrives even if nobody waits for the answer any more."""
+    async def transmit(self, fate: Fate, verb: str, path: str, body: Any, timeout_seconds: float) -> Object:
+        """A request that was sent arrives even if its sender does not wait for the response any more."""
         task = asyncio.create_task(self._serve(fate, verb, path, body))
         self.underway.add(task)
         task.add_done_callback(self.underway.discard)
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout_seconds):
                 code, answer = await asyncio.shield(task)
                 if not (fate.arrives and fate.answered):
                     await asyncio.sleep(1000)
@@ -120,12 +120,12 @@ async def hold_for(lease: Lease, seconds: float) -> None:
 # --- to take it -------------------------------------------------------------------------------------------------
 
 
-def test_the_first_one_makes_the_lease_and_leads_at_once() -> None:
+def test_the_first_candidate_creates_the_lease_and_leads_at_once() -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
         assert now() == 0
-        assert not lease.stands_by
+        assert not lease.is_standby
         assert server.stored is not None
         record = server.stored["spec"]
         assert (record["holderIdentity"], record["leaseDurationSeconds"], record["leaseTransitions"]) == ("a", 15, 0)
@@ -178,9 +178,9 @@ def test_a_record_expires_by_how_long_it_was_seen_unchanged_and_not_by_the_times
         lease = server.candidate("a")
         acquiring = asyncio.create_task(lease.acquire())
         await asyncio.sleep(14.9)
-        assert (server.holder, lease.stands_by) == ("dead", True)
+        assert (server.holder, lease.is_standby) == ("dead", True)
         await acquiring
-        assert (server.holder, lease.stands_by) == ("a", False)
+        assert (server.holder, lease.is_standby) == ("a", False)
         assert TIMES.duration <= now() <= TIMES.duration + SLOWEST
         assert server.history[-1]["leaseTransitions"] == 2
 
@@ -200,7 +200,7 @@ def test_a_record_that_changes_does_not_expire() -> None:
     play(scenario)
 
 
-def test_the_holder_says_for_how_long_it_must_be_waited() -> None:
+def test_a_candidate_waits_as_long_as_the_record_says() -> None:
     async def scenario(server: Server) -> None:
         server.store({"holderIdentity": "patient", "leaseDurationSeconds": 60})
         await server.candidate("a").acquire()
@@ -219,7 +219,7 @@ def test_a_process_takes_the_lease_of_its_own_dead_predecessor_at_once() -> None
     play(scenario)
 
 
-def test_of_two_that_find_it_free_the_faster_one_gets_it() -> None:
+def test_of_two_candidates_the_faster_one_gets_a_free_lease() -> None:
     async def scenario(server: Server) -> None:
         server.fates = iter([Fate(), Fate(), Fate(way=0.2), Fate(way=0.1), *[Fate()] * 9]).__next__
         tasks = [asyncio.create_task(server.candidate(name).acquire()) for name in ("slow", "fast")]
@@ -232,7 +232,7 @@ def test_of_two_that_find_it_free_the_faster_one_gets_it() -> None:
 
 
 @pytest.mark.parametrize("fate", [Fate(code=403), Fate(code=500), Fate(arrives=False), Fate(answered=False)])
-def test_a_candidate_goes_on_trying_and_says_once_what_is_wrong(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_candidate_keeps_trying_and_logs_an_error_once(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(server: Server) -> None:
         server.fates = lambda: fate
         acquiring = asyncio.create_task(server.candidate("a").acquire())
@@ -262,9 +262,9 @@ async def _lost_after(server: Server, lease: Lease, seconds: float) -> tuple[flo
     ("fate", "why"),
     [
         (Fate(code=500), "500: HTTP 500"),
-        (Fate(arrives=False), "no answer: TimeoutError"),
-        (Fate(back=60), "no answer: TimeoutError"),
-        (Fate(code=409), "no answer"),
+        (Fate(arrives=False), "no response: TimeoutError"),
+        (Fate(back=60), "no response: TimeoutError"),
+        (Fate(code=409), "no response"),
     ],
 )
 def test_a_holder_that_cannot_renew_gives_up_in_time(fate: Fate, why: str) -> None:
@@ -291,8 +291,8 @@ def test_a_request_that_hangs_for_ever_does_not_outlive_the_deadline() -> None:
     """Whatever the client does with the time that it was given."""
 
     class Hanging(Server):
-        async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
-            return await super().request(verb, path, body, patience=patience if now() < 5 else 1000)
+        async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
+            return await super().request(verb, path, body, timeout_seconds=timeout_seconds if now() < 5 else 1000)
 
     async def scenario() -> None:
         server = Hanging()
@@ -315,8 +315,8 @@ def test_a_holder_survives_what_is_shorter_than_its_deadline() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize(("holder", "words"), [("b", "its holder is b"), ("", "its holder is nobody")])
-def test_a_holder_whose_lease_is_taken_away_gives_up_at_its_next_look(holder: str, words: str) -> None:
+@pytest.mark.parametrize(("holder", "words"), [("b", "its holder is b"), ("", "it has no holder")])
+def test_a_holder_whose_lease_was_taken_stops_at_its_next_renewal(holder: str, words: str) -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
@@ -325,17 +325,17 @@ def test_a_holder_whose_lease_is_taken_away_gives_up_at_its_next_look(holder: st
             await lease.hold()
         assert now() <= SLOWEST
         await lease.release()
-        assert server.holder == holder, "what belongs to somebody else is left alone"
+        assert server.holder == holder, "a lease of another holder is left alone"
 
     play(scenario)
 
 
-def test_a_lease_that_was_deleted_was_taken_away() -> None:
+def test_a_holder_whose_lease_was_deleted_stops() -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
         server.stored = None
-        with pytest.raises(LeaseLost, match="its holder is nobody"):
+        with pytest.raises(LeaseLost, match="it has no holder"):
             await lease.hold()
         await lease.release()
         assert server.stored is None
@@ -365,7 +365,7 @@ def test_a_lease_that_is_released_is_free_at_once() -> None:
     play(scenario)
 
 
-def test_who_does_not_hold_it_releases_nothing() -> None:
+def test_a_candidate_that_is_not_the_holder_releases_nothing() -> None:
     async def scenario(server: Server) -> None:
         await server.candidate("a").acquire()
         await server.candidate("b").release()
@@ -398,10 +398,10 @@ def test_a_lease_that_cannot_be_released_does_not_keep_the_operator_from_ending(
         await lease.acquire()
         server.fates = lambda: fate
         await lease.release()
-        assert now() <= TIMES.patience
+        assert now() <= TIMES.request_timeout
 
     play(scenario)
-    assert "the lease system/trainyard is not released, others wait until it expires" in caplog.text
+    assert "cannot release the lease system/trainyard; other candidates wait until it expires" in caplog.text
 
 
 # --- never two --------------------------------------------------------------------------------------------------
@@ -425,13 +425,13 @@ class Link:
         """When the last of the trouble has begun and ended, with the requests that were underway."""
         return sum(seconds for seconds, _ in self.weather) + 40
 
-    async def request(self, verb: str, path: str, body: Any = None, *, patience: float) -> Object:
+    async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         end = 0.0
         for seconds, fate in self.weather:
             end += seconds
             if now() < end:
-                return await self.server.transmit(fate, verb, path, body, patience)
-        return await self.server.transmit(Fate(), verb, path, body, patience)
+                return await self.server.transmit(fate, verb, path, body, timeout_seconds)
+        return await self.server.transmit(Fate(), verb, path, body, timeout_seconds)
 
 
 @dataclass
@@ -475,7 +475,7 @@ class Elections:
     ends=st.lists(st.tuples(st.sampled_from([1.0, 30.0, 1000.0]), st.booleans()), min_size=1, max_size=5),
     jitter=st.lists(st.floats(0, 1), min_size=1, max_size=7),
 )
-def test_never_do_two_take_themselves_for_the_leader_and_after_all_trouble_one_does(
+def test_there_are_never_two_leaders_and_there_is_one_after_the_faults(
     storms: list[Weather], ends: list[tuple[float, bool]], jitter: list[float]
 ) -> None:
     async def scenario(server: Server) -> None:
@@ -484,7 +484,7 @@ def test_never_do_two_take_themselves_for_the_leader_and_after_all_trouble_one_d
         async with asyncio.TaskGroup() as group:
             pods = [group.create_task(elections.pod(link, f"pod-{number}")) for number, link in enumerate(links)]
             await asyncio.sleep(max(link.calm_from for link in links) + TIMES.duration + 2 * SLOWEST)
-            assert elections.believers or now() - elections.ended < TIMES.duration + 2 * SLOWEST, "nobody leads"
+            assert elections.believers or now() - elections.ended < TIMES.duration + 2 * SLOWEST, "there is no leader"
             for pod in pods:
                 pod.cancel()
 

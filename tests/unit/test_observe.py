@@ -4,30 +4,30 @@ from typing import Any
 
 import pytest
 
-from tests.builders import NOW, after, last_words, make_job, make_pod
+from tests.builders import NOW, after, make_job, make_pod, termination_message
 from tests.support import kubelet
 from trainyard.protocol import constants
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import Worker, WorkerState, observe_worker
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState, observe_pod
 
 
-def seen(status: kubelet.Status, **pod: Any) -> Worker:
-    return observe_worker(make_pod(make_job(), status=status, **pod))
+def seen(status: kubelet.Status, **pod: Any) -> WorkerPod:
+    return observe_pod(make_pod(make_job(), status=status, **pod))
 
 
 def test_a_pod_is_known_by_its_labels() -> None:
-    worker = observe_worker(make_pod(make_job(replicas=7), 3, attempt=5, uid="u"))
+    worker = observe_pod(make_pod(make_job(replicas=7), 3, attempt=5, uid="u"))
     assert (worker.name, worker.uid, worker.attempt, worker.index, worker.replicas) == ("job-5-3", "u", 5, 3, 7)
 
 
-def test_a_pod_that_nobody_has_touched_is_pending() -> None:
+def test_a_new_pod_is_pending() -> None:
     worker = seen({}, node=None)
-    assert (worker.state, worker.obstacle, worker.node, worker.active) == (WorkerState.PENDING, None, None, True)
+    assert (worker.state, worker.blocker, worker.node, worker.active) == (WorkerState.PENDING, None, None, True)
 
 
 def test_a_scheduled_pod_whose_container_is_being_made_is_pending() -> None:
     worker = seen(kubelet.scheduled())
-    assert (worker.state, worker.obstacle, worker.node) == (WorkerState.PENDING, None, "node-1")
+    assert (worker.state, worker.blocker, worker.node) == (WorkerState.PENDING, None, "node-1")
 
 
 @pytest.mark.parametrize("ready", [True, False])
@@ -46,21 +46,21 @@ def test_a_worker_that_has_succeeded_holds_nothing_any_more() -> None:
     )
 
 
-def test_a_failed_worker_leaves_code_reason_and_last_words() -> None:
+def test_a_failed_worker_has_exit_code_reason_and_termination_message() -> None:
     worker = seen(kubelet.ended(after(5), 137, reason="OOMKilled", message=" words \n"))
-    assert (worker.state, worker.exit_code, worker.reason, worker.last_words) == (
+    assert (worker.state, worker.exit_code, worker.reason, worker.termination_message) == (
         WorkerState.FAILED,
         137,
         "OOMKilled",
         "words",
     )
-    assert worker.message is None
+    assert worker.trainer_message is None
 
 
-def test_the_last_words_of_the_trainer_are_understood() -> None:
-    worker = seen(kubelet.ended(NOW, 1, message=last_words(rank=3, exception="E", peer_lost=True)))
-    assert worker.message is not None
-    assert (worker.message.rank, worker.message.peer_lost) == (3, True)
+def test_the_termination_message_of_the_trainer_is_decoded() -> None:
+    worker = seen(kubelet.ended(NOW, 1, message=termination_message(rank=3, exception="E", peer_lost=True)))
+    assert worker.trainer_message is not None
+    assert (worker.trainer_message.rank, worker.trainer_message.peer_lost) == (3, True)
 
 
 def test_the_worker_decides_and_not_a_sidecar_that_outlives_it() -> None:
@@ -76,7 +76,7 @@ def test_a_sidecar_that_ends_does_not_end_the_worker() -> None:
     assert seen({**status, "containerStatuses": [sidecar, *status["containerStatuses"]]}).state is WorkerState.RUNNING
 
 
-def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
+def test_an_evicted_pod_has_failed_and_is_disrupted() -> None:
     worker = seen(kubelet.evicted())
     assert (worker.state, worker.disrupted, worker.reason, worker.exit_code) == (
         WorkerState.FAILED,
@@ -84,26 +84,26 @@ def test_an_evicted_pod_has_failed_and_is_not_to_blame() -> None:
         "Evicted",
         None,
     )
-    assert worker.last_words == "The node was low on resource: memory."
+    assert worker.termination_message == "The node was low on resource: memory."
 
 
 @pytest.mark.parametrize("status", [kubelet.running(NOW), kubelet.ended(NOW, 143)], ids=["running", "ended"])
-def test_a_disruption_target_is_not_to_blame(status: kubelet.Status) -> None:
+def test_a_disruption_target_is_disrupted(status: kubelet.Status) -> None:
     worker = seen(kubelet.disrupted(status))
-    assert (worker.disrupted, worker.reason, worker.last_words) == (True, "PreemptionByScheduler", "preempted")
+    assert (worker.disrupted, worker.reason, worker.termination_message) == (True, "PreemptionByScheduler", "preempted")
     assert not seen(status).disrupted
 
 
 def test_a_pod_that_has_done_its_work_is_not_lost_any_more() -> None:
     worker = seen(kubelet.disrupted(kubelet.ended(NOW, 0, message="done")))
-    assert (worker.state, worker.disrupted, worker.last_words) == (WorkerState.SUCCEEDED, False, "done")
+    assert (worker.state, worker.disrupted, worker.termination_message) == (WorkerState.SUCCEEDED, False, "done")
 
 
 @pytest.mark.parametrize(
     "reason",
     ["NodeLost", "NodeShutdown", "Shutdown", "Terminated", "Preempting", "NodeAffinity", "UnexpectedAdmissionError"],
 )
-def test_a_pod_that_its_node_gave_up_is_not_to_blame(reason: str) -> None:
+def test_a_pod_that_its_node_rejects_is_disrupted(reason: str) -> None:
     assert seen({"phase": "Failed", "reason": reason, "message": "m"}).disrupted
 
 
@@ -115,7 +115,7 @@ def test_other_failures_of_a_pod_are(reason: str) -> None:
 
 def test_a_pod_that_is_being_deleted_says_so() -> None:
     worker = seen(kubelet.running(NOW), terminating=True)
-    assert (worker.terminating, worker.deletion_at) == (True, after(30))
+    assert (worker.terminating, worker.deletion_deadline) == (True, after(30))
     assert not seen(kubelet.running(NOW)).terminating
 
 
@@ -148,16 +148,16 @@ def test_a_pod_that_is_being_deleted_says_so() -> None:
         ),
     ],
 )
-def test_an_obstacle_is_named_with_the_pod_and_the_fix(status: kubelet.Status, reason: Reason, message: str) -> None:
+def test_a_blocker_names_the_pod_and_the_fix(status: kubelet.Status, reason: Reason, message: str) -> None:
     worker = seen(status)
     assert worker.state is WorkerState.PENDING
-    assert worker.obstacle is not None
-    assert (worker.obstacle.reason, worker.obstacle.message) == (reason, message)
+    assert worker.blocker is not None
+    assert (worker.blocker.reason, worker.blocker.message) == (reason, message)
 
 
-def test_a_gate_of_the_scheduler_is_no_obstacle() -> None:
+def test_a_scheduling_gate_is_no_blocker() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
-    assert seen({"phase": "Pending", "conditions": [condition]}).obstacle is None
+    assert seen({"phase": "Pending", "conditions": [condition]}).blocker is None
 
 
 def test_lists_that_are_null_do_no_harm() -> None:
@@ -165,8 +165,8 @@ def test_lists_that_are_null_do_no_harm() -> None:
     assert worker.state is WorkerState.PENDING
 
 
-def test_a_pod_without_our_labels_is_an_error_of_the_caller() -> None:
+def test_a_pod_without_labels_is_an_error_of_the_caller() -> None:
     pod = make_pod(make_job())
     del pod["metadata"]["labels"][constants.LABEL_INDEX]
     with pytest.raises(KeyError):
-        observe_worker(pod)
+        observe_pod(pod)

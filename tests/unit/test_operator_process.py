@@ -11,6 +11,7 @@ from prometheus_client import generate_latest
 
 from tests.builders import make_job, make_manifest
 from tests.support import clock
+from trainyard.json_log import JsonFormatter
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
@@ -18,7 +19,6 @@ from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.probes import STALLED, Health, serve
 from trainyard_operator.kube.resync import GRACE, Resync, parse_job
-from trainyard_operator.main import _JsonFormatter
 from trainyard_operator.options import parse_options
 
 KEY = ("default", "job")
@@ -82,9 +82,7 @@ def test_help_names_every_option_and_its_variable(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(("option", "field"), [("--key-secret", "key_secret"), ("--lease", "lease")])
-def test_what_is_the_operators_own_is_named_with_its_namespace(
-    option: str, field: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_with_a_namespace_are_parsed(option: str, field: str, capsys: pytest.CaptureFixture[str]) -> None:
     options, _ = parse_options(["--trainer-image", "x", option, "system/name"])
     assert getattr(options, field) == ("system", "name")
     for wrong in ("name", "/name", "system/"):
@@ -93,7 +91,7 @@ def test_what_is_the_operators_own_is_named_with_its_namespace(
         assert f"{option}: must be NAMESPACE/NAME, not {wrong}" in capsys.readouterr().err
 
 
-def test_a_candidate_has_the_name_of_its_pod_and_elsewhere_one_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_candidate_is_named_after_its_pod_or_gets_a_unique_name(monkeypatch: pytest.MonkeyPatch) -> None:
     outside = {parse_options(["--trainer-image", "x"])[0].identity for _ in range(2)}
     assert len(outside) == 2
     monkeypatch.setenv("POD_ID", "trainyard-7d9-x")
@@ -106,7 +104,7 @@ def test_log_lines_are_json() -> None:
     except ValueError as error:
         problem = (type(error), error, error.__traceback__)
     record = logging.LogRecord("trainyard", logging.ERROR, __file__, 1, "job %s", ("a",), problem)
-    line = json.loads(_JsonFormatter().format(record))
+    line = json.loads(JsonFormatter(with_logger=True).format(record))
     assert (line["level"], line["logger"], line["message"]) == ("error", "trainyard", "job a")
     assert "ValueError: no" in line["exception"]
     assert line["time"].endswith("+00:00")
@@ -136,7 +134,7 @@ def body(name: str = "job", version: int = 10) -> dict[str, Any]:
     return make_job(name, uid=f"uid-{name}", version=version).to_dict()
 
 
-def test_priming_fills_the_cache_and_asks_for_a_look_at_each_job() -> None:
+def test_priming_fills_the_cache_and_queues_each_job() -> None:
     async def scenario() -> None:
         resync = make_resync(Api([body("a"), body("b")], []))
         await resync.prime()
@@ -147,7 +145,7 @@ def test_priming_fills_the_cache_and_asks_for_a_look_at_each_job() -> None:
     clock.run(scenario())
 
 
-def test_without_an_answer_the_cache_is_not_primed() -> None:
+def test_without_a_response_the_cache_is_not_filled() -> None:
     async def scenario() -> None:
         api = Api([], [])
         api.error = ApiError(404, "NotFound", "no such resource")
@@ -159,7 +157,7 @@ def test_without_an_answer_the_cache_is_not_primed() -> None:
     clock.run(scenario())
 
 
-def test_a_job_of_another_version_of_the_crd_is_left_out_and_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_of_another_version_of_the_crd_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         strange = {**make_manifest("strange"), "spec": {"colour": "red"}}
         resync = make_resync(Api([strange, body()], []))
@@ -167,11 +165,11 @@ def test_a_job_of_another_version_of_the_crd_is_left_out_and_told(caplog: pytest
         assert len(resync.cache) == 1
 
     clock.run(scenario())
-    assert "is not understood; install the CRD of this operator's version" in caplog.text
+    assert "cannot be parsed; install the CRD of this operator's version" in caplog.text
     assert parse_job({"metadata": None}) is None
 
 
-def test_a_stream_that_delivers_in_time_is_well() -> None:
+def test_a_stream_that_delivers_in_time_is_healthy() -> None:
     async def scenario() -> None:
         api = Api([body()], [])
         resync = make_resync(api)
@@ -186,7 +184,7 @@ def test_a_stream_that_delivers_in_time_is_well() -> None:
     clock.run(scenario())
 
 
-def test_a_silent_stream_is_noticed_repaired_and_heals_with_the_next_list() -> None:
+def test_a_stalled_stream_is_detected_and_repaired_and_recovers() -> None:
     async def scenario() -> None:
         api = Api([body()], [])
         resync = make_resync(api)
@@ -228,7 +226,7 @@ def make_health(resync: Resync) -> Health:
     return Health(resync.cache, resync.queue, resync)
 
 
-def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() -> None:
+def test_liveness_fails_for_a_stalled_queue_and_for_a_stalled_stream() -> None:
     async def scenario() -> None:
         resync = make_resync(Api([], []))
         health = make_health(resync)
@@ -236,16 +234,17 @@ def test_health_complains_of_a_queue_that_stands_still_and_of_a_silent_stream() 
         assert health.problems() == []
         resync.queue.add(KEY)
         await asyncio.sleep(STALLED + 1)
-        assert health.problems() == ["the work queue has stood still for 121 s"]
+        assert health.problems() == ["the work queue has been stalled for 121 s"]
         await resync.queue.get()
         resync.queue.done(KEY)
         resync.watch_lost = True
-        assert health.problems() == ["a watch stream is silent: a complete list held changes that it never delivered"]
+        [problem] = health.problems()
+        assert problem == "a watch stream is stalled: a complete list contained changes that it never delivered"
 
     clock.run(scenario())
 
 
-async def test_the_pages_say_how_the_operator_is() -> None:
+async def test_the_pages_show_the_state_of_the_operator() -> None:
     resync = make_resync(Api([body()], []))
     metrics = OperatorMetrics(resync.cache, resync.queue)
 
@@ -266,31 +265,31 @@ async def test_the_pages_say_how_the_operator_is() -> None:
         assert "trainyard_operator_queue_depth 1.0" in page
         resync.watch_lost = True
         status, page = await get(session, "/healthz")
-        assert (status, "silent" in page) == (503, True)
+        assert (status, "stalled" in page) == (503, True)
         assert (await get(session, "/elsewhere"))[0] == 404
 
 
-def test_an_api_server_that_does_not_answer_is_a_standstill_though_every_look_ends() -> None:
+def test_an_api_server_that_does_not_answer_counts_as_a_stall() -> None:
     """A request to one that is down fails at once, and one to one that hangs after its time-out: before any alert."""
 
     async def scenario() -> None:
         queue = WorkQueue[Key]()
         metrics = OperatorMetrics(Cache(), queue)
 
-        async def look(code: int) -> float:
+        async def seconds_after(code: int) -> float:
             queue.add(KEY)
             metrics.count_request("PUT", code)
             queue.done(await queue.get())
             await asyncio.sleep(30)
             return metrics.registry.get_sample_value("trainyard_operator_queue_stalled_seconds") or 0.0
 
-        assert [await look(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
+        assert [await seconds_after(code) for code in (200, 0, 503, 0, 409, 0)] == [0, 30, 60, 90, 0, 30]
 
     clock.run(scenario())
 
 
 class LeaseOf:
-    """Answers with a Lease of this holder, which nobody else can have for a long time."""
+    """Answers with a Lease that this holder keeps for a long time."""
 
     def __init__(self, holder: str) -> None:
         self.spec: dict[str, Any] = {"holderIdentity": holder, "leaseDurationSeconds": 3600}
@@ -299,7 +298,7 @@ class LeaseOf:
         return body if verb == "PUT" else {"metadata": {}, "spec": self.spec}
 
 
-def test_an_operator_that_stands_by_is_ready_and_one_that_leads_is_when_it_knows_the_jobs() -> None:
+def test_a_standby_is_ready_and_a_leader_once_its_cache_is_filled() -> None:
     async def scenario() -> None:
         resync, api = make_resync(Api([], [])), LeaseOf("other")
         lease = Lease(api, "system", "trainyard", "mine")  # type: ignore[arg-type]
@@ -331,7 +330,7 @@ async def test_the_metric_of_the_leader_is_one_while_it_works() -> None:
     assert value() == 0
 
 
-async def test_requests_and_looks_are_counted_by_what_came_of_them() -> None:
+async def test_requests_and_reconciliations_are_counted_by_outcome() -> None:
     metrics = OperatorMetrics(Cache(), WorkQueue[Key]())
     metrics.count_request("POST", 409)
     metrics.observe_reconcile(0.02, "Stale")

@@ -1,8 +1,8 @@
-"""What a job tells of steps that have changed nothing: each once, and that it is degraded while they are recent."""
+"""Skipped steps: each is reported once, and the job is degraded while they are recent."""
 
 import pytest
 
-from tests.builders import last_words, make_progress, make_worker, trainer_spec
+from tests.builders import make_progress, make_worker, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
@@ -22,7 +22,7 @@ def reads(story: Story, page: Progress) -> Story:
     return story
 
 
-def told(story: Story) -> list[tuple[str, str]]:
+def reported(story: Story) -> list[tuple[str, str]]:
     return [(e.reason, e.message) for e in story.events if e.reason in ("BadSteps", "RolledBack")]
 
 
@@ -31,31 +31,35 @@ def degraded(story: Story) -> tuple[str, str] | None:
     return (found.status, found.reason) if found else None
 
 
-def test_each_bad_step_is_told_once_and_degrades_the_job_for_a_while() -> None:
+def test_each_skipped_step_is_reported_once_and_degrades_the_job_for_a_while() -> None:
     story = training()
     assert degraded(story) is None, "nothing was ever wrong"
     reads(story, make_progress(step=21, skipped_steps=1, last_skipped_step=20))
-    text = "attempt 1: step 20 changed nothing, since the gradient was not finite, or a spike"
-    assert told(story) == [("BadSteps", f"{text} (spec.health.badSteps bears 5 in a row)")]
+    text = "attempt 1: step 20 was skipped, since the gradient was not finite or spiked"
+    assert reported(story) == [("BadSteps", f"{text} (spec.health.badSteps.limit is 5 consecutive steps)")]
     assert degraded(story) == ("True", "BadSteps")
     reads(story, make_progress(step=30, skipped_steps=1, last_skipped_step=20))
-    assert told(story) == []
+    assert reported(story) == []
     reads(story, make_progress(step=40, skipped_steps=4, last_skipped_step=39))
-    assert told(story)[0][1].startswith("attempt 1: 3 steps up to 39 changed nothing")
+    assert reported(story)[0][1].startswith("attempt 1: 3 steps up to 39 were skipped")
     reads(story, make_progress(step=39 + RECENT_STEPS, skipped_steps=4, last_skipped_step=39))
     assert degraded(story) == ("False", "Healthy")
 
 
 @pytest.mark.parametrize(("limit", "phase"), [(0, "Failed"), (1, "Restarting")])
-def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, phase: str) -> None:
-    """All ranks give up together, and the first pod is not the one to blame."""
+def test_an_attempt_that_fails_by_bad_steps_names_the_rank_of_the_bad_gradient(limit: int, phase: str) -> None:
+    """All ranks fail together, and the culprit is not in the first pod."""
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": limit})
     words = [
-        last_words(rank=rank, exception="BadSteps", message="nan, which came from rank 1", step=7, peer_lost=rank == 0)
+        termination_message(
+            rank=rank, exception="BadSteps", message="nan, which came from rank 1", step=7, peer_lost=rank == 0
+        )
         for rank in range(2)
     ]
     code = constants.EXIT_BAD_STEPS
-    story.see(*(make_worker(i, state="Failed", exit_code=code, last_words=words[i]) for i in range(2))).settle()
+    story.see(
+        *(make_worker(i, state="Failed", exit_code=code, termination_message=words[i]) for i in range(2))
+    ).settle()
     failure = story.status.last_failure
     assert failure is not None
     assert (failure.reason, failure.rank, failure.step, failure.exit_code) == ("BadSteps", 1, 7, code)
@@ -63,23 +67,23 @@ def test_an_attempt_that_gives_up_names_the_rank_that_it_came_from(limit: int, p
     assert (story.phase, story.status.restarts_counted) == (phase, limit)
 
 
-def test_what_was_skipped_after_the_last_look_is_told_by_the_last_word() -> None:
+def test_steps_skipped_at_the_end_are_reported_from_the_termination_message() -> None:
     story = training()
     final = make_progress(step=100, skipped_steps=1, last_skipped_step=99)
-    words = [last_words(rank=0, progress=final), ""]
+    words = [termination_message(rank=0, progress=final), ""]
     story.events.clear()
-    story.see(*(make_worker(i, state="Succeeded", last_words=words[i]) for i in range(2))).settle()
-    assert told(story)[0][1].startswith("attempt 1: step 99 changed nothing")
+    story.see(*(make_worker(i, state="Succeeded", termination_message=words[i]) for i in range(2))).settle()
+    assert reported(story)[0][1].startswith("attempt 1: step 99 was skipped")
     assert degraded(story) == ("False", "Finished")
     assert story.phase == "Succeeded"
 
 
-def test_a_rollback_is_told_once() -> None:
+def test_a_rollback_is_reported_once() -> None:
     page = make_progress(step=15, skipped_steps=5, last_skipped_step=20, rollbacks=1, checkpoint_step=15)
     story = reads(training(), page)
-    assert told(story)[1] == (
+    assert reported(story)[1] == (
         "RolledBack",
-        "attempt 1: back at the checkpoint of step 15, and on with new samples",
+        "attempt 1: rolled back to the checkpoint of step 15; continuing with new samples",
     )
     assert degraded(story) == ("True", "BadSteps")
-    assert told(reads(story, page.replace(step=16))) == []
+    assert reported(reads(story, page.replace(step=16))) == []

@@ -1,4 +1,4 @@
-"""Failures: what is restarted, what it costs, who is blamed, and when the job gives up."""
+"""Failures: what is restarted, what counts, which failure is the first, and when the job fails."""
 
 import json
 from typing import Any
@@ -7,13 +7,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.builders import NOW, after, last_words, make_worker
+from tests.builders import NOW, after, make_worker, termination_message
 from tests.support.story import Story, running
 from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.lifecycle.restart_policy import backoff
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.restart_policy import backoff_seconds
 
 
 def failure(story: Story) -> Failure:
@@ -21,11 +21,11 @@ def failure(story: Story) -> Failure:
     return story.status.last_failure
 
 
-def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> Worker:
+def crash(index: int = 0, *, attempt: int = 1, **fields: Any) -> WorkerPod:
     return make_worker(index, attempt=attempt, state="Failed", **fields)
 
 
-def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
+def test_one_failed_worker_restarts_the_group_as_a_new_attempt() -> None:
     story = running().see(crash(0), make_worker(1))
     decision = story.step()
     assert (decision.actions, decision.wake_after) == ((), 0)
@@ -40,9 +40,9 @@ def test_one_failed_worker_restarts_the_whole_group_as_a_new_attempt() -> None:
     assert story.condition("Restarting").status == "False"
 
 
-def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
-    words = last_words(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
-    story = running().see(crash(1, exit_code=1, node="node-7", last_words=words), make_worker(0))
+def test_the_first_failure_is_recorded_with_every_detail() -> None:
+    words = termination_message(rank=3, exception="FloatingPointError", message="loss is nan", step=41)
+    story = running().see(crash(1, exit_code=1, node="node-7", termination_message=words), make_worker(0))
     story.later(5).step()
     assert failure(story) == Failure(
         attempt=1,
@@ -65,21 +65,25 @@ def test_the_first_failure_is_recorded_with_all_that_is_known() -> None:
     ("fields", "reason", "message"),
     [
         (
-            {"exit_code": 1, "reason": "Error", "last_words": "Traceback\n  File x\nKeyError: 'a'\n"},
+            {"exit_code": 1, "reason": "Error", "termination_message": "Traceback\n  File x\nKeyError: 'a'\n"},
             "Error",
             "KeyError: 'a'",
         ),
         ({"exit_code": 137, "reason": "OOMKilled"}, "OOMKilled", ""),
         ({"exit_code": 139, "reason": "Error"}, "SIGSEGV", ""),
-        ({"exit_code": 137, "reason": "Error", "last_words": '{"message": "step 4", "x": 1}'}, "SIGKILL", "step 4"),
-        ({"exit_code": 137, "last_words": '{"x": 1}'}, "SIGKILL", '{"x": 1}'),
-        ({"exit_code": 137, "last_words": '{"message": 1'}, "SIGKILL", '{"message": 1'),
+        (
+            {"exit_code": 137, "reason": "Error", "termination_message": '{"message": "step 4", "x": 1}'},
+            "SIGKILL",
+            "step 4",
+        ),
+        ({"exit_code": 137, "termination_message": '{"x": 1}'}, "SIGKILL", '{"x": 1}'),
+        ({"exit_code": 137, "termination_message": '{"message": 1'}, "SIGKILL", '{"message": 1'),
         ({"exit_code": 255, "reason": "Error"}, "Error", ""),
         ({"exit_code": 128, "reason": "ContainerCannotRun"}, "ContainerCannotRun", ""),
         ({"exit_code": 3}, "Error", ""),
     ],
 )
-def test_a_failure_without_words_of_ours_is_named_by_what_there_is(
+def test_a_failure_without_a_trainer_message_is_named_by_what_the_kubelet_reports(
     fields: dict[str, Any], reason: str, message: str
 ) -> None:
     story = running().see(crash(0, **fields), make_worker(1))
@@ -98,7 +102,7 @@ def fail_once(story: Story) -> None:
         story.see().later(1000).settle()
 
 
-def test_the_job_fails_for_good_when_the_budget_is_spent() -> None:
+def test_the_job_fails_when_the_restart_limit_is_reached() -> None:
     story = running(restartPolicy={"maxRestarts": 2})
     for _ in range(3):
         fail_once(story)
@@ -119,8 +123,10 @@ def test_a_limit_of_zero_means_no_restart_at_all() -> None:
 
 
 def test_a_configuration_that_can_never_work_fails_at_once() -> None:
-    words = last_words(rank=0, exception="ValueError", message="spec.trainer.data.path: no such file; mount it")
-    story = running().see(crash(0, exit_code=78, last_words=words), make_worker(1))
+    words = termination_message(
+        rank=0, exception="ValueError", message="spec.trainer.data.path: no such file; mount it"
+    )
+    story = running().see(crash(0, exit_code=78, termination_message=words), make_worker(1))
     story.settle()
     assert story.phase == Phase.FAILED
     assert story.condition("Failed").reason == "InvalidConfig"
@@ -128,7 +134,7 @@ def test_a_configuration_that_can_never_work_fails_at_once() -> None:
     assert failure(story).reason == "InvalidConfig"
 
 
-def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() -> None:
+def test_the_same_exit_code_of_a_users_own_program_is_an_ordinary_failure() -> None:
     story = running().see(crash(0, exit_code=78), make_worker(1))
     story.step()
     assert story.phase == Phase.RESTARTING
@@ -137,7 +143,9 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
 @pytest.mark.parametrize(
     "lost",
     [
-        make_worker(0, state="Failed", exit_code=None, disrupted=True, reason="Evicted", last_words="low on memory"),
+        make_worker(
+            0, state="Failed", exit_code=None, disrupted=True, reason="Evicted", termination_message="low on memory"
+        ),
         make_worker(0, state="Failed", exit_code=137, disrupted=True, reason="Error"),
         make_worker(0, state="Running", disrupted=True),
         make_worker(0, state="Running", terminating=True),
@@ -146,7 +154,7 @@ def test_the_same_exit_code_of_a_program_of_ones_own_is_an_ordinary_failure() ->
     ],
     ids=["evicted", "preempted", "about to be preempted", "deleted", "deleted before it ran", "deleted and ended"],
 )
-def test_what_the_cluster_takes_away_does_not_count(lost: Worker) -> None:
+def test_a_pod_removed_by_the_cluster_does_not_count(lost: WorkerPod) -> None:
     story = running(restartPolicy={"maxRestarts": 0}).see(lost, make_worker(1))
     story.step()
     assert (story.phase, story.status.attempt) == (Phase.RESTARTING, 2)
@@ -170,7 +178,7 @@ def test_a_group_of_which_nothing_is_left_is_restarted_and_the_attempt_is_named(
     assert failure(story).message.startswith("2 worker pods are gone")
 
 
-def test_a_pod_that_has_vanished_before_the_group_ran_is_made_again() -> None:
+def test_a_pod_that_vanished_before_the_group_ran_is_created_again() -> None:
     story = Story()
     story.settle()
     story.see(make_worker(0, state="Pending"))
@@ -204,8 +212,8 @@ def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> Non
     step = story.later(1).settle()
     assert step.actions == (DeleteWorkers((lost,), force=True),)
     assert story.events[-1].message == (
-        "pod job-1-0 has not ended 30 s after its grace period, so node node-7 is taken for lost; deleting the pod by "
-        "force"
+        "pod job-1-0 has not terminated 30 s after its grace period, so node node-7 is considered lost; deleting the "
+        "pod by force"
     )
     assert story.see().settle().actions == (CreateWorkers(2, (0, 1)),)
     assert story.status.restarts_counted == 0
@@ -214,14 +222,14 @@ def test_a_pod_that_does_not_end_is_deleted_by_force_once_it_is_overdue() -> Non
 def test_each_pod_has_its_own_grace_period() -> None:
     story = running()
     story.all("Running", terminating=True).settle()
-    slow = make_worker(1, deletion_at=after(3600))
+    slow = make_worker(1, deletion_deadline=after(3600))
     step = story.see(make_worker(0, terminating=True), slow).later(61).settle()
     assert step.actions == (DeleteWorkers((story.workers[0],), force=True),)
     assert step.wake_after == 3600 - 61 + 30 + 1
 
 
 @pytest.mark.parametrize("why", ["suspended", "finished"])
-def test_nothing_is_deleted_by_force_while_nobody_waits_for_it(why: str) -> None:
+def test_nothing_is_deleted_by_force_while_no_attempt_waits_for_it(why: str) -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.edit(suspend=True) if why == "suspended" else story.see(crash(0), make_worker(1))
     story.settle()
@@ -237,7 +245,7 @@ def ruled(*rules: dict[str, Any], **policy: Any) -> Story:
     return running(restartPolicy={"maxRestarts": 1, "backoff": {"initialSeconds": 0}, **policy, "rules": list(rules)})
 
 
-def test_a_rule_for_an_exit_code_restarts_without_end_and_spends_nothing() -> None:
+def test_a_rule_for_an_exit_code_restarts_without_limit() -> None:
     story = ruled({"onExitCodes": [41, 42], "action": "RestartIgnoringLimit"})
     for _ in range(5):
         fail_once_by(story, exit_code=42)
@@ -263,8 +271,8 @@ def test_a_rule_that_fails_ends_the_job_at_once_and_is_named() -> None:
     story = ruled(
         {"onExitCodes": [9], "action": "Restart"}, {"onReasons": ["ValueError"], "action": "Fail"}, maxRestarts=5
     )
-    words = last_words(rank=0, exception="ValueError", message="no such column", step=3)
-    fail_once_by(story, last_words=words)
+    words = termination_message(rank=0, exception="ValueError", message="no such column", step=3)
+    fail_once_by(story, termination_message=words)
     assert (story.phase, story.status.attempt) == (Phase.FAILED, 1)
     assert story.condition("Failed").reason == "RestartRule"
     assert story.condition("Failed").message == (
@@ -285,7 +293,7 @@ def test_the_first_rule_that_matches_decides() -> None:
     assert "restartPolicy.rules[1] says Fail" in story.condition("Failed").message
 
 
-def test_a_rule_may_charge_what_the_cluster_takes_away() -> None:
+def test_a_rule_may_count_a_pod_removed_by_the_cluster() -> None:
     story = ruled({"onReasons": ["Evicted"], "action": "Restart"})
     for _ in range(2):
         story.all("Running").settle()
@@ -296,7 +304,7 @@ def test_a_rule_may_charge_what_the_cluster_takes_away() -> None:
     assert story.condition("Failed").reason == "RestartLimitReached"
 
 
-def test_the_exit_code_of_a_pod_that_was_taken_away_is_not_the_programs() -> None:
+def test_the_exit_code_of_a_removed_pod_is_not_that_of_the_program() -> None:
     story = ruled({"onExitCodes": [137], "action": "Fail"})
     preempted = crash(0, exit_code=137, disrupted=True, reason="Error")
     story.see(preempted, make_worker(1)).settle()
@@ -309,9 +317,11 @@ def test_a_vanished_pod_has_a_reason_for_rules_too() -> None:
     assert story.condition("Failed").reason == "RestartRule"
 
 
-def test_a_rule_comes_before_what_the_operator_thinks_hopeless() -> None:
+def test_a_rule_comes_before_an_unrecoverable_failure() -> None:
     story = ruled({"onExitCodes": [78], "action": "RestartIgnoringLimit"})
-    fail_once_by(story, exit_code=78, last_words=last_words(rank=0, message="spec.x: not mounted yet"))
+    fail_once_by(
+        story, exit_code=78, termination_message=termination_message(rank=0, message="spec.x: not mounted yet")
+    )
     assert story.phase == Phase.RESTARTING
 
 
@@ -326,9 +336,9 @@ def test_a_rule_for_the_effect_of_a_failure_waits_for_the_cause_like_all_else() 
 # --- cause before effect --------------------------------------------------------------------------------------
 
 
-def effect(index: int, seconds: float) -> Worker:
-    words = last_words(rank=index, exception="PeerLost", message="connection closed", peer_lost=True)
-    return crash(index, last_words=words, finished_at=after(seconds))
+def effect(index: int, seconds: float) -> WorkerPod:
+    words = termination_message(rank=index, exception="PeerLost", message="connection closed", peer_lost=True)
+    return crash(index, termination_message=words, finished_at=after(seconds))
 
 
 def test_an_effect_waits_for_its_cause() -> None:
@@ -342,7 +352,7 @@ def test_an_effect_waits_for_its_cause() -> None:
     assert (failure(story).pod, failure(story).reason) == ("job-1-1", "OOMKilled")
 
 
-def test_an_effect_without_a_cause_is_blamed_in_the_end() -> None:
+def test_an_effect_without_a_cause_is_the_failure_in_the_end() -> None:
     story = running().later(10).see(effect(0, 9), make_worker(1))
     story.step()
     story.later(2.5).step()
@@ -357,7 +367,7 @@ def test_a_worker_whose_clock_is_wrong_delays_nothing(seconds: float) -> None:
     assert story.status.attempt == 2
 
 
-def test_of_several_causes_the_first_is_blamed() -> None:
+def test_of_several_causes_the_first_is_the_failure() -> None:
     story = running().see(crash(0, exit_code=5, finished_at=after(4)), crash(1, exit_code=6, finished_at=after(3)))
     story.step()
     assert (failure(story).pod, failure(story).exit_code) == ("job-1-1", 6)
@@ -378,7 +388,7 @@ def test_a_restart_waits_for_the_backoff_and_then_happens() -> None:
 
 def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
     policy = Backoff(initial_seconds=2, factor=3, max_seconds=40)
-    assert [backoff(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
+    assert [backoff_seconds(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
 
 
 @given(
@@ -391,8 +401,8 @@ def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
     restarts=st.integers(0, 10_000),
 )
 def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int) -> None:
-    assert 0 <= backoff(policy, restarts) <= policy.max_seconds
-    assert backoff(policy, restarts) <= backoff(policy, restarts + 1)
+    assert 0 <= backoff_seconds(policy, restarts) <= policy.max_seconds
+    assert backoff_seconds(policy, restarts) <= backoff_seconds(policy, restarts + 1)
 
 
 # --- rubbish --------------------------------------------------------------------------------------------------
@@ -413,11 +423,13 @@ rubbish = st.fixed_dictionaries(
 @given(words=st.text(max_size=3000) | rubbish, code=st.integers(0, 255), reason=st.text(max_size=50))
 @example(words={"exception": "E" * 3000}, code=1, reason="")
 @example(words={"rank": 10**30}, code=1, reason="")
-def test_no_last_words_whatever_keep_a_job_from_ending(words: object, code: int, reason: str) -> None:
+def test_no_termination_message_keeps_a_job_from_ending(words: object, code: int, reason: str) -> None:
     """The status must be one that the API server takes: JSON, and within the limits of the schema."""
     text = words if isinstance(words, str) else json.dumps(words)
     story = running(restartPolicy={"maxRestarts": 0})
-    story.all("Failed" if code else "Succeeded", exit_code=code, reason=reason, last_words=text, finished_at=NOW)
+    story.all(
+        "Failed" if code else "Succeeded", exit_code=code, reason=reason, termination_message=text, finished_at=NOW
+    )
     story.later(60).settle()
     assert story.phase in (Phase.FAILED, Phase.SUCCEEDED)
     written = json.dumps(story.status.to_dict(), allow_nan=False)

@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import after, last_words, make_job, make_progress, make_worker, trainer_spec
+from tests.builders import after, make_job, make_progress, make_worker, termination_message, trainer_spec
+from tests.support.fake_cluster import check_goodput
 from tests.support.story import Story
-from tests.support.world import judge_goodput
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Activity, Condition, ConditionType, Goodput, TrainingJobStatus
-from trainyard_operator.lifecycle.goodput import account
+from trainyard_operator.lifecycle.goodput import account_time
 
 
 class Timed(Story):
@@ -22,7 +22,7 @@ class Timed(Story):
         old = self.status
         step = super().step()
         if self.status != old:
-            judge_goodput(old, self.status, self.now)
+            check_goodput(old, self.status, self.now)
         return step
 
     @property
@@ -127,7 +127,7 @@ def test_a_resize_is_recovery_without_a_failure() -> None:
     assert story.parts() == {"startup": 20, "productive": 10, "recovery": 30}
 
 
-def test_of_a_program_of_ones_own_it_is_known_only_whether_it_runs() -> None:
+def test_time_of_a_users_own_program_is_productive_while_it_runs() -> None:
     story = trained(trainer=None)
     assert (story.parts(), story.current()) == ({"startup": 20}, Activity.PRODUCTIVE)
     story.later(100).fails()
@@ -139,8 +139,8 @@ def test_of_a_program_of_ones_own_it_is_known_only_whether_it_runs() -> None:
 @pytest.mark.parametrize("end", ["Succeeded", "Failed"])
 def test_after_the_end_nothing_is_counted_any_more(end: str) -> None:
     story = trained(restartPolicy={"maxRestarts": 0}).trains(1, seconds=0).trains(100, seconds=60)
-    words = last_words(rank=0, progress=Progress(step=100)) if end == "Succeeded" else ""
-    story.all(end, last_words=words).settle()
+    words = termination_message(rank=0, progress=Progress(step=100)) if end == "Succeeded" else ""
+    story.all(end, termination_message=words).settle()
     final = story.goodput
     story.later(1000).see().settle()
     assert (story.goodput, story.parts(), final.activity) == (final, {"startup": 20, "productive": 60}, None)
@@ -158,7 +158,7 @@ def test_waiting_for_checkpoints_is_not_productive() -> None:
     assert story.goodput.ratio == round(93 / 120, 4)
 
 
-def test_a_wait_that_is_known_only_once_it_is_over_is_made_up_for() -> None:
+def test_a_checkpoint_wait_that_is_reported_late_is_compensated() -> None:
     story = trained().trains(1, seconds=0).trains(1, seconds=5).trains(1, seconds=5).trains(1, seconds=5)
     story.trains(2, seconds=5, checkpoint_stall_seconds=18.0)
     assert story.parts() == {"startup": 20, "productive": 15, "checkpoint": 5}
@@ -168,7 +168,7 @@ def test_a_wait_that_is_known_only_once_it_is_over_is_made_up_for() -> None:
     assert story.goodput.pending_checkpoint_seconds == 0
 
 
-def test_each_attempt_counts_its_waits_anew() -> None:
+def test_each_attempt_counts_its_checkpoint_waits_from_zero() -> None:
     story = trained().trains(1, seconds=0).trains(50, seconds=100, checkpoint_stall_seconds=30.0).fails()
     story.trains(60, seconds=10, checkpoint_stall_seconds=4.0)
     assert story.parts() == {"startup": 20, "productive": 70, "checkpoint": 30, "recovery": 10}, "recovery has its own"
@@ -188,9 +188,9 @@ def test_time_alone_is_no_reason_to_write() -> None:
     assert story.parts() == {"startup": 25, "productive": 5001}
 
 
-def test_a_clock_that_goes_back_takes_nothing_away() -> None:
+def test_a_clock_that_goes_back_shrinks_no_part() -> None:
     job = trained().trains(5, seconds=5).job
-    status = account(job, job.status.replace(restarts=1), after(-1000))
+    status = account_time(job, job.status.replace(restarts=1), after(-1000))
     assert status.goodput is not None
     assert job.status.goodput is not None
     assert status.goodput.parts() == job.status.goodput.parts()
@@ -199,7 +199,7 @@ def test_a_clock_that_goes_back_takes_nothing_away() -> None:
 
 def test_a_job_that_an_older_operator_began_is_accounted_for_from_its_start() -> None:
     job = make_job(status={"attempt": 1, "startTime": "2030-01-01T12:00:00Z"})
-    status = account(job, job.status.replace(attempt=2), after(90))
+    status = account_time(job, job.status.replace(attempt=2), after(90))
     assert status.goodput is not None
     assert status.goodput.parts()["startup"] == 90
 
@@ -241,9 +241,9 @@ def written(
             ),
         ).model_dump()
     )
-    new = account(job, new, now)
+    new = account_time(job, new, now)
     if new != old and not old.finished:
-        judge_goodput(old, new, now)
+        check_goodput(old, new, now)
         assert new.goodput is not None
         assert 0 <= (new.goodput.ratio or 0) <= 1
     return job.replace(status=new)

@@ -2,15 +2,17 @@
 
 import pytest
 
-from tests.builders import NOW, after, last_words, make_job, make_progress, make_worker, served, trainer_spec
+from tests.builders import NOW, after, make_job, make_progress, make_worker, served, termination_message, trainer_spec
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
+from trainyard.resolve import spec_problems
+from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import Obstacle, Trouble
+from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker
 
 
-def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
+def test_a_new_job_is_recorded_before_any_pod_is_created() -> None:
     story = Story()
     first = story.step()
     assert (first.status.attempt, first.actions, first.wake_after) == (1, (), 0)
@@ -19,14 +21,14 @@ def test_a_new_job_is_written_down_before_any_pod_is_made() -> None:
     assert story.step().actions == (CreateWorkers(1, (0, 1)),)
 
 
-def test_only_the_missing_pods_are_made() -> None:
+def test_only_the_missing_pods_are_created() -> None:
     story = Story(make_job(replicas=4))
     story.settle()
     story.see(make_worker(1, replicas=4, state="Pending"), make_worker(3, replicas=4, state="Pending"))
     assert story.settle().actions == (CreateWorkers(1, (0, 2)),)
 
 
-def test_nothing_says_running_before_every_worker_runs() -> None:
+def test_a_job_is_running_only_when_every_worker_runs() -> None:
     story = Story()
     story.settle()
     story.see(make_worker(0), make_worker(1, state="Pending")).settle()
@@ -43,20 +45,20 @@ def test_a_parameter_server_belongs_to_the_group_but_is_no_worker() -> None:
     story = Story(make_job(**served()))
     assert story.settle().actions == (CreateWorkers(1, (0, 1, 2)),)
     assert "2 workers x 1 ranks and a parameter server" in story.condition("Created").message
-    server = make_worker(2, serves=True, state="Pending")
+    server = make_worker(2, is_parameter_server=True, state="Pending")
     story.see(make_worker(0), make_worker(1), server).settle()
     assert story.condition("Running").message == "2 of 3 pods run"
-    story.see(make_worker(0), make_worker(1), make_worker(2, serves=True)).settle()
+    story.see(make_worker(0), make_worker(1), make_worker(2, is_parameter_server=True)).settle()
     assert story.condition("Running").message == "attempt 1: 2 workers and their server run"
     assert (story.status.workers.desired, story.status.workers.running) == (2, 2)
-    done = [make_worker(index, state="Succeeded", serves=index == 2) for index in range(3)]
-    story.see(*done[:2], make_worker(2, serves=True)).settle()
+    done = [make_worker(index, state="Succeeded", is_parameter_server=index == 2) for index in range(3)]
+    story.see(*done[:2], make_worker(2, is_parameter_server=True)).settle()
     assert story.phase == Phase.RUNNING, "the server has not ended yet"
     story.see(*done).settle()
     assert story.phase == Phase.SUCCEEDED
 
 
-def test_a_job_at_rest_needs_no_further_look() -> None:
+def test_a_running_job_needs_no_further_reconciliation() -> None:
     story = running()
     before = story.status
     step = story.later(3600).step()
@@ -79,7 +81,7 @@ def test_progress_is_stepping_only_after_the_first_step() -> None:
     assert story.status.progress == make_progress(step=1)
 
 
-def test_figures_of_an_earlier_attempt_are_not_taken_for_progress() -> None:
+def test_progress_of_another_attempt_is_ignored() -> None:
     story = running(trainer=trainer_spec())
     story.progress = make_progress(step=50, attempt=7)
     story.settle()
@@ -87,18 +89,18 @@ def test_figures_of_an_earlier_attempt_are_not_taken_for_progress() -> None:
     assert story.condition("Progressing").status == "False"
 
 
-def test_a_program_of_ones_own_is_not_expected_to_report_steps() -> None:
+def test_a_users_own_program_need_not_report_steps() -> None:
     story = running()
     assert [c.type for c in story.status.conditions] == ["Created", "Running"]
 
 
-def test_success_ends_with_the_final_figures_of_rank_zero() -> None:
+def test_a_successful_job_has_the_final_progress_of_rank_zero() -> None:
     story = running(trainer=trainer_spec())
     story.progress = make_progress(step=90)
     story.settle()
-    final = last_words(rank=0, progress=Progress(step=100, total_steps=100, loss=1.25))
+    final = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.25))
     story.see(
-        make_worker(0, state="Succeeded", last_words=final, finished_at=after(7)),
+        make_worker(0, state="Succeeded", termination_message=final, finished_at=after(7)),
         make_worker(1, state="Succeeded", finished_at=after(8)),
     )
     step = story.later(10).settle()
@@ -124,12 +126,12 @@ def test_a_finished_job_never_changes_again(end: str) -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.all(end).settle()
     conditions, attempt = story.status.conditions, story.status.attempt
-    told = len(story.events)
+    recorded = len(story.events)
     story.edit(suspend=True).settle()
     story.edit(suspend=False, replicas=5).later(1000).settle()
     story.see().settle()
     assert (story.phase, story.status.conditions, story.status.attempt) == (end, conditions, attempt)
-    assert len(story.events) == told
+    assert len(story.events) == recorded
 
 
 def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:
@@ -140,7 +142,7 @@ def test_a_finished_job_deletes_the_pods_that_still_hold_resources() -> None:
     assert step.actions == (DeleteWorkers((left,)),)
 
 
-def test_pods_that_are_going_already_are_not_deleted_again() -> None:
+def test_terminating_pods_are_not_deleted_again() -> None:
     story = running(restartPolicy={"maxRestarts": 0})
     story.all("Failed").settle()
     assert story.see(make_worker(0, terminating=True)).settle().actions == ()
@@ -149,7 +151,7 @@ def test_pods_that_are_going_already_are_not_deleted_again() -> None:
 # --- suspension -----------------------------------------------------------------------------------------------
 
 
-def test_suspension_is_written_down_before_the_pods_are_deleted() -> None:
+def test_suspension_is_recorded_before_the_pods_are_deleted() -> None:
     story = running(trainer=trainer_spec()).edit(suspend=True)
     first = story.step()
     assert first.actions == ()
@@ -159,7 +161,7 @@ def test_suspension_is_written_down_before_the_pods_are_deleted() -> None:
     assert {story.condition(c).status for c in ("Running", "Progressing")} == {"False"}
 
 
-def test_a_suspended_job_rests_without_pods() -> None:
+def test_a_suspended_job_has_no_pods() -> None:
     story = running().edit(suspend=True)
     story.settle()
     step = story.see().settle()
@@ -167,7 +169,7 @@ def test_a_suspended_job_rests_without_pods() -> None:
     assert story.phase == Phase.SUSPENDED
 
 
-def test_resuming_starts_a_new_attempt_that_spends_no_restart() -> None:
+def test_resuming_starts_a_new_attempt_that_is_no_restart() -> None:
     story = running().edit(suspend=True)
     story.settle()
     story.see().edit(suspend=False)
@@ -205,7 +207,7 @@ def test_suspension_while_a_restart_is_due_drops_the_restart() -> None:
     assert story.condition("Restarting").status == "False"
 
 
-def test_a_quick_suspend_and_resume_that_nobody_saw_changes_nothing() -> None:
+def test_an_unobserved_suspend_and_resume_changes_nothing() -> None:
     story = running()
     before = story.status.conditions
     story.edit(suspend=True).edit(suspend=False).settle()
@@ -216,7 +218,7 @@ def test_a_quick_suspend_and_resume_that_nobody_saw_changes_nothing() -> None:
 # --- resizing and recovery ------------------------------------------------------------------------------------
 
 
-def test_a_new_size_restarts_the_group_without_spending_the_budget() -> None:
+def test_a_new_size_restarts_the_group_without_counting() -> None:
     story = running().edit(replicas=3)
     story.step()
     assert (story.status.attempt, story.status.restarts, story.status.restarts_counted) == (2, 1, 0)
@@ -249,14 +251,91 @@ def test_pods_of_several_attempts_leave_only_the_newest() -> None:
     assert step.actions == (DeleteWorkers((old,)),)
 
 
+def test_a_resumption_does_not_wait_for_the_backoff_of_an_earlier_failure() -> None:
+    story = running(restartPolicy={"backoff": {"initialSeconds": 100}})
+    story.see(make_worker(0, state="Failed"), make_worker(1)).settle()
+    assert story.see().settle().wake_after == 100
+    story.later(10).edit(suspend=True).settle()
+    story.edit(suspend=False)
+    assert story.settle().actions == (CreateWorkers(3, (0, 1)),)
+
+
+def test_a_new_size_does_not_wait_for_the_backoff_of_an_earlier_failure() -> None:
+    story = running(restartPolicy={"inPlace": True, "backoff": {"initialSeconds": 20}})
+    failed = make_worker(0, state="Failed", has_launcher=True, awaiting_restart=True)
+    story.see(failed, make_worker(1, has_launcher=True)).settle()
+    assert (story.status.attempt, story.status.pod_attempt) == (2, 1)
+    story.later(10).edit(replicas=3).settle()
+    assert story.see().settle().actions == (CreateWorkers(3, (0, 1, 2)),)
+
+
+# --- the validation of the spec -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Generations of the specs that were validated."""
+    found: list[int] = []
+
+    def count(job: TrainingJob) -> list[str]:
+        found.append(job.metadata.generation)
+        return spec_problems(job)
+
+    monkeypatch.setattr("trainyard_operator.lifecycle.plan.spec_problems", count)
+    return found
+
+
+def test_a_spec_is_validated_when_the_job_starts_and_when_it_changes(validations: list[int]) -> None:
+    story = Story(make_job(trainer=trainer_spec()))
+    story.settle()
+    assert validations == [1]
+    story.all("Running").settle()
+    story.progress = make_progress(step=1)
+    story.later(10).settle()
+    assert validations == [1], "nothing has changed"
+    story.edit(replicas=4).settle()
+    assert validations == [1, 2]
+    story.see().settle()
+    story.edit(suspend=True).settle()
+    story.later(10).settle()
+    assert validations == [1, 2, 3]
+    story.edit(suspend=False).settle()
+    assert validations == [1, 2, 3, 4]
+
+
+def test_a_resumed_job_is_validated_again_since_the_operator_may_have_been_upgraded(validations: list[int]) -> None:
+    story = Story(make_job(suspend=True))
+    story.settle()
+    story.edit(suspend=False)
+    story.job = story.job.replace(status=story.status.replace(observed_generation=2))
+    validations.clear()
+    story.step()
+    assert validations == [2]
+
+
+def test_a_new_size_that_cannot_work_fails_a_running_job() -> None:
+    story = running(trainer=trainer_spec()).edit(replicas=3)
+    story.settle()
+    assert story.condition("Failed").reason == "InvalidSpec"
+    assert story.status.observed_generation == 2
+
+
+def test_a_spec_that_cannot_work_fails_a_job_whose_status_was_lost() -> None:
+    story = Story(make_job(replicas=3, trainer=trainer_spec())).all("Running", attempt=4)
+    story.settle()
+    assert (story.status.attempt, story.condition("Failed").reason) == (4, "InvalidSpec")
+
+
 # --- what keeps a group from running --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reason", [Reason.IMAGE_PULL_FAILED, Reason.UNSCHEDULABLE, Reason.CONTAINER_CONFIG])
-def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -> None:
+def test_a_scheduling_blocker_is_reported_with_the_number_of_workers_it_affects(reason: Reason) -> None:
     story = Story(make_job(replicas=3))
     story.settle()
-    stuck = [make_worker(i, replicas=3, state="Pending", obstacle=Obstacle(reason, f"pod {i}: no")) for i in (1, 2)]
+    stuck = [
+        make_worker(i, replicas=3, state="Pending", blocker=SchedulingBlocker(reason, f"pod {i}: no")) for i in (1, 2)
+    ]
     story.see(make_worker(0, replicas=3), *stuck).settle()
     assert story.phase == Phase.PENDING
     assert (story.condition("Running").reason, story.condition("Running").message) == (
@@ -267,32 +346,32 @@ def test_an_obstacle_is_told_with_how_many_workers_it_holds_up(reason: Reason) -
     assert story.events[-1].reason == reason
 
 
-def test_of_several_obstacles_the_one_that_a_person_must_remove_is_told() -> None:
+def test_of_several_blockers_the_one_that_a_user_must_remove_is_reported() -> None:
     story = Story()
     story.settle()
-    waits = make_worker(0, state="Pending", obstacle=Obstacle(Reason.UNSCHEDULABLE, "no node"))
-    broken = make_worker(1, state="Pending", obstacle=Obstacle(Reason.IMAGE_PULL_FAILED, "no image"))
+    waits = make_worker(0, state="Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
+    broken = make_worker(1, state="Pending", blocker=SchedulingBlocker(Reason.IMAGE_PULL_FAILED, "no image"))
     story.see(waits, broken).settle()
     assert story.condition("Running").message == "1 of 2 workers: no image"
 
 
-def test_an_obstacle_that_stays_is_told_once() -> None:
+def test_a_lasting_blocker_is_reported_once() -> None:
     story = Story()
     story.settle()
-    story.all("Pending", obstacle=Obstacle(Reason.UNSCHEDULABLE, "no node"))
+    story.all("Pending", blocker=SchedulingBlocker(Reason.UNSCHEDULABLE, "no node"))
     for _ in range(5):
         story.later(10).settle()
     assert [e.reason for e in story.events].count("Unschedulable") == 1
 
 
-def test_a_refused_child_is_told_and_tried_again() -> None:
+def test_a_refused_pod_is_reported_and_retried() -> None:
     story = Story()
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "quota exceeded")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "quota exceeded")
     step = story.step()
     assert story.condition("Running").reason == "PodsRefused"
     assert step.actions == (CreateWorkers(1, (0, 1)),)
-    story.trouble = None
+    story.creation_error = None
     story.all("Running").settle()
     assert story.phase == Phase.RUNNING
 

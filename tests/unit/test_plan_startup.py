@@ -6,7 +6,7 @@ from tests.builders import after, make_job, make_progress, make_worker, trainer_
 from tests.support.story import Story, running
 from trainyard.protocol.progress import Progress
 from trainyard.resource.status import Phase, Reason
-from trainyard_operator.lifecycle.observation import Trouble
+from trainyard_operator.lifecycle.observation import CreationError
 
 
 def starting(seconds: int = 600, limit: int = 1) -> Story:
@@ -20,7 +20,7 @@ def page(story: Story, step: int = 0, *, attempt: int = 1, **fields: Any) -> Pro
     return Progress(attempt=attempt, step=step, updated_at=story.now, **fields)
 
 
-def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() -> None:
+def test_a_group_without_a_step_in_time_is_restarted_and_that_counts() -> None:
     story = starting()
     assert story.step().wake_after == 600
     story.later(599)
@@ -35,11 +35,11 @@ def test_a_group_that_makes_no_step_in_time_is_restarted_at_the_users_expense() 
     failure = story.status.last_failure
     assert failure is not None
     assert (failure.attempt, failure.reason, failure.at) == (1, "StartupTimeout", after(600))
-    assert failure.message == "no step within 600 s since all workers run (spec.health.startupTimeoutSeconds)"
+    assert failure.message == "no step within 600 s after all workers were running (spec.health.startupTimeoutSeconds)"
     assert restarting.message.startswith("attempt 1: the group failed: StartupTimeout: no step within 600 s")
 
 
-def test_each_attempt_has_the_whole_time_for_itself_and_the_limit_ends_it() -> None:
+def test_each_attempt_has_the_complete_timeout_and_the_limit_ends_the_job() -> None:
     story = starting(limit=1)
     for attempt in (1, 2):
         story.all("Running").settle()
@@ -66,7 +66,7 @@ def test_the_first_step_ends_the_wait() -> None:
     assert (story.phase, story.status.attempt) == (Phase.RUNNING, 1)
 
 
-def test_a_step_that_a_checkpoint_brought_is_none_of_this_attempts() -> None:
+def test_the_step_of_a_loaded_checkpoint_is_no_step_of_the_attempt() -> None:
     story = starting().later(600)
     story.progress = page(story, 80, resumed_step=80)
     story.step()
@@ -83,12 +83,12 @@ def test_a_page_that_cannot_be_read_is_no_evidence_and_the_condition_says_so() -
     step = story.later(100_000).step()
     assert (step.wake_after, story.phase, story.status.attempt) == (None, Phase.RUNNING, 1)
     assert story.condition("Progressing").message == (
-        "attempt 1: whether it makes steps is not known, since rank 0's metrics page cannot be read, and so "
-        "spec.health.startupTimeoutSeconds is not enforced; let the operator reach port 9400 of the pods"
+        "attempt 1: whether it makes steps is unknown, since rank 0's metrics page cannot be read; "
+        "spec.health.startupTimeoutSeconds is therefore not enforced; allow the operator to reach port 9400 of the pods"
     )
 
 
-def test_a_page_that_was_read_before_the_time_was_over_is_no_evidence() -> None:
+def test_a_page_that_was_read_before_the_deadline_is_no_evidence() -> None:
     story = starting()
     story.later(599)
     story.progress = page(story)
@@ -110,17 +110,17 @@ def test_the_page_of_an_earlier_attempt_is_no_evidence() -> None:
     assert story.status.attempt == 2
 
 
-def test_a_group_that_does_not_run_yet_has_all_the_time() -> None:
+def test_a_group_that_does_not_run_yet_has_no_deadline() -> None:
     story = Story(make_job(trainer=trainer_spec(), health={"startupTimeoutSeconds": 5}))
     story.settle()
-    story.trouble = Trouble(Reason.PODS_REFUSED, "quota")
+    story.creation_error = CreationError(Reason.PODS_REFUSED, "quota")
     story.later(1000).settle()
-    story.trouble = None
+    story.creation_error = None
     story.all("Running").settle()
     assert (story.step().wake_after, story.status.attempt) == (5, 1)
 
 
-def test_a_rule_may_make_a_slow_start_free() -> None:
+def test_a_rule_may_exclude_a_startup_timeout_from_the_limit() -> None:
     rules = [{"onReasons": ["StartupTimeout"], "action": "RestartIgnoringLimit"}]
     story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": 0, "rules": rules}).later(1800)
     story.progress = page(story)

@@ -1,4 +1,4 @@
-"""A slow rank: told with pod and node, and replaced, if that is wanted, once for each node."""
+"""A slow rank: reported with pod and node, and replaced, if the user wants that, once for each node."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import Obstacle
+from trainyard_operator.lifecycle.observation import SchedulingBlocker
 from trainyard_operator.manifests.pod import build_pod
 
 SLOW = {"straggler_rank": 1, "straggler_ratio": 2.5}
@@ -29,28 +29,28 @@ def reads(story: Story, **page: Any) -> Story:
     return story
 
 
-def told(story: Story) -> list[str]:
+def reported(story: Story) -> list[str]:
     return [e.message for e in story.events if e.reason == Reason.STRAGGLER]
 
 
 def test_a_slow_rank_degrades_the_job_while_it_is_slow() -> None:
     story = reads(training("Report"), step=20, **SLOW)
-    assert told(story) == [TEXT]
+    assert reported(story) == [TEXT]
     condition = story.job.status.condition(C.DEGRADED)
     assert condition is not None
     assert (condition.status, condition.message) == ("True", TEXT)
-    assert told(reads(story, step=30, **SLOW)) == []
+    assert reported(reads(story, step=30, **SLOW)) == []
     reads(story, step=40)
     assert not story.job.status.is_true(C.DEGRADED)
     assert story.job.status.attempt == 1
 
 
-def test_replacing_starts_anew_without_the_node_and_spends_nothing() -> None:
+def test_replacing_restarts_without_the_node_and_does_not_count() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     status = story.job.status
     assert (status.attempt, status.restarts, status.restarts_counted) == (2, 1, 0)
     assert status.slow_nodes == ("b",)
-    assert any(message.startswith(TEXT) for message in told(story))
+    assert any(message.startswith(TEXT) for message in reported(story))
 
 
 def test_a_node_is_replaced_once() -> None:
@@ -68,16 +68,16 @@ def test_the_next_node_is_replaced_once_the_new_group_has_run_for_a_while() -> N
     story.see(*(make_worker(i, attempt=2, node="c") for i in range(2))).settle()
     reads(story.later(599), step=30, **SLOW)
     assert (story.job.status.attempt, story.job.status.slow_nodes) == (2, ("b",))
-    assert story.job.status.is_true(C.DEGRADED), "but it is told"
+    assert story.job.status.is_true(C.DEGRADED), "but it is reported"
     reads(story.later(1), step=31, **SLOW)
     assert (story.job.status.attempt, story.job.status.slow_nodes) == (3, ("b", "c"))
 
 
-def test_what_is_needed_is_taken_back_after_a_while() -> None:
+def test_slow_nodes_are_readmitted_if_the_group_cannot_be_scheduled() -> None:
     story = reads(training("Replace"), step=20, **SLOW)
     story.see().settle()
-    full = Obstacle(Reason.UNSCHEDULABLE, "no room")
-    story.see(*(make_worker(i, attempt=2, state="Pending", obstacle=full) for i in range(2))).settle()
+    full = SchedulingBlocker(Reason.UNSCHEDULABLE, "no node")
+    story.see(*(make_worker(i, attempt=2, state="Pending", blocker=full) for i in range(2))).settle()
     assert story.job.status.attempt == 2
     story.later(61).settle()
     assert (story.job.status.attempt, story.job.status.slow_nodes_readmitted) == (3, True)

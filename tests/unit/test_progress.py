@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.builders import NOW, make_job, make_pod, trainer_spec
 from tests.support import kubelet
-from tests.support.world import World, WorldBackend
+from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller, parse_progress, significant
@@ -139,11 +139,11 @@ def test_significant_digits_are_kept_and_no_more(value: float, digits: int) -> N
 # --- the poller -----------------------------------------------------------------------------------------------
 
 
-class Backend(WorldBackend):
+class Backend(FakeClusterBackend):
     url: str | None = None
 
     def __init__(self) -> None:
-        super().__init__(World())
+        super().__init__(FakeCluster())
         self.asked: list[str] = []
         self.asked_again = asyncio.Event()
 

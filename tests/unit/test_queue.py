@@ -1,4 +1,4 @@
-"""The work queue: each key at most once, serial per key, delays and backoff, all in a clock that jumps."""
+"""The work queue: each key at most once, serial per key, delays and back-off, with a clock that jumps."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support import clock
-from trainyard_operator.controller.work_queue import FIRST_RETRY, LAST_RETRY, WorkQueue
+from trainyard_operator.controller.work_queue import MAX_BACKOFF, MIN_BACKOFF, WorkQueue
 
 Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
 
@@ -25,7 +25,7 @@ def now() -> float:
 
 
 async def taken(queue: WorkQueue[str]) -> list[str]:
-    """All keys that can be had without waiting."""
+    """Return all keys that are available without waiting."""
     keys = []
     while len(queue):
         keys.append(await queue.get())
@@ -41,7 +41,7 @@ def test_keys_come_in_the_order_in_which_they_were_added_each_once() -> None:
     play(scenario)
 
 
-def test_whoever_waits_gets_the_key_at_once() -> None:
+def test_a_waiting_consumer_gets_the_key_at_once() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         waiting = asyncio.create_task(queue.get())
         await clock.settle()
@@ -52,7 +52,7 @@ def test_whoever_waits_gets_the_key_at_once() -> None:
     play(scenario)
 
 
-def test_a_key_that_is_worked_on_is_given_to_nobody_else_and_comes_back_once() -> None:
+def test_a_key_being_processed_is_not_returned_again_until_done() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add("a")
         assert await queue.get() == "a"
@@ -85,12 +85,12 @@ def test_of_several_delays_the_earliest_stands(delays: tuple[float, float]) -> N
         assert now() == pytest.approx(10, abs=0.01)
         queue.done("a")
         await asyncio.sleep(100)
-        assert len(queue) == 0, "one wish, one look"
+        assert len(queue) == 0, "one key, once"
 
     play(scenario)
 
 
-def test_a_wish_for_now_replaces_one_for_later() -> None:
+def test_adding_a_key_at_once_replaces_its_timer() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add_after("a", 30)
         queue.add("a")
@@ -118,11 +118,11 @@ def test_each_failure_in_a_row_doubles_the_wait_up_to_a_limit_and_a_success_rese
             waits.append(queue.retry("a"))
             assert await queue.get() == "a"
             queue.done("a")
-        assert waits[:4] == [FIRST_RETRY, 2 * FIRST_RETRY, 4 * FIRST_RETRY, 8 * FIRST_RETRY]
-        assert waits[-1] == LAST_RETRY
+        assert waits[:4] == [MIN_BACKOFF, 2 * MIN_BACKOFF, 4 * MIN_BACKOFF, 8 * MIN_BACKOFF]
+        assert waits[-1] == MAX_BACKOFF
         assert now() == pytest.approx(sum(waits), rel=0.01)
         queue.forget("a")
-        assert queue.retry("a") == FIRST_RETRY
+        assert queue.retry("a") == MIN_BACKOFF
 
     play(scenario)
 
@@ -133,13 +133,13 @@ def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
         queue.drop("a")
         await asyncio.sleep(1000)
         assert len(queue) == 0
-        assert queue.retry("a") == FIRST_RETRY
+        assert queue.retry("a") == MIN_BACKOFF
 
     play(scenario)
 
 
-def test_a_wish_that_arrives_while_a_key_is_dropped_is_not_lost() -> None:
-    """A job is deleted and made anew under its name while the operator still works on the old one."""
+def test_a_key_added_while_it_is_dropped_is_not_lost() -> None:
+    """A job is deleted and created again under its name while the operator still works on the old one."""
 
     async def scenario(queue: WorkQueue[str]) -> None:
         queue.add("a")
@@ -177,14 +177,14 @@ def test_a_queue_is_stalled_only_while_work_waits() -> None:
 def test_two_workers_share_the_keys_and_never_one_key() -> None:
     async def scenario(queue: WorkQueue[str]) -> None:
         active: list[str] = []
-        looks: list[str] = []
+        processed: list[str] = []
 
         async def work() -> None:
             while True:
                 key = await queue.get()
                 assert key not in active
                 active.append(key)
-                looks.append(key)
+                processed.append(key)
                 await asyncio.sleep(1)
                 active.remove(key)
                 queue.done(key)
@@ -198,7 +198,7 @@ def test_two_workers_share_the_keys_and_never_one_key() -> None:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        assert 4 <= len(looks) <= 8
-        assert set(looks) == {"a", "b"}
+        assert 4 <= len(processed) <= 8
+        assert set(processed) == {"a", "b"}
 
     play(scenario)

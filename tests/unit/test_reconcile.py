@@ -1,4 +1,4 @@
-"""The loop: what it does in which order, and what each error leads to."""
+"""The reconcile loop: what it does in which order, and what each error leads to."""
 
 import asyncio
 import logging
@@ -10,24 +10,24 @@ import pytest
 
 from tests.builders import TRAINER_IMAGE, make_job, make_pod, make_worker, trainer_spec
 from tests.support import clock, kubelet
-from tests.support.world import World, WorldBackend
+from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
-from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.reconciler import VERDICTS, Reconciler
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.observation import Worker
+from trainyard_operator.lifecycle.observation import WorkerPod
 from trainyard_operator.manifests.children import secret_name
 
 KEY = ("default", "job")
 
 
-class Recorder(WorldBackend):
-    """A world that notes each call, and fails the calls that it is told to."""
+class Recorder(FakeClusterBackend):
+    """A fake cluster that records each call, and fails with the errors it is given."""
 
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
+    def __init__(self, cluster: FakeCluster) -> None:
+        super().__init__(cluster)
         self.calls: list[str] = []
         self.errors: list[Exception] = []
 
@@ -44,17 +44,17 @@ class Recorder(WorldBackend):
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
         return await super().create(job, manifests)
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
         await super().delete_pods(job, workers, force=force)
 
 
 class Operator:
-    """A reconciler at work on a world, in a clock that jumps."""
+    """A reconciler on a fake cluster, with a clock that jumps."""
 
     def __init__(self, **spec: Any) -> None:
-        self.world = World(**spec)
-        self.backend = Recorder(self.world)
+        self.cluster = FakeCluster(**spec)
+        self.backend = Recorder(self.cluster)
         self.cache: Cache = Cache()
         self.queue: WorkQueue[Key] = WorkQueue()
         self.outcomes: list[str] = []
@@ -63,16 +63,16 @@ class Operator:
             self.queue,
             self.backend,
             TRAINER_IMAGE,
-            clock=lambda: self.world.now,
-            observe_seconds=lambda _, outcome: self.outcomes.append(outcome),
+            clock=lambda: self.cluster.now,
+            on_reconciled=lambda _, outcome: self.outcomes.append(outcome),
         )
-        assert self.world.job is not None
-        self.queue.add(self.cache.put_job(self.world.job))
+        assert self.cluster.job is not None
+        self.queue.add(self.cache.put_job(self.cluster.job))
 
     @property
     def job(self) -> TrainingJob:
-        assert self.world.job is not None
-        return self.world.job
+        assert self.cluster.job is not None
+        return self.cluster.job
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
@@ -85,18 +85,14 @@ class Operator:
             await asyncio.gather(task, return_exceptions=True)
 
 
-def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_first() -> None:
+def test_the_status_is_written_first_then_shared_objects_then_pods() -> None:
     async def scenario() -> None:
         operator = Operator(trainer=trainer_spec())
         async with operator.working():
             secret = secret_name(operator.job, "token")
             assert operator.backend.calls == [
-                "status",
-                "status",
-                f"create Service job, ConfigMap job, Secret {secret}",
-                "create Pod job-1-0, Pod job-1-1",
-            ] or operator.backend.calls == [
-                "status",
+                "status",  # the attempt, before anything is done for it
+                "status",  # what it waits for
                 f"create Service job, ConfigMap job, Secret {secret}",
                 "create Pod job-1-0, Pod job-1-1",
             ]
@@ -106,27 +102,27 @@ def test_the_status_is_written_before_pods_are_made_and_what_pods_need_comes_fir
     clock.run(scenario())
 
 
-def test_the_answers_of_the_api_server_go_into_the_cache_at_once() -> None:
+def test_responses_of_the_api_server_are_cached_at_once() -> None:
     async def scenario() -> None:
         operator = Operator()
         async with operator.working():
             operator.queue.add(KEY)  # before any watch stream has delivered a thing
             await clock.settle()
             assert [w.name for w in operator.cache.workers(KEY)] == ["job-1-0", "job-1-1"]
-            assert operator.world.created == 2
+            assert operator.cluster.created == 2
 
     clock.run(scenario())
 
 
-def test_no_pod_is_made_while_one_of_another_attempt_exists_that_the_cache_does_not_know() -> None:
+def test_no_pod_is_created_while_an_uncached_pod_of_another_attempt_exists() -> None:
     async def scenario() -> None:
         operator = Operator()
-        operator.world.pods["job-7-0"] = make_pod(operator.job, attempt=7, status=kubelet.scheduled())
+        operator.cluster.pods["job-7-0"] = make_pod(operator.job, attempt=7, status=kubelet.scheduled())
         async with operator.working():
             assert operator.outcomes[:2] == ["ok", "Stale"]
             await asyncio.sleep(5)
-            assert operator.job.status.attempt == 7, "the next look has adopted it"
-            assert set(operator.world.pods) == {"job-7-0", "job-7-1"}
+            assert operator.job.status.attempt == 7, "the next reconciliation has adopted it"
+            assert set(operator.cluster.pods) == {"job-7-0", "job-7-1"}
 
     clock.run(scenario())
 
@@ -142,7 +138,7 @@ def test_a_deleted_job_gets_no_children() -> None:
     clock.run(scenario())
 
 
-def test_a_job_that_nobody_knows_is_dropped() -> None:
+def test_an_unknown_job_is_dropped() -> None:
     async def scenario() -> None:
         operator = Operator()
         operator.cache.remove_job(KEY, operator.job.metadata.uid)
@@ -158,10 +154,10 @@ def test_a_job_that_nobody_knows_is_dropped() -> None:
         (Stale("old view"), "Stale"),
         (Unavailable("no answer"), "Unavailable"),
         (Refused(Reason.PODS_REFUSED, "no"), "Refused"),
-        (ZeroDivisionError("a bug of ours"), "bug"),
+        (ZeroDivisionError("a bug"), "bug"),
     ],
 )
-def test_every_error_leads_to_another_look_after_a_wait(error: Exception, outcome: str) -> None:
+def test_every_error_leads_to_a_retry_after_a_backoff(error: Exception, outcome: str) -> None:
     async def scenario() -> None:
         operator = Operator()
         operator.backend.errors = [error] * 3
@@ -170,7 +166,7 @@ def test_every_error_leads_to_another_look_after_a_wait(error: Exception, outcom
             await asyncio.sleep(1)
             assert operator.outcomes[:3] == [outcome] * 3
             assert operator.outcomes[3:] == ["ok"] * len(operator.outcomes[3:])
-            assert operator.world.created == 2, "it has recovered"
+            assert operator.cluster.created == 2, "it has recovered"
 
     clock.run(scenario())
 
@@ -186,14 +182,37 @@ def test_the_wait_after_errors_grows() -> None:
     clock.run(scenario())
 
 
-def test_there_is_a_verdict_on_every_error_but_gone() -> None:
-    assert set(VERDICTS) == set(BackendError.__subclasses__()) - {Gone}
+class Throttled(BackendError):
+    """An error that the operator gets one day."""
 
 
-def test_a_job_that_is_gone_is_not_looked_at_again() -> None:
+def test_a_new_kind_of_error_is_logged_and_retried_without_any_registration(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         operator = Operator()
-        operator.world.job = None
+        operator.backend.errors = [Throttled("slow down")]
+        async with operator.working():
+            assert operator.outcomes == ["Throttled"]
+            await asyncio.sleep(1)
+            assert operator.cluster.created == 2, "it has recovered"
+
+    clock.run(scenario())
+    [record] = caplog.records
+    assert (record.levelname, record.message) == (
+        "WARNING",
+        "default/job: the request failed; retrying: slow down; next try in 0.05 s",
+    )
+
+
+@pytest.mark.parametrize("error", BackendError.__subclasses__())
+def test_every_error_says_how_it_is_logged(error: type[BackendError]) -> None:
+    assert error.log_level in (logging.DEBUG, logging.WARNING)
+    assert error.explanation
+
+
+def test_a_job_that_is_gone_is_not_reconciled_again() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.cluster.job = None
         async with operator.working():
             await asyncio.sleep(1000)
             assert operator.backend.calls == ["status"]
@@ -210,26 +229,26 @@ def test_a_bug_in_one_job_does_not_stop_the_others(caplog: pytest.LogCaptureFixt
         operator.backend.errors = [RuntimeError("a bug"), RuntimeError("a bug")]
         async with operator.working():
             await asyncio.sleep(30)
-            assert operator.world.created == 2
+            assert operator.cluster.created == 2
 
     with caplog.at_level(logging.ERROR):
         clock.run(scenario())
-    assert "unexpected error; next look in 0.05 s" in caplog.text
+    assert "unexpected error; next try in 0.05 s" in caplog.text
 
 
-def test_a_refused_child_is_told_in_the_status_and_the_trouble_ends_with_it() -> None:
+def test_a_refused_pod_is_reported_in_the_status_until_it_is_created() -> None:
     async def scenario() -> None:
         operator = Operator()
-        operator.world.quota = True
+        operator.cluster.quota_exceeded = True
         async with operator.working():
             await asyncio.sleep(3)
             condition = operator.job.status.condition(ConditionType.RUNNING)
             assert condition is not None
             assert (condition.reason, condition.message) == ("PodsRefused", "exceeded quota")
-            assert [e.reason for e in operator.world.events].count("PodsRefused") == 1
-            operator.world.quota = False
+            assert [e.reason for e in operator.cluster.events].count("PodsRefused") == 1
+            operator.cluster.quota_exceeded = False
             await asyncio.sleep(120)
-            assert operator.world.created == 2
+            assert operator.cluster.created == 2
             operator.queue.add(KEY)  # the watch stream shows the pods
             await clock.settle()
             condition = operator.job.status.condition(ConditionType.RUNNING)
@@ -239,29 +258,29 @@ def test_a_refused_child_is_told_in_the_status_and_the_trouble_ends_with_it() ->
     clock.run(scenario())
 
 
-def test_a_look_is_taken_when_a_plan_has_asked_for_it() -> None:
+def test_the_timer_of_a_plan_leads_to_a_reconciliation() -> None:
     async def scenario() -> None:
         operator = Operator(restartPolicy={"backoff": {"initialSeconds": 100}})
         async with operator.working():
-            world = operator.world
-            for name in list(world.pods):
-                world.set_pod(name, kubelet.running(world.now))
-                operator.cache.put_pod(world.pods[name])
+            cluster = operator.cluster
+            for name in list(cluster.pods):
+                cluster.set_pod(name, kubelet.running(cluster.now))
+                operator.cache.put_pod(cluster.pods[name])
             operator.queue.add(KEY)
             await clock.settle()
-            for name in list(world.pods):
-                world.fail_pod(name, 1)
-                operator.cache.put_pod(world.pods[name])
+            for name in list(cluster.pods):
+                cluster.fail_pod(name, 1)
+                operator.cache.put_pod(cluster.pods[name])
             operator.queue.add(KEY)
             await clock.settle()
-            for name in list(world.pods):  # the operator deletes only what holds resources or a name in its way
-                operator.cache.remove_pod(world.pods.pop(name))
+            for name in list(cluster.pods):  # the operator deletes only what holds resources or a name in its way
+                operator.cache.remove_pod(cluster.pods.pop(name))
             operator.queue.add(KEY)
             await clock.settle()
-            assert world.created == 2
+            assert cluster.created == 2
             started = asyncio.get_running_loop().time()
-            while world.created < 4:
-                world.pass_time(1)
+            while cluster.created < 4:
+                cluster.pass_time(1)
                 await asyncio.sleep(1)
             assert asyncio.get_running_loop().time() - started == pytest.approx(100, abs=2)
 
@@ -294,7 +313,7 @@ def test_two_jobs_are_worked_on_at_the_same_time_but_one_job_is_not() -> None:
     clock.run(scenario())
 
 
-def test_workers_are_made_for_the_tests_as_the_operator_sees_them() -> None:
+def test_worker_pods_are_what_observe_pod_returns() -> None:
     """`make_worker` is what `observe_worker` makes of `make_pod`."""
     operator_view = Cache()
     operator_view.put_job(make_job())

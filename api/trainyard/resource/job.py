@@ -99,7 +99,7 @@ class TrainingJob(ApiModel):
         return self.replace(spec=self.spec.replace(workers=self.spec.workers.replace(replicas=replicas)))
 
     @property
-    def current(self) -> "TrainingJob":
+    def effective_job(self) -> "TrainingJob":
         """The job as its current attempt has it: with as many workers as that was made for (`spec.elastic`)."""
         size = self.status.elastic.replicas if self.status.elastic and self.spec.elastic else None
         return self if size is None or size >= self.spec.workers.replicas else self.sized(size)

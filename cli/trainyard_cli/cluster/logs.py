@@ -69,14 +69,14 @@ def pod_of_rank(job: TrainingJob, rank: int) -> str:
     Raises:
         ClusterProblem: there is no such rank, or no attempt yet.
     """
-    spec = job.current.spec
+    spec = job.effective_job.spec
     if rank >= spec.world_size + spec.servers:
         last = spec.world_size + spec.servers - 1
         raise ClusterProblem(f"--rank: {job.metadata.name} has the ranks 0 to {last}; choose one", EXIT_BAD_INPUT)
     if job.status.attempt == 0:
         raise ClusterProblem(f"{job.metadata.name} has no pods yet; see: trainyard status {job.metadata.name}")
     index = spec.workers.replicas if rank >= spec.world_size else rank // spec.procs_per_worker
-    return job.current.pod_name(job.status.pod_attempt, index)
+    return job.effective_job.pod_name(job.status.pod_attempt, index)
 
 
 def _failed_pod(cluster: Cluster, job: TrainingJob) -> str:

@@ -87,7 +87,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
 
 
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
-    spec = job.current.spec
+    spec = job.effective_job.spec
     index = int(pod["metadata"]["labels"][constants.LABEL_INDEX])
     serves = spec.serves(index)
     first = spec.world_size if serves else index * spec.procs_per_worker

@@ -1,1 +1,1 @@
-"""The controller: cache, work queue and reconciler, which apply plans to a backend; knows no cluster client."""
+"""The controller: cache, work queue and reconciler, which apply plans to a backend; uses no cluster client."""

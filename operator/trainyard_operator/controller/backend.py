@@ -1,33 +1,49 @@
-"""The one interface through which the operator touches the world, and what can go wrong there."""
+"""The interface between the controller and the place where pods run, and the errors that it raises."""
 
+import logging
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.lifecycle.observation import Pod, Worker
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
 
 
 class BackendError(Exception):
-    """The world refused. Subclasses say what that means for the job (see `reconcile.VERDICTS`)."""
+    """A request failed. After every error but `Gone` the job is reconciled again, with back-off."""
+
+    log_level: ClassVar[int] = logging.WARNING
+    """Level at which the reconciler logs the error."""
+    explanation: ClassVar[str] = "the request failed; retrying"
+    """What the error means, and what the operator does about it."""
 
 
 class Stale(BackendError):
-    """The decision was made from an old view: look again, then decide anew."""
+    """The decision was made from outdated data."""
+
+    log_level = logging.DEBUG
+    explanation = "the cached state was outdated; reconciling again"
 
 
 class Gone(BackendError):
-    """The job does not exist any more."""
+    """The job does not exist any more, so there is nothing to retry."""
+
+    log_level = logging.DEBUG
+    explanation = "the job does not exist any more"
 
 
 class Unavailable(BackendError):
-    """The world does not answer, or asks for patience: try again later."""
+    """The API server does not answer, or asks for a delay."""
+
+    explanation = "the API server did not answer; retrying"
 
 
 class Refused(BackendError):
-    """The world will not have a child of the job; trying again helps only once somebody has changed something."""
+    """The API server refuses a child of the job, until a user changes something."""
+
+    explanation = "the API server refused an object of the job; retrying, with the reason in the status"
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)
@@ -35,40 +51,54 @@ class Refused(BackendError):
 
 
 class Backend(Protocol):
-    """A world in which jobs have pods. All methods are idempotent and raise `BackendError`."""
+    """A place where the pods of jobs run: a cluster, or this machine.
+
+    All methods are idempotent. They raise `BackendError` unless they say otherwise.
+    """
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
-        """Store a status, if the job is still the one that was looked at (its resource version), else `Stale`."""
+        """Store a status and return the stored job.
+
+        Raises:
+            Stale: the stored job has another resource version than `job`.
+        """
         ...
 
     async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """The pods of the job as they are now, not as a cache has them."""
+        """Return the pods of the job as they are now, not as a cache has them."""
         ...
 
     async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Create children, as many at a time as the world takes; one that exists and is the job's own is fine."""
+        """Create children in parallel and return them; a child that the job already owns is returned as it is."""
         ...
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
-        """Start to delete pods, each only if it is still the one that was looked at (its UID); `force`: at once."""
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
+        """Start to delete pods, each only if its UID is unchanged; `force`: without a grace period."""
         ...
 
-    async def tell(self, job: TrainingJob, event: Event) -> None:
-        """Record an event on the job."""
+    async def record_event(self, job: TrainingJob, event: Event) -> None:
+        """Record an event about the job."""
         ...
 
-    def token(self, job: TrainingJob) -> str:
-        """What the job's pods and the operator both know, so that an order is known to be one."""
+    def launcher_token(self, job: TrainingJob) -> str:
+        """Return the secret that authenticates the operator to the launchers in the job's pods."""
         ...
 
-    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """What the launchers of pods say of themselves; None for one that does not answer. Raises nothing."""
+    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Return the state of each launcher, None for one that does not answer. Raises nothing."""
         ...
 
-    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
-        """Tell the launchers of pods to start an attempt, or (None) to end. None for one that does not follow."""
+    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
+        """Request from launchers that they start an attempt; return their states.
+
+        The state of a launcher that rejects or does not answer the request is None. Raises nothing.
+        """
+        ...
+
+    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Request from launchers that they exit with the code of their failed ranks; otherwise as `start_attempt`."""
         ...
 
     def metrics_url(self, pod: Pod) -> str | None:
-        """Where a running pod of the built-in trainer serves its metrics."""
+        """Return the URL of a pod's metrics page; None if it serves none or has no address yet."""
         ...

@@ -1,17 +1,17 @@
-"""Answers of pods: their containers are the users', so an answer may be anything, and of any length."""
+"""Responses of pods, which run users' containers: their content and size are not trusted."""
 
 import aiohttp
 
 
-async def read_text(response: aiohttp.ClientResponse, longest: int) -> str:
-    """The body of an answer.
+async def read_text(response: aiohttp.ClientResponse, max_bytes: int) -> str:
+    """Return the body of a response.
 
     Raises:
-        ValueError: it has more than `longest` bytes, or is not UTF-8.
+        ValueError: the body has more than `max_bytes` bytes, or is not UTF-8.
     """
     body = b""
     async for chunk in response.content.iter_chunked(65_536):
         body += chunk
-        if len(body) > longest:
-            raise ValueError(f"the answer has more than {longest} bytes")
+        if len(body) > max_bytes:
+            raise ValueError(f"the response has more than {max_bytes} bytes")
     return body.decode()

@@ -1,20 +1,28 @@
-"""The loop: take a job from the queue, observe it, plan, write the status down, act."""
+"""The reconcile loop: take a job from the queue, observe it, plan, write the status, act."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
+from datetime import datetime
 
 from trainyard.protocol import constants
+from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
-from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
+from trainyard.time import utc_now
+from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, OrderWorkers, Plan
-from trainyard_operator.lifecycle.observation import Observation, Pod, Trouble, WorkerState
+from trainyard_operator.lifecycle.actions import (
+    CreatePlaceholders,
+    CreateWorkers,
+    DeleteWorkers,
+    Plan,
+    ReleaseWorkers,
+    RestartInPlace,
+)
+from trainyard_operator.lifecycle.observation import CreationError, Observation, Pod, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
@@ -22,151 +30,144 @@ from trainyard_operator.manifests.pod import build_pod
 
 log = logging.getLogger(__name__)
 
-VERDICTS: dict[type[BackendError], tuple[int, str]] = {
-    Stale: (logging.DEBUG, "the view was out of date; looking again"),
-    Unavailable: (logging.WARNING, "the API server did not answer; trying again"),
-    Refused: (logging.WARNING, "a child was refused; trying again, with the reason in the status"),
-}
-"""What each error means: how loud to say it, and what. All of them lead to another look, with backoff."""
-
-
-def utc_now() -> datetime:
-    """The time, as the operator has it."""
-    return datetime.now(UTC)
-
 
 @dataclass(slots=True)
 class Reconciler:
-    """Keeps every job of the cache where its plan wants it."""
+    """Brings every job of the cache to the state that its plan asks for."""
 
     cache: Cache
     queue: WorkQueue[Key]
     backend: Backend
     trainer_image: str
     clock: Callable[[], datetime] = utc_now
-    observe_seconds: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
-    """Called after each look with its duration and its outcome (ok, or the name of an error), for metrics."""
+    on_reconciled: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
+    """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
 
     async def run(self, parallel: int = 16) -> None:
-        """Work until cancelled, on up to `parallel` jobs at a time."""
+        """Reconcile until cancelled, up to `parallel` jobs at a time."""
         async with asyncio.TaskGroup() as group:
             for _ in range(parallel):
                 group.create_task(self._work())
 
     async def _work(self) -> None:
+        """Process keys of the queue, one at a time."""
         while True:
             key = await self.queue.get()
             try:
-                await self._look(key)
+                await self._process(key)
             finally:
                 self.queue.done(key)
 
-    async def _look(self, key: Key) -> None:
-        """One look at one job; whatever goes wrong leads to another look, never to a dead loop."""
+    async def _process(self, key: Key) -> None:
+        """Reconcile one job and schedule the next reconciliation. No error of one job ends the loop."""
         loop = asyncio.get_running_loop()
         started, outcome = loop.time(), "ok"
         try:
             wake_after = await self.reconcile(key)
+        # The job does not exist any more: there is nothing to retry.
         except Gone:
             self.queue.drop(key)
+        # A request failed: retry with back-off.
         except BackendError as error:
             outcome = type(error).__name__
-            level, verdict = VERDICTS[type(error)]
             wait = self.queue.retry(key)
-            log.log(level, "%s/%s: %s (%s); next look in %.2f s", *key, verdict, error, wait)
+            log.log(error.log_level, "%s/%s: %s: %s; next try in %.2f s", *key, error.explanation, error, wait)
+        # The operator has a bug: log the traceback, and retry with back-off.
         except Exception:
             outcome = "bug"
             wait = self.queue.retry(key)
-            log.exception("%s/%s: unexpected error; next look in %.2f s", *key, wait)
+            log.exception("%s/%s: unexpected error; next try in %.2f s", *key, wait)
+        # The plan was carried out: set its timer.
         else:
             self.queue.forget(key)
             if wake_after is not None:
                 self.queue.add_after(key, wake_after)
-        self.observe_seconds(loop.time() - started, outcome)
+        self.on_reconciled(loop.time() - started, outcome)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Observe, plan, apply. Returns in how many seconds to look again (None: when something happens).
+        """Observe, plan, apply. Return the seconds until the next reconciliation (None: when something changes).
 
         Raises:
-            BackendError: the world refused.
+            BackendError: a request failed.
         """
         entry = self.cache.get(key)
+        # The job is gone or being deleted: the garbage collector deletes its children.
         if entry is None or entry.job is None or entry.job.metadata.deletion_timestamp:
-            self.queue.drop(key)  # gone or going: the children go with their owner
+            self.queue.drop(key)
             return None
         job = entry.job
-        await self._consult(job, entry, key)
-        seen = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.trouble)
-        step = plan(seen)
+        await self._query_launchers(job, entry, key)
+        observation = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error)
+        step = plan(observation)
+        # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
             job = await self.backend.write_status(job, step.status)
             self.cache.put_job(job)
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
-            await self.backend.tell(job, event)
+            await self.backend.record_event(job, event)
         await self._act(job, entry, step)
         return step.wake_after
 
-    async def _consult(self, job: TrainingJob, entry: Entry, key: Key) -> None:
-        """Ask the launchers whose pods do not say how their attempt stands.
+    async def _query_launchers(self, job: TrainingJob, entry: Entry, key: Key) -> None:
+        """Query the launchers of pods whose state the API server does not show.
 
-        A pod that is not ready may have ended its attempt and wait for orders. And of a pod that was made for an
-        earlier attempt than the current one a new operator does not know which one it runs. While a group starts
-        neither can be: launchers wait for orders only after a step, and none is made before all workers run.
+        A pod that is not ready may have finished its attempt and await a restart. And a new operator does not know
+        which attempt a pod runs that was created for an earlier one. Neither is possible while a group starts:
+        launchers await a restart only after a step, and no step is made before all workers run.
         """
         status = job.status
         if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt_override is not None or status.finished):
             return
-        asked = [
+        unclear = [
             w
             for w in self.cache.workers(key)
-            if w.supervised and not w.terminating and (w.state is WorkerState.RUNNING or w.held)
-            if not w.ready or w.runs < status.attempt
+            if w.has_launcher and not w.terminating and (w.state is WorkerState.RUNNING or w.awaiting_restart)
+            if not w.ready or w.running_attempt < status.attempt
         ]
-        if asked:
-            states = await self.backend.ask(job, [entry.pods[w.name] for w in asked])
-            entry.states.update({w.uid: state for w, state in zip(asked, states, strict=True) if state})
-
-    async def _order(self, job: TrainingJob, entry: Entry, action: OrderWorkers) -> None:
-        states = await self.backend.order(job, [entry.pods[w.name] for w in action.workers], action.attempt)
-        for worker, state in zip(action.workers, states, strict=True):
-            if state is None:
-                entry.deaf.add(worker.uid)
-            else:
-                entry.states[worker.uid] = state
+        if unclear:
+            states = await self.backend.get_launcher_states(job, [entry.pods[w.name] for w in unclear])
+            entry.launcher_states.update({w.uid: state for w, state in zip(unclear, states, strict=True) if state})
 
     async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
         for action in step.actions:
             match action:
                 case CreateWorkers():
-                    await self._create(job.current, entry, action)
+                    await self._create(job.effective_job, entry, action)
                 case CreatePlaceholders():
-                    await self._seek_room(job, action)
+                    await self._create_placeholders(job, action)
                 case DeleteWorkers():
                     await self.backend.delete_pods(job, action.workers, force=action.force)
-                case OrderWorkers():
-                    await self._order(job, entry, action)
+                case RestartInPlace(workers=workers, attempt=attempt):
+                    pods = [entry.pods[w.name] for w in workers]
+                    _note_states(entry, workers, await self.backend.start_attempt(job, pods, attempt))
+                case ReleaseWorkers(workers=workers):
+                    pods = [entry.pods[w.name] for w in workers]
+                    _note_states(entry, workers, await self.backend.release(job, pods))
 
     async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
-        """Create pods, and remember why they were refused, if they were."""
+        """Create pods, and remember for the status whether the API server refused one."""
         try:
             await self._create_group(job, action)
         except Refused as error:
-            entry.trouble = Trouble(error.reason, str(error))
+            entry.creation_error = CreationError(error.reason, str(error))
             raise
-        entry.trouble = None
+        entry.creation_error = None
 
     async def _create_group(self, job: TrainingJob, action: CreateWorkers) -> None:
-        """Create pods of the current attempt, after a look at the world itself that no other attempt is alive.
+        """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
 
-        The cache may lag; what is created here must not. One list per group is what the fence costs.
+        The cache may lag behind, so the fence between attempts costs one list per group.
+
+        Raises:
+            Stale: pods of another attempt exist.
         """
         others = [p for p in await self.backend.list_pods(job) if _attempt(p) != action.attempt]
         if others:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        token = self.backend.token(job)
+        token = self.backend.launcher_token(job)
         await self.backend.create(job, build_shared(job, token))
         secret = secret_name(job, token) if job.spec.restarts_in_place else None
         pods = [
@@ -175,14 +176,27 @@ class Reconciler:
         for pod in await self.backend.create(job, pods):
             self.cache.put_pod(pod)
 
-    async def _seek_room(self, job: TrainingJob, action: CreatePlaceholders) -> None:
-        """Create placeholders. One that is refused, by a quota above all, has found no room."""
-        build = partial(build_placeholder, job.current, action.group, trainer_image=self.trainer_image)
+    async def _create_placeholders(self, job: TrainingJob, action: CreatePlaceholders) -> None:
+        """Create placeholders. If one is refused, by a quota for example, there is no capacity for it."""
+        sized = job.effective_job
+        manifests = [
+            build_placeholder(sized, action.pod_attempt, index, trainer_image=self.trainer_image)
+            for index in action.indexes
+        ]
         try:
-            for pod in await self.backend.create(job.current, [build(index) for index in action.indexes]):
+            for pod in await self.backend.create(sized, manifests):
                 self.cache.put_pod(pod)
         except Refused as error:
-            log.info("%s/%s: there is no room for more workers: %s", *job.key, error)
+            log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
+
+
+def _note_states(entry: Entry, workers: tuple[WorkerPod, ...], states: list[PodState | None]) -> None:
+    """Remember the launchers' answers to a request, and which launchers rejected or did not answer it."""
+    for worker, state in zip(workers, states, strict=True):
+        if state is None:
+            entry.unresponsive.add(worker.uid)
+        else:
+            entry.launcher_states[worker.uid] = state
 
 
 def _attempt(pod: Pod) -> int:

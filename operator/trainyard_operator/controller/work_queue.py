@@ -1,4 +1,4 @@
-"""The work queue: which job to look at next. Serial per job, parallel over jobs, each key at most once."""
+"""The work queue of the controller: serial per job, parallel over jobs, each key queued at most once."""
 
 import asyncio
 from collections import OrderedDict
@@ -7,21 +7,21 @@ from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 
-FIRST_RETRY = 0.05
-LAST_RETRY = 60.0
+MIN_BACKOFF = 0.05
+MAX_BACKOFF = 60.0
 
 
 class WorkQueue(Generic[K]):
-    """A queue of keys, as client-go has it: deduplicated, delayed, with backoff per key.
+    """A queue of keys with the semantics of client-go's: deduplicated, delayed, with back-off per key.
 
-    A key that is added while it is being worked on comes back once, after `done`. Times are those of the event
-    loop, in seconds. All methods belong to the loop's thread.
+    A key that is added while it is being processed is queued once more after `done`. Times are those of the event loop,
+    in seconds. All methods must be called in the thread of the loop.
     """
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[K, float] = OrderedDict()  # key -> since when
-        self._active: set[K] = set()
-        self._again: set[K] = set()
+        self._waiting: OrderedDict[K, float] = OrderedDict()  # key -> time of arrival
+        self._processing: set[K] = set()
+        self._dirty: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._failures: dict[K, int] = {}
         self._arrival = asyncio.Event()
@@ -31,18 +31,18 @@ class WorkQueue(Generic[K]):
         return len(self._waiting)
 
     def add(self, key: K) -> None:
-        """Ask for a look at `key` as soon as possible."""
+        """Queue `key` at once."""
         self._cancel_timer(key)
-        if key in self._active:
-            self._again.add(key)
+        if key in self._processing:
+            self._dirty.add(key)
         elif key not in self._waiting:
-            if not self._waiting and not self._active:
+            if not self._waiting and not self._processing:
                 self._last_done = self._now()  # idle time is not a stall
             self._waiting[key] = self._now()
             self._arrival.set()
 
     def add_after(self, key: K, seconds: float) -> None:
-        """Ask for a look at `key` in `seconds`; of several such wishes the earliest stands."""
+        """Queue `key` in `seconds`; of several deadlines the earliest wins."""
         if seconds <= 0:
             self.add(key)
             return
@@ -51,52 +51,52 @@ class WorkQueue(Generic[K]):
         if timer is not None and timer.when() <= due:
             return
         self._cancel_timer(key)
-        self._timers[key] = asyncio.get_running_loop().call_at(due, self._ring, key)
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self._on_timer, key)
 
     def retry(self, key: K) -> float:
-        """Ask for another look at `key` after a failure; the wait doubles each time. Returns the wait."""
+        """Queue `key` again after a failure, with exponential back-off. Return the wait in seconds."""
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
-        wait = min(LAST_RETRY, FIRST_RETRY * 2.0 ** min(failures, 32))
+        wait = min(MAX_BACKOFF, MIN_BACKOFF * 2.0 ** min(failures, 32))
         self.add_after(key, wait)
         return wait
 
     def forget(self, key: K) -> None:
-        """Note that `key` was worked on with success: its next retry starts from the shortest wait."""
+        """Reset the back-off of `key` after a success."""
         self._failures.pop(key, None)
 
     def drop(self, key: K) -> None:
-        """Forget the failures and the delay of a key whose job is gone.
+        """Reset the back-off and the delay of a key whose job is gone.
 
-        A wish that has arrived meanwhile stays: it may be for a new job of that name.
+        A key that was added meanwhile stays queued: it may belong to a new job of that name.
         """
         self.forget(key)
         self._cancel_timer(key)
 
     async def get(self) -> K:
-        """Wait for the next key and take it; `done` must follow."""
+        """Wait for the next key and return it; the caller must call `done` afterwards."""
         while not self._waiting:
             self._arrival.clear()
             await self._arrival.wait()
         key, _ = self._waiting.popitem(last=False)
-        self._active.add(key)
+        self._processing.add(key)
         return key
 
     def done(self, key: K) -> None:
-        """Give a key back after work, successful or not."""
-        self._active.discard(key)
+        """Mark a key as processed, successfully or not."""
+        self._processing.discard(key)
         self._last_done = self._now()
-        if key in self._again:
-            self._again.discard(key)
+        if key in self._dirty:
+            self._dirty.discard(key)
             self.add(key)
 
     def stalled_seconds(self) -> float:
-        """How long work has been waiting without any being finished; 0 if none waits."""
-        if not self._waiting and not self._active:
+        """Return the seconds since any key was processed while keys are queued; 0 if none is queued."""
+        if not self._waiting and not self._processing:
             return 0.0
         return self._now() - self._last_done
 
-    def _ring(self, key: K) -> None:
+    def _on_timer(self, key: K) -> None:
         self._timers.pop(key, None)
         self.add(key)
 

@@ -1,1 +1,1 @@
-"""What ties the core to a cluster: kopf's watch streams, the API client, health and metrics."""
+"""The Kubernetes side of the operator: watch streams, API client, backend, lease, probes and metrics."""

@@ -1,7 +1,7 @@
-"""A thin asynchronous client: plain dictionaries in and out over the kubernetes package's transport.
+"""An asynchronous API client: plain dictionaries over the transport of the kubernetes package.
 
-The package's typed models cost more time per pod than the request itself, so they are left out; login, TLS,
-connection pool and token refresh are the package's.
+The package's typed models cost more time per pod than the request itself, so they are not used. Login, TLS, connection
+pool and token refresh are the package's.
 """
 
 import asyncio
@@ -17,16 +17,17 @@ from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
 IN_FLIGHT = 50
-"""Requests at a time. One API server creates about 340 pods per second from 50; its own priority and fairness
-queues do the rest, so there is no rate limit on this side."""
+"""Requests in flight at a time. With 50 an API server creates about 340 pods per second; its own priority and fairness
+queues protect it from more, so the client has no rate limit."""
 
 PAGE = 500
+"""Objects per page of a list."""
 
 MERGE_PATCH = "application/merge-patch+json"
 
 
 class ApiError(Exception):
-    """An answer other than success. `code` is the HTTP status; 0 if there was no answer at all."""
+    """A response other than success. `code` is the HTTP status, or 0 if there was no response."""
 
     def __init__(self, code: int, reason: str, message: str) -> None:
         super().__init__(message)
@@ -50,15 +51,15 @@ class KubeApi:
         *,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
-        patience: float = 30.0,
+        timeout_seconds: float = 30.0,
     ) -> dict[str, Any]:
-        """One request; returns the object of the answer.
+        """Send one request and return the object in the response.
 
         Raises:
-            ApiError: the server said no, or did not answer.
+            ApiError: the server rejected the request, or did not answer within `timeout_seconds`.
         """
         async with self._slots:
-            code, text = await self._send(verb, path, body, query, content_type, patience)
+            code, text = await self._send(verb, path, body, query, content_type, timeout_seconds)
         self._count(verb, code)
         try:
             answer: dict[str, Any] = json.loads(text)
@@ -69,25 +70,25 @@ class KubeApi:
         raise ApiError(code, str(answer.get("reason", "")), str(answer.get("message", "")) or f"HTTP {code}")
 
     async def _send(
-        self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, patience: float
+        self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, timeout_seconds: float
     ) -> tuple[int, str]:
         client = self._client
         url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
         try:
-            # Asked for each request: the token of a service account is rotated.
+            # Read for each request, since the token of a service account is rotated.
             await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
-            response = await client.call_api(verb, url, headers, body, _request_timeout=patience)
+            response = await client.call_api(verb, url, headers, body, _request_timeout=timeout_seconds)
             return response.status, (await response.read()).decode()
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             self._count(verb, 0)
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
     async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
-        """All objects of a collection, page by page, and the resource version of the list.
+        """Return all objects of a collection, read page by page, and the resource version of the list.
 
         Raises:
-            ApiError: the server said no, or did not answer.
+            ApiError: the server rejected a request, or did not answer.
         """
         items: list[dict[str, Any]] = []
         query = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
@@ -101,10 +102,10 @@ class KubeApi:
 
 @asynccontextmanager
 async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None) -> AsyncIterator[KubeApi]:
-    """Log in as the pod's service account, or else by kubeconfig, and close the connections at the end.
+    """Log in by the pod's service account, or else by kubeconfig, and close the connections at the end.
 
     Raises:
-        kubernetes.aio.config.ConfigException: neither is there.
+        kubernetes.aio.config.ConfigException: there is neither.
     """
     configuration = Configuration()
     try:
@@ -112,6 +113,6 @@ async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
     configuration.connection_pool_maxsize = IN_FLIGHT
-    configuration.retries = False  # repeating is the work queue's business
+    configuration.retries = False  # the work queue retries
     async with ApiClient(configuration) as client:
         yield KubeApi(client, count)

@@ -1,20 +1,20 @@
-"""The world as a Kubernetes cluster."""
+"""The Kubernetes backend: children of jobs as objects of a cluster."""
 
 import asyncio
 import logging
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard.time import format_time, utc_now
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import owner_uid
 from trainyard_operator.kube.api import MERGE_PATCH, ApiError, KubeApi
-from trainyard_operator.lifecycle.observation import Pod, Worker, job_name_of
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of
 from trainyard_operator.lifecycle.status_builder import Event
 
 log = logging.getLogger(__name__)
@@ -29,22 +29,22 @@ _PLURALS = {
 
 
 def jobs_path(namespace: str | None = None) -> str:
-    """Path of the TrainingJobs of a namespace, or of all."""
+    """Return the path of the TrainingJobs of a namespace, or of all namespaces."""
     within = f"/namespaces/{namespace}" if namespace else ""
     return f"/apis/{constants.API_VERSION}{within}/{constants.PLURAL}"
 
 
 def core_path(plural: str, namespace: str | None = None) -> str:
-    """Path of a core collection of a namespace, or of all."""
+    """Return the path of a core collection of a namespace, or of all namespaces."""
     within = f"/namespaces/{namespace}" if namespace else ""
     return f"/api/v1{within}/{plural}"
 
 
 class KubernetesBackend:
-    """Children as objects of a cluster (see `trainyard_operator.controller.backend.Backend`)."""
+    """Keeps the children of jobs in a cluster (see `trainyard_operator.controller.backend.Backend`)."""
 
     def __init__(self, api: KubeApi, key: bytes) -> None:
-        """`key`: secret; the tokens of all jobs follow from it."""
+        """Create a backend; `key` is the operator's secret, from which the tokens of all jobs are derived."""
         self._api = api
         self._key = key
 
@@ -67,7 +67,7 @@ class KubernetesBackend:
         return TrainingJob.from_dict(body)
 
     async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """The job's pods, read from etcd (no resource version: the most recent data)."""
+        """Return the job's pods as of now: without a resource version the API server reads from etcd."""
         namespace, name = job.key
         try:
             pods, _ = await self._api.list(core_path("pods", namespace), f"{constants.LABEL_JOB}={name}")
@@ -76,7 +76,7 @@ class KubernetesBackend:
         return [pod for pod in pods if owner_uid(pod) == job.metadata.uid and job_name_of(pod)]
 
     async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Create all at once; the API client bounds how many requests are in flight."""
+        """Create children in parallel; the API client limits the requests in flight."""
         results = await asyncio.gather(*(self._create_one(job, m) for m in manifests), return_exceptions=True)
         failures = [r for r in results if isinstance(r, BaseException)]
         for failure in failures:
@@ -95,11 +95,19 @@ class KubernetesBackend:
             if error.code != 409:
                 raise _refusal(error, kind, metadata["name"]) from error
         if kind == "Secret":
-            return manifest  # its name follows from what is in it, and the operator may not read Secrets
+            return manifest  # its name is derived from its content, and the operator may not read Secrets
         return await self._adopt(job, manifest, f"{path}/{metadata['name']}")
 
     async def _adopt(self, job: TrainingJob, manifest: dict[str, Any], path: str) -> dict[str, Any]:
-        """The name is in use: fine if the object is this job's own (a request was repeated), else an error."""
+        """Return the object that already has the name of a child, if it belongs to this job.
+
+        That is so after a request was repeated, and for the claim that an earlier job of the same name has left.
+
+        Raises:
+            Stale: the object was deleted meanwhile.
+            Unavailable: the object belongs to a deleted job of the same name, and is being deleted.
+            Refused: the object belongs to another owner.
+        """
         kind, name = manifest["kind"], manifest["metadata"]["name"]
         try:
             found = await self._api.request("GET", path)
@@ -109,33 +117,33 @@ class KubernetesBackend:
                     found = await self._api.request("PATCH", path, {"data": manifest["data"]}, content_type=MERGE_PATCH)
                 return found
         except ApiError as error:
-            raise (Stale(f"{kind} {name} has just gone") if error.code == 404 else _translate(error)) from error
+            raise (Stale(f"{kind} {name} was deleted meanwhile") if error.code == 404 else _translate(error)) from error
         if found["metadata"].get("deletionTimestamp") and owner is not None:
-            raise Unavailable(f"{kind} {name} of a deleted job of the same name is still going")
+            raise Unavailable(f"{kind} {name} of a deleted job of the same name is still being deleted")
         fix = "delete it, or give the job another name"
         raise Refused(Reason.NAME_TAKEN, f"{kind} {name} exists already and is not this job's; {fix}")
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
-        """Delete pods, each under its UID, so that a namesake made since is left alone.
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
+        """Delete pods, each with its UID as a precondition, so that a newer pod of the same name is kept.
 
-        By force: the pod vanishes from the API at once, whatever its kubelet does. See docs/failures.md for the risk.
+        With `force` the pod leaves the API at once, whatever its kubelet does; docs/failures.md describes the risk.
         """
         await asyncio.gather(*(self._delete_one(job, worker, force) for worker in workers))
 
-    async def _delete_one(self, job: TrainingJob, worker: Worker, force: bool) -> None:
+    async def _delete_one(self, job: TrainingJob, worker: WorkerPod, force: bool) -> None:
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
         if force:
             body["gracePeriodSeconds"] = 0
         try:
             await self._api.request("DELETE", f"{core_path('pods', job.metadata.namespace)}/{worker.name}", body)
         except ApiError as error:
-            if error.code not in (404, 409):  # gone, or another pod of that name: both are what was wanted
+            if error.code not in (404, 409):  # the pod is gone, or another one has its name
                 raise _translate(error) from error
 
-    async def tell(self, job: TrainingJob, event: Event) -> None:
-        """Create an event. Events are for people: losing one must not stop the job, so it is only logged."""
+    async def record_event(self, job: TrainingJob, event: Event) -> None:
+        """Create an event. An event that cannot be stored is only logged, since the job does not depend on it."""
         namespace, name = job.key
-        now = datetime.now(UTC)
+        now = utc_now()
         body = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -153,46 +161,53 @@ class KubernetesBackend:
             "message": event.message[:1024],
             "source": {"component": "trainyard-operator"},
             "reportingComponent": "trainyard.dev/operator",
-            "firstTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "lastTimestamp": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "firstTimestamp": format_time(now),
+            "lastTimestamp": format_time(now),
             "count": 1,
         }
         try:
             await self._api.request("POST", core_path("events", namespace), body)
         except ApiError as error:
-            log.warning("%s/%s: the event %s was not stored: %s", namespace, name, event.reason, error)
+            log.warning("%s/%s: event %s was not stored: %s", namespace, name, event.reason, error)
 
-    def token(self, job: TrainingJob) -> str:
-        """See `launcher_client.job_token`."""
+    def launcher_token(self, job: TrainingJob) -> str:
+        """Return the job's token (`launcher_client.job_token`)."""
         return launcher_client.job_token(self._key, job)
 
-    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Call the launcher's port at the pods' addresses."""
-        return await launcher_client.ask([_url(pod, launcher_protocol.LAUNCHER_PORT) for pod in pods], self.token(job))
+    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Query the launchers at the pods' addresses."""
+        return await launcher_client.get_launcher_states(_launcher_urls(pods), self.launcher_token(job))
 
-    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
-        """Call the launcher's port at the pods' addresses."""
-        return await launcher_client.order(
-            [_url(pod, launcher_protocol.LAUNCHER_PORT) for pod in pods], self.token(job), attempt
-        )
+    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
+        """Send restart requests to the launchers at the pods' addresses."""
+        return await launcher_client.start_attempt(_launcher_urls(pods), self.launcher_token(job), attempt)
+
+    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Send requests to exit to the launchers at the pods' addresses."""
+        return await launcher_client.release(_launcher_urls(pods), self.launcher_token(job))
 
     def metrics_url(self, pod: Pod) -> str | None:
-        """The page that the pod's annotations name, at its address."""
-        about = pod["metadata"].get("annotations") or {}
-        if constants.ANNOTATION_PORT not in about:
+        """Return the URL of the page that the pod's annotations name, at the pod's address."""
+        annotations = pod["metadata"].get("annotations") or {}
+        if constants.ANNOTATION_PORT not in annotations:
             return None
-        url = _url(pod, int(about[constants.ANNOTATION_PORT]))
-        return url and f"{url}{about[constants.ANNOTATION_PATH]}"
+        url = _url(pod, int(annotations[constants.ANNOTATION_PORT]))
+        return url and f"{url}{annotations[constants.ANNOTATION_PATH]}"
+
+
+def _launcher_urls(pods: Sequence[Pod]) -> list[str | None]:
+    return [_url(pod, launcher_protocol.LAUNCHER_PORT) for pod in pods]
 
 
 def _url(pod: Pod, port: int) -> str | None:
+    """Return the URL of a port of a pod; None while the pod has no address."""
     address = (pod.get("status") or {}).get("podIP")
     host = f"[{address}]" if address and ":" in address else address
     return f"http://{host}:{port}" if address else None
 
 
 def _is_retained(found: dict[str, Any], manifest: dict[str, Any]) -> bool:
-    """Whether this is the claim that an earlier job of the same name left for this one."""
+    """Return whether an object is the claim that an earlier job of the same name retained for this one."""
     labels = found["metadata"].get("labels") or {}
     retained = manifest["kind"] == "PersistentVolumeClaim" and "ownerReferences" not in manifest["metadata"]
     same = labels.get(constants.LABEL_JOB) == manifest["metadata"]["labels"][constants.LABEL_JOB]
@@ -200,7 +215,7 @@ def _is_retained(found: dict[str, Any], manifest: dict[str, Any]) -> bool:
 
 
 def _translate(error: ApiError) -> BackendError:
-    """What an answer means, wherever it comes from."""
+    """Return the error that a failed request stands for."""
     if error.code == 409:
         return Stale(str(error))
     if error.code in (0, 408, 429) or error.code >= 500:
@@ -209,13 +224,13 @@ def _translate(error: ApiError) -> BackendError:
 
 
 def _refusal(error: ApiError, kind: str, name: str) -> BackendError:
-    """What an answer to a creation means."""
+    """Return the error that a failed creation stands for."""
     if error.code == 404:
-        return Gone(f"namespace of {kind} {name} is gone")
+        return Gone(f"the namespace of {kind} {name} does not exist any more")
     if error.code == 403 and "being terminated" in str(error):
         return Gone(str(error))
     translated = _translate(error)
     if isinstance(translated, Refused):
-        fix = "change what it names: a quota, a security profile, or the fields of spec.workers.template"
+        fix = "correct what the message names: a quota, a pod security standard, or a field of spec.workers.template"
         return Refused(translated.reason, f"the API server refuses {kind} {name}: {error}; {fix}")
     return translated

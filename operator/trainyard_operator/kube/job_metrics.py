@@ -1,4 +1,4 @@
-"""One set of series for each job that exists, computed from the cache at each scrape: a deleted job leaves none."""
+"""Metrics of jobs, computed from the cache at each scrape, so that the series of a deleted job disappear."""
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
@@ -17,28 +17,28 @@ _LABELS = list(METRIC_LABELS)
 
 
 class JobCollector(Collector):
-    """Reads the cache. It is scraped by the thread of the event loop, which alone changes the cache."""
+    """Collects the series of all jobs, in the thread of the event loop, which is the only one to change the cache."""
 
     def __init__(self, cache: Cache, clock: Callable[[], datetime]) -> None:
         self._cache = cache
         self._clock = clock
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        """All series of all jobs."""
+        """Return all series of all jobs."""
         series, now = _Series(), self._clock()
         phases: Tally[str] = Tally()
         for key, entry in self._cache.jobs():
             if entry.job is not None:
                 series.add(key, entry, entry.job, now)
                 phases[entry.job.status.phase or Phase.PENDING] += 1
-        count = GaugeMetricFamily("trainyard_operator_jobs", "Jobs that there are, by phase", labels=["phase"])
+        count = GaugeMetricFamily("trainyard_operator_jobs", "Jobs by phase", labels=["phase"])
         for phase in Phase:
             count.add_metric([phase], phases[phase])
         return [count, *vars(series).values()]
 
 
 class _Series:
-    """The families, each of which is an attribute."""
+    """The metric families, one per attribute."""
 
     def __init__(self) -> None:
         self.conditions = GaugeMetricFamily(
@@ -53,12 +53,12 @@ class _Series:
         self.attempt = GaugeMetricFamily("trainyard_job_attempt", "Number of the current attempt", labels=_LABELS)
         self.pending = GaugeMetricFamily(
             "trainyard_job_pending_seconds",
-            "How long not all workers of the job have been running, though they should; 0 while they do",
+            "How long the job has been waiting for all of its workers to run; 0 while they do",
             labels=_LABELS,
         )
         self.restarts = CounterMetricFamily(
             "trainyard_job_restarts",
-            "Attempts that had to be repeated, by whether they count",
+            "Restarts of the job, by whether they count against restartPolicy.maxRestarts",
             labels=[*_LABELS, "counted"],
         )
         self.failed_at = GaugeMetricFamily(
@@ -68,7 +68,7 @@ class _Series:
         )
         self.goodput = CounterMetricFamily(
             "trainyard_job_goodput_seconds",
-            "Wall time of the job, by what it went into, as of the last change of its status",
+            "Wall time of the job by what it was spent on, as of the last change of its status",
             labels=[*_LABELS, "part"],
         )
 
@@ -77,7 +77,7 @@ class _Series:
         status = job.status
         for kind in ConditionType:
             self.conditions.add_metric([*key, kind], float(status.is_true(kind)))
-        tally = Tally(worker.state for worker in entry.workers.values() if not worker.placeholder)
+        tally = Tally(worker.state for worker in entry.workers.values() if not worker.is_placeholder)
         for state in WorkerState:
             self.pods.add_metric([*key, state], tally[state])
         self.desired.add_metric(key, status.workers.desired)
@@ -92,7 +92,7 @@ class _Series:
 
 
 def _pending_seconds(job: TrainingJob, now: datetime) -> float:
-    """How long a job that should run has not."""
+    """Return how long a job has been waiting to run; 0 if it runs, is suspended, or has finished."""
     status = job.status
     if status.finished or status.is_true(ConditionType.RUNNING) or job.spec.suspend:
         return 0.0
@@ -101,4 +101,4 @@ def _pending_seconds(job: TrainingJob, now: datetime) -> float:
 
 
 _MARKS = (ConditionType.CREATED, ConditionType.RUNNING, ConditionType.SUSPENDED)
-"""Conditions whose last change began the wait: taken up, not running any more, resumed."""
+"""Conditions whose last change started the wait: accepted, not running any more, resumed."""

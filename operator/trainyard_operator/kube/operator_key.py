@@ -1,4 +1,4 @@
-"""The operator's secret key, from which the tokens of all jobs follow. It lives in a Secret of the operator's own."""
+"""The operator's secret key, from which the tokens of all jobs are derived, kept in a Secret of its own."""
 
 import base64
 import logging
@@ -13,14 +13,17 @@ _FIELD = "key"
 
 
 async def operator_key(api: KubeApi, namespace: str, name: str) -> bytes:
-    """The key, made on first use. Without such a Secret a key of this process: its pods obey this process only."""
+    """Return the key, which is created on first use.
+
+    If the Secret can be neither read nor created, return a key that lasts as long as this process.
+    """
     path = f"/api/v1/namespaces/{namespace}/secrets"
     try:
-        return await _read_or_make(api, path, namespace, name)
+        return await _read_or_create(api, path, namespace, name)
     except ApiError as error:
         log.warning(
-            "the Secret %s/%s can be neither read nor made (%s); after a restart of the operator, groups that fail get "
-            "new pods instead of a restart in place",
+            "the Secret %s/%s can be neither read nor created (%s); after a restart of the operator, groups that "
+            "fail get new pods instead of a restart in place",
             namespace,
             name,
             error,
@@ -28,7 +31,7 @@ async def operator_key(api: KubeApi, namespace: str, name: str) -> bytes:
         return secrets.token_bytes(32)
 
 
-async def _read_or_make(api: KubeApi, path: str, namespace: str, name: str) -> bytes:
+async def _read_or_create(api: KubeApi, path: str, namespace: str, name: str) -> bytes:
     try:
         found = await api.request("GET", f"{path}/{name}")
     except ApiError as error:
@@ -51,7 +54,7 @@ async def _read_or_make(api: KubeApi, path: str, namespace: str, name: str) -> b
     try:
         await api.request("POST", path, body)
     except ApiError as error:
-        if error.code != 409:  # another operator was faster
+        if error.code != 409:  # another operator created it first
             raise
         found = await api.request("GET", f"{path}/{name}")
         return base64.b64decode(found["data"][_FIELD])

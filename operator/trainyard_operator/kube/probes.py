@@ -1,4 +1,4 @@
-"""The operator's HTTP face: /healthz, /readyz and /metrics."""
+"""The operator's HTTP server: /healthz, /readyz and /metrics."""
 
 import socket
 from collections.abc import AsyncIterator
@@ -15,12 +15,12 @@ from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.resync import Resync
 
 STALLED = 120.0
-"""Seconds that the queue may stand still: longer than the longest request with its time-out."""
+"""Seconds without progress after which the work queue counts as stalled: longer than any request timeout."""
 
 
 @dataclass(slots=True)
 class Health:
-    """Judges whether a restart of the operator would help."""
+    """Liveness and readiness of the operator."""
 
     cache: Cache
     queue: WorkQueue[Key]
@@ -29,22 +29,22 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether the jobs are known, or another operator leads: an upgrade waits for either."""
-        return self.cache.primed or (self.lease is not None and self.lease.stands_by)
+        """Whether the cache is filled, or another operator is the leader: a rolling update waits for either."""
+        return self.cache.primed or (self.lease is not None and self.lease.is_standby)
 
     def problems(self) -> list[str]:
-        """Reasons to restart this process; none if it is well."""
-        found = []
+        """Return the reasons why the liveness probe fails; empty if it passes."""
+        problems = []
         if (stalled := self.queue.stalled_seconds()) > STALLED:
-            found.append(f"the work queue has stood still for {stalled:.0f} s")
+            problems.append(f"the work queue has been stalled for {stalled:.0f} s")
         if self.resync.watch_lost:
-            found.append("a watch stream is silent: a complete list held changes that it never delivered")
-        return found
+            problems.append("a watch stream is stalled: a complete list contained changes that it never delivered")
+        return problems
 
 
 @asynccontextmanager
 async def serve(health: Health, registry: CollectorRegistry, port: int) -> AsyncIterator[int]:
-    """Serve until the context ends; yields the port (a free one for 0)."""
+    """Serve until the context ends; yield the port, a free one if `port` is 0."""
 
     async def healthz(_: web.Request) -> web.Response:
         problems = health.problems()
@@ -69,7 +69,7 @@ async def serve(health: Health, registry: CollectorRegistry, port: int) -> Async
 
 
 def _listen(port: int) -> socket.socket:
-    """One socket for IPv4 and IPv6, so that both have the same port."""
+    """Return one socket for IPv4 and IPv6, so that both have the same port."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
     return socket.create_server(("", port))

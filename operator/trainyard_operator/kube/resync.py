@@ -1,4 +1,4 @@
-"""Complete lists: they prime the cache at start, and later prove that the watch streams have missed nothing."""
+"""Complete lists: they fill the cache at start, and later repair and detect what the watch streams have missed."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ GRACE = 10.0
 
 @dataclass(slots=True)
 class Resync:
-    """Lists all jobs and pods each `interval` seconds. `watch_lost` turns true when a stream has gone silent."""
+    """Lists all jobs and pods every `interval` seconds. `watch_lost` is set if a watch stream has missed changes."""
 
     api: KubeApi
     cache: Cache
@@ -31,26 +31,26 @@ class Resync:
     watch_lost: bool = False
 
     async def prime(self) -> None:
-        """Fill the empty cache. Until this has worked, nothing may be decided.
+        """Fill the empty cache; nothing may be reconciled before.
 
         Raises:
-            ApiError: the server said no (404: the CRD is not installed), or did not answer.
+            ApiError: the server rejected a request (404: the CRD is not installed), or did not answer.
         """
         self.cache.replace(*await self._lists())
         for key, _ in self.cache.jobs():
             self.queue.add(key)
 
     async def run(self) -> None:
-        """Check and repair until cancelled."""
+        """Check and repair the cache periodically, until cancelled."""
         while True:
             await asyncio.sleep(self.interval)
             try:
                 await self.check()
             except ApiError as error:
-                log.warning("the complete list failed, the next one is due in %.0f s: %s", self.interval, error)
+                log.warning("the complete list failed; next try in %.0f s: %s", self.interval, error)
 
     async def check(self) -> None:
-        """List, give the streams time to deliver the same, then see what they have missed."""
+        """List, give the watch streams time to deliver the same objects, then compare."""
         jobs, pods, version = await self._lists()
         await asyncio.sleep(GRACE)
         missed = self.cache.replace(jobs, pods, version)
@@ -63,15 +63,15 @@ class Resync:
     async def _lists(self) -> tuple[list[TrainingJob], list[dict[str, object]], int]:
         bodies, version = await self.api.list(jobs_path(self.namespace))
         pods, later = await self.api.list(core_path("pods", self.namespace), constants.LABEL_JOB)
-        # A job or pod that appears between the two lists is newer than `version`: it stays in the cache.
+        # A job or pod that appears between the two lists is newer than `version`, so it stays in the cache.
         return [job for body in bodies if (job := parse_job(body))], pods, min(version, later)
 
 
 def parse_job(body: dict[str, object]) -> TrainingJob | None:
-    """The job, or None (with a log line) if this operator does not understand it: a CRD of another version."""
+    """Return the job; None, with a log line, if it does not fit this operator's version of the API."""
     try:
         return TrainingJob.from_dict(body)
     except ValidationError as error:
         metadata = body.get("metadata")
-        log.error("TrainingJob %s is not understood; install the CRD of this operator's version: %s", metadata, error)
+        log.error("TrainingJob %s cannot be parsed; install the CRD of this operator's version: %s", metadata, error)
         return None

@@ -1,4 +1,4 @@
-"""kopf's watch streams, feeding the cache and the queue. kopf holds no state of ours and touches no object.
+"""kopf's watch streams, which feed the cache and the queue. kopf stores no state and writes no object.
 
 Only `on.event` handlers are used: the other kinds write annotations or finalizers to users' objects.
 """
@@ -14,7 +14,7 @@ from trainyard_operator.kube.resync import parse_job
 
 
 def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
-    """A kopf registry with one handler for jobs and one for their pods, and the way to log in."""
+    """Return a kopf registry with one handler for jobs, one for their pods, and the login."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -42,7 +42,7 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
 
 
 def make_settings() -> kopf.OperatorSettings:
-    """Settings for plain watching: no events posted, no peering, quick and in parallel."""
+    """Return settings for plain watching: no events posted, no peering, short delays, many handlers in parallel."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.scanning.disabled = True

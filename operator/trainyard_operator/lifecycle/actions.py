@@ -1,16 +1,17 @@
-"""What a plan consists of: the status to write, what to do then, and when to look again."""
+"""The parts of a plan: the status to write, the actions to take, and when to reconcile again."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.lifecycle.status_builder import Draft, Event
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.status_builder import Event, StatusBuilder
 
 
 @dataclass(frozen=True, slots=True)
 class CreateWorkers:
-    """Create these pods of the current attempt, and before them what they need (Service, ConfigMap)."""
+    """Create pods of the current attempt, after the objects that they need (Service, ConfigMap, Secret, claim)."""
 
     attempt: int
     indexes: tuple[int, ...]
@@ -18,71 +19,78 @@ class CreateWorkers:
 
 @dataclass(frozen=True, slots=True)
 class CreatePlaceholders:
-    """Create pods that do nothing but find room for workers to come, beside the pods of this group."""
+    """Create placeholder pods, which detect free capacity for more workers of the running group."""
 
-    group: int
+    pod_attempt: int
     indexes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DeleteWorkers:
-    """Delete these pods."""
+    """Delete pods."""
 
-    workers: tuple[Worker, ...]
+    workers: tuple[WorkerPod, ...]
     force: bool = False
-    """At once, without waiting for the kubelet to say that they have ended."""
+    """Delete with grace period 0: the pod leaves the API at once, without a confirmation by its kubelet."""
 
 
 @dataclass(frozen=True, slots=True)
-class OrderWorkers:
-    """Tell the launchers in these pods to start an attempt, or (None) to end with the code that they hold."""
+class RestartInPlace:
+    """Request from the launchers in pods that they start an attempt."""
 
-    workers: tuple[Worker, ...]
-    attempt: int | None
+    workers: tuple[WorkerPod, ...]
+    attempt: int
 
 
-Action = CreateWorkers | CreatePlaceholders | DeleteWorkers | OrderWorkers
+@dataclass(frozen=True, slots=True)
+class ReleaseWorkers:
+    """Request from launchers that await a restart that they exit, with the exit code of their failed ranks."""
+
+    workers: tuple[WorkerPod, ...]
+
+
+Action = CreateWorkers | CreatePlaceholders | DeleteWorkers | RestartInPlace | ReleaseWorkers
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to write down, then what to do, then when to look again even if nothing happens."""
+    """The result of one reconciliation: first write the status, then act, then wait."""
 
     status: TrainingJobStatus
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
     wake_after: float | None = None
-    """Seconds; 0: at once."""
+    """Seconds until the next reconciliation even if nothing changes; 0: at once; None: never."""
 
 
-def ledger(draft: Draft) -> Plan:
-    """A decision: write it down, and act upon it only once it is stored."""
-    return Plan(draft.status, events=tuple(draft.events), wake_after=0)
+def record_decision(builder: StatusBuilder) -> Plan:
+    """Return a plan that only writes the status; the next plan acts on what was stored."""
+    return Plan(builder.build(), events=tuple(builder.events), wake_after=0)
 
 
-def settle(
-    draft: Draft,
+def act_now(
+    builder: StatusBuilder,
     *,
-    delete: "list[Worker] | tuple[Worker, ...]" = (),
+    delete: Iterable[WorkerPod] = (),
     actions: tuple[Action, ...] = (),
     wake_after: float | None = None,
 ) -> Plan:
-    """Nothing to decide: what there is to do now, with the deletion of pods that are not being deleted yet."""
-    doomed = tuple(w for w in delete if not w.terminating)
-    if doomed:
-        actions = (*actions, DeleteWorkers(doomed))
-    return Plan(draft.status, actions, tuple(draft.events), wake_after)
+    """Return a plan that takes actions and deletes those of the pods in `delete` that are not terminating yet."""
+    to_delete = tuple(w for w in delete if not w.terminating)
+    if to_delete:
+        actions = (*actions, DeleteWorkers(to_delete))
+    return Plan(builder.build(), actions, tuple(builder.events), wake_after)
 
 
-def rest(draft: Draft, reason: Reason, message: str) -> None:
-    """Say that no attempt is under way any more."""
+def clear_active_conditions(builder: StatusBuilder, reason: Reason, message: str) -> None:
+    """Set the conditions of an active attempt to False."""
     for kind in (C.RUNNING, C.PROGRESSING, C.DEGRADED, C.RESTARTING):
-        draft.clear(kind, reason, message)
+        builder.clear_condition(kind, reason, message)
 
 
-def fail(draft: Draft, reason: Reason, message: str) -> Plan:
-    """End the job, for the worse."""
-    draft.update(completion_time=draft.now)
-    rest(draft, Reason.FINISHED, "the job has failed")
-    draft.set(C.FAILED, True, reason, message, event="Warning")
-    return ledger(draft)
+def fail_job(builder: StatusBuilder, reason: Reason, message: str) -> Plan:
+    """Return a plan that ends the job with the condition Failed."""
+    builder.completion_time = builder.now
+    clear_active_conditions(builder, Reason.FINISHED, "the job has failed")
+    builder.set_condition(C.FAILED, True, reason, message, event="Warning")
+    return record_decision(builder)

@@ -1,4 +1,4 @@
-"""What the status says of a group of pods: the conditions of one that runs or does not yet, counts, sentences."""
+"""The conditions Running and Progressing of a group of pods, worker counts, and messages about them."""
 
 from datetime import timedelta
 
@@ -6,15 +6,15 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, WorkerCounts
-from trainyard_operator.lifecycle.degradation import tell_mishaps
-from trainyard_operator.lifecycle.observation import Observation, Obstacle, Worker, WorkerState
-from trainyard_operator.lifecycle.startup_timeout import has_stepped, tell_startup
-from trainyard_operator.lifecycle.status_builder import Draft
+from trainyard_operator.lifecycle.degradation import report_degradation
+from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.startup_timeout import has_stepped, startup_message
+from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 
-def count_workers(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts:
-    """The workers by what they do; the parameter server is none of them."""
-    workers = tuple(w for w in workers if not w.serves)
+def count_workers(job: TrainingJob, workers: tuple[WorkerPod, ...]) -> WorkerCounts:
+    """Return how many workers are in each state; a parameter server is not counted."""
+    workers = tuple(w for w in workers if not w.is_parameter_server)
     states = [w.state for w in workers]
     return WorkerCounts(
         desired=0 if job.spec.suspend else job.spec.workers.replicas,
@@ -25,50 +25,58 @@ def count_workers(job: TrainingJob, workers: tuple[Worker, ...]) -> WorkerCounts
     )
 
 
-def set_running(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
-    """All workers run: say so, and how far they are."""
-    attempt, spec = draft.status.attempt, draft.job.spec
+def set_running(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> None:
+    """Set the conditions of a group whose workers all run, and copy its progress."""
+    attempt, spec, progress = builder.attempt, builder.effective_job.spec, observation.progress
     noun = "worker runs" if spec.pods == 1 else "workers run" if not spec.servers else "workers and their server run"
     message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
-    draft.set(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
-    draft.clear(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
-    if seen.progress is not None and seen.progress.attempt == attempt and seen.progress.step > 0:
-        tell_mishaps(draft, seen.progress, workers)
-        draft.update(progress=seen.progress)
-    if spec.trainer is None and draft.status.progress is None:
-        return  # a program that does not say how far it is
-    if has_stepped(draft.status):
-        draft.set(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
+    builder.set_condition(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
+    builder.clear_condition(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
+    # A metrics page of another attempt, or without a step, is not progress of this attempt.
+    if progress is not None and progress.attempt == attempt and progress.step > 0:
+        report_degradation(builder, progress, workers)
+        builder.progress = progress
+    # A user's own program need not report progress: without any, Progressing stays unset.
+    if spec.trainer is None and builder.progress is None:
+        return
+    if has_stepped(builder.progress, attempt):
+        builder.set_condition(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
     else:
-        draft.set(C.PROGRESSING, False, Reason.NO_STEP_YET, tell_startup(draft, seen.progress))
+        builder.set_condition(C.PROGRESSING, False, Reason.NO_STEP_YET, startup_message(builder, progress))
 
 
-def set_waiting(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> None:
-    """Say what keeps the group from running: the first obstacle, and how many workers it holds up."""
-    wanted = draft.job.spec.pods
-    noun = "pods" if draft.job.spec.servers else "workers"
-    obstacles: list[Obstacle] = [w.obstacle for w in workers if w.obstacle]
-    if seen.trouble:
-        draft.set(C.RUNNING, False, seen.trouble.reason, seen.trouble.message, event="Warning")
-    elif obstacles:
-        rank = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
-        first = min(obstacles, key=lambda o: rank.index(o.reason))
-        affected = sum(o.reason is first.reason for o in obstacles)
-        message = f"{affected} of {wanted} {noun}: {first.message}"
-        draft.set(C.RUNNING, False, first.reason, message, event="Warning")
+def set_waiting(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> None:
+    """Set Running to False with the most urgent reason why not all pods of the group run."""
+    spec, error = builder.effective_job.spec, observation.creation_error
+    noun = "pods" if spec.servers else "workers"
+    blockers = [w.blocker for w in workers if w.blocker]
+    # The API server refused a pod: report that first, since no pod of the group may exist at all.
+    if error:
+        builder.set_condition(C.RUNNING, False, error.reason, error.message, event="Warning")
+    # Pods exist but cannot start: report the blocker that only a user can remove before one that may pass.
+    elif blockers:
+        urgency = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
+        first = min(blockers, key=lambda blocker: urgency.index(blocker.reason))
+        affected = sum(blocker.reason is first.reason for blocker in blockers)
+        message = f"{affected} of {spec.pods} {noun}: {first.message}"
+        builder.set_condition(C.RUNNING, False, first.reason, message, event="Warning")
+    # Nothing is wrong: the pods just have not started yet.
     else:
         running = sum(w.state is not WorkerState.PENDING for w in workers)
-        draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {wanted} {noun} run")
+        builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {spec.pods} {noun} run")
 
 
-def tell_overdue(worker: Worker, patience: timedelta) -> str:
-    """Why a pod is deleted by force."""
+def overdue_message(worker: WorkerPod, patience: timedelta) -> str:
+    """Return the message of the event that announces the forced deletion of a pod."""
     late = f"{patience.total_seconds():.0f} s after its grace period"
-    return f"pod {worker.name} has not ended {late}, so node {worker.node} is taken for lost; deleting the pod by force"
+    return (
+        f"pod {worker.name} has not terminated {late}, so node {worker.node} is considered lost; deleting the pod by "
+        "force"
+    )
 
 
-def tell_reached(progress: Progress | None) -> str:
-    """How far a job has come, as the end of a sentence."""
+def progress_summary(progress: Progress | None) -> str:
+    """Return the last step and loss as the end of a sentence; empty without progress."""
     if progress is None:
         return ""
     loss = f", loss {progress.loss:.4f}" if progress.loss is not None else ""

@@ -1,4 +1,4 @@
-"""What goes wrong in a run that goes on all the same: events, and the condition Degraded."""
+"""Problems of a run that continues nevertheless: events, and the condition Degraded."""
 
 from collections.abc import Iterable
 
@@ -6,78 +6,95 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.lifecycle.status_builder import Draft
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 RECENT_STEPS = 100
-"""For how many steps after one that has changed nothing a job counts as degraded."""
+"""Steps after a skipped step for which the job counts as degraded."""
 
 
-def tell_mishaps(draft: Draft, read: Progress, workers: Iterable[Worker] = ()) -> None:
-    """What the newest figures show that the status does not hold yet: so each mishap is told once."""
-    before = draft.status.progress
-    if before is None or before.attempt != read.attempt:
-        before = Progress()
-    tell_checkpoints(draft, read, before)
-    tell_bad_steps(draft, read, before)
-    set_degraded(draft, read, tell_straggler(draft, read, workers))
+def report_degradation(builder: StatusBuilder, progress: Progress, workers: Iterable[WorkerPod] = ()) -> None:
+    """Report what the newest progress shows and the status does not hold yet, so each problem is reported once."""
+    previous = builder.progress
+    # Counters restart with each attempt, so progress of another attempt is no base for a comparison.
+    if previous is None or previous.attempt != progress.attempt:
+        previous = Progress()
+    report_checkpoints(builder, progress, previous)
+    report_bad_steps(builder, progress, previous)
+    set_degraded_condition(builder, progress, straggler_message(builder.effective_job, progress, workers))
 
 
-def tell_checkpoints(draft: Draft, read: Progress, before: Progress) -> None:
-    """Checkpoints that were taken up, damaged, or not written."""
-    damaged, failures = read.checkpoints_damaged or 0, read.checkpoint_failures or 0
-    log = f"the log of pod {draft.job.pod_name(draft.status.pod_attempt, 0)} says why"
-    if damaged > (before.checkpoints_damaged or 0):
+def report_checkpoints(builder: StatusBuilder, progress: Progress, previous: Progress) -> None:
+    """Record events about checkpoints that were damaged, loaded, or could not be written."""
+    damaged, failures = progress.checkpoints_damaged or 0, progress.checkpoint_failures or 0
+    log = f"see the log of pod {builder.effective_job.pod_name(builder.pod_attempt, 0)}"
+    # A damaged checkpoint was found: say what the run resumed from instead.
+    if damaged > (previous.checkpoints_damaged or 0):
         what = "a checkpoint is" if damaged == 1 else f"{damaged} checkpoints are"
-        follows = "so an older one was taken" if read.resumed_step else "and no other is left: the run starts afresh"
-        draft.tell("Warning", Reason.CHECKPOINT_DAMAGED, f"attempt {read.attempt}: {what} damaged, {follows}; {log}")
-    if read.resumed_step and not before.resumed_step:
-        text = f"attempt {read.attempt}: continuing after step {read.resumed_step}"
-        draft.tell("Normal", Reason.CHECKPOINT_LOADED, text)
-    if (new := failures - (before.checkpoint_failures or 0)) > 0:
+        if progress.resumed_step:
+            consequence = "so the run resumed from an older one"
+        else:
+            consequence = "and there is no other one, so the run started from step 0"
+        text = f"attempt {progress.attempt}: {what} damaged, {consequence}; {log}"
+        builder.record_event("Warning", Reason.CHECKPOINT_DAMAGED, text)
+    # The attempt resumed from a checkpoint.
+    if progress.resumed_step and not previous.resumed_step:
+        text = f"attempt {progress.attempt}: continuing after step {progress.resumed_step}"
+        builder.record_event("Normal", Reason.CHECKPOINT_LOADED, text)
+    # A checkpoint could not be written: say which one is the newest, since that is what a restart resumes from.
+    if (new := failures - (previous.checkpoint_failures or 0)) > 0:
         what = "a checkpoint" if new == 1 else f"{new} checkpoints"
-        newest = f"the newest is of step {read.checkpoint_step}" if read.checkpoint_step else "there is none yet"
-        text = f"attempt {read.attempt}: {what} could not be written, and the training goes on; {newest}; {log}"
-        draft.tell("Warning", Reason.CHECKPOINT_FAILED, text)
+        step = progress.checkpoint_step
+        newest = f"the newest checkpoint is of step {step}" if step else "there is no checkpoint yet"
+        text = f"attempt {progress.attempt}: {what} could not be written; training continues; {newest}; {log}"
+        builder.record_event("Warning", Reason.CHECKPOINT_FAILED, text)
 
 
-def tell_bad_steps(draft: Draft, read: Progress, before: Progress) -> None:
-    """Steps that have changed nothing."""
-    attempt, last = read.attempt, read.last_skipped_step
-    if (new := (read.skipped_steps or 0) - (before.skipped_steps or 0)) > 0:
-        steps = f"step {last}" if new == 1 else f"{new} steps up to {last}"
-        limit = draft.job.spec.bad_steps.limit
-        text = f"attempt {attempt}: {steps} changed nothing, since the gradient was not finite, or a spike"
-        draft.tell("Warning", Reason.BAD_STEPS, f"{text} (spec.health.badSteps bears {limit} in a row)")
-    if (read.rollbacks or 0) > (before.rollbacks or 0):
-        text = f"attempt {attempt}: back at the checkpoint of step {read.checkpoint_step}, and on with new samples"
-        draft.tell("Warning", Reason.ROLLED_BACK, text)
+def report_bad_steps(builder: StatusBuilder, progress: Progress, previous: Progress) -> None:
+    """Record events about steps that were skipped, and about rollbacks to a checkpoint."""
+    attempt, last = progress.attempt, progress.last_skipped_step
+    # Steps were skipped: say how many more in a row trigger the policy.
+    if (new := (progress.skipped_steps or 0) - (previous.skipped_steps or 0)) > 0:
+        steps = f"step {last} was" if new == 1 else f"{new} steps up to {last} were"
+        limit = builder.effective_job.spec.bad_steps.limit
+        text = f"attempt {attempt}: {steps} skipped, since the gradient was not finite or spiked"
+        text += f" (spec.health.badSteps.limit is {limit} consecutive steps)"
+        builder.record_event("Warning", Reason.BAD_STEPS, text)
+    # The trainer rolled back to its last checkpoint.
+    if (progress.rollbacks or 0) > (previous.rollbacks or 0):
+        text = f"attempt {attempt}: rolled back to the checkpoint of step {progress.checkpoint_step}; continuing with "
+        builder.record_event("Warning", Reason.ROLLED_BACK, text + "new samples")
 
 
-def set_degraded(draft: Draft, read: Progress, straggler: str | None) -> None:
-    """The condition: for a while after a bad step, and as long as a rank is slow."""
-    attempt, last, degraded = read.attempt, read.last_skipped_step, draft.status.condition(C.DEGRADED)
+def set_degraded_condition(builder: StatusBuilder, progress: Progress, straggler: str | None) -> None:
+    """Set Degraded while a rank is slow (`straggler`: the message about it) and for a while after a skipped step."""
+    attempt, last, degraded = progress.attempt, progress.last_skipped_step, builder.condition(C.DEGRADED)
+    # A straggler is reported first, since it slows down every step.
     if straggler is not None:
-        draft.set(C.DEGRADED, True, Reason.STRAGGLER, straggler, event="Warning")
-    elif last and read.step - last < RECENT_STEPS:
-        text = f"attempt {attempt}: {read.skipped_steps} steps have changed nothing, the last one was step {last}"
-        draft.set(C.DEGRADED, True, Reason.BAD_STEPS, text)
+        builder.set_condition(C.DEGRADED, True, Reason.STRAGGLER, straggler, event="Warning")
+    # A step was skipped recently.
+    elif last and progress.step - last < RECENT_STEPS:
+        text = f"attempt {attempt}: {progress.skipped_steps} steps were skipped, the last one was step {last}"
+        builder.set_condition(C.DEGRADED, True, Reason.BAD_STEPS, text)
+    # Neither holds: clear the condition, unless it was set for another reason (a reduced size).
     elif degraded is not None and degraded.reason in (Reason.BAD_STEPS, Reason.STRAGGLER):
-        draft.clear(C.DEGRADED, Reason.HEALTHY, f"attempt {attempt}: nothing was wrong lately")
+        text = f"attempt {attempt}: no straggler, and no skipped step in the last {RECENT_STEPS} steps"
+        builder.clear_condition(C.DEGRADED, Reason.HEALTHY, text)
 
 
-def tell_straggler(draft: Draft, read: Progress, workers: Iterable[Worker]) -> str | None:
-    """Which rank is slow, where, and by how much."""
-    worker = straggler_of(draft.job, read, workers)
+def straggler_message(job: TrainingJob, progress: Progress, workers: Iterable[WorkerPod]) -> str | None:
+    """Return which rank is slow, where, and by how much; None if no rank is slow."""
+    worker = find_straggler(job, progress, workers)
     if worker is None:
         return None
-    text = f"rank {read.straggler_rank} (pod {worker.name}, node {worker.node}) takes {read.straggler_ratio:.1f} times"
-    return f"attempt {read.attempt}: {text} as long as the median rank for the same computation"
+    where = f"rank {progress.straggler_rank} (pod {worker.name}, node {worker.node})"
+    factor = f"{progress.straggler_ratio:.1f} times as long as the median rank"
+    return f"attempt {progress.attempt}: {where} takes {factor} for the same computation"
 
 
-def straggler_of(job: TrainingJob, read: Progress, workers: Iterable[Worker]) -> Worker | None:
-    """The pod of the rank that is too slow, if one is."""
-    if read.straggler_rank is None:
+def find_straggler(job: TrainingJob, progress: Progress, workers: Iterable[WorkerPod]) -> WorkerPod | None:
+    """Return the pod of the rank that is reported as too slow; None if no rank is, or its pod is gone."""
+    if progress.straggler_rank is None:
         return None
-    index = read.straggler_rank // job.spec.procs_per_worker
+    index = progress.straggler_rank // job.spec.procs_per_worker
     return next((w for w in workers if w.index == index), None)

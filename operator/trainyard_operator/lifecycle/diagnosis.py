@@ -1,4 +1,4 @@
-"""Why an attempt ended early: which worker failed first, and whose fault it was. Acting on it is the plan's."""
+"""Diagnosis of a failed attempt: which worker failed first, and what caused it. The plan decides what follows."""
 
 import json
 import signal
@@ -9,114 +9,134 @@ from datetime import datetime
 from trainyard.protocol import constants
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
-from trainyard_operator.lifecycle.observation import Worker, WorkerState
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 
-_LONGEST_REASON = 200
+_MAX_REASON = 200
+_MAX_MESSAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """A failure, and what it means for the budget of restarts."""
+    """A failure, and what it means for the restart policy."""
 
     failure: Failure
     counts: bool
-    """The user's program is at fault, so the restart counts against restartPolicy.maxRestarts."""
-    hopeless: bool = False
-    """No restart can help: the configuration is wrong."""
-    effect_since: datetime | None = None
-    """Set if this may be only the effect of another failure that has not been seen yet: when it happened."""
+    """The user's program failed, so a restart counts against restartPolicy.maxRestarts."""
+    unrecoverable: bool = False
+    """Every restart would fail in the same way: the configuration is invalid."""
+    secondary_since: datetime | None = None
+    """When it happened, if it may be the effect of another failure that is not observed yet; else None."""
 
 
-def diagnose(workers: Iterable[Worker], attempt: int, missing: int, now: datetime) -> Diagnosis | None:
-    """The first failure among the workers of one attempt, or None if nothing has gone wrong.
+def diagnose(workers: Iterable[WorkerPod], attempt: int, missing: int, now: datetime) -> Diagnosis | None:
+    """Return the first failure among the pods of an attempt; None if nothing has failed.
 
     Args:
         workers: the pods of the current attempt.
         attempt: its number.
-        missing: how many pods that once ran are gone altogether.
-        now: time of the observation, for failures that carry none.
+        missing: how many pods that were running do not exist any more.
+        now: time of the observation, for failures without a time of their own.
     """
     workers = list(workers)
     failed = [w for w in workers if w.state is WorkerState.FAILED]
-    taken = [w for w in workers if w.disrupted or (w.terminating and w.state is not WorkerState.SUCCEEDED)]
-    if taken:  # its peers fail because it is gone, and never the other way round
-        return _disruption(min(taken, key=_first), now)
+    removed = [w for w in workers if w.disrupted or (w.terminating and w.state is not WorkerState.SUCCEEDED)]
+    # The cluster removed a pod: its peers fail because it is gone, never the other way round.
+    if removed:
+        return _disruption(min(removed, key=_cause_first), now)
     if failed:
-        first = min(failed, key=_first)
+        first = min(failed, key=_cause_first)
+        # Ranks hang: every pod notices it, so the culprit is searched in all of them.
         if _hangs(first):
             return _hang([w for w in failed if _hangs(w)], first, workers, now)
+        # A program failed.
         return _program_failure(first, now)
+    # Pods disappeared without a trace: deleted by force, or with their node.
     if missing:
-        message = f"{missing} worker pods are gone: they were deleted, or their nodes were"
+        message = f"{missing} worker pods are gone: they or their nodes were deleted"
         return Diagnosis(Failure(attempt=attempt, reason=Reason.WORKER_LOST, message=message, at=now), counts=False)
     return None
 
 
-def _first(worker: Worker) -> tuple[bool, float, int]:
-    """Sort key: causes before effects, then by time (whole seconds only), then by index."""
-    message = worker.message
+def _cause_first(worker: WorkerPod) -> tuple[bool, float, int]:
+    """Return a sort key: causes before effects, then by time (whole seconds only), then by index."""
+    message = worker.trainer_message
     effect = message is not None and message.peer_lost
     return effect, worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
 
 
-def _hangs(worker: Worker) -> bool:
-    message = worker.message
+def _hangs(worker: WorkerPod) -> bool:
+    message = worker.trainer_message
     return message is not None and message.hang is not None
 
 
-def _hang(hanging: list[Worker], first: Worker, workers: list[Worker], now: datetime) -> Diagnosis:
-    """All ranks wait for one that hangs, so each pod finds that out by itself, and each blames a rank of its own."""
-    blamed = min(hanging, key=lambda w: w.message.blame if w.message else TerminationMessage().blame)
-    found = _program_failure(blamed, now)
-    silent = blamed.message is not None and blamed.message.hang is not None and blamed.message.hang.silent
-    if silent or not any(w.active for w in workers):
-        return found
-    return replace(found, effect_since=first.finished_at)  # the pod with the cause may be about to say so
+def _hang(hanging: list[WorkerPod], first: WorkerPod, workers: list[WorkerPod], now: datetime) -> Diagnosis:
+    """Return the failure of ranks that all wait for one that hangs.
+
+    Each pod notices the hang by itself and names a rank of its own; the one that is furthest behind is the culprit.
+    """
+    culprit = min(hanging, key=lambda w: (w.trainer_message or TerminationMessage()).blame)
+    diagnosis = _program_failure(culprit, now)
+    message = culprit.trainer_message
+    no_answer = message is not None and message.hang is not None and message.hang.silent
+    # A rank that does not answer is the cause, and without other pods nothing more can be learned.
+    if no_answer or not any(w.active for w in workers):
+        return diagnosis
+    # The pod with the real culprit may report it in a moment.
+    return replace(diagnosis, secondary_since=first.finished_at)
 
 
-def _disruption(worker: Worker, now: datetime) -> Diagnosis:
-    deleted = "the pod was deleted", "Deleted"
-    message, reason = (worker.last_words, worker.reason or Reason.DISRUPTED) if worker.disrupted else deleted
+def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
+    """Return the failure of a pod that the cluster, or a user, removed."""
+    reason, message = "Deleted", "the pod was deleted"
+    if worker.disrupted:
+        reason, message = worker.reason or Reason.DISRUPTED, worker.termination_message
     failure = Failure(
-        attempt=worker.runs,
+        attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
         exit_code=worker.exit_code,
         reason=reason,
-        message=message[:1000],
+        message=message[:_MAX_MESSAGE],
         at=now,
     )
     return Diagnosis(failure, counts=False)
 
 
-def _program_failure(worker: Worker, now: datetime) -> Diagnosis:
-    words = worker.message
-    effect = words is not None and words.peer_lost
-    hopeless = worker.exit_code == constants.EXIT_INVALID_CONFIG and words is not None
+def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
+    """Return the failure of the program in a pod."""
+    message = worker.trainer_message
+    effect = message is not None and message.peer_lost
+    # The trainer reports an invalid configuration by an exit code; another program may use that code as it likes.
+    unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and message is not None
     failure = Failure(
-        attempt=worker.runs,
+        attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
-        rank=words.rank if words else None,
+        rank=message.rank if message else None,
         exit_code=worker.exit_code,
-        reason=Reason.INVALID_CONFIG if hopeless else _reason(worker),
-        message=(words.message if words else _last_line(worker.last_words))[:1000],
-        step=words.step if words else None,
+        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker),
+        message=(message.message if message else _last_line(worker.termination_message))[:_MAX_MESSAGE],
+        step=message.step if message else None,
         at=now,
     )
-    return Diagnosis(failure, counts=True, hopeless=hopeless, effect_since=worker.finished_at if effect else None)
+    secondary_since = worker.finished_at if effect else None
+    return Diagnosis(failure, counts=True, unrecoverable=unrecoverable, secondary_since=secondary_since)
 
 
-def _reason(worker: Worker) -> str:
+def _reason(worker: WorkerPod) -> str:
+    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error."""
     if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
         return worker.reason
-    if worker.message and worker.message.exception:
-        return worker.message.exception[:_LONGEST_REASON]
+    if worker.trainer_message and worker.trainer_message.exception:
+        return worker.trainer_message.exception[:_MAX_REASON]
     return _signal_name((worker.exit_code or 0) - 128) or "Error"
 
 
 def _signal_name(number: int) -> str | None:
-    """None if there is no such signal: 255 is exit(-1), or what containerd says if it does not know the exit code."""
+    """Return the name of a signal; None if there is no such signal.
+
+    Exit code 255 is exit(-1), or containerd's value for an unknown exit code, and not signal 127.
+    """
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -124,13 +144,13 @@ def _signal_name(number: int) -> str | None:
 
 
 def _last_line(text: str) -> str:
-    """The last line of a log; of one in JSON its message."""
+    """Return the last line of a log; if it is a JSON object with a message, that message."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         return ""
     try:
-        said = json.loads(lines[-1])
+        entry = json.loads(lines[-1])
     except (ValueError, RecursionError):
         return lines[-1]
-    message = said.get("message") if isinstance(said, dict) else None
+    message = entry.get("message") if isinstance(entry, dict) else None
     return message if isinstance(message, str) else lines[-1]

@@ -1,8 +1,8 @@
-"""Elastic groups: fewer workers while there is no room for all of them, and more once there is (docs/elastic.md).
+"""Elastic groups: fewer workers while there is no capacity for all, and more once there is (docs/elastic.md).
 
-Each size is an attempt of its own, which goes on from a checkpoint. That room is back is shown by placeholders: pods
-that ask for what a worker asks for and do nothing. `draft.job` is the job as its current attempt has it, and `seen.job`
-as the user wants it.
+Each size is an attempt of its own, which resumes from a checkpoint. Placeholder pods detect free capacity: they request
+the resources of a worker and do nothing. `builder.effective_job` is the job at the size of its current attempt,
+`observation.desired_job` the job as the user wants it.
 """
 
 from datetime import datetime, timedelta
@@ -11,144 +11,187 @@ from trainyard.resolve import largest_size
 from trainyard.resource.elastic import Elastic, ElasticStatus
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.actions import CreatePlaceholders, Plan, ledger, settle
-from trainyard_operator.lifecycle.observation import Observation, Worker, WorkerState
+from trainyard_operator.lifecycle.actions import CreatePlaceholders, Plan, act_now, record_decision
+from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.restart import restart
-from trainyard_operator.lifecycle.status_builder import Draft
+from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 
-def tell_size(draft: Draft, wanted: int) -> None:
-    """Say in the status whether the current attempt has as many workers as are wanted."""
-    size, known = draft.job.spec.workers.replicas, draft.status.elastic
-    degraded = draft.status.condition(C.DEGRADED)
-    ours = degraded is not None and degraded.reason == Reason.RESIZED
-    if size < wanted:
-        if ours or not draft.status.is_true(C.DEGRADED):  # what else is wrong is more urgent
-            draft.set(C.DEGRADED, True, Reason.RESIZED, f"{size} of {wanted} workers")
+def report_size(builder: StatusBuilder, desired: int) -> None:
+    """Set Degraded while the current attempt has fewer workers than desired, and clear it afterwards."""
+    size, elastic = builder.effective_job.spec.workers.replicas, builder.elastic
+    degraded = builder.condition(C.DEGRADED)
+    set_by_size = degraded is not None and degraded.reason == Reason.RESIZED
+    if size < desired:
+        # Any other reason of Degraded is more urgent, and stays.
+        if set_by_size or not builder.is_true(C.DEGRADED):
+            builder.set_condition(C.DEGRADED, True, Reason.RESIZED, f"{size} of {desired} workers")
         return
-    if known is not None and known.replicas is not None:
-        draft.update(elastic=known.replace(replicas=None))
-    if ours:
-        draft.clear(C.DEGRADED, Reason.RESIZED, f"{size} of {wanted} workers")
+    # The group is complete: forget the reduced size.
+    if elastic is not None and elastic.replicas is not None:
+        builder.elastic = ElasticStatus(
+            unschedulable_since=elastic.unschedulable_since, last_probe_time=elastic.last_probe_time
+        )
+    if set_by_size:
+        builder.clear_condition(C.DEGRADED, Reason.RESIZED, f"{size} of {desired} workers")
 
 
-def rescale(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
-    """The pods were made for another number of workers than is wanted now.
-
-    An elastic group that runs goes on while room is sought for more workers; any other restarts at the new size.
-    """
-    elastic, wanted = draft.job.spec.elastic, seen.job.spec.workers.replicas
+def handle_size_change(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan for pods that were created for another number of workers than is desired now."""
+    elastic, desired = builder.effective_job.spec.elastic, observation.desired_job.spec.workers.replicas
     sizes = {w.replicas for w in workers}
-    if elastic and draft.status.is_true(C.RUNNING) and len(sizes) == 1:
+    # An elastic group that runs, and is asked for more workers, continues until there is capacity for them.
+    if elastic and builder.is_true(C.RUNNING) and len(sizes) == 1:
         size = sizes.pop()
-        if elastic.min_replicas <= size < wanted:
-            draft.update(elastic=ElasticStatus(replicas=size))
-            message = f"{wanted} workers are wanted now; going on with {size} until there is room for more"
-            draft.tell("Normal", Reason.RESIZED, message)
-            return ledger(draft)
-    draft.update(elastic=None)
-    return restart(draft, Reason.SPEC_CHANGED, f"spec.workers.replicas is {wanted} now", counts=False)
+        if elastic.min_replicas <= size < desired:
+            builder.elastic = ElasticStatus(replicas=size)
+            message = f"{desired} workers are desired now; continuing with {size} until there is capacity for more"
+            builder.record_event("Normal", Reason.RESIZED, message)
+            return record_decision(builder)
+    # Every other group restarts at the new size at once.
+    builder.elastic = None
+    return restart(builder, Reason.SPEC_CHANGED, f"spec.workers.replicas is {desired} now", counts=False)
 
 
 # --- shrinking ------------------------------------------------------------------------------------------------
 
 
-def shrink(draft: Draft, seen: Observation, workers: tuple[Worker, ...], missing: tuple[int, ...]) -> Plan | None:
-    """Of an attempt that does not run yet: a smaller one, if pods have found no room for long enough; else None."""
-    elastic, known = draft.job.spec.elastic, draft.status.elastic or ElasticStatus()
+def shrink(
+    builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...], missing: tuple[int, ...]
+) -> Plan | None:
+    """Return a restart with fewer workers, if pods have been unschedulable for resizeAfterSeconds; else None.
+
+    Args:
+        builder: the status of an attempt that does not run yet.
+        observation: the observation.
+        workers: the pods of the attempt.
+        missing: indexes of its pods that do not exist.
+    """
+    elastic, status, spec = builder.effective_job.spec.elastic, builder.elastic, builder.effective_job.spec
     if elastic is None:
         return None
-    refused = seen.trouble is not None and seen.trouble.reason is Reason.PODS_REFUSED
-    short = sum(w.obstacle is not None and w.obstacle.reason is Reason.UNSCHEDULABLE for w in workers)
-    short += len(missing) if refused else 0
-    if not short:
-        if known.unschedulable_since is not None:
-            draft.update(elastic=known.replace(unschedulable_since=None))
+    # Pods count as unschedulable if the scheduler says so, or if the API server refuses them (a quota).
+    error = observation.creation_error
+    unschedulable = sum(w.blocker is not None and w.blocker.reason is Reason.UNSCHEDULABLE for w in workers)
+    unschedulable += len(missing) if error is not None and error.reason is Reason.PODS_REFUSED else 0
+    since = status.unschedulable_since if status else None
+    # All pods could be scheduled: the next wait starts from the beginning.
+    if not unschedulable:
+        if since is not None:
+            _set_unschedulable_since(builder, None)
         return None
-    since = known.unschedulable_since or draft.now
-    draft.update(elastic=known.replace(unschedulable_since=since))
-    if draft.now < since + _period(elastic):
+    since = since or builder.now
+    _set_unschedulable_since(builder, since)
+    # The pods get resizeAfterSeconds to be scheduled.
+    if builder.now < since + _resize_period(elastic):
         return None
-    spec = draft.job.spec
-    # If it is the parameter server that has found none, it gets a worker's.
-    size = largest_size(draft.job, spec.workers.replicas - short)
+    # The largest possible group is taken. An unschedulable parameter server takes the place of a worker.
+    size = largest_size(builder.effective_job, spec.workers.replicas - unschedulable)
     if size is None:
         return None
     seconds = elastic.resize_after_seconds
-    why = f"no room for {short} of {spec.pods} pods for {seconds} s (spec.elastic.resizeAfterSeconds)"
-    return _resize(draft, seen, size, why)
+    cause = f"{unschedulable} of {spec.pods} pods were unschedulable for {seconds} s (spec.elastic.resizeAfterSeconds)"
+    return _resize(builder, observation, size, cause)
 
 
-def shrink_due(draft: Draft) -> float | None:
-    """Seconds until pods have found no room for long enough; None if that is not to be waited for."""
-    elastic, known = draft.job.spec.elastic, draft.status.elastic
-    if elastic is None or known is None or known.unschedulable_since is None:
+def seconds_until_shrink(builder: StatusBuilder) -> float | None:
+    """Return the seconds until `shrink` applies; None if no pod of an elastic group is unschedulable."""
+    elastic, status = builder.effective_job.spec.elastic, builder.elastic
+    if elastic is None or status is None or status.unschedulable_since is None:
         return None
-    return _left(draft, known.unschedulable_since + _period(elastic))
+    return _seconds_until(builder, status.unschedulable_since + _resize_period(elastic))
+
+
+def _set_unschedulable_since(builder: StatusBuilder, since: datetime | None) -> None:
+    status = builder.elastic or ElasticStatus()
+    builder.elastic = ElasticStatus(
+        replicas=status.replicas, unschedulable_since=since, last_probe_time=status.last_probe_time
+    )
 
 
 # --- growing --------------------------------------------------------------------------------------------------
 
 
-def grow(draft: Draft, seen: Observation) -> Plan | None:
-    """Of an attempt that runs with fewer workers than are wanted: a larger one, or a look for room; else None.
+def grow(builder: StatusBuilder, observation: Observation) -> Plan | None:
+    """Return a restart with more workers, or a probe for capacity; None if the running group has its desired size.
 
-    Every resizeAfterSeconds counts how many placeholders run; once as many do as workers are missing, it does at once.
+    A probe creates one placeholder per missing worker. Every resizeAfterSeconds the running placeholders are counted;
+    once all of them run the group grows at once.
     """
-    spec, wanted = draft.job.spec, seen.job.spec.workers.replicas
+    spec, desired = builder.effective_job.spec, observation.desired_job.spec.workers.replicas
     size, elastic = spec.workers.replicas, spec.elastic
-    there = [w for w in seen.workers if w.placeholder and w.attempt == draft.status.pod_attempt and not w.terminating]
-    extra = [w for w in there if w.index >= wanted - size]
-    if elastic is None or size >= wanted or extra:
-        return settle(draft, delete=extra) if extra else None
-    running = [w for w in there if w.state is WorkerState.RUNNING]
-    due = _look_due(draft, elastic)
-    if due is None:
+    # A terminating placeholder frees its capacity, for other pods too, so it proves nothing.
+    placeholders = [
+        w for w in observation.workers if w.is_placeholder and w.attempt == builder.pod_attempt and not w.terminating
+    ]
+    superfluous = [w for w in placeholders if w.index >= desired - size]
+    # Fewer workers are missing than there are placeholders: delete the superfluous ones.
+    if superfluous:
+        return act_now(builder, delete=superfluous)
+    # The group has its desired size.
+    if elastic is None or size >= desired:
         return None
-    ripe = draft.now >= due
-    if running and (ripe or len(running) == wanted - size):
-        larger = largest_size(seen.job, size + len(running))
+    next_probe = _next_probe_time(builder, elastic)
+    # The group does not run.
+    if next_probe is None:
+        return None
+    running = [w for w in placeholders if w.state is WorkerState.RUNNING]
+    probe_due = builder.now >= next_probe
+    # There is capacity for all missing workers, or at the end of a period for some: grow to the largest possible size.
+    if running and (probe_due or len(running) == desired - size):
+        larger = largest_size(observation.desired_job, size + len(running))
         if larger is not None and larger > size:
-            return _resize(draft, seen, larger, f"there is room for {size + len(running)} of {wanted} workers")
-    if not ripe:
-        return settle(draft, wake_after=_left(draft, due))
-    known = draft.status.elastic or ElasticStatus()
-    draft.update(elastic=known.replace(last_probe_time=draft.now))
+            cause = f"there is capacity for {size + len(running)} of {desired} workers"
+            return _resize(builder, observation, larger, cause)
+    # The current period has not ended.
+    if not probe_due:
+        return act_now(builder, wake_after=_seconds_until(builder, next_probe))
+    # A new period begins.
+    status = builder.elastic or ElasticStatus()
+    builder.elastic = ElasticStatus(
+        replicas=status.replicas, unschedulable_since=status.unschedulable_since, last_probe_time=builder.now
+    )
     wake_after = float(elastic.resize_after_seconds)
-    if any(w.state is not WorkerState.PENDING for w in there):
-        return settle(draft, delete=there, wake_after=wake_after)  # of no use, and others may need the room
-    missing = tuple(sorted(set(range(wanted - size)) - {w.index for w in there}))
-    actions = (CreatePlaceholders(draft.status.pod_attempt, missing),) if missing else ()
-    return settle(draft, actions=actions, wake_after=wake_after)
+    # Placeholders run that allow no larger group: delete them, since others may need the capacity.
+    if any(w.state is not WorkerState.PENDING for w in placeholders):
+        return act_now(builder, delete=placeholders, wake_after=wake_after)
+    # Create the placeholders that do not exist; those that are still pending stay.
+    missing = tuple(sorted(set(range(desired - size)) - {w.index for w in placeholders}))
+    actions = (CreatePlaceholders(builder.pod_attempt, missing),) if missing else ()
+    return act_now(builder, actions=actions, wake_after=wake_after)
 
 
-def _look_due(draft: Draft, elastic: Elastic) -> datetime | None:
-    """When the placeholders are looked at next."""
-    running = draft.status.condition(C.RUNNING)
+def _next_probe_time(builder: StatusBuilder, elastic: Elastic) -> datetime | None:
+    """Return when the placeholders are counted next; None while the group does not run.
+
+    The period starts with the last probe, or when the group started to run if that was later: a probe costs nothing
+    to the group only once all its workers run.
+    """
+    running = builder.condition(C.RUNNING)
     if running is None or running.status != "True":
         return None
-    known = draft.status.elastic
-    tried = known.last_probe_time if known and known.last_probe_time else running.last_transition_time
-    return max(tried, running.last_transition_time) + _period(elastic)
+    started, status = running.last_transition_time, builder.elastic
+    last_probe = status.last_probe_time if status and status.last_probe_time else started
+    return max(last_probe, started) + _resize_period(elastic)
 
 
 # --- both -----------------------------------------------------------------------------------------------------
 
 
-def _resize(draft: Draft, seen: Observation, size: int, why: str) -> Plan:
-    """The next attempt has another size; it costs no restart. The pods of this one save before they end."""
-    wanted, before = seen.job.spec.workers.replicas, draft.job.spec.workers.replicas
-    draft.update(elastic=ElasticStatus(replicas=size if size < wanted else None))
-    draft.job = seen.job.sized(size)
-    tell_size(draft, wanted)
-    why += f"; going on with {size} of {wanted} workers"
-    return restart(draft, Reason.RESIZED, why, counts=False, event="Normal" if size > before else "Warning")
+def _resize(builder: StatusBuilder, observation: Observation, size: int, cause: str) -> Plan:
+    """Return the restart at another size. It does not count, and the pods save a checkpoint before they end."""
+    desired, before = observation.desired_job.spec.workers.replicas, builder.effective_job.spec.workers.replicas
+    builder.elastic = ElasticStatus(replicas=size if size < desired else None)
+    builder.effective_job = observation.desired_job.sized(size)
+    report_size(builder, desired)
+    cause += f"; continuing with {size} of {desired} workers"
+    return restart(builder, Reason.RESIZED, cause, counts=False, event="Normal" if size > before else "Warning")
 
 
-def _period(elastic: Elastic) -> timedelta:
+def _resize_period(elastic: Elastic) -> timedelta:
     return timedelta(seconds=elastic.resize_after_seconds)
 
 
-def _left(draft: Draft, moment: datetime) -> float | None:
-    left = (moment - draft.now).total_seconds()
-    return left if left > 0 else None
+def _seconds_until(builder: StatusBuilder, moment: datetime) -> float | None:
+    seconds = (moment - builder.now).total_seconds()
+    return seconds if seconds > 0 else None

@@ -1,48 +1,56 @@
-"""Nodes on which a rank was slow: the next attempt stays away from them, where that is possible."""
+"""Avoidance of slow nodes: the next attempt is scheduled on other nodes, where that is possible."""
 
 from datetime import timedelta
 
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.degradation import straggler_of, tell_straggler
-from trainyard_operator.lifecycle.observation import Observation, Worker
+from trainyard_operator.lifecycle.degradation import find_straggler, straggler_message
+from trainyard_operator.lifecycle.observation import Observation, WorkerPod
 from trainyard_operator.lifecycle.restart import restart
-from trainyard_operator.lifecycle.status_builder import Draft
+from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
-NEEDED_AFTER = timedelta(seconds=60)
-"""How long a group that cannot be scheduled does without the nodes that it avoids."""
-REPLACED_FOR = timedelta(minutes=10)
-"""How long a group that was started anew without a slow node runs before the next one: a restart costs more than a slow
-rank does in a while, and where nodes are not alike there is always a slowest one."""
+READMIT_AFTER = timedelta(seconds=60)
+"""How long an unschedulable group waits before it uses the avoided nodes again."""
+REPLACEMENT_INTERVAL = timedelta(minutes=10)
+"""Shortest time that a group runs between two replacements of slow nodes: a restart costs more than a slow rank does
+within that time, and on nodes that differ there is always a slowest one."""
 
 
-def replace_straggler(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan | None:
-    """Start anew without the node of a slow rank, if the user wants that and the node was not avoided before."""
-    if draft.status.slow_nodes and _runs_for(draft) < REPLACED_FOR:
+def replace_straggler(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan | None:
+    """Return a restart that avoids the node of a slow rank; None if none is needed or wanted."""
+    health, progress = builder.effective_job.spec.health, observation.progress
+    # The user wants stragglers to be reported only, which is the default.
+    if health is None or health.straggler is None or health.straggler.action != "Replace":
         return None
-    health, read = draft.job.spec.health, seen.progress
-    wanted = health is not None and health.straggler is not None and health.straggler.action == "Replace"
-    if not wanted or draft.status.slow_nodes_readmitted or read is None or read.attempt != draft.status.attempt:
+    # A node was replaced not long ago, or the slow nodes turned out to be indispensable.
+    if builder.slow_nodes and (_time_in_state(builder) < REPLACEMENT_INTERVAL or builder.slow_nodes_readmitted):
         return None
-    worker, why = straggler_of(draft.job, read, workers), tell_straggler(draft, read, workers)
-    if worker is None or worker.node is None or why is None or worker.node in draft.status.slow_nodes:
+    # There is no measurement of the current attempt.
+    if progress is None or progress.attempt != builder.attempt:
         return None
-    draft.update(slow_nodes=(*draft.status.slow_nodes, worker.node))
-    return restart(draft, Reason.STRAGGLER, why, counts=False)
-
-
-def use_slow_nodes(draft: Draft, workers: tuple[Worker, ...]) -> Plan | None:
-    """Take the slow nodes back, if without them there is no room."""
-    stuck = any(w.obstacle is not None and w.obstacle.reason is Reason.UNSCHEDULABLE for w in workers)
-    if not stuck or not draft.status.avoided_nodes or _runs_for(draft) < NEEDED_AFTER:
+    worker = find_straggler(builder.effective_job, progress, workers)
+    message = straggler_message(builder.effective_job, progress, workers)
+    # No rank is slow, or its node is unknown or avoided already.
+    if worker is None or worker.node is None or message is None or worker.node in builder.slow_nodes:
         return None
-    nodes = ", ".join(draft.status.slow_nodes)
-    draft.update(slow_nodes_readmitted=True)
-    return restart(draft, Reason.UNSCHEDULABLE, f"there is no room without node {nodes}, slow as it was", counts=False)
+    builder.slow_nodes = (*builder.slow_nodes, worker.node)
+    return restart(builder, Reason.STRAGGLER, message, counts=False)
 
 
-def _runs_for(draft: Draft) -> timedelta:
-    """How long the group has been running, or has not."""
-    running = draft.status.condition(C.RUNNING)
-    return draft.now - running.last_transition_time if running else timedelta(0)
+def readmit_slow_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan | None:
+    """Return a restart that may use the slow nodes again; None unless the group is unschedulable without them."""
+    unschedulable = any(w.blocker is not None and w.blocker.reason is Reason.UNSCHEDULABLE for w in workers)
+    # The pods can be scheduled, no node is avoided, or the group has not waited long enough.
+    if not unschedulable or not builder.avoided_nodes or _time_in_state(builder) < READMIT_AFTER:
+        return None
+    nodes = ", ".join(builder.slow_nodes)
+    builder.slow_nodes_readmitted = True
+    cause = f"the group cannot be scheduled without the slow nodes: {nodes}"
+    return restart(builder, Reason.UNSCHEDULABLE, cause, counts=False)
+
+
+def _time_in_state(builder: StatusBuilder) -> timedelta:
+    """Return how long the condition Running has had its current status; 0 if it was never set."""
+    running = builder.condition(C.RUNNING)
+    return builder.now - running.last_transition_time if running else timedelta(0)

@@ -1,4 +1,4 @@
-"""What the operator sees of the world: a pod, reduced to what decides the fate of its group."""
+"""The observation that a plan is made from: each pod reduced to what decides the lifecycle of its group."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 
 Pod = Mapping[str, Any]
-"""A pod as the API server returns it. The process backend keeps its own in the same shape."""
+"""A pod as the API server returns it. The process backend keeps its pods in the same form."""
 
 
 class WorkerState(StrEnum):
-    """What the worker container of a pod is doing."""
+    """State of the worker container of a pod."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -27,75 +27,75 @@ class WorkerState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Obstacle:
-    """Why a pod does not start, as far as the kubelet and the scheduler tell."""
+class SchedulingBlocker:
+    """Why a pod does not start, as reported by the scheduler or the kubelet."""
 
     reason: Reason
     message: str
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """One pod of a job."""
+class WorkerPod:
+    """One pod of a job: a worker, the parameter server, or a placeholder."""
 
     name: str
     uid: str
     attempt: int
+    """Attempt that the pod was created for."""
     index: int
     replicas: int
-    """Workers of the group that this pod was made for."""
+    """Number of workers in the group that the pod was created for."""
     state: WorkerState
-    runs: int
-    """Attempt that its processes take part in: later than `attempt` once the group has been restarted inside its
-    pods."""
-    supervised: bool = False
-    """The pod takes orders (`trainyard.protocol.launcher_state`)."""
-    held: bool = False
-    """Its processes have failed, as the state says, but the pod lives, and waits for orders."""
-    deaf: bool = False
-    """It has not followed an order."""
-    serves: bool = False
-    """The pod is the parameter server."""
-    placeholder: bool = False
-    """The pod does nothing but show that there is room for one more worker."""
+    running_attempt: int
+    """Attempt that its processes take part in: later than `attempt` after a restart in place."""
+    has_launcher: bool = False
+    """A launcher in the pod accepts restart requests (`trainyard.protocol.launcher_state`)."""
+    awaiting_restart: bool = False
+    """Its ranks have failed, as `state` says, but the pod is alive and awaits a restart request."""
+    unresponsive: bool = False
+    """Its launcher rejected or did not answer a restart request."""
+    is_parameter_server: bool = False
+    is_placeholder: bool = False
+    """The pod only proves that there is capacity for one more worker."""
     ready: bool = False
-    deletion_at: datetime | None = None
-    """The pod is being deleted, and should be gone by then: its grace period is over."""
+    deletion_deadline: datetime | None = None
+    """End of the grace period of a pod that is being deleted; None for any other pod."""
     disrupted: bool = False
-    """The cluster took the pod away (eviction, preemption, node shutdown): not the program's fault."""
+    """The cluster removes the pod (eviction, preemption, node shutdown), so its program is not at fault."""
     node: str | None = None
     exit_code: int | None = None
     reason: str = ""
-    last_words: str = ""
+    """Reason of the container's termination, or of the disruption."""
+    termination_message: str = ""
     """Termination message of the container, or the message of the pod."""
     finished_at: datetime | None = None
-    obstacle: Obstacle | None = None
+    blocker: SchedulingBlocker | None = None
 
     @property
     def terminating(self) -> bool:
         """Whether the pod is being deleted."""
-        return self.deletion_at is not None
+        return self.deletion_deadline is not None
 
     @property
     def active(self) -> bool:
         """Whether the pod holds resources."""
-        return self.held or self.state in (WorkerState.PENDING, WorkerState.RUNNING)
+        return self.awaiting_restart or self.state in (WorkerState.PENDING, WorkerState.RUNNING)
 
     @property
-    def obeys(self) -> bool:
-        """Whether another attempt can be started in the pod."""
-        alive = self.state is WorkerState.RUNNING or self.held
-        return self.supervised and alive and not (self.deaf or self.disrupted or self.terminating)
+    def accepts_restart(self) -> bool:
+        """Whether another attempt can be started inside the pod."""
+        alive = self.state is WorkerState.RUNNING or self.awaiting_restart
+        return self.has_launcher and alive and not (self.unresponsive or self.disrupted or self.terminating)
 
     @property
-    def message(self) -> TerminationMessage | None:
-        """The worker's last words, if they are those of the built-in trainer."""
-        return TerminationMessage.decode(self.last_words) if self.last_words else None
+    def trainer_message(self) -> TerminationMessage | None:
+        """The decoded termination message of the built-in trainer; None for any other text."""
+        return TerminationMessage.decode(self.termination_message) if self.termination_message else None
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
-    """Why the last plan could not be applied (quota, pod security, a name that is taken)."""
+class CreationError:
+    """Why the API server refused a pod of the last plan: quota, pod security, a name that is in use."""
 
     reason: Reason
     message: str
@@ -103,14 +103,16 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """All that a plan depends on."""
+    """Everything that a plan depends on."""
 
-    job: TrainingJob
-    workers: tuple[Worker, ...]
+    desired_job: TrainingJob
+    """The job as the user wants it, with its stored status."""
+    workers: tuple[WorkerPod, ...]
+    """All pods of the job, of every attempt."""
     now: datetime
     progress: Progress | None = None
-    """What rank 0's metrics page showed when it was last read, with step 0 before the first one."""
-    trouble: Trouble | None = None
+    """Progress from rank 0's metrics page when it was last read, with step 0 before the first step."""
+    creation_error: CreationError | None = None
 
 
 _DISRUPTIONS = frozenset(
@@ -129,80 +131,93 @@ _IMAGE_REASONS = frozenset(
     {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-
-
-_NUMBERS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
+_NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
 
 
 def job_name_of(pod: Pod) -> str | None:
-    """Name of the job whose worker a pod is; None for a pod without the labels of a worker (anybody may set one)."""
+    """Return the name of the job that a pod belongs to; None for a pod without all labels of a job's pods.
+
+    Any user may set the label with the job's name on a pod of their own.
+    """
     labels = pod["metadata"].get("labels") or {}
-    if not all(labels.get(label, "").isdecimal() for label in _NUMBERS):
+    if not all(labels.get(label, "").isdecimal() for label in _NUMERIC_LABELS):
         return None
     name: str | None = labels.get(constants.LABEL_JOB)
     return name
 
 
-def observe_worker(pod: Pod) -> Worker:
-    """Reduce a pod to a `Worker`.
+def observe_pod(pod: Pod) -> WorkerPod:
+    """Reduce a pod of a job to a `WorkerPod`.
 
     Raises:
-        KeyError, ValueError: the pod lacks the labels that the operator puts on its pods.
+        KeyError, ValueError: the pod lacks the labels that the operator sets on its pods.
     """
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata["labels"]
     container = _worker_container(status)
-    ended = container.get("state", {}).get("terminated") or {}
+    terminated = container.get("state", {}).get("terminated") or {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    reason, words = ended.get("reason") or status.get("reason"), ended.get("message") or status.get("message")
+    reason = terminated.get("reason") or status.get("reason")
+    message = terminated.get("message") or status.get("message")
     target = conditions.get("DisruptionTarget", {})
     state = _state(status.get("phase", "Pending"), container)
-    marked = target.get("status") == "True" and state is not WorkerState.SUCCEEDED
-    if marked:  # who takes the pod away knows why; all that its program says is how it was killed
-        reason, words = status.get("reason") or target.get("reason"), status.get("message") or target.get("message")
-    return Worker(
+    disruption_target = target.get("status") == "True" and state is not WorkerState.SUCCEEDED
+    # The condition says why the cluster removes the pod; the container only shows how it was killed.
+    if disruption_target:
+        reason = status.get("reason") or target.get("reason")
+        message = status.get("message") or target.get("message")
+    return WorkerPod(
         name=metadata["name"],
         uid=metadata["uid"],
         attempt=int(labels[constants.LABEL_ATTEMPT]),
         index=int(labels[constants.LABEL_INDEX]),
         replicas=int(labels[constants.LABEL_REPLICAS]),
         state=state,
-        runs=int(labels[constants.LABEL_ATTEMPT]),
-        supervised=_is_supervised(pod),
-        serves=labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER,
-        placeholder=labels.get(constants.LABEL_ROLE) == constants.ROLE_PLACEHOLDER,
+        running_attempt=int(labels[constants.LABEL_ATTEMPT]),
+        has_launcher=_has_launcher(pod),
+        is_parameter_server=labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER,
+        is_placeholder=labels.get(constants.LABEL_ROLE) == constants.ROLE_PLACEHOLDER,
         ready=conditions.get("Ready", {}).get("status") == "True",
-        deletion_at=_moment(metadata.get("deletionTimestamp")),  # when it was asked for, plus the grace period
-        disrupted=marked or status.get("reason") in _DISRUPTIONS,
+        # The API server sets it to the time of the deletion request plus the grace period.
+        deletion_deadline=_timestamp(metadata.get("deletionTimestamp")),
+        disrupted=disruption_target or status.get("reason") in _DISRUPTIONS,
         node=(pod.get("spec") or {}).get("nodeName"),
-        exit_code=ended.get("exitCode"),
+        exit_code=terminated.get("exitCode"),
         reason=reason or "",
-        last_words=(words or "").strip(),
-        finished_at=_moment(ended.get("finishedAt")),
-        obstacle=_obstacle(metadata["name"], container, conditions),
+        termination_message=(message or "").strip(),
+        finished_at=_timestamp(terminated.get("finishedAt")),
+        blocker=_scheduling_blocker(metadata["name"], container, conditions),
     )
 
 
-def with_state(worker: Worker, known: PodState | None, *, deaf: bool) -> Worker:
-    """A worker with what its launcher has said, when it was last asked."""
-    if known is None:
-        return replace(worker, deaf=deaf)
-    worker = replace(worker, deaf=deaf, runs=known.attempt)
-    end = known.ending
+def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unresponsive: bool) -> WorkerPod:
+    """Return a worker pod with the state that its launcher last reported.
+
+    Args:
+        worker: the pod as the API server shows it.
+        state: the launcher's last answer; None if there was none.
+        unresponsive: whether its launcher rejected or did not answer a restart request.
+    """
+    if state is None:
+        return replace(worker, unresponsive=unresponsive)
+    worker = replace(worker, unresponsive=unresponsive, running_attempt=state.attempt)
+    end = state.ending
+    # A ready pod has started another attempt since that answer, and a container that exited shows its own end.
     if end is None or worker.ready or worker.state is not WorkerState.RUNNING:
         return worker
     return replace(
         worker,
         state=WorkerState.FAILED,
-        held=True,
+        awaiting_restart=True,
         exit_code=end.exit_code,
         reason="Error",
-        last_words=end.message.strip(),
+        termination_message=end.message.strip(),
         finished_at=end.at,
     )
 
 
-def _is_supervised(pod: Pod) -> bool:
+def _has_launcher(pod: Pod) -> bool:
+    """Return whether the worker container of a pod has a port of that name."""
     containers = (pod.get("spec") or {}).get("containers") or ()
     return any(
         port.get("name") == constants.LAUNCHER_PORT_NAME
@@ -213,6 +228,7 @@ def _is_supervised(pod: Pod) -> bool:
 
 
 def _worker_container(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the status of the worker container; empty before the kubelet has reported one."""
     for container in status.get("containerStatuses") or ():
         if container["name"] == constants.WORKER_CONTAINER:
             found: Mapping[str, Any] = container
@@ -221,7 +237,7 @@ def _worker_container(status: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _state(phase: str, container: Mapping[str, Any]) -> WorkerState:
-    """The worker container decides, not the pod: a sidecar may outlive it. Evicted pods have no container."""
+    """Return the state of the worker container, which a sidecar may outlive; of an evicted pod its phase."""
     state = container.get("state", {})
     if "terminated" in state:
         return WorkerState.SUCCEEDED if state["terminated"].get("exitCode") == 0 else WorkerState.FAILED
@@ -230,23 +246,30 @@ def _state(phase: str, container: Mapping[str, Any]) -> WorkerState:
     return WorkerState.RUNNING if "running" in state else WorkerState.PENDING
 
 
-def _obstacle(pod: str, container: Mapping[str, Any], conditions: Mapping[str, Any]) -> Obstacle | None:
+def _scheduling_blocker(
+    pod: str, container: Mapping[str, Any], conditions: Mapping[str, Any]
+) -> SchedulingBlocker | None:
+    """Return what keeps a pod from starting, with the fix; None if nothing does."""
     waiting = container.get("state", {}).get("waiting") or {}
     detail = " ".join((waiting.get("message") or waiting.get("reason") or "").split())
+    # The kubelet cannot pull the image.
     if waiting.get("reason") in _IMAGE_REASONS:
         fix = "check spec.image, spec.imagePullSecrets and the registry"
-        return Obstacle(
-            Reason.IMAGE_PULL_FAILED, f"pod {pod}: cannot pull image {container.get('image')}: {detail}; {fix}"
-        )
+        message = f"pod {pod}: cannot pull image {container.get('image')}: {detail}; {fix}"
+        return SchedulingBlocker(Reason.IMAGE_PULL_FAILED, message)
+    # The kubelet cannot create the container.
     if waiting.get("reason") in _CONFIG_REASONS:
         fix = "check spec.env, spec.command and spec.workers.template"
-        return Obstacle(Reason.CONTAINER_CONFIG, f"pod {pod}: container cannot be created: {detail}; {fix}")
+        message = f"pod {pod}: container cannot be created: {detail}; {fix}"
+        return SchedulingBlocker(Reason.CONTAINER_CONFIG, message)
+    # The scheduler finds no node.
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         fix = "check spec.workers.resources and spec.workers.template, or add nodes"
-        return Obstacle(Reason.UNSCHEDULABLE, f"pod {pod}: cannot be scheduled: {scheduled.get('message', '')} {fix}")
+        message = f"pod {pod}: cannot be scheduled: {scheduled.get('message', '')} {fix}"
+        return SchedulingBlocker(Reason.UNSCHEDULABLE, message)
     return None
 
 
-def _moment(text: str | None) -> datetime | None:
+def _timestamp(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None

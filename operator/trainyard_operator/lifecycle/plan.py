@@ -1,13 +1,13 @@
-"""The life of a job, in one pure function.
+"""The lifecycle of a job, in one pure function.
 
-`plan` looks at a job and its pods and says what the status is and what to do next. It does no I/O and reads no
-clock. It is level-triggered: it may run at any moment, any number of times, on whatever is there.
+`plan` takes an observation of a job and its pods, and returns the status to write and the actions to take. It does no
+I/O and reads no clock. It is level-triggered: it may run at any moment and any number of times.
 
-The ledger rule. What must be remembered (attempt, restarts, first failure, suspension, start and end) is a change
-of the status alone: such a plan carries no action, and the next plan, made from the status as it was stored, acts
-upon it. So an operator that dies at any moment never repeats or forgets a decision. Numbers of attempts fence: no
-pod of an attempt is created while a pod of another one exists, and a launcher that is told to start an attempt inside
-its pod ends what runs of an earlier one.
+Decisions are recorded before they are acted on. What must be remembered (attempt, restarts, first failure, suspension,
+start and end) changes the status alone: such a plan has no action, and the next plan, made from the stored status, acts
+on it. So an operator that is killed at any moment neither repeats nor forgets a decision. Attempt numbers are fencing
+tokens: no pod of an attempt is created while a pod of another attempt exists, and a launcher that gets a restart
+request stops the processes of every earlier attempt first.
 """
 
 from dataclasses import replace
@@ -20,194 +20,252 @@ from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.actions import (
     CreateWorkers,
     DeleteWorkers,
-    OrderWorkers,
     Plan,
-    fail,
-    ledger,
-    rest,
-    settle,
+    ReleaseWorkers,
+    act_now,
+    clear_active_conditions,
+    fail_job,
+    record_decision,
 )
-from trainyard_operator.lifecycle.conditions import count_workers, set_running, set_waiting, tell_overdue, tell_reached
-from trainyard_operator.lifecycle.degradation import tell_mishaps
+from trainyard_operator.lifecycle.conditions import (
+    count_workers,
+    overdue_message,
+    progress_summary,
+    set_running,
+    set_waiting,
+)
+from trainyard_operator.lifecycle.degradation import report_degradation
 from trainyard_operator.lifecycle.diagnosis import diagnose
-from trainyard_operator.lifecycle.elastic import grow, rescale, shrink, shrink_due, tell_size
-from trainyard_operator.lifecycle.goodput import account
-from trainyard_operator.lifecycle.node_avoidance import NEEDED_AFTER, replace_straggler, use_slow_nodes
-from trainyard_operator.lifecycle.observation import Observation, Worker, WorkerState
-from trainyard_operator.lifecycle.restart import back_off, order, recover, renew
-from trainyard_operator.lifecycle.startup_timeout import first_step_due, judge_startup
-from trainyard_operator.lifecycle.status_builder import Draft
+from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
+from trainyard_operator.lifecycle.goodput import account_time
+from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_slow_nodes, replace_straggler
+from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
+from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
+from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
-OVERDUE = timedelta(seconds=30)
-"""How much longer than its grace period a pod may take to end before its node is taken for lost."""
-
-
-def plan(seen: Observation) -> Plan:
-    """Decide the next step in the life of a job."""
-    step = _decide(seen)
-    return replace(step, status=account(seen.job, step.status, seen.now))
+FORCE_DELETE_AFTER = timedelta(seconds=30)
+"""How long after its grace period a terminating pod is deleted by force, since its node is considered lost."""
 
 
-def _decide(seen: Observation) -> Plan:
-    job, draft = seen.job, Draft(seen.job, seen.now)
-    status = job.status
-    newest = max((w.runs for w in seen.workers), default=0)
-    current = tuple(w for w in seen.workers if w.attempt == status.pod_attempt and not w.placeholder)
-    draft.update(workers=count_workers(draft.job, current))
+def plan(observation: Observation) -> Plan:
+    """Return the next step in the lifecycle of a job."""
+    step = _decide(observation)
+    return replace(step, status=account_time(observation.desired_job, step.status, observation.now))
+
+
+def _decide(observation: Observation) -> Plan:
+    job = observation.desired_job
+    status, builder = job.status, StatusBuilder.from_job(job, observation.now)
+    current = tuple(w for w in observation.workers if w.attempt == builder.pod_attempt and not w.is_placeholder)
+    builder.workers = count_workers(builder.effective_job, current)
+    # A finished job never changes again; it only releases its resources.
     if status.finished:
-        return _clear(draft, seen.workers)
+        return _clean_up(builder, observation.workers)
+    # Pods of a later attempt exist: the status is stale, or was restored from a backup.
+    newest = max((w.running_attempt for w in observation.workers), default=0)
     if newest > status.attempt:
-        # The status was restored from an older state, or is a stale copy (then writing it will be refused).
-        group = max(w.attempt for w in seen.workers)
-        pod_attempt_override = group if group < newest else None
-        draft.update(
-            attempt=newest, pod_attempt_override=pod_attempt_override, start_time=status.start_time or draft.now
-        )
-        draft.set(C.CREATED, True, Reason.ACCEPTED, f"taken up again at attempt {newest}")
-        return ledger(draft)
-    if problems := spec_problems(job):
-        return fail(draft, Reason.INVALID_SPEC, "; ".join(problems))
+        return _adopt_newest_attempt(builder, observation, newest)
+    # A spec that cannot work fails the job, whether or not it is suspended. It is validated once per generation, and
+    # again before pods are created from it.
+    starts = not job.spec.suspend and (status.attempt == 0 or status.is_true(C.SUSPENDED))
+    changed = job.metadata.generation != status.observed_generation
+    if (starts or changed) and (problems := spec_problems(job)):
+        return fail_job(builder, Reason.INVALID_SPEC, "; ".join(problems))
+    # The user wants the job to be suspended.
     if job.spec.suspend:
-        return _suspend(draft, seen)
+        return _suspend(builder, observation)
+    # The job was suspended, and the user wants it to run again.
     if status.is_true(C.SUSPENDED):
-        return _resume(draft)
+        return _resume(builder)
+    # The job is new.
     if status.attempt == 0:
-        return _accept(draft)
-    if old := [w for w in seen.workers if w.attempt < status.pod_attempt]:
-        return _retire(draft, old)
-    return _attend(draft, seen, current)
+        return _start_first_attempt(builder)
+    # Two groups must never share a job: pods of earlier attempts must be gone before this attempt gets its own.
+    if earlier := [w for w in observation.workers if w.attempt < status.pod_attempt]:
+        return _await_previous_attempt(builder, earlier)
+    # All pods belong to the current attempt.
+    return _sync_attempt(builder, observation, current)
 
 
-# --- beginning, pausing, ending -------------------------------------------------------------------------------
+# --- start, suspension, end -----------------------------------------------------------------------------------
 
 
-def _accept(draft: Draft) -> Plan:
-    job = draft.job
-    draft.update(attempt=1, start_time=draft.now)
-    message = (
-        f"world size {job.spec.world_size}: {job.spec.workers.replicas} workers x {job.spec.procs_per_worker} ranks"
-    )
-    if job.spec.servers:
+def _adopt_newest_attempt(builder: StatusBuilder, observation: Observation, newest: int) -> Plan:
+    """Return the plan that raises the attempt in the status to the newest one that a pod takes part in.
+
+    If the status is only a stale copy, its resource version is outdated and the write is refused.
+    """
+    pod_attempt = max(w.attempt for w in observation.workers)
+    builder.attempt = newest
+    builder.pod_attempt_override = pod_attempt if pod_attempt < newest else None
+    builder.start_time = builder.start_time or builder.now
+    # The spec has not been validated for this status yet: keep the generation that has been.
+    builder.observed_generation = observation.desired_job.status.observed_generation
+    builder.set_condition(C.CREATED, True, Reason.ACCEPTED, f"adopted the pods of attempt {newest}")
+    return record_decision(builder)
+
+
+def _start_first_attempt(builder: StatusBuilder) -> Plan:
+    """Return the plan that accepts a new job."""
+    spec = builder.effective_job.spec
+    builder.attempt = 1
+    builder.start_time = builder.now
+    message = f"world size {spec.world_size}: {spec.workers.replicas} workers x {spec.procs_per_worker} ranks"
+    if spec.servers:
         message += " and a parameter server"
-    if job.spec.parallelism:
-        message += f", laid out as {make_mesh(job.spec)}"
-    draft.set(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
-    draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
-    return ledger(draft)
+    if spec.parallelism:
+        message += f", mesh {make_mesh(spec)}"
+    builder.set_condition(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
+    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    return record_decision(builder)
 
 
-def _suspend(draft: Draft, seen: Observation) -> Plan:
-    if not draft.status.is_true(C.SUSPENDED):
-        draft.set(C.SUSPENDED, True, Reason.SUSPENDED, "spec.suspend is true; the job holds no pods", event="Normal")
-        rest(draft, Reason.SUSPENDED, "the job is suspended")
-        return ledger(draft)
-    return settle(draft, delete=seen.workers)
+def _suspend(builder: StatusBuilder, observation: Observation) -> Plan:
+    """Return the plan that records the suspension, or then deletes all pods."""
+    if not builder.is_true(C.SUSPENDED):
+        message = "spec.suspend is true; the job holds no pods"
+        builder.set_condition(C.SUSPENDED, True, Reason.SUSPENDED, message, event="Normal")
+        clear_active_conditions(builder, Reason.SUSPENDED, "the job is suspended")
+        return record_decision(builder)
+    return act_now(builder, delete=observation.workers)
 
 
-def _resume(draft: Draft) -> Plan:
-    """A new attempt, since pods of the last one may still be going."""
-    status = draft.status
-    begun = status.start_time or draft.now
-    draft.update(attempt=status.attempt + 1, pod_attempt_override=None, start_time=begun, elastic=None)
-    draft.set(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
-    draft.set(C.SUSPENDED, False, Reason.RESUMED, f"resumed as attempt {status.attempt + 1}", event="Normal")
-    draft.set(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
-    return ledger(draft)
+def _resume(builder: StatusBuilder) -> Plan:
+    """Return the plan that starts a new attempt, since pods of the last one may still be terminating."""
+    builder.attempt += 1
+    builder.pod_attempt_override = None
+    builder.start_time = builder.start_time or builder.now
+    builder.elastic = None
+    builder.set_condition(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
+    message = f"resumed as attempt {builder.attempt}"
+    builder.set_condition(C.SUSPENDED, False, Reason.RESUMED, message, event="Normal")
+    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    return record_decision(builder)
 
 
-def _succeed(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
+def _succeed(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan that ends the job with the condition Succeeded and the final progress of rank 0."""
     first = min(workers, key=lambda w: w.index)
-    if first.message and first.message.progress:
-        final = first.message.progress.replace(
-            attempt=draft.status.attempt, updated_at=first.finished_at or draft.now, eta_seconds=0.0
-        )
-        tell_mishaps(draft, final)
-        draft.update(progress=final)
-    draft.update(completion_time=draft.now)
-    rest(draft, Reason.FINISHED, "the job has succeeded")
-    reached = tell_reached(draft.status.progress)
-    why = f"; {first.message.message}" if first.message and first.message.message else ""
-    draft.set(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, f"all workers succeeded{reached}{why}", event="Normal")
-    return ledger(draft)
+    message = first.trainer_message
+    # The built-in trainer leaves its final progress; of a user's own program the last known progress remains.
+    if message and message.progress:
+        finished_at = first.finished_at or builder.now
+        final = message.progress.replace(attempt=builder.attempt, updated_at=finished_at, eta_seconds=0.0)
+        report_degradation(builder, final)
+        builder.progress = final
+    builder.completion_time = builder.now
+    clear_active_conditions(builder, Reason.FINISHED, "the job has succeeded")
+    text = f"all workers succeeded{progress_summary(builder.progress)}"
+    if message and message.message:
+        text += f"; {message.message}"
+    builder.set_condition(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, text, event="Normal")
+    return record_decision(builder)
 
 
-def _clear(draft: Draft, workers: tuple[Worker, ...]) -> Plan:
-    """The job has ended: no pod may hold resources any longer. One that has failed and lives ends as it has failed."""
-    held = tuple(w for w in workers if w.held and w.obeys)
-    actions = (OrderWorkers(held, None),) if held else ()
-    return settle(draft, delete=[w for w in workers if w.active and w not in held], actions=actions)
+def _clean_up(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan that makes a finished job hold no resources."""
+    # A pod that awaits a restart exits by itself, so that its exit code and log stay available.
+    released = tuple(w for w in workers if w.awaiting_restart and w.accepts_restart)
+    actions = (ReleaseWorkers(released),) if released else ()
+    # Every other pod that holds resources is deleted.
+    return act_now(builder, delete=[w for w in workers if w.active and w not in released], actions=actions)
 
 
 # --- one attempt ----------------------------------------------------------------------------------------------
 
 
-def _attend(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
-    """Bring the current attempt to life, watch it, and judge its end."""
-    spec = draft.job.spec
-    if any(w.replicas != spec.workers.replicas for w in workers):
-        return rescale(draft, seen, workers)
-    tell_size(draft, seen.job.spec.workers.replicas)
-    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
-    if draft.status.pod_attempt_override is not None and not draft.status.is_true(C.RUNNING):
-        if missing or not all(w.obeys or w.runs == draft.status.attempt for w in workers):
-            return renew(draft)
-        if behind := tuple(w for w in workers if w.runs < draft.status.attempt):
-            return order(draft, behind)
-    gone = len(missing) if draft.status.is_true(C.RUNNING) else 0
-    if found := diagnose(workers, draft.status.attempt, gone, draft.now):
-        return recover(draft, found, workers)
-    if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
-        return _succeed(draft, workers)
-    if not missing and all(w.state is not WorkerState.PENDING for w in workers):
-        return _run(draft, seen, workers)
-    if not missing and (another := use_slow_nodes(draft, workers)):
-        return another
-    if smaller := shrink(draft, seen, workers, missing):
-        return smaller
-    if missing:
-        return _create(draft, seen, workers, missing)
-    set_waiting(draft, seen, workers)
-    # Pods that cannot be scheduled say so once.
-    waits = [shrink_due(draft), NEEDED_AFTER.total_seconds() if draft.status.avoided_nodes else None]
-    return settle(draft, wake_after=min((s for s in waits if s is not None), default=None))
-
-
-def _run(draft: Draft, seen: Observation, workers: tuple[Worker, ...]) -> Plan:
-    """All workers run: follow their progress, see to it that the first step comes, and seek room for more workers."""
-    set_running(draft, seen, workers)
-    tell_size(draft, seen.job.spec.workers.replicas)
-    if another := replace_straggler(draft, seen, workers):
-        return another
-    if found := judge_startup(draft, seen.progress):
-        return recover(draft, found, ())
-    due = first_step_due(draft)
-    left = (due - draft.now).total_seconds() if due else 0.0
-    step = settle(draft, wake_after=left if left > 0 else None)
-    if all(w.state is WorkerState.RUNNING for w in workers) and (larger := grow(draft, seen)):
-        waits = [s for s in (step.wake_after, larger.wake_after) if s is not None]
-        return replace(larger, wake_after=min(waits, default=None))
-    return step
-
-
-def _create(draft: Draft, seen: Observation, workers: tuple[Worker, ...], missing: tuple[int, ...]) -> Plan:
-    if pause := back_off(draft):
-        return pause
-    set_waiting(draft, seen, workers)
-    return settle(draft, actions=(CreateWorkers(draft.status.attempt, missing),), wake_after=shrink_due(draft))
-
-
-def _retire(draft: Draft, old: list[Worker]) -> Plan:
-    """Wait until no pod of an earlier attempt is left: two groups must never share a job."""
-    # Placeholders keep the room that they have found until the workers have saved and gone.
-    old = [w for w in old if not (w.placeholder and w.state is WorkerState.RUNNING)] or old
-    noun = "pod" if len(old) == 1 else "pods"
-    message = f"waiting for {len(old)} {noun} of an earlier attempt to end"
-    draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
-    left = {w: (w.deletion_at + OVERDUE - draft.now).total_seconds() for w in old if w.deletion_at}
-    overdue = tuple(w for w, seconds in left.items() if seconds < 0)
+def _await_previous_attempt(builder: StatusBuilder, earlier: list[WorkerPod]) -> Plan:
+    """Return the plan that deletes the pods of earlier attempts and waits until none exists."""
+    # Running placeholders keep the capacity they found until the workers have saved a checkpoint and ended.
+    earlier = [w for w in earlier if not (w.is_placeholder and w.state is WorkerState.RUNNING)] or earlier
+    noun = "pod" if len(earlier) == 1 else "pods"
+    message = f"waiting for {len(earlier)} {noun} of an earlier attempt to terminate"
+    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
+    # A pod that has not terminated long after its grace period is on a lost node: delete it by force.
+    seconds_left = {
+        w: (w.deletion_deadline + FORCE_DELETE_AFTER - builder.now).total_seconds()
+        for w in earlier
+        if w.deletion_deadline
+    }
+    overdue = tuple(w for w, seconds in seconds_left.items() if seconds < 0)
     for worker in overdue:
-        draft.tell("Warning", Reason.POD_OVERDUE, tell_overdue(worker, OVERDUE))
+        builder.record_event("Warning", Reason.POD_OVERDUE, overdue_message(worker, FORCE_DELETE_AFTER))
     actions = (DeleteWorkers(overdue, force=True),) if overdue else ()
-    # A lost node sends no event: look again when the next one is overdue.
-    wake_after = min((seconds for seconds in left.values() if seconds >= 0), default=None)
-    return settle(draft, delete=old, actions=actions, wake_after=None if wake_after is None else wake_after + 1)
+    # A lost node sends no event: reconcile again as soon as the next pod is overdue.
+    wake_after = min((seconds + 1 for seconds in seconds_left.values() if seconds >= 0), default=None)
+    return act_now(builder, delete=earlier, actions=actions, wake_after=wake_after)
+
+
+def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan that creates, monitors or concludes the current attempt."""
+    spec = builder.effective_job.spec
+    # The pods were created for another number of workers than is desired now.
+    if any(w.replicas != spec.workers.replicas for w in workers):
+        return handle_size_change(builder, observation, workers)
+    report_size(builder, observation.desired_job.spec.workers.replicas)
+    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
+    # The attempt is being started inside the pods of an earlier one.
+    if builder.pod_attempt_override is not None and not builder.is_true(C.RUNNING):
+        # A pod is gone or rejects the restart: the attempt gets new pods.
+        if missing or not all(w.accepts_restart or w.running_attempt == builder.attempt for w in workers):
+            return replace_pods(builder)
+        # Pods have not started it yet.
+        if behind := tuple(w for w in workers if w.running_attempt < builder.attempt):
+            return restart_in_place(builder, behind)
+    # A worker failed, or disappeared from a group that was running: apply the restart policy.
+    lost = len(missing) if builder.is_true(C.RUNNING) else 0
+    if diagnosis := diagnose(workers, builder.attempt, lost, builder.now):
+        return handle_failure(builder, diagnosis, workers)
+    # Every worker succeeded: the job is done.
+    if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
+        return _succeed(builder, workers)
+    # Every worker runs, or has succeeded already.
+    if not missing and all(w.state is not WorkerState.PENDING for w in workers):
+        return _monitor(builder, observation, workers)
+    # The group cannot be scheduled without the nodes that it avoids: use them again.
+    if not missing and (restart := readmit_slow_nodes(builder, workers)):
+        return restart
+    # Pods of an elastic group were unschedulable for too long: restart with fewer workers.
+    if smaller := shrink(builder, observation, workers, missing):
+        return smaller
+    # Pods do not exist yet.
+    if missing:
+        return _create_missing_pods(builder, observation, workers, missing)
+    # All pods exist and some do not run yet. An unschedulable pod sends only one event, so set timers for what may
+    # follow.
+    set_waiting(builder, observation, workers)
+    timers = [seconds_until_shrink(builder), READMIT_AFTER.total_seconds() if builder.avoided_nodes else None]
+    return act_now(builder, wake_after=min((s for s in timers if s is not None), default=None))
+
+
+def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan for a group that runs: report progress, enforce the startup timeout, and probe for capacity."""
+    set_running(builder, observation, workers)
+    report_size(builder, observation.desired_job.spec.workers.replicas)
+    # A rank is slow, and the user wants its node to be avoided.
+    if replacement := replace_straggler(builder, observation, workers):
+        return replacement
+    # The first step is overdue. No launcher awaits a restart, so the group gets new pods.
+    if diagnosis := check_startup_timeout(builder, observation.progress):
+        return handle_failure(builder, diagnosis, ())
+    # Reconcile again at the deadline of the first step.
+    deadline = first_step_deadline(builder)
+    seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
+    wake_after = seconds if seconds > 0 else None
+    # The group has fewer workers than desired, and none of them is about to end: probe for capacity.
+    if all(w.state is WorkerState.RUNNING for w in workers) and (growth := grow(builder, observation)):
+        timers = [s for s in (wake_after, growth.wake_after) if s is not None]
+        return replace(growth, wake_after=min(timers, default=None))
+    return act_now(builder, wake_after=wake_after)
+
+
+def _create_missing_pods(
+    builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...], missing: tuple[int, ...]
+) -> Plan:
+    """Return the plan that creates the pods with the indexes `missing`, after the back-off of the restart policy."""
+    if wait := wait_for_backoff(builder):
+        return wait
+    set_waiting(builder, observation, workers)
+    actions = (CreateWorkers(builder.attempt, missing),)
+    return act_now(builder, actions=actions, wake_after=seconds_until_shrink(builder))

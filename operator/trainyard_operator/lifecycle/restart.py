@@ -1,88 +1,109 @@
-"""What follows the failure of an attempt: another one, inside the pods where they live, in new ones otherwise."""
+"""Restarts: after a failure, inside the pods where all launchers are alive and in new pods otherwise."""
 
 from datetime import timedelta
 
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.actions import OrderWorkers, Plan, fail, ledger, settle
+from trainyard_operator.lifecycle.actions import Plan, RestartInPlace, act_now, fail_job, record_decision
 from trainyard_operator.lifecycle.diagnosis import Diagnosis
-from trainyard_operator.lifecycle.observation import Worker
-from trainyard_operator.lifecycle.restart_policy import backoff, judge
-from trainyard_operator.lifecycle.status_builder import Draft, EventType
+from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.restart_policy import apply_restart_policy, backoff_seconds
+from trainyard_operator.lifecycle.status_builder import EventType, StatusBuilder
 
-SETTLE = timedelta(seconds=3)
-"""How long a failure that looks like the effect of another one waits for the cause to show."""
-LONGEST_HOLD = 30.0
-"""Seconds of restartPolicy.backoff that pods wait for another attempt: well below what their launchers bear."""
-
-
-def recover(draft: Draft, found: Diagnosis, workers: tuple[Worker, ...]) -> Plan:
-    """A failure: start over, inside the pods if they live, or give up."""
-    if found.effect_since and timedelta(0) <= draft.now - found.effect_since < SETTLE:
-        return settle(draft, wake_after=SETTLE.total_seconds())
-    draft.update(last_failure=found.failure)
-    verdict = judge(found, draft.job.spec.restart_policy, draft.status.restarts_counted)
-    if verdict.fails:
-        return fail(draft, verdict.reason, verdict.message)
-    in_place = _can_stay(draft, workers, draft.status.restarts_counted + verdict.counts)
-    return restart(draft, verdict.reason, verdict.message, counts=verdict.counts, in_place=in_place)
+CAUSE_WINDOW = timedelta(seconds=3)
+"""How long a failure that is probably the effect of another one waits for its cause to be observed."""
+MAX_IN_PLACE_BACKOFF = 30.0
+"""Longest restartPolicy.backoff, in seconds, that pods wait for a restart in place; launchers exit after a longer
+wait."""
 
 
-def _can_stay(draft: Draft, workers: tuple[Worker, ...], restarts: int) -> bool:
-    """Whether the group can be restarted inside its pods: all live, and those that have failed will still be there."""
-    spec = draft.job.spec
-    whole = len(workers) == spec.pods and all(w.obeys for w in workers) and any(w.held for w in workers)
-    return whole and spec.restarts_in_place and backoff(spec.restart_policy.backoff, restarts) <= LONGEST_HOLD
+def handle_failure(builder: StatusBuilder, diagnosis: Diagnosis, workers: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan that follows a failure: wait for its cause, fail the job, or restart the group."""
+    # A failure that is probably an effect waits a moment, so that the cause is recorded instead.
+    if diagnosis.secondary_since and timedelta(0) <= builder.now - diagnosis.secondary_since < CAUSE_WINDOW:
+        return act_now(builder, wake_after=CAUSE_WINDOW.total_seconds())
+    builder.last_failure = diagnosis.failure
+    decision = apply_restart_policy(diagnosis, builder.effective_job.spec.restart_policy, builder.restarts_counted)
+    # The restart policy allows no restart.
+    if decision.fail_job:
+        return fail_job(builder, decision.reason, decision.message)
+    # It allows one: restart inside the pods where that is possible, since nothing is scheduled or pulled again.
+    in_place = _can_restart_in_place(builder, workers, builder.restarts_counted + decision.counts)
+    return restart(builder, decision.reason, decision.message, counts=decision.counts, in_place=in_place)
+
+
+def _can_restart_in_place(builder: StatusBuilder, workers: tuple[WorkerPod, ...], restarts_counted: int) -> bool:
+    """Return whether all pods accept a restart, and the failed ones are still waiting after the back-off."""
+    spec = builder.effective_job.spec
+    all_accept = len(workers) == spec.pods and all(w.accepts_restart for w in workers)
+    short_wait = backoff_seconds(spec.restart_policy.backoff, restarts_counted) <= MAX_IN_PLACE_BACKOFF
+    return spec.restarts_in_place and all_accept and any(w.awaiting_restart for w in workers) and short_wait
 
 
 def restart(
-    draft: Draft, reason: Reason, why: str, *, counts: bool, in_place: bool = False, event: EventType = "Warning"
+    builder: StatusBuilder,
+    reason: Reason,
+    cause: str,
+    *,
+    counts: bool,
+    in_place: bool = False,
+    event: EventType = "Warning",
 ) -> Plan:
-    """Begin the next attempt. `counts`: it spends restartPolicy.maxRestarts. `in_place`: in the pods that there are."""
-    status = draft.status
-    draft.update(
-        attempt=status.attempt + 1,
-        pod_attempt_override=status.pod_attempt if in_place else None,
-        restarts=status.restarts + 1,
-        restarts_counted=status.restarts_counted + counts,
-    )
-    message = f"{why}; restarting the group as attempt {status.attempt + 1}"
+    """Return the plan that records the next attempt.
+
+    Args:
+        builder: the status.
+        reason: reason of the conditions and the event.
+        cause: why the group restarts, as the beginning of a sentence.
+        counts: whether the restart counts against restartPolicy.maxRestarts.
+        in_place: whether the attempt starts inside the current pods.
+        event: type of the event.
+    """
+    builder.pod_attempt_override = builder.pod_attempt if in_place else None
+    builder.attempt += 1
+    builder.restarts += 1
+    builder.restarts_counted += counts
+    message = f"{cause}; restarting the group as attempt {builder.attempt}"
     if in_place:
         message += " in its pods"
     if counts:
-        message += f" (restart {status.restarts_counted + 1} of {draft.job.spec.restart_policy.max_restarts})"
-    draft.set(C.RESTARTING, True, reason, message)
-    draft.tell(event, reason, message)
-    draft.clear(C.RUNNING, reason, why)
-    draft.clear(C.PROGRESSING, reason, why)
-    return ledger(draft)
+        limit = builder.effective_job.spec.restart_policy.max_restarts
+        message += f" (restart {builder.restarts_counted} of {limit})"
+    builder.set_condition(C.RESTARTING, True, reason, message)
+    builder.record_event(event, reason, message)
+    builder.clear_condition(C.RUNNING, reason, cause)
+    builder.clear_condition(C.PROGRESSING, reason, cause)
+    return record_decision(builder)
 
 
-def order(draft: Draft, behind: tuple[Worker, ...]) -> Plan:
-    """Start the current attempt in the pods that are not in it yet."""
-    if pause := back_off(draft):
-        return pause
-    message = f"{len(behind)} of {draft.job.spec.pods} pods have not begun attempt {draft.status.attempt} yet"
-    draft.set(C.RUNNING, False, Reason.RESTARTING_IN_PLACE, message)
-    return settle(draft, actions=(OrderWorkers(behind, draft.status.attempt),), wake_after=1)
+def restart_in_place(builder: StatusBuilder, behind: tuple[WorkerPod, ...]) -> Plan:
+    """Return the plan that starts the current attempt in the pods that are still in an earlier one."""
+    # The back-off of the restart policy applies to a restart in place too.
+    if wait := wait_for_backoff(builder):
+        return wait
+    message = f"{len(behind)} of {builder.effective_job.spec.pods} pods have not started attempt {builder.attempt} yet"
+    builder.set_condition(C.RUNNING, False, Reason.RESTARTING_IN_PLACE, message)
+    return act_now(builder, actions=(RestartInPlace(behind, builder.attempt),), wake_after=1)
 
 
-def renew(draft: Draft) -> Plan:
-    """Not all pods of the group can be restarted inside: it gets new ones, for the same attempt."""
-    draft.update(pod_attempt_override=None)
-    message = f"not all pods could begin attempt {draft.status.attempt}; the group gets new ones"
-    draft.set(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message, event="Warning")
-    return ledger(draft)
+def replace_pods(builder: StatusBuilder) -> Plan:
+    """Return the plan that gives up the restart in place: the current attempt gets new pods."""
+    builder.pod_attempt_override = None
+    message = f"not all pods could start attempt {builder.attempt} in place; the group gets new pods"
+    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message, event="Warning")
+    return record_decision(builder)
 
 
-def back_off(draft: Draft) -> Plan | None:
-    """Wait, if the current attempt may not start yet. That follows from what the status has recorded."""
-    status, failure = draft.status, draft.status.last_failure
-    if failure is None or failure.attempt != status.attempt - 1:
+def wait_for_backoff(builder: StatusBuilder) -> Plan | None:
+    """Return the plan that waits for the end of restartPolicy.backoff; None if the current attempt may start."""
+    failure = builder.last_failure
+    # Only an attempt that follows directly on a failure waits; one after a resize or a resumption does not.
+    if failure is None or failure.attempt != builder.attempt - 1:
         return None
-    wait = backoff(draft.job.spec.restart_policy.backoff, status.restarts_counted)
-    left = wait - (draft.now - failure.at).total_seconds()
-    if left <= 0:
+    wait = backoff_seconds(builder.effective_job.spec.restart_policy.backoff, builder.restarts_counted)
+    remaining = wait - (builder.now - failure.at).total_seconds()
+    if remaining <= 0:
         return None
-    draft.set(C.RUNNING, False, Reason.BACKING_OFF, "waiting before the next attempt (restartPolicy.backoff)")
-    return settle(draft, wake_after=left)
+    message = "waiting before the next attempt (restartPolicy.backoff)"
+    builder.set_condition(C.RUNNING, False, Reason.BACKING_OFF, message)
+    return act_now(builder, wake_after=remaining)

@@ -1,4 +1,4 @@
-"""What follows a failure: a restart that counts, one that does not, or the end. And how long a restart waits."""
+"""The restart policy: whether a failure leads to a restart, whether that counts, and how long it waits."""
 
 from dataclasses import dataclass
 
@@ -8,68 +8,70 @@ from trainyard_operator.lifecycle.diagnosis import Diagnosis
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What follows a failure, and why."""
+class RestartDecision:
+    """The consequence of a failure, with its reason."""
 
-    fails: bool
-    """The job ends; else the group is restarted."""
+    fail_job: bool
+    """The job fails; otherwise the group is restarted."""
     counts: bool
-    """The restart spends restartPolicy.maxRestarts."""
+    """The restart counts against restartPolicy.maxRestarts."""
     reason: Reason
     message: str
 
 
-def judge(found: Diagnosis, policy: RestartPolicy, spent: int) -> Verdict:
-    """Decide on a failure. The user's rules come first, then what no restart can help, then the limit.
+def apply_restart_policy(diagnosis: Diagnosis, policy: RestartPolicy, restarts_counted: int) -> RestartDecision:
+    """Decide what follows a failure.
 
     Args:
-        found: the failure.
-        policy: what the user has said of failures.
-        spent: restarts so far that count.
+        diagnosis: the failure.
+        policy: the job's spec.restartPolicy.
+        restarts_counted: restarts so far that count against maxRestarts.
     """
-    failure, story = found.failure, tell(found)
-    # The exit code of a pod that was taken away is how it was killed, and says nothing about the program.
-    code = failure.exit_code if found.counts else None
-    number = next((n for n, rule in enumerate(policy.exceptions) if rule.matches(failure.reason, code)), None)
-    counts = found.counts
+    failure, message = diagnosis.failure, failure_message(diagnosis)
+    # The exit code of a pod that the cluster removed shows how it was killed, not what the program did.
+    exit_code = failure.exit_code if diagnosis.counts else None
+    matching = (n for n, rule in enumerate(policy.exceptions) if rule.matches(failure.reason, exit_code))
+    number, counts = next(matching, None), diagnosis.counts
+    # The first of the user's rules that matches decides, before any default.
     if number is not None:
         action = policy.exceptions[number].action
-        story += f"; restartPolicy.rules[{number}] says {action}"
+        message += f"; restartPolicy.rules[{number}] says {action}"
         if action == "Fail":
-            return Verdict(True, False, Reason.RESTART_RULE, story)
+            return RestartDecision(True, False, Reason.RESTART_RULE, message)
         counts = action == "Restart"
-    elif found.hopeless:
-        return Verdict(True, False, Reason.INVALID_CONFIG, failure.message)
-    if not counts or spent < policy.max_restarts:
-        return Verdict(False, counts, _reason(found), story)
+    # Without a rule, an invalid configuration fails the job: every restart would end the same way.
+    elif diagnosis.unrecoverable:
+        return RestartDecision(True, False, Reason.INVALID_CONFIG, failure.message)
+    # A restart that does not count is always allowed, any other one below the limit.
+    if not counts or restarts_counted < policy.max_restarts:
+        return RestartDecision(False, counts, _reason(diagnosis), message)
+    # The limit is reached.
     if policy.max_restarts:
-        return Verdict(
-            True, counts, Reason.RESTART_LIMIT, f"{story}; restartPolicy.maxRestarts is {policy.max_restarts}"
-        )
-    return Verdict(True, counts, _reason(found), story)
+        message += f"; restartPolicy.maxRestarts is {policy.max_restarts}"
+        return RestartDecision(True, counts, Reason.RESTART_LIMIT, message)
+    # With maxRestarts 0 the first failure ends the job, so the failure itself is the reason.
+    return RestartDecision(True, counts, _reason(diagnosis), message)
 
 
-def _reason(found: Diagnosis) -> Reason:
-    if found.failure.reason == Reason.STARTUP_TIMEOUT:
+def _reason(diagnosis: Diagnosis) -> Reason:
+    if diagnosis.failure.reason == Reason.STARTUP_TIMEOUT:
         return Reason.STARTUP_TIMEOUT
-    return Reason.WORKER_FAILED if found.counts else Reason.DISRUPTED
+    return Reason.WORKER_FAILED if diagnosis.counts else Reason.DISRUPTED
 
 
-def tell(found: Diagnosis) -> str:
-    """One sentence on a failure: pod, rank, node, exit code, reason, last line."""
-    f = found.failure
-    who = f"pod {f.pod}" if f.pod else "the group"
-    facts = [f"rank {f.rank}" if f.rank is not None else "", f"node {f.node}" if f.node else ""]
-    facts.append(f"exit code {f.exit_code}" if f.exit_code is not None else "")
-    facts.append(f"step {f.step}" if f.step is not None else "")
-    detail = ", ".join(x for x in facts if x)
-    story = f"attempt {f.attempt}: {who} {'failed' if found.counts else 'was lost'}"
-    story += f" ({detail})" if detail else ""
-    story += f": {f.reason}"
-    return f"{story}: {f.message}" if f.message else story
+def failure_message(diagnosis: Diagnosis) -> str:
+    """Return one sentence about a failure: attempt, pod, rank, node, exit code, step, reason, and last log line."""
+    failure = diagnosis.failure
+    subject = f"pod {failure.pod}" if failure.pod else "the group"
+    facts = {"rank": failure.rank, "node": failure.node, "exit code": failure.exit_code, "step": failure.step}
+    detail = ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
+    message = f"attempt {failure.attempt}: {subject} {'failed' if diagnosis.counts else 'was lost'}"
+    message += f" ({detail})" if detail else ""
+    message += f": {failure.reason}"
+    return f"{message}: {failure.message}" if failure.message else message
 
 
-def backoff(policy: Backoff, restarts: int) -> float:
-    """Seconds to wait before a restart, given how many count so far, this one included."""
-    growth: float = policy.factor ** min(max(0, restarts - 1), 64)
+def backoff_seconds(policy: Backoff, restarts_counted: int) -> float:
+    """Return the seconds to wait before a restart; `restarts_counted` includes this one if it counts."""
+    growth: float = policy.factor ** min(max(0, restarts_counted - 1), 64)
     return min(policy.max_seconds, policy.initial_seconds * growth)

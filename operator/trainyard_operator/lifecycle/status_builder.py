@@ -1,52 +1,126 @@
-"""The status that a plan is writing: conditions with their transitions, the phase, and the events to tell."""
+"""The status that a plan composes: typed fields, conditions with their transition times, the phase, and events."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal
+from typing import Literal, Self
 
+from trainyard.protocol.progress import Progress
+from trainyard.resource.elastic import ElasticStatus
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Condition, ConditionType, Phase, Reason, TrainingJobStatus
+from trainyard.resource.status import (
+    Condition,
+    ConditionType,
+    Failure,
+    Goodput,
+    Phase,
+    Reason,
+    TrainingJobStatus,
+    WorkerCounts,
+)
 
 EventType = Literal["Normal", "Warning"]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A Kubernetes event on the job: one line of its story."""
+    """A Kubernetes event about the job."""
 
     type: EventType
     reason: str
     message: str
 
 
-class Draft:
-    """A status in the making. `status` is always complete, with the phase derived from the conditions."""
+@dataclass(slots=True, kw_only=True)
+class StatusFields:
+    """The fields of a status that a plan may assign, with the types of `TrainingJobStatus`.
 
-    def __init__(self, job: TrainingJob, now: datetime) -> None:
-        self.job = job.current
-        """The job as its current attempt has it, perhaps with fewer workers than are wanted."""
-        self.now = now.replace(microsecond=0)
-        self.events: list[Event] = []
-        self._status = job.status.replace(observed_generation=job.metadata.generation)
+    `phase` and `conditions` are missing: the builder derives the phase and maintains the conditions.
+    """
+
+    observed_generation: int
+    attempt: int
+    pod_attempt_override: int | None
+    slow_nodes: tuple[str, ...]
+    slow_nodes_readmitted: bool
+    restarts: int
+    restarts_counted: int
+    start_time: datetime | None
+    completion_time: datetime | None
+    workers: WorkerCounts
+    progress: Progress | None
+    elastic: ElasticStatus | None
+    goodput: Goodput | None
+    last_failure: Failure | None
+
+
+@dataclass(slots=True, kw_only=True)
+class StatusBuilder(StatusFields):
+    """A status under construction: assign fields, set conditions, record events, then `build`."""
+
+    effective_job: TrainingJob
+    """The job at the size of its current attempt, which may have fewer workers than desired."""
+    now: datetime
+    """Time of the observation, in whole seconds."""
+    conditions: tuple[Condition, ...]
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def from_job(cls, job: TrainingJob, now: datetime) -> Self:
+        """Return a builder that starts from the stored status of the job."""
+        status = job.status
+        return cls(
+            effective_job=job.effective_job,
+            now=now.replace(microsecond=0),
+            conditions=status.conditions,
+            observed_generation=job.metadata.generation,
+            attempt=status.attempt,
+            pod_attempt_override=status.pod_attempt_override,
+            slow_nodes=status.slow_nodes,
+            slow_nodes_readmitted=status.slow_nodes_readmitted,
+            restarts=status.restarts,
+            restarts_counted=status.restarts_counted,
+            start_time=status.start_time,
+            completion_time=status.completion_time,
+            workers=status.workers,
+            progress=status.progress,
+            elastic=status.elastic,
+            goodput=status.goodput,
+            last_failure=status.last_failure,
+        )
+
+    def build(self) -> TrainingJobStatus:
+        """Return the status, validated, with the phase that follows from its conditions.
+
+        Raises:
+            pydantic.ValidationError: a value is outside the bounds of its field.
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(StatusFields)}
+        return TrainingJobStatus(phase=self._phase(), conditions=self.conditions, **values)
 
     @property
-    def status(self) -> TrainingJobStatus:
-        """The status so far."""
-        return self._status.replace(phase=_phase(self._status))
+    def pod_attempt(self) -> int:
+        """Attempt number in the names of the current pods."""
+        return self.pod_attempt_override or self.attempt
 
-    def update(self, **fields: Any) -> None:
-        """Set fields of the status."""
-        self._status = self._status.replace(**fields)
+    @property
+    def avoided_nodes(self) -> tuple[str, ...]:
+        """Nodes that the pods of the current attempt must not be scheduled on."""
+        return () if self.slow_nodes_readmitted else self.slow_nodes
 
-    def tell(self, type_: EventType, reason: str, message: str) -> None:
-        """Add an event."""
-        self.events.append(Event(type_, reason, message))
+    def condition(self, kind: ConditionType) -> Condition | None:
+        """Return the condition of a type; None if it was never set."""
+        return next((c for c in self.conditions if c.type == kind), None)
 
-    def set(
+    def is_true(self, kind: ConditionType) -> bool:
+        """Return whether the condition of a type is True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status == "True"
+
+    def set_condition(
         self, kind: ConditionType, holds: bool, reason: Reason, message: str, event: EventType | None = None
     ) -> None:
-        """Set a condition; tell it as an event too if its status or reason is new."""
-        before = self._status.condition(kind)
+        """Set a condition, and record it as an event of type `event` if its status or reason changed."""
+        before = self.condition(kind)
         status: Literal["True", "False"] = "True" if holds else "False"
         after = Condition(
             type=kind,
@@ -54,28 +128,30 @@ class Draft:
             reason=reason,
             message=message,
             last_transition_time=before.last_transition_time if before and before.status == status else self.now,
-            observed_generation=self.job.metadata.generation,
+            observed_generation=self.effective_job.metadata.generation,
         )
         if event and (before is None or (before.status, before.reason) != (after.status, after.reason)):
-            self.tell(event, reason, message)
-        others = [c for c in self._status.conditions if c.type != kind]
+            self.record_event(event, reason, message)
+        others = [c for c in self.conditions if c.type != kind]
         order = list(ConditionType)
-        conditions = sorted([*others, after], key=lambda c: order.index(ConditionType(c.type)))
-        self._status = self._status.replace(conditions=tuple(conditions))
+        self.conditions = tuple(sorted([*others, after], key=lambda c: order.index(ConditionType(c.type))))
 
-    def clear(self, kind: ConditionType, reason: Reason, message: str) -> None:
-        """Set a condition to False, if it was ever set."""
-        if self._status.condition(kind):
-            self.set(kind, False, reason, message)
+    def clear_condition(self, kind: ConditionType, reason: Reason, message: str) -> None:
+        """Set a condition to False, unless it was never set."""
+        if self.condition(kind):
+            self.set_condition(kind, False, reason, message)
 
+    def record_event(self, type_: EventType, reason: str, message: str) -> None:
+        """Add an event, to be stored after the status."""
+        self.events.append(Event(type_, reason, message))
 
-def _phase(status: TrainingJobStatus) -> Phase:
-    """The first of these that holds."""
-    ranking = (
-        (ConditionType.SUCCEEDED, Phase.SUCCEEDED),
-        (ConditionType.FAILED, Phase.FAILED),
-        (ConditionType.SUSPENDED, Phase.SUSPENDED),
-        (ConditionType.RUNNING, Phase.RUNNING),
-        (ConditionType.RESTARTING, Phase.RESTARTING),
-    )
-    return next((phase for kind, phase in ranking if status.is_true(kind)), Phase.PENDING)
+    def _phase(self) -> Phase:
+        """Return the phase of the first condition in this list that is True, else Pending."""
+        ranking = (
+            (ConditionType.SUCCEEDED, Phase.SUCCEEDED),
+            (ConditionType.FAILED, Phase.FAILED),
+            (ConditionType.SUSPENDED, Phase.SUSPENDED),
+            (ConditionType.RUNNING, Phase.RUNNING),
+            (ConditionType.RESTARTING, Phase.RESTARTING),
+        )
+        return next((phase for kind, phase in ranking if self.is_true(kind)), Phase.PENDING)

@@ -1,8 +1,8 @@
-"""The world as processes of this machine: a pod is a process with all that it starts, and no cluster is needed.
+"""The process backend: runs each pod as a process tree on this machine, without a cluster.
 
-Pods are kept in the shape that the API server gives them, so everything above works on both worlds alike. What a
-node and a network would do is done here: each process finds its peers at 127.0.0.1, gets a metrics port of its
-own, and a share of the processors. Images, volumes and resource limits do not apply; how many pods have room is told.
+Pods are kept in the form of the API server, so the controller works with both backends alike. This module also does
+what a node and a network would do: each process finds its peers at 127.0.0.1, and gets its own metrics port and a share
+of the CPUs. Images, volumes and resource limits do not apply; a capacity in pods can be set.
 """
 
 import asyncio
@@ -19,39 +19,44 @@ from typing import Any
 
 import aiohttp
 
+from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import TrainingJobStatus
 from trainyard_operator.controller import launcher_client
-from trainyard_operator.lifecycle.observation import Pod, Worker
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.local import pod_status
-from trainyard_operator.local.local_pod import HOST, Hosted, free_port, last_words, value_of
-from trainyard_operator.local.process_tree import die_with_parent, end_family
+from trainyard_operator.local.local_pod import HOST, LocalPod, env_value, read_termination_message
+from trainyard_operator.local.process_tree import die_with_parent, kill_process_tree
 
-MARK = "TRAINYARD_POD_UID"
+POD_UID_VARIABLE = "TRAINYARD_POD_UID"
+"""Environment variable that identifies the process tree of a pod."""
 GRACE = 10.0
-"""Seconds between asking a pod to end and killing it."""
+"""Seconds between SIGTERM and SIGKILL for a pod."""
 PROBE_SECONDS = 0.25
-"""From one readiness probe of a pod to the next."""
+"""Period of the readiness probe, in seconds."""
 
 
 class ProcessBackend:
-    """Children as files and processes (see `trainyard_operator.controller.backend.Backend`)."""
+    """Runs the children of jobs as files and processes (see `trainyard_operator.controller.backend.Backend`)."""
 
-    def __init__(self, folder: Path, on_pod: Callable[[Pod, bool], None], places: int | None = None) -> None:
-        """Keep files under `folder`; `on_pod` is called with each new state of a pod, and True once it is gone.
+    def __init__(self, folder: Path, on_pod: Callable[[Pod, bool], None], capacity: int | None = None) -> None:
+        """Create a backend without pods.
 
-        `places`: how many pods may run at a time, as if this machine had no more room. The others wait.
+        Args:
+            folder: where configuration, logs and checkpoints are kept.
+            on_pod: called with each new state of a pod, and with True once it is gone.
+            capacity: how many pods may run at a time; the others are unschedulable. None: any number.
         """
         self.folder = folder
-        self._places = places
-        self._filling = asyncio.Lock()
+        self._capacity = capacity
+        self._scheduling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self.events: list[Event] = []
         self._on_pod = on_pod
-        self._running: dict[str, Hosted] = {}
+        self._running: dict[str, LocalPod] = {}
         self._config: dict[str, Path] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._key = secrets.token_bytes(32)
@@ -59,16 +64,16 @@ class ProcessBackend:
         self._version = 0
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
-        """Nobody else writes here, so nothing can be stale."""
+        """Return the job with its new status; there are no other writers, so it is never stale."""
         metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
         return job.replace(metadata=metadata, status=status)
 
     async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """The pods that there are."""
+        """Return all pods; a backend runs one job."""
         return [r.pod for r in self._running.values()]
 
     async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Write configuration files, and start processes where there is room; there is no need for a Service."""
+        """Write configuration files, and start processes as far as there is capacity; no Service is needed."""
         created = []
         for manifest in manifests:
             name = manifest["metadata"]["name"]
@@ -78,64 +83,68 @@ class ProcessBackend:
                 self._secrets[name] = manifest["stringData"]
             if manifest["kind"] == "Pod":
                 if name not in self._running:
-                    self._running[name] = self._accept(job, manifest)
+                    self._running[name] = self._make_pod(job, manifest)
                 created.append(name)
-        await self._fill()
+        await self._schedule()
         return [self._running[name].pod for name in created]
 
-    async def delete_pods(self, job: TrainingJob, workers: Sequence[Worker], *, force: bool = False) -> None:
-        """Ask processes to end, or kill them at once; the watcher of each removes the pod."""
-        async with self._filling:  # none of them may be about to start
+    async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
+        """Send SIGTERM to processes, or kill them at once; the watcher of each process removes its pod."""
+        async with self._scheduling:  # no pod may start meanwhile
             for worker in workers:
                 running = self._running.get(worker.name)
                 if running is not None and running.pod["metadata"]["uid"] == worker.uid:
                     self._delete(running, force)
 
-    def _delete(self, running: Hosted, force: bool) -> None:
-        self._change(running, metadata={"deletionTimestamp": pod_status.now(0 if force else GRACE)})
+    def _delete(self, running: LocalPod, force: bool) -> None:
+        self._change(running, metadata={"deletionTimestamp": pod_status.timestamp(0 if force else GRACE)})
         if running.watcher is None or running.watcher.done():
             self._remove(running)
         elif force:
-            end_family(MARK, running.pod["metadata"]["uid"])
+            kill_process_tree(POD_UID_VARIABLE, running.pod["metadata"]["uid"])
         else:
             self._signal(running)
 
-    async def tell(self, job: TrainingJob, event: Event) -> None:
-        """Keep the event for the end of the run."""
+    async def record_event(self, job: TrainingJob, event: Event) -> None:
+        """Keep the event, for the command to print."""
         self.events.append(event)
 
     def metrics_url(self, pod: Pod) -> str | None:
-        """The page that the pod's annotations name, at the port that this machine gave to the pod."""
+        """Return the URL of a pod's metrics page at the port that the pod got on this machine."""
         running = self._running.get(pod["metadata"]["name"])
         path = (pod["metadata"].get("annotations") or {}).get(constants.ANNOTATION_PATH)
         return f"http://{HOST}:{running.metrics_port}{path}" if running and path else None
 
-    def token(self, job: TrainingJob) -> str:
-        """See `launcher_client.job_token`."""
+    def launcher_token(self, job: TrainingJob) -> str:
+        """Return the job's token (`launcher_client.job_token`)."""
         return launcher_client.job_token(self._key, job)
 
-    async def ask(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Call the launcher's ports of the pods."""
-        return await launcher_client.ask([self._launcher_url(pod) for pod in pods], self.token(job))
+    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Query the launchers at their ports on this machine."""
+        return await launcher_client.get_launcher_states(self._launcher_urls(pods), self.launcher_token(job))
 
-    async def order(self, job: TrainingJob, pods: Sequence[Pod], attempt: int | None) -> list[PodState | None]:
-        """Call the launcher's ports of the pods."""
-        return await launcher_client.order([self._launcher_url(pod) for pod in pods], self.token(job), attempt)
+    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
+        """Send restart requests to the launchers at their ports on this machine."""
+        return await launcher_client.start_attempt(self._launcher_urls(pods), self.launcher_token(job), attempt)
 
-    def _launcher_url(self, pod: Pod) -> str | None:
-        running = self._running.get(pod["metadata"]["name"])
-        return f"http://{HOST}:{running.launcher_port}" if running else None
+    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
+        """Send requests to exit to the launchers at their ports on this machine."""
+        return await launcher_client.release(self._launcher_urls(pods), self.launcher_token(job))
+
+    def _launcher_urls(self, pods: Sequence[Pod]) -> list[str | None]:
+        found = [self._running.get(pod["metadata"]["name"]) for pod in pods]
+        return [f"http://{HOST}:{running.launcher_port}" if running else None for running in found]
 
     def log_file(self, pod_name: str) -> Path:
-        """Where the output of a pod goes."""
+        """Return the file that holds the output of a pod."""
         return self.folder / "pods" / pod_name / "log"
 
     async def close(self) -> None:
-        """Kill whatever still runs, and wait until it is gone."""
-        async with self._filling:
-            self._places = 0
+        """Kill all processes, and wait until they are gone."""
+        async with self._scheduling:
+            self._capacity = 0
         for running in list(self._running.values()):
-            end_family(MARK, running.pod["metadata"]["uid"])
+            kill_process_tree(POD_UID_VARIABLE, running.pod["metadata"]["uid"])
         watchers = [r.watcher for r in self._running.values() if r.watcher]
         await asyncio.gather(*watchers, return_exceptions=True)
 
@@ -148,49 +157,49 @@ class ProcessBackend:
             (folder / name).write_text(text, "utf-8")
         return folder
 
-    def _accept(self, job: TrainingJob, manifest: dict[str, Any]) -> Hosted:
-        """A pod that is to be started.
+    def _make_pod(self, job: TrainingJob, manifest: dict[str, Any]) -> LocalPod:
+        """Return a pending pod for a manifest.
 
         Raises:
-            Refused: it cannot be, on this machine.
+            Refused: the pod needs a cluster.
         """
         name = manifest["metadata"]["name"]
         folder = self.folder / "pods" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": pod_status.now()}
+        metadata = {**manifest["metadata"], "uid": str(uuid.uuid4()), "creationTimestamp": pod_status.timestamp()}
         metadata["resourceVersion"] = self._next_version()
         pod = {**manifest, "metadata": metadata, "status": pod_status.pending()}
         container = next(c for c in pod["spec"]["containers"] if c["name"] == constants.WORKER_CONTAINER)
-        given = {entry["name"]: value_of(entry, pod, self._secrets) for entry in container.get("env", ())}
-        return Hosted(job, pod, container, given, folder)
+        container_env = {entry["name"]: env_value(entry, pod, self._secrets) for entry in container.get("env", ())}
+        return LocalPod(job, pod, container, container_env, folder)
 
     @property
-    def places(self) -> int | None:
+    def capacity(self) -> int | None:
         """How many pods may run at a time; None: any number."""
-        return self._places
+        return self._capacity
 
-    @places.setter
-    def places(self, places: int | None) -> None:
-        self._places = places
-        self._fill_soon()
+    @capacity.setter
+    def capacity(self, capacity: int | None) -> None:
+        self._capacity = capacity
+        self._schedule_soon()
 
-    async def _fill(self) -> None:
-        """Start pods, in the order in which they were made, for as long as there is room."""
-        async with self._filling:
-            for running in [r for r in self._running.values() if r.waits]:
+    async def _schedule(self) -> None:
+        """Start pods in the order of their creation, as far as there is capacity."""
+        async with self._scheduling:
+            for running in [r for r in self._running.values() if r.startable]:
                 taken = sum(r.pod["status"]["phase"] == "Running" for r in self._running.values())
-                if self._places is None or taken < self._places:
+                if self._capacity is None or taken < self._capacity:
                     await self._start(running)
                 elif "conditions" not in running.pod["status"]:
-                    self._change(running, status=pod_status.unschedulable(self._places))
+                    self._change(running, status=pod_status.unschedulable(self._capacity))
 
-    def _fill_soon(self) -> None:
-        task = asyncio.create_task(self._fill())
+    def _schedule_soon(self) -> None:
+        task = asyncio.create_task(self._schedule())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _start(self, running: Hosted) -> None:
+    async def _start(self, running: LocalPod) -> None:
         container = running.container
         running.metrics_port, running.launcher_port = free_port(), free_port()
         environment = self._environment(running)
@@ -204,10 +213,10 @@ class ProcessBackend:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    start_new_session=True,  # Ctrl-C is for the command, which then ends its pods in order
+                    start_new_session=True,  # Ctrl-C is for the command, which then stops its pods
                     preexec_fn=die_with_parent,
                 )
-            except OSError as error:  # as the kubelet has it: the container failed to start
+            except OSError as error:  # reported like the kubelet does: the container failed to start
                 self._finish(running, 128, "StartError", f"{container['command'][0]}: {error.strerror}")
                 return
         self._set_running(running, ready="readinessProbe" not in container)
@@ -215,11 +224,11 @@ class ProcessBackend:
         if "readinessProbe" in container:
             running.probe = asyncio.create_task(self._probe(running, container["readinessProbe"]["httpGet"]["path"]))
 
-    def _environment(self, running: Hosted) -> dict[str, str]:
-        """The environment of this process, the container's own over it, and this machine's answers over both."""
+    def _environment(self, running: LocalPod) -> dict[str, str]:
+        """Return the environment of this process, overridden by the container's and then by this machine's values."""
         labels = running.pod["metadata"]["labels"]
         port = self._ports.setdefault(labels[constants.LABEL_ATTEMPT], free_port())
-        job, environment = running.job, {**os.environ, **running.given}
+        job, environment = running.job, {**os.environ, **running.container_env}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
         for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
             environment[name] = HOST
@@ -227,28 +236,28 @@ class ProcessBackend:
             environment[name] = str(port)
         share = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
         environment.setdefault("OMP_NUM_THREADS", str(share))
-        environment[MARK] = running.pod["metadata"]["uid"]
+        environment[POD_UID_VARIABLE] = running.pod["metadata"]["uid"]
         environment[launcher_protocol.ENV_TERMINATION_LOG] = str(running.folder / "termination-log")
         environment[constants.ENV_METRICS_PORT] = str(running.metrics_port)
         environment[launcher_protocol.ENV_LAUNCHER_PORT] = str(running.launcher_port)
         environment[constants.ENV_GRACE] = str(GRACE)
-        if constants.ENV_CHECKPOINTS in running.given:
+        if constants.ENV_CHECKPOINTS in running.container_env:
             environment[constants.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[constants.ENV_CONFIG] = str(config / constants.CONFIG_FILE)
         return environment
 
     def _local(self, part: str) -> str:
-        """Where a file lies here that a pod would find in its configuration."""
+        """Return the path on this machine of a file in a pod's configuration; any other argument unchanged."""
         folder = constants.CONFIG_FOLDER + "/"
         return str(self.folder / "config" / part.removeprefix(folder)) if part.startswith(folder) else part
 
-    def _set_running(self, running: Hosted, *, ready: bool) -> None:
+    def _set_running(self, running: LocalPod, *, ready: bool) -> None:
         self._change(running, status=pod_status.running(ready=ready))
 
-    async def _probe(self, running: Hosted, path: str) -> None:
-        """See again and again whether a pod is ready, as a kubelet does."""
-        url, known = f"http://{HOST}:{running.launcher_port}{path}", False
+    async def _probe(self, running: LocalPod, path: str) -> None:
+        """Probe the readiness of a pod periodically, as a kubelet does."""
+        url, was_ready = f"http://{HOST}:{running.launcher_port}{path}", False
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             while True:
                 await asyncio.sleep(PROBE_SECONDS)
@@ -257,41 +266,43 @@ class ProcessBackend:
                         ready = response.status == HTTPStatus.OK
                 except (aiohttp.ClientError, TimeoutError):
                     ready = False
-                if ready != known:
-                    known = ready
+                if ready != was_ready:
+                    was_ready = ready
                     self._set_running(running, ready=ready)
 
     # --- ending ---------------------------------------------------------------------------------------------
 
-    async def _watch(self, running: Hosted) -> None:
-        """Wait for the process, then for nothing of it to be left, and say how it ended."""
+    async def _watch(self, running: LocalPod) -> None:
+        """Wait for the process to exit, kill what is left of its tree, and update the pod."""
         assert running.process is not None
         code = await running.process.wait()
         if running.probe is not None:
             running.probe.cancel()
-        end_family(MARK, running.pod["metadata"]["uid"])
+        kill_process_tree(POD_UID_VARIABLE, running.pod["metadata"]["uid"])
         code = 128 - code if code < 0 else code
-        self._finish(running, code, "Completed" if code == 0 else "Error", last_words(running.folder, code))
+        self._finish(
+            running, code, "Completed" if code == 0 else "Error", read_termination_message(running.folder, code)
+        )
         if "deletionTimestamp" in running.pod["metadata"]:
             self._remove(running)
 
-    def _finish(self, running: Hosted, code: int, reason: str, message: str) -> None:
+    def _finish(self, running: LocalPod, code: int, reason: str, message: str) -> None:
         self._change(running, status=pod_status.ended(code, reason, message))
-        self._fill_soon()
+        self._schedule_soon()
 
-    def _signal(self, running: Hosted) -> None:
-        """SIGTERM now, SIGKILL for the whole family after the grace period."""
+    def _signal(self, running: LocalPod) -> None:
+        """Send SIGTERM now, and SIGKILL to the complete process tree after the grace period."""
         process, uid = running.process, running.pod["metadata"]["uid"]
         if process is not None and process.returncode is None:
             process.terminate()
-            asyncio.get_running_loop().call_later(GRACE, end_family, MARK, uid)
+            asyncio.get_running_loop().call_later(GRACE, kill_process_tree, POD_UID_VARIABLE, uid)
 
-    def _remove(self, running: Hosted) -> None:
+    def _remove(self, running: LocalPod) -> None:
         self._running.pop(running.pod["metadata"]["name"], None)
         self._on_pod(running.pod, True)
 
-    def _change(self, running: Hosted, **parts: dict[str, Any]) -> None:
-        """A new version of a pod, made known. Versions that were handed out before stay as they were."""
+    def _change(self, running: LocalPod, **parts: dict[str, Any]) -> None:
+        """Publish a new version of a pod; earlier versions that were handed out do not change."""
         pod = dict(running.pod)
         for part, fields in parts.items():
             pod[part] = {**pod[part], **fields}

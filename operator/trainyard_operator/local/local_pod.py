@@ -1,7 +1,6 @@
-"""One pod of the process backend, and what it needs to know of this machine."""
+"""A pod of the process backend: its process, its environment, and its termination message."""
 
 import asyncio
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,14 @@ _LOG_TAIL = 2048
 
 
 @dataclass(slots=True)
-class Hosted:
-    """A pod, and the process that it stands for."""
+class LocalPod:
+    """A pod and its process."""
 
     job: TrainingJob
     pod: dict[str, Any]
     container: dict[str, Any]
-    given: dict[str, str]
-    """Environment variables that the container asks for."""
+    container_env: dict[str, str]
+    """Environment variables of the container."""
     folder: Path
     metrics_port: int = 0
     launcher_port: int = 0
@@ -33,16 +32,18 @@ class Hosted:
     probe: asyncio.Task[None] | None = None
 
     @property
-    def waits(self) -> bool:
-        """Whether it has not been started, and is to be."""
+    def startable(self) -> bool:
+        """Whether the pod has not been started and is not being deleted."""
         return self.pod["status"]["phase"] == "Pending" and "deletionTimestamp" not in self.pod["metadata"]
 
 
-def value_of(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str, str]]) -> str:
-    """Value of an environment variable; of the sources only fields of the pod's metadata and our Secret exist.
+def env_value(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the value of an environment variable.
+
+    Of the sources of `valueFrom` only the pod's metadata and the operator's own Secret exist on this machine.
 
     Raises:
-        Refused: the value comes from somewhere else.
+        Refused: the value comes from another source.
     """
     if "valueFrom" not in entry:
         return str(entry.get("value", ""))
@@ -56,18 +57,10 @@ def value_of(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str,
     raise Refused(Reason.PODS_REFUSED, f"spec.env {entry['name']}: valueFrom needs a cluster; {fix}")
 
 
-def last_words(folder: Path, code: int) -> str:
-    """The termination message; after a failure without one the end of the log, as the kubelet has it."""
+def read_termination_message(folder: Path, code: int) -> str:
+    """Return the termination message; after a failure without one the end of the log, as the kubelet does."""
     message = folder / "termination-log"
     text = message.read_text("utf-8", "replace") if message.exists() else ""
     if text or code == 0:
         return text
     return (folder / "log").read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace")
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port

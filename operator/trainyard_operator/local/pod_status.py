@@ -1,33 +1,34 @@
-"""What a kubelet and a scheduler write into a pod, in a world that has neither."""
+"""Pod statuses as a kubelet and a scheduler would write them."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from trainyard.protocol import constants
+from trainyard.time import format_time, utc_now
 
 Status = dict[str, Any]
 
 
 def pending() -> Status:
-    """The pod has just been made."""
+    """Return the status of a pod that was just created."""
     return {"phase": "Pending"}
 
 
-def unschedulable(places: int) -> Status:
-    """There is no place for the pod."""
-    message = f"all {places} places of this machine are taken."
+def unschedulable(capacity: int) -> Status:
+    """Return the status of a pod that this machine has no capacity for."""
+    message = f"this machine runs at most {capacity} pods at a time."
     condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
     return {"phase": "Pending", "conditions": [condition]}
 
 
 def running(*, ready: bool) -> Status:
-    """The container runs."""
-    return {"phase": "Running", **_container({"running": {"startedAt": now()}}, ready=ready)}
+    """Return the status of a pod whose container runs."""
+    return {"phase": "Running", **_container({"running": {"startedAt": timestamp()}}, ready=ready)}
 
 
 def ended(code: int, reason: str, message: str) -> Status:
-    """The container has exited."""
-    state = {"terminated": {"exitCode": code, "reason": reason, "message": message, "finishedAt": now()}}
+    """Return the status of a pod whose container has exited."""
+    state = {"terminated": {"exitCode": code, "reason": reason, "message": message, "finishedAt": timestamp()}}
     return {"phase": "Succeeded" if code == 0 else "Failed", **_container(state, ready=False)}
 
 
@@ -38,6 +39,6 @@ def _container(state: dict[str, Any], *, ready: bool) -> Status:
     }
 
 
-def now(later: float = 0) -> str:
-    """The time, or that many seconds later, as the API has it."""
-    return (datetime.now(UTC) + timedelta(seconds=later)).strftime("%Y-%m-%dT%H:%M:%SZ")
+def timestamp(later: float = 0) -> str:
+    """Return the current time plus some seconds, in the format of the Kubernetes API."""
+    return format_time(utc_now() + timedelta(seconds=later))

@@ -1,7 +1,7 @@
-"""A process and all that it has started, on Linux and macOS.
+"""Process trees: a process with all its descendants, on Linux and macOS.
 
-A launcher starts its workers in sessions of their own, and when it is killed they stay behind. So a family is
-known by a variable that every member has inherited, not by process group or parent.
+A launcher starts its ranks in sessions of their own, and they survive it when it is killed. So a tree is identified by
+an environment variable that every process in it inherits, and not by process group or parent.
 """
 
 import contextlib
@@ -16,25 +16,25 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded now: af
 
 
 def die_with_parent() -> None:
-    """Between fork and exec: ask the kernel for SIGTERM when the parent dies, however it dies (Linux only)."""
+    """Ask the kernel to send SIGTERM when the parent dies (Linux only); to be called between fork and exec."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def family(mark: str, value: str) -> list[psutil.Process]:
-    """Processes of this user whose environment holds `mark=value`."""
+def process_tree(variable: str, value: str) -> list[psutil.Process]:
+    """Return the processes of this user whose environment has `variable=value`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(mark) == value and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(variable) == value and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
 
-def end_family(mark: str, value: str) -> None:
-    """Kill every member, until none is left: one may be starting another meanwhile."""
-    while members := family(mark, value):
+def kill_process_tree(variable: str, value: str) -> None:
+    """Kill every process of a tree, repeatedly, since one may fork meanwhile, until none is left."""
+    while members := process_tree(variable, value):
         for process in members:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(members, timeout=0.05)  # those of others stay as zombies for a while
+        psutil.wait_procs(members, timeout=0.05)  # those of another parent stay zombies for a while

@@ -1,4 +1,4 @@
-"""The children of a job besides its pods, and what all children share."""
+"""Manifests of the children of a job other than pods, and the metadata that all children share."""
 
 import hashlib
 import json
@@ -10,10 +10,11 @@ from trainyard.resolve import resolve
 from trainyard.resource.job import TrainingJob
 
 Manifest = dict[str, Any]
+"""A Kubernetes object as a plain dictionary."""
 
 
 def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = None) -> Manifest:
-    """Metadata of a child: named, labelled, and owned by the job, so that it goes when the job goes."""
+    """Return the metadata of a child that is owned by the job, so that it is deleted with the job."""
     return {
         "name": name,
         "namespace": job.metadata.namespace,
@@ -36,7 +37,7 @@ def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = 
 
 
 def build_service(job: TrainingJob) -> Manifest:
-    """The headless Service that gives every worker a DNS name, before it is ready too: the rendezvous needs it."""
+    """Return the headless Service that gives every worker a DNS name, which the rendezvous needs before readiness."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -54,7 +55,7 @@ def build_service(job: TrainingJob) -> Manifest:
 
 
 def build_claim(job: TrainingJob) -> Manifest | None:
-    """The claim for the checkpoints, where the job asks for one. One that is retained has no owner to go with."""
+    """Return the claim for the checkpoints, if the job has one. A retained claim has no owner."""
     claim = job.spec.checkpoint.claim if job.spec.checkpoint else None
     if claim is None:
         return None
@@ -71,12 +72,12 @@ def build_claim(job: TrainingJob) -> Manifest | None:
 
 
 def secret_name(job: TrainingJob, token: str) -> str:
-    """Name of the Secret with a token. Another token gets another name, so what has that name needs no look."""
+    """Return the name of the Secret with a token: it has a hash of the token, and so identifies the content."""
     return f"{job.metadata.name}-{hashlib.sha256(token.encode()).hexdigest()[:10]}"
 
 
 def build_secret(job: TrainingJob, token: str) -> Manifest | None:
-    """The job's token, for pods that take orders."""
+    """Return the Secret with the job's token, if its pods accept restart requests."""
     if not job.spec.restarts_in_place:
         return None
     return {
@@ -89,15 +90,16 @@ def build_secret(job: TrainingJob, token: str) -> Manifest | None:
 
 
 def build_shared(job: TrainingJob, token: str) -> list[Manifest]:
-    """All that the pods of a job need besides themselves. `token`: see `Backend.token`."""
+    """Return all objects that the pods of a job need; `token` is `Backend.launcher_token`."""
     children = (build_service(job), build_config_map(job), build_claim(job), build_secret(job, token))
     return [child for child in children if child is not None]
 
 
 def build_config_map(job: TrainingJob) -> Manifest | None:
-    """The resolved configuration that every worker of the built-in trainer reads.
+    """Return the ConfigMap of a job; None if it needs none.
 
-    For a user's program the launcher that starts it, if it is to take orders; else there is none.
+    It holds the resolved configuration of the built-in trainer, or the launcher for a user's program that restarts in
+    place.
     """
     if job.spec.trainer is not None:
         data = {constants.CONFIG_FILE: json.dumps(resolve(job).to_dict(), indent=2)}

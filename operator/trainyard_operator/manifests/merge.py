@@ -1,4 +1,4 @@
-"""How a user's pod template and the operator's own part become one pod."""
+"""The merge of a user's pod template with the operator's own pod spec."""
 
 from typing import Any
 
@@ -14,15 +14,15 @@ _KEYS = {
 }
 """Lists whose entries are merged by key, as in a strategic merge patch; other lists are replaced."""
 
-_USERS = frozenset({"securityContext", "automountServiceAccountToken", "terminationMessagePolicy"})
-"""Defaults of ours that a template may override. (A security profile is the cluster's to enforce, not ours.)"""
+_OVERRIDABLE = frozenset({"securityContext", "automountServiceAccountToken", "terminationMessagePolicy"})
+"""The operator's defaults that a template may override; security profiles are enforced by the cluster."""
 
 
 def merge_pod_spec(template: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """The template's pod spec with the operator's own laid over it.
+    """Return the template's pod spec, overridden by the operator's own.
 
-    Where both set a field, the operator's value stands, save for defaults that a template may override
-    (securityContext and the like). The container named worker comes first, so that `kubectl logs` shows it.
+    Only defaults such as securityContext are not overridden. The container named worker comes first, so that
+    `kubectl logs` shows it.
     """
     merged = _merge(template, own)
     merged["containers"].sort(key=lambda c: c["name"] != constants.WORKER_CONTAINER)
@@ -32,7 +32,7 @@ def merge_pod_spec(template: dict[str, Any], own: dict[str, Any]) -> dict[str, A
 def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     result = dict(under)
     for name, value in over.items():
-        if name in _USERS and name in under:
+        if name in _OVERRIDABLE and name in under:
             continue
         below = under.get(name)
         if isinstance(value, dict) and isinstance(below, dict):
@@ -45,10 +45,10 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merge_lists(under: list[dict[str, Any]], over: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """Entries of both, by key; those of `under` keep their place."""
+    """Return the entries of both lists, merged by key, in the order of `under` and then of `over`."""
     result = {entry.get(key): entry for entry in under}
     for entry in over:
         below = result.get(entry[key])
-        # A volume, a mount or a variable is one thing: replaced, not mixed. A container is merged.
+        # A volume, a mount or a variable is replaced; a container is merged field by field.
         result[entry[key]] = _merge(below, entry) if below and "image" in entry else entry
     return list(result.values())

@@ -1,4 +1,4 @@
-"""A pod that does nothing but ask for the room of one more worker: it runs as soon as such a worker could."""
+"""Placeholder pods: they request the resources of one worker and do nothing, so one runs if a worker could."""
 
 from typing import Any
 
@@ -8,24 +8,24 @@ from trainyard_operator.manifests.children import Manifest, child_metadata
 from trainyard_operator.manifests.pod import build_pod
 
 WAIT = "import signal; end = {signal.SIGTERM}; signal.pthread_sigmask(signal.SIG_BLOCK, end); signal.sigwait(end)"
-"""Wait to be told to end. As process 1 of a container it would ignore a signal that it does not wait for."""
+"""Program that waits for SIGTERM, which process 1 of a container ignores unless it waits for it."""
 _GRACE_SECONDS = 5
 _KEPT = ("image", "imagePullPolicy", "securityContext")
 
 
-def build_placeholder(job: TrainingJob, group: int, index: int, *, trainer_image: str) -> Manifest:
-    """The manifest of a placeholder.
+def build_placeholder(job: TrainingJob, pod_attempt: int, index: int, *, trainer_image: str) -> Manifest:
+    """Return the manifest of a placeholder.
 
-    It is a worker as far as the scheduler, quotas and admission look: labels, node constraints, volumes, the resources
-    of all its containers. Each of them runs the worker's image, so that a node that has not got it pulls it now.
+    The scheduler, quotas and admission see a worker: its labels, node constraints, volumes, and the resources of all
+    containers. Each container runs the worker's image, so that a node without it pulls it in advance.
 
     Args:
-        job: the job, with as many workers as the group has.
-        group: attempt that the group's pods were made for.
-        index: number of the placeholder in that group, from 0.
-        trainer_image: as for `build_pod`.
+        job: the job at its current size.
+        pod_attempt: attempt that the pods of the group were created for.
+        index: index of the placeholder in the group, from 0.
+        trainer_image: image of the built-in trainer, unless spec.image names another.
     """
-    worker = build_pod(job, group, 0, trainer_image=trainer_image)
+    worker = build_pod(job, pod_attempt, 0, trainer_image=trainer_image)
     spec: Manifest = {k: v for k, v in worker["spec"].items() if k not in ("hostname", "subdomain", "initContainers")}
     [main] = [c for c in spec["containers"] if c["name"] == constants.WORKER_CONTAINER]
     kept = {key: main[key] for key in _KEPT if key in main}
@@ -38,7 +38,7 @@ def build_placeholder(job: TrainingJob, group: int, index: int, *, trainer_image
         constants.LABEL_INDEX: str(index),
         constants.LABEL_ROLE: constants.ROLE_PLACEHOLDER,
     }
-    metadata = child_metadata(job, job.placeholder_name(group, index), labels)
+    metadata = child_metadata(job, job.placeholder_name(pod_attempt, index), labels)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
 
 

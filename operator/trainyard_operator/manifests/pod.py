@@ -1,4 +1,4 @@
-"""A worker pod: the user's template underneath, the rendezvous contract on top."""
+"""Manifests of the pods of a job: the user's template, overridden by the operator's own pod spec."""
 
 import copy
 from collections.abc import Sequence
@@ -14,27 +14,28 @@ from trainyard_operator.manifests.merge import merge_pod_spec
 TRAINER_COMMAND = ["python", "-m", "trainyard_trainer"]
 
 NON_ROOT = 65532
+"""User and group ID of the built-in trainer."""
 
 GRACE_SECONDS = 120
-"""Grace period of pods that write checkpoints, unless their template has another."""
+"""Default grace period of pods that write checkpoints."""
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
-_LOST = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-_LOST_AFTER = 30
-"""Seconds on a node that does not answer until the cluster deletes the pod; Kubernetes' own default is 300, in which
-the rest of the group would wait for a worker that is gone."""
+_LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
+_LOST_NODE_SECONDS = 30
+"""Seconds on an unreachable node after which the cluster deletes the pod. With Kubernetes' default of 300 the rest of
+the group would wait for a worker that is gone."""
 
 
 def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str, secret: str | None = None) -> Manifest:
-    """The manifest of one pod: a worker, or after the workers the parameter server.
+    """Return the manifest of a worker, or with the index after the last worker of the parameter server.
 
     Args:
-        job: the job.
-        attempt: number of the group that the pod belongs to.
+        job: the job at its current size.
+        attempt: attempt that the pod is created for.
         index: node rank of the pod in its group, from 0.
-        trainer_image: image of the built-in trainer in this installation, unless spec.image names another.
-        secret: name of the Secret with the job's token, if the pod is to take orders.
+        trainer_image: image of the built-in trainer, unless spec.image names another.
+        secret: name of the Secret with the job's token, if the pod accepts restart requests; else None.
     """
     template = _role_spec(job, index).template
     labels = {
@@ -57,12 +58,12 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
 
 
 def _role_spec(job: TrainingJob, index: int) -> Workers | ParameterServerSpec:
-    """What the user says of pods like this one."""
+    """Return the part of the spec that describes the pod: workers or parameterServer."""
     return job.spec.parameter_server or ParameterServerSpec() if job.spec.serves(index) else job.spec.workers
 
 
 def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
-    """The annotations that a plain Prometheus looks for; a user's program may serve no metrics."""
+    """Return the annotations by which Prometheus finds a metrics page; empty if the pods serve none."""
     page = job.spec.scraped
     if page is None:
         return {}
@@ -74,11 +75,12 @@ def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
 
 
 def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None) -> Manifest:
+    """Return the pod spec that overrides the template."""
     worker = _worker_container(job, attempt, index, trainer_image)
     if secret is not None:
-        _supervise(worker, secret)
+        _add_launcher(worker, secret)
     spec: Manifest = {
-        "restartPolicy": "Never",  # the group restarts whole, and the operator is who restarts it
+        "restartPolicy": "Never",  # the operator restarts the complete group
         "hostname": job.pod_name(attempt, index),
         "subdomain": job.metadata.name,
         "containers": [worker],
@@ -87,7 +89,7 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
     if job.status.avoided_nodes:
-        spec["affinity"] = _away_from(job.status.avoided_nodes, _role_spec(job, index).template.spec.get("affinity"))
+        spec["affinity"] = _avoiding(job.status.avoided_nodes, _role_spec(job, index).template.spec.get("affinity"))
     if job.spec.checkpoint is not None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({"name": "checkpoints", **source})
@@ -110,43 +112,44 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     return spec
 
 
-def _away_from(nodes: Sequence[str], given: Any) -> Manifest:
-    """A pod's affinity that keeps it from nodes, on top of the template's own."""
+def _avoiding(nodes: Sequence[str], template_affinity: Any) -> Manifest:
+    """Return the template's affinity with the requirement to avoid nodes."""
     expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
-    affinity: Manifest = copy.deepcopy(given) if isinstance(given, dict) else {}
+    affinity: Manifest = copy.deepcopy(template_affinity) if isinstance(template_affinity, dict) else {}
     required = affinity.setdefault("nodeAffinity", {}).setdefault(_REQUIRED, {})
-    # Any one of the terms is enough for the scheduler, so each must have it.
+    # The scheduler needs only one of the terms to match, so each must contain the requirement.
     for term in required.setdefault("nodeSelectorTerms", [{}]):
         term["matchExpressions"] = [*term.get("matchExpressions", ()), expression]
     return affinity
 
 
 def _tolerations(given: Any) -> list[Any] | None:
-    """The template's tolerations, and ours of a lost node for the taints that it says nothing of.
+    """Return the template's tolerations, plus the operator's for taints of lost nodes that it does not mention.
 
-    None leaves the template's as they are: what is not a list of objects is the API server's to refuse.
+    None leaves the template unchanged: the API server rejects what is not a list of objects.
     """
     if not isinstance(given, list) or not all(isinstance(toleration, dict) for toleration in given):
         return None
-    ours = [
-        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_AFTER}
-        for key in _LOST
-        if not any(_speaks_of(toleration, key) for toleration in given)
+    added = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": _LOST_NODE_SECONDS}
+        for key in _LOST_NODE_TAINTS
+        if not any(_tolerates_eviction_by(toleration, key) for toleration in given)
     ]
-    return [*given, *ours]
+    return [*given, *added]
 
 
-def _speaks_of(toleration: Manifest, key: str) -> bool:
-    """Whether a toleration is about evictions by a taint; as the admission plugin DefaultTolerationSeconds has it."""
+def _tolerates_eviction_by(toleration: Manifest, key: str) -> bool:
+    """Return whether a toleration applies to evictions by a taint (as in the plugin DefaultTolerationSeconds)."""
     return toleration.get("key", "") in (key, "") and toleration.get("effect", "") in ("NoExecute", "")
 
 
 def _grace_seconds(job: TrainingJob, index: int) -> int:
-    """Time in which a pod that is told to stop writes a last checkpoint."""
+    """Return the seconds in which a terminating pod can write a last checkpoint."""
     return int(_role_spec(job, index).template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
 
 
 def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
+    """Return the worker container, before the user's template is merged."""
     spec = job.spec
     container: Manifest = {
         "name": constants.WORKER_CONTAINER,
@@ -181,13 +184,16 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
     return container
 
 
-def _supervise(worker: Manifest, secret: str) -> None:
-    """Let a worker take orders. It is ready while its attempt runs: the operator sees the end of one by that."""
+def _add_launcher(worker: Manifest, secret: str) -> None:
+    """Enable restarts in place: the worker runs under a launcher, and is ready only while its attempt runs.
+
+    The operator notices the end of an attempt by the lost readiness.
+    """
     source = {"secretKeyRef": {"name": secret, "key": constants.TOKEN_KEY}}
     worker["env"].append({"name": launcher_protocol.ENV_TOKEN, "valueFrom": source})
     port = {"name": constants.LAUNCHER_PORT_NAME, "containerPort": launcher_protocol.LAUNCHER_PORT}
     worker.setdefault("ports", []).append(port)
-    if worker["command"] != TRAINER_COMMAND:  # the trainer supervises itself
+    if worker["command"] != TRAINER_COMMAND:  # the trainer has its own launcher
         worker["command"] = ["python3", f"{constants.CONFIG_FOLDER}/{constants.LAUNCHER_FILE}", *worker["command"]]
         worker["volumeMounts"].append({"name": "config", "mountPath": constants.CONFIG_FOLDER, "readOnly": True})
     worker["readinessProbe"] = {
@@ -198,11 +204,11 @@ def _supervise(worker: Manifest, secret: str) -> None:
 
 
 def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str, Any]]:
-    """The contract that every worker can rely on, the user's own program too.
+    """Return the environment variables of the rendezvous, which a user's own program gets too.
 
-    `torchrun` reads the PET_ variables; a single-process program finds its peers through `env://`, which needs
-    MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker the ranks are torchrun's to set.
-    A parameter server is the last rank, with one process whatever the workers have.
+    `torchrun` reads the PET_ variables; a program with one process per worker finds its peers by `env://`, which needs
+    MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker torchrun sets the ranks. A parameter
+    server is the last rank and always has one process.
     """
     serves = job.spec.serves(index)
     procs = 1 if serves else job.spec.procs_per_worker

@@ -1,10 +1,10 @@
 """Where a pod stands among all of its group, and what share of its node it may use. Free of torch."""
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainyard.net import free_port
 from trainyard_trainer.runtime.errors import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -36,7 +36,7 @@ class Place:
         if address is None or port is None:
             if pods > 1:
                 raise ConfigError("PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1; set both")
-            address, port = "127.0.0.1", _free_port()
+            address, port = "127.0.0.1", str(free_port())
         return cls(first, local_size, _number("WORLD_SIZE", pods * local_size), address, port)
 
     def environment(self, local_rank: int) -> dict[str, str]:
@@ -98,9 +98,3 @@ def _number(variable: str, default: int) -> int:
     if not text.isdecimal():
         raise ConfigError(f"{variable}: must be a whole number, not {text!r}; correct it, or remove it")
     return int(text)
-
-
-def _free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])

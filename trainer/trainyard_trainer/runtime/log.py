@@ -1,12 +1,11 @@
 """Log lines: JSON for machines, plain text on a terminal."""
 
-import json
 import logging
 import os
 import sys
-from datetime import UTC, datetime
 from typing import Any
 
+from trainyard.json_log import JsonFormatter
 from trainyard.protocol import constants
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -26,7 +25,7 @@ def configure(job: str, attempt: int, rank: int) -> None:
     if level not in LEVELS:
         raise ConfigError(f"{constants.ENV_LOG_LEVEL}: must be one of {', '.join(LEVELS)}, not {level}; correct it")
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_Plain(rank) if sys.stdout.isatty() else _Json(job, attempt, rank))
+    handler.setFormatter(_Plain(rank) if sys.stdout.isatty() else JsonFormatter(job=job, attempt=attempt, rank=rank))
     logger.handlers = [handler]
     logger.propagate = False
     logger.setLevel(level.upper() if rank == 0 else logging.WARNING)
@@ -35,22 +34,6 @@ def configure(job: str, attempt: int, rank: int) -> None:
 def info(message: str, **fields: Any) -> None:
     """Log a message, with fields that stand beside it in JSON."""
     logger.info(message, extra={"fields": fields})
-
-
-class _Json(logging.Formatter):
-    def __init__(self, job: str, attempt: int, rank: int) -> None:
-        super().__init__()
-        self._who = {"job": job, "attempt": attempt, "rank": rank}
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-            **self._who,
-            **getattr(record, "fields", {}),
-        }
-        return json.dumps(line)
 
 
 class _Plain(logging.Formatter):

@@ -1,4 +1,4 @@
-"""Calls to launchers, over real sockets, and the key that their tokens come from."""
+"""Requests to launchers over real sockets, and the key that their tokens are derived from."""
 
 import base64
 from collections.abc import AsyncIterator
@@ -18,7 +18,7 @@ STATE = PodState(attempt=3)
 
 @asynccontextmanager
 async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[tuple[str, list[str]]]:
-    """A launcher that gives one answer, and notes what it was asked."""
+    """Serve a launcher that gives one response, and yield its URL and the requests it got."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -36,26 +36,26 @@ async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[
         await runner.cleanup()
 
 
-async def test_what_is_asked_and_ordered() -> None:
+async def test_each_request_has_its_path_and_the_token() -> None:
     async with launcher() as (url, asked):
-        assert await launcher_client.ask([url, None], "t") == [STATE, None]
-        assert await launcher_client.order([url], "t", 4) == [STATE]
-        assert await launcher_client.order([url], "t", None) == [STATE]
+        assert await launcher_client.get_launcher_states([url, None], "t") == [STATE, None]
+        assert await launcher_client.start_attempt([url], "t", 4) == [STATE]
+        assert await launcher_client.release([url], "t") == [STATE]
     assert asked == ["GET /v1/state Bearer t", "POST /v1/attempt/4 Bearer t", "POST /v1/release Bearer t"]
 
 
 @pytest.mark.parametrize(
     ("status", "text"), [(401, None), (409, None), (302, None), (200, "what?"), (200, "{}"), (200, "x" * 70_000)]
 )
-async def test_an_answer_that_is_none_counts_as_silence(status: int, text: str | None) -> None:
+async def test_an_invalid_response_counts_as_no_response(status: int, text: str | None) -> None:
     async with launcher(status, text) as (url, _):
-        assert await launcher_client.order([url], "t", 4) == [None]
+        assert await launcher_client.start_attempt([url], "t", 4) == [None]
 
 
-async def test_a_launcher_that_is_gone_counts_as_silent() -> None:
+async def test_an_unreachable_launcher_has_no_state() -> None:
     async with launcher() as (url, _):
         pass
-    assert await launcher_client.ask([url], "t") == [None]
+    assert await launcher_client.get_launcher_states([url], "t") == [None]
 
 
 def test_tokens_differ_by_job_and_by_key() -> None:
@@ -65,7 +65,7 @@ def test_tokens_differ_by_job_and_by_key() -> None:
 
 
 class Secrets:
-    """An API server with room for one Secret."""
+    """An API server that stores one Secret."""
 
     def __init__(self, *errors: ApiError | None) -> None:
         self.errors = list(errors)
@@ -81,20 +81,20 @@ class Secrets:
         return self.stored
 
 
-async def test_the_key_is_made_once_and_then_read() -> None:
+async def test_the_key_is_created_once_and_then_read() -> None:
     api = Secrets()
     first = await operator_key(api, "system", "trainyard-key")  # type: ignore[arg-type]
     assert len(first) == 32
     assert await operator_key(api, "system", "trainyard-key") == first  # type: ignore[arg-type]
 
 
-async def test_of_two_operators_that_make_the_key_one_wins() -> None:
+async def test_of_two_operators_that_create_the_key_one_wins() -> None:
     api = Secrets(ApiError(404, "NotFound", ""), ApiError(409, "AlreadyExists", ""))
     api.stored = {"data": {"key": base64.b64encode(b"theirs").decode()}}
     assert await operator_key(api, "system", "trainyard-key") == b"theirs"  # type: ignore[arg-type]
 
 
-async def test_without_the_right_to_keep_a_key_it_lasts_as_long_as_the_operator(
+async def test_without_permission_to_store_the_key_it_lasts_as_long_as_the_operator(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     api = Secrets(ApiError(403, "Forbidden", "no"), ApiError(403, "Forbidden", "no"))

@@ -1,4 +1,4 @@
-"""Who else is at work in a cluster: a kubelet that is played, and a recorder that sees everything."""
+"""A fake kubelet for clusters without nodes, and a recorder of all events of pods and jobs."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -7,15 +7,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tests.support import kubelet
+from tests.support.fake_cluster import identity
 from tests.support.kube import ApiRefusal, Namespace, Object
-from tests.support.world import identity
 
 Policy = Callable[[Object], kubelet.Status | None]
-"""What becomes of a pod that runs: None: it goes on."""
+"""Returns the next status of a running pod; None: it keeps running."""
 
 
 async def report(namespace: Namespace, name: str, status: kubelet.Status) -> None:
-    """The kubelet writes the status of a pod; it binds the pod to its node first, as a scheduler would."""
+    """Write the status of a pod, after binding it to its node as a scheduler would."""
     pod = await namespace.api.get(namespace.core("pods", name))
     if not pod["spec"].get("nodeName"):
         target = {"apiVersion": "v1", "kind": "Node", "name": "node-1"}
@@ -25,18 +25,18 @@ async def report(namespace: Namespace, name: str, status: kubelet.Status) -> Non
 
 
 async def run_all(namespace: Namespace, *names: str) -> None:
-    """The workers of these pods run."""
+    """Let the workers of pods run."""
     await asyncio.gather(*(report(namespace, name, kubelet.running(now())) for name in names))
 
 
 async def end_all(namespace: Namespace, *names: str, code: int = 0, message: str = "") -> None:
-    """The workers of these pods end."""
+    """Let the workers of pods end."""
     status = kubelet.ended(now(), code, message=message)
     await asyncio.gather(*(report(namespace, name, status) for name in names))
 
 
 async def finish_deletion(namespace: Namespace, name: str) -> None:
-    """The kubelet has stopped a pod that is being deleted."""
+    """Remove a terminating pod, as its kubelet does when it has stopped."""
     with suppress(ApiRefusal):
         await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
 
@@ -53,15 +53,15 @@ class Recorder:
         self.statuses: list[Object] = []
 
     def created(self) -> list[str]:
-        """Names of pods in the order of their creation."""
+        """Return the names of pods in the order of their creation."""
         return [pod["metadata"]["name"] for kind, pod in self.pod_events if kind == "ADDED"]
 
-    def judge(self, *, limit: int) -> None:
-        """What must hold of every life.
+    def check_invariants(self, *, limit: int) -> None:
+        """Check what must hold in every lifecycle.
 
         - No pod of one attempt was created while one of another existed.
         - No pod was created twice.
-        - The attempt never went back, the budget was never overdrawn or forgotten, and an end was for good.
+        - The attempt never decreased, the restart limit was never exceeded, and a finished job stayed finished.
         """
         alive: set[str] = set()
         attempts: dict[str, int] = {}
@@ -87,10 +87,10 @@ class Recorder:
 
 
 @asynccontextmanager
-async def recording(namespace: Namespace) -> AsyncIterator[Recorder]:
-    """Record from now on."""
+async def recording(namespace: Namespace, since: str = "") -> AsyncIterator[Recorder]:
+    """Record all events since a resource version, by default from now on."""
     recorder, api = Recorder(), namespace.api
-    version = (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
+    version = since or (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
 
     async def pods() -> None:
         async for kind, pod in api.watch(namespace.core("pods"), version):
@@ -105,8 +105,8 @@ async def recording(namespace: Namespace) -> AsyncIterator[Recorder]:
 
 
 @asynccontextmanager
-async def playing_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
-    """A kubelet: pods start, do what the policy says, and end when they are deleted."""
+async def fake_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
+    """Play a kubelet: pods start, do what the policy says, and end when they are deleted."""
 
     async def handle(pod: Object) -> None:
         name = pod["metadata"]["name"]

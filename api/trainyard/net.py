@@ -1,0 +1,14 @@
+"""Network helpers for processes on one machine."""
+
+import socket
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """Return a TCP port of this machine that no process listens on at the moment.
+
+    Another process may take it before the caller does: the caller has to handle that, or to accept the risk.
+    """
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
