@@ -38,7 +38,7 @@ class ApiModel(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = ()
+    cel_rules: ClassVar[tuple[Rule, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The object as it stands in JSON: camelCase keys, defaults filled in, absent fields left out."""

@@ -147,8 +147,8 @@ def _rename_limits(node: Schema) -> Schema:
 
 def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
     """Put each model's rules on its object in the schema."""
-    if issubclass(model, ApiModel) and model.rules:
-        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.rules]
+    if issubclass(model, ApiModel) and model.cel_rules:
+        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
     for name, field in model.model_fields.items():
         child = schema.get("properties", {}).get(field.alias or name)
         for nested in _models_in(field.annotation):

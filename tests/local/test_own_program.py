@@ -43,7 +43,7 @@ def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is long enough: pods are other processes, so they are told through the file itself."""
     text = Path(launcher.__file__).read_text()
     (tmp_path / "launcher_protocol.py").write_text(Path(launcher_protocol.__file__).read_text())
-    changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")
+    changed = text.replace("MIN_ATTEMPT_SECONDS = 30.0", "MIN_ATTEMPT_SECONDS = 0.5")
     assert changed != text
     (tmp_path / "launcher.py").write_text(changed)
     monkeypatch.setattr("trainyard_operator.manifests.children.files", lambda _: tmp_path)

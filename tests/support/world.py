@@ -11,7 +11,7 @@ from typing import Any
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard.protocol import constants
-from trainyard.protocol.launcher_state import Ending, PodState
+from trainyard.protocol.launcher_state import ExitInfo, PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
@@ -111,20 +111,20 @@ class World:
         """The user's program fails, but the pod lives and waits for orders."""
         uid, attempt = self.pods[name]["metadata"]["uid"], self.runs(name)
         self.failed.add(attempt)
-        self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
+        self.launchers[uid] = PodState(attempt=attempt, exit_info=ExitInfo(exit_code=code, message=words, at=self.now))
         self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
 
     def is_held(self, name: str) -> bool:
         """Whether a pod waits for orders."""
         launcher = self.launchers.get(self.pods[name]["metadata"]["uid"])
-        return launcher is not None and launcher.ending is not None
+        return launcher is not None and launcher.exit_info is not None
 
     def release(self, name: str) -> None:
         """A launcher ends with the code of its processes."""
         launcher = self.launchers[self.pods[name]["metadata"]["uid"]]
-        assert launcher.ending is not None
+        assert launcher.exit_info is not None
         self.last_run[self.pods[name]["metadata"]["uid"]] = launcher.attempt
-        self.set_pod(name, kubelet.ended(self.now, launcher.ending.exit_code, message=launcher.ending.message))
+        self.set_pod(name, kubelet.ended(self.now, launcher.exit_info.exit_code, message=launcher.exit_info.message))
 
     def restart_in_place(self, name: str, attempt: int) -> PodState:
         """A launcher starts another attempt, and the kubelet sees that it is ready."""
@@ -217,7 +217,7 @@ class World:
         """A restart was charged: the program has failed, or the user wants it so."""
         assert self.job is not None
         assert new.last_failure is not None
-        rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
+        rules, failure = self.job.spec.restart_policy.rules, new.last_failure
         if failure.reason == Reason.STARTUP_TIMEOUT:
             page = self.pages.get(old.attempt)
             assert page is None or page.steps_made == 0, "a group that trains was taken for one that does not start"
@@ -253,7 +253,7 @@ class World:
         """When a pod may be told to end."""
         assert self.job is not None
         assert self.job.status.finished, "a pod was told to end though its job goes on"
-        assert state.ending is not None, "a pod was told to end whose processes run"
+        assert state.exit_info is not None, "a pod was told to end whose processes run"
 
     def judge_force(self, pod: dict[str, Any]) -> None:
         """When a pod may be deleted without its kubelet."""

@@ -17,7 +17,7 @@ import pytest
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard.protocol import constants, launcher_protocol
-from trainyard.protocol.launcher import Launcher, Port, next_signal, release_own_signals
+from trainyard.protocol.launcher import Launcher, Port, unblock_launcher_signals, wait_for_signal
 from trainyard.protocol.launcher_state import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH, PodState
 
 TOKEN = "a secret"
@@ -76,9 +76,9 @@ def test_group_starts_again_in_its_pods(running: list[Pod]) -> None:
     wait_until(lambda: not ready(second), 5, lambda: second.stderr)
     found = state(second)
     assert found.attempt == 3
-    assert found.ending is not None
-    assert found.ending.exit_code == 128 + signal.SIGKILL
-    assert json.loads(found.ending.message)["rank"] == 3
+    assert found.exit_info is not None
+    assert found.exit_info.exit_code == 128 + signal.SIGKILL
+    assert json.loads(found.exit_info.message)["rank"] == 3
     killed = time.monotonic()
     assert [order(pod, 4) for pod in running] == [202, 202]
     wait_until(lambda: 4 in attempts(first), 20, lambda: first.stderr)
@@ -166,9 +166,9 @@ class Harness:
     def ask(self, request: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port.number), timeout=2) as caller:
             caller.sendall(request)
-            assert next_signal(2) is signal.SIGIO, "a call wakes the launcher"
+            assert wait_for_signal(2) is signal.SIGIO, "a call wakes the launcher"
             time.sleep(0.02)  # the connection may come before what is said on it
-            self.launcher.attend()
+            self.launcher.poll_requests()
             return caller.recv(4096)
 
 
@@ -179,9 +179,9 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     harness = Harness()
     yield harness
     harness.port.close()
-    while next_signal(0) is not None:
+    while wait_for_signal(0) is not None:
         pass
-    release_own_signals()
+    unblock_launcher_signals()
 
 
 def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
@@ -205,16 +205,16 @@ def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
 )
 def test_answers(harness: Harness, said: bytes, code: int) -> None:
     assert harness.ask(said).startswith(f"HTTP/1.1 {code} ".encode())
-    assert harness.launcher.ordered == (code == 202)
+    assert harness.launcher.restart_requested == (code == 202)
 
 
 def test_slow_caller_keeps_nobody_waiting(harness: Harness) -> None:
     with socket.create_connection(("127.0.0.1", harness.port.number)) as slow:
         slow.sendall(b"GET /read")
-        harness.launcher.attend()
+        harness.launcher.poll_requests()
         assert harness.ask(request(READY_PATH)).startswith(b"HTTP/1.1 200 ")
         slow.sendall(b"yz HTTP/1.1\r\n\r\n")
-        harness.launcher.attend()
+        harness.launcher.poll_requests()
         assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
@@ -225,7 +225,7 @@ def test_caller_that_says_nothing_or_too_much_is_dropped(harness: Harness, said:
         deadline = time.monotonic() + 4
         while harness.port._calls or time.monotonic() < deadline - 3.9:
             assert time.monotonic() < deadline
-            harness.launcher.attend()
+            harness.launcher.poll_requests()
             time.sleep(0.02)
 
 
@@ -234,6 +234,6 @@ def test_ranks_do_not_see_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher_protocol.ENV_LAUNCHER_PORT, "0")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO, signal.SIGCHLD})
     launcher = Launcher.from_environment()
-    launcher.leave_port()
-    release_own_signals()
+    launcher.close_port()
+    unblock_launcher_signals()
     assert launcher_protocol.ENV_TOKEN not in os.environ

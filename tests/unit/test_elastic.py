@@ -374,7 +374,7 @@ def test_a_size_must_have_the_memory() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_the_global_batch_is_the_same_at_every_size(replicas: int) -> None:
-    config = resolve(job(1, 4, {"global": 12}).sized(replicas))
+    config = resolve(job(1, 4, {"global": 12}).with_replicas(replicas))
     assert config.mesh.data == config.world_size == replicas
     assert config.micro_batch * config.accumulation * config.mesh.data == 12
 

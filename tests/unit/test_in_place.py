@@ -13,7 +13,7 @@ from tests.support import kubelet
 from tests.support.simulation import Simulation
 from tests.support.world import World
 from trainyard.protocol import constants, launcher, launcher_protocol
-from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
+from trainyard.protocol.launcher_state import READY_PATH, ExitInfo, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.lifecycle.observation import WorkerState, observe_worker, with_state
@@ -238,10 +238,10 @@ def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python(
 def test_what_a_launcher_says_counts_only_while_its_pod_is_not_ready() -> None:
     job = make_job(trainer=trainer_spec())
     pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
-    end = Ending(exit_code=137, message=WORDS, at=NOW)
-    held = with_state(observe_worker(pod), PodState(attempt=3, ending=end), deaf=False)
+    end = ExitInfo(exit_code=137, message=WORDS, at=NOW)
+    held = with_state(observe_worker(pod), PodState(attempt=3, exit_info=end), deaf=False)
     assert (held.state, held.held, held.runs, held.exit_code) == (WorkerState.FAILED, True, 3, 137)
     assert held.active
     ready = observe_worker({**pod, "status": kubelet.running(NOW)})
-    seen = with_state(ready, PodState(attempt=3, ending=end), deaf=False)
+    seen = with_state(ready, PodState(attempt=3, exit_info=end), deaf=False)
     assert (seen.state, seen.held, seen.runs) == (WorkerState.RUNNING, False, 3)

@@ -360,7 +360,7 @@ class Lawless(Simulation):
 
     def decide(self, seen: Observation) -> Plan:
         spec = seen.job.spec
-        policy = spec.restart_policy.replace(exceptions=())
+        policy = spec.restart_policy.replace(rules=())
         return plan(replace(seen, job=seen.job.replace(spec=spec.replace(restart_policy=policy))))
 
 

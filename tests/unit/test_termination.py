@@ -18,7 +18,7 @@ words = st.builds(
     | st.text("ab ", max_size=20_000),
     step=st.none() | st.integers(0, 2**31 - 1),
     peer_lost=st.booleans(),
-    hang=st.none() | st.just(Hang(silent=True, phase=3, last_beat=1795592248.473)),
+    hang=st.none() | st.just(Hang(no_stack_trace=True, phase=3, last_heartbeat=1795592248.473)),
     progress=st.none() | st.just(make_progress(10)),
 )
 

@@ -39,9 +39,9 @@ if __package__:
 else:  # run as a program: the operator mounts both files into one folder of the user's image
     import launcher_protocol as protocol  # type: ignore[import-not-found, no-redef]
 
-HOLD_SECONDS = 60.0
+REQUEST_TIMEOUT_SECONDS = 60.0
 """How long a pod whose processes have failed waits for orders."""
-SHORTEST_ATTEMPT = 30.0
+MIN_ATTEMPT_SECONDS = 30.0
 """Seconds: a program of one's own that fails sooner has perhaps never begun to train, and may need another pod."""
 REAP_SECONDS = 1.0
 """Time in which a process that was killed is gone, unless it is stuck in the kernel."""
@@ -51,9 +51,9 @@ that is still about can meet those of a later one."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _OWN_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
-_CALL_SECONDS = 2.0
+_CALL_TIMEOUT_SECONDS = 2.0
 """How long a caller may take to say what it wants."""
-_LONGEST_CALL = 8192
+_MAX_REQUEST_BYTES = 8192
 """Bytes."""
 
 # <fcntl.h>, <linux/prctl.h>
@@ -61,7 +61,7 @@ _F_SETOWN_EX = 15
 _F_OWNER_TID = 0
 _PR_SET_CHILD_SUBREAPER = 36
 
-Answer = Tuple[HTTPStatus, str]
+Response = Tuple[HTTPStatus, str]
 
 
 class Launcher:
@@ -71,9 +71,9 @@ class Launcher:
         """Without a port there are no orders, and every attempt is the last one of its pod."""
         self.attempt = attempt
         self._port = port
-        self._ending: dict[str, str | int] | None = None
-        self._seen = False
-        self.ordered = False
+        self._exit_info: dict[str, str | int] | None = None
+        self._probed = False
+        self.restart_requested = False
         """Another attempt is to begin, in this pod; whatever still runs of the one before is to be killed."""
         self._released = False
 
@@ -91,70 +91,70 @@ class Launcher:
             print(f"no orders are taken: port {number}: {error.strerror}", file=sys.stderr, flush=True)
             return cls(attempt)
 
-    def begin(self) -> None:
+    def begin_attempt(self) -> None:
         """The ranks of the attempt are about to be forked."""
         os.environ[protocol.ENV_ATTEMPT] = str(self.attempt)
-        self._ending, self._seen, self.ordered = None, False, False
+        self._exit_info, self._probed, self.restart_requested = None, False, False
 
-    def leave_port(self) -> None:
+    def close_port(self) -> None:
         """In a process that has been forked: the port is the launcher's."""
         if self._port is not None:
             self._port.close()
 
-    def attend(self) -> bool:
-        """Answer whoever has called. Whether another attempt is to begin now."""
+    def poll_requests(self) -> bool:
+        """Response whoever has called. Whether another attempt is to begin now."""
         if self._port is not None:
-            self._port.attend(self._answer)
-        return self.ordered
+            self._port.poll(self._answer)
+        return self.restart_requested
 
-    def hold(self, exit_code: int) -> bool:
+    def wait_for_request(self, exit_code: int) -> bool:
         """Say that the attempt has ended, and wait for orders. Whether another attempt is to begin, in this pod.
 
         Nobody would learn of the end of an attempt that the kubelet has not once seen ready.
         """
-        if not self._seen:
+        if not self._probed:
             return False
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._ending = {"exitCode": exit_code, "message": last_word(), "at": now}
-        deadline = time.monotonic() + HOLD_SECONDS
-        while not self.attend() and not self._released and time.monotonic() < deadline:
-            if next_signal(1.0) in STOP_SIGNALS:
+        self._exit_info = {"exitCode": exit_code, "message": read_termination_message(), "at": now}
+        deadline = time.monotonic() + REQUEST_TIMEOUT_SECONDS
+        while not self.poll_requests() and not self._released and time.monotonic() < deadline:
+            if wait_for_signal(1.0) in STOP_SIGNALS:
                 return False
-        return self.ordered
+        return self.restart_requested
 
-    def _answer(self, method: str, path: str, trusted: bool) -> Answer:
+    def _answer(self, method: str, path: str, trusted: bool) -> Response:
         if (method, path) == ("GET", protocol.READY_PATH):
-            if self._ending is not None or self.ordered:
+            if self._exit_info is not None or self.restart_requested:
                 return HTTPStatus.SERVICE_UNAVAILABLE, f"attempt {self.attempt} has ended\n"
-            self._seen = True
+            self._probed = True
             return HTTPStatus.OK, f"attempt {self.attempt} runs\n"
         if not trusted:
             return HTTPStatus.UNAUTHORIZED, "the job's token is needed\n"
         if (method, path) == ("GET", protocol.STATE_PATH):
             return HTTPStatus.OK, self._state()
         if (method, path) == ("POST", protocol.RELEASE_PATH):
-            self._released = self._ending is not None
+            self._released = self._exit_info is not None
             return (HTTPStatus.ACCEPTED if self._released else HTTPStatus.CONFLICT), self._state()
         number = path[len(protocol.ATTEMPT_PATH) :]
         if method == "POST" and path.startswith(protocol.ATTEMPT_PATH) and number.isdecimal():
-            return self._order(int(number))
+            return self._request_restart(int(number))
         return HTTPStatus.NOT_FOUND, f"there is no {method} {path}\n"
 
-    def _order(self, attempt: int) -> Answer:
+    def _request_restart(self, attempt: int) -> Response:
         """An order may come twice. One for an older attempt comes from an operator that is behind."""
-        if attempt < self.attempt or (attempt == self.attempt and self._ending is not None):
+        if attempt < self.attempt or (attempt == self.attempt and self._exit_info is not None):
             return HTTPStatus.CONFLICT, self._state()
         if attempt > self.attempt:
-            self.attempt, self._ending, self.ordered = attempt, None, True
+            self.attempt, self._exit_info, self.restart_requested = attempt, None, True
         return HTTPStatus.ACCEPTED, self._state()
 
     def _state(self) -> str:
-        ending = {} if self._ending is None else {"ending": self._ending}
+        ending = {} if self._exit_info is None else {"exitInfo": self._exit_info}
         return json.dumps({"attempt": self.attempt, **ending})
 
 
 @dataclass
-class _Call:
+class _Connection:
     """A caller that has not yet said all."""
 
     connection: socket.socket
@@ -172,10 +172,10 @@ class Port:
             OSError: the port is in use.
         """
         self._token = token.encode()
-        self._calls: list[_Call] = []
+        self._calls: list[_Connection] = []
         self._listener = socket.create_server(("", number), backlog=64)
         self.number: int = self._listener.getsockname()[1]
-        self._wake_for(self._listener)
+        self._signal_on_input(self._listener)
 
     def close(self) -> None:
         """Close whatever is open."""
@@ -183,12 +183,12 @@ class Port:
             call.connection.close()
         self._listener.close()
 
-    def attend(self, answer: Callable[[str, str, bool], Answer]) -> None:
-        """Answer what has been asked since the last time, given method, path, and whether the caller is trusted."""
+    def poll(self, answer: Callable[[str, str, bool], Response]) -> None:
+        """Response what has been asked since the last time, given method, path, and whether the caller is trusted."""
         self._accept()
         for call in list(self._calls):
-            if self._hear(call):
-                code, text = answer(*self._understand(call.said))
+            if self._receive(call):
+                code, text = answer(*self._parse(call.said))
                 _reply(call.connection, code, text)
             elif time.monotonic() < call.until:
                 continue
@@ -201,15 +201,15 @@ class Port:
                 connection, _ = self._listener.accept()
             except OSError:  # nobody, or somebody who has gone again
                 return
-            self._wake_for(connection)
-            self._calls.append(_Call(connection, time.monotonic() + _CALL_SECONDS))
+            self._signal_on_input(connection)
+            self._calls.append(_Connection(connection, time.monotonic() + _CALL_TIMEOUT_SECONDS))
 
-    def _hear(self, call: _Call) -> bool:
+    def _receive(self, call: _Connection) -> bool:
         """Whether a caller has said all."""
         try:
-            while more := call.connection.recv(_LONGEST_CALL):
+            while more := call.connection.recv(_MAX_REQUEST_BYTES):
                 call.said += more
-                if len(call.said) > _LONGEST_CALL:
+                if len(call.said) > _MAX_REQUEST_BYTES:
                     break
             call.until = 0.0  # no more will come, or too much has
         except BlockingIOError:
@@ -218,7 +218,7 @@ class Port:
             call.until = 0.0
         return b"\r\n\r\n" in call.said
 
-    def _understand(self, said: bytes) -> tuple[str, str, bool]:
+    def _parse(self, said: bytes) -> tuple[str, str, bool]:
         head, *lines = said.partition(b"\r\n\r\n")[0].split(b"\r\n")
         method, path, *_ = [*head.split(b" "), b"", b""]
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
@@ -226,7 +226,7 @@ class Port:
         trusted = hmac.compare_digest(given, self._token)
         return method.decode("ascii", "replace"), path.decode("ascii", "replace"), trusted
 
-    def _wake_for(self, connection: socket.socket) -> None:
+    def _signal_on_input(self, connection: socket.socket) -> None:
         connection.setblocking(False)
         # To this thread, and no other: the signal is blocked here, and would end the process anywhere else.
         owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
@@ -245,28 +245,28 @@ def _reply(connection: socket.socket, code: HTTPStatus, text: str) -> None:
 # --- processes ------------------------------------------------------------------------------------------------
 
 
-def hold_signals() -> None:
-    """Let all signals wait until `next_signal` takes them. The mask passes to what this process forks or starts."""
+def block_signals() -> None:
+    """Let all signals wait until `wait_for_signal` takes them. The mask passes to what this process forks or starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, *_OWN_SIGNALS))
 
 
-def release_own_signals() -> None:
+def unblock_launcher_signals() -> None:
     """Undo that, in a process that has been forked, for those that are the launcher's alone."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
 
 
-def next_signal(seconds: float) -> signal.Signals | None:
+def wait_for_signal(seconds: float) -> signal.Signals | None:
     """The next of all that are held, or that comes within a time; None if none does."""
     found = signal.sigtimedwait((*STOP_SIGNALS, *_OWN_SIGNALS), max(0.0, seconds))
     return None if found is None else signal.Signals(found.si_signo)
 
 
-def adopt_orphans() -> None:
+def become_subreaper() -> None:
     """Become the parent of what processes leave behind, as process 1 of a container is anyway."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_children() -> bool:
+def kill_children() -> bool:
     """Kill what an attempt has started and left behind. Whether nothing is left.
 
     A process that writes a checkpoint outlives its rank, and must not go on beside a later attempt.
@@ -291,21 +291,21 @@ def _processes() -> Iterator[tuple[int, int]]:
             yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
-def last_word() -> str:
+def read_termination_message() -> str:
     """The pod's termination message as it stands."""
     try:
-        return word_file().read_text()
+        return termination_message_path().read_text()
     except OSError:
         return ""
 
 
-def clear_word() -> None:
+def clear_termination_message() -> None:
     """Take it back: another attempt begins."""
-    if last_word():
-        word_file().write_text("")  # in place and never by rename: in a pod the file is a mount point
+    if read_termination_message():
+        termination_message_path().write_text("")  # in place and never by rename: in a pod the file is a mount point
 
 
-def word_file() -> Path:
+def termination_message_path() -> Path:
     """Where the kubelet looks for the termination message."""
     return Path(os.environ.get(protocol.ENV_TERMINATION_LOG) or protocol.TERMINATION_LOG)
 
@@ -315,19 +315,19 @@ def word_file() -> Path:
 
 def main() -> NoReturn:
     """Run the command that the arguments are, until it succeeds, or fails and no order comes to start it again."""
-    hold_signals()
-    adopt_orphans()
+    block_signals()
+    become_subreaper()
     launcher = Launcher.from_environment()
     first = launcher.attempt
     while True:
-        launcher.begin()
+        launcher.begin_attempt()
         began = time.monotonic()
         code, told = _run(launcher, _environment(launcher.attempt - first))
-        over = told or not end_children()
-        hopeless = code == 0 or time.monotonic() - began < SHORTEST_ATTEMPT
-        if over or not (launcher.ordered or (not hopeless and launcher.hold(code))):
+        over = told or not kill_children()
+        hopeless = code == 0 or time.monotonic() - began < MIN_ATTEMPT_SECONDS
+        if over or not (launcher.restart_requested or (not hopeless and launcher.wait_for_request(code))):
             sys.exit(code)
-        clear_word()
+        clear_termination_message()
 
 
 def _environment(restarts: int) -> dict[str, str]:
@@ -356,8 +356,8 @@ def _run(launcher: Launcher, environment: dict[str, str]) -> tuple[int, bool]:
         print(f"{sys.argv[1]}: {error.strerror}", file=sys.stderr)
         return 127, False
     told = False
-    while child.poll() is None and not launcher.attend():
-        received = next_signal(1.0)
+    while child.poll() is None and not launcher.poll_requests():
+        received = wait_for_signal(1.0)
         if received in STOP_SIGNALS:
             told = True
             child.send_signal(received)

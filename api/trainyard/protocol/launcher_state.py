@@ -3,10 +3,10 @@
 from trainyard.base import ApiModel, Count, Timestamp
 from trainyard.protocol.launcher_protocol import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH
 
-__all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "Ending", "PodState"]
+__all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "ExitInfo", "PodState"]
 
 
-class Ending(ApiModel):
+class ExitInfo(ApiModel):
     """How the ranks of a pod ended: what the kubelet would say of the container, had it ended with them."""
 
     exit_code: int
@@ -22,5 +22,5 @@ class PodState(ApiModel):
 
     attempt: Count
     """Attempt that its ranks take part in, or took part in."""
-    ending: Ending | None = None
+    exit_info: ExitInfo | None = None
     """Set once that attempt has ended, and the pod waits for another one."""

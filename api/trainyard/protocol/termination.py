@@ -18,11 +18,11 @@ _GAP = " ... "
 class Hang(ApiModel):
     """Where a rank stood that gave no sign of life any more."""
 
-    silent: bool = False
+    no_stack_trace: bool = False
     """It did not even say where it is: it is stopped, or stuck in the kernel."""
     phase: Count
     """What it was doing: the place of that in the order of a step (trainyard_trainer.runtime.heartbeat.Phase)."""
-    last_beat: Annotated[float, Field(allow_inf_nan=False)]
+    last_heartbeat: Annotated[float, Field(allow_inf_nan=False)]
     """When it gave its last sign of life, in seconds since 1970."""
 
 
@@ -46,13 +46,13 @@ class TerminationMessage(ApiModel):
     """Final figures, from rank 0 after success."""
 
     @property
-    def blame(self) -> tuple[bool, int, int, float, int]:
+    def culprit_key(self) -> tuple[bool, int, int, float, int]:
         """Sort key for ranks that hang together, since all wait for one: that one comes first.
 
         One that does not answer, then the one that is the furthest behind, then the longest without a sign of life.
         """
-        hang = self.hang or Hang(phase=0, last_beat=0.0)
-        return not hang.silent, self.step or 0, hang.phase, hang.last_beat, self.rank or 0
+        hang = self.hang or Hang(phase=0, last_heartbeat=0.0)
+        return not hang.no_stack_trace, self.step or 0, hang.phase, hang.last_heartbeat, self.rank or 0
 
     def encode(self) -> str:
         """The message as JSON of at most `MAX_BYTES` bytes; a longer text loses its middle."""

@@ -45,7 +45,7 @@ class Checkpoint(ApiModel):
     """true (the default): training goes on while a checkpoint is written. Needs memory for a second copy of the
     state, on the host. false: training waits."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.volume) != has(self.claim)",
             "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",

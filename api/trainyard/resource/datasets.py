@@ -29,7 +29,7 @@ class Data(ApiModel):
     """Share of the samples that is never trained on but used for evaluation. text: the last part; table: a
     part drawn at random, the same for every seed."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.path) != has(self.builtin)",
             "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "

@@ -60,7 +60,7 @@ class Health(ApiModel):
     straggler: Straggler | None = None
     """What follows if a rank of the built-in trainer is slow. Absent: nothing is measured."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.hangTimeoutSeconds) || (type(self.hangTimeoutSeconds) == int ?"
             f" (self.hangTimeoutSeconds >= 1 && self.hangTimeoutSeconds <= {_LONGEST})"

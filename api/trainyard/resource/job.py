@@ -71,7 +71,7 @@ class TrainingJob(ApiModel):
     status: TrainingJobStatus = TrainingJobStatus()
     """Where the job stands; written by the operator."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"size(self.metadata.name) <= {MAX_NAME}",
             f"metadata.name: must be at most {MAX_NAME} characters, since pods are named NAME-ATTEMPT-INDEX "
@@ -94,7 +94,7 @@ class TrainingJob(ApiModel):
         """Namespace and name."""
         return self.metadata.namespace, self.metadata.name
 
-    def sized(self, replicas: int) -> "TrainingJob":
+    def with_replicas(self, replicas: int) -> "TrainingJob":
         """The same job with another number of workers."""
         return self.replace(spec=self.spec.replace(workers=self.spec.workers.replace(replicas=replicas)))
 
@@ -102,11 +102,11 @@ class TrainingJob(ApiModel):
     def current(self) -> "TrainingJob":
         """The job as its current attempt has it: with as many workers as that was made for (`spec.elastic`)."""
         size = self.status.elastic.replicas if self.status.elastic and self.spec.elastic else None
-        return self if size is None or size >= self.spec.workers.replicas else self.sized(size)
+        return self if size is None or size >= self.spec.workers.replicas else self.with_replicas(size)
 
     def pod_name(self, attempt: int, index: int) -> str:
         """Name of a pod, which is also its host name. The parameter server comes after the workers."""
-        last = constants.ROLE_SERVER if self.spec.serves(index) else index
+        last = constants.ROLE_SERVER if self.spec.is_parameter_server(index) else index
         return f"{self.metadata.name}-{attempt}-{last}"
 
     def placeholder_name(self, group: int, index: int) -> str:

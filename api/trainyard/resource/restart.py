@@ -34,7 +34,7 @@ class RestartRule(ApiModel):
     action: Action
     """Restart spends restartPolicy.maxRestarts, RestartIgnoringLimit does not, Fail ends the job at once."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.onExitCodes) != has(self.onReasons)",
             "spec.restartPolicy.rules: each rule has exactly one of onExitCodes and onReasons; add one, or make two "
@@ -60,8 +60,7 @@ class RestartPolicy(ApiModel):
     again. Otherwise the group gets new pods. If absent true for the built-in trainer, and false for a program of your
     own (spec.command): there it needs Python 3.8 or newer in the image, as python3, whose first process then is not
     the command but a launcher that starts it."""
-    exceptions: Annotated[
-        tuple[RestartRule, ...],
-        Field(alias="rules", max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    rules: Annotated[
+        tuple[RestartRule, ...], Field(max_length=32, json_schema_extra={"x-kubernetes-list-type": "atomic"})
     ] = ()
     """The first rule that matches a failure decides what follows it. Where none matches, maxRestarts applies."""

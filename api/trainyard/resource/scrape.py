@@ -22,7 +22,7 @@ class Metrics(ApiModel):
     path: Annotated[str, Field(max_length=1024, pattern=r"^/[A-Za-z0-9._~/-]*$")] = "/metrics"
     """Path of the page."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"!(self.port in [{constants.RENDEZVOUS_PORT}, {launcher_protocol.LAUNCHER_PORT}])",
             f"spec.metrics.port: {constants.RENDEZVOUS_PORT} (rendezvous) and {launcher_protocol.LAUNCHER_PORT} "

@@ -77,7 +77,7 @@ class Workers(ApiModel):
     template: PodTemplate = PodTemplate()
     """Anything else about the pods."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "type(self.procsPerWorker) == int ? (self.procsPerWorker >= 1 && self.procsPerWorker <= 64)"
             " : self.procsPerWorker == 'auto'",
@@ -158,7 +158,7 @@ class TrainingJobSpec(ApiModel):
     health: Health | None = None
     """When a run of the built-in trainer that does not get on is restarted."""
 
-    rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
+    cel_rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 
     @property
     def parallel(self) -> Parallelism:
@@ -178,7 +178,7 @@ class TrainingJobSpec(ApiModel):
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
 
     @property
-    def scraped(self) -> Metrics | None:
+    def metrics_endpoint(self) -> Metrics | None:
         """Where each worker serves metrics; None if it does not."""
         return self.metrics if self.trainer is None else Metrics()
 
@@ -208,6 +208,6 @@ class TrainingJobSpec(ApiModel):
         """Number of pods of an attempt: the workers, and after them the parameter server."""
         return self.workers.replicas + self.servers
 
-    def serves(self, index: int) -> bool:
+    def is_parameter_server(self, index: int) -> bool:
         """Whether the pod with an index is the parameter server."""
         return bool(self.servers) and index >= self.workers.replicas

@@ -66,9 +66,9 @@ def _hangs(worker: Worker) -> bool:
 
 def _hang(hanging: list[Worker], first: Worker, workers: list[Worker], now: datetime) -> Diagnosis:
     """All ranks wait for one that hangs, so each pod finds that out by itself, and each blames a rank of its own."""
-    blamed = min(hanging, key=lambda w: w.message.blame if w.message else TerminationMessage().blame)
+    blamed = min(hanging, key=lambda w: w.message.culprit_key if w.message else TerminationMessage().culprit_key)
     found = _program_failure(blamed, now)
-    silent = blamed.message is not None and blamed.message.hang is not None and blamed.message.hang.silent
+    silent = blamed.message is not None and blamed.message.hang is not None and blamed.message.hang.no_stack_trace
     if silent or not any(w.active for w in workers):
         return found
     return replace(found, effect_since=first.finished_at)  # the pod with the cause may be about to say so

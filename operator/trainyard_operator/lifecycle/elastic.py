@@ -139,7 +139,7 @@ def _resize(draft: Draft, seen: Observation, size: int, why: str) -> Plan:
     """The next attempt has another size; it costs no restart. The pods of this one save before they end."""
     wanted, before = seen.job.spec.workers.replicas, draft.job.spec.workers.replicas
     draft.update(elastic=ElasticStatus(replicas=size if size < wanted else None))
-    draft.job = seen.job.sized(size)
+    draft.job = seen.job.with_replicas(size)
     tell_size(draft, wanted)
     why += f"; going on with {size} of {wanted} workers"
     return restart(draft, Reason.RESIZED, why, counts=False, event="Normal" if size > before else "Warning")

@@ -188,7 +188,7 @@ def with_state(worker: Worker, known: PodState | None, *, deaf: bool) -> Worker:
     if known is None:
         return replace(worker, deaf=deaf)
     worker = replace(worker, deaf=deaf, runs=known.attempt)
-    end = known.ending
+    end = known.exit_info
     if end is None or worker.ready or worker.state is not WorkerState.RUNNING:
         return worker
     return replace(

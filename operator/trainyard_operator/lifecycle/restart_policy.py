@@ -30,10 +30,10 @@ def judge(found: Diagnosis, policy: RestartPolicy, spent: int) -> Verdict:
     failure, story = found.failure, tell(found)
     # The exit code of a pod that was taken away is how it was killed, and says nothing about the program.
     code = failure.exit_code if found.counts else None
-    number = next((n for n, rule in enumerate(policy.exceptions) if rule.matches(failure.reason, code)), None)
+    number = next((n for n, rule in enumerate(policy.rules) if rule.matches(failure.reason, code)), None)
     counts = found.counts
     if number is not None:
-        action = policy.exceptions[number].action
+        action = policy.rules[number].action
         story += f"; restartPolicy.rules[{number}] says {action}"
         if action == "Fail":
             return Verdict(True, False, Reason.RESTART_RULE, story)
