@@ -49,13 +49,29 @@ class ApiModel(BaseModel):
         return self.model_copy(update=changes)
 
 
-def opaque(description: str) -> Any:
-    """A field that holds any part of a Kubernetes object, checked by the API server that owns its type."""
-    return Field(
-        default_factory=dict,
-        description=description,
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
+class _Mutable(NamedTuple):
+    """Type of the marker `MUTABLE`."""
+
+    mutable: bool = True
+
+
+MUTABLE = _Mutable()
+"""Marks a field of a spec that may change while the job is active: ``Annotated[bool, MUTABLE]``. All other fields are
+immutable then (see `trainyard.resource.immutability`)."""
+
+OpaqueObject = Annotated[
+    dict[str, Any],
+    Field(max_length=128, json_schema_extra={"additionalProperties": {"x-kubernetes-preserve-unknown-fields": True}}),
+]
+"""Part of a Kubernetes object whose fields Trainyard does not declare, for example the spec of a pod. The API server
+checks it when the pod is created."""
+
+
+def models_in(annotation: Any) -> list[type["ApiModel"]]:
+    """Return the API types that a field's annotation names: none for a plain value, else usually one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation] if issubclass(annotation, ApiModel) else []
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
 
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]

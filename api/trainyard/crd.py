@@ -3,12 +3,13 @@
 `python -m trainyard.crd` prints it; the chart holds the result and a test fails when the two differ.
 """
 
+from functools import cache
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from trainyard.base import ApiModel
+from trainyard.base import ApiModel, models_in
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 
@@ -78,8 +79,9 @@ def _version() -> dict[str, Any]:
     }
 
 
+@cache
 def openapi_schema() -> Schema:
-    """The structural schema of a TrainingJob, with its CEL rules."""
+    """Return the structural schema of a TrainingJob, with its CEL rules. It is built once: do not modify it."""
     root = TrainingJob.model_json_schema(by_alias=True, mode="validation")
     schema = _structural(root, root.get("$defs", {}))
     _attach_rules(schema, TrainingJob)
@@ -94,6 +96,8 @@ def openapi_schema() -> Schema:
 
 def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """Inline references and rewrite what JSON Schema allows and a structural schema does not."""
+    if "description" in node:
+        node = {**node, "description": _unwrap(node["description"])}
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[-1]]
         node = {**target, **{k: v for k, v in node.items() if k != "$ref"}}
@@ -114,6 +118,11 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "items" in result:
         result["items"] = _structural(result["items"], definitions)
     return result
+
+
+def _unwrap(text: str) -> str:
+    """Return a docstring with each paragraph on one line."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
 
 
 def _without_nulls(value: Any) -> Any:
@@ -151,14 +160,8 @@ def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
         schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
     for name, field in model.model_fields.items():
         child = schema.get("properties", {}).get(field.alias or name)
-        for nested in _models_in(field.annotation):
+        for nested in models_in(field.annotation):
             _attach_rules(child.get("items", child), nested)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation] if issubclass(annotation, ApiModel) else []
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
 
 
 def main() -> None:

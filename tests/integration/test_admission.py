@@ -13,6 +13,8 @@ from tests.builders import make_manifest, trainer_spec
 from tests.cluster import Cluster, ClusterError
 from tests.support.faults import FAULTS, Fault
 from tests.support.kube import Api, ApiRefusal, Namespace
+from tests.support.spec_changes import Change, changes
+from tests.support.specs import FULL_SPECS, MUTABLE_FIELDS
 from trainyard.resource.job import TrainingJob
 
 UNCHANGEABLE = (
@@ -162,15 +164,43 @@ async def test_a_change_waits_until_the_job_is_suspended(own_namespace: Namespac
         await own_namespace.edit({"image": "example.com/third"})
 
 
-@pytest.mark.parametrize(
-    "change",
-    [{"suspend": True}, {"workers": {"replicas": 5}}, {"restartPolicy": {"maxRestarts": 9}}],
-    ids=["suspend", "replicas", "restartPolicy"],
-)
-async def test_these_may_change_at_any_time(own_namespace: Namespace, change: dict[str, Any]) -> None:
-    await own_namespace.create_job(make_manifest())
+def is_mutable(change: Change) -> bool:
+    return any(change.field == field or change.field.startswith(f"{field}.") for field in MUTABLE_FIELDS)
+
+
+async def refusal(own_namespace: Namespace, job: dict[str, Any], spec: dict[str, Any]) -> str:
+    """Return why the API server would refuse the job with another spec; empty if it would accept it."""
+    try:
+        await own_namespace.api.request("PUT", own_namespace.jobs("job"), {**job, "spec": spec}, dryRun="All")
+    except ApiRefusal as refused:
+        return refused.message
+    return ""
+
+
+@pytest.mark.parametrize("spec", FULL_SPECS.values(), ids=FULL_SPECS.keys())
+async def test_every_field_is_immutable_while_the_job_is_active_unless_it_is_marked(
+    own_namespace: Namespace, spec: dict[str, Any]
+) -> None:
+    """All fields of the schema: each is changed, removed if it is optional, and added if it is absent."""
+    await own_namespace.create_job({**make_manifest(), "spec": spec})
     await with_status(own_namespace, attempt=1, conditions=[condition("Running")])
-    assert (await own_namespace.edit(change))["metadata"]["generation"] == 2
+    job = await own_namespace.job()
+    refused = [(c, UNCHANGEABLE in await refusal(own_namespace, job, c.spec)) for c in changes(job["spec"])]
+    assert [f"{c}: {'refused' if so else 'accepted'}" for c, so in refused if so == is_mutable(c)] == []
+    assert len({change.path for change, _ in refused}) > 100
+    # Control: the same changes pass this rule once the job is suspended.
+    await with_status(own_namespace, conditions=[condition("Suspended")])
+    job = await own_namespace.job()
+    assert [str(c) for c in changes(job["spec"]) if UNCHANGEABLE in await refusal(own_namespace, job, c.spec)] == []
+
+
+@pytest.mark.parametrize("spec", FULL_SPECS.values(), ids=FULL_SPECS.keys())
+async def test_marked_fields_change_while_the_job_is_active(own_namespace: Namespace, spec: dict[str, Any]) -> None:
+    await own_namespace.create_job({**make_manifest(), "spec": spec})
+    await with_status(own_namespace, attempt=1, conditions=[condition("Running")])
+    for change in ({"suspend": True}, {"workers": {"replicas": 4}}, {"restartPolicy": {"maxRestarts": 9}}):
+        before = (await own_namespace.job())["metadata"]["generation"]
+        assert (await own_namespace.edit(change))["metadata"]["generation"] == before + 1
 
 
 async def test_scaling_is_judged_by_the_rules_too(own_namespace: Namespace) -> None:

@@ -131,6 +131,12 @@ RULES = (
         "add one or remove the other",
     ),
     Fault(
+        "an empty spec",
+        lambda: {**make_manifest(), "spec": {}},
+        "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
+        "add one or remove the other",
+    ),
+    Fault(
         "both command and trainer",
         lambda: make_manifest(trainer=trainer_spec(), command=["train"], image="x"),
         "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "

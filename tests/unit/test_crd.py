@@ -1,15 +1,20 @@
 """The CRD: generated, structural, and documented to the last field."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 
+from tests.support.spec_changes import leaves, spec_schema
+from tests.support.specs import MUTABLE_FIELDS
 from trainyard import crd
 from trainyard.crd import Schema, openapi_schema
+from trainyard.resource.immutability import mutable_fields
 from trainyard.resource.models import Model, presets
+from trainyard.resource.spec import TrainingJobSpec
 
 CHART = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
 
@@ -49,11 +54,26 @@ def test_every_field_is_described() -> None:
 def test_the_schema_is_structural() -> None:
     """What the API server would refuse (Kubernetes documentation, Specifying a structural schema)."""
     forbidden = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "not", "title", "const", "discriminator", "nullable"}
+    untyped = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
     for path, node in NODES:
         assert not forbidden & node.keys(), path
-        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert "type" in node or node.keys() & untyped, path
         assert not ("properties" in node and "additionalProperties" in node), path
         assert isinstance(node.get("exclusiveMinimum", True), bool), path
+
+
+def test_every_field_of_the_spec_is_immutable_unless_it_is_marked() -> None:
+    """Each field is compared in the transition rule, itself or an object that contains it, or it is marked."""
+    (rule,) = [r for r in openapi_schema()["x-kubernetes-validations"] if "oldSelf" in r["rule"]]
+    compared = set(re.findall(r"self\.spec\.([\w.]+) == oldSelf\.spec\.\1\b", rule["rule"]))
+    assert tuple(mutable_fields(TrainingJobSpec)) == MUTABLE_FIELDS
+
+    def covered(field: str, by: Collection[str]) -> bool:
+        return any(field == other or field.startswith(f"{other}.") for other in by)
+
+    fields = {".".join(part for part in path if isinstance(part, str)) for path in leaves(spec_schema())}
+    assert len(fields) > 100
+    assert {f for f in fields if covered(f, compared) == covered(f, MUTABLE_FIELDS)} == set()
 
 
 def test_no_default_holds_a_null() -> None:

@@ -9,6 +9,30 @@ from trainyard.base import ApiModel, Positive, Rule
 DEFAULT_EVERY_SECONDS = 600
 DEFAULT_KEEP = 2
 
+_VOLUME_SOURCES = (
+    *("awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "emptyDir", "ephemeral", "fc"),
+    *("flexVolume", "gcePersistentDisk", "glusterfs", "hostPath", "iscsi", "nfs", "persistentVolumeClaim"),
+    *("portworxVolume", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume"),
+)
+"""Writable volume sources of core/v1. They are declared so that the API server compares them completely when it checks
+that they are not changed (see `trainyard.resource.immutability`); other sources pass, too."""
+
+VolumeSource = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "x-kubernetes-preserve-unknown-fields": True,
+            "properties": {
+                name: {
+                    "description": f"Volume source {name}, as in a pod.",
+                    "x-kubernetes-preserve-unknown-fields": True,
+                }
+                for name in _VOLUME_SOURCES
+            },
+        }
+    ),
+]
+
 AccessMode = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
 
 
@@ -28,9 +52,7 @@ class Claim(ApiModel):
 class Checkpoint(ApiModel):
     """Where the state of the run is kept, so that it goes on after a failure or a suspension, on any layout."""
 
-    volume: Annotated[
-        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ] = None
+    volume: VolumeSource | None = None
     """Source of a volume, as in a pod without its name, for example {persistentVolumeClaim: {claimName: shared}}. Each
     job has a folder of its own name in it, and continues from what it finds there."""
     claim: Claim | None = None

@@ -7,6 +7,7 @@ from pydantic.alias_generators import to_camel
 
 from trainyard.base import ApiModel, Rule
 from trainyard.protocol import constants
+from trainyard.resource.immutability import mutable_fields, unchanged
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.resource.status import TrainingJobStatus
 
@@ -27,34 +28,10 @@ class Metadata(BaseModel):
     deletion_timestamp: str | None = None
 
 
-_PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
-_PINNED_OPTIONAL = (
-    *(
-        "image",
-        "imagePullPolicy",
-        "imagePullSecrets",
-        "command",
-        "args",
-        "env",
-        "trainer",
-        "parallelism",
-        "parameterServer",
-    ),
-    "checkpoint",
-    "elastic",
-    "health",
-    "workers.gpuMemory",
-)
-_UNCHANGED = " && ".join(
-    [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]
-    + [
-        f"has(self.spec.{f}) == has(oldSelf.spec.{f}) && (!has(self.spec.{f}) || self.spec.{f} == oldSelf.spec.{f})"
-        for f in _PINNED_OPTIONAL
-    ]
-)
-# Judged by what the status has recorded, not by spec.suspend: from the moment at which the operator has written
-# down an attempt until the moment at which it has written down that the job is suspended, pods of that spec exist.
-_AT_REST = (
+_MUTABLE = " and ".join(", ".join(mutable_fields(TrainingJobSpec)).rsplit(", ", 1))
+# A job is active from the moment at which the operator has recorded an attempt in the status until it has recorded the
+# condition Suspended: pods of that spec may exist. spec.suspend alone is only a request.
+_INACTIVE = (
     "!has(self.status) || !has(self.status.attempt) || self.status.attempt == 0 || (has(self.status.conditions)"
     " && self.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))"
 )
@@ -83,9 +60,9 @@ class TrainingJob(ApiModel):
             "Service; choose another name",
         ),
         Rule(
-            f"{_AT_REST} || ({_UNCHANGED})",
-            "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set "
-            "suspend: true, wait for the condition Suspended, change it, set suspend: false",
+            f"{_INACTIVE} || ({unchanged(TrainingJobSpec, 'spec')})",
+            f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition "
+            "Suspended, change it, set suspend: false",
         ),
     )
 

@@ -1,10 +1,10 @@
 """`spec` of a TrainingJob: the workers, what they run, and what happens when they fail."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Rule, opaque
+from trainyard.base import MUTABLE, ApiModel, OpaqueObject, Rule
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
@@ -49,17 +49,15 @@ class PodTemplate(ApiModel):
 
     metadata: TemplateMetadata = TemplateMetadata()
     """Labels and annotations of the pods."""
-    spec: dict[str, Any] = opaque(
-        "Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... The container "
-        "named worker is merged with the operator's own (volumeMounts, securityContext, ...); other "
-        "containers are added as they are."
-    )
+    spec: OpaqueObject = Field(default_factory=dict)
+    """Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... The container named worker is
+    merged with the operator's own (volumeMounts, securityContext, ...); other containers are added as they are."""
 
 
 class Workers(ApiModel):
     """The group of pods that trains one model together."""
 
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
+    replicas: Annotated[int, Field(ge=1, le=10_000), MUTABLE] = 1
     """Number of worker pods. Changing it (kubectl scale) restarts the group at the new size; with spec.elastic more of
     them are waited for while the group goes on."""
     procs_per_worker: Annotated[
@@ -108,9 +106,7 @@ class EnvVar(ApiModel):
     """Name. Those of the rendezvous (MASTER_ADDR, PET_NNODES, ...) are the operator's."""
     value: Annotated[str, Field(max_length=32_768)] | None = None
     """Value."""
-    value_from: Annotated[
-        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ] = None
+    value_from: OpaqueObject | None = None
     """Source of the value: fieldRef, secretKeyRef, ... as in a pod."""
 
 
@@ -124,7 +120,7 @@ class LocalObjectReference(ApiModel):
 class TrainingJobSpec(ApiModel):
     """What to train, with which workers."""
 
-    suspend: bool = False
+    suspend: Annotated[bool, MUTABLE] = False
     """true: the job holds no pods. Setting it back to false starts a new attempt."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Image of the workers. With trainer it defaults to the trainer image of this installation."""
@@ -151,7 +147,7 @@ class TrainingJobSpec(ApiModel):
     """Where the state of the run is kept. Without it a restart begins at the first step."""
     elastic: Elastic | None = None
     """With how few workers the job trains while there is no room for all; absent: it waits for all of them."""
-    restart_policy: RestartPolicy = RestartPolicy()
+    restart_policy: Annotated[RestartPolicy, MUTABLE] = RestartPolicy()
     """What happens when a worker fails."""
     metrics: Metrics | None = None
     """Where a program of your own serves metrics; absent: nowhere. The built-in trainer serves them by itself."""
