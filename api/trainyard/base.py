@@ -1,4 +1,4 @@
-"""What every API type shares: an immutable pydantic model and the CEL rules that stand beside its fields."""
+"""Base of all API types: immutable pydantic models whose validation rules are CEL expressions."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -7,14 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
 from pydantic.alias_generators import to_camel
 
 POSITIVE_INT32 = 2_147_483_647
+"""Largest integer of 32 bits, the upper limit of integers in the API."""
 
 
 class Rule(NamedTuple):
-    """A rule over several fields of one object, in the Common Expression Language.
+    """A validation rule over several fields of one object, in the Common Expression Language (CEL).
 
-    The generator writes it into the CRD (``x-kubernetes-validations``), where the API server enforces it;
-    `trainyard.admission` evaluates the very same expression for runs without a cluster. `message` names the
-    field by its full path, the rule, and the fix.
+    The CRD generator writes it to ``x-kubernetes-validations``, where the API server enforces it; `trainyard.admission`
+    evaluates the same expression for runs without a cluster. `message` names the field by its full path, the rule, and
+    the fix.
     """
 
     cel: str
@@ -22,12 +23,12 @@ class Rule(NamedTuple):
 
     @property
     def is_transition(self) -> bool:
-        """True if the rule compares with the stored object (``oldSelf``), so it holds on updates only."""
+        """Whether the rule compares with the stored object (``oldSelf``), so that it applies to updates only."""
         return "oldSelf" in self.cel
 
 
 class ApiModel(BaseModel):
-    """Base of all types of the resource: immutable, camelCase on the wire, unknown fields refused."""
+    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -39,13 +40,14 @@ class ApiModel(BaseModel):
     )
 
     cel_rules: ClassVar[tuple[Rule, ...]] = ()
+    """Validation rules of the type. `self` in an expression is the object."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The object as it stands in JSON: camelCase keys, defaults filled in, absent fields left out."""
+        """Return the object as JSON holds it: camelCase keys, with defaults, without absent fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed (names as in Python). Values are trusted, not validated."""
+        """Return a copy with some fields changed, given by their Python names. The values are not validated."""
         return self.model_copy(update=changes)
 
 
@@ -75,13 +77,16 @@ def models_in(annotation: Any) -> list[type["ApiModel"]]:
 
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 1."""
 NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 0, that a user sets."""
 Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 0, that a program counts."""
 
 
-def _zulu(moment: datetime) -> str:
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+def _format_rfc3339(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-Timestamp = Annotated[datetime, PlainSerializer(_zulu, return_type=str)]
-"""A moment in UTC, to the second, as the Kubernetes API has it."""
+Timestamp = Annotated[datetime, PlainSerializer(_format_rfc3339, return_type=str)]
+"""A time in UTC with a resolution of one second, in JSON as RFC 3339, as in the Kubernetes API."""

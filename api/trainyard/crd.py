@@ -1,6 +1,6 @@
-"""The CustomResourceDefinition, generated from the pydantic types.
+"""Generator of the CustomResourceDefinition from the pydantic types.
 
-`python -m trainyard.crd` prints it; the chart holds the result and a test fails when the two differ.
+`python -m trainyard.crd` prints it. The chart holds the result, and a unit test fails if the two differ.
 """
 
 from functools import cache
@@ -16,32 +16,32 @@ from trainyard.resource.job import TrainingJob
 Schema = dict[str, Any]
 
 _COLUMNS = (
-    ("Phase", "string", ".status.phase", "Where the job stands", 0),
-    ("Step", "integer", ".status.progress.step", "Optimizer steps done", 0),
+    ("Phase", "string", ".status.phase", "Summary of the conditions in one word", 0),
+    ("Step", "integer", ".status.progress.step", "Completed optimizer steps", 0),
     ("Loss", "number", ".status.progress.loss", "Training loss at the last report", 0),
     ("Tokens/s", "number", ".status.progress.tokensPerSecond", "Throughput of all ranks together", 0),
-    ("Workers", "integer", ".status.workers.running", "Workers that run", 0),
-    ("Restarts", "integer", ".status.restarts", "Attempts that had to be repeated", 0),
+    ("Workers", "integer", ".status.workers.running", "Number of running workers", 0),
+    ("Restarts", "integer", ".status.restarts", "Number of restarts", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation", 0),
-    ("Attempt", "integer", ".status.attempt", "Number of the current group of pods", 1),
-    ("Steps", "integer", ".status.progress.totalSteps", "Optimizer steps in all", 1),
-    ("MFU", "number", ".status.progress.mfu", "Share of the devices' peak that went into training", 1),
-    ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at this speed", 1),
+    ("Attempt", "integer", ".status.attempt", "Number of the current attempt", 1),
+    ("Steps", "integer", ".status.progress.totalSteps", "Total number of optimizer steps", 1),
+    ("MFU", "number", ".status.progress.mfu", "Model FLOPs utilization: share of the peak of the devices", 1),
+    ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at the current speed", 1),
 )
 
 _DROPPED = ("title", "discriminator", "additionalProperties")
-"""`additionalProperties: false` is not allowed in a structural schema: unknown fields are refused by the API
-server's field validation instead. (Maps keep theirs, see `_structural`.)"""
+"""Keys of JSON Schema that a structural schema must not have. `additionalProperties: false` is replaced by the field
+validation of the API server, which refuses unknown fields; `_structural` keeps the schema of a map's values."""
 
 
 def crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as a plain object."""
+    """Return the CustomResourceDefinition as a plain object."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": f"{constants.PLURAL}.{constants.GROUP}",
-            # Uninstalling the operator must not delete everybody's jobs.
+            # Uninstalling the operator must not delete the jobs of its users.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
@@ -126,12 +126,15 @@ def _unwrap(text: str) -> str:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A default as the API server takes it: an absent field is left out, not null."""
+    """Return a default as the API server accepts it: absent fields are left out, not null."""
     return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _merge_alternatives(node: Schema, alternatives: list[Schema], definitions: dict[str, Schema]) -> Schema:
-    """`X | None` becomes X, and `int | "auto"` becomes int-or-string; nothing else occurs in the API types."""
+    """Merge a union into one schema: `X | None` becomes X, and `int | "auto"` becomes int-or-string.
+
+    Other unions do not occur in the API types.
+    """
     rest = {k: v for k, v in node.items() if k not in ("anyOf", "allOf")}
     if len(alternatives) == 1:
         inner = alternatives[0]
@@ -144,7 +147,7 @@ def _merge_alternatives(node: Schema, alternatives: list[Schema], definitions: d
 
 
 def _rename_limits(node: Schema) -> Schema:
-    """JSON Schema 2020 to OpenAPI 3.0: exclusive limits are flags there, and a constant is an enum of one."""
+    """Convert JSON Schema 2020 to OpenAPI 3.0: exclusive limits are flags there, and a constant is an enum of one."""
     for new, old in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if new in node:
             node = {**node, old: node[new], new: True}
@@ -155,7 +158,7 @@ def _rename_limits(node: Schema) -> Schema:
 
 
 def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
-    """Put each model's rules on its object in the schema."""
+    """Add the CEL rules of each type to its object in the schema."""
     if issubclass(model, ApiModel) and model.cel_rules:
         schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
     for name, field in model.model_fields.items():

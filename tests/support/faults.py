@@ -95,7 +95,8 @@ _PRESET = (
 )
 
 _ONE_CONDITION = (
-    "spec.restartPolicy.rules: each rule has exactly one of onExitCodes and onReasons; add one, or make two rules of it"
+    "spec.restartPolicy.rules: each rule must have exactly one of onExitCodes and onReasons; add one, or split it into "
+    "two rules"
 )
 
 _ELASTIC_LAYOUT = (
@@ -117,7 +118,7 @@ def _elastic_batch(least: int, replicas: int, batch: Manifest, **parallelism: An
 
 
 _ELASTIC_NEEDS = (
-    "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size goes on from a checkpoint; add both, or "
+    "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size resumes from a checkpoint; add both, or "
     "remove it"
 )
 
@@ -193,7 +194,7 @@ RULES = (
             f"a hang timeout of {value}",
             partial(make_manifest, trainer=trainer_spec(), health={"hangTimeoutSeconds": value}),
             f"spec.health.hangTimeoutSeconds: must be {rule} or must be 'auto', not {value!r}",
-            server="spec.health.hangTimeoutSeconds: must be auto or a number from 1 to 86400",
+            server="spec.health.hangTimeoutSeconds: must be auto or a whole number from 1 to 86400; correct it",
         )
         for value, rule in (("long", "a whole number"), (0, "at least 1"), (86_401, "at most 86400"))
     ),
@@ -309,19 +310,19 @@ RULES = (
         "processes per worker in a word",
         lambda: make_manifest(workers={"procsPerWorker": "many"}),
         "spec.workers.procsPerWorker: must be a whole number or must be 'auto', not 'many'",
-        server="spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        server="spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
     ),
     Fault(
         "more processes per worker than there can be",
         lambda: make_manifest(workers={"procsPerWorker": 65}),
         "spec.workers.procsPerWorker: must be at most 64 or must be 'auto', not 65",
-        server="spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        server="spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
     ),
     Fault(
         "memory of GPUs that are not there",
         lambda: make_manifest(workers={"gpuMemory": "80Gi", "resources": {"limits": {"memory": "2Gi"}}}),
-        "spec.workers.gpuMemory: is the memory of each GPU, but the workers have none; set "
-        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+        "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "
+        "remove it",
     ),
     Fault(
         "width that the heads do not divide",
@@ -507,7 +508,7 @@ RULES = (
         Fault(
             f"metrics at port {port}",
             partial(make_manifest, metrics={"port": port}),
-            "spec.metrics.port: 29500 (rendezvous) and 9401 (launcher) are in use; choose another port",
+            "spec.metrics.port: must not be 29500 (rendezvous) or 9401 (launcher); choose another port",
         )
         for port in (29500, 9401)
     ),
@@ -541,7 +542,7 @@ RULES = (
         "a name too long for a pod's host name",
         lambda: make_manifest("a" * 51),
         "metadata.name: must be at most 50 characters, since pods are named NAME-ATTEMPT-INDEX "
-        "and a pod's host name has 63; choose a shorter name",
+        "and a host name has at most 63; choose a shorter name",
     ),
     Fault(
         "a name that starts with a digit",

@@ -28,7 +28,7 @@ def test_quantities_are_read_as_kubernetes_reads_them(quantity: str | int, size:
 
 @pytest.mark.parametrize("quantity", ["", "2GB", "Gi", "-1", "1 Gi", "two", "1.2.3", "1Ki2"])
 def test_what_is_no_quantity_is_told(quantity: str) -> None:
-    with pytest.raises(ValueError, match="is no quantity of memory; write it like 2Gi"):
+    with pytest.raises(ValueError, match="is not a quantity of memory; write it like 2Gi"):
         parse_bytes(quantity)
 
 
