@@ -223,7 +223,7 @@ def test_caller_that_says_nothing_or_too_much_is_dropped(harness: Harness, said:
     with socket.create_connection(("127.0.0.1", harness.port.number), timeout=5) as caller:
         caller.sendall(said)
         deadline = time.monotonic() + 4
-        while harness.port._calls or time.monotonic() < deadline - 3.9:
+        while harness.port._connections or time.monotonic() < deadline - 3.9:
             assert time.monotonic() < deadline
             harness.launcher.poll_requests()
             time.sleep(0.02)

@@ -7,20 +7,20 @@ __all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "ExitInfo
 
 
 class ExitInfo(ApiModel):
-    """How the ranks of a pod ended: what the kubelet would say of the container, had it ended with them."""
+    """How an attempt in a pod ended: what the kubelet would report if the container had exited with its ranks."""
 
     exit_code: int
-    """Exit code that the container would have."""
+    """Exit code of the attempt."""
     message: str = ""
-    """Its termination message."""
+    """Termination message of the attempt."""
     at: Timestamp
-    """When."""
+    """Time at which the attempt ended."""
 
 
 class PodState(ApiModel):
-    """What a pod does."""
+    """State of a worker pod, as its launcher reports it."""
 
     attempt: Count
-    """Attempt that its ranks take part in, or took part in."""
+    """Number of the attempt that runs in the pod, or ran in it last."""
     exit_info: ExitInfo | None = None
-    """Set once that attempt has ended, and the pod waits for another one."""
+    """How the attempt ended; absent while it runs. The launcher then waits for a request."""
