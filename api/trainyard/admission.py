@@ -14,20 +14,11 @@ from celpy.adapter import json_to_cel
 from pydantic import ValidationError
 
 from trainyard.crd import Schema, openapi_schema
-from trainyard.protocol import constants
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.resolve import layout_problems, spec_problems
 from trainyard.resource.job import TrainingJob
-from trainyard.yaml_loader import parse_documents
 
 _TOO_DEEP = "the manifest is nested too deeply; remove the superfluous levels"
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be accepted. `problems` holds one message per fault: field, rule and fix."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
@@ -39,31 +30,6 @@ def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
         ManifestError: the manifest is invalid; one message per fault.
     """
     return admit(parse_manifest(text), memory=memory)
-
-
-def parse_manifest(text: str) -> dict[str, Any]:
-    """Return the one TrainingJob that a YAML or JSON text holds, unchecked. Objects of other kinds are ignored.
-
-    Raises:
-        ManifestError: the text is not valid YAML, or holds no TrainingJob or several of them.
-    """
-    try:
-        documents = parse_documents(text)
-    except ValueError as error:
-        raise ManifestError([str(error)]) from error
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == constants.KIND]
-    if len(jobs) != 1:
-        found = f"{len(jobs)} found{_other_kinds(documents)}"
-        raise ManifestError([f"one {constants.KIND} is expected, {found}; give a file that holds one"])
-    job: dict[str, Any] = jobs[0]
-    return job
-
-
-def _other_kinds(documents: list[Any]) -> str:
-    """Return " (the file holds X, Y)" with the kinds of other objects; empty if there are none."""
-    kinds = (d["kind"] for d in documents if isinstance(d, dict) and isinstance(d.get("kind"), str))
-    others = [kind for kind in dict.fromkeys(kinds) if kind != constants.KIND]
-    return f" (the file holds {', '.join(others)})" if others else ""
 
 
 def admit(body: dict[str, Any], *, memory: bool = True, old: TrainingJob | None = None) -> TrainingJob:

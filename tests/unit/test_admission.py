@@ -8,8 +8,9 @@ import yaml
 
 from tests.builders import make_manifest, trainer_spec
 from tests.support.faults import FAULTS, RULES, Fault
-from trainyard.admission import ManifestError, admit, load_manifest, parse_manifest
+from trainyard.admission import admit, load_manifest
 from trainyard.crd import Schema, openapi_schema
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.resource.job import TrainingJob
 
 
@@ -56,19 +57,20 @@ def test_a_valid_manifest_is_accepted_and_its_defaults_are_filled_in() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "one TrainingJob is expected, 0 found; give a file that holds one"),
-        ("just words", "one TrainingJob is expected, 0 found; give a file that holds one"),
-        ("kind: 3", "one TrainingJob is expected, 0 found; give a file that holds one"),
+        ("", "one TrainingJob is expected, found no object; give a file with one TrainingJob"),
+        ("just words", "one TrainingJob is expected, found no object; give a file with one TrainingJob"),
+        ("spec: {}", "one TrainingJob is expected, found an object without kind; give a file with one TrainingJob"),
+        ("kind: Pod", "one TrainingJob is expected, found kind Pod; give a file with one TrainingJob"),
         (
             "kind: PyTorchJob\n---\nkind: ConfigMap\n---\nkind: PyTorchJob",
-            "one TrainingJob is expected, 0 found (the file holds PyTorchJob, ConfigMap); give a file that holds one",
+            "one TrainingJob is expected, found kinds ConfigMap, PyTorchJob; give a file with one TrainingJob",
         ),
         (
             f"{yaml.safe_dump(make_manifest())}---\n{yaml.safe_dump(make_manifest('other'))}",
-            "one TrainingJob is expected, 2 found; give a file that holds one",
+            "one TrainingJob is expected, found 2; give a file with one TrainingJob",
         ),
     ],
-    ids=["empty", "words", "a kind that is a number", "other kinds", "two jobs"],
+    ids=["empty", "words", "no kind", "another kind", "other kinds", "two jobs"],
 )
 def test_a_file_must_hold_one_job(text: str, message: str) -> None:
     assert refused(text) == [message]
@@ -91,12 +93,23 @@ def test_objects_of_other_kinds_are_ignored() -> None:
         ("a: *b", "line 1, column 4: found undefined alias 'b'"),
         ("spec: {}\nkind: a\nspec: {}", "line 3, column 1: the key spec is set twice, first in line 1; keep one"),
         ('{"a": {"b": 1,\n "b": 1}}', "line 2, column 2: the key b is set twice, first in line 1; keep one"),
+        ("a: 2030-99-99", "month must be in 1..12"),
         ("[" * 5000, "line 1, column 101: nested more than 100 levels deep"),
         ("a: &b [*b]", "line 1, column 8: an alias of a node that contains it"),
     ],
-    ids=["syntax", "two colons", "control character", "alias", "duplicate key", "duplicate in JSON", "depth", "cycle"],
+    ids=[
+        "syntax",
+        "two colons",
+        "control character",
+        "alias",
+        "duplicate key",
+        "duplicate in JSON",
+        "date",
+        "depth",
+        "cycle",
+    ],
 )
-def test_invalid_yaml_is_refused_with_line_and_column(text: str, message: str) -> None:
+def test_invalid_yaml_is_refused_with_its_place(text: str, message: str) -> None:
     assert refused(text) == [f"not valid YAML: {message}"]
 
 

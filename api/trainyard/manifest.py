@@ -1,29 +1,59 @@
-"""YAML as kubectl reads it: numbers of YAML 1.2, no duplicate keys, and errors that name line and column."""
+"""Manifests as YAML or JSON text, parsed as by kubectl: YAML 1.2 numbers, no duplicate keys, one-line errors."""
 
 import re
 from typing import Any
 
 import yaml
 
+from trainyard.protocol import constants
+
 MAX_DEPTH = 100
 """Levels of nesting that are accepted. A TrainingJob with a complete pod template has about 15."""
 
 
-def parse_documents(text: str) -> list[Any]:
-    """Return the documents of a YAML or JSON text, without empty ones.
+class ManifestError(ValueError):
+    """A manifest that cannot be accepted. `problems` holds one message per fault: field, rule and fix."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def parse_manifest(text: str) -> dict[str, Any]:
+    """Return the only TrainingJob in a YAML or JSON text, unchecked. Objects of other kinds are ignored.
 
     Raises:
-        ValueError: the text is not valid YAML, repeats a key, or is nested too deeply; the message names the line.
+        ManifestError: the text is not valid YAML, repeats a key, is nested too deeply, or does not contain exactly one
+            TrainingJob.
     """
     try:
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
+        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]
     except yaml.MarkedYAMLError as error:
-        raise ValueError(f"not valid YAML: {_describe(error)}") from error
+        raise ManifestError([f"not valid YAML: {_describe(error)}"]) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise ValueError(
-            f"not valid YAML: line {line}: the character U+{error.character:04X} is not allowed; remove it"
-        ) from error
+        problem = f"line {line}: the character U+{error.character:04X} is not allowed; remove it"
+        raise ManifestError([f"not valid YAML: {problem}"]) from error
+    except ValueError as error:  # a date or a number that Python cannot represent
+        raise ManifestError([f"not valid YAML: {error}"]) from error
+    jobs = [document for document in documents if isinstance(document, dict) and document.get("kind") == constants.KIND]
+    if len(jobs) != 1:
+        raise ManifestError([_count_problem(documents, len(jobs))])
+    job: dict[str, Any] = jobs[0]
+    return job
+
+
+def _count_problem(documents: list[Any], count: int) -> str:
+    """Return the message for a text that contains no TrainingJob, or several."""
+    objects = [document for document in documents if isinstance(document, dict)]
+    kinds = sorted({str(document["kind"]) for document in objects if document.get("kind")})
+    if count > 1:
+        found = str(count)
+    elif kinds:
+        found = f"{'kind' if len(kinds) == 1 else 'kinds'} {', '.join(kinds)}"
+    else:
+        found = "an object without kind" if objects else "no object"
+    return f"one {constants.KIND} is expected, found {found}; give a file with one {constants.KIND}"
 
 
 def _describe(error: yaml.MarkedYAMLError) -> str:
