@@ -16,8 +16,8 @@ _VOLUME_SOURCES = (
     *("flexVolume", "gcePersistentDisk", "glusterfs", "hostPath", "iscsi", "nfs", "persistentVolumeClaim"),
     *("portworxVolume", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume"),
 )
-"""Writable volume sources of core/v1. They are declared so that the API server compares them completely when it checks
-that they are not changed (see `trainyard.resource.immutability`); other sources pass, too."""
+"""Writable volume sources of core/v1. They are declared so that the API server compares them completely (see
+`trainyard.resource.immutability`). Other sources are accepted, but replacing one of them by another goes unnoticed."""
 
 VolumeSource = Annotated[
     dict[str, Any],
@@ -61,7 +61,8 @@ class Checkpoint(ApiModel):
     volume: VolumeSource | None = None
     """Source of the volume, as in a pod but without the name, for example {persistentVolumeClaim: {claimName: shared}};
     give either volume or claim. Each job uses a folder of its own name in the volume and resumes from the checkpoints
-    that it finds there."""
+    that it finds there. Sources that are not listed here are accepted, but the API server does not notice when one of
+    them is replaced by another while the job is active."""
     claim: Claim | None = None
     """A PersistentVolumeClaim that the operator creates for this job; give either claim or volume."""
     every_steps: Positive | None = None
