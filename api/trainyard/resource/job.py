@@ -22,11 +22,17 @@ class Metadata(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, validate_by_name=True)
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the object, unique in its namespace."""
     namespace: str = "default"
+    """Namespace of the object."""
     uid: str = ""
+    """Unique id that the API server gave the object; empty before it was stored."""
     generation: int = 0
+    """Number of the spec's version, counted by the API server."""
     resource_version: str = ""
+    """Version of the whole object, for optimistic concurrency."""
     deletion_timestamp: str | None = None
+    """Time at which the deletion of the object was requested; absent unless it is being deleted."""
 
 
 _MUTABLE = " and ".join(", ".join(mutable_fields(TrainingJobSpec)).rsplit(", ", 1))
