@@ -51,7 +51,9 @@ class TrainingJob(ApiModel):
     kind: Literal["TrainingJob"] = "TrainingJob"
     metadata: Metadata
     spec: TrainingJobSpec
-    """Desired state of the job: what to train, and with which workers."""
+    """Desired state of the job: what to train, and with which workers. suspend, workers.replicas and restartPolicy may
+    be changed at any time. All other fields are immutable while the job is active: to change them, set suspend: true,
+    wait for the condition Suspended, change them, and set suspend: false."""
     status: TrainingJobStatus = TrainingJobStatus()
     """Observed state of the job, written by the operator."""
 

@@ -125,11 +125,7 @@ class LocalObjectReference(ApiModel):
 
 
 class TrainingJobSpec(ApiModel):
-    """Desired state of a TrainingJob: what to train, and with which workers.
-
-    suspend, workers.replicas and restartPolicy may be changed at any time. All other fields are immutable while the job
-    is active: to change them, set suspend: true, wait for the condition Suspended, change them, set suspend: false.
-    """
+    """Desired state of a TrainingJob. A field is immutable while the job is active unless it is marked `MUTABLE`."""
 
     suspend: Annotated[bool, MUTABLE] = False
     """Whether the job is suspended. A suspended job has no pods: when it is set to true on a running job, the built-in
