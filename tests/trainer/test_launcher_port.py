@@ -17,7 +17,8 @@ import pytest
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard.protocol import constants, launcher_protocol
-from trainyard.protocol.launcher import Launcher, Port, unblock_launcher_signals, wait_for_signal
+from trainyard.protocol.launcher import Launcher, unblock_launcher_signals, wait_for_signal
+from trainyard.protocol.launcher_port import Port
 from trainyard.protocol.launcher_state import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH, PodState
 
 TOKEN = "a secret"

@@ -216,7 +216,8 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     config = build_config_map(job)
     assert config is not None
     folder = Path(launcher.__file__).parent
-    assert config["data"] == {name: (folder / name).read_text() for name in ("launcher.py", "launcher_protocol.py")}
+    files = ("launcher.py", "launcher_port.py", "launcher_protocol.py")
+    assert config["data"] == {name: (folder / name).read_text() for name in files}
     pod = build_pod(job, 1, 0, trainer_image="", secret="s")
     worker = pod["spec"]["containers"][0]
     assert worker["command"] == ["python3", "/etc/trainyard/launcher.py", "train"]
@@ -231,7 +232,8 @@ def test_the_launcher_needs_nothing_but_the_standard_library_of_an_older_python(
         tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
         imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    of_its_own = {"launcher_protocol", "trainyard.protocol"}
+    own = {name.removesuffix(".py") for name in constants.LAUNCHER_FILES}
+    of_its_own = {"trainyard.protocol", *own, *(f"trainyard.protocol.{name}" for name in own)}
     assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 

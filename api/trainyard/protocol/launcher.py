@@ -8,7 +8,8 @@ attempt or deletes the pod. A launcher that receives no request for a while exit
 
 The launcher of the built-in trainer uses the classes of this module. For a user's own program (`restartPolicy.inPlace`)
 the module is run as a program: it starts the command given by its arguments, once per attempt. The operator mounts this
-file and `launcher_protocol.py` into the user's image, so both need only the standard library of Python 3.8.
+file, `launcher_port.py` and `launcher_protocol.py` into the user's image, so they need only the standard library of
+Python 3.8.
 
 The launcher has a single thread. It alternates between checking its processes and serving its port; the kernel sends
 SIGIO when a connection has input, which ends the wait in between.
@@ -18,28 +19,24 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
-import hmac
 import json
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, Tuple
+from typing import NoReturn
 
 if __package__:
     from trainyard.protocol import launcher_protocol as protocol
-else:  # run as a program: the operator mounts both files into one folder of the user's image
+    from trainyard.protocol.launcher_port import Port, Response
+else:  # run as a program: the operator mounts the files into one folder of the user's image
     import launcher_protocol as protocol  # type: ignore[import-not-found, no-redef]
+    from launcher_port import Port, Response  # type: ignore[import-not-found, no-redef]
 
 REQUEST_TIMEOUT_SECONDS = 60.0
 """Time that a launcher waits for a request after its attempt has failed."""
@@ -56,18 +53,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """Signals by which the kubelet or a user asks the pod to stop."""
 _LAUNCHER_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
 """Signals that wake the launcher: a child has ended, or a connection has input."""
-_CALL_TIMEOUT_SECONDS = 2.0
-"""Time within which a client must send its request."""
-_MAX_REQUEST_BYTES = 8192
-"""Largest request that is read."""
 
-# <fcntl.h>, <linux/prctl.h>
-_F_SETOWN_EX = 15
-_F_OWNER_TID = 0
-_PR_SET_CHILD_SUBREAPER = 36
-
-Response = Tuple[HTTPStatus, str]
-"""Status and body of an HTTP response."""
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 class Launcher:
@@ -171,104 +158,6 @@ class Launcher:
         """Return the state of the pod as JSON (`trainyard.protocol.launcher_state.PodState`)."""
         exit_info = {} if self._exit_info is None else {"exitInfo": self._exit_info}
         return json.dumps({"attempt": self.attempt, **exit_info})
-
-
-@dataclass
-class _Connection:
-    """A connection whose request is not complete yet."""
-
-    socket: socket.socket
-    deadline: float
-    """Time (`time.monotonic`) at which it is closed unless its request is complete."""
-    received: bytes = field(default=b"")
-
-
-class Port:
-    """A small HTTP server that never blocks. Requests have no body, and each connection serves one request."""
-
-    def __init__(self, token: str, number: int) -> None:
-        """Listen on TCP port `number`; 0 chooses a free one. `token`: bearer token of trusted clients.
-
-        Raises:
-            OSError: the port is in use.
-        """
-        self._token = token.encode()
-        self._connections: list[_Connection] = []
-        self._listener = socket.create_server(("", number), backlog=64)
-        self.number: int = self._listener.getsockname()[1]
-        self._signal_on_input(self._listener)
-
-    def close(self) -> None:
-        """Stop listening, and close all connections."""
-        for connection in self._connections:
-            connection.socket.close()
-        self._listener.close()
-
-    def poll(self, answer: Callable[[str, str, bool], Response]) -> None:
-        """Respond to all requests that are complete, without blocking.
-
-        `answer` returns the response, given the method, the path, and whether the client is trusted.
-        """
-        self._accept()
-        for connection in list(self._connections):
-            if self._receive(connection):
-                code, text = answer(*self._parse(connection.received))
-                _respond(connection.socket, code, text)
-            # An incomplete request may continue until its deadline.
-            elif time.monotonic() < connection.deadline:
-                continue
-            connection.socket.close()
-            self._connections.remove(connection)
-
-    def _accept(self) -> None:
-        """Accept all pending connections."""
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:  # none is pending, or the client has closed it again
-                return
-            self._signal_on_input(client)
-            self._connections.append(_Connection(client, time.monotonic() + _CALL_TIMEOUT_SECONDS))
-
-    def _receive(self, connection: _Connection) -> bool:
-        """Read what has arrived on a connection. Return whether its request is complete."""
-        try:
-            while more := connection.socket.recv(_MAX_REQUEST_BYTES):
-                connection.received += more
-                if len(connection.received) > _MAX_REQUEST_BYTES:
-                    break
-            connection.deadline = 0.0  # the client has closed its side, or the request is too long
-        except BlockingIOError:
-            pass
-        except OSError:
-            connection.deadline = 0.0
-        return b"\r\n\r\n" in connection.received
-
-    def _parse(self, request: bytes) -> tuple[str, str, bool]:
-        """Return method and path of a request, and whether it has the token."""
-        head, *lines = request.partition(b"\r\n\r\n")[0].split(b"\r\n")
-        method, path, *_ = [*head.split(b" "), b"", b""]
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        token = headers.get(b"authorization", b"").replace(b"Bearer ", b"", 1)
-        trusted = hmac.compare_digest(token, self._token)
-        return method.decode("ascii", "replace"), path.decode("ascii", "replace"), trusted
-
-    def _signal_on_input(self, connection: socket.socket) -> None:
-        """Make a socket non-blocking, and let the kernel send SIGIO when it has input."""
-        connection.setblocking(False)
-        # The signal goes to this thread, which blocks it. In any other thread it would end the process.
-        owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
-        fcntl.fcntl(connection, _F_SETOWN_EX, owner)
-        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-def _respond(connection: socket.socket, code: HTTPStatus, text: str) -> None:
-    """Send an HTTP response."""
-    kind = "application/json" if text.startswith("{") else "text/plain"
-    head = f"HTTP/1.1 {code.value} {code.phrase}\r\nContent-Type: {kind}\r\n"
-    body = text.encode()
-    with contextlib.suppress(OSError):  # a client that has gone will ask again
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
 
 
 # --- processes ------------------------------------------------------------------------------------------------
