@@ -1,98 +1,82 @@
 """Admission without an API server: the same schema, the same CEL rules, the same messages.
 
-Where there is a cluster, the API server refuses a bad manifest with the rules of the CRD. `trainyard run` has no
-API server, so this module judges the manifest by the very CRD that would have been installed.
+Where there is a cluster, the API server refuses an invalid manifest by the rules of the CRD. `trainyard run` has no
+API server, so this module checks the manifest against the same schema and evaluates the same rules.
 """
 
 import difflib
 import json
-import re
 from functools import cache
 from typing import Any
 
 import celpy
-import yaml
 from celpy.adapter import json_to_cel
 from pydantic import ValidationError
 
 from trainyard.crd import Schema, openapi_schema
-from trainyard.protocol import constants
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.resolve import layout_problems, spec_problems
 from trainyard.resource.job import TrainingJob
 
-
-class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: 1e-8 is a number (version 1.2), where PyYAML's version 1.1 wants 1.0e-8."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be accepted. `problems` holds one message for each fault."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+_TOO_DEEP = "the manifest is nested too deeply; remove the superfluous levels"
 
 
 def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
-    """Parse one TrainingJob from YAML or JSON and check it as admission would; `memory`: also whether it fits.
+    """Parse one TrainingJob from YAML or JSON and check it as the API server and the operator would.
+
+    `memory`: also refuse a job whose estimated memory exceeds that of its devices.
 
     Raises:
-        ManifestError: with one message for each fault, naming the field, the rule and the fix.
+        ManifestError: the manifest is invalid; one message per fault.
     """
     return admit(parse_manifest(text), memory=memory)
 
 
-def parse_manifest(text: str) -> dict[str, Any]:
-    """The one TrainingJob in a YAML or JSON text, as it is written.
+def admit(body: dict[str, Any], *, memory: bool = True, old: TrainingJob | None = None) -> TrainingJob:
+    """Check one object as the API server and the operator would, and return it parsed, with defaults.
+
+    `memory`: also refuse a job whose estimated memory exceeds that of its devices. `old`: the stored object that
+    `body` updates; transition rules (immutable fields) are then evaluated, too.
 
     Raises:
-        ManifestError: it is not valid, or holds none, or several.
+        ManifestError: the object is invalid; one message per fault.
     """
     try:
-        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
-    except yaml.YAMLError as error:
-        raise ManifestError([f"not valid YAML: {' '.join(str(error).split())}"]) from error
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == constants.KIND]
-    if len(jobs) != 1:
-        raise ManifestError([f"one {constants.KIND} is expected, {len(jobs)} found; give a file that holds one"])
-    found: dict[str, Any] = jobs[0]
-    return found
-
-
-def admit(body: dict[str, Any], *, memory: bool = True) -> TrainingJob:
-    """Check one object as the API server would, and return it parsed, with defaults.
-
-    Raises:
-        ManifestError: with one message for each fault.
-    """
-    try:
-        # Strict JSON, as the API server has it: "3" is no number, and a list is a list.
+        # Strict JSON, as for the API server: "3" is not an integer, and a tuple is a list.
         job = TrainingJob.model_validate_json(json.dumps(body, default=str), strict=True)
+    except RecursionError as error:
+        raise ManifestError([_TOO_DEEP]) from error
     except ValidationError as error:
-        raise ManifestError(_schema_messages(error, body)) from error
-    value = job.to_dict()
-    problems = list(_broken_rules(openapi_schema(), value)) or (spec_problems if memory else layout_problems)(job)
+        # The JSON is ours: pydantic's parser refuses nothing else in it.
+        too_deep = error.errors()[0]["type"] == "json_invalid"
+        raise ManifestError([_TOO_DEEP] if too_deep else _schema_messages(error, body)) from error
+    variables = {"self": job.to_dict()} | ({} if old is None else {"oldSelf": old.to_dict()})
+    problems = _broken_rules(openapi_schema(), variables)
+    problems = problems or (spec_problems if memory else layout_problems)(job)
     if problems:
         raise ManifestError(problems)
     return job
 
 
-def _broken_rules(schema: Schema, value: Any) -> list[str]:
-    """Messages of the CEL rules that `value`, or anything in it, breaks."""
+def _broken_rules(schema: Schema, variables: dict[str, Any]) -> list[str]:
+    """Return the messages of the CEL rules that an object or anything in it breaks.
+
+    `variables`: the object as `self` and, for an update, the stored one as `oldSelf`. A transition rule is evaluated
+    only where both exist, as by the API server.
+    """
     problems = []
     for rule in schema.get("x-kubernetes-validations", ()):
-        if "oldSelf" not in rule["rule"] and not _holds(rule["rule"], value):
+        applies = "oldSelf" in variables or "oldSelf" not in rule["rule"]
+        if applies and not _holds(rule["rule"], variables):
             problems.append(rule["message"])
+    value = variables["self"]
     for name, child in schema.get("properties", {}).items():
-        if isinstance(value, dict) and name in value:
-            problems += _broken_rules(child, value[name])
+        inner = {key: at[name] for key, at in variables.items() if isinstance(at, dict) and name in at}
+        if "self" in inner:
+            problems += _broken_rules(child, inner)
+    # Items of lists have no stored counterpart: the lists are atomic.
     for item in value if isinstance(value, list) and "items" in schema else ():
-        problems += _broken_rules(schema["items"], item)
+        problems += _broken_rules(schema["items"], {"self": item})
     return problems
 
 
@@ -102,26 +86,26 @@ def _program(expression: str) -> Any:
     return environment.program(environment.compile(expression))
 
 
-def _holds(expression: str, value: Any) -> bool:
-    return bool(_program(expression).evaluate({"self": json_to_cel(value)}))
+def _holds(expression: str, variables: dict[str, Any]) -> bool:
+    return bool(_program(expression).evaluate({name: json_to_cel(value) for name, value in variables.items()}))
 
 
 def _schema_messages(error: ValidationError, body: dict[str, Any]) -> list[str]:
-    """One message per faulty field; a union names all that it would have taken."""
-    wanted: dict[str, list[str]] = {}
+    """Return one message per invalid field. For a union it names every alternative."""
+    expected: dict[str, list[str]] = {}
     given: dict[str, str] = {}
     faults = [(_field_path(fault["loc"], body), fault) for fault in error.errors(include_url=False)]
     paths = [path for path, _ in faults]
     for path, fault in faults:
         if fault["type"] == "too_short" and any(other.startswith(f"{path}[") for other in paths):
-            continue  # pydantic counts the good entries only: the faulty ones are told already
-        wanted.setdefault(path, []).append(_explain(dict(fault), path))
+            continue  # pydantic counts the valid entries only, and the invalid ones have messages of their own
+        expected.setdefault(path, []).append(_explain(dict(fault), path))
         given[path] = "" if fault["type"] in ("missing", "extra_forbidden") else f", not {fault['input']!r}"
-    return [f"{path}: {' or '.join(words)}{given[path]}" for path, words in wanted.items()]
+    return [f"{path}: {' or '.join(words)}{given[path]}" for path, words in expected.items()]
 
 
 def _field_path(location: tuple[int | str, ...], body: Any) -> str:
-    """Dotted path of a fault. pydantic appends the tried type of a union: what is no field is left out."""
+    """Return the dotted path of a fault, without the names of union members that pydantic appends."""
     path = ""
     value = body
     for part in location:
@@ -158,7 +142,7 @@ _PHRASES = {
 
 
 def _explain(fault: dict[str, Any], path: str) -> str:
-    """What the field must be, as a phrase; pydantic's own words where no better ones are known."""
+    """Return what a field must be, as a phrase; pydantic's own message where `_PHRASES` has none."""
     if fault["type"] == "extra_forbidden":
         return "unknown field" + _suggestion(path)
     phrase = _PHRASES.get(fault["type"], fault["msg"])
@@ -166,14 +150,14 @@ def _explain(fault: dict[str, Any], path: str) -> str:
 
 
 def _suggestion(path: str) -> str:
-    """`; did you mean X?` for a misspelt field, else the fields that are known there."""
+    """Return "; did you mean X?" for a misspelt field, else the fields that exist at that place."""
     *parents, wrong = path.split(".")
     node: Schema = openapi_schema()
     for name in parents:
         node = node.get("properties", {}).get(name.split("[")[0], {})
         node = node.get("items", node)
-    known = list(node.get("properties", {}))
-    close = difflib.get_close_matches(wrong, known, n=1)
+    fields = list(node.get("properties", {}))
+    close = difflib.get_close_matches(wrong, fields, n=1)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; known here: {', '.join(known)}" if known else "; remove it"
+    return f"; known here: {', '.join(fields)}" if fields else "; remove it"

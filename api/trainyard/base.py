@@ -1,4 +1,4 @@
-"""What every API type shares: an immutable pydantic model and the CEL rules that stand beside its fields."""
+"""Base of all API types: immutable pydantic models whose validation rules are CEL expressions."""
 
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
@@ -9,14 +9,15 @@ from pydantic.alias_generators import to_camel
 from trainyard.time import format_time
 
 POSITIVE_INT32 = 2_147_483_647
+"""Largest integer of 32 bits, the upper limit of integers in the API."""
 
 
 class Rule(NamedTuple):
-    """A rule over several fields of one object, in the Common Expression Language.
+    """A validation rule over several fields of one object, in the Common Expression Language (CEL).
 
-    The generator writes it into the CRD (``x-kubernetes-validations``), where the API server enforces it;
-    `trainyard.admission` evaluates the very same expression for runs without a cluster. `message` names the
-    field by its full path, the rule, and the fix.
+    The CRD generator writes it to ``x-kubernetes-validations``, where the API server enforces it; `trainyard.admission`
+    evaluates the same expression for runs without a cluster. `message` names the field by its full path, the rule, and
+    the fix.
     """
 
     cel: str
@@ -24,12 +25,12 @@ class Rule(NamedTuple):
 
     @property
     def is_transition(self) -> bool:
-        """True if the rule compares with the stored object (``oldSelf``), so it holds on updates only."""
+        """Whether the rule compares with the stored object (``oldSelf``), so that it applies to updates only."""
         return "oldSelf" in self.cel
 
 
 class ApiModel(BaseModel):
-    """Base of all types of the resource: immutable, camelCase on the wire, unknown fields refused."""
+    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -40,10 +41,11 @@ class ApiModel(BaseModel):
         use_attribute_docstrings=True,
     )
 
-    rules: ClassVar[tuple[Rule, ...]] = ()
+    cel_rules: ClassVar[tuple[Rule, ...]] = ()
+    """Validation rules of the type. `self` in an expression is the object."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The object as it stands in JSON: camelCase keys, defaults filled in, absent fields left out."""
+        """Return the object as JSON holds it: camelCase keys, with defaults, without absent fields."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
     def replace(self, **changes: Any) -> Self:
@@ -57,19 +59,38 @@ class ApiModel(BaseModel):
         return self.model_copy(update=changes)
 
 
-def opaque(description: str) -> Any:
-    """A field that holds any part of a Kubernetes object, checked by the API server that owns its type."""
-    return Field(
-        default_factory=dict,
-        description=description,
-        json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-    )
+class _Mutable(NamedTuple):
+    """Type of the marker `MUTABLE`."""
+
+    mutable: bool = True
+
+
+MUTABLE = _Mutable()
+"""Marks a field of a spec that may change while the job is active: ``Annotated[bool, MUTABLE]``. All other fields are
+immutable then (see `trainyard.resource.immutability`)."""
+
+OpaqueObject = Annotated[
+    dict[str, Any],
+    Field(max_length=128, json_schema_extra={"additionalProperties": {"x-kubernetes-preserve-unknown-fields": True}}),
+]
+"""Part of a Kubernetes object whose fields Trainyard does not declare, for example the spec of a pod. The API server
+checks it when the pod is created."""
+
+
+def models_in(annotation: Any) -> list[type["ApiModel"]]:
+    """Return the API types that a field's annotation names: none for a plain value, else usually one."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation] if issubclass(annotation, ApiModel) else []
+    return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
 
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 1."""
 NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 0, that a user sets."""
 Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
+"""An integer of 32 bits, at least 0, that a program counts."""
 
 
 Timestamp = Annotated[datetime, PlainSerializer(format_time, return_type=str)]
-"""A moment in UTC, to the second, as the Kubernetes API has it."""
+"""A time in UTC with a resolution of one second, in JSON as RFC 3339, as in the Kubernetes API."""

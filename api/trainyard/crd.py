@@ -1,46 +1,47 @@
-"""The CustomResourceDefinition, generated from the pydantic types.
+"""Generator of the CustomResourceDefinition from the pydantic types.
 
-`python -m trainyard.crd` prints it; the chart holds the result and a test fails when the two differ.
+`python -m trainyard.crd` prints it. The chart holds the result, and a unit test fails if the two differ.
 """
 
+from functools import cache
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from trainyard.base import ApiModel
+from trainyard.base import ApiModel, models_in
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 
 Schema = dict[str, Any]
 
 _COLUMNS = (
-    ("Phase", "string", ".status.phase", "Where the job stands", 0),
-    ("Step", "integer", ".status.progress.step", "Optimizer steps done", 0),
+    ("Phase", "string", ".status.phase", "Summary of the conditions in one word", 0),
+    ("Step", "integer", ".status.progress.step", "Completed optimizer steps", 0),
     ("Loss", "number", ".status.progress.loss", "Training loss at the last report", 0),
     ("Tokens/s", "number", ".status.progress.tokensPerSecond", "Throughput of all ranks together", 0),
-    ("Workers", "integer", ".status.workers.running", "Workers that run", 0),
-    ("Restarts", "integer", ".status.restarts", "Attempts that had to be repeated", 0),
+    ("Workers", "integer", ".status.workers.running", "Number of running workers", 0),
+    ("Restarts", "integer", ".status.restarts", "Number of restarts", 0),
     ("Age", "date", ".metadata.creationTimestamp", "Time since creation", 0),
-    ("Attempt", "integer", ".status.attempt", "Number of the current group of pods", 1),
-    ("Steps", "integer", ".status.progress.totalSteps", "Optimizer steps in all", 1),
-    ("MFU", "number", ".status.progress.mfu", "Share of the devices' peak that went into training", 1),
-    ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at this speed", 1),
+    ("Attempt", "integer", ".status.attempt", "Number of the current attempt", 1),
+    ("Steps", "integer", ".status.progress.totalSteps", "Total number of optimizer steps", 1),
+    ("MFU", "number", ".status.progress.mfu", "Model FLOPs utilization: share of the peak of the devices", 1),
+    ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at the current speed", 1),
 )
 
 _DROPPED = ("title", "discriminator", "additionalProperties")
-"""`additionalProperties: false` is not allowed in a structural schema: unknown fields are refused by the API
-server's field validation instead. (Maps keep theirs, see `_structural`.)"""
+"""Keys of JSON Schema that a structural schema must not have. `additionalProperties: false` is replaced by the field
+validation of the API server, which refuses unknown fields; `_structural` keeps the schema of a map's values."""
 
 
 def crd() -> dict[str, Any]:
-    """The CustomResourceDefinition as a plain object."""
+    """Return the CustomResourceDefinition as a plain object."""
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {
             "name": f"{constants.PLURAL}.{constants.GROUP}",
-            # Uninstalling the operator must not delete everybody's jobs.
+            # Uninstalling the operator must not delete the jobs of its users.
             "annotations": {"helm.sh/resource-policy": "keep"},
         },
         "spec": {
@@ -78,8 +79,9 @@ def _version() -> dict[str, Any]:
     }
 
 
+@cache
 def openapi_schema() -> Schema:
-    """The structural schema of a TrainingJob, with its CEL rules."""
+    """Return the structural schema of a TrainingJob, with its CEL rules. It is built once: do not modify it."""
     root = TrainingJob.model_json_schema(by_alias=True, mode="validation")
     schema = _structural(root, root.get("$defs", {}))
     _attach_rules(schema, TrainingJob)
@@ -94,6 +96,8 @@ def openapi_schema() -> Schema:
 
 def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     """Inline references and rewrite what JSON Schema allows and a structural schema does not."""
+    if "description" in node:
+        node = {**node, "description": _unwrap(node["description"])}
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[-1]]
         node = {**target, **{k: v for k, v in node.items() if k != "$ref"}}
@@ -116,13 +120,21 @@ def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
     return result
 
 
+def _unwrap(text: str) -> str:
+    """Return a docstring with each paragraph on one line."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
+
+
 def _without_nulls(value: Any) -> Any:
-    """A default as the API server takes it: an absent field is left out, not null."""
+    """Return a default as the API server accepts it: absent fields are left out, not null."""
     return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 def _merge_alternatives(node: Schema, alternatives: list[Schema], definitions: dict[str, Schema]) -> Schema:
-    """`X | None` becomes X, and `int | "auto"` becomes int-or-string; nothing else occurs in the API types."""
+    """Merge a union into one schema: `X | None` becomes X, and `int | "auto"` becomes int-or-string.
+
+    Other unions do not occur in the API types.
+    """
     rest = {k: v for k, v in node.items() if k not in ("anyOf", "allOf")}
     if len(alternatives) == 1:
         inner = alternatives[0]
@@ -135,7 +147,7 @@ def _merge_alternatives(node: Schema, alternatives: list[Schema], definitions: d
 
 
 def _rename_limits(node: Schema) -> Schema:
-    """JSON Schema 2020 to OpenAPI 3.0: exclusive limits are flags there, and a constant is an enum of one."""
+    """Convert JSON Schema 2020 to OpenAPI 3.0: exclusive limits are flags there, and a constant is an enum of one."""
     for new, old in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
         if new in node:
             node = {**node, old: node[new], new: True}
@@ -146,19 +158,13 @@ def _rename_limits(node: Schema) -> Schema:
 
 
 def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
-    """Put each model's rules on its object in the schema."""
-    if issubclass(model, ApiModel) and model.rules:
-        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.rules]
+    """Add the CEL rules of each type to its object in the schema."""
+    if issubclass(model, ApiModel) and model.cel_rules:
+        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
     for name, field in model.model_fields.items():
         child = schema.get("properties", {}).get(field.alias or name)
-        for nested in _models_in(field.annotation):
+        for nested in models_in(field.annotation):
             _attach_rules(child.get("items", child), nested)
-
-
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation] if issubclass(annotation, ApiModel) else []
-    return [m for part in getattr(annotation, "__args__", ()) for m in _models_in(part)]
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The mesh: which part of the model and which samples belong to which rank."""
+"""The device mesh: which part of the model and which samples belong to which rank."""
 
 import math
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from trainyard.resource.spec import TrainingJobSpec
 
 
 class Coordinate(NamedTuple):
-    """Place of a rank on each axis, outermost first."""
+    """Index of a rank along each mesh axis, outermost axis first."""
 
     pipeline: int
     replicate: int
@@ -19,51 +19,51 @@ class Coordinate(NamedTuple):
 
 
 class Mesh(ApiModel):
-    """Sizes of the axes; their product is the world size.
+    """Sizes of the mesh axes. Their product is the world size.
 
-    Ranks are counted with the last axis fastest. So neighbours in tensor, expert and context, who talk in every layer,
-    have neighbouring ranks and share a worker, while pipeline stages and replicas, who talk once per micro-batch or per
-    step, are the ones that cross workers.
+    The last axis varies fastest. Ranks that communicate in every layer (tensor, expert, context) are therefore
+    neighbours and usually share a worker; pipeline stages and replicas, which communicate once per micro-batch or per
+    step, are spread over the workers.
     """
 
     pipeline: int = 1
-    """Stages of layers."""
+    """Number of pipeline stages."""
     replicate: int = 1
-    """Copies of the sharded model; they train on different samples."""
+    """Number of copies of the sharded model, which train on different samples."""
     shard: int = 1
-    """Ranks that shard parameters and train on different samples."""
+    """Number of ranks that shard the parameters and train on different samples."""
     context: int = 1
-    """Ranks that hold parts of the same sequences."""
+    """Number of ranks that hold parts of the same sequences."""
     expert: int = 1
-    """Ranks that hold different experts and train on different samples."""
+    """Number of ranks that hold different experts and train on different samples."""
     tensor: int = 1
-    """Ranks that hold parts of the same matrices."""
+    """Number of ranks that hold parts of the same matrices."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Sizes, outermost axis first."""
+        """Return the size of each axis, outermost axis first."""
         return tuple(getattr(self, axis) for axis in AXES)
 
     @property
     def size(self) -> int:
-        """Number of ranks."""
+        """Return the number of ranks."""
         return math.prod(self.shape)
 
     @property
     def data(self) -> int:
-        """Ranks with different samples."""
+        """Return the number of data-parallel ranks: those with different samples."""
         return self.replicate * self.shard * self.expert
 
     def coordinate(self, rank: int) -> Coordinate:
-        """Where a rank stands."""
-        places = []
+        """Return the index of a rank along each axis."""
+        indexes = []
         for size in reversed(self.shape):
-            rank, place = divmod(rank, size)
-            places.append(place)
-        return Coordinate(*reversed(places))
+            rank, index = divmod(rank, size)
+            indexes.append(index)
+        return Coordinate(*reversed(indexes))
 
     def data_index(self, rank: int) -> int:
-        """Which share of the global batch is the rank's, from 0 to `data` - 1."""
+        """Return the index of the share of the global batch that a rank trains on, from 0 to `data` - 1."""
         at = self.coordinate(rank)
         return (at.replicate * self.shard + at.shard) * self.expert + at.expert
 
@@ -73,47 +73,54 @@ class Mesh(ApiModel):
 
 
 AXES = Coordinate._fields
+"""Names of the mesh axes, outermost first."""
 
 
 def make_mesh(spec: TrainingJobSpec) -> Mesh:
-    """The mesh of a job.
+    """Return the mesh of a job.
 
     Raises:
         ValueError: the axes do not divide the world size; the message names the field and the fix.
     """
-    wanted = spec.parallel
-    model = wanted.pipeline.stages * wanted.context * wanted.tensor
-    data, rest = divmod(spec.world_size, model)
-    if rest:
+    axes = spec.parallel
+    model = axes.pipeline.stages * axes.context * axes.tensor
+    data, remainder = divmod(spec.world_size, model)
+    # The axes that split the model must divide the world size.
+    if remainder:
         raise ValueError(
             f"spec.parallelism: tensor x context x pipeline.stages = {model} must divide the world size "
             f"{spec.world_size} (workers.replicas x workers.procsPerWorker); change an axis or the number of workers"
         )
-    each, rest = divmod(data, wanted.expert)
-    if rest:
+    per_expert, remainder = divmod(data, axes.expert)
+    # Experts are spread over the data-parallel ranks.
+    if remainder:
         raise ValueError(
-            f"spec.parallelism.expert: {wanted.expert} must divide the {data} data-parallel ranks (world size / "
+            f"spec.parallelism.expert: {axes.expert} must divide the {data} data-parallel ranks (world size / "
             "(tensor x context x pipeline.stages)), which hold the experts together; choose a divisor, or change the "
             "number of workers"
         )
-    inner = wanted.expert * wanted.context * wanted.tensor
-    shard = {"ddp": 1, "parameterServer": 1, "fsdp": each}.get(wanted.data.mode) or _group(spec, each, inner)
-    if each % shard:
+    inner = axes.expert * axes.context * axes.tensor
+    shard = {"ddp": 1, "parameterServer": 1, "fsdp": per_expert}.get(axes.data.mode) or _group(spec, per_expert, inner)
+    # The groups of hsdp must be equally large.
+    if per_expert % shard:
         raise ValueError(
             f"spec.parallelism.data.shard: {shard} must divide the {data} data-parallel ranks (world size / (tensor x "
-            f"context x pipeline.stages)) over expert = {wanted.expert}; choose a divisor"
+            f"context x pipeline.stages)) over expert = {axes.expert}; choose a divisor"
         )
     return Mesh(
-        pipeline=wanted.pipeline.stages,
-        replicate=each // shard,
+        pipeline=axes.pipeline.stages,
+        replicate=per_expert // shard,
         shard=shard,
-        expert=wanted.expert,
-        context=wanted.context,
-        tensor=wanted.tensor,
+        expert=axes.expert,
+        context=axes.context,
+        tensor=axes.tensor,
     )
 
 
 def _group(spec: TrainingJobSpec, data: int, inner: int) -> int:
-    """Ranks of an hsdp group: as given, or as many as one worker holds."""
-    wanted = spec.parallel.data.shard
-    return wanted if wanted != "auto" else math.gcd(data, max(1, spec.procs_per_worker // inner))
+    """Return the number of ranks in a group of hsdp: data.shard, or with auto as many as one worker holds.
+
+    `data`: data-parallel ranks that hold the same experts. `inner`: ranks that each of them stands for.
+    """
+    shard = spec.parallel.data.shard
+    return shard if shard != "auto" else math.gcd(data, max(1, spec.procs_per_worker // inner))

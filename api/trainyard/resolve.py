@@ -40,7 +40,7 @@ def largest_size(job: TrainingJob, most: int) -> int | None:
     if job.spec.elastic is None:
         return None
     sizes = range(min(most, job.spec.workers.replicas), job.spec.elastic.min_replicas - 1, -1)
-    return next((size for size in sizes if not _problems_at_size(job.sized(size), memory=True)), None)
+    return next((size for size in sizes if not _problems_at_size(job.with_replicas(size), memory=True)), None)
 
 
 def _problems(job: TrainingJob, *, memory: bool) -> list[str]:
@@ -51,7 +51,7 @@ def _problems(job: TrainingJob, *, memory: bool) -> list[str]:
     return [
         f"spec.elastic.minReplicas: with {least} workers the job is not possible: {problem}; or choose another "
         "minReplicas"
-        for problem in _problems_at_size(job.sized(least), memory=memory)
+        for problem in _problems_at_size(job.with_replicas(least), memory=memory)
     ]
 
 

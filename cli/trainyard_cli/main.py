@@ -15,8 +15,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainyard.admission import ManifestError, load_manifest
+from trainyard.admission import load_manifest
 from trainyard.estimate import estimate
+from trainyard.manifest import ManifestError
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster import change, logs, look, submit, top, trace
 from trainyard_cli.display import Display

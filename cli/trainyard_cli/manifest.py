@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from trainyard.admission import ManifestError
+from trainyard.manifest import ManifestError
 from trainyard_cli.ending import EXIT_BAD_INPUT
 
 

@@ -115,7 +115,7 @@ async def test_what_the_server_refuses_is_said_in_its_words(trainyard: Command) 
     assert elsewhere.code == 2
     assert elsewhere.error.startswith("-: metadata.namespace: is other, and --namespace is default; make them the same")
     nothing = await trainyard("submit", "-", stdin="kind: Pod")
-    assert (nothing.code, "one TrainingJob is expected, 0 found" in nothing.error) == (2, True)
+    assert (nothing.code, "one TrainingJob is expected, found kind Pod" in nothing.error) == (2, True)
 
 
 async def test_a_name_that_is_taken_or_unknown_is_an_error_with_a_way_out(trainyard: Command) -> None:

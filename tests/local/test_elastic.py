@@ -63,7 +63,7 @@ async def suspend(run: LocalRun) -> None:
 
 def scale(run: LocalRun, replicas: int) -> None:
     """As `kubectl scale` does it."""
-    run.edit(run.job.sized(replicas).spec)
+    run.edit(run.job.with_replicas(replicas).spec)
 
 
 async def until_steps_of(run: LocalRun, attempt: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import make_job
 from tests.support.local import until_over, worker_of
-from trainyard.protocol import launcher, launcher_protocol
+from trainyard.protocol import launcher
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
@@ -42,8 +42,10 @@ def said(run: LocalRun, pod: str) -> list[list[str]]:
 def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is long enough: pods are other processes, so they learn it from the file itself."""
     text = Path(launcher.__file__).read_text()
-    (tmp_path / "launcher_protocol.py").write_text(Path(launcher_protocol.__file__).read_text())
-    changed = text.replace("SHORTEST_ATTEMPT = 30.0", "SHORTEST_ATTEMPT = 0.5")
+    folder = Path(launcher.__file__).parent
+    for name in ("launcher_port.py", "launcher_protocol.py"):
+        (tmp_path / name).write_text((folder / name).read_text())
+    changed = text.replace("MIN_ATTEMPT_SECONDS = 30.0", "MIN_ATTEMPT_SECONDS = 0.5")
     assert changed != text
     (tmp_path / "launcher.py").write_text(changed)
     monkeypatch.setattr("trainyard_operator.manifests.children.files", lambda _: tmp_path)

@@ -88,7 +88,7 @@ def test_a_program_of_ones_own_has_no_figures() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: Pod", "one TrainingJob is expected, 0 found"),
+        ("kind: Pod", "one TrainingJob is expected, found kind Pod"),
         (
             yaml.safe_dump(
                 {**sample("llama-ddp"), "spec": {**sample("llama-ddp")["spec"], "parallelism": {"tensor": 3}}}

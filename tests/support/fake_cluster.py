@@ -11,7 +11,7 @@ from typing import Any
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard.protocol import constants
-from trainyard.protocol.launcher_state import Ending, PodState
+from trainyard.protocol.launcher_state import ExitInfo, PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
@@ -111,20 +111,20 @@ class FakeCluster:
         """Let the ranks in a pod fail, while its launcher stays alive and awaits a restart."""
         uid, attempt = self.pods[name]["metadata"]["uid"], self.running_attempt(name)
         self.failed.add(attempt)
-        self.launchers[uid] = PodState(attempt=attempt, ending=Ending(exit_code=code, message=words, at=self.now))
+        self.launchers[uid] = PodState(attempt=attempt, exit_info=ExitInfo(exit_code=code, message=words, at=self.now))
         self._store_pod({**self.pods[name], "status": kubelet.running(self.now, ready=False)})
 
     def awaits_restart(self, name: str) -> bool:
         """Return whether the launcher in a pod awaits a restart."""
         launcher = self.launchers.get(self.pods[name]["metadata"]["uid"])
-        return launcher is not None and launcher.ending is not None
+        return launcher is not None and launcher.exit_info is not None
 
     def release(self, name: str) -> None:
         """Let a launcher exit with the code of its ranks."""
         launcher = self.launchers[self.pods[name]["metadata"]["uid"]]
-        assert launcher.ending is not None
+        assert launcher.exit_info is not None
         self.last_run[self.pods[name]["metadata"]["uid"]] = launcher.attempt
-        self.set_pod(name, kubelet.ended(self.now, launcher.ending.exit_code, message=launcher.ending.message))
+        self.set_pod(name, kubelet.ended(self.now, launcher.exit_info.exit_code, message=launcher.exit_info.message))
 
     def restart_in_place(self, name: str, attempt: int) -> PodState:
         """Let a launcher start another attempt, which makes its pod ready."""
@@ -221,7 +221,7 @@ class FakeCluster:
         """Check that a restart may be counted: the program failed, or a rule of the user says so."""
         assert self.job is not None
         assert new.last_failure is not None
-        rules, failure = self.job.spec.restart_policy.exceptions, new.last_failure
+        rules, failure = self.job.spec.restart_policy.rules, new.last_failure
         if failure.reason == Reason.STARTUP_TIMEOUT:
             page = self.pages.get(old.attempt)
             assert page is None or page.steps_made == 0, "a group that makes steps failed the startup timeout"
@@ -257,7 +257,7 @@ class FakeCluster:
         """Check that a launcher may be asked to exit."""
         assert self.job is not None
         assert self.job.status.finished, "a pod was released although its job continues"
-        assert state.ending is not None, "a pod was released whose processes run"
+        assert state.exit_info is not None, "a pod was released whose processes run"
 
     def check_forced_deletion(self, pod: dict[str, Any]) -> None:
         """Check that a pod may be deleted by force."""

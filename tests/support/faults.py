@@ -1,4 +1,4 @@
-"""Manifests that must be refused: one table for admission without a cluster and for a real API server."""
+"""Invalid manifests: one table for local admission and for a real API server."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,11 +15,11 @@ class Fault(NamedTuple):
     name: str
     manifest: Callable[[], Manifest]
     message: str
-    """What `trainyard.admission` says."""
+    """Message of `trainyard.admission`."""
     server: str | None = None
-    """Part of what an API server says; None: the same (a CEL rule of ours)."""
+    """Part of the API server's message; None: the same message, since it comes from one of our CEL rules."""
     strict: bool = False
-    """The API server finds it in strict field validation only (the default of kubectl)."""
+    """Whether the API server refuses it only with strict field validation (the default of kubectl)."""
 
 
 def _trainer(**changes: Any) -> Manifest:
@@ -95,7 +95,8 @@ _PRESET = (
 )
 
 _ONE_CONDITION = (
-    "spec.restartPolicy.rules: each rule has exactly one of onExitCodes and onReasons; add one, or make two rules of it"
+    "spec.restartPolicy.rules: each rule must have exactly one of onExitCodes and onReasons; add one, or split it into "
+    "two rules"
 )
 
 _ELASTIC_LAYOUT = (
@@ -117,7 +118,7 @@ def _elastic_batch(least: int, replicas: int, batch: Manifest, **parallelism: An
 
 
 _ELASTIC_NEEDS = (
-    "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size goes on from a checkpoint; add both, or "
+    "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size resumes from a checkpoint; add both, or "
     "remove it"
 )
 
@@ -127,6 +128,12 @@ RULES = (
     Fault(
         "neither command nor trainer",
         lambda: _without(make_manifest(), "spec", "command"),
+        "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
+        "add one or remove the other",
+    ),
+    Fault(
+        "an empty spec",
+        lambda: {**make_manifest(), "spec": {}},
         "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
         "add one or remove the other",
     ),
@@ -171,7 +178,7 @@ RULES = (
         "of it; choose a divisor, or auto",
     ),
     Fault(
-        "a straggler that is to be replaced without checkpoints",
+        "replacing stragglers without checkpoints",
         lambda: make_manifest(trainer=trainer_spec(), health={"straggler": {"action": "Replace"}}),
         "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
         "add spec.checkpoint, or choose Report",
@@ -187,12 +194,12 @@ RULES = (
             f"a hang timeout of {value}",
             partial(make_manifest, trainer=trainer_spec(), health={"hangTimeoutSeconds": value}),
             f"spec.health.hangTimeoutSeconds: must be {rule} or must be 'auto', not {value!r}",
-            server="spec.health.hangTimeoutSeconds: must be auto or a number from 1 to 86400",
+            server="spec.health.hangTimeoutSeconds: must be auto or a whole number from 1 to 86400; correct it",
         )
         for value, rule in (("long", "a whole number"), (0, "at least 1"), (86_401, "at most 86400"))
     ),
     Fault(
-        "parallelism of a program of one's own",
+        "parallelism of a user program",
         lambda: make_manifest(parallelism={"tensor": 2}),
         "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
     ),
@@ -300,22 +307,22 @@ RULES = (
         "has two stages; use fewer stages, another schedule, or more layers",
     ),
     Fault(
-        "processes per worker in a word",
+        "procsPerWorker that is a word",
         lambda: make_manifest(workers={"procsPerWorker": "many"}),
         "spec.workers.procsPerWorker: must be a whole number or must be 'auto', not 'many'",
-        server="spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        server="spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
     ),
     Fault(
-        "more processes per worker than there can be",
+        "procsPerWorker above the limit",
         lambda: make_manifest(workers={"procsPerWorker": 65}),
         "spec.workers.procsPerWorker: must be at most 64 or must be 'auto', not 65",
-        server="spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+        server="spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
     ),
     Fault(
-        "memory of GPUs that are not there",
+        "gpuMemory of workers without GPUs",
         lambda: make_manifest(workers={"gpuMemory": "80Gi", "resources": {"limits": {"memory": "2Gi"}}}),
-        "spec.workers.gpuMemory: is the memory of each GPU, but the workers have none; set "
-        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+        "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "
+        "remove it",
     ),
     Fault(
         "width that the heads do not divide",
@@ -329,13 +336,13 @@ RULES = (
         "spec.trainer.model.heads: must be a multiple of kvHeads; change heads or kvHeads",
     ),
     Fault(
-        "two sources of text",
+        "both path and builtin",
         lambda: _trainer(data={"source": "text", "builtin": "python-stdlib", "path": "/data"}),
         "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
         "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
-        "no source of text",
+        "neither path nor builtin",
         lambda: _trainer(data={"source": "text"}),
         "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
         "(builtin: python-stdlib and builtin: digits need no files)",
@@ -379,7 +386,7 @@ RULES = (
         "spec.trainer.data.builtin: python-stdlib is text and digits is a table; change builtin or source",
     ),
     Fault(
-        "convergence that nobody looks for",
+        "convergence without evaluations",
         lambda: _trainer(stop={"steps": 10, "converged": {"patience": 2}}),
         "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
         "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
@@ -390,7 +397,7 @@ RULES = (
         "spec.trainer.activationCheckpointing: is for llama and moe only, an mlp has no blocks; remove it",
     ),
     Fault(
-        "evaluation of nothing",
+        "evaluation without samples",
         lambda: _trainer(evaluation={"everySteps": 5}),
         "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
     ),
@@ -450,7 +457,7 @@ RULES = (
         "and pipeline, or train a llama",
     ),
     Fault(
-        "two ways to stop",
+        "two stop conditions",
         lambda: _trainer(stop={"steps": 10, "epochs": 1}),
         "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
     ),
@@ -483,7 +490,7 @@ RULES = (
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
     ),
     Fault(
-        "a trace of a rank that there is not",
+        "a profile of a rank that does not exist",
         lambda: make_manifest(
             replicas=2,
             trainer=trainer_spec(profile={"startStep": 5, "ranks": [0, 2]}),
@@ -501,12 +508,12 @@ RULES = (
         Fault(
             f"metrics at port {port}",
             partial(make_manifest, metrics={"port": port}),
-            "spec.metrics.port: 29500 (rendezvous) and 9401 (launcher) are in use; choose another port",
+            "spec.metrics.port: must not be 29500 (rendezvous) or 9401 (launcher); choose another port",
         )
         for port in (29500, 9401)
     ),
     Fault(
-        "the health of a program of one's own",
+        "health of a user program",
         lambda: make_manifest(health={"startupTimeoutSeconds": 60}),
         "spec.health: needs spec.trainer; a program of your own reports no steps, remove it",
     ),
@@ -516,18 +523,18 @@ RULES = (
         "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
     ),
     Fault(
-        "steps between checkpoints of a program of one's own",
+        "everySteps of a user program",
         lambda: make_manifest(checkpoint={"claim": {"size": "1Gi"}, "everySteps": 10}),
         "spec.checkpoint: everySteps, everySeconds, keep and async are the built-in trainer's; remove them, a "
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Fault(
-        "a rule for restarts without a condition",
+        "a restart rule without a condition",
         lambda: make_manifest(restartPolicy={"rules": [{"action": "Fail"}]}),
         _ONE_CONDITION,
     ),
     Fault(
-        "a rule for restarts with two conditions",
+        "a restart rule with two conditions",
         lambda: make_manifest(restartPolicy={"rules": [{"onExitCodes": [1], "onReasons": ["E"], "action": "Fail"}]}),
         _ONE_CONDITION,
     ),
@@ -535,7 +542,7 @@ RULES = (
         "a name too long for a pod's host name",
         lambda: make_manifest("a" * 51),
         "metadata.name: must be at most 50 characters, since pods are named NAME-ATTEMPT-INDEX "
-        "and a pod's host name has 63; choose a shorter name",
+        "and a host name has at most 63; choose a shorter name",
     ),
     Fault(
         "a name that starts with a digit",
@@ -549,7 +556,7 @@ RULES = (
         "metadata.name: must start with a letter and hold only a-z, 0-9 and '-', since it names a "
         "Service; choose another name",
     ),
-    Fault("an elastic program of one's own", lambda: make_manifest(elastic={"minReplicas": 1}), _ELASTIC_NEEDS),
+    Fault("elastic with a user program", lambda: make_manifest(elastic={"minReplicas": 1}), _ELASTIC_NEEDS),
     Fault("elastic without checkpoints", lambda: _without(_elastic(), "spec", "checkpoint"), _ELASTIC_NEEDS),
     Fault(
         "fewer workers than elastic.minReplicas",
@@ -607,14 +614,14 @@ SCHEMA = (
         strict=True,
     ),
     Fault(
-        "no workers at all",
+        "no workers",
         lambda: make_manifest(replicas=0),
         "spec.workers.replicas: must be at least 1, not 0",
         server="spec.workers.replicas: Invalid value: 0: spec.workers.replicas in body should be greater than or "
         "equal to 1",
     ),
     Fault(
-        "a number in a string",
+        "a string for an integer",
         lambda: make_manifest(workers={"replicas": "2"}),
         "spec.workers.replicas: must be a whole number, not '2'",
         server='spec.workers.replicas: Invalid value: "string": spec.workers.replicas in body must be of type integer',
@@ -626,7 +633,7 @@ SCHEMA = (
         server='spec.command: Invalid value: "string": spec.command in body must be of type array',
     ),
     Fault(
-        "a number for a truth value",
+        "an integer for a boolean",
         lambda: make_manifest(suspend=1),
         "spec.suspend: must be true or false, not 1",
         server='spec.suspend: Invalid value: "integer": spec.suspend in body must be of type boolean',
@@ -646,7 +653,7 @@ SCHEMA = (
         '"medium", "1b", "8b", "70b", "8x7b", "8x22b"',
     ),
     Fault(
-        "memory of GPUs in words",
+        "gpuMemory that is not a quantity",
         lambda: make_manifest(workers={"gpuMemory": "a lot", "resources": {"limits": {"nvidia.com/gpu": 1}}}),
         "spec.workers.gpuMemory: must match ^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$, not 'a lot'",
         server='spec.workers.gpuMemory: Invalid value: "a lot": spec.workers.gpuMemory in body should match '
@@ -660,14 +667,14 @@ SCHEMA = (
         "should be greater than 0",
     ),
     Fault(
-        "an exit code of success in a rule for restarts",
+        "exit code 0 in a restart rule",
         lambda: make_manifest(restartPolicy={"rules": [{"onExitCodes": [0], "action": "Fail"}]}),
         "spec.restartPolicy.rules[0].onExitCodes[0]: must be at least 1, not 0",
         server="spec.restartPolicy.rules[0].onExitCodes[0]: Invalid value: 0: "
         "spec.restartPolicy.rules[0].onExitCodes[0] in body should be greater than or equal to 1",
     ),
     Fault(
-        "no way to stop",
+        "no stop condition",
         lambda: _without(_trainer(), "spec", "trainer", "stop"),
         "spec.trainer.stop: is required; add it",
         server="spec.trainer.stop: Required value",

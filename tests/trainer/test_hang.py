@@ -53,7 +53,7 @@ def test_a_stopped_rank_ends_all_pods_and_is_blamed(start: Starter, stopped: int
     other, word = pods[1 - stopped], pods[1 - stopped].word
     assert word is not None
     assert word.hang is not None
-    assert not word.hang.silent
+    assert not word.hang.no_stack_trace
     assert "Current thread" in other.stderr
     assert "train.py" in other.stderr
     assert "Current thread" not in pods[stopped].stderr

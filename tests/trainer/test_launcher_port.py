@@ -1,4 +1,4 @@
-"""Another attempt in the same pods: on order, and only where it can help."""
+"""Restart in place: another attempt in the same pods, on request, and only where it can help."""
 
 import json
 import os
@@ -17,7 +17,8 @@ import pytest
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard.protocol import constants, launcher_protocol
-from trainyard.protocol.launcher import Launcher, Port, next_signal, release_own_signals
+from trainyard.protocol.launcher import Launcher, unblock_launcher_signals, wait_for_signal
+from trainyard.protocol.launcher_port import Port
 from trainyard.protocol.launcher_state import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH, PodState
 
 TOKEN = "a secret"
@@ -46,7 +47,7 @@ def state(pod: Pod) -> PodState:
     return PodState.model_validate_json(text)
 
 
-def order(pod: Pod, attempt: int) -> int:
+def request_attempt(pod: Pod, attempt: int) -> int:
     return call(pod.launcher_port, f"{ATTEMPT_PATH}{attempt}", "POST")[0]
 
 
@@ -56,7 +57,7 @@ def attempts(pod: Pod) -> list[int]:
 
 @pytest.fixture
 def running(start: Starter, tmp_path: Path) -> Iterator[list[Pod]]:
-    """Two pods with two ranks each, three steps into attempt 3, that save each step."""
+    """Two pods with two ranks each, three steps into attempt 3, which save a checkpoint in each step."""
     env = ENV | {constants.ENV_CHECKPOINTS: str(tmp_path)}
     checkpoint = {"everySteps": 1}
     config = make_config(4, stop={"steps": 100_000}, checkpoint=checkpoint)
@@ -66,60 +67,60 @@ def running(start: Starter, tmp_path: Path) -> Iterator[list[Pod]]:
     yield pods
     for pod in pods:
         with suppress(ProcessLookupError):
-            os.killpg(pod.pid, signal.SIGKILL)  # the processes that save outlive their ranks
+            os.killpg(pod.pid, signal.SIGKILL)  # processes that write checkpoints outlive their ranks
 
 
-def test_group_starts_again_in_its_pods(running: list[Pod]) -> None:
+def test_group_restarts_inside_its_pods(running: list[Pod]) -> None:
     first, second = running
     old = set(first.ranks() + second.ranks())
     os.kill(second.ranks()[1], signal.SIGKILL)
     wait_until(lambda: not ready(second), 5, lambda: second.stderr)
-    found = state(second)
-    assert found.attempt == 3
-    assert found.ending is not None
-    assert found.ending.exit_code == 128 + signal.SIGKILL
-    assert json.loads(found.ending.message)["rank"] == 3
+    held = state(second)
+    assert held.attempt == 3
+    assert held.exit_info is not None
+    assert held.exit_info.exit_code == 128 + signal.SIGKILL
+    assert json.loads(held.exit_info.message)["rank"] == 3
     killed = time.monotonic()
-    assert [order(pod, 4) for pod in running] == [202, 202]
+    assert [request_attempt(pod, 4) for pod in running] == [202, 202]
     wait_until(lambda: 4 in attempts(first), 20, lambda: first.stderr)
     assert time.monotonic() - killed < 10
     assert all(ready(pod) for pod in running)
     assert state(first) == PodState(attempt=4)
-    assert second.word is None, "the last word of attempt 3 is no longer true"
+    assert second.word is None, "the termination message of attempt 3 is cleared"
     resumed = next(json.loads(line) for line in first.stdout.splitlines() if "resumedStep" in line)
     assert resumed["resumedStep"] >= 1
     assert not old & {p.pid for p in psutil.process_iter() if p.status() != psutil.STATUS_ZOMBIE}
 
 
-def test_order_ends_ranks_that_have_noticed_nothing(running: list[Pod]) -> None:
-    """As where a peer that is gone is noticed only by a timeout."""
+def test_restart_request_kills_ranks_that_still_run(running: list[Pod]) -> None:
+    """As after the loss of a peer that the ranks notice only by a timeout."""
     old = [rank for pod in running for rank in pod.ranks()]
     for rank in old:
         os.kill(rank, signal.SIGSTOP)
-    assert [order(pod, 4) for pod in running] == [202, 202]
+    assert [request_attempt(pod, 4) for pod in running] == [202, 202]
     wait_until(lambda: 4 in attempts(running[0]), 20, lambda: running[0].stderr)
     assert not any(psutil.pid_exists(rank) for rank in old)
 
 
-def test_old_orders_are_refused_and_repeated_ones_do_nothing(running: list[Pod]) -> None:
+def test_requests_for_old_attempts_are_refused_and_repeated_ones_do_nothing(running: list[Pod]) -> None:
     ranks = running[0].ranks()
-    assert order(running[0], 2) == 409
-    assert order(running[0], 3) == 202
+    assert request_attempt(running[0], 2) == 409
+    assert request_attempt(running[0], 3) == 202
     assert call(running[0].launcher_port, RELEASE_PATH, "POST")[0] == 409
     assert running[0].ranks() == ranks
 
 
-def test_release_ends_the_pod_with_the_code_of_its_ranks(running: list[Pod]) -> None:
+def test_release_ends_the_pod_with_the_exit_code_of_its_ranks(running: list[Pod]) -> None:
     os.kill(running[0].ranks()[0], signal.SIGKILL)
     wait_until(lambda: not any(ready(pod) for pod in running), 10, lambda: running[0].stderr)
-    assert order(running[0], 3) == 409, "attempt 3 is over"
+    assert request_attempt(running[0], 3) == 409, "attempt 3 has ended"
     assert [call(pod.launcher_port, RELEASE_PATH, "POST")[0] for pod in running] == [202, 202]
     assert finish(running, 5) == [137, 1]
     assert running[0].word is not None
     assert running[0].word.rank == 0
 
 
-def test_pod_that_waits_for_orders_ends_when_it_is_told_to_stop(running: list[Pod]) -> None:
+def test_waiting_pod_ends_on_sigterm(running: list[Pod]) -> None:
     os.kill(running[0].ranks()[0], signal.SIGKILL)
     wait_until(lambda: not ready(running[0]), 10, lambda: running[0].stderr)
     os.kill(running[0].pid, signal.SIGTERM)
@@ -127,26 +128,26 @@ def test_pod_that_waits_for_orders_ends_when_it_is_told_to_stop(running: list[Po
 
 
 @pytest.mark.parametrize(
-    ("entry", "env", "probed", "why"),
+    ("entry", "env", "probed", "reason"),
     [
-        ("die_in_rank_1", {}, True, "no token: nobody may give orders"),
-        ("die_in_rank_1", ENV, False, "nobody has seen it ready, so nobody would see that it has ended"),
-        ("die_while_joining", ENV, True, "no step was made: the pod itself may be at fault"),
+        ("die_in_rank_1", {}, True, "without a token no request is accepted"),
+        ("die_in_rank_1", ENV, False, "without a readiness probe the operator would not notice the end"),
+        ("die_while_joining", ENV, True, "without a step the pod itself may be the cause"),
     ],
 )
-def test_pod_ends_at_once_where_nothing_can_be_hoped_for(
-    start: Starter, entry: str, env: dict[str, str], probed: bool, why: str
+def test_pod_exits_without_waiting_where_no_restart_is_possible(
+    start: Starter, entry: str, env: dict[str, str], probed: bool, reason: str
 ) -> None:
     (pod,) = start(make_config(2), 1, 2, entry=f"{FAULTS}:{entry}", env=env)
     if probed and env:
-        wait_until(lambda: is_seen_ready(pod) or not pod.is_alive, 30, lambda: pod.stderr)
+        wait_until(lambda: answers_ready(pod) or not pod.is_alive, 30, lambda: pod.stderr)
     began = time.monotonic()
-    assert pod.wait(30) == 137, why
+    assert pod.wait(30) == 137, reason
     assert time.monotonic() - began < 20
 
 
-def is_seen_ready(pod: Pod) -> bool:
-    """Whether the port is open already, and said that the attempt runs."""
+def answers_ready(pod: Pod) -> bool:
+    """Whether the port is open and answers that the attempt runs."""
     try:
         return ready(pod)
     except OSError:
@@ -157,18 +158,18 @@ def is_seen_ready(pod: Pod) -> bool:
 
 
 class Harness:
-    """A port and its launcher, attended to as often as the test likes."""
+    """A launcher and its port, polled by the test."""
 
     def __init__(self) -> None:
         self.port = Port(TOKEN, 0)
         self.launcher = Launcher(3, self.port)
 
-    def ask(self, request: bytes) -> bytes:
+    def send(self, request: bytes) -> bytes:
         with socket.create_connection(("127.0.0.1", self.port.number), timeout=2) as caller:
             caller.sendall(request)
-            assert next_signal(2) is signal.SIGIO, "a call wakes the launcher"
-            time.sleep(0.02)  # the connection may come before what is said on it
-            self.launcher.attend()
+            assert wait_for_signal(2) is signal.SIGIO, "a connection wakes the launcher"
+            time.sleep(0.02)  # the connection may arrive before the request
+            self.launcher.poll_requests()
             return caller.recv(4096)
 
 
@@ -179,9 +180,9 @@ def harness(monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
     harness = Harness()
     yield harness
     harness.port.close()
-    while next_signal(0) is not None:
+    while wait_for_signal(0) is not None:
         pass
-    release_own_signals()
+    unblock_launcher_signals()
 
 
 def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
@@ -189,7 +190,7 @@ def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("said", "code"),
+    ("sent", "code"),
     [
         (b"GET /readyz HTTP/1.1\r\n\r\n", 200),
         (b"GET /v1/state HTTP/1.1\r\n\r\n", 401),
@@ -203,37 +204,37 @@ def request(path: str, token: Any = TOKEN, method: str = "GET") -> bytes:
         (b"\xff\xfe\r\n\r\n", 401),
     ],
 )
-def test_answers(harness: Harness, said: bytes, code: int) -> None:
-    assert harness.ask(said).startswith(f"HTTP/1.1 {code} ".encode())
-    assert harness.launcher.ordered == (code == 202)
+def test_response_codes(harness: Harness, sent: bytes, code: int) -> None:
+    assert harness.send(sent).startswith(f"HTTP/1.1 {code} ".encode())
+    assert harness.launcher.restart_requested == (code == 202)
 
 
-def test_slow_caller_keeps_nobody_waiting(harness: Harness) -> None:
+def test_slow_client_does_not_delay_others(harness: Harness) -> None:
     with socket.create_connection(("127.0.0.1", harness.port.number)) as slow:
         slow.sendall(b"GET /read")
-        harness.launcher.attend()
-        assert harness.ask(request(READY_PATH)).startswith(b"HTTP/1.1 200 ")
+        harness.launcher.poll_requests()
+        assert harness.send(request(READY_PATH)).startswith(b"HTTP/1.1 200 ")
         slow.sendall(b"yz HTTP/1.1\r\n\r\n")
-        harness.launcher.attend()
+        harness.launcher.poll_requests()
         assert slow.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-@pytest.mark.parametrize("said", [b"", b"x" * 20_000])
-def test_caller_that_says_nothing_or_too_much_is_dropped(harness: Harness, said: bytes) -> None:
+@pytest.mark.parametrize("sent", [b"", b"x" * 20_000])
+def test_silent_or_oversized_request_is_dropped(harness: Harness, sent: bytes) -> None:
     with socket.create_connection(("127.0.0.1", harness.port.number), timeout=5) as caller:
-        caller.sendall(said)
+        caller.sendall(sent)
         deadline = time.monotonic() + 4
-        while harness.port._calls or time.monotonic() < deadline - 3.9:
+        while harness.port._connections or time.monotonic() < deadline - 3.9:
             assert time.monotonic() < deadline
-            harness.launcher.attend()
+            harness.launcher.poll_requests()
             time.sleep(0.02)
 
 
-def test_ranks_do_not_see_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_is_removed_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(launcher_protocol.ENV_TOKEN, TOKEN)
     monkeypatch.setenv(launcher_protocol.ENV_LAUNCHER_PORT, "0")
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO, signal.SIGCHLD})
     launcher = Launcher.from_environment()
-    launcher.leave_port()
-    release_own_signals()
+    launcher.close_port()
+    unblock_launcher_signals()
     assert launcher_protocol.ENV_TOKEN not in os.environ

@@ -1,4 +1,4 @@
-"""The types of the resource: defaults, names on the wire, and what a worker's configuration resolves to."""
+"""The API types: defaults, JSON names, and the configuration that a spec resolves to."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -28,7 +28,7 @@ def run_config(*, replicas: int = 2, procs: int = 1, length: int = 256, **batch:
     )
 
 
-def test_defaults_are_those_that_are_documented() -> None:
+def test_defaults_of_the_spec_are_the_documented_ones() -> None:
     spec = make_job().spec
     assert spec.suspend is False
     assert (spec.restart_policy.max_restarts, spec.restart_policy.backoff.initial_seconds) == (3, 1)
@@ -36,7 +36,7 @@ def test_defaults_are_those_that_are_documented() -> None:
     assert spec.workers.procs_per_worker == "auto"
 
 
-def test_the_wire_has_camel_case_and_python_has_snake_case() -> None:
+def test_json_is_camel_case_and_python_is_snake_case() -> None:
     manifest = make_manifest(
         imagePullPolicy="Always",
         restartPolicy={"backoff": {"initialSeconds": 7}},
@@ -49,18 +49,18 @@ def test_the_wire_has_camel_case_and_python_has_snake_case() -> None:
     assert job.to_dict()["spec"]["trainer"]["batch"]["global"] == 16
 
 
-def test_a_job_survives_the_way_to_the_wire_and_back() -> None:
+def test_a_job_round_trips_through_json() -> None:
     job = make_job(trainer=trainer_spec(), env=[{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}])
     assert TrainingJob.from_dict(job.to_dict()) == job
 
 
-def test_metadata_that_trainyard_does_not_read_passes_through() -> None:
+def test_unread_metadata_is_preserved() -> None:
     body = make_manifest()
     body["metadata"]["annotations"] = {"a": "b"}
     assert TrainingJob.from_dict(body).to_dict()["metadata"]["annotations"] == {"a": "b"}
 
 
-def test_objects_of_the_api_are_immutable() -> None:
+def test_api_objects_are_immutable() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         make_job().spec.suspend = True  # type: ignore[misc]
 
@@ -81,38 +81,38 @@ def test_unknown_fields_are_refused() -> None:
         (make_job(workers={"procsPerWorker": 4}), 4),
     ],
 )
-def test_processes_per_worker_follow_the_gpus_unless_given(job: TrainingJob, procs: int) -> None:
+def test_processes_per_worker_default_to_the_number_of_gpus(job: TrainingJob, procs: int) -> None:
     assert job.spec.procs_per_worker == procs
     assert job.spec.world_size == 2 * procs
 
 
-def test_a_gpu_limit_that_is_no_number_is_a_problem_that_is_told() -> None:
+def test_a_gpu_limit_that_is_not_a_whole_number_is_reported() -> None:
     assert spec_problems(with_gpus("8k")) == [
         "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number for procsPerWorker auto; "
         "correct it, or set procsPerWorker"
     ]
 
 
-def test_a_batch_that_does_not_fit_a_scaled_group_is_a_problem_that_is_told() -> None:
+def test_a_batch_that_does_not_fit_a_scaled_group_is_reported() -> None:
     (problem,) = spec_problems(make_job(replicas=3, trainer=trainer_spec()))
     assert problem.startswith("spec.trainer.batch.global: 16 must be a multiple of the 3 data-parallel ranks ")
     with pytest.raises(ValueError, match="must be a multiple of the 3 data-parallel ranks"):
         resolve(make_job(replicas=3, trainer=trainer_spec()))
 
 
-def test_there_is_nothing_to_resolve_for_a_program_of_ones_own() -> None:
+def test_a_user_program_has_no_configuration_to_resolve() -> None:
     assert spec_problems(make_job()) == []
     with pytest.raises(ValueError, match="nothing to resolve"):
         resolve(make_job())
 
 
-def test_overrides_replace_single_sizes_of_a_preset() -> None:
+def test_sizes_override_those_of_the_preset() -> None:
     model = {"name": "llama", "preset": "nano", "layers": 2}
     config = resolve(make_job(trainer=trainer_spec(model=model))).transformer
     assert (config.dim, config.layers, config.heads, config.vocab_size) == (128, 2, 4, 256)
 
 
-def test_the_vocabulary_is_the_tokenizers() -> None:
+def test_the_vocabulary_size_is_that_of_the_tokenizer() -> None:
     data = {"source": "text", "builtin": "python-stdlib", "tokenizer": "bpe", "vocabSize": 1000}
     assert resolve(make_job(trainer=trainer_spec(data=data))).transformer.vocab_size == 1000
 
@@ -125,7 +125,7 @@ def test_the_vocabulary_is_the_tokenizers() -> None:
 )
 @example(replicas=1, procs=1, share=4999, length=256)  # a prime share
 @example(replicas=1, procs=1, share=8, length=100_000)  # one sample is more than the bound
-def test_the_parts_of_a_batch_always_make_the_whole(replicas: int, procs: int, share: int, length: int) -> None:
+def test_micro_batches_add_up_to_the_share_of_a_rank(replicas: int, procs: int, share: int, length: int) -> None:
     world = replicas * procs
     config = run_config(replicas=replicas, procs=procs, length=length, **{"global": share * world})
     assert share % config.micro_batch == 0
@@ -137,12 +137,12 @@ def test_the_parts_of_a_batch_always_make_the_whole(replicas: int, procs: int, s
 
 
 @given(micro=st.integers(1, 64), accumulation=st.integers(1, 64), world=st.integers(1, 64))
-def test_a_given_micro_batch_is_taken_as_it_is(micro: int, accumulation: int, world: int) -> None:
+def test_a_given_micro_batch_is_used_unchanged(micro: int, accumulation: int, world: int) -> None:
     config = run_config(replicas=world, **{"global": micro * accumulation * world, "micro": micro})
     assert config.micro_batch == micro
 
 
-def test_a_workers_configuration_survives_the_way_through_its_file() -> None:
+def test_the_run_configuration_round_trips_through_json() -> None:
     config = run_config(**{"global": 16})
     assert RunConfig.model_validate_json(config.model_dump_json(by_alias=True)) == config
 
@@ -152,7 +152,7 @@ def test_a_workers_configuration_survives_the_way_through_its_file() -> None:
     attempt=st.integers(1, 99_999),
     index=st.integers(0, 9_999),
 )
-def test_the_longest_name_still_fits_a_host_name(name: str, attempt: int, index: int) -> None:
+def test_pod_names_of_the_longest_job_name_fit_a_host_name(name: str, attempt: int, index: int) -> None:
     assume(len(name) <= 50)
     assert len(make_job(name).pod_name(attempt, index)) <= 63
 
@@ -160,20 +160,20 @@ def test_the_longest_name_still_fits_a_host_name(name: str, attempt: int, index:
 # --- status ---------------------------------------------------------------------------------------------------
 
 
-def test_moments_are_written_in_utc_to_the_second() -> None:
+def test_timestamps_are_written_in_utc_to_the_second() -> None:
     moment = datetime(2030, 1, 2, 3, 4, 5, 678_901, tzinfo=UTC)
     assert Progress(updated_at=moment).to_dict()["updatedAt"] == "2030-01-02T03:04:05Z"
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_figure_that_json_cannot_hold_is_left_out(value: float) -> None:
-    """A loss that has overflowed must not make a status that no API server accepts."""
+def test_values_that_are_not_finite_are_left_out(value: float) -> None:
+    """JSON has no NaN or Inf: an API server would refuse the whole status."""
     progress = Progress(step=3, loss=value, grad_norm=value, tokens_per_second=5.0)
     assert progress.to_dict() == {"attempt": 0, "step": 3, "tokensPerSecond": 5.0}
 
 
 @pytest.mark.parametrize(("kind", "finished"), [("Succeeded", True), ("Failed", True), ("Running", False)])
-def test_a_job_has_finished_if_a_condition_says_so(kind: str, finished: bool) -> None:
+def test_a_job_has_finished_if_succeeded_or_failed_is_true(kind: str, finished: bool) -> None:
     condition = Condition(type=kind, status="True", reason="x", last_transition_time=datetime(2030, 1, 1, tzinfo=UTC))
     status = TrainingJobStatus(conditions=(condition,))
     assert status.finished is finished
@@ -181,7 +181,7 @@ def test_a_job_has_finished_if_a_condition_says_so(kind: str, finished: bool) ->
     assert not status.is_true(ConditionType.SUSPENDED)
 
 
-def test_every_type_of_the_api_refuses_what_it_does_not_know() -> None:
+def test_every_api_type_refuses_unknown_fields() -> None:
     def all_types(model: type[ApiModel]) -> set[type[ApiModel]]:
         return {model}.union(*(all_types(child) for child in model.__subclasses__()))
 

@@ -1,15 +1,20 @@
-"""The CRD: generated, structural, and documented to the last field."""
+"""The CRD: generated, structural, and with a description of every field."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import yaml
 
+from tests.support.spec_changes import leaves, spec_schema
+from tests.support.specs import MUTABLE_FIELDS
 from trainyard import crd
 from trainyard.crd import Schema, openapi_schema
+from trainyard.resource.immutability import mutable_fields
 from trainyard.resource.models import Model, presets
+from trainyard.resource.spec import TrainingJobSpec
 
 CHART = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
 
@@ -28,12 +33,12 @@ def nodes(schema: Schema, path: str = "") -> Iterator[tuple[str, Schema]]:
 NODES = list(nodes(openapi_schema()))
 
 
-def test_the_chart_holds_the_generated_crd(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_chart_contains_the_generated_crd(capsys: pytest.CaptureFixture[str]) -> None:
     crd.main()
     assert CHART.read_text("utf-8") == capsys.readouterr().out, "the CRD is out of date: run `make generate`"
 
 
-def test_the_generated_yaml_holds_the_crd_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_generated_yaml_is_the_crd(capsys: pytest.CaptureFixture[str]) -> None:
     crd.main()
     assert yaml.safe_load(capsys.readouterr().out) == crd.crd()
 
@@ -47,16 +52,31 @@ def test_every_field_is_described() -> None:
 
 
 def test_the_schema_is_structural() -> None:
-    """What the API server would refuse (Kubernetes documentation, Specifying a structural schema)."""
+    """The API server refuses other schemas (Kubernetes documentation, Specifying a structural schema)."""
     forbidden = {"$ref", "$defs", "anyOf", "oneOf", "allOf", "not", "title", "const", "discriminator", "nullable"}
+    untyped = {"x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"}
     for path, node in NODES:
         assert not forbidden & node.keys(), path
-        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
+        assert "type" in node or node.keys() & untyped, path
         assert not ("properties" in node and "additionalProperties" in node), path
         assert isinstance(node.get("exclusiveMinimum", True), bool), path
 
 
-def test_no_default_holds_a_null() -> None:
+def test_every_field_of_the_spec_is_immutable_unless_it_is_marked() -> None:
+    """Each field is compared in the transition rule, itself or an object that contains it, or it is marked."""
+    (rule,) = [r for r in openapi_schema()["x-kubernetes-validations"] if "oldSelf" in r["rule"]]
+    compared = set(re.findall(r"self\.spec\.([\w.]+) == oldSelf\.spec\.\1\b", rule["rule"]))
+    assert tuple(mutable_fields(TrainingJobSpec)) == MUTABLE_FIELDS
+
+    def covered(field: str, by: Collection[str]) -> bool:
+        return any(field == other or field.startswith(f"{other}.") for other in by)
+
+    fields = {".".join(part for part in path if isinstance(part, str)) for path in leaves(spec_schema())}
+    assert len(fields) > 100
+    assert {f for f in fields if covered(f, compared) == covered(f, MUTABLE_FIELDS)} == set()
+
+
+def test_no_default_contains_null() -> None:
     def holds_null(value: Any) -> bool:
         inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
         return value is None or any(holds_null(part) for part in inside)
@@ -64,7 +84,7 @@ def test_no_default_holds_a_null() -> None:
     assert [path for path, node in NODES if "default" in node and holds_null(node["default"])] == []
 
 
-def test_what_a_rule_iterates_over_is_bounded() -> None:
+def test_lists_and_maps_of_the_spec_are_bounded() -> None:
     """The API server refuses a CRD whose rules could cost too much; lists and maps need a limit for that."""
     unbounded = [
         path
@@ -78,13 +98,13 @@ def test_what_a_rule_iterates_over_is_bounded() -> None:
     assert unbounded == []
 
 
-def test_the_presets_are_those_that_the_schema_names() -> None:
+def test_the_schema_names_exactly_the_presets() -> None:
     named, _ = get_args(Model.model_fields["preset"].annotation)
     assert {name for of_model in presets().values() for name in of_model} == set(get_args(named))
 
 
 @pytest.mark.parametrize(("model", "name"), [(model, name) for model in presets() for name in presets()[model]])
-def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
+def test_each_preset_has_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
     sizes = presets()[model][name]
     own = {"experts", "expertsPerToken"} if model == "moe" else set()
     assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"} | own
@@ -94,7 +114,7 @@ def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: 
     assert sizes["heads"] % sizes["kvHeads"] == 0
 
 
-def test_every_rule_says_which_field_and_what_to_do() -> None:
+def test_every_rule_message_names_the_field_and_the_fix() -> None:
     rules = [rule for _, node in NODES for rule in node.get("x-kubernetes-validations", ())]
     assert len(rules) >= 14
     for rule in rules:

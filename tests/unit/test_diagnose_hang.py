@@ -26,7 +26,7 @@ def hung(
         exception="Hang",
         message=f"rank {index} missed its heartbeat",
         step=step,
-        hang=Hang(silent=silent, phase=phase, last_beat=at),
+        hang=Hang(no_stack_trace=silent, phase=phase, last_heartbeat=at),
     )
     fields: dict[str, Any] = {"exit_code": constants.EXIT_HANG, "reason": "Error", "termination_message": words}
     return make_worker(index, state="Failed", finished_at=after(seconds), **fields)
@@ -119,7 +119,7 @@ def assert_restarted(story: Story, rank: int) -> None:
 
 
 hangs = st.builds(
-    lambda *fields: Hang(silent=fields[0], phase=fields[1], last_beat=fields[2]),
+    lambda *fields: Hang(no_stack_trace=fields[0], phase=fields[1], last_heartbeat=fields[2]),
     *(st.booleans(), st.integers(0, 11), st.floats(allow_nan=False, allow_infinity=False)),
 )
 

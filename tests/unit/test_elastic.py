@@ -7,7 +7,8 @@ import pytest
 
 from tests.builders import TRAINER_IMAGE, after, elastic, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
-from trainyard.admission import ManifestError, admit
+from trainyard.admission import admit
+from trainyard.manifest import ManifestError
 from trainyard.protocol import constants
 from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
@@ -400,7 +401,7 @@ def test_a_size_must_have_the_memory() -> None:
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4])
 def test_the_global_batch_is_the_same_at_every_size(replicas: int) -> None:
-    config = resolve(job(1, 4, {"global": 12}).sized(replicas))
+    config = resolve(job(1, 4, {"global": 12}).with_replicas(replicas))
     assert config.mesh.data == config.world_size == replicas
     assert config.micro_batch * config.accumulation * config.mesh.data == 12
 

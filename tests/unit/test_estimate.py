@@ -147,7 +147,7 @@ def test_without_any_memory_nothing_is_checked(job: TrainingJob) -> None:
 
 def test_a_limit_that_is_no_quantity_is_a_problem_that_is_told() -> None:
     assert spec_problems(cpus("2GB")) == [
-        "spec.workers.resources.limits.memory: '2GB' is no quantity of memory; write it like 2Gi"
+        "spec.workers.resources.limits.memory: '2GB' is not a quantity of memory; write it like 2Gi"
     ]
 
 
@@ -308,7 +308,7 @@ def test_a_parameter_server_that_is_too_small_is_refused() -> None:
     )
     assert estimate(served_by(None)).problems == ()
     assert spec_problems(served_by("1GB")) == [
-        "spec.parameterServer.resources.limits.memory: '1GB' is no quantity of memory; write it like 2Gi"
+        "spec.parameterServer.resources.limits.memory: '1GB' is not a quantity of memory; write it like 2Gi"
     ]
 
 

@@ -13,7 +13,7 @@ from tests.support import kubelet
 from tests.support.fake_cluster import FakeCluster
 from tests.support.simulation import Simulation
 from trainyard.protocol import constants, launcher, launcher_protocol
-from trainyard.protocol.launcher_state import READY_PATH, Ending, PodState
+from trainyard.protocol.launcher_state import READY_PATH, ExitInfo, PodState
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.lifecycle.observation import WorkerState, apply_launcher_state, observe_pod
@@ -218,7 +218,8 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     config = build_config_map(job)
     assert config is not None
     folder = Path(launcher.__file__).parent
-    assert config["data"] == {name: (folder / name).read_text() for name in ("launcher.py", "launcher_protocol.py")}
+    files = ("launcher.py", "launcher_port.py", "launcher_protocol.py")
+    assert config["data"] == {name: (folder / name).read_text() for name in files}
     pod = build_pod(job, 1, 0, trainer_image="", secret="s")
     worker = pod["spec"]["containers"][0]
     assert worker["command"] == ["python3", "/etc/trainyard/launcher.py", "train"]
@@ -233,15 +234,16 @@ def test_the_launcher_needs_only_the_standard_library_of_an_older_python() -> No
         tree = ast.parse((Path(launcher.__file__).parent / name).read_text(), feature_version=(3, 8))
         imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    of_its_own = {"launcher_protocol", "trainyard.protocol"}
+    own = {name.removesuffix(".py") for name in constants.LAUNCHER_FILES}
+    of_its_own = {"trainyard.protocol", *own, *(f"trainyard.protocol.{name}" for name in own)}
     assert {name.partition(".")[0] for name in imported - of_its_own} <= sys.stdlib_module_names
 
 
 def test_the_state_of_a_launcher_counts_only_while_its_pod_is_not_ready() -> None:
     job = make_job(trainer=trainer_spec())
     pod = make_pod(job, 1, status=kubelet.running(NOW, ready=False))
-    end = Ending(exit_code=137, message=WORDS, at=NOW)
-    worker = apply_launcher_state(observe_pod(pod), PodState(attempt=3, ending=end), unresponsive=False)
+    end = ExitInfo(exit_code=137, message=WORDS, at=NOW)
+    worker = apply_launcher_state(observe_pod(pod), PodState(attempt=3, exit_info=end), unresponsive=False)
     assert (worker.state, worker.awaiting_restart, worker.running_attempt, worker.exit_code) == (
         WorkerState.FAILED,
         True,
@@ -250,5 +252,5 @@ def test_the_state_of_a_launcher_counts_only_while_its_pod_is_not_ready() -> Non
     )
     assert worker.active
     ready = observe_pod({**pod, "status": kubelet.running(NOW)})
-    restarted = apply_launcher_state(ready, PodState(attempt=3, ending=end), unresponsive=False)
+    restarted = apply_launcher_state(ready, PodState(attempt=3, exit_info=end), unresponsive=False)
     assert (restarted.state, restarted.awaiting_restart, restarted.running_attempt) == (WorkerState.RUNNING, False, 3)

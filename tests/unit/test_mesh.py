@@ -1,4 +1,4 @@
-"""Which rank stands where."""
+"""The device mesh: coordinates of ranks, and sizes that follow from a spec."""
 
 import pytest
 from hypothesis import given
@@ -14,14 +14,14 @@ MESHES = st.builds(Mesh, pipeline=SIZES, replicate=SIZES, shard=SIZES, context=S
 
 
 @given(MESHES)
-def test_every_rank_has_a_place_of_its_own(mesh: Mesh) -> None:
+def test_every_rank_has_its_own_coordinate(mesh: Mesh) -> None:
     places = {mesh.coordinate(rank) for rank in range(mesh.size)}
     assert len(places) == mesh.size
     assert all(0 <= at < size for place in places for at, size in zip(place, mesh.shape, strict=True))
 
 
 @given(MESHES)
-def test_shares_of_the_batch_are_dealt_to_data_parallel_ranks_only(mesh: Mesh) -> None:
+def test_data_parallel_ranks_have_equal_shares_of_the_batch(mesh: Mesh) -> None:
     by_share: dict[int, int] = {}
     for rank in range(mesh.size):
         share = mesh.data_index(rank)
@@ -29,7 +29,7 @@ def test_shares_of_the_batch_are_dealt_to_data_parallel_ranks_only(mesh: Mesh) -
     assert by_share == dict.fromkeys(range(mesh.data), mesh.size // mesh.data)
 
 
-def test_tensor_expert_and_context_are_the_neighbours() -> None:
+def test_ranks_of_tensor_expert_and_context_are_neighbours() -> None:
     mesh = Mesh(pipeline=2, replicate=2, context=2, tensor=2)
     assert [mesh.coordinate(rank)[-3:] for rank in range(4)] == [(0, 0, 0), (0, 0, 1), (1, 0, 0), (1, 0, 1)]
     assert AXES[-3:] == ("context", "expert", "tensor")
@@ -52,7 +52,7 @@ def test_tensor_expert_and_context_are_the_neighbours() -> None:
         (2, 4, {"tensor": 2, "context": 2, "pipeline": {"stages": 2}}, "pipeline 2 x context 2 x tensor 2"),
     ],
 )
-def test_data_parallelism_is_what_the_other_axes_leave(
+def test_the_data_parallel_size_is_the_rest_of_the_world_size(
     replicas: int, procs: int, parallelism: dict[str, object], text: str
 ) -> None:
     workers = {"procsPerWorker": procs}

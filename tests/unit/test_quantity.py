@@ -22,13 +22,13 @@ from trainyard.resource.quantity import format_bytes, parse_bytes
         ("2500m", 2),
     ],
 )
-def test_quantities_are_read_as_kubernetes_reads_them(quantity: str | int, size: float) -> None:
+def test_quantities_are_parsed_as_by_kubernetes(quantity: str | int, size: float) -> None:
     assert parse_bytes(quantity) == size
 
 
 @pytest.mark.parametrize("quantity", ["", "2GB", "Gi", "-1", "1 Gi", "two", "1.2.3", "1Ki2"])
-def test_what_is_no_quantity_is_told(quantity: str) -> None:
-    with pytest.raises(ValueError, match="is no quantity of memory; write it like 2Gi"):
+def test_an_invalid_quantity_is_refused(quantity: str) -> None:
+    with pytest.raises(ValueError, match="is not a quantity of memory; write it like 2Gi"):
         parse_bytes(quantity)
 
 
@@ -44,5 +44,5 @@ def test_what_is_no_quantity_is_told(quantity: str) -> None:
         (2**60, "1.00Ei"),
     ],
 )
-def test_sizes_have_three_digits(size: int, text: str) -> None:
+def test_sizes_are_formatted_with_three_digits(size: int, text: str) -> None:
     assert format_bytes(size) == text

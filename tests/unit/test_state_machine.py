@@ -369,7 +369,7 @@ class IgnoresRestartRules(Simulation):
 
     def decide(self, observation: Observation) -> Plan:
         spec = observation.desired_job.spec
-        policy = spec.restart_policy.replace(exceptions=())
+        policy = spec.restart_policy.replace(rules=())
         return plan(
             replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
         )

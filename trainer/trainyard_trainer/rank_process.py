@@ -77,7 +77,7 @@ class Worker(Observer):
         """End at once."""
         message = f"rank {self.rank} was told to stop by {received.name}"
         word = TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
-        ending.leave_word(word)
+        ending.write_termination_message(word)
         ending.exit_now(128 + received)
 
     def run(self) -> None:
@@ -129,7 +129,9 @@ class Worker(Observer):
             self.trackers.close()
         if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
-            ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
+            ending.write_termination_message(
+                TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final())
+            )
 
     def _observers(self, config: RunConfig, world: World, step: int) -> list[Observer]:
         """Who hears of this rank's steps. Those that trace steps come first, so that they do not trace the others."""

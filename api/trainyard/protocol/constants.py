@@ -1,4 +1,4 @@
-"""Names that the operator, the trainer and their users must agree on: labels, variables, files, metrics."""
+"""Names shared by operator, trainer and user programs: labels, environment variables, files, exit codes, metrics."""
 
 from typing import Final
 
@@ -8,7 +8,7 @@ API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "TrainingJob"
 PLURAL: Final = "trainingjobs"
 
-# Labels on every child of a job.
+# Labels of all children of a job.
 LABEL_JOB: Final = f"{GROUP}/job-name"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_INDEX: Final = f"{GROUP}/index"
@@ -17,26 +17,26 @@ LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 
-# By these a plain Prometheus finds the metrics of a pod, and so does the operator.
+# Annotations by which Prometheus and the operator find the metrics page of a pod.
 ANNOTATION_SCRAPE: Final = "prometheus.io/scrape"
 ANNOTATION_PORT: Final = "prometheus.io/port"
 ANNOTATION_PATH: Final = "prometheus.io/path"
 
-# Inside a worker pod.
+# Containers, roles, ports and files of a pod.
 WORKER_CONTAINER: Final = "worker"
 ROLE_WORKER: Final = "worker"
 ROLE_SERVER: Final = "server"
 ROLE_PLACEHOLDER: Final = "placeholder"
-"""A pod that shows that there is room for one more worker (spec.elastic)."""
+"""Role of a pod that detects and holds capacity for one more worker (spec.elastic)."""
 RENDEZVOUS_PORT: Final = 29500
 METRICS_PORT: Final = 9400
 LAUNCHER_PORT_NAME: Final = "launcher"
 CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
 LAUNCHER_FILE: Final = "launcher.py"
-"""Program that starts a user's command, in `CONFIG_FOLDER`."""
-LAUNCHER_FILES: Final = (LAUNCHER_FILE, "launcher_protocol.py")
-"""Files of `trainyard.protocol` that the program consists of."""
+"""Program in `CONFIG_FOLDER` that starts a user's command."""
+LAUNCHER_FILES: Final = (LAUNCHER_FILE, "launcher_port.py", "launcher_protocol.py")
+"""Files of `trainyard.protocol` that the launcher program consists of."""
 CHECKPOINT_MOUNT: Final = "/checkpoints"
 
 ENV_CONFIG: Final = "TRAINYARD_CONFIG"
@@ -45,30 +45,31 @@ ENV_JOB: Final = "TRAINYARD_JOB_NAME"
 ENV_NAMESPACE: Final = "TRAINYARD_NAMESPACE"
 ENV_METRICS_PORT: Final = "TRAINYARD_METRICS_PORT"
 ENV_LOG_LEVEL: Final = "TRAINYARD_LOG_LEVEL"
-"""debug, info (the default) or warning; of the operator, and of rank 0 of the trainer (the others: warnings)."""
+"""Log level of the operator and of rank 0 of the trainer: debug, info (the default) or warning. Other ranks log
+warnings only."""
 ENV_CACHE: Final = "TRAINYARD_CACHE"
-"""Folder in which the trainer keeps prepared data; by default one under the folder for temporary files."""
+"""Folder in which the trainer keeps prepared data. Defaults to a folder below the one for temporary files."""
 
 ENV_PEAK_FLOPS: Final = "TRAINYARD_PEAK_FLOPS"
-"""Floating-point operations per second that the device of one rank can do at most; where it is not known by itself."""
+"""Peak floating-point operations per second of the device of one rank, for devices that the trainer does not know."""
 ENV_STEP_SAMPLES: Final = "TRAINYARD_STEP_SAMPLES"
-"""on (the default) or off: whether rank 0 traces a step now and then, to say how much of it is communication."""
+"""Whether rank 0 occasionally traces a step to measure its share of communication: on (the default) or off."""
 ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
-"""Folder for the job's checkpoints; the programs of users get it, too."""
+"""Folder for the job's checkpoints. It is also set for user programs."""
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
-"""Seconds from SIGTERM until the pod is killed."""
+"""Time in seconds from SIGTERM until the pod is killed."""
 
 TOKEN_KEY: Final = "token"
-"""Its key in the job's Secret."""
+"""Key of the launcher's token in the job's Secret."""
 
 EXIT_INVALID_CONFIG: Final = 78
-"""Exit code of a worker whose configuration can never work (EX_CONFIG of sysexits.h): no restart helps."""
+"""Exit code of a worker whose configuration is invalid (EX_CONFIG of sysexits.h): the job fails without a restart."""
 EXIT_HANG: Final = 79
-"""Exit code of a worker one of whose ranks has given no sign of life for too long (no code of sysexits.h)."""
+"""Exit code of a worker that was ended because a rank missed its heartbeats (not a code of sysexits.h)."""
 EXIT_BAD_STEPS: Final = 80
-"""Exit code of a worker whose run gives no finite gradient any more (no code of sysexits.h)."""
+"""Exit code of a worker that gave up after too many bad steps (not a code of sysexits.h)."""
 
-# Gauges and counters that the operator reads from rank 0 into status.progress.
+# Metrics of a worker. The operator reads those of rank 0 into status.progress.
 METRIC_ATTEMPT: Final = "trainyard_attempt"
 METRIC_STEP: Final = "trainyard_steps_total"
 METRIC_TOTAL_STEPS: Final = "trainyard_planned_steps"
@@ -83,7 +84,7 @@ METRIC_GRAD_NORM: Final = "trainyard_grad_norm"
 METRIC_TOKENS_PER_SECOND: Final = "trainyard_tokens_per_second"
 METRIC_SAMPLES_PER_SECOND: Final = "trainyard_samples_per_second"
 METRIC_EVALUATION: Final = "trainyard_eval_"
-"""Prefix; the name of the figure follows."""
+"""Prefix of the metrics of evaluations. The name of the metric follows, for example accuracy."""
 METRIC_CHECKPOINT_STEP: Final = "trainyard_checkpoint_step"
 METRIC_CHECKPOINT_TIME: Final = "trainyard_checkpoint_timestamp_seconds"
 METRIC_CHECKPOINT_DURATION: Final = "trainyard_checkpoint_duration_seconds"
@@ -105,4 +106,5 @@ METRIC_STEP_DURATION: Final = "trainyard_step_duration_seconds"
 METRIC_STEP_PART: Final = "trainyard_step_part_ratio"
 
 METRIC_LABELS: Final = ("namespace", "job_name")
-"""Labels of every worker metric. Not `job`: Prometheus sets that one itself, from the scrape configuration."""
+"""Labels of every worker metric. The label `job` is not one of them: Prometheus sets it from its scrape
+configuration."""

@@ -1,275 +1,193 @@
-"""The first process of a worker pod, as far as it takes orders: of the built-in trainer, and of a program of one's own.
+"""The launcher: the first process of a worker pod, which restarts the ranks inside the pod on request of the operator.
 
-A group whose processes have failed while its pods live is started again inside them: nothing is scheduled, pulled or
-imported again. Pods hold no credentials for the cluster, so it is the operator that calls (`launcher_protocol`): the
-kubelet sees by the readiness probe that an attempt has ended, the operator sees it by the pod, asks how, and sends
-an order or deletes the pod. A launcher that hears nothing for a while ends as if there were no operator.
+If processes of a group failed while its pods are alive, the group can start its next attempt inside them: nothing is
+scheduled, pulled or imported again. Pods hold no credentials for the cluster, so the operator connects to the launcher
+(see `launcher_protocol` for the HTTP interface). The kubelet learns from the readiness probe that an attempt has ended.
+The operator sees that the pod is not ready, asks the launcher how the attempt ended, and then either requests another
+attempt or deletes the pod. A launcher that receives no request for a while exits with the exit code of its attempt.
 
-Run as a program it starts the command given as its arguments, once per attempt. The operator mounts this file and
-`launcher_protocol.py` into the user's image for that, so both need only the standard library of Python 3.8.
+The launcher of the built-in trainer uses the classes of this module. For a user's own program (`restartPolicy.inPlace`)
+the module is run as a program: it starts the command given by its arguments, once per attempt. The operator mounts this
+file, `launcher_port.py` and `launcher_protocol.py` into the user's image, so they need only the standard library of
+Python 3.8.
 
-It has one thread, so the port is served between two looks at the processes. The kernel sends SIGIO when there is
-something to read, which ends the wait between two looks.
+The launcher has a single thread. It alternates between checking its processes and serving its port; the kernel sends
+SIGIO when a connection has input, which ends the wait in between.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
-import hmac
 import json
 import os
 import signal
-import socket
-import struct
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import NoReturn, Tuple
+from typing import NoReturn
 
 if __package__:
     from trainyard.protocol import launcher_protocol as protocol
-else:  # run as a program: the operator mounts both files into one folder of the user's image
+    from trainyard.protocol.launcher_port import Port, Response
+else:  # run as a program: the operator mounts the files into one folder of the user's image
     import launcher_protocol as protocol  # type: ignore[import-not-found, no-redef]
+    from launcher_port import Port, Response  # type: ignore[import-not-found, no-redef]
 
-HOLD_SECONDS = 60.0
-"""How long a pod whose processes have failed waits for orders."""
-SHORTEST_ATTEMPT = 30.0
-"""Seconds: a program of one's own that fails sooner has perhaps never begun to train, and may need another pod."""
+REQUEST_TIMEOUT_SECONDS = 60.0
+"""Time that a launcher waits for a request after its attempt has failed."""
+MIN_ATTEMPT_SECONDS = 30.0
+"""Shortest attempt of a user's own program after which the pod waits for a request. A program that fails sooner may
+never have begun to train; its pod exits at once, so that the next attempt gets new pods."""
 REAP_SECONDS = 1.0
-"""Time in which a process that was killed is gone, unless it is stuck in the kernel."""
+"""Time within which a killed process is gone, unless it is stuck in the kernel."""
 PORTS = 100
-"""A program of one's own finds its peers on another port in each attempt, so many in turn: none of an earlier attempt
-that is still about can meet those of a later one."""
+"""Number of rendezvous ports that a user's own program uses in turn, one per attempt in a pod, so that processes of an
+earlier attempt cannot meet those of a later one."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_OWN_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
-_CALL_SECONDS = 2.0
-"""How long a caller may take to say what it wants."""
-_LONGEST_CALL = 8192
-"""Bytes."""
+"""Signals by which the kubelet or a user asks the pod to stop."""
+_LAUNCHER_SIGNALS = (signal.SIGCHLD, signal.SIGIO)
+"""Signals that wake the launcher: a child has ended, or a connection has input."""
 
-# <fcntl.h>, <linux/prctl.h>
-_F_SETOWN_EX = 15
-_F_OWNER_TID = 0
-_PR_SET_CHILD_SUBREAPER = 36
-
-Answer = Tuple[HTTPStatus, str]
+_PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 
 
 class Launcher:
-    """The attempt that a pod is in, and what it has been told to do next."""
+    """The current attempt of a pod, and the operator's requests for what comes next."""
 
     def __init__(self, attempt: int, port: Port | None = None) -> None:
-        """Without a port there are no orders, and every attempt is the last one of its pod."""
+        """Begin with attempt number `attempt`. Without a port no requests arrive, and the pod has this attempt only."""
         self.attempt = attempt
+        """Number of the attempt that runs or, once a restart was requested, of the next one."""
         self._port = port
-        self._ending: dict[str, str | int] | None = None
-        self._seen = False
-        self.ordered = False
-        """Another attempt is to begin, in this pod; whatever still runs of the one before is to be killed."""
+        self._exit_info: dict[str, str | int] | None = None
+        self._probed = False
+        self.restart_requested = False
+        """Whether the operator requested another attempt in this pod. Processes of the attempt before must be
+        killed."""
         self._released = False
 
     @classmethod
     def from_environment(cls) -> Launcher:
-        """With a port, if the operator has given this pod a token."""
+        """Return a launcher with a port, if the operator gave this pod a token; else one without.
+
+        The token is removed from the environment, so that ranks and their children do not inherit it.
+        """
         attempt = int(os.environ.get(protocol.ENV_ATTEMPT, "0"))
-        token = os.environ.pop(protocol.ENV_TOKEN, "")  # not for the ranks, nor for what they start
+        token = os.environ.pop(protocol.ENV_TOKEN, "")
         if not token:
             return cls(attempt)
         number = int(os.environ.get(protocol.ENV_LAUNCHER_PORT) or protocol.LAUNCHER_PORT)
         try:
             return cls(attempt, Port(token, number))
         except OSError as error:
-            print(f"no orders are taken: port {number}: {error.strerror}", file=sys.stderr, flush=True)
+            message = f"no restart in place: the launcher's port {number} cannot be opened: {error.strerror}"
+            print(message, file=sys.stderr, flush=True)
             return cls(attempt)
 
-    def begin(self) -> None:
-        """The ranks of the attempt are about to be forked."""
+    def begin_attempt(self) -> None:
+        """Prepare an attempt, just before its processes are started."""
         os.environ[protocol.ENV_ATTEMPT] = str(self.attempt)
-        self._ending, self._seen, self.ordered = None, False, False
+        self._exit_info, self._probed, self.restart_requested = None, False, False
 
-    def leave_port(self) -> None:
-        """In a process that has been forked: the port is the launcher's."""
+    def close_port(self) -> None:
+        """Close the port in a forked process, which must not serve it."""
         if self._port is not None:
             self._port.close()
 
-    def attend(self) -> bool:
-        """Answer whoever has called. Whether another attempt is to begin now."""
+    def poll_requests(self) -> bool:
+        """Answer the requests that have arrived. Return whether another attempt was requested."""
         if self._port is not None:
-            self._port.attend(self._answer)
-        return self.ordered
+            self._port.poll(self._answer)
+        return self.restart_requested
 
-    def hold(self, exit_code: int) -> bool:
-        """Say that the attempt has ended, and wait for orders. Whether another attempt is to begin, in this pod.
+    def wait_for_request(self, exit_code: int) -> bool:
+        """Report that the attempt has ended with `exit_code`, and wait for a request of the operator.
 
-        Nobody would learn of the end of an attempt that the kubelet has not once seen ready.
+        Return whether another attempt was requested; if not, the pod should exit.
         """
-        if not self._seen:
+        # The operator notices the end only as a change from ready to not ready: without one probe it never would.
+        if not self._probed:
             return False
         now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._ending = {"exitCode": exit_code, "message": last_word(), "at": now}
-        deadline = time.monotonic() + HOLD_SECONDS
-        while not self.attend() and not self._released and time.monotonic() < deadline:
-            if next_signal(1.0) in STOP_SIGNALS:
+        self._exit_info = {"exitCode": exit_code, "message": read_termination_message(), "at": now}
+        deadline = time.monotonic() + REQUEST_TIMEOUT_SECONDS
+        while not self.poll_requests() and not self._released and time.monotonic() < deadline:
+            if wait_for_signal(1.0) in STOP_SIGNALS:
                 return False
-        return self.ordered
+        return self.restart_requested
 
-    def _answer(self, method: str, path: str, trusted: bool) -> Answer:
+    def _answer(self, method: str, path: str, trusted: bool) -> Response:
+        """Return the response to a request. `trusted`: it has the job's token."""
+        # The kubelet's probe: ready while the attempt runs. It has no token.
         if (method, path) == ("GET", protocol.READY_PATH):
-            if self._ending is not None or self.ordered:
+            if self._exit_info is not None or self.restart_requested:
                 return HTTPStatus.SERVICE_UNAVAILABLE, f"attempt {self.attempt} has ended\n"
-            self._seen = True
+            self._probed = True
             return HTTPStatus.OK, f"attempt {self.attempt} runs\n"
         if not trusted:
-            return HTTPStatus.UNAUTHORIZED, "the job's token is needed\n"
+            return HTTPStatus.UNAUTHORIZED, "the job's token is required as Authorization: Bearer TOKEN\n"
         if (method, path) == ("GET", protocol.STATE_PATH):
             return HTTPStatus.OK, self._state()
+        # Release: exit. It is refused while the attempt runs.
         if (method, path) == ("POST", protocol.RELEASE_PATH):
-            self._released = self._ending is not None
+            self._released = self._exit_info is not None
             return (HTTPStatus.ACCEPTED if self._released else HTTPStatus.CONFLICT), self._state()
+        # Restart: begin attempt N.
         number = path[len(protocol.ATTEMPT_PATH) :]
         if method == "POST" and path.startswith(protocol.ATTEMPT_PATH) and number.isdecimal():
-            return self._order(int(number))
+            return self._request_restart(int(number))
         return HTTPStatus.NOT_FOUND, f"there is no {method} {path}\n"
 
-    def _order(self, attempt: int) -> Answer:
-        """An order may come twice. One for an older attempt comes from an operator that is behind."""
-        if attempt < self.attempt or (attempt == self.attempt and self._ending is not None):
+    def _request_restart(self, attempt: int) -> Response:
+        """Accept or refuse to begin an attempt."""
+        # An older attempt, or one that has already ended here: the operator's view is out of date.
+        if attempt < self.attempt or (attempt == self.attempt and self._exit_info is not None):
             return HTTPStatus.CONFLICT, self._state()
+        # A newer attempt. A repeated request for the current one changes nothing.
         if attempt > self.attempt:
-            self.attempt, self._ending, self.ordered = attempt, None, True
+            self.attempt, self._exit_info, self.restart_requested = attempt, None, True
         return HTTPStatus.ACCEPTED, self._state()
 
     def _state(self) -> str:
-        ending = {} if self._ending is None else {"ending": self._ending}
-        return json.dumps({"attempt": self.attempt, **ending})
-
-
-@dataclass
-class _Call:
-    """A caller that has not yet said all."""
-
-    connection: socket.socket
-    until: float
-    said: bytes = field(default=b"")
-
-
-class Port:
-    """A small HTTP server that never waits: requests have no body, and each connection is for one."""
-
-    def __init__(self, token: str, number: int) -> None:
-        """Listen. `token`: what a caller must know to be trusted.
-
-        Raises:
-            OSError: the port is in use.
-        """
-        self._token = token.encode()
-        self._calls: list[_Call] = []
-        self._listener = socket.create_server(("", number), backlog=64)
-        self.number: int = self._listener.getsockname()[1]
-        self._wake_for(self._listener)
-
-    def close(self) -> None:
-        """Close whatever is open."""
-        for call in self._calls:
-            call.connection.close()
-        self._listener.close()
-
-    def attend(self, answer: Callable[[str, str, bool], Answer]) -> None:
-        """Answer what has been asked since the last time, given method, path, and whether the caller is trusted."""
-        self._accept()
-        for call in list(self._calls):
-            if self._hear(call):
-                code, text = answer(*self._understand(call.said))
-                _reply(call.connection, code, text)
-            elif time.monotonic() < call.until:
-                continue
-            call.connection.close()
-            self._calls.remove(call)
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # nobody, or somebody who has gone again
-                return
-            self._wake_for(connection)
-            self._calls.append(_Call(connection, time.monotonic() + _CALL_SECONDS))
-
-    def _hear(self, call: _Call) -> bool:
-        """Whether a caller has said all."""
-        try:
-            while more := call.connection.recv(_LONGEST_CALL):
-                call.said += more
-                if len(call.said) > _LONGEST_CALL:
-                    break
-            call.until = 0.0  # no more will come, or too much has
-        except BlockingIOError:
-            pass
-        except OSError:
-            call.until = 0.0
-        return b"\r\n\r\n" in call.said
-
-    def _understand(self, said: bytes) -> tuple[str, str, bool]:
-        head, *lines = said.partition(b"\r\n\r\n")[0].split(b"\r\n")
-        method, path, *_ = [*head.split(b" "), b"", b""]
-        headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
-        given = headers.get(b"authorization", b"").replace(b"Bearer ", b"", 1)
-        trusted = hmac.compare_digest(given, self._token)
-        return method.decode("ascii", "replace"), path.decode("ascii", "replace"), trusted
-
-    def _wake_for(self, connection: socket.socket) -> None:
-        connection.setblocking(False)
-        # To this thread, and no other: the signal is blocked here, and would end the process anywhere else.
-        owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
-        fcntl.fcntl(connection, _F_SETOWN_EX, owner)
-        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
-
-
-def _reply(connection: socket.socket, code: HTTPStatus, text: str) -> None:
-    kind = "application/json" if text.startswith("{") else "text/plain"
-    head = f"HTTP/1.1 {code.value} {code.phrase}\r\nContent-Type: {kind}\r\n"
-    body = text.encode()
-    with contextlib.suppress(OSError):  # whoever has gone will ask again
-        connection.sendall(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+        """Return the state of the pod as JSON (`trainyard.protocol.launcher_state.PodState`)."""
+        exit_info = {} if self._exit_info is None else {"exitInfo": self._exit_info}
+        return json.dumps({"attempt": self.attempt, **exit_info})
 
 
 # --- processes ------------------------------------------------------------------------------------------------
 
 
-def hold_signals() -> None:
-    """Let all signals wait until `next_signal` takes them. The mask passes to what this process forks or starts."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, *_OWN_SIGNALS))
+def block_signals() -> None:
+    """Block the signals that `wait_for_signal` consumes. Forked and started processes inherit the mask."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (*STOP_SIGNALS, *_LAUNCHER_SIGNALS))
 
 
-def release_own_signals() -> None:
-    """Undo that, in a process that has been forked, for those that are the launcher's alone."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OWN_SIGNALS)
+def unblock_launcher_signals() -> None:
+    """Unblock the launcher's own signals in a forked process; the stop signals stay blocked."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LAUNCHER_SIGNALS)
 
 
-def next_signal(seconds: float) -> signal.Signals | None:
-    """The next of all that are held, or that comes within a time; None if none does."""
-    found = signal.sigtimedwait((*STOP_SIGNALS, *_OWN_SIGNALS), max(0.0, seconds))
-    return None if found is None else signal.Signals(found.si_signo)
+def wait_for_signal(seconds: float) -> signal.Signals | None:
+    """Return the next blocked signal, pending or arriving within a number of seconds; None if none arrives."""
+    info = signal.sigtimedwait((*STOP_SIGNALS, *_LAUNCHER_SIGNALS), max(0.0, seconds))
+    return None if info is None else signal.Signals(info.si_signo)
 
 
-def adopt_orphans() -> None:
-    """Become the parent of what processes leave behind, as process 1 of a container is anyway."""
+def become_subreaper() -> None:
+    """Become the parent of orphaned descendants, as process 1 of a container is anyway (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def end_children() -> bool:
-    """Kill what an attempt has started and left behind. Whether nothing is left.
+def kill_children() -> bool:
+    """Kill all processes that an attempt has left behind. Return whether they are gone.
 
-    A process that writes a checkpoint outlives its rank, and must not go on beside a later attempt.
+    A process that writes a checkpoint, for example, outlives its rank and must not run beside the next attempt.
     """
     deadline = time.monotonic() + REAP_SECONDS
     while True:
@@ -285,53 +203,58 @@ def end_children() -> bool:
 
 
 def _processes() -> Iterator[tuple[int, int]]:
-    """All processes, with their parents."""
+    """Yield all processes of the machine or container: process id and parent id."""
     for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
-def last_word() -> str:
-    """The pod's termination message as it stands."""
+def read_termination_message() -> str:
+    """Return the current termination message of the pod; empty if there is none."""
     try:
-        return word_file().read_text()
+        return termination_message_path().read_text()
     except OSError:
         return ""
 
 
-def clear_word() -> None:
-    """Take it back: another attempt begins."""
-    if last_word():
-        word_file().write_text("")  # in place and never by rename: in a pod the file is a mount point
+def clear_termination_message() -> None:
+    """Empty the termination message of the pod before another attempt begins."""
+    # In place and never by rename: in a pod the file is a mount point.
+    if read_termination_message():
+        termination_message_path().write_text("")
 
 
-def word_file() -> Path:
-    """Where the kubelet looks for the termination message."""
+def termination_message_path() -> Path:
+    """Return the path of the container's termination message, which the kubelet reads."""
     return Path(os.environ.get(protocol.ENV_TERMINATION_LOG) or protocol.TERMINATION_LOG)
 
 
-# --- a program of one's own -----------------------------------------------------------------------------------
+# --- a user's own program -------------------------------------------------------------------------------------
 
 
 def main() -> NoReturn:
-    """Run the command that the arguments are, until it succeeds, or fails and no order comes to start it again."""
-    hold_signals()
-    adopt_orphans()
+    """Run the command given by the arguments, once per attempt, and exit with its exit code."""
+    block_signals()
+    become_subreaper()
     launcher = Launcher.from_environment()
     first = launcher.attempt
     while True:
-        launcher.begin()
-        began = time.monotonic()
-        code, told = _run(launcher, _environment(launcher.attempt - first))
-        over = told or not end_children()
-        hopeless = code == 0 or time.monotonic() - began < SHORTEST_ATTEMPT
-        if over or not (launcher.ordered or (not hopeless and launcher.hold(code))):
+        launcher.begin_attempt()
+        started = time.monotonic()
+        code, stopped = _run(launcher, _environment(launcher.attempt - first))
+        # The pod was told to stop, or a process cannot be killed: no other attempt may run in this pod.
+        if stopped or not kill_children():
             sys.exit(code)
-        clear_word()
+        # The attempt has ended by itself: another one helps only after a failure of a program that had begun to train.
+        if not launcher.restart_requested:
+            restartable = code != 0 and time.monotonic() - started >= MIN_ATTEMPT_SECONDS
+            if not restartable or not launcher.wait_for_request(code):
+                sys.exit(code)
+        clear_termination_message()
 
 
 def _environment(restarts: int) -> dict[str, str]:
-    """What the command finds: the port of its rendezvous is another one after each restart."""
+    """Return the environment of the command after a number of restarts. Each attempt has its own rendezvous port."""
     environment = dict(os.environ)
     for name in ("MASTER_PORT", "PET_MASTER_PORT"):
         if name in environment:
@@ -339,30 +262,34 @@ def _environment(restarts: int) -> dict[str, str]:
     return environment
 
 
-def _release_all_signals() -> None:
+def _unblock_all_signals() -> None:
+    """Give a child the signal mask that it would have without a launcher."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _run(launcher: Launcher, environment: dict[str, str]) -> tuple[int, bool]:
-    """One attempt. Returns the exit code that the pod would have, and whether it was told to stop."""
+    """Run one attempt. Return its exit code as a shell would, and whether the pod was told to stop.
+
+    The attempt also ends, with its processes still alive, when the operator requests another one.
+    """
     try:
         child = subprocess.Popen(
             sys.argv[1:],
             env=environment,
             start_new_session=True,
-            preexec_fn=_release_all_signals,  # noqa: PLW1509 (this process has no other thread)
+            preexec_fn=_unblock_all_signals,  # noqa: PLW1509 (this process has no other thread)
         )
     except OSError as error:
         print(f"{sys.argv[1]}: {error.strerror}", file=sys.stderr)
-        return 127, False
-    told = False
-    while child.poll() is None and not launcher.attend():
-        received = next_signal(1.0)
+        return 127, False  # as a shell: command not found
+    stopped = False
+    while child.poll() is None and not launcher.poll_requests():
+        received = wait_for_signal(1.0)
         if received in STOP_SIGNALS:
-            told = True
+            stopped = True
             child.send_signal(received)
     code = child.poll() or 0
-    return (128 - code if code < 0 else code), told
+    return (128 - code if code < 0 else code), stopped
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Names shared by the launcher and the operator: environment variables, the launcher's port and its HTTP paths.
 
-Mounted into images of users together with `launcher.py`: standard library of Python 3.8 only. The HTTP interface:
+Mounted into images of users together with `launcher.py`: standard library of Python 3.8 only. The HTTP interface is
 
     GET  /readyz          200 while the ranks run, 503 once their attempt has ended; for the kubelet, without a token
     GET  /v1/state        the state of the pod (`trainyard.protocol.launcher_state.PodState`)

@@ -3,24 +3,24 @@
 from trainyard.base import ApiModel, Count, Timestamp
 from trainyard.protocol.launcher_protocol import ATTEMPT_PATH, READY_PATH, RELEASE_PATH, STATE_PATH
 
-__all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "Ending", "PodState"]
+__all__ = ["ATTEMPT_PATH", "READY_PATH", "RELEASE_PATH", "STATE_PATH", "ExitInfo", "PodState"]
 
 
-class Ending(ApiModel):
-    """How the ranks of a pod ended: what the kubelet would say of the container, had it ended with them."""
+class ExitInfo(ApiModel):
+    """How an attempt in a pod ended: what the kubelet would report if the container had exited with its ranks."""
 
     exit_code: int
-    """Exit code that the container would have."""
+    """Exit code of the attempt."""
     message: str = ""
-    """Its termination message."""
+    """Termination message of the attempt."""
     at: Timestamp
-    """When."""
+    """Time at which the attempt ended."""
 
 
 class PodState(ApiModel):
-    """What a pod does."""
+    """State of a worker pod, as its launcher reports it."""
 
     attempt: Count
-    """Attempt that its ranks take part in, or took part in."""
-    ending: Ending | None = None
-    """Set once that attempt has ended, and the pod waits for another one."""
+    """Number of the attempt that runs in the pod, or ran in it last."""
+    exit_info: ExitInfo | None = None
+    """How the attempt ended; absent while it runs. The launcher then waits for a request."""

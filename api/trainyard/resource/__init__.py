@@ -1,1 +1,1 @@
-"""The TrainingJob resource as its types have it: spec, status, and the rules between fields."""
+"""Types of the TrainingJob resource: spec, status, and the validation rules between their fields."""

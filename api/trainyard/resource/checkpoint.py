@@ -1,4 +1,4 @@
-"""`spec.checkpoint`: where the state of a run is kept, and how often it is written."""
+"""`spec.checkpoint`: where the state of a run is saved, and how often."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,45 +7,77 @@ from pydantic import Field
 from trainyard.base import ApiModel, Positive, Rule
 
 DEFAULT_EVERY_SECONDS = 600
+"""Seconds between checkpoints if neither everySteps nor everySeconds is given."""
 DEFAULT_KEEP = 2
+"""Number of checkpoints that are kept by default."""
+
+_VOLUME_SOURCES = (
+    *("awsElasticBlockStore", "azureDisk", "azureFile", "cephfs", "cinder", "csi", "emptyDir", "ephemeral", "fc"),
+    *("flexVolume", "gcePersistentDisk", "glusterfs", "hostPath", "iscsi", "nfs", "persistentVolumeClaim"),
+    *("portworxVolume", "quobyte", "rbd", "scaleIO", "storageos", "vsphereVolume"),
+)
+"""Writable volume sources of core/v1. They are declared so that the API server compares them completely (see
+`trainyard.resource.immutability`). Other sources are accepted, but replacing one of them by another goes unnoticed."""
+
+VolumeSource = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "x-kubernetes-preserve-unknown-fields": True,
+            "properties": {
+                name: {
+                    "description": f"Volume source {name}, as in a pod.",
+                    "x-kubernetes-preserve-unknown-fields": True,
+                }
+                for name in _VOLUME_SOURCES
+            },
+        }
+    ),
+]
 
 AccessMode = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
 
 
 class Claim(ApiModel):
-    """A PersistentVolumeClaim, named as the job, that the operator makes."""
+    """A PersistentVolumeClaim that the operator creates. It has the name of the job."""
 
     size: Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|Pi|k|M|G|T|P)?$")]
-    """Storage to ask for, for example 500Gi. A checkpoint of AdamW takes 12 bytes for each parameter."""
+    """Storage that is requested, for example 500Gi. One checkpoint with AdamW takes 12 bytes per parameter, and `keep`
+    of them exist at a time, for a moment one more."""
     storage_class_name: Annotated[str, Field(min_length=1, max_length=253)] | None = None
-    """Class of the storage; the cluster's default if absent."""
+    """Name of the StorageClass. Defaults to the default class of the cluster."""
     access_modes: Annotated[tuple[AccessMode, ...], Field(min_length=1, max_length=4)] = ("ReadWriteMany",)
-    """How it can be mounted. Workers on several nodes need ReadWriteMany."""
+    """Access modes that are requested. Workers on several nodes need ReadWriteMany, which is the default."""
     retain: bool = False
-    """true: the claim stays when the job is deleted, and a later job of the same name continues from it."""
+    """Whether the claim is kept when the job is deleted, so that a later job of the same name resumes from its
+    checkpoints. Defaults to false: the claim is deleted with the job."""
 
 
 class Checkpoint(ApiModel):
-    """Where the state of the run is kept, so that it goes on after a failure or a suspension, on any layout."""
+    """Where and how often the state of the run is saved. A run resumes from the newest complete checkpoint after a
+    failure or a suspension, also with another number of workers or another parallelism.
+    """
 
-    volume: Annotated[
-        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ] = None
-    """Source of a volume, as in a pod without its name, for example {persistentVolumeClaim: {claimName: shared}}. Each
-    job has a folder of its own name in it, and continues from what it finds there."""
+    volume: VolumeSource | None = None
+    """Source of the volume, as in a pod but without the name, for example {persistentVolumeClaim: {claimName: shared}};
+    give either volume or claim. Each job uses a folder of its own name in the volume and resumes from the checkpoints
+    that it finds there. Sources that are not listed here are accepted, but the API server does not notice when one of
+    them is replaced by another while the job is active."""
     claim: Claim | None = None
-    """A claim that the operator makes for this job, instead of volume."""
+    """A PersistentVolumeClaim that the operator creates for this job; give either claim or volume."""
     every_steps: Positive | None = None
-    """Steps from one checkpoint to the next."""
+    """Number of optimizer steps between checkpoints. May be combined with everySeconds: then a checkpoint is saved when
+    either is due. Only with trainer."""
     every_seconds: Positive | None = None
-    """Seconds from one checkpoint to the next. With neither everySteps nor everySeconds: 600."""
+    """Time in seconds between checkpoints. Defaults to 600 if everySteps is absent, too. Only with trainer."""
     keep: Annotated[int, Field(ge=1, le=1000)] | None = None
-    """How many checkpoints are kept; 2 if absent, so that a damaged one does not lose the run."""
+    """Number of checkpoints that are kept; older ones are deleted. Defaults to 2, so that the run survives a damaged
+    checkpoint. Only with trainer."""
     async_: Annotated[bool | None, Field(alias="async")] = None
-    """true (the default): training goes on while a checkpoint is written. Needs memory for a second copy of the
-    state, on the host. false: training waits."""
+    """Whether training continues while a checkpoint is written, which needs host memory for a second copy of the state.
+    With false training waits until the checkpoint is complete. Defaults to true. Only with trainer."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "has(self.volume) != has(self.claim)",
             "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
@@ -54,22 +86,26 @@ class Checkpoint(ApiModel):
 
 
 class CheckpointConfig(ApiModel):
-    """The same for the trainer, complete."""
+    """`spec.checkpoint` as the trainer reads it: all defaults filled in."""
 
     every_steps: int | None = None
+    """Optimizer steps between checkpoints; None: not by steps."""
     every_seconds: int | None = None
+    """Seconds between checkpoints; None: not by time."""
     keep: int
+    """Number of checkpoints that are kept."""
     async_: Annotated[bool, Field(alias="async")]
+    """Whether training continues while a checkpoint is written."""
 
 
 def checkpoint_config(spec: Checkpoint | None) -> CheckpointConfig | None:
-    """Defaults filled in; None for a job without checkpoints."""
+    """Return the trainer's configuration for `spec.checkpoint`, with defaults; None for a job without checkpoints."""
     if spec is None:
         return None
-    timed = spec.every_steps is not None or spec.every_seconds is not None
+    has_interval = spec.every_steps is not None or spec.every_seconds is not None
     return CheckpointConfig(
         every_steps=spec.every_steps,
-        every_seconds=spec.every_seconds if timed else DEFAULT_EVERY_SECONDS,
+        every_seconds=spec.every_seconds if has_interval else DEFAULT_EVERY_SECONDS,
         keep=DEFAULT_KEEP if spec.keep is None else spec.keep,
         async_=spec.async_ is not False,
     )

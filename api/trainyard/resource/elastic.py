@@ -1,4 +1,4 @@
-"""`spec.elastic` and `status.elastic`: with how many workers a job trains when there is no room for all of them."""
+"""`spec.elastic` and `status.elastic`: training with fewer workers while the cluster lacks capacity for all of them."""
 
 from typing import Annotated
 
@@ -9,35 +9,37 @@ from trainyard.resource.cel import Layout
 
 
 class Elastic(ApiModel):
-    """How small the group may become while there is no room for all workers. The global batch, and so the course of
-    the training, stays as it is: fewer ranks make more micro-batches each.
+    """How far the group may shrink while the cluster lacks capacity for all workers. The global batch, and with it the
+    result of the training, stays the same: fewer ranks process more micro-batches each. Needs trainer and checkpoint.
     """
 
     min_replicas: Annotated[int, Field(ge=1, le=10_000)]
-    """Fewest workers to train with; at most workers.replicas. Sizes in between are used where the layout and the batch
-    are possible with them."""
+    """Smallest number of workers to train with; at most workers.replicas. A size in between is used if parallelism and
+    batch are possible with it."""
     max_replicas: Annotated[int, Field(ge=1, le=10_000)] | None = None
-    """Most workers that workers.replicas may ask for: a limit for what uses the scale subresource. None if absent."""
+    """Largest value that workers.replicas may be set to, as a limit for autoscalers and other users of the scale
+    subresource. No limit if absent."""
     resize_after_seconds: Annotated[int, Field(ge=1, le=86_400)] = 300
-    """Seconds that pods may find no room until the group is restarted with fewer workers, and between two looks for
-    room for more."""
+    """Time in seconds that pods may be unschedulable before the group restarts with fewer workers; also the time
+    between two searches for capacity for more workers. Such restarts do not count against restartPolicy.maxRestarts.
+    Defaults to 300."""
 
 
 class ElasticStatus(ApiModel):
-    """How a group that may shrink stands."""
+    """Observed size of a group with spec.elastic."""
 
     replicas: Count | None = None
-    """Workers that the current attempt was made for, where these are fewer than workers.replicas; absent: all."""
+    """Number of workers of the current attempt, if it is smaller than workers.replicas; absent: workers.replicas."""
     unschedulable_since: Timestamp | None = None
-    """Since when pods of the current attempt find no room."""
+    """Time since which pods of the current attempt have been unschedulable; absent: all are scheduled."""
     last_probe_time: Timestamp | None = None
-    """When room for the workers that are missing was last looked for."""
+    """Time of the last search for capacity for the missing workers."""
 
 
 ELASTIC_RULES = (
     Rule(
         "!has(self.elastic) || (has(self.trainer) && has(self.checkpoint))",
-        "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size goes on from a checkpoint; "
+        "spec.elastic: needs spec.trainer and spec.checkpoint, since each new size resumes from a checkpoint; "
         "add both, or remove it",
     ),
     Rule(

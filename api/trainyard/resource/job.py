@@ -1,4 +1,4 @@
-"""The TrainingJob itself, and the names that follow from it."""
+"""The TrainingJob object, and the names of its pods."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,75 +7,61 @@ from pydantic.alias_generators import to_camel
 
 from trainyard.base import ApiModel, Rule
 from trainyard.protocol import constants
+from trainyard.resource.immutability import mutable_fields, unchanged
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.resource.status import TrainingJobStatus
 
 MAX_NAME = 50
-"""Room in a pod's host name (63) for the attempt (up to 99,999), the index (up to 9,999, or `server`), two dashes."""
+"""Maximum length of a job's name. A pod's host name of at most 63 characters also holds the attempt (5 digits), the
+index (4 digits, or `server`) and two dashes."""
 
 
 class Metadata(BaseModel):
-    """The part of an object's metadata that Trainyard reads; the rest passes through unread."""
+    """Part of an object's metadata that Trainyard reads. Other fields are kept as they are."""
 
     model_config = ConfigDict(frozen=True, extra="allow", alias_generator=to_camel, validate_by_name=True)
 
     name: Annotated[str, Field(min_length=1)]
+    """Name of the object, unique in its namespace."""
     namespace: str = "default"
+    """Namespace of the object."""
     uid: str = ""
+    """Unique id that the API server gave the object; empty before it was stored."""
     generation: int = 0
+    """Number of the spec's version, counted by the API server."""
     resource_version: str = ""
+    """Version of the whole object, for optimistic concurrency."""
     deletion_timestamp: str | None = None
+    """Time at which the deletion of the object was requested; absent unless it is being deleted."""
 
 
-_PINNED = ("workers.resources", "workers.template", "workers.procsPerWorker")
-_PINNED_OPTIONAL = (
-    *(
-        "image",
-        "imagePullPolicy",
-        "imagePullSecrets",
-        "command",
-        "args",
-        "env",
-        "trainer",
-        "parallelism",
-        "parameterServer",
-    ),
-    "checkpoint",
-    "elastic",
-    "health",
-    "workers.gpuMemory",
-)
-_UNCHANGED = " && ".join(
-    [f"self.spec.{f} == oldSelf.spec.{f}" for f in _PINNED]
-    + [
-        f"has(self.spec.{f}) == has(oldSelf.spec.{f}) && (!has(self.spec.{f}) || self.spec.{f} == oldSelf.spec.{f})"
-        for f in _PINNED_OPTIONAL
-    ]
-)
-# Judged by what the status has recorded, not by spec.suspend: from the moment at which the operator has written
-# down an attempt until the moment at which it has written down that the job is suspended, pods of that spec exist.
-_AT_REST = (
+_MUTABLE = " and ".join(", ".join(mutable_fields(TrainingJobSpec)).rsplit(", ", 1))
+# A job is active from the moment at which the operator has recorded an attempt in the status until it has recorded the
+# condition Suspended: pods of that spec may exist. spec.suspend alone is only a request.
+_INACTIVE = (
     "!has(self.status) || !has(self.status.attempt) || self.status.attempt == 0 || (has(self.status.conditions)"
     " && self.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))"
 )
 
 
 class TrainingJob(ApiModel):
-    """A large model, trained by a group of pods that start, run and restart together."""
+    """A training run of one model by a group of pods that start, run and restart together."""
 
     api_version: Literal["trainyard.dev/v1alpha1"] = "trainyard.dev/v1alpha1"
     kind: Literal["TrainingJob"] = "TrainingJob"
     metadata: Metadata
     spec: TrainingJobSpec
-    """What to train, with which workers."""
+    """Desired state of the job: what to train, and with which workers. suspend, workers.replicas and restartPolicy may
+    be changed at any time. All other fields are immutable while the job is active: to change them, set suspend: true,
+    wait for the condition Suspended, change them, and set suspend: false."""
     status: TrainingJobStatus = TrainingJobStatus()
-    """Where the job stands; written by the operator."""
+    """Observed state of the job, written by the operator."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"size(self.metadata.name) <= {MAX_NAME}",
             f"metadata.name: must be at most {MAX_NAME} characters, since pods are named NAME-ATTEMPT-INDEX "
-            "and a pod's host name has 63; choose a shorter name",
+            "and a host name has at most 63; choose a shorter name",
         ),
         Rule(
             "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
@@ -83,34 +69,34 @@ class TrainingJob(ApiModel):
             "Service; choose another name",
         ),
         Rule(
-            f"{_AT_REST} || ({_UNCHANGED})",
-            "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set "
-            "suspend: true, wait for the condition Suspended, change it, set suspend: false",
+            f"{_INACTIVE} || ({unchanged(TrainingJobSpec, 'spec')})",
+            f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition "
+            "Suspended, change it, set suspend: false",
         ),
     )
 
     @property
     def key(self) -> tuple[str, str]:
-        """Namespace and name."""
+        """Return namespace and name, which identify the job in a cluster."""
         return self.metadata.namespace, self.metadata.name
 
-    def sized(self, replicas: int) -> "TrainingJob":
-        """The same job with another number of workers."""
+    def with_replicas(self, replicas: int) -> "TrainingJob":
+        """Return a copy of the job with another number of workers."""
         return self.replace(spec=self.spec.replace(workers=self.spec.workers.replace(replicas=replicas)))
 
     @property
     def effective_job(self) -> "TrainingJob":
-        """The job as its current attempt has it: with as many workers as that was made for (`spec.elastic`)."""
+        """Return the job with the number of workers of its current attempt, which may be smaller (`spec.elastic`)."""
         size = self.status.elastic.replicas if self.status.elastic and self.spec.elastic else None
-        return self if size is None or size >= self.spec.workers.replicas else self.sized(size)
+        return self if size is None or size >= self.spec.workers.replicas else self.with_replicas(size)
 
     def pod_name(self, attempt: int, index: int) -> str:
-        """Name of a pod, which is also its host name. The parameter server comes after the workers."""
-        last = constants.ROLE_SERVER if self.spec.serves(index) else index
-        return f"{self.metadata.name}-{attempt}-{last}"
+        """Return the name of a pod, which is also its host name. The parameter server comes after the workers."""
+        suffix = constants.ROLE_SERVER if self.spec.is_parameter_server(index) else index
+        return f"{self.metadata.name}-{attempt}-{suffix}"
 
     def placeholder_name(self, group: int, index: int) -> str:
-        """Name of a pod that keeps room for one more worker of a group."""
+        """Return the name of a placeholder: a pod that detects and holds capacity for one more worker of a group."""
         return f"{self.metadata.name}-{group}-{constants.ROLE_PLACEHOLDER}-{index}"
 
     @classmethod
@@ -118,6 +104,6 @@ class TrainingJob(ApiModel):
         """Parse an object as the API server returns it.
 
         Raises:
-            pydantic.ValidationError: the object does not fit the schema.
+            pydantic.ValidationError: the object does not match the types.
         """
         return cls.model_validate(body)

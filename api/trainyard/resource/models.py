@@ -89,7 +89,7 @@ class Model(ApiModel):
     hidden_sizes: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64)] | None = None
     """mlp: widths of the hidden layers; [64, 64] if absent."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         *_only_for(TRANSFORMERS, ("preset", *TRANSFORMER_SIZES)),
         *_only_for(("moe",), (*MOE_SIZES, "balanceLossWeight")),
         *_only_for(("mlp",), ("hiddenSizes",)),

@@ -52,7 +52,7 @@ class Optimizer(ApiModel):
     gradient_clip: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
     """Largest global norm of the gradient; 0 turns clipping off."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         *map(_only_for, ("momentum", "nesterov", "alpha", "betas", "eps")),
         Rule(
             "!has(self.betas) || self.betas.all(b, b >= 0.0 && b < 1.0)",
@@ -85,7 +85,7 @@ class Schedule(ApiModel):
     min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate of the last step, as a share of the peak (constant has none)."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!has(self.decaySteps) || self.name == 'wsd'",
             "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",

@@ -20,7 +20,7 @@ class DataParallelism(ApiModel):
     shard: Degree | Literal["auto"] = "auto"
     """hsdp only: ranks of a group. auto: those of one worker, so that parameters are gathered inside a node."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.mode == 'hsdp' || type(self.shard) != int",
             "spec.parallelism.data.shard: is only for mode hsdp (fsdp shards over all ranks, ddp over none); remove "

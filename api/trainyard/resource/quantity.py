@@ -1,4 +1,4 @@
-"""Kubernetes quantities of memory, and how people read them."""
+"""Kubernetes quantities of memory: parsing and formatting."""
 
 import re
 
@@ -8,21 +8,21 @@ _DECIMAL = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 
 
 
 def parse_bytes(quantity: str | int) -> int:
-    """Bytes of a quantity such as 2Gi, 500M, 1e9 or 1024 (API conventions of Kubernetes, resource.Quantity).
+    """Return the number of bytes of a quantity such as 2Gi, 500M, 1e9 or 1024 (resource.Quantity of Kubernetes).
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a quantity.
     """
     match = _QUANTITY.match(str(quantity))
     if match is None:
-        raise ValueError(f"{quantity!r} is no quantity of memory; write it like 2Gi")
+        raise ValueError(f"{quantity!r} is not a quantity of memory; write it like 2Gi")
     number, binary, decimal, exponent = match.groups()
     scale = _BINARY.get(binary, 1) * _DECIMAL.get(decimal, 1) * 10.0 ** int(exponent or 0)
     return int(float(number) * scale)
 
 
 def format_bytes(size: float) -> str:
-    """Three digits and a unit of Kubernetes, as 1.25Gi."""
+    """Return a number of bytes with three digits and a binary unit of Kubernetes, for example 1.25Gi."""
     unit = ""
     for larger in _BINARY:
         if abs(size) < 999.5:

@@ -1,10 +1,10 @@
-"""`spec` of a TrainingJob: the workers, what they run, and what happens when they fail."""
+"""`spec` of a TrainingJob: the workers, the program that they run, and how the job reacts to failures."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Rule, opaque
+from trainyard.base import MUTABLE, ApiModel, OpaqueObject, Rule
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
@@ -27,147 +27,160 @@ GPU_RESOURCE = "nvidia.com/gpu"
 
 
 class Resources(ApiModel):
-    """Compute resources of the worker container, as in a pod."""
+    """Compute resources of a container, as in a pod."""
 
     limits: ResourceList | None = None
-    """What the worker may use at most; the GPUs stand here (nvidia.com/gpu)."""
+    """Most that the container may use, for example {nvidia.com/gpu: 8, memory: 64Gi}. The number of GPUs
+    (nvidia.com/gpu) also sets workers.procsPerWorker: auto."""
     requests: ResourceList | None = None
-    """What the scheduler sets aside; the limits if absent."""
+    """What the scheduler reserves on a node for the container. Defaults to limits."""
 
 
 class TemplateMetadata(ApiModel):
-    """Labels and annotations added to every worker pod."""
+    """Labels and annotations that are added to every pod."""
 
     labels: Annotated[dict[str, str], Field(max_length=64)] | None = None
-    """Labels; those under trainyard.dev/ are the operator's."""
+    """Labels of the pods. The operator sets those under trainyard.dev/ itself and overrides them."""
     annotations: Annotated[dict[str, str], Field(max_length=64)] | None = None
-    """Annotations."""
+    """Annotations of the pods."""
 
 
 class PodTemplate(ApiModel):
-    """Any part of a pod, merged under what the operator sets."""
+    """Additional parts of a pod. Where the operator sets a field itself, its value takes precedence."""
 
     metadata: TemplateMetadata = TemplateMetadata()
-    """Labels and annotations of the pods."""
-    spec: dict[str, Any] = opaque(
-        "Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... The container "
-        "named worker is merged with the operator's own (volumeMounts, securityContext, ...); other "
-        "containers are added as they are."
-    )
+    """Labels and annotations that are added to every pod."""
+    spec: OpaqueObject = Field(default_factory=dict)
+    """Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... A container named worker is
+    merged into the operator's own, for example to add volumeMounts, env or a securityContext; other containers run
+    beside it as they are. The API server checks these fields only when pods are created, and a pod that it refuses is
+    reported in the condition Running."""
 
 
 class Workers(ApiModel):
-    """The group of pods that trains one model together."""
+    """The group of pods that trains one model together. All of them start, run and restart as one."""
 
-    replicas: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Number of worker pods. Changing it (kubectl scale) restarts the group at the new size; with spec.elastic more of
-    them are waited for while the group goes on."""
+    replicas: Annotated[int, Field(ge=1, le=10_000), MUTABLE] = 1
+    """Number of worker pods. May be changed at any time, also by kubectl scale: the group then restarts with the new
+    number from its newest checkpoint, without counting against restartPolicy.maxRestarts. With spec.elastic the group
+    keeps training while it waits for capacity for additional workers. Defaults to 1."""
     procs_per_worker: Annotated[
         Annotated[int, Field(ge=1, le=64)] | Literal["auto"],
         Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
     ] = "auto"
-    """Processes (ranks) in each pod. auto: one for each GPU in resources.limits, else one."""
+    """Number of training processes (ranks) in each pod, from 1 to 64, or auto: one for each GPU in resources.limits
+    (nvidia.com/gpu), and one without GPUs. The world size is replicas x procsPerWorker. Defaults to auto."""
     resources: Resources = Resources()
-    """Resources of each pod's worker container."""
+    """Compute resources of the worker container in each pod, GPUs among them."""
     gpu_memory: (
         Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")] | None
     ) = None
-    """Memory of each GPU, for example 80Gi, against which the built-in trainer's need is checked before it starts.
-    Kubernetes does not know it, so nothing is checked if absent."""
+    """Memory of each GPU, for example 80Gi. The operator compares it with its estimate for the built-in trainer and
+    fails a job that does not fit (reason InvalidSpec) before any pod is created. Without it nothing is compared, since
+    Kubernetes does not know the memory of GPUs."""
     template: PodTemplate = PodTemplate()
-    """Anything else about the pods."""
+    """Additional parts of the worker pods: labels, annotations and any field of a pod's spec."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "type(self.procsPerWorker) == int ? (self.procsPerWorker >= 1 && self.procsPerWorker <= 64)"
             " : self.procsPerWorker == 'auto'",
-            "spec.workers.procsPerWorker: must be auto or a number from 1 to 64",
+            "spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
         ),
         Rule(
             "!has(self.gpuMemory) || (has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
-            "spec.workers.gpuMemory: is the memory of each GPU, but the workers have none; set "
-            "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+            "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "
+            "remove it",
         ),
     )
 
 
 class ParameterServerSpec(ApiModel):
-    """The parameter server: one more pod, with one process, that the workers send their gradients to."""
+    """The pod of the parameter server. It runs one process, to which all workers send their gradients."""
 
     resources: Resources = Resources()
-    """Resources of its container. It holds the parameters, their sum of gradients, a gradient that arrives and the
-    optimizer's state; a GPU is of no use to it."""
+    """Compute resources of its container. It needs memory for the parameters, the sum of their gradients, one incoming
+    gradient and the optimizer state. It does not use GPUs."""
     template: PodTemplate = PodTemplate()
-    """Anything else about the pod, as for the workers; its container is named worker, too."""
+    """Additional parts of the pod: labels, annotations and any field of a pod's spec. Its container, too, is named
+    worker."""
 
 
 class EnvVar(ApiModel):
-    """An environment variable of the worker, as in a pod."""
+    """An environment variable of the worker container, as in a pod."""
 
     name: Annotated[str, Field(min_length=1, max_length=256)]
-    """Name. Those of the rendezvous (MASTER_ADDR, PET_NNODES, ...) are the operator's."""
+    """Name of the variable. The operator sets those of the rendezvous (MASTER_ADDR, PET_NNODES, ...) itself."""
     value: Annotated[str, Field(max_length=32_768)] | None = None
-    """Value."""
-    value_from: Annotated[
-        dict[str, Any] | None, Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})
-    ] = None
-    """Source of the value: fieldRef, secretKeyRef, ... as in a pod."""
+    """Value of the variable. Give either value or valueFrom."""
+    value_from: OpaqueObject | None = None
+    """Source of the value, as in a pod: fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef."""
 
 
 class LocalObjectReference(ApiModel):
-    """The name of an object in the job's namespace."""
+    """Reference to an object in the namespace of the job."""
 
     name: Annotated[str, Field(min_length=1, max_length=253)]
-    """Name."""
+    """Name of the object."""
 
 
 class TrainingJobSpec(ApiModel):
-    """What to train, with which workers."""
+    """Desired state of a TrainingJob. A field is immutable while the job is active unless it is marked `MUTABLE`."""
 
-    suspend: bool = False
-    """true: the job holds no pods. Setting it back to false starts a new attempt."""
+    suspend: Annotated[bool, MUTABLE] = False
+    """Whether the job is suspended. A suspended job has no pods: when it is set to true on a running job, the built-in
+    trainer saves a checkpoint before its pods end. Setting it to false starts a new attempt, which resumes from the
+    newest checkpoint. May be changed at any time. Defaults to false."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
-    """Image of the workers. With trainer it defaults to the trainer image of this installation."""
+    """Container image of the workers. Required with command. With trainer it defaults to the trainer image that the
+    operator was installed with, so that an upgrade of the operator changes it from the next attempt on; set it to keep
+    one image for all attempts of a job."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
-    """When the image is pulled; as in a pod."""
+    """When the kubelet pulls the image, as in a pod: Always, IfNotPresent or Never. Defaults to the default of
+    Kubernetes: Always for the tag latest, else IfNotPresent."""
     image_pull_secrets: Annotated[tuple[LocalObjectReference, ...], Field(max_length=16)] | None = None
-    """Secrets for pulling the image; as in a pod."""
+    """Secrets in the namespace of the job with the credentials for pulling its images, as in a pod."""
     workers: Workers = Workers()
-    """The pods."""
+    """The worker pods: how many there are, their processes and their resources."""
     command: Annotated[tuple[str, ...], Field(min_length=1, max_length=256)] | None = None
-    """Your own program, for example [torchrun, train.py]. Each worker gets MASTER_ADDR, MASTER_PORT and the
-    PET_ variables that torchrun reads, with one process per worker also RANK and WORLD_SIZE."""
+    """Command line of your own program, for example [torchrun, train.py]; give either command or trainer. Each worker
+    runs it with the environment variables MASTER_ADDR and MASTER_PORT and the PET_ variables that torchrun reads; with
+    one process per worker also with RANK and WORLD_SIZE, for init_process_group("env://")."""
     args: Annotated[tuple[str, ...], Field(max_length=1024)] | None = None
-    """Arguments of command."""
+    """Arguments that are appended to command."""
     env: Annotated[tuple[EnvVar, ...], Field(max_length=256)] | None = None
-    """Environment variables of the workers."""
+    """Environment variables of the worker container in each pod, in addition to those that the operator sets."""
     trainer: TrainerSpec | None = None
-    """The built-in trainer, instead of command."""
+    """Configuration of the built-in trainer: model, data, optimizer and duration; give either trainer or command."""
     parallelism: Parallelism | None = None
-    """How the built-in trainer splits model and data over the ranks; data-parallel (ddp) if absent."""
+    """How the built-in trainer distributes model and data over the ranks. Defaults to data parallelism (ddp)."""
     parameter_server: ParameterServerSpec | None = None
-    """The pod of the parameter server, with parallelism.data.mode parameterServer."""
+    """Resources and template of the parameter server's pod; only with parallelism.data.mode: parameterServer."""
     checkpoint: Checkpoint | None = None
-    """Where the state of the run is kept. Without it a restart begins at the first step."""
+    """Where and how often the state of the run is saved. Without it every restart begins at the first step."""
     elastic: Elastic | None = None
-    """With how few workers the job trains while there is no room for all; absent: it waits for all of them."""
-    restart_policy: RestartPolicy = RestartPolicy()
-    """What happens when a worker fails."""
+    """How far the group may shrink while the cluster has no capacity for all workers. Without it the job waits until
+    all workers can be scheduled."""
+    restart_policy: Annotated[RestartPolicy, MUTABLE] = RestartPolicy()
+    """How often, how quickly and after which failures the group is restarted. May be changed at any time; it applies
+    from the next failure on."""
     metrics: Metrics | None = None
-    """Where a program of your own serves metrics; absent: nowhere. The built-in trainer serves them by itself."""
+    """Where your own program serves Prometheus metrics. Without it neither Prometheus nor the operator reads any. Not
+    allowed with trainer, which serves metrics without it."""
     health: Health | None = None
-    """When a run of the built-in trainer that does not get on is restarted."""
+    """When a run of the built-in trainer that stops making progress is restarted: startup, hangs, bad steps and
+    stragglers. Only with trainer."""
 
-    rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
+    cel_rules: ClassVar[tuple[Rule, ...]] = SPEC_RULES
 
     @property
     def parallel(self) -> Parallelism:
-        """How model and data are split, with defaults."""
+        """Return `parallelism`, or its defaults where it is absent."""
         return self.parallelism or Parallelism()
 
     @property
     def procs_per_worker(self) -> int:
-        """Ranks per pod, with `auto` resolved.
+        """Return the number of ranks in each worker pod, with `auto` resolved.
 
         Raises:
             ValueError: the GPU limit is not a whole number.
@@ -178,36 +191,36 @@ class TrainingJobSpec(ApiModel):
         return max(1, int(limits.get(GPU_RESOURCE, 1)))
 
     @property
-    def scraped(self) -> Metrics | None:
-        """Where each worker serves metrics; None if it does not."""
+    def metrics_endpoint(self) -> Metrics | None:
+        """Return where each worker serves metrics; None if it serves none."""
         return self.metrics if self.trainer is None else Metrics()
 
     @property
     def bad_steps(self) -> BadStepPolicy:
-        """What follows a step without a good gradient, with defaults."""
+        """Return `health.badSteps`, or its defaults where it is absent."""
         return (self.health or Health()).bad_steps
 
     @property
     def restarts_in_place(self) -> bool:
-        """Whether the pods are to take orders to start another attempt."""
-        wanted = self.restart_policy.in_place
-        return self.trainer is not None if wanted is None else wanted
+        """Whether a new attempt may start inside the pods of the attempt before."""
+        in_place = self.restart_policy.in_place
+        return self.trainer is not None if in_place is None else in_place
 
     @property
     def world_size(self) -> int:
-        """Number of ranks that train: workers x processes per worker."""
+        """Return the number of ranks that train: workers x processes per worker, without the parameter server."""
         return self.workers.replicas * self.procs_per_worker
 
     @property
     def servers(self) -> int:
-        """Number of parameter servers: 1 with that mode, else 0."""
+        """Return the number of parameter servers: 1 with parallelism.data.mode: parameterServer, else 0."""
         return int(self.parallel.data.mode == "parameterServer")
 
     @property
     def pods(self) -> int:
-        """Number of pods of an attempt: the workers, and after them the parameter server."""
+        """Return the number of pods of an attempt: the workers and the parameter server."""
         return self.workers.replicas + self.servers
 
-    def serves(self, index: int) -> bool:
-        """Whether the pod with an index is the parameter server."""
+    def is_parameter_server(self, index: int) -> bool:
+        """Whether the pod with this index is the parameter server, which comes after all workers."""
         return bool(self.servers) and index >= self.workers.replicas

@@ -1,4 +1,4 @@
-"""`status` of a TrainingJob: written by the operator only, and true whenever it is read."""
+"""`status` of a TrainingJob: the observed state of the job, written by the operator only."""
 
 from enum import StrEnum
 from typing import Annotated, Literal
@@ -11,7 +11,7 @@ from trainyard.resource.elastic import ElasticStatus
 
 
 class Phase(StrEnum):
-    """One word for where the job stands, derived from the conditions."""
+    """Summary of the conditions in one word."""
 
     PENDING = "Pending"
     RUNNING = "Running"
@@ -22,7 +22,7 @@ class Phase(StrEnum):
 
 
 class ConditionType(StrEnum):
-    """What can be true or false of a job at one time."""
+    """Types of the conditions of a job. Several can be True at one time."""
 
     CREATED = "Created"
     SUSPENDED = "Suspended"
@@ -35,7 +35,7 @@ class ConditionType(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why a condition has its status: a closed set, so that scripts and alerts can rely on it."""
+    """Reasons of conditions and events: a closed set, so that scripts and alerts can rely on it."""
 
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
@@ -76,62 +76,63 @@ class Reason(StrEnum):
 
 
 class Condition(ApiModel):
-    """One observation, as the Kubernetes API conventions define it."""
+    """One aspect of the job's state (Kubernetes API conventions, typical status properties)."""
 
     type: Annotated[str, Field(max_length=316)]
-    """What is observed."""
+    """Type of the condition: Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded or Failed."""
     status: Literal["True", "False", "Unknown"]
-    """Whether it holds."""
+    """Whether the condition holds: True, False or Unknown."""
     reason: Annotated[str, Field(max_length=1024)]
-    """One word: why."""
+    """Why the condition has this status, in one CamelCase word from a fixed set."""
     message: Annotated[str, Field(max_length=32_768)] = ""
-    """One sentence: why, and what to do about it."""
+    """Why the condition has this status and what to do about it, in one sentence."""
     last_transition_time: Timestamp
-    """When status last changed."""
+    """Time at which the status of the condition last changed."""
     observed_generation: Count = 0
-    """metadata.generation of the spec that this was observed for."""
+    """metadata.generation of the job that the condition was observed for."""
 
 
 class WorkerCounts(ApiModel):
-    """Pods of the current attempt."""
+    """Number of workers of the current attempt by state."""
 
     desired: Count = 0
-    """Workers that the attempt needs: workers.replicas, or fewer with spec.elastic."""
+    """Number of workers of the attempt: workers.replicas, or fewer with spec.elastic."""
     running: Count = 0
-    """Pods whose worker container runs."""
+    """Number of workers whose container runs."""
     ready: Count = 0
-    """Pods that are also ready."""
+    """Number of workers whose container runs and is ready."""
     succeeded: Count = 0
-    """Pods whose worker exited with code 0."""
+    """Number of workers that exited with code 0."""
     failed: Count = 0
-    """Pods whose worker failed."""
+    """Number of workers that failed."""
 
 
 class Failure(ApiModel):
-    """The first failure of an attempt: the one that brought the others down."""
+    """First failure of an attempt: the cause, not the failures of other workers that follow from it."""
 
     attempt: Count
-    """Attempt that failed."""
+    """Number of the attempt that failed."""
     pod: str | None = None
-    """Name of the pod."""
+    """Name of the failed pod."""
     node: str | None = None
-    """Node that the pod ran on."""
+    """Name of the node that the pod ran on."""
     rank: Count | None = None
-    """Global rank of the process, where it is known."""
+    """Global rank of the failed process; absent if it is not known."""
     exit_code: int | None = None
-    """Exit code of the worker container."""
+    """Exit code of the worker container; absent if it has none, for example after the loss of a node."""
     reason: Annotated[str, Field(max_length=1024)]
-    """One word: what happened."""
+    """What happened, in one word: the name of an exception or a signal, OOMKilled, Evicted, WorkerLost, Hang, ... Rules
+    of restartPolicy match it with onReasons."""
     message: Annotated[str, Field(max_length=4096)] = ""
-    """Exception or last line of the worker."""
+    """Message of the exception, or the last line that the worker wrote."""
     step: Count | None = None
-    """Optimizer step at which it happened, where it is known."""
+    """Optimizer steps that were complete when it happened; absent if that is not known."""
     at: Timestamp
-    """When."""
+    """Time of the failure."""
 
 
 class Activity(StrEnum):
-    """What a job spends its time on."""
+    """What the time of a job is accounted as; see `Goodput`."""
 
     STARTUP = "Startup"
     PRODUCTIVE = "Productive"
@@ -140,31 +141,34 @@ class Activity(StrEnum):
 
 
 class Goodput(ApiModel):
-    """What the wall time from startTime to accountedAt went into. The parts add up to it, to the second."""
+    """Breakdown of the wall time from startTime to accountedAt. The parts add up to it, to the second."""
 
     productive_seconds: Count = 0
-    """Steps were made that had never been made before; of a program of your own: all workers ran."""
+    """Seconds of training that made new steps. For your own program: seconds during which all workers ran."""
     startup_seconds: Count = 0
-    """From the start, or a resumption, until the first such step: waiting for pods, loading, compiling."""
+    """Seconds from the start, or from the end of a suspension, to the first new step: waiting for pods, loading data,
+    compiling."""
     checkpoint_seconds: Count = 0
-    """Productive but for waiting for checkpoints."""
+    """Seconds that training waited for checkpoints to be written."""
     recovery_seconds: Count = 0
-    """From a failure, a disruption or a resize until training had reached the same step again."""
+    """Seconds from a failure, a disruption or a resize until training had reached the same step again."""
     suspended_seconds: Count = 0
-    """Suspended."""
+    """Seconds during which the job was suspended."""
     ratio: Figure = None
-    """productiveSeconds over the sum of all."""
+    """Goodput: productiveSeconds divided by the sum of all parts, from 0 to 1."""
     activity: Activity | None = None
-    """What the time after accountedAt will be counted as; absent once the job has ended."""
+    """What the time since accountedAt counts as: Startup, Productive, Recovery or Suspended; absent once the job has
+    finished."""
     accounted_at: Timestamp
-    """Until when the time is accounted for: when this status was written."""
+    """Time up to which the breakdown accounts: when this status was written."""
     highest_step: Count = 0
-    """Highest step that any attempt has reached."""
+    """Highest number of optimizer steps that any attempt has reached."""
     pending_checkpoint_seconds: Annotated[float, Field(ge=0)] = 0.0
-    """Waiting for checkpoints that is not in checkpointSeconds yet; it will be taken off what is productive next."""
+    """Seconds of waiting for checkpoints that are not part of checkpointSeconds yet; they will be subtracted from the
+    next productive period."""
 
     def parts(self) -> dict[str, int]:
-        """Seconds by what they went into."""
+        """Return the seconds of each part, with its name in lower case as key."""
         return {
             "productive": self.productive_seconds,
             "startup": self.startup_seconds,
@@ -175,62 +179,65 @@ class Goodput(ApiModel):
 
 
 class TrainingJobStatus(ApiModel):
-    """Where the job stands."""
+    """Observed state of a TrainingJob. The operator writes it; other changes are overwritten."""
 
     phase: Phase | None = None
-    """One word, derived from the conditions."""
+    """Summary of the conditions: Pending, Running, Restarting, Suspended, Succeeded or Failed."""
     conditions: tuple[Condition, ...] = ()
-    """Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded, Failed."""
+    """Conditions of the job. Succeeded and Failed are final; kubectl wait --for=condition=Succeeded works."""
     observed_generation: Count = 0
-    """metadata.generation of the spec that this status answers."""
+    """metadata.generation of the job that this status was computed for."""
     attempt: Count = 0
-    """Number of the current attempt, from 1; 0 before the first. Pods are named JOB-ATTEMPT-INDEX."""
+    """Number of the current attempt, from 1; 0 before the first. The group of workers starts, runs and fails as one:
+    each restart is a new attempt. Pods are named JOB-ATTEMPT-INDEX."""
     pod_attempt_override: Count | None = None
-    """Number in the names of the current pods, where the group has been restarted inside them and attempt has gone
-    on; absent: it is attempt."""
+    """Attempt number in the names of the current pods, if the group was restarted inside pods of an earlier attempt
+    (restartPolicy.inPlace); absent: the same as attempt."""
     slow_nodes: tuple[str, ...] = ()
-    """Nodes on which a rank was slow, so that the group was started anew without them."""
+    """Names of nodes on which a rank was a straggler and that the pods therefore avoid (health.straggler.action:
+    Replace)."""
     slow_nodes_readmitted: bool = False
-    """There was no room without them: pods do not stay away from them any more, and nothing more is replaced."""
+    """Whether the nodes in slowNodes are used again, because the cluster had no capacity without them. No further
+    stragglers are replaced then."""
     restarts: Count = 0
-    """Attempts that were started because the one before failed or was disturbed."""
+    """Number of restarts: attempts that followed a failure, a disruption or a resize of the one before."""
     restarts_counted: Count = 0
-    """Those of the restarts that count against restartPolicy.maxRestarts."""
+    """Number of restarts that count against restartPolicy.maxRestarts."""
     start_time: Timestamp | None = None
-    """When the operator took up the job."""
+    """Time at which the operator accepted the job."""
     completion_time: Timestamp | None = None
-    """When the job succeeded or failed for good."""
+    """Time at which the job succeeded or failed."""
     workers: WorkerCounts = WorkerCounts()
-    """Pods of the current attempt."""
+    """Number of workers of the current attempt by state."""
     progress: Progress | None = None
-    """Step, loss and throughput; updatedAt tells how old they are."""
+    """Step, loss, throughput and other metrics of the training, as of progress.updatedAt."""
     elastic: ElasticStatus | None = None
-    """The size of the current attempt, with spec.elastic."""
+    """Observed size of the group; only with spec.elastic."""
     goodput: Goodput | None = None
-    """What the time went into, as of the last change of this status."""
+    """Breakdown of the wall time of the job, as of the last change of this status."""
     last_failure: Failure | None = None
-    """Why the last attempt ended early."""
+    """First failure of the latest attempt that failed. It is kept when later attempts run or succeed."""
 
     def condition(self, kind: ConditionType) -> Condition | None:
-        """The condition of that type, if it was ever set."""
+        """Return the condition of a type; None if it was never set."""
         return next((c for c in self.conditions if c.type == kind), None)
 
     def is_true(self, kind: ConditionType) -> bool:
-        """Whether the condition of that type holds."""
-        found = self.condition(kind)
-        return found is not None and found.status == "True"
+        """Whether the condition of a type is True."""
+        condition = self.condition(kind)
+        return condition is not None and condition.status == "True"
 
     @property
     def pod_attempt(self) -> int:
-        """Attempt that the current pods were made for."""
+        """Return the attempt number in the names of the current pods."""
         return self.pod_attempt_override or self.attempt
 
     @property
     def avoided_nodes(self) -> tuple[str, ...]:
-        """Nodes that the pods of the current attempt stay away from."""
+        """Return the names of the nodes that pods of the current attempt avoid."""
         return () if self.slow_nodes_readmitted else self.slow_nodes
 
     @property
     def finished(self) -> bool:
-        """Whether the job has ended, for better or worse."""
+        """Whether the job has succeeded or failed."""
         return self.is_true(ConditionType.SUCCEEDED) or self.is_true(ConditionType.FAILED)

@@ -46,7 +46,7 @@ class Stop(ApiModel):
     converged: Converged | None = None
     """Stop when the evaluation loss falls no more."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size() == 1",
             "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
@@ -111,7 +111,7 @@ class TrainerSpec(ApiModel):
     """Steps between two reports of loss and throughput. Between reports the trainer never waits for the
     device, so a larger number costs less."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "(self.model.name == 'mlp') == (self.data.source == 'table')",
             "spec.trainer.data.source: llama and moe learn from text, mlp from a table; change "

@@ -89,7 +89,7 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
     spec = job.effective_job.spec
     index = int(pod["metadata"]["labels"][constants.LABEL_INDEX])
-    serves = spec.serves(index)
+    serves = spec.is_parameter_server(index)
     first = spec.world_size if serves else index * spec.procs_per_worker
     for local in range(1 if serves else spec.procs_per_worker):
         yield RankView(first + local, *pod_row(pod))

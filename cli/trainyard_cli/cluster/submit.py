@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trainyard.admission import ManifestError, parse_manifest
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.protocol import constants
 from trainyard_cli.cluster.client import Body, Cluster, parse
 from trainyard_cli.cluster.look import EVERY

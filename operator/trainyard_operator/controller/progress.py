@@ -145,7 +145,7 @@ class ProgressPoller:
 def rank_zero(entry: Entry) -> Pod | None:
     """The running pod with index 0 of a running job whose workers serve metrics."""
     job = entry.job
-    if job is None or job.spec.scraped is None or not job.status.is_true(ConditionType.RUNNING):
+    if job is None or job.spec.metrics_endpoint is None or not job.status.is_true(ConditionType.RUNNING):
         return None
     name = job.pod_name(job.status.pod_attempt, 0)
     worker = entry.workers.get(name)

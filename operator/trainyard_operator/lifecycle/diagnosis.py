@@ -74,10 +74,10 @@ def _hang(hanging: list[WorkerPod], first: WorkerPod, workers: list[WorkerPod], 
 
     Each pod notices the hang by itself and names a rank of its own; the one that is furthest behind is the culprit.
     """
-    culprit = min(hanging, key=lambda w: (w.trainer_message or TerminationMessage()).blame)
+    culprit = min(hanging, key=lambda w: (w.trainer_message or TerminationMessage()).culprit_key)
     diagnosis = _program_failure(culprit, now)
     message = culprit.trainer_message
-    no_answer = message is not None and message.hang is not None and message.hang.silent
+    no_answer = message is not None and message.hang is not None and message.hang.no_stack_trace
     # A rank that does not answer is the cause, and without other pods nothing more can be learned.
     if no_answer or not any(w.active for w in workers):
         return diagnosis

@@ -182,7 +182,7 @@ def _resize(builder: StatusBuilder, observation: Observation, size: int, cause: 
     """Return the restart at another size. It does not count, and the pods save a checkpoint before they end."""
     desired, before = observation.desired_job.spec.workers.replicas, builder.effective_job.spec.workers.replicas
     builder.elastic = ElasticStatus(replicas=size if size < desired else None)
-    builder.effective_job = observation.desired_job.sized(size)
+    builder.effective_job = observation.desired_job.with_replicas(size)
     report_size(builder, desired)
     cause += f"; continuing with {size} of {desired} workers"
     return restart(builder, Reason.RESIZED, cause, counts=False, event="Normal" if size > before else "Warning")

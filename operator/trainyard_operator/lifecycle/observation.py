@@ -201,7 +201,7 @@ def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unrespons
     if state is None:
         return replace(worker, unresponsive=unresponsive)
     worker = replace(worker, unresponsive=unresponsive, running_attempt=state.attempt)
-    end = state.ending
+    end = state.exit_info
     # A ready pod has started another attempt since that answer, and a container that exited shows its own end.
     if end is None or worker.ready or worker.state is not WorkerState.RUNNING:
         return worker

@@ -30,11 +30,11 @@ def apply_restart_policy(diagnosis: Diagnosis, policy: RestartPolicy, restarts_c
     failure, message = diagnosis.failure, failure_message(diagnosis)
     # The exit code of a pod that the cluster removed shows how it was killed, not what the program did.
     exit_code = failure.exit_code if diagnosis.counts else None
-    matching = (n for n, rule in enumerate(policy.exceptions) if rule.matches(failure.reason, exit_code))
+    matching = (n for n, rule in enumerate(policy.rules) if rule.matches(failure.reason, exit_code))
     number, counts = next(matching, None), diagnosis.counts
     # The first of the user's rules that matches decides, before any default.
     if number is not None:
-        action = policy.exceptions[number].action
+        action = policy.rules[number].action
         message += f"; restartPolicy.rules[{number}] says {action}"
         if action == "Fail":
             return RestartDecision(True, False, Reason.RESTART_RULE, message)

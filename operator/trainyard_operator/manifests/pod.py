@@ -43,7 +43,7 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
         constants.LABEL_ATTEMPT: str(attempt),
         constants.LABEL_INDEX: str(index),
         constants.LABEL_REPLICAS: str(job.spec.workers.replicas),
-        constants.LABEL_ROLE: constants.ROLE_SERVER if job.spec.serves(index) else constants.ROLE_WORKER,
+        constants.LABEL_ROLE: constants.ROLE_SERVER if job.spec.is_parameter_server(index) else constants.ROLE_WORKER,
     }
     metadata = child_metadata(job, job.pod_name(attempt, index), labels)
     annotations = {**(template.metadata.annotations or {}), **_scrape_annotations(job)}
@@ -59,12 +59,14 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
 
 def _role_spec(job: TrainingJob, index: int) -> Workers | ParameterServerSpec:
     """Return the part of the spec that describes the pod: workers or parameterServer."""
-    return job.spec.parameter_server or ParameterServerSpec() if job.spec.serves(index) else job.spec.workers
+    return (
+        job.spec.parameter_server or ParameterServerSpec() if job.spec.is_parameter_server(index) else job.spec.workers
+    )
 
 
 def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
     """Return the annotations by which Prometheus finds a metrics page; empty if the pods serve none."""
-    page = job.spec.scraped
+    page = job.spec.metrics_endpoint
     if page is None:
         return {}
     return {
@@ -164,8 +166,8 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         container["volumeMounts"].append({"name": "checkpoints", "mountPath": constants.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
-    if spec.scraped is not None:
-        container["ports"] = [{"name": "metrics", "containerPort": spec.scraped.port}]
+    if spec.metrics_endpoint is not None:
+        container["ports"] = [{"name": "metrics", "containerPort": spec.metrics_endpoint.port}]
     if spec.trainer is None:
         container["command"] = list(spec.command or ())
         if spec.args:
@@ -210,7 +212,7 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
     MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker torchrun sets the ranks. A parameter
     server is the last rank and always has one process.
     """
-    serves = job.spec.serves(index)
+    serves = job.spec.is_parameter_server(index)
     procs = 1 if serves else job.spec.procs_per_worker
     master = f"{job.pod_name(attempt, 0)}.{job.metadata.name}.{job.metadata.namespace}.svc"
     values = {
@@ -235,6 +237,6 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
             values[constants.ENV_GRACE] = str(_grace_seconds(job, index))
     if job.spec.trainer is not None:
         values[constants.ENV_CONFIG] = f"{constants.CONFIG_FOLDER}/{constants.CONFIG_FILE}"
-    if job.spec.scraped is not None:
-        values[constants.ENV_METRICS_PORT] = str(job.spec.scraped.port)
+    if job.spec.metrics_endpoint is not None:
+        values[constants.ENV_METRICS_PORT] = str(job.spec.metrics_endpoint.port)
     return [{"name": name, "value": value} for name, value in values.items()]

@@ -2,7 +2,7 @@
 
 All ranks of a job wait for each other, so one that hangs soon has all others waiting, in every pod. Each launcher
 finds that by itself, and tells the operator about the rank of its own that is the likeliest cause; the operator takes
-the likeliest of all (`TerminationMessage.blame`).
+the likeliest of all (`TerminationMessage.culprit_key`).
 """
 
 import math
@@ -139,7 +139,9 @@ class Witness:
         silence = "" if self.answer else f", and does not answer: {_state_in_words(self.state)}"
         phase = self.beat.phase.words
         message = f"rank {self.rank} gave no sign of life for {self.age:.0f} s (phase: {phase}){silence}"
-        place = Hang(silent=not self.answer, phase=self.beat.phase, last_beat=round(time.time() - self.age, 3))
+        place = Hang(
+            no_stack_trace=not self.answer, phase=self.beat.phase, last_heartbeat=round(time.time() - self.age, 3)
+        )
         return TerminationMessage(rank=self.rank, exception="Hang", message=message, step=self.beat.step, hang=place)
 
     def __str__(self) -> str:
@@ -149,7 +151,7 @@ class Witness:
 
 def last_word(witnesses: list[Witness]) -> TerminationMessage:
     """What this pod says: whom it blames, and where each of its ranks is."""
-    word = min((witness.word for witness in witnesses), key=lambda word: word.blame)
+    word = min((witness.word for witness in witnesses), key=lambda word: word.culprit_key)
     return word.replace(message="; ".join([word.message, *map(str, witnesses)]))
 
 

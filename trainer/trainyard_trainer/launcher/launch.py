@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from trainyard.protocol.launcher import Launcher, adopt_orphans, clear_word, hold_signals
+from trainyard.protocol.launcher import Launcher, become_subreaper, block_signals, clear_termination_message
 from trainyard_trainer import rank_process
 from trainyard_trainer.launcher.place import Place, set_threads
 from trainyard_trainer.launcher.ranks import Ranks, told_to_stop
@@ -34,8 +34,8 @@ def main() -> NoReturn:
     order of the operator, which sees all pods; without one a failure ends the pod.
     """
     # At once: as process 1 of a container this would otherwise ignore SIGTERM. The mask passes to the ranks.
-    hold_signals()
-    adopt_orphans()
+    block_signals()
+    become_subreaper()
     try:
         place = Place.from_environment()
         set_threads(place.local_size)
@@ -55,9 +55,9 @@ def main() -> NoReturn:
         ranks = Ranks(place, launcher)
         ranks.start(rank_process.main)
         code = ranks.wait()
-        if not ranks.may_go_on() or not (launcher.ordered or launcher.hold(code)):
+        if not ranks.may_go_on() or not (launcher.restart_requested or launcher.wait_for_request(code)):
             ending.exit_now(code)
-        clear_word()
+        clear_termination_message()
 
 
 @contextmanager

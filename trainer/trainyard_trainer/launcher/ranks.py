@@ -14,9 +14,9 @@ from trainyard.protocol.launcher import (
     REAP_SECONDS,
     STOP_SIGNALS,
     Launcher,
-    end_children,
-    next_signal,
-    release_own_signals,
+    kill_children,
+    unblock_launcher_signals,
+    wait_for_signal,
 )
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.launcher.hang import (
@@ -60,7 +60,7 @@ class Ranks:
 
     def start(self, run: Callable[[], None]) -> None:
         """Fork the ranks; in each of them `run` is called, and the process ends when it returns."""
-        self._launcher.begin()
+        self._launcher.begin_attempt()
         launcher = os.getpid()
         for local_rank in range(self._place.local_size):
             sys.stdout.flush()
@@ -68,7 +68,7 @@ class Ranks:
             if pid == 0:
                 os.environ.update(self._place.environment(local_rank))
                 heartbeat.take(self._hearts.of(local_rank))
-                self._launcher.leave_port()
+                self._launcher.close_port()
                 _be_rank(run, launcher)
             self._alive[pid] = local_rank
 
@@ -79,9 +79,9 @@ class Ranks:
         and they are killed if another attempt is to begin.
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
-            received = next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
+            received = wait_for_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
             self._reap()
-            if self._launcher.attend() and not self._killed:
+            if self._launcher.poll_requests() and not self._killed:
                 self._kill()
             elif received in STOP_SIGNALS and self._told is None:
                 self._stop(received)
@@ -103,7 +103,7 @@ class Ranks:
         already, not if no step was ever made: new pods may do better then.
         """
         helps = self._stepped and self._code not in (0, constants.EXIT_INVALID_CONFIG)
-        return self._told is None and (helps or self._launcher.ordered) and end_children()
+        return self._told is None and (helps or self._launcher.restart_requested) and kill_children()
 
     def _reap(self) -> None:
         """See which processes have ended. After the first failure of a rank the others are told to, without saving."""
@@ -141,7 +141,7 @@ class Ranks:
             print(f"{witness}\n{witness.answer}", file=sys.stderr)
         word = last_word(witnesses)
         print(f"hang: {word.message}", file=sys.stderr, flush=True)
-        ending.leave_word(word)
+        ending.write_termination_message(word)
         # Ranks in other pods would else lose a peer, and end, before their launchers have asked them where they are.
         time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
         self._code = constants.EXIT_HANG
@@ -175,7 +175,7 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
         _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
         if os.getppid() != launcher:
             os._exit(1)
-        release_own_signals()
+        unblock_launcher_signals()
         run()
     except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
         traceback.print_exc()
@@ -185,7 +185,9 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
 
 def told_to_stop(received: signal.Signals) -> int:
     """The pod's exit code; its last word, too, if no rank has left one."""
-    ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
+    ending.write_termination_message(
+        TerminationMessage(exception=received.name, message="told to stop before the training began")
+    )
     return 128 + received
 
 
@@ -202,5 +204,5 @@ def _explain(rank: int, code: int, starved: bool) -> int:
         hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
         exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
     message = f"rank {rank} was killed by {name}{hint}"
-    ending.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
+    ending.write_termination_message(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from trainyard.protocol import constants, launcher_protocol
-from trainyard.protocol.launcher import STOP_SIGNALS, word_file
+from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.runtime.errors import BadSteps, ConfigError
 
@@ -20,12 +20,12 @@ PEER_LOST_PAUSE = 1.0
 """Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
 
 
-def leave_word(word: TerminationMessage) -> None:
+def write_termination_message(word: TerminationMessage) -> None:
     """Write the pod's termination message, unless a better one is there already.
 
     The first process to know a cause wins; one that only lost its peers gives way to it.
     """
-    path = word_file()
+    path = termination_message_path()
     if launcher_protocol.ENV_TERMINATION_LOG not in os.environ and not path.exists():
         return  # run by hand
     try:
@@ -48,7 +48,7 @@ def _outranks(word: TerminationMessage, there: TerminationMessage) -> bool:
 def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
     """End this process because of an exception: with a traceback if it is a fault, without one if it is not."""
     word = describe(error, rank, step)
-    leave_word(word)
+    write_termination_message(word)
     who = "the launcher" if rank is None else f"rank {rank}"
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
