@@ -7,9 +7,12 @@ UV_VERSION := 0.13.9
 # uv from PATH, or one of our own in .uv/ on a machine that has none.
 UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
-PYTEST := $(RUN) pytest
+# Each run records how long every test took (build/tests.xml) and prints the slowest.
+PYTEST := $(RUN) pytest --durations=25 --durations-min=1 --junitxml=build/tests.xml
+# The tests marked `extended` as well, which pyproject.toml leaves out.
+EXTENDED := -m ''
 
-.PHONY: help setup demo test test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
+.PHONY: help setup demo test test-all test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +28,11 @@ setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## create the locked environ
 demo: setup  ## train a small transformer with two workers on this machine (under 3 minutes)
 	$(RUN) trainyard run manifests/samples/llama-ddp.yaml --folder build/demo
 
-test: setup lint  ## everything: unit, trainer, integration (real API server), e2e (real node, needs root)
+test: setup lint  ## what each change has to pass: unit, trainer, integration (real API server), e2e (real node, needs root)
 	$(PYTEST)
+
+test-all: setup lint soak  ## the same, the extended tests and the soak; TRAINYARD_TEST_KUBERNETES=1.34 for an older version
+	$(PYTEST) $(EXTENDED)
 
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit
@@ -35,7 +41,7 @@ unit monitoring trainer local integration e2e: setup  ## one part of the tests: 
 	$(PYTEST) tests/$@
 
 resilience: setup  ## measure what faults cost on a real node, and rewrite docs/resilience.md
-	$(PYTEST) tests/e2e/faults
+	$(PYTEST) $(EXTENDED) tests/e2e/faults
 	cp build/resilience.md docs/resilience.md
 
 lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint

@@ -1,7 +1,9 @@
-"""What all tests share: how examples are drawn, and what happens where a machine lacks something."""
+"""Hooks of all tests: how examples are drawn, what a skip means, and how long each folder took."""
 
 import os
+from collections import defaultdict
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,12 +22,12 @@ settings.register_profile(
 settings.load_profile("trainyard")
 
 BUILD_SECONDS = 1800
-"""In which Kubernetes and the images are built from nothing, on a machine that is busy with other things, too."""
+"""Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The first test that needs a cluster of some kind may take as long as it takes to build one."""
+    """Give the first test that needs a cluster of some kind the time to build one."""
     for kind in ("integration", "e2e"):
         first = next((item for item in items if item.get_closest_marker(kind)), None)
         if first is not None:
@@ -36,10 +38,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With CI=true a skipped test is a failed one: a part that nobody can run there is a part that nobody tests."""
+    """With CI=true turn a skip into a failure: what is skipped there is tested nowhere.
+
+    Tests marked `extended` are deselected rather than skipped, so this does not concern them.
+    """
     report = yield
     if CI and report.skipped and not hasattr(report, "wasxfail"):
         where, _, why = report.longrepr if isinstance(report.longrepr, tuple) else (item.path, 0, report.longrepr)
         report.outcome = "failed"
         report.longrepr = f"{where}: {why} (CI=true: what is skipped here would be tested nowhere)"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many seconds the tests of each folder took; build/tests.xml has those of each test."""
+    seconds: dict[str, float] = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[Path(report.nodeid).parts[1]] += report.duration
+    if seconds:
+        listed = ", ".join(f"{folder} {took:.0f}" for folder, took in seconds.items())
+        terminalreporter.write_line(f"seconds by folder: {listed}")

@@ -22,6 +22,15 @@ def up(profile: Profile = Profile.NODE, *, name: str = DEFAULT_NAME) -> Cluster:
     return choose(profile).up(Request(profile, name))
 
 
+def prepare() -> None:
+    """Compile the programs and build the images of a cluster with a node, so that `up` and `build_images` find both.
+
+    Tests that need them meanwhile wait for the locks that this holds. Raises ClusterError.
+    """
+    choose(Profile.NODE).prepare(Request(Profile.NODE, DEFAULT_NAME))
+    build_images(None)
+
+
 def down(profile: Profile = Profile.NODE, *, name: str = DEFAULT_NAME, purge: bool = False) -> None:
     """Remove the cluster, if there is one; with `purge`, remove the caches it was made from too.
 

@@ -1,4 +1,4 @@
-"""The programs of Kubernetes, built from the Go modules pinned in go.mod."""
+"""The programs of Kubernetes, built from the Go modules that a version in `versions.py` pins."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pathlib import Path
 from tests.cluster.model import ClusterError
 from tests.cluster.paths import locked, user_folder
 from tests.cluster.progress import step
+from tests.cluster.versions import Kubernetes, selected
 
-MODULE = Path(__file__).parent
 PACKAGES = {
     "coredns": "github.com/coredns/coredns",
     "etcd": "go.etcd.io/etcd/server/v3",
@@ -29,7 +29,7 @@ PACKAGES = {
     "kubectl": "k8s.io/kubernetes/cmd/kubectl",
     "kubelet": "k8s.io/kubernetes/cmd/kubelet",
 }
-"""The `tool` lines of go.mod."""
+"""The packages of the programs: the `tool` lines of each go.mod."""
 COMPILED_NAME = {"etcd": "server"}
 """What `go build` calls a program if not by its tool's name."""
 
@@ -38,7 +38,7 @@ def link_flags(go_mod: str) -> str:
     """Linker flags that tell the programs their version, which Go modules alone do not."""
     match = re.search(r"^\tk8s\.io/kubernetes (v(\d+)\.(\d+)\S*)", go_mod, re.MULTILINE)
     if match is None:
-        raise ClusterError("tests/cluster/go.mod does not require k8s.io/kubernetes")
+        raise ClusterError("the go.mod of the test cluster does not require k8s.io/kubernetes")
     stamps = {
         "gitVersion": match[1],
         "gitMajor": match[2],
@@ -57,8 +57,13 @@ def cache_key(go_mod: str, go_sum: str, flags: Sequence[str]) -> str:
 class GoToolbox:
     """Builds each program once and keeps it in the user's cache."""
 
-    module: Path = MODULE
+    kubernetes: Kubernetes = field(default_factory=selected)
     cache: Path = field(default_factory=lambda: user_folder("CACHE") / "bin")
+
+    @property
+    def module(self) -> Path:
+        """The folder of the Go module that is built."""
+        return self.kubernetes.module
 
     @cached_property
     def _flags(self) -> list[str]:
@@ -82,10 +87,10 @@ class GoToolbox:
 
     def prepare(self, tools: Sequence[str]) -> None:
         """Build those that are not there yet, together: most of their code is shared."""
-        if not self._missing(tools):
+        if not self.missing(tools):
             return
         with locked(self.cache / "lock"):
-            if missing := self._missing(tools):
+            if missing := self.missing(tools):
                 with step(f"compiling {', '.join(missing)} (minutes the first time)", slow=True):
                     self._build(missing)
 
@@ -93,7 +98,8 @@ class GoToolbox:
         """Remove every version."""
         shutil.rmtree(self.cache, ignore_errors=True)
 
-    def _missing(self, tools: Sequence[str]) -> list[str]:
+    def missing(self, tools: Sequence[str]) -> list[str]:
+        """Return those that are not built yet."""
         return [tool for tool in tools if not (self.folder / tool).exists()]
 
     def _build(self, tools: Sequence[str]) -> None:
@@ -125,7 +131,7 @@ def find_go(module: Path) -> str:
     done = subprocess.run([go, "version"], cwd=module, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ClusterError(
-            f"{go} is too old for tests/cluster/go.mod: {done.stderr.strip()}; install a newer Go or set "
+            f"{go} is too old for {module / 'go.mod'}: {done.stderr.strip()}; install a newer Go or set "
             "GOTOOLCHAIN=auto"
         )
     return go

@@ -6,8 +6,9 @@ from tests.cluster.binaries import GoToolbox
 from tests.cluster.model import ClusterError
 from tests.cluster.paths import REPOSITORY
 from tests.cluster.toolbox import PathToolbox
+from tests.cluster.versions import DEFAULT
 
-KUBERNETES = "1.34.0"
+KUBERNETES = f"{DEFAULT}.0"
 """Rendering asks no cluster for its version."""
 
 

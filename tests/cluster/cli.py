@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tests.cluster import api, chart
+from tests.cluster import api, chart, versions
 from tests.cluster.images import TARGETS
 from tests.cluster.model import Cluster, ClusterError, Profile
 from tests.cluster.progress import say, step
@@ -28,10 +28,11 @@ A real Kubernetes cluster for tests. The first of these that is there provides i
 EPILOG = """\
 State is kept in /var/lib/trainyard-cluster/NAME (of a control plane in
 ~/.local/state/trainyard/control-plane/NAME); TRAINYARD_CLUSTER_DIR overrides both.
+TRAINYARD_TEST_KUBERNETES=1.34 runs another version than {default} (known: {versions}).
 Programs are cached in ~/.cache/trainyard. Logs of removed clusters go to build/cluster-logs/NAME.
 
 Exit codes: 0 done; 1 failed; 2 wrong usage; 3 the cluster is not there or not healthy (status).
-"""
+""".format(default=versions.DEFAULT, versions=", ".join(versions.VERSIONS))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     command("up", up, "make the cluster healthy: create it, repair it, or leave it as it is")
+    command("prepare", prepare, "compile programs and build images ahead of time; starts nothing")
     removal = command("down", down, "remove the cluster; its logs are kept")
     removal.add_argument("--purge", action="store_true", help="remove the caches of programs and images too")
     command("status", status, "show how each part of the cluster is")
@@ -79,6 +81,14 @@ def up(options: argparse.Namespace) -> int:
     with step("cluster up"):
         cluster = _cluster(options)
     say(f"provider {cluster.provider.name}, kubeconfig {cluster.kubeconfig}")
+    return 0
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Compile and build, at the pace that the rest of the machine leaves."""
+    os.nice(19)
+    with step("preparing programs and images"):
+        api.prepare()
     return 0
 
 

@@ -126,7 +126,10 @@ class Probe:
 def control_plane(toolbox: Toolbox, paths: Paths, ports: Ports, probe: Probe, extra: Sequence[str]) -> list[Daemon]:
     """Both; `extra` are the API server's arguments of one profile."""
     etcd = etcd_argv(toolbox.path("etcd"), paths, ports)
-    apiserver = apiserver_argv(toolbox.path("kube-apiserver"), paths, ports)
+    apiserver = [
+        *apiserver_argv(toolbox.path("kube-apiserver"), paths, ports),
+        *toolbox.kubernetes.apiserver_arguments(),
+    ]
     return [
         Daemon("etcd", etcd, probe.url(f"http://127.0.0.1:{ports.etcd}", "/health")),
         Daemon("kube-apiserver", [*apiserver, *extra], probe.api("/readyz")),

@@ -124,7 +124,8 @@ class LocalCluster(ABC):
         self.paths.record.write_text(json.dumps(self._make()))
 
     def _make(self) -> dict[str, str]:
-        return {"programs": self.toolbox.version, "profile": type(self).__name__}
+        configured = " ".join(self.toolbox.kubernetes.apiserver_arguments())
+        return {"programs": self.toolbox.version, "profile": type(self).__name__, "configured": configured}
 
     @abstractmethod
     def _create(self) -> None:

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from tests.cluster.versions import Kubernetes
 
 
 class ClusterError(Exception):
@@ -40,8 +43,15 @@ class Toolbox(Protocol):
     def path(self, tool: str) -> Path:
         """The program, built or looked up on first use; ClusterError if there is none."""
 
+    def missing(self, tools: Sequence[str]) -> list[str]:
+        """Return those of the programs that `prepare` would have to build."""
+
     def prepare(self, tools: Sequence[str]) -> None:
         """Make several programs available at once, which is faster than one after another."""
+
+    @property
+    def kubernetes(self) -> Kubernetes:
+        """The version of Kubernetes that its daemons are."""
 
     @property
     def version(self) -> str:
@@ -68,6 +78,9 @@ class Provider(Protocol):
 
     def applies(self, profile: Profile) -> bool:
         """Whether this machine, with this environment, gets such a cluster this way."""
+
+    def prepare(self, request: Request) -> None:
+        """Make everything that `up` takes minutes for, such as compiled programs, and start nothing."""
 
     def up(self, request: Request) -> Cluster:
         """Return a healthy cluster: the one there is, or that one repaired, or a new one."""

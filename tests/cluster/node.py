@@ -20,24 +20,14 @@ from tests.cluster.images.containerd import Containerd
 from tests.cluster.local import LocalCluster
 from tests.cluster.model import ClusterError, Request, Toolbox
 from tests.cluster.node_config import NODE, NODE_ADDRESS, USERS
-from tests.cluster.process import ProcessId, every_process, network_of, require, stop
+from tests.cluster.prerequisites import ROOT
+from tests.cluster.process import ProcessId, every_process, network_of, stop
 from tests.cluster.progress import step
 
 PORTS = Ports(apiserver=6443, etcd=2379, etcd_peers=2380)
 HOLDER = "namespaces"
 HOST_FOLDERS = ("/run/containerd", "/var/lib/cni", "/var/lib/kubelet", "/var/log/containers")
 """Paths that no option changes; in the node's mount namespace others are mounted on them."""
-PACKAGES = {
-    "containerd": "containerd",
-    "ctr": "containerd",
-    "runc": "runc",
-    "iptables": "iptables",
-    "ip": "iproute2",
-    "nsenter": "util-linux",
-    "unshare": "util-linux",
-    "busybox": "busybox-static",
-}
-"""The Debian package of each program that is not built from Go modules."""
 
 
 class Node(LocalCluster):
@@ -59,9 +49,7 @@ class Node(LocalCluster):
         """Check that it can run here."""
         super().__init__(request, toolbox)
         if os.geteuid() != 0:
-            raise ClusterError(
-                "a cluster with a node needs root: use sudo, --control-plane, or TRAINYARD_TEST_KUBECONFIG"
-            )
+            raise ClusterError(f"a cluster with a node needs {ROOT}")
         self.cgroup = f"trainyard-{request.name}"
 
     @property
@@ -80,8 +68,6 @@ class Node(LocalCluster):
         return ("nsenter", f"--target={holder.pid}", *namespaces, "--") if holder else ()
 
     def _create(self) -> None:
-        for program, package in PACKAGES.items():
-            require(program, f"apt-get install {package}")
         write_credentials(self.paths, PORTS.apiserver, USERS, addresses=[NODE_ADDRESS])
         node_config.write(self.paths, self.containerd.socket, self.cgroup)
 
@@ -134,7 +120,7 @@ class Node(LocalCluster):
                 archive.unlink()
 
     def _components(self) -> list[Daemon]:
-        state, probe = self.paths.state, self.probe
+        state, probe, gates = self.paths.state, self.probe, self.toolbox.kubernetes.gate_arguments()
         manager = [
             f"--kubeconfig={self.paths.kubeconfig('controller-manager')}",
             f"--service-account-private-key-file={self.paths.pki / 'service-accounts.key'}",
@@ -142,14 +128,16 @@ class Node(LocalCluster):
             "--use-service-account-credentials=true",
             "--leader-elect=false",
             f"--flex-volume-plugin-dir={state / 'volume-plugins'}",  # else it makes one in /usr
+            *gates,
         ]
-        scheduler = [f"--kubeconfig={self.paths.kubeconfig('scheduler')}", "--leader-elect=false"]
+        scheduler = [f"--kubeconfig={self.paths.kubeconfig('scheduler')}", "--leader-elect=false", *gates]
         kubelet = [
             f"--config={state / 'kubelet.yaml'}",
             f"--kubeconfig={self.paths.kubeconfig('kubelet')}",
             f"--root-dir={state / 'kubelet'}",
             f"--hostname-override={NODE}",
             f"--node-ip={NODE_ADDRESS}",
+            *gates,
         ]
 
         def accounts() -> bool:  # nobody can create a pod before this

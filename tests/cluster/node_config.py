@@ -8,15 +8,14 @@ from typing import Any
 
 from tests.cluster.control_plane import ADMINISTRATOR
 from tests.cluster.images import busybox
-from tests.cluster.model import ClusterError
 from tests.cluster.paths import Paths
 from tests.cluster.pki import Subject
+from tests.cluster.prerequisites import plugin_folder
 
 NODE = "node1"
 NODE_ADDRESS = "10.88.0.1"
 """The bridge's: what pods reach the node, the DNS and the API server at."""
 PODS = "10.88.0.0/16"
-CNI_FOLDERS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
 USERS = {
     "admin": ADMINISTRATOR,
     "controller-manager": Subject("system:kube-controller-manager"),
@@ -39,9 +38,8 @@ def write(paths: Paths, containerd: Path, cgroup: str) -> None:
 
 def containerd_toml(paths: Paths, socket: Path) -> str:
     """Its root, its socket, and the CRI's use of CNI."""
-    plugins = next((folder for folder in CNI_FOLDERS if (folder / "bridge").exists()), None)
-    if plugins is None:
-        raise ClusterError("CNI plugins are not installed: apt-get install containernetworking-plugins")
+    plugins = plugin_folder()
+    assert plugins is not None, "checked among the prerequisites"
     return f"""\
 version = 2
 root = "{paths.state / "containerd"}"

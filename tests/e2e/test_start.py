@@ -13,7 +13,8 @@ from trainyard.resource.job import TrainingJob
 from trainyard_operator.manifests.children import build_config_map, build_service
 from trainyard_operator.manifests.pod import build_pod
 
-pytestmark = pytest.mark.e2e
+# A benchmark of two pods; that they start at all is test_training.py, which prints the same times of its jobs.
+pytestmark = [pytest.mark.e2e, pytest.mark.extended]
 
 PAIRS = 2
 _CLEAN_BARE = ("pods,services,configmaps", "-l", "trainyard.dev/job-name")

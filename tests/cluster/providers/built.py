@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tests.cluster import prerequisites
 from tests.cluster.binaries import GoToolbox
 from tests.cluster.images.buildah import Buildah
 from tests.cluster.local import ControlPlane, LocalCluster
 from tests.cluster.model import Cluster, ClusterError, ImageStore, Profile, Request, Toolbox
 from tests.cluster.node import Node
+from tests.cluster.paths import paths_of
 
 
 class Built:
@@ -26,8 +28,14 @@ class Built:
         """Where its programs come from."""
         return GoToolbox()
 
+    def prepare(self, request: Request) -> None:
+        """Compile the programs."""
+        self._check(request)
+        self.toolbox().prepare(self._tools(request))
+
     def up(self, request: Request) -> Cluster:
-        """Run the daemons."""
+        """Check the machine, then run the daemons."""
+        self._check(request)
         local = self._local(request)
         local.up()
         return Cluster(request.name, request.profile, local.paths.kubeconfig(), self, local.toolbox, local.prefix)
@@ -56,6 +64,12 @@ class Built:
             archive = Path(folder) / "image.tar"
             store.save(reference, archive)
             return containerd.load_archive(archive)
+
+    def _check(self, request: Request) -> None:
+        prerequisites.check(request.profile, self.toolbox(), self._tools(request), paths_of(request).state)
+
+    def _tools(self, request: Request) -> Sequence[str]:
+        return (ControlPlane if request.profile is Profile.CONTROL_PLANE else Node).tools
 
     def _node(self, cluster: Cluster) -> Node:
         if cluster.profile is not Profile.NODE:

@@ -22,6 +22,9 @@ class Existing:
         """When the variable is set."""
         return bool(os.environ.get(VARIABLE))
 
+    def prepare(self, request: Request) -> None:
+        """Do nothing: the cluster is there."""
+
     def up(self, request: Request) -> Cluster:
         """Check that it answers."""
         kubeconfig = Path(os.environ[VARIABLE]).expanduser().absolute()

@@ -26,6 +26,9 @@ class Kind:
         """For a node only: tests of the control plane play the kubelet and the controllers themselves."""
         return profile is Profile.NODE and shutil.which("kind") is not None and bool(container_engine())
 
+    def prepare(self, request: Request) -> None:
+        """Do nothing: kind pulls its node image when the cluster is created."""
+
     def up(self, request: Request) -> Cluster:
         """Create it, unless it is there and answers."""
         kubeconfig = self._folder(request) / "admin.kubeconfig"
