@@ -54,27 +54,6 @@ def test_the_api_server_takes_two_operators(cluster: Cluster) -> None:
         cluster.run([cluster.kubectl, "apply", *options, "-f", "-"], input=yaml.safe_dump(placed))
 
 
-@pytest.mark.parametrize(
-    ("verb", "lease", "allowed"),
-    [
-        ("create", "leases.coordination.k8s.io", True),
-        ("get", "leases.coordination.k8s.io/trainyard", True),
-        ("update", "leases.coordination.k8s.io/trainyard", True),
-        ("get", "leases.coordination.k8s.io/other", False),
-        ("update", "leases.coordination.k8s.io/other", False),
-        ("list", "leases.coordination.k8s.io", False),
-    ],
-)
-def test_the_operator_may_write_its_own_lease_and_no_other(
-    cluster: Cluster, verb: str, lease: str, allowed: bool
-) -> None:
-    cluster.run([cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", INSTALL])
-    account = "--as=system:serviceaccount:trainyard-system:trainyard"
-    question = ("auth", "can-i", verb, lease, account, "-n", "trainyard-system")
-    answer = cluster.run([cluster.kubectl, *question], check=False).stdout.strip()
-    assert answer == ("yes" if allowed else "no")
-
-
 @pytest.mark.parametrize("replicas", ["0", "two", "1.5"])
 def test_a_number_of_operators_that_makes_no_sense_is_refused(replicas: str) -> None:
     with pytest.raises(ClusterError, match="replicas"):
