@@ -24,7 +24,7 @@ from tests.trainer.layouts import (
     transformer,
 )
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
+from trainyard.optimizers import OPTIMIZERS
 
 LAYOUTS = (
     Layout(1, {}, 1),
@@ -101,11 +101,11 @@ def test_table_notices_gradients_that_are_scaled_wrongly(start: Starter, one_pro
 @pytest.mark.parametrize(
     "parallelism", [{"tensor": 2, "data": FSDP}, {"pipeline": pipe(2), "tensor": 2}, {"data": SERVER}], ids=str
 )
-@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("adamw", "gd")])
 def test_every_optimizer_is_exact_when_its_parameters_are_split(
     start: Starter, name: str, parallelism: dict[str, Any]
 ) -> None:
-    own = OPTIMIZER_PARAMETERS[name]
+    own = OPTIMIZERS[name].defaults
     given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
     if name == "rmsprop":  # at the rate of the others its loss rises, and rounding errors grow with it
         given["learningRate"] = 0.001

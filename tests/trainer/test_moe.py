@@ -24,7 +24,7 @@ from tests.trainer.layouts import (
 )
 from tests.trainer.pods import Starter
 from trainyard.config import MixtureConfig, TransformerConfig
-from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
+from trainyard.optimizers import OPTIMIZERS
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.moe import MixtureOfExperts
 from trainyard_trainer.models.transformer import Transformer
@@ -221,9 +221,9 @@ def test_what_is_computed_again_is_the_same(
     assert_equal(run(start, layout, model=MODEL, activationCheckpointing=mode), one_process_moe)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("adamw", "gd")])
 def test_every_optimizer_is_exact_when_experts_are_split(start: Starter, name: str) -> None:
-    own = OPTIMIZER_PARAMETERS[name]
+    own = OPTIMIZERS[name].defaults
     given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
     given["learningRate"] = 0.001  # with larger steps it is rounding that decides to which experts some tokens go
     alone = run(start, Layout(1, {}), model=MODEL, optimizer={"name": name, **given})

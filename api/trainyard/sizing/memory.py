@@ -39,39 +39,19 @@ class Memory(ApiModel):
 
 
 def states(config: RunConfig, held: int, matrices: int) -> int:
-    """Scalars that the optimizer keeps for those held; of these so many are in matrices inside the blocks."""
+    """Return the scalars of optimizer state for `held` scalars of parameters, `matrices` of which are matrices of blocks."""
     optimizer = config.trainer.optimizer
-    momentum = bool(optimizer.parameters().get("momentum"))
-    match optimizer.name:
-        case "gd" | "sgd":
-            return held * momentum
-        case "adagrad":
-            return held
-        case "rmsprop":
-            return held * (1 + momentum)
-        case "muon":
-            return matrices + 2 * (held - matrices)
-        case _:
-            return 2 * held
+    parameters, info = optimizer.parameters(), optimizer.info
+    each = info.state_scalars(parameters)
+    each_of_matrix = each if info.matrix_state_scalars is None else info.matrix_state_scalars(parameters)
+    return each_of_matrix * matrices + each * (held - matrices)
 
 
 def temporaries(config: RunConfig, held: int) -> int:
-    """Scalars of intermediate results: torch's foreach steps make some for all parameters at once, fused ones none,
-    and muon makes one matrix orthogonal after the other.
-    """
+    """Return the scalars of intermediate results in a step of the optimizer over `held` scalars of parameters."""
     optimizer = config.trainer.optimizer
-    decays = bool(optimizer.parameters()["weightDecay"])
-    match optimizer.name:
-        case "gd" | "sgd":
-            return held * decays
-        case "adagrad":
-            return 2 * held
-        case "rmsprop":
-            return held * (1 + decays)
-        case "muon":
-            return 4 * _largest_matrix(config)
-        case _:
-            return 0
+    info = optimizer.info
+    return info.temporary_scalars(optimizer.parameters()) * held + info.matrix_temporary_scalars * _largest_matrix(config)
 
 
 def _largest_matrix(config: RunConfig) -> int:
