@@ -8,11 +8,10 @@ import pytest
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.config import RunConfig
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.model_size import mlp_parameters, transformer_parameters
 from trainyard.sizing.peak_memory import rank_memory
-from trainyard.sizing.traffic import communication
+from trainyard.sizing.traffic import rank_traffic
 from trainyard_trainer.data.samples import prepare
-from trainyard_trainer.parallel.parts import parameter_count
+from trainyard_trainer.parallel.parallelize import parameter_count
 
 TOLERANCE = 0.15
 MIB = 2**20
@@ -123,7 +122,7 @@ FULL = {"activationCheckpointing": "full"}
 @pytest.mark.parametrize(
     ("parallelism", "trainer"),
     [
-        ({}, {}),
+        ({}, {"batch": {"global": 8, "micro": 2}}),
         ({"data": {"mode": "fsdp"}}, {"batch": {"global": 8, "micro": 2}}),
         ({"tensor": 2}, {}),
         ({"tensor": 2}, FULL),
@@ -142,7 +141,7 @@ def test_ranks_send_what_was_estimated(start: Starter, parallelism: dict[str, An
     lines = [json.loads(line)["sent"] for line in pod.stdout.splitlines() if '"sent"' in line]
     assert len(lines) == 2
     for line in lines:
-        estimated = communication(config, config.mesh.coordinate(line["rank"]).pipeline, procs_per_worker=2)
+        estimated = rank_traffic(config, config.mesh.coordinate(line["rank"]).pipeline, procs_per_worker=2)
         assert {t.collective: t.bytes for t in estimated}.items() <= line.items()
 
 
@@ -152,7 +151,7 @@ def test_experts_are_sent_about_what_was_estimated(start: Starter) -> None:
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
     assert finish([pod], 120) == [0], pod.stderr
     lines = [json.loads(line)["sent"] for line in pod.stdout.splitlines() if '"sent"' in line]
-    (estimated,) = [t.bytes for t in communication(config, 0, procs_per_worker=2) if t.collective == "all-to-all"]
+    (estimated,) = [t.bytes for t in rank_traffic(config, 0, procs_per_worker=2) if t.collective == "all-to-all"]
     # Nobody knows the load before; over both ranks it is even.
     assert sum(line["all-to-all"] for line in lines) == pytest.approx(2 * estimated, rel=0.1)
 
@@ -166,12 +165,12 @@ def test_experts_are_sent_about_what_was_estimated(start: Starter) -> None:
         {"name": "moe"},
     ],
 )
-def test_parameters_of_a_gpt_are_those_of_the_trainer(model: dict[str, Any]) -> None:
+def test_parameters_of_a_decoder_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert transformer_parameters(config.transformer) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
 
 
 def test_parameters_of_an_mlp_are_those_of_the_trainer() -> None:
     data = {"source": "table", "builtin": "digits"}
     config = make_config(model={"name": "mlp", "hiddenSizes": [32, 16]}, data=data, batch={"global": 8}, replace=True)
-    assert mlp_parameters(config) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))

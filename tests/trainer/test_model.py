@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainyard.config import TransformerConfig
+from trainyard.models.llama import LlamaConfig
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.transformer import Attention, Transformer, rotary_table, rotate
-from trainyard_trainer.parallel.recompute import recompute_activations
+from trainyard_trainer.models.llama.model import Attention, Llama, rotary_table, rotate
+from trainyard_trainer.models.llama.parallelize import LlamaPlan
+from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 
 
-def sizes(**changes: int) -> TransformerConfig:
+def sizes(**changes: int) -> LlamaConfig:
     default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
-    return TransformerConfig(**{**default, **changes})
+    return LlamaConfig(**{**default, **changes})
 
 
-def make_model(seed: int = 0, **changes: int) -> Transformer:
-    model = Transformer(sizes(**changes))
+def make_model(seed: int = 0, **changes: int) -> Llama:
+    model = Llama(sizes(**changes))
     initialize(model, seed, model.initial)
     return model
 
@@ -99,10 +100,10 @@ def test_initial_values_follow_names_alone() -> None:
     """Neither the order of the modules, nor what else the model has, nor the global generator matters."""
     model = make_model()
     torch.manual_seed(123)
-    stage = Transformer(sizes(), range(1, 2))
+    stage = Llama(sizes(), range(1, 2))
     initialize(stage, 0, stage.initial)
     shuffled = nn.Module()
-    for name, child in reversed(list(Transformer(sizes()).named_children())):
+    for name, child in reversed(list(Llama(sizes()).named_children())):
         shuffled.add_module(name, child)
     initialize(shuffled, 0, model.initial)
     for name, parameter in stage.named_parameters():
@@ -140,7 +141,7 @@ def test_checkpointing_keeps_less_the_more_it_computes_again() -> None:
             return tensor
 
         model = make_model(layers=4)
-        recompute_activations(model, mode)
+        apply_activation_checkpointing(LlamaPlan(model), mode)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.arange(8)[None].repeat(64, 1)).sum()
         return sum(sizes_of.values())

@@ -11,7 +11,7 @@ from torch import nn
 from tests.trainer.test_model import sizes
 from trainyard.optimizers import OPTIMIZERS, OptimizerName
 from trainyard.resource.optimization import Optimizer, Schedule
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.optim.builders import BUILDERS
 from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
 from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
@@ -39,7 +39,7 @@ def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: floa
 
 
 def test_decay_spares_the_norms() -> None:
-    model = Transformer(sizes())
+    model = Llama(sizes())
     optimizer = build_optimizers(
         model.named_parameters(), Optimizer(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5)
     )
@@ -88,7 +88,7 @@ def test_parameters_reach_the_optimizer(name: OptimizerName) -> None:
     own = {key: given[key] for key in OPTIMIZERS[name].defaults}
     config = Optimizer.model_validate({"name": name, "learningRate": 0.5, **own})
     found: dict[str, object] = {}
-    for part in build_optimizers(Transformer(sizes()).named_parameters(), config).parts:
+    for part in build_optimizers(Llama(sizes()).named_parameters(), config).parts:
         found |= {key: value for key, value in part.param_groups[0].items() if key != "params"}
     torch_names = {"weightDecay": "weight_decay"}
     assert {key: found[torch_names.get(key, key)] for key in own} == own
@@ -96,7 +96,7 @@ def test_parameters_reach_the_optimizer(name: OptimizerName) -> None:
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
-    model = Transformer(sizes())
+    model = Llama(sizes())
     muon, adamw = build_optimizers(model.named_parameters(), Optimizer(name="muon")).parts
     names = {id(p): name for name, p in model.named_parameters()}
     inner = {names[id(p)] for group in muon.param_groups for p in group["params"]}
@@ -117,7 +117,7 @@ def test_only_gradients_above_the_limit_are_scaled_down(scale: float, expected: 
 
 @pytest.mark.parametrize("shape", [(16, 16), (8, 64), (64, 8)])
 def test_muon_updates_have_the_size_of_those_of_adamw(shape: tuple[int, int]) -> None:
-    """match_rms_adamw: learning rate x 0.2 is the RMS of an update, whatever the shape (Liu et al., 2025, section 2.2)."""
+    """match_rms_adamw: the RMS of an update is 0.2 x learning rate for every shape (Liu et al., 2025, section 2.2)."""
     matrix = nn.Parameter(torch.zeros(shape))
     matrix.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     config = Optimizer(name="muon", learning_rate=0.5, weight_decay=0.0)

@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
 from trainyard.admission import admit
-from trainyard.config import MixtureConfig, TransformerConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
+from trainyard.models.decoder import DecoderConfig
+from trainyard.models.family import DataShape
+from trainyard.models.llama import LlamaFamily
+from trainyard.models.moe import MoeFamily
 from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.models import presets
 from trainyard.sizing.activations import activations
-from trainyard.sizing.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
+from trainyard.sizing.fit import GPU_PROCESS_BYTES, LAUNCHER_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.sizing.memory import Memory
-from trainyard.sizing.model_size import active_parameters, transformer_parameters
 from trainyard.sizing.placement import placement
 from trainyard.sizing.traffic import crosses_workers
 
@@ -55,6 +56,12 @@ def training(job: TrainingJob) -> TrainingEstimate:
     return found
 
 
+def decoder(job: TrainingJob) -> DecoderConfig:
+    model = resolve(job).model
+    assert isinstance(model, DecoderConfig)
+    return model
+
+
 def memory(job: TrainingJob) -> Memory:
     return training(job).fit.memory
 
@@ -65,20 +72,16 @@ def memory(job: TrainingJob) -> Memory:
     [("1b", 1_235_814_400 + 128_256 * 2048), ("8b", 8_030_261_248), ("70b", 70_553_706_496)],
 )
 def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
-    sizes = presets()["llama"][preset]
-    assert transformer_parameters(TransformerConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
+    family = LlamaFamily()
+    assert family.parameters(family.resolve({"preset": preset}, DataShape(128_256, 8192, None, None))) == parameters
 
 
 @pytest.mark.parametrize(("preset", "whole", "active"), [("8x7b", 46.7e9, 12.9e9), ("8x22b", 140.6e9, 39.1e9)])
 def test_presets_have_the_parameters_of_mixtral(preset: str, whole: float, active: float) -> None:
-    sizes = dict(presets()["moe"][preset])
-    mixture = MixtureConfig(
-        experts=sizes.pop("experts"), experts_per_token=sizes.pop("expertsPerToken"), balance_loss_weight=0.0
-    )
-    vocabulary = {"8x7b": 32_000, "8x22b": 32_768}[preset]
-    model = TransformerConfig(**sizes, name="moe", vocab_size=vocabulary, sequence_length=8192, mixture=mixture)
-    assert transformer_parameters(model) == pytest.approx(whole, rel=0.002)
-    assert active_parameters(model) == pytest.approx(active, rel=0.002)
+    family, vocabulary = MoeFamily(), {"8x7b": 32_000, "8x22b": 32_768}[preset]
+    model = family.resolve({"preset": preset}, DataShape(vocabulary, 8192, None, None))
+    assert family.parameters(model) == pytest.approx(whole, rel=0.002)
+    assert family.active_parameters(model) == pytest.approx(active, rel=0.002)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
     assert found.fits is True
     assert found.field == "spec.workers.gpuMemory"
     # Weights, two moments, whole gradients of eight micro-batches.
-    parameters = transformer_parameters(resolve(job).transformer)
+    parameters = training(job).parameters
     assert found.memory.weights == pytest.approx(4 * parameters / 64, rel=0.01)
     assert found.memory.optimizer == pytest.approx(8 * parameters / 64, rel=0.01)
     assert found.memory.gradients == pytest.approx(4 * parameters / 8, rel=0.01)
@@ -135,8 +138,8 @@ def test_activations_that_are_too_large_are_refused_with_a_change_that_helps(cha
 
 def test_the_memory_of_a_worker_is_that_of_its_ranks_and_of_what_they_share() -> None:
     alone, both = training(cpus("2Gi")).fit, training(cpus("2Gi", procs=2)).fit
-    assert alone.needed == alone.memory.total + AGENT_BYTES + PROCESS_BYTES
-    assert both.needed == 2 * both.memory.total + AGENT_BYTES + 2 * PROCESS_BYTES
+    assert alone.needed == alone.memory.total + LAUNCHER_BYTES + PROCESS_BYTES
+    assert both.needed == 2 * both.memory.total + LAUNCHER_BYTES + 2 * PROCESS_BYTES
 
 
 @pytest.mark.parametrize("job", [cpus(), gpus("70b", 8, {}, memory=None)])
@@ -180,7 +183,7 @@ def test_optimizers_keep_states(optimizer: dict[str, Any], states: int) -> None:
 
 
 def test_muon_keeps_one_state_of_inner_matrices_and_two_of_the_rest() -> None:
-    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), resolve(cpus()).transformer
+    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), decoder(cpus())
     rest = 2 * model.vocab_size * model.dim + (2 * model.layers + 1) * model.dim
     assert found.optimizer == found.weights + 4 * rest
 
@@ -221,7 +224,7 @@ def test_experts_are_split_and_the_rest_is_sharded_over_the_expert_axis() -> Non
 
 
 def test_muon_leaves_stacks_of_experts_to_adamw() -> None:
-    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), resolve(moe()).transformer
+    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), decoder(moe())
     matrices = model.layers * (4 * 128 * 128 + 128 * 8)
     assert found.optimizer == 2 * found.weights - 4 * matrices
 
@@ -294,7 +297,7 @@ def test_a_parameter_server_holds_gradients_twice_and_the_state_that_workers_do_
     assert found.server.memory.parts == {
         "weights": size, "gradients": size, "optimizer": 2 * size, "activations": 0, "logits": 0, "buffers": size,
     }  # fmt: skip
-    assert found.server.needed == 5 * size + AGENT_BYTES + PROCESS_BYTES
+    assert found.server.needed == 5 * size + LAUNCHER_BYTES + PROCESS_BYTES
     assert found.server.fits is True
     assert (found.fit.memory.optimizer, found.fit.memory.gradients) == (0, size)
     both = [(t.what, t.bytes) for t in found.communication]
@@ -341,7 +344,7 @@ def test_the_fullest_worker_is_found(totals: list[int], each: int, procs: int) -
 
 def test_a_step_in_numbers() -> None:
     job = cpus(trainer={"batch": {"global": 16, "micro": 4}})
-    work, model = training(job).work, resolve(job).transformer
+    work, model = training(job).work, decoder(job)
     assert (work.samples, work.tokens, work.micro_batches, work.bubble) == (16, 16 * 256, 4, 0.0)
     multiplied = training(job).parameters - model.vocab_size * model.dim
     assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)

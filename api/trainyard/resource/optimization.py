@@ -39,7 +39,7 @@ class Optimizer(ApiModel):
         )
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-4
     """Peak learning rate; spec.trainer.schedule scales it at each step."""
-    momentum: float | None = _parameter("momentum", "Share of the last update that is added to the next one.", ge=0, lt=1)
+    momentum: float | None = _parameter("momentum", "Share of the last update that is added to the next.", ge=0, lt=1)
     nesterov: bool | None = _parameter("nesterov", "Whether momentum is applied in Nesterov's form.")
     alpha: float | None = _parameter("alpha", "Decay rate of the mean of the squared gradient.", ge=0, lt=1)
     betas: tuple[float, ...] | None = _parameter(
@@ -74,7 +74,7 @@ class Optimizer(ApiModel):
         return OPTIMIZERS[self.name]
 
     def parameters(self) -> dict[str, Any]:
-        """Return the optimizer's parameters besides the learning rate, by their names in the CRD, defaults filled in."""
+        """Return the parameters besides the learning rate by their names in the CRD, defaults filled in."""
         given = self.to_dict()
         return {key: given.get(key, default) for key, default in self.info.defaults.items()}
 
