@@ -153,7 +153,7 @@ def register_trainer() -> None:
             super().__init__(parameters, {"lr": lr, "betas": betas, "decay": decay})
 
         @torch.no_grad()
-        def step(self, closure: Any = None) -> None:
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
             for group in self.param_groups:
                 first, second = group["betas"]
                 for parameter in group["params"]:
@@ -179,12 +179,17 @@ def train() -> dict[str, Any]:
     from trainyard.admission import ManifestError
     from trainyard.crd import openapi_schema
 
-    recall: dict[str, Any] = {"model": {"name": "recall", "width": 16}, "replace": True, "optimizer": {"learningRate": 0.01}}
+    recall: dict[str, Any] = {
+        "model": {"name": "recall", "width": 16},
+        "optimizer": {"learningRate": 0.01},
+        "replace": True,
+    }
+    lion = {"name": "lion", "learningRate": 0.001}
     configs = {
         "alone": make_config(1, **recall),
         "fsdp": make_config(2, {"data": {"mode": "fsdp"}}, **recall),
         "tensor": make_config(2, {"tensor": 2}, **recall),
-        "lion": make_config(1, optimizer={"name": "lion", "learningRate": 0.001}, stop={"steps": 2}),
+        "lion": make_config(1, optimizer=lion, stop={"steps": 2}),
     }
     try:
         make_config(1, model={"width": 16})

@@ -171,9 +171,7 @@ RECOMPUTED = (
 
 @pytest.mark.parametrize("layout", RECOMPUTED, ids=str)
 @pytest.mark.parametrize("mode", ["selective", "full"])
-def test_recomputed_activations_are_the_same(
-    start: Starter, references: References, layout: Layout, mode: str
-) -> None:
+def test_recomputed_activations_are_the_same(start: Starter, references: References, layout: Layout, mode: str) -> None:
     assert_equal(run(start, layout, activationCheckpointing=mode), references(layout).reports)
 
 

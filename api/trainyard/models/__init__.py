@@ -10,9 +10,7 @@ from trainyard.models.llama import LlamaFamily
 from trainyard.models.mlp import MlpFamily
 from trainyard.models.moe import MoeFamily
 
-FAMILIES: dict[str, ModelFamily[Any]] = {
-    family.name: family for family in (LlamaFamily(), MoeFamily(), MlpFamily())
-}
+FAMILIES: dict[str, ModelFamily[Any]] = {family.name: family for family in (LlamaFamily(), MoeFamily(), MlpFamily())}
 """The families by name, in the order of the documentation."""
 
 

@@ -31,9 +31,7 @@ def apply_activation_checkpointing(plan: ParallelPlan, mode: Literal["none", "se
     for block in plan.layers():
         # A wrapping module would change the names of the parameters. There is no dropout, so that no random state is
         # restored.
-        block.forward = partial(
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **contexts
-        )
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **contexts)
 
 
 def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:

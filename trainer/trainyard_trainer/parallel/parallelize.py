@@ -60,9 +60,7 @@ def parameter_count(config: RunConfig, samples: Samples) -> int:
     return sum(p.numel() for p in _build_stage(config, samples, 0, undivided).parameters())
 
 
-def _build_stage(
-    config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None
-) -> Model:
+def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None) -> Model:
     """Return one stage of the model, without memory for its parameters."""
     table = samples if isinstance(samples, Table) else None
     shape = DataShape(
