@@ -22,13 +22,13 @@ class OptimizerInfo:
     """One optimizer, without its implementation."""
 
     description: str
-    """What it does and its source, for the reference of `spec.trainer.optimizer.name`."""
+    """Algorithm and source in a phrase, for the reference of `spec.trainer.optimizer.name`."""
     defaults: Parameters
     """The parameters that it takes besides the learning rate, by their names in the CRD, with their defaults."""
     state_scalars: Callable[[Parameters], int] = none
     """Scalars of state that it keeps for each scalar of a parameter."""
     matrix_state_scalars: Callable[[Parameters], int] | None = None
-    """The same for matrices inside the blocks of a model; None: as for all other parameters."""
+    """Scalars of state for each scalar of a matrix inside the blocks of a model; None: `state_scalars`."""
     temporary_scalars: Callable[[Parameters], int] = none
     """Scalars of intermediate results for each scalar of a parameter that live during a step. torch's foreach
     implementations make them for all parameters at once, fused ones make none."""

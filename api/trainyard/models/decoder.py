@@ -86,6 +86,13 @@ SEQUENCE = LayoutRule(
 )
 
 
+FULL_STAGES = LayoutRule(
+    "{layers} >= {totalStages}",
+    "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank has two "
+    "stages; use fewer stages, another schedule, or more layers",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class FeedForward:
     """Bytes of activations of one feed-forward network, or of the experts in its place."""
@@ -107,7 +114,7 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
     """Embedding, blocks of attention and feed-forward network, norm and head; embedding and head are two matrices."""
 
     size_rules: ClassVar[tuple[Rule, ...]] = (WIDTH, HEADS)
-    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, FEED_FORWARD, VOCABULARY, SEQUENCE)
+    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, FEED_FORWARD, VOCABULARY, SEQUENCE, FULL_STAGES)
 
     def resolve(self, given: Mapping[str, Any], data: DataShape) -> D:
         """Return the preset's sizes with the user's in place of some; the vocabulary is the tokenizer's."""

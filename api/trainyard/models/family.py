@@ -1,4 +1,4 @@
-"""What a model family says about itself: its fields in the resource, its sizes, and what the trainer can do with it."""
+"""Description of a model family: its fields in the resource, its sizes, and the features that it supports."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ Feature = Literal[
     "compile",
     "fullBatch",
 ]
-"""What the trainer can do with some families only: an axis of spec.parallelism, a data-parallel mode, an option of
+"""Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
 spec.trainer, or (fullBatch) an optimizer whose steps are over all samples."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
@@ -34,7 +34,7 @@ class ModelConfig(ApiModel):
 
 
 class DataShape(NamedTuple):
-    """What the data says about the shape of a model."""
+    """Sizes of the data that determine sizes of a model."""
 
     vocabulary: int
     """Entries of the tokenizer."""
@@ -49,7 +49,7 @@ class DataShape(NamedTuple):
 class LayoutRule(NamedTuple):
     """A rule between the sizes of a model and the layout of the ranks, in the Common Expression Language.
 
-    In `cel`, {tensor}, {context}, {expert} and {stages} stand for sizes of axes, {vocabulary} and {sequenceLength} for
+    In `cel`, {tensor}, {context} and {expert} stand for sizes of axes, {totalStages} for the stages of the pipeline, {vocabulary} and {sequenceLength} for
     those of the data, and {FIELD} for a size of the model that each preset has: the user's, else the preset's.
     Families that share a rule share the object, and the CRD has it once.
     """
@@ -119,7 +119,7 @@ class RankParameters:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """One forward pass on one rank: what activations depend on besides the model."""
+    """One forward pass on one rank: everything besides the model that activations depend on."""
 
     samples: int
     """Samples in it."""
@@ -170,7 +170,7 @@ class ModelFamily(ABC, Generic[C]):
     name: ClassVar[str]
     """Value of spec.trainer.model.name."""
     description: ClassVar[str]
-    """What it is and what it learns, for the reference of spec.trainer.model.name."""
+    """Architecture and task in a phrase, for the reference of spec.trainer.model.name."""
     fields: ClassVar[type[ApiModel]]
     """Its fields in spec.trainer.model, all optional; a family may share fields of the same type with others."""
     presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
@@ -178,7 +178,7 @@ class ModelFamily(ABC, Generic[C]):
     data_source: ClassVar[Literal["text", "table"]] = "text"
     """Value of spec.trainer.data.source that it learns from."""
     supports: ClassVar[frozenset[Feature]] = frozenset()
-    """What the trainer can do with it."""
+    """Features that it supports."""
     reasons: ClassVar[Mapping[Feature, str]] = {}
     """Why it does not support some feature, as a clause for error messages."""
     auxiliary_loss: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Positive, Rule
 from trainyard.models.decoder import (
+    FULL_STAGES,
     SEQUENCE,
     WHOLE_HEADS,
     DecoderConfig,
@@ -96,7 +97,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     }
     auxiliary_loss: ClassVar[bool] = True
     size_rules: ClassVar[tuple[Rule, ...]] = (*DecoderFamily.size_rules, ALIGNED)
-    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, SEQUENCE, EXPERTS, EXPERTS_PER_TOKEN)
+    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, SEQUENCE, FULL_STAGES, EXPERTS, EXPERTS_PER_TOKEN)
 
     @property
     def config(self) -> type[MoeConfig]:

@@ -18,7 +18,7 @@ MODEL_PARALLEL = f"({TENSOR} * {CONTEXT} * {STAGES})"
 HAS_PARAMETER_SERVER = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
 WITHOUT_ZBV = f"{STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
 _TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
-TOTAL_STAGES = (
+_TOTAL_STAGES = (
     f"{STAGES} * (has(self.parallelism) && self.parallelism.pipeline.schedule in {_TWO_STAGES} &&"
     " self.parallelism.pipeline.stages > 1 ? 2 : 1)"
 )
@@ -26,14 +26,14 @@ _PLACEHOLDERS = {
     "tensor": TENSOR,
     "context": CONTEXT,
     "expert": EXPERT,
-    "stages": STAGES,
+    "totalStages": f"({_TOTAL_STAGES})",
     "vocabulary": "(self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize)",
     "sequenceLength": "self.trainer.data.sequenceLength",
 }
 
 
 class _Terms(dict[str, str]):
-    """What placeholders of a `LayoutRule` stand for; those of no axis and no data are sizes of the model."""
+    """CEL expressions for the placeholders of a `LayoutRule`; a name of neither axis nor data is a size of the model."""
 
     def __missing__(self, field: str) -> str:
         return size_in_cel(field)

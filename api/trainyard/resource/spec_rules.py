@@ -10,7 +10,6 @@ from trainyard.resource.cel import (
     MODEL_PARALLEL,
     STAGES,
     TENSOR,
-    TOTAL_STAGES,
     WITHOUT_ZBV,
     Layout,
     model_rule,
@@ -148,11 +147,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
     ),
     *_layout_rules(),
-    Rule(
-        model_rule(families_with("pipeline"), f"{{layers}} >= {TOTAL_STAGES}"),
-        "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
-        "has two stages; use fewer stages, another schedule, or more layers",
-    ),
     Rule(
         f"!has(self.trainer) || self.trainer.data.evalFraction == 0.0 || {WITHOUT_ZBV}",
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "

@@ -112,7 +112,7 @@ def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, sc
 
 def _server(config: RunConfig, size: int) -> Iterator[Traffic]:
     """Yield the gradients sent to the parameter server, and the parameters sent back (Li et al., 2014)."""
-    for what in ("gradients, to it", "parameters, back"):
+    for what in ("gradients, to the server", "parameters, from the server"):
         yield Traffic(
             axis="server",
             ranks=config.mesh.size,
