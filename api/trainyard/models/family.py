@@ -49,9 +49,9 @@ class DataShape(NamedTuple):
 class LayoutRule(NamedTuple):
     """A rule between the sizes of a model and the layout of the ranks, in the Common Expression Language.
 
-    In `cel`, {tensor}, {context} and {expert} stand for sizes of axes, {totalStages} for the stages of the pipeline, {vocabulary} and {sequenceLength} for
-    those of the data, and {FIELD} for a size of the model that each preset has: the user's, else the preset's.
-    Families that share a rule share the object, and the CRD has it once.
+    In `cel`, {tensor}, {context} and {expert} stand for sizes of axes, {totalStages} for the stages of the pipeline,
+    {vocabulary} and {sequenceLength} for sizes of the data, and {FIELD} for a size of the model that each preset has:
+    the user's, else the preset's. Families that share a rule share the object, and the CRD has it once.
     """
 
     cel: str

@@ -33,7 +33,7 @@ _PLACEHOLDERS = {
 
 
 class _Terms(dict[str, str]):
-    """CEL expressions for the placeholders of a `LayoutRule`; a name of neither axis nor data is a size of the model."""
+    """CEL expressions for the placeholders of a `LayoutRule`; all names that are not here are sizes of the model."""
 
     def __missing__(self, field: str) -> str:
         return size_in_cel(field)
