@@ -24,7 +24,8 @@ THRESHOLD = 2**18
 def main() -> None:
     """Run a pod whose ranks print a line of measurements, in bytes, after each step."""
     rank_process.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
-    # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
+    # glibc then returns every larger block to the kernel at once, so that resident memory is what is allocated. With
+    # the allocator of a worker (`runtime.allocator`), memory that it keeps comes on top, which the estimate leaves out.
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
