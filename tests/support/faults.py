@@ -73,8 +73,8 @@ _BATCH = (
 )
 
 _BATCH_OR_GD = (
-    "spec.trainer.batch.global: every optimizer needs it except gd, whose steps are over all samples; add it, or with gd "
-    "remove it"
+    "spec.trainer.batch.global: every optimizer needs it except gd, whose steps are over all samples; add it, or with "
+    "gd remove it"
 )
 
 _ENTIRE_MODEL = (
@@ -91,8 +91,8 @@ _SHARD = (
     "pipeline.stages)) over expert; choose a divisor"
 )
 _PRESET = (
-    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, medium, "
-    "8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
+    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, "
+    "medium, 8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
 )
 
 _ONE_CONDITION = (
@@ -422,8 +422,8 @@ RULES = (
     Fault(
         "a compiled mlp",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for llama only (the route of a token through a moe is not known in advance; an mlp has "
-        "no blocks); remove it, or set spec.trainer.model.name: llama",
+        "spec.trainer.compile: is for llama only (the route of a token through a moe is not known in advance; an mlp "
+        "has no blocks); remove it, or set spec.trainer.model.name: llama",
     ),
     Fault(
         "gradient descent of a moe",

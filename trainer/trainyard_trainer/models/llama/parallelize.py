@@ -36,9 +36,9 @@ class LlamaPlan(ParallelPlan):
     def tensor_plan(self) -> TensorPlan:
         """Return the plan of tensor parallelism, with sequence parallelism between the matrices.
 
-        (Shoeybi et al., 2019; Korthikanti et al., 2022.) q, k, v, gate and up are split by columns, so that each rank has complete heads; o and down by rows. The
-        embedding is split by vocabulary, and so are the head and the logits, which the loss takes as they are
-        (`loss_parallel`).
+        q, k, v, gate and up are split by columns, so that each rank has complete heads; o and down by rows (Shoeybi et
+        al., 2019; Korthikanti et al., 2022). The embedding is split by vocabulary, and so are the head and the logits,
+        which the loss takes as they are (`loss_parallel`).
         """
         plan: list[tuple[nn.Module, dict[str, ParallelStyle]]] = [
             (block, _block_plan()) for block in self._model.layers()
