@@ -1,82 +1,79 @@
-"""The complete configuration of a run: what a worker of the built-in trainer reads at its start."""
+"""The complete configuration of a run: what each rank of the built-in trainer reads when it starts."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
 from trainyard.base import ApiModel
 from trainyard.mesh import Mesh
+from trainyard.models import FAMILIES
+from trainyard.models.family import ModelConfig, ModelFamily
 from trainyard.resource.checkpoint import CheckpointConfig
+from trainyard.resource.datasets import Data
 from trainyard.resource.health import HealthConfig
 from trainyard.resource.parallelism import Parallelism
 from trainyard.resource.training import TrainerSpec
 
+BYTE_VOCABULARY = 256
+"""Entries of the byte tokenizer."""
 
-class MixtureConfig(ApiModel):
-    """The experts that a moe has for each feed-forward network."""
-
-    experts: int
-    experts_per_token: int
-    balance_loss_weight: float
-
-
-class TransformerConfig(ApiModel):
-    """Sizes of a transformer, complete; with a mixture of experts it is a moe."""
-
-    name: Literal["llama", "moe"] = "llama"
-    dim: int
-    layers: int
-    heads: int
-    kv_heads: int
-    ffn_dim: int
-    vocab_size: int
-    sequence_length: int
-    mixture: MixtureConfig | None = None
+if TYPE_CHECKING:
+    AnyModelConfig = ModelConfig
+else:
+    AnyModelConfig = Annotated[
+        Union[tuple(family.config for family in FAMILIES.values())],  # noqa: UP007
+        Field(discriminator="name"),
+    ]
 
 
-class MlpConfig(ApiModel):
-    """Sizes of a multi-layer perceptron; features and classes are those of the data."""
-
-    name: Literal["mlp"] = "mlp"
-    hidden_sizes: tuple[int, ...]
+def vocabulary(data: Data) -> int:
+    """Return the number of entries of the tokenizer that spec.trainer.data asks for."""
+    return BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
 
 
 class RunConfig(ApiModel):
-    """What every worker of a job reads at start-up (the ConfigMap's config.json)."""
+    """Configuration of a job, complete: the file config.json of its ConfigMap."""
 
     job: str
+    """Name of the job."""
     namespace: str
+    """Namespace of the job."""
     world_size: int
-    """Ranks that train."""
+    """Number of ranks that train."""
     servers: int = 0
-    """Parameter servers, ranked after those that train."""
+    """Number of parameter servers, ranked after the ranks that train."""
     mesh: Mesh
-    """Sizes of the axes over which the ranks are laid out."""
+    """Sizes of the axes of the device mesh."""
     parallelism: Parallelism
-    """How model and data are split, as the user wrote it."""
-    model: Annotated[TransformerConfig | MlpConfig, Field(discriminator="name")]
+    """spec.parallelism."""
+    model: AnyModelConfig
+    """Sizes of the model."""
     micro_batch: int
-    """Samples per forward pass of one rank; with gd at most."""
+    """Samples per forward pass of one rank; an upper limit if each step is over all samples."""
     checkpoint: CheckpointConfig | None = None
-    """How often the state is written; None: never."""
+    """When checkpoints are written; None: never."""
     health: HealthConfig = HealthConfig()
-    """When the run is taken to hang."""
+    """When a run counts as hanging or diverging."""
     trainer: TrainerSpec
-    """The rest, as the user wrote it."""
+    """spec.trainer."""
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one rank per optimizer step; with gd, whose batch is all data, at least so many."""
+        """Micro-batches of one rank per optimizer step; a lower limit if each step is over all samples."""
         batch = self.trainer.batch.global_
         return self.mesh.pipeline if batch is None else batch // (self.mesh.data * self.micro_batch)
 
     @property
-    def transformer(self) -> TransformerConfig:
-        """The model, known to be a transformer or a moe."""
-        assert isinstance(self.model, TransformerConfig)
-        return self.model
+    def family(self) -> ModelFamily[Any]:
+        """Family of the model."""
+        return FAMILIES[self.model.name]
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of entries of the tokenizer."""
+        return vocabulary(self.trainer.data)
 
     @property
     def tokens_per_sample(self) -> int:
-        """Predictions that one sample asks for: one for each token, or one for a class."""
-        return self.model.sequence_length if isinstance(self.model, TransformerConfig) else 1
+        """Number of predictions for one sample: one for each token of a text, one for a row of a table."""
+        return self.family.tokens_per_sample(self.model)

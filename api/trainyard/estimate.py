@@ -1,4 +1,4 @@
-"""What a TrainingJob would be, from its manifest alone: ranks, parameters, memory, computation, communication."""
+"""Estimate of a TrainingJob from its manifest alone: ranks, parameters, memory, computation and communication."""
 
 from typing import Literal
 
@@ -10,104 +10,98 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
 from trainyard.sizing.fit import Fit, fit, memory_problems, server_fit, uses_gpus
-from trainyard.sizing.model_size import (
-    active_parameters,
-    flops_per_token,
-    mlp_parameters,
-    rank_parameters,
-    transformer_parameters,
-)
+from trainyard.sizing.model_size import flops_per_token, rank_parameters
 from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
-from trainyard.sizing.traffic import Traffic, communication, crosses_workers
+from trainyard.sizing.traffic import Traffic, crosses_workers, rank_traffic
 
 
 class Group(ApiModel):
-    """The workers."""
+    """The group of workers."""
 
     replicas: int
-    """Worker pods."""
+    """Number of worker pods."""
     procs_per_worker: int
-    """Ranks in each."""
+    """Number of ranks in each worker."""
     ranks: int
-    """Ranks in all."""
+    """Number of ranks of the job."""
     device: Literal["cpu", "gpu"]
-    """What the ranks compute on."""
+    """Device that each rank computes on."""
     limits: ResourceList
-    """Limits of each worker's resources."""
+    """Resource limits of each worker."""
 
 
 class Axis(ApiModel):
-    """One axis of the mesh of ranks."""
+    """One axis of the device mesh."""
 
     name: str
     """pipeline, replicate, shard, context, expert or tensor."""
     size: int
-    """Ranks along it."""
+    """Number of ranks along the axis."""
     crosses_workers: bool
-    """Whether its ranks are in more than one worker."""
+    """Whether its ranks are spread over more than one worker."""
 
 
 class Work(ApiModel):
-    """What one optimizer step is."""
+    """Work of one optimizer step."""
 
     samples: int | None
-    """Samples over all ranks; None: all that there are (gd)."""
+    """Number of samples over all ranks; None: all samples of the data."""
     tokens: int | None
-    """Predictions over all ranks: tokens of text, or samples of a table."""
+    """Number of predictions over all ranks: tokens of a text, or rows of a table."""
     micro_batch: int
-    """Samples of one forward pass of a rank."""
+    """Number of samples in one forward pass of a rank."""
     micro_batches: int
-    """Forward passes of a rank; with gd at least."""
+    """Number of forward passes of a rank; a lower limit if each step is over all samples."""
     flops: float | None
     """Floating-point operations over all ranks (`flops_per_token`)."""
     stages: tuple[int, ...] = ()
-    """Layers of each pipeline stage, in order; some schedules give a rank two stages."""
+    """Number of layers in each pipeline stage, in order; some schedules give a rank two stages."""
     bubble: float = 0.0
-    """Share of the time that a rank waits in the pipeline."""
+    """Fraction of the time that a rank waits for others in the pipeline (the bubble)."""
 
 
 class TrainingEstimate(ApiModel):
-    """What the built-in trainer would do."""
+    """Estimate of the built-in trainer."""
 
     parameters: int
-    """Trained scalars of the whole model."""
+    """Number of trained scalars of the model."""
     active_parameters: int
-    """Those of them that a token goes through: of a moe only the experts that it chooses."""
+    """Number of scalars that one token passes through: of experts, only those that it chooses."""
     rank_parameters: int
-    """Scalars that the rank with the most of them holds."""
+    """Number of scalars held by the rank that holds the most."""
     axes: tuple[Axis, ...]
-    """Axes of the mesh with more than one rank, outermost first."""
+    """Axes of the device mesh with more than one rank, outermost first."""
     work: Work
-    """One step."""
+    """Work of one optimizer step."""
     fit: Fit
     """Memory of the workers."""
     server: Fit | None = None
     """Memory of the parameter server, if there is one."""
     communication: tuple[Traffic, ...]
-    """What the rank that needs the most memory sends in a step."""
+    """Traffic in one step of the rank that needs the most memory."""
 
 
 class Estimate(ApiModel):
-    """A job as it would be."""
+    """Estimate of a job."""
 
     name: str
     """Name of the job."""
     namespace: str
     """Namespace of the job."""
     workers: Group
-    """The workers."""
+    """Group of workers."""
     training: TrainingEstimate | None = None
-    """None for a program of the user's own, of which nothing is known."""
+    """Estimate of the built-in trainer; None for a program of the user's own."""
     problems: tuple[str, ...] = ()
-    """Why it would be refused: field, rule and fix."""
+    """Why the job would be refused: field, rule and fix."""
 
 
 def estimate(job: TrainingJob) -> Estimate:
-    """What an admitted job would be.
+    """Return the estimate of an admitted job.
 
     Raises:
-        ValueError: its layout has problems (see `trainyard.resolve.layout_problems`).
+        ValueError: the layout has problems (see `trainyard.resolve.layout_problems`).
     """
     spec = job.spec
     group = Group(
@@ -117,26 +111,22 @@ def estimate(job: TrainingJob) -> Estimate:
         device="gpu" if uses_gpus(spec) else "cpu",
         limits=spec.workers.resources.limits or {},
     )
-    known = {"name": job.metadata.name, "namespace": job.metadata.namespace, "workers": group}
+    fields = {"name": job.metadata.name, "namespace": job.metadata.namespace, "workers": group}
     if spec.trainer is None:
-        return Estimate(**known)
+        return Estimate(**fields)
     config = resolve(job)
-    known["problems"] = tuple(memory_problems(spec, config))
-    return Estimate(**known, training=_training(job, config))
+    fields["problems"] = tuple(memory_problems(spec, config))
+    return Estimate(**fields, training=_training(job, config))
 
 
 def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
     procs, mesh = job.spec.procs_per_worker, config.mesh
-    found = fit(job.spec, config)
-    if config.model.name == "mlp":
-        whole = active = mlp_parameters(config)
-        held = whole // placement(config).shards
-    else:
-        whole, active = transformer_parameters(config.transformer), active_parameters(config.transformer)
-        held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
+    worker_fit = fit(job.spec, config)
+    family, model = config.family, config.model
+    held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
     return TrainingEstimate(
-        parameters=whole,
-        active_parameters=active,
+        parameters=family.parameters(model),
+        active_parameters=family.active_parameters(model),
         rank_parameters=held,
         axes=tuple(
             Axis(name=name, size=size, crosses_workers=crosses_workers(mesh, name, procs))
@@ -144,9 +134,9 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
             if size > 1
         ),
         work=_work(config),
-        fit=found,
+        fit=worker_fit,
         server=server_fit(job.spec, config),
-        communication=tuple(communication(config, found.place, procs)),
+        communication=tuple(rank_traffic(config, worker_fit.place, procs)),
     )
 
 
@@ -154,25 +144,24 @@ def _work(config: RunConfig) -> Work:
     samples = config.trainer.batch.global_
     tokens = None if samples is None else samples * config.tokens_per_sample
     stages: tuple[int, ...] = ()
-    if config.model.name != "mlp":
-        model, pipeline = config.transformer, config.parallelism.pipeline
-        count = stage_count(pipeline)
-        stages = tuple(len(layers_of_stage(pipeline, model.layers, stage)) for stage in range(count))
+    layers, pipeline = config.family.layers(config.model), config.parallelism.pipeline
+    if config.mesh.pipeline > 1:
+        stages = tuple(len(layers_of_stage(pipeline, layers, stage)) for stage in range(stage_count(pipeline)))
     return Work(
         samples=samples,
         tokens=tokens,
         micro_batch=config.micro_batch,
         micro_batches=config.accumulation,
         flops=None if tokens is None else float(flops_per_token(config)) * tokens,
-        stages=stages if config.mesh.pipeline > 1 else (),
+        stages=stages,
         bubble=_bubble(config),
     )
 
 
 def _bubble(config: RunConfig) -> float:
-    """(S - 1) / (v M + S - 1) of S stages in a row, M micro-batches, v stages per rank (Narayanan et al., 2021).
+    """Return the bubble (S - 1) / (v M + S - 1): S ranks, v stages on each, M micro-batches (Narayanan et al., 2021).
 
-    ZBV: none, where a forward pass takes as long as each half of a backward pass (Qi et al., 2024).
+    ZBV has none, if a forward pass takes as long as each half of a backward pass (Qi et al., 2024).
     """
     ranks, schedule = config.mesh.pipeline, config.parallelism.pipeline.schedule
     if schedule == "ZBV" or ranks == 1:

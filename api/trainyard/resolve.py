@@ -1,41 +1,39 @@
-"""From what the user wrote to what a worker runs: presets filled in, `auto` replaced by numbers."""
+"""Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
-from typing import Any
-
-from trainyard.config import MlpConfig, RunConfig, TransformerConfig
+from trainyard.config import RunConfig, vocabulary
 from trainyard.mesh import Mesh, make_mesh
+from trainyard.models import FAMILIES
+from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
 from trainyard.resource.checkpoint import checkpoint_config
-from trainyard.resource.datasets import Data
 from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.models import DEFAULT_PRESET, MOE_SIZES, Model, presets
 from trainyard.resource.spec import GPU_RESOURCE
 from trainyard.resource.training import TrainerSpec
 from trainyard.sizing.fit import memory_problems
 
-BYTE_VOCABULARY = 256
 MICRO_BATCH_TOKENS = 16_384
-DEFAULT_HIDDEN = (64, 64)
-DEFAULT_BALANCE_LOSS = 0.01
+"""Tokens of the largest micro-batch that is chosen automatically."""
+DIGITS_FEATURES, DIGITS_CLASSES = 64, 10
+"""Columns and classes of the builtin table `digits`."""
 
 
 def spec_problems(job: TrainingJob) -> list[str]:
-    """Everything wrong with a spec that CEL could not tell at admission, and the memory that it would lack.
+    """Return what is wrong with a spec that the CEL rules cannot see, insufficient memory included.
 
-    Each entry names the field, the rule and the fix. An empty list means that the job can be run.
+    Each entry names the field, the rule and the fix. The job can run if the list is empty.
     """
     return _problems(job, memory=True)
 
 
 def layout_problems(job: TrainingJob) -> list[str]:
-    """The same without the memory: what makes it impossible even to say what the job would be."""
+    """Return what is wrong with a spec that the CEL rules cannot see, memory aside; such a job cannot be resolved."""
     return _problems(job, memory=False)
 
 
 def largest_size(job: TrainingJob, most: int) -> int | None:
-    """The most workers, no more than `most`, with which an elastic job can train; None if that is no number at all.
+    """Return the largest number of workers, at most `most`, with which an elastic job can train; None if there is none.
 
-    Sizes between spec.elastic.minReplicas and workers.replicas count whose layout, batch and memory have no problem.
+    Every size from spec.elastic.minReplicas to workers.replicas is possible whose layout, batch and memory fit.
     """
     if job.spec.elastic is None:
         return None
@@ -78,25 +76,12 @@ def _layout_problems(job: TrainingJob) -> list[str]:
     except ValueError as error:
         return [str(error)]
     problems = _batch_problems(trainer, mesh)
-    if trainer.model.name == "mlp":
-        return problems
-    model = transformer_config(trainer.model, trainer.data)
-    preset = trainer.model.preset or DEFAULT_PRESET
-    if model.dim % (2 * model.heads):
-        problems.append(
-            f"spec.trainer.model.dim: {model.dim} must be a multiple of 2 x heads = {2 * model.heads} "
-            f"(preset {preset} with your overrides); change dim or heads"
-        )
-    if model.heads % model.kv_heads:
-        problems.append(
-            f"spec.trainer.model.heads: {model.heads} must be a multiple of kvHeads = {model.kv_heads} "
-            f"(preset {preset} with your overrides); change heads or kvHeads"
-        )
-    return problems
+    model = _model_config(trainer)
+    return problems + FAMILIES[model.name].problems(model, trainer.model.preset or DEFAULT_PRESET)
 
 
 def _batch_problems(trainer: TrainerSpec, mesh: Mesh) -> list[str]:
-    """What keeps the global batch from being divided among the ranks, and the micro-batches of each."""
+    """Return why the global batch cannot be divided into equal micro-batches of all data-parallel ranks."""
     batch, micro = trainer.batch.global_, trainer.batch.micro
     if batch is None:
         return []
@@ -116,42 +101,21 @@ def _batch_problems(trainer: TrainerSpec, mesh: Mesh) -> list[str]:
     return []
 
 
-def transformer_config(model: Model, data: Data) -> TransformerConfig:
-    """The preset's sizes under the user's overrides; the vocabulary follows from the tokenizer."""
-    given = model.to_dict()
-    preset = presets()[model.name][model.preset or DEFAULT_PRESET]
-    sizes: dict[str, Any] = {k: given.get(k, v) for k, v in preset.items()}
-    vocabulary = BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
-    mixture: dict[str, Any] | None = None
-    if model.name == "moe":
-        balance = DEFAULT_BALANCE_LOSS if model.balance_loss_weight is None else model.balance_loss_weight
-        mixture = {size: sizes.pop(size) for size in MOE_SIZES} | {"balanceLossWeight": balance}
-    return TransformerConfig.model_validate(
-        {
-            **sizes,
-            "name": model.name,
-            "vocabSize": vocabulary,
-            "sequenceLength": data.sequence_length,
-            "mixture": mixture,
-        }
-    )
-
-
 def resolve(job: TrainingJob) -> RunConfig:
-    """The complete configuration of a job that uses the built-in trainer.
+    """Return the complete configuration of a job that uses the built-in trainer.
 
     Raises:
         ValueError: the layout has problems (see `layout_problems`), or there is no trainer.
     """
     if job.spec.trainer is None:
-        raise ValueError("spec.trainer: is absent, so there is nothing to resolve")
+        raise ValueError("spec.trainer: is absent, so that there is nothing to resolve; add it")
     if problems := layout_problems(job):
         raise ValueError("; ".join(problems))
     return _configure(job)
 
 
 def _configure(job: TrainingJob) -> RunConfig:
-    """The configuration of a job whose layout has no problem."""
+    """Return the configuration of a job whose layout has no problem."""
     trainer = job.spec.trainer
     assert trainer is not None
     mesh = make_mesh(job.spec)
@@ -170,14 +134,21 @@ def _configure(job: TrainingJob) -> RunConfig:
     )
 
 
-def _model_config(trainer: TrainerSpec) -> TransformerConfig | MlpConfig:
-    if trainer.model.name == "mlp":
-        return MlpConfig(hidden_sizes=trainer.model.hidden_sizes or DEFAULT_HIDDEN)
-    return transformer_config(trainer.model, trainer.data)
+def _model_config(trainer: TrainerSpec) -> ModelConfig:
+    """Return the sizes of the model: the user's, else those of the preset, the data or the family."""
+    data, digits = trainer.data, trainer.data.builtin == "digits"
+    shape = DataShape(
+        vocabulary=vocabulary(data),
+        sequence_length=data.sequence_length,
+        features=DIGITS_FEATURES if digits else None,
+        classes=DIGITS_CLASSES if digits else None,
+    )
+    model: ModelConfig = FAMILIES[trainer.model.name].resolve(trainer.model.to_dict(), shape)
+    return model
 
 
 def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
-    """Samples per forward pass. auto: the largest that fits, and in a pipeline one that keeps the bubble small.
+    """Return the samples per forward pass. auto: as many as fit; in a pipeline, few enough to keep the bubble small.
 
     Of S stages and M micro-batches, (S - 1) / (M + S - 1) of the time is bubble (Huang et al., 2019): at most a
     fifth with M = 4 S.

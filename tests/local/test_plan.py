@@ -1,4 +1,4 @@
-"""`trainyard plan` as a user meets it: one screen, JSON, exit codes, and the same refusals as `trainyard run`."""
+"""`trainyard plan`: output of one screen, JSON, exit codes, and the same errors as `trainyard run`."""
 
 import json
 import subprocess
@@ -79,7 +79,7 @@ def test_without_a_limit_nothing_is_checked() -> None:
     assert "spec.workers.resources.limits.memory is not set" in done.stdout
 
 
-def test_a_program_of_ones_own_has_no_figures() -> None:
+def test_a_program_of_the_user_has_no_estimate() -> None:
     done = run("manifests/samples/hello.yaml")
     assert done.returncode == 0
     assert "its mesh, memory and communication are not known" in done.stdout
@@ -114,7 +114,7 @@ def test_a_plan_needs_no_torch() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_that_is_not_there_is_exit_code_2(tmp_path: Path) -> None:
+def test_a_missing_file_is_exit_code_2(tmp_path: Path) -> None:
     done = run(str(tmp_path / "missing.yaml"))
     assert done.returncode == 2
     assert "no such file; check the path" in done.stderr

@@ -73,14 +73,15 @@ _BATCH = (
 )
 
 _BATCH_OR_GD = (
-    "spec.trainer.batch.global: every optimizer needs it but gd, whose steps are over all samples; add it, or with gd "
-    "remove it"
+    "spec.trainer.batch.global: every optimizer needs it except gd, whose steps are over all samples; add it, or with "
+    "gd remove it"
 )
 
-_WHOLE_MODEL = (
-    "spec.parallelism.data.mode: parameterServer is for a llama or mlp that each worker holds whole; remove tensor, "
-    "context, expert and pipeline, or choose ddp, fsdp or hsdp"
+_ENTIRE_MODEL = (
+    "spec.parallelism.data.mode: parameterServer needs the entire model on each rank; remove tensor, context, expert "
+    "and pipeline, or choose ddp, fsdp or hsdp"
 )
+_TOO_SMALL = "an mlp is too small to split"
 _COMPILE = (
     "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot differentiate the "
     "compiled blocks then); remove it, or choose another layout"
@@ -90,8 +91,8 @@ _SHARD = (
     "pipeline.stages)) over expert; choose a divisor"
 )
 _PRESET = (
-    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, medium, "
-    "8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
+    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, "
+    "medium, 8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
 )
 
 _ONE_CONDITION = (
@@ -180,7 +181,7 @@ RULES = (
     Fault(
         "replacing stragglers without checkpoints",
         lambda: make_manifest(trainer=trainer_spec(), health={"straggler": {"action": "Replace"}}),
-        "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
+        "spec.health.straggler.action: Replace restarts the group, and without checkpoints from the first step; "
         "add spec.checkpoint, or choose Report",
     ),
     Fault(
@@ -239,7 +240,8 @@ RULES = (
     Fault(
         "experts of a llama",
         lambda: _parallel(expert=2),
-        "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
+        "spec.parallelism.expert: is for moe only (other models have no experts); remove it, or set "
+        "spec.trainer.model.name: moe",
     ),
     Fault(
         "ranks that do not divide the experts",
@@ -254,18 +256,18 @@ RULES = (
         "spec.trainer.model.experts",
     ),
     Fault(
-        "a moe split by matrices",
+        "tensor parallelism of a moe",
         lambda: _moe(parallelism={"tensor": 2}),
-        "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
-        "instead, which does",
+        "spec.parallelism.tensor: is for llama only (the experts of a moe are split by spec.parallelism.expert; an mlp "
+        "is too small to split); remove it, or set spec.trainer.model.name: llama",
     ),
     Fault("a preset of a llama for a moe", lambda: _moe(preset="8b"), _PRESET),
     Fault("a preset of a moe for a llama", lambda: _model(preset="8x7b"), _PRESET),
     Fault(
-        "experts of an odd width",
+        "experts of a width that is not a multiple of 8",
         lambda: _moe(ffnDim=100),
-        "spec.trainer.model: dim and ffnDim of a moe must be multiples of 8, so that the matrices of all experts can "
-        "be multiplied at once; change them",
+        "spec.trainer.model: dim and ffnDim of a moe must be multiples of 8, which the grouped matrix product of all "
+        "experts needs; change them",
     ),
     Fault(
         "fewer micro-batches than stages",
@@ -276,6 +278,12 @@ RULES = (
     Fault(
         "tensor and context that do not divide the heads",
         lambda: _parallel(8, tensor=4, context=2),
+        "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
+        "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
+    ),
+    Fault(
+        "tensor that divides the heads but not kvHeads",
+        lambda: _parallel(4, {"model": {"name": "llama", "preset": "nano", "heads": 8, "kvHeads": 2}}, tensor=4),
         "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
         "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
     ),
@@ -348,7 +356,7 @@ RULES = (
         "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
-        "a decay of one",
+        "a decay rate of 1",
         lambda: _trainer(optimizer={"betas": [0.9, 1.0]}),
         "spec.trainer.optimizer.betas: each must lie in [0, 1); the usual ones are [0.9, 0.95]",
     ),
@@ -377,8 +385,8 @@ RULES = (
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: llama and moe learn from text, mlp from a table; change "
-        "spec.trainer.model.name or the data",
+        "spec.trainer.data.source: text is for llama and moe, table is for mlp; change spec.trainer.model.name or the "
+        "data",
     ),
     Fault(
         "digits as text",
@@ -388,13 +396,14 @@ RULES = (
     Fault(
         "convergence without evaluations",
         lambda: _trainer(stop={"steps": 10, "converged": {"patience": 2}}),
-        "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
+        "spec.trainer.stop: targetLoss and converged are checked at evaluations; set "
         "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
     ),
     Fault(
         "activation checkpointing of an mlp",
         lambda: _digits(activationCheckpointing="full"),
-        "spec.trainer.activationCheckpointing: is for llama and moe only, an mlp has no blocks; remove it",
+        "spec.trainer.activationCheckpointing: is for llama and moe only (an mlp has no blocks); remove it, or set "
+        "spec.trainer.model.name: llama or moe",
     ),
     Fault(
         "evaluation without samples",
@@ -402,7 +411,7 @@ RULES = (
         "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
     ),
     Fault(
-        "evaluation in a V",
+        "evaluation with the schedule ZBV",
         lambda: _parallel(
             2,
             {"data": {"source": "text", "builtin": "python-stdlib", "evalFraction": 0.1}},
@@ -412,49 +421,56 @@ RULES = (
         "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
     ),
     Fault(
-        "selective checkpointing in a V",
+        "selective checkpointing with the schedule ZBV",
         lambda: _parallel(2, {"activationCheckpointing": "selective"}, pipeline={"stages": 2, "schedule": "ZBV"}),
         "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two parts; "
         "choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Fault(
-        "an mlp compiled",
+        "a compiled mlp",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for llama only (an mlp has no blocks, and the way of a token through a moe is not "
-        "known before); remove it",
+        "spec.trainer.compile: is for llama only (the route of a token through a moe is not known in advance; an mlp "
+        "has no blocks); remove it, or set spec.trainer.model.name: llama",
     ),
     Fault(
         "gradient descent of a moe",
         lambda: _trainer(model={"name": "moe", "preset": "nano"}, batch={}, optimizer={"name": "gd"}),
-        "spec.trainer.optimizer.name: gd is for llama and mlp, since the load of experts is balanced over batches; "
+        "spec.trainer.optimizer.name: gd is for llama and mlp only (the load of the experts is balanced over batches); "
         "choose another optimizer",
     ),
     Fault(
         "experts at a parameter server",
         lambda: _parallel(2, {"model": {"name": "moe", "preset": "nano"}}, data={"mode": "parameterServer"}),
-        _WHOLE_MODEL,
+        "spec.parallelism.data.mode: parameterServer is for llama and mlp only (the load of the experts is balanced "
+        "inside the layers); choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Fault(
-        "a V compiled",
+        "a compiled pipeline with the schedule ZBV",
         lambda: _parallel(2, {"compile": True}, pipeline={"stages": 2, "schedule": "ZBV"}),
         _COMPILE,
     ),
-    Fault("parts of matrices compiled", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
+    Fault("compiled blocks with tensor parallelism", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
     Fault(
-        "a server that nobody sends to",
+        "a parameter server without its mode",
         lambda: make_manifest(trainer=trainer_spec(), parameterServer={}),
         "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
     Fault(
-        "a server of parts of a model",
+        "a parameter server with tensor parallelism",
         lambda: _parallel(2, data={"mode": "parameterServer"}, tensor=2),
-        _WHOLE_MODEL,
+        _ENTIRE_MODEL,
     ),
-    Fault(
-        "an mlp in two stages",
-        lambda: make_manifest(trainer=_digits_spec(), parallelism={"pipeline": {"stages": 2}}),
-        "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
-        "and pipeline, or train a llama",
+    *(
+        Fault(
+            f"an mlp with {field}",
+            partial(make_manifest, trainer=_digits_spec(), parallelism=parallelism),
+            f"spec.parallelism.{field}: is for llama and moe only ({_TOO_SMALL}); remove it, or set "
+            "spec.trainer.model.name: llama or moe",
+        )
+        for field, parallelism in (
+            ("pipeline.stages", {"pipeline": {"stages": 2}}),
+            ("context", {"context": 2}),
+        )
     ),
     Fault(
         "two stop conditions",
@@ -468,7 +484,7 @@ RULES = (
     ),
     *(
         Fault(
-            f"{parameter} of an optimizer that has none",
+            f"{parameter} with the optimizer {name}",
             partial(_trainer, optimizer={"name": name, parameter: value}),
             f"spec.trainer.optimizer.{parameter}: is a parameter of {owners} only; remove it, or choose one of these "
             "as spec.trainer.optimizer.name",

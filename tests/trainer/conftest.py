@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.trainer.layouts import References
 from tests.trainer.pods import Starter, environment
 
 
@@ -22,3 +23,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
         for process in psutil.Process(zygote.pid).children(recursive=True):
             process.send_signal(signal.SIGKILL)
         zygote.kill()
+
+
+@pytest.fixture(scope="session")
+def references(start: Starter) -> References:
+    """Runs on one process, to compare with."""
+    return References(start)

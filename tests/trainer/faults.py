@@ -23,8 +23,7 @@ from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
 from trainyard_trainer.launcher import launch, place
 from trainyard_trainer.metrics import breakdown, stragglers
-from trainyard_trainer.models.moe import LoadBalance
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.world import World
@@ -32,7 +31,7 @@ from trainyard_trainer.train import Trainer
 
 
 def sum_instead_of_mean() -> None:
-    follow = LocalUpdate.follow
+    follow = LocalUpdate.apply_gradients
 
     def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, bool]:
         for parameter in self._parameters:
@@ -40,7 +39,7 @@ def sum_instead_of_mean() -> None:
             parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
         return follow(self, learning_rate)
 
-    LocalUpdate.follow = faulty  # type: ignore[method-assign]
+    LocalUpdate.apply_gradients = faulty  # type: ignore[method-assign]
     launch.main()
 
 
@@ -87,7 +86,7 @@ def average_expert_gradients() -> None:
 
     def faulty(self: Trainer) -> Any:
         result = accumulate(self)
-        for mixture in cast(Transformer, self.parts[0]).mixtures():
+        for mixture in cast(Moe, self.parts[0]).mixtures():
             for parameter in mixture.experts.parameters():
                 assert parameter.grad is not None
                 parameter.grad.div_(self.mesh.sizes.expert)
@@ -111,8 +110,8 @@ def balance_parts_of_sequences() -> None:
 
 def no_preference() -> None:
     """Routers start with all experts alike, so that every token takes the same ones."""
-    initial = Transformer.initial
-    Transformer.initial = lambda self, name, shape: (  # type: ignore[method-assign]
+    initial = Moe.initial
+    Moe.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
     )
     launch.main()

@@ -1,4 +1,4 @@
-"""Entry point of pods that measure what training adds to the memory of their ranks."""
+"""Entry point of pods that measure the memory which training allocates on their ranks."""
 
 import ctypes
 import json
@@ -22,15 +22,16 @@ THRESHOLD = 2**18
 
 
 def main() -> None:
-    """Run a pod whose ranks print a line of figures, in bytes, after each step."""
+    """Run a pod whose ranks print a line of measurements, in bytes, after each step."""
     rank_process.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
-    # glibc then returns every larger block to the kernel at once, so what is resident is what is allocated.
+    # glibc then returns every larger block to the kernel at once, so that resident memory is what is allocated. With
+    # the allocator of a worker (`runtime.allocator`), memory that it keeps comes on top, which the estimate leaves out.
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
     Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
     Trainer._accumulate_gradients = _measured(Trainer._accumulate_gradients, "passes")  # type: ignore[method-assign]
-    LocalUpdate.follow = _measured_update(LocalUpdate.follow)  # type: ignore[method-assign]
+    LocalUpdate.apply_gradients = _measured_update(LocalUpdate.apply_gradients)  # type: ignore[method-assign]
     RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
     ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
     Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
@@ -49,10 +50,10 @@ def _measured_start(start: Any) -> Any:
 
 
 def _measured(action: Any, name: str) -> Any:
-    """`name`: the most that was resident during the action, beyond what was before the trainer or server."""
+    """Measure an action: the peak of resident memory beyond what was resident before the trainer or server."""
 
     def measured(*arguments: Any) -> Any:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         result = action(*arguments)
         files = _resident("RssFile") + _resident("RssShmem")
         _figures[name] = _resident("VmHWM") - files - _figures["before"]
@@ -62,7 +63,7 @@ def _measured(action: Any, name: str) -> Any:
 
 
 def _measured_update(follow: Any) -> Any:
-    """Gradients are complete; what follows is the optimizer's step."""
+    """Measure the optimizer's step; gradients are complete before it."""
 
     def measured(update: LocalUpdate, learning_rate: float) -> Any:
         for group in (group for part in update._optimizers.parts for group in part.param_groups):
@@ -80,7 +81,7 @@ def _measured_update(follow: Any) -> Any:
 
 
 def _measured_round(step: Any) -> Any:
-    """Gradients are complete; what follows is done by the parameter server."""
+    """Measure the exchange with the parameter server; gradients are complete before it."""
 
     def measured(update: RemoteUpdate, learning_rate: float) -> Any:
         _figures["weights"] = _held([update._flat.parameters])
@@ -103,7 +104,7 @@ def _measured_evaluation(evaluate: Any) -> Any:
 
 def _print() -> None:
     line = json.dumps({"memory": {"rank": int(os.environ["RANK"]), **_figures}})
-    os.write(1, f"{line}\n".encode())  # at once, so that lines of ranks do not mix
+    os.write(1, f"{line}\n".encode())  # in one write, so that lines of ranks do not mix
 
 
 def _resident(key: str) -> int:
@@ -113,6 +114,6 @@ def _resident(key: str) -> int:
 
 
 def _held(tensors: Iterable[Any]) -> int:
-    """Bytes of the storages behind tensors, of each once."""
+    """Return the bytes of the distinct storages of some tensors."""
     local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())

@@ -207,7 +207,7 @@ def environment() -> dict[str, str]:
     return env
 
 
-def _serve() -> None:
+def serve() -> None:
     """Fork a pod for each line of standard input."""
     import importlib
 
@@ -245,4 +245,4 @@ def _reap() -> tuple[int, int] | None:
 
 
 if __name__ == "__main__":
-    _serve()
+    serve()

@@ -1,4 +1,4 @@
-"""A worker keeps the memory that it has freed."""
+"""A worker keeps memory that it has freed instead of returning it to the system."""
 
 import json
 import platform
@@ -12,11 +12,11 @@ from trainyard_trainer.launcher import launch
 from trainyard_trainer.train import Trainer
 
 MEGABYTES = 64
-"""More than what glibc keeps by itself."""
+"""Size of a block that glibc returns to the system by default."""
 
 
 def faults_of_new_memory() -> int:
-    """Pages that the system has to give for memory of a size that was freed just before."""
+    """Return the pages that the system provides for a block as large as one that was freed just before."""
     before = 0
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -25,7 +25,7 @@ def faults_of_new_memory() -> int:
 
 
 def worker_that_counts() -> None:
-    """Entry of a pod that says, after the training, what new memory costs."""
+    """Entry of a pod that prints, after the training, how many pages a new block takes."""
     run = Trainer.run
 
     def counted(self: Trainer) -> None:
@@ -36,7 +36,7 @@ def worker_that_counts() -> None:
     launch.main()
 
 
-def test_a_worker_does_not_ask_the_system_for_memory_it_had(start: Starter) -> None:
+def test_a_worker_takes_no_new_pages_for_memory_it_had_before(start: Starter) -> None:
     require(platform.libc_ver()[0] == "glibc", "glibc")
     pages = (MEGABYTES << 20) // resource.getpagesize()
     assert faults_of_new_memory() > pages / 2, "this process has glibc's defaults"

@@ -1,4 +1,4 @@
-"""The estimates of memory and communication against what is measured, and parameters against the trainer's count."""
+"""Estimates of memory and communication against measurements, and of parameters against the trainer's count."""
 
 import json
 from typing import Any
@@ -8,11 +8,10 @@ import pytest
 from tests.trainer.pods import Starter, finish, make_config
 from trainyard.config import RunConfig
 from trainyard.sizing.memory import Memory, server_memory
-from trainyard.sizing.model_size import mlp_parameters, transformer_parameters
 from trainyard.sizing.peak_memory import rank_memory
-from trainyard.sizing.traffic import communication
+from trainyard.sizing.traffic import rank_traffic
 from trainyard_trainer.data.samples import prepare
-from trainyard_trainer.parallel.parts import parameter_count
+from trainyard_trainer.parallel.parallelize import parameter_count
 
 TOLERANCE = 0.15
 MIB = 2**20
@@ -80,7 +79,7 @@ def config_of(processes: int, parallelism: dict[str, Any], trainer: dict[str, An
 @pytest.mark.parametrize(
     ("name", "processes", "parallelism", "trainer"), LAYOUTS, ids=[layout[0] for layout in LAYOUTS]
 )
-def test_memory_is_what_was_estimated(
+def test_memory_is_as_estimated(
     start: Starter, name: str, processes: int, parallelism: dict[str, Any], trainer: dict[str, Any]
 ) -> None:
     config = config_of(processes, parallelism, trainer)
@@ -88,7 +87,7 @@ def test_memory_is_what_was_estimated(
         assert_close(measured, rank_memory(config, config.mesh.coordinate(rank).pipeline, gpu=False))
 
 
-def test_memory_of_a_parameter_server_is_what_was_estimated(start: Starter) -> None:
+def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
     config = config_of(2, {"data": {"mode": "parameterServer"}}, {})
     *workers, server = measure(start, config, 2).values()
     for worker in workers:
@@ -97,7 +96,7 @@ def test_memory_of_a_parameter_server_is_what_was_estimated(start: Starter) -> N
 
 
 def measure(start: Starter, config: RunConfig, processes: int) -> dict[int, dict[str, int]]:
-    """What each rank has measured in its last step, in order of ranks."""
+    """Return what each rank has measured in its last step, in order of ranks."""
     pods = start(config, 1, processes, entry="tests.trainer.memory:main")
     assert finish(pods, 120) == [0] * len(pods), pods[0].stderr
     found = {}
@@ -123,7 +122,7 @@ FULL = {"activationCheckpointing": "full"}
 @pytest.mark.parametrize(
     ("parallelism", "trainer"),
     [
-        ({}, {}),
+        ({}, {"batch": {"global": 8, "micro": 2}}),
         ({"data": {"mode": "fsdp"}}, {"batch": {"global": 8, "micro": 2}}),
         ({"tensor": 2}, {}),
         ({"tensor": 2}, FULL),
@@ -134,7 +133,7 @@ FULL = {"activationCheckpointing": "full"}
     ],
     ids=str,
 )
-def test_ranks_send_what_was_estimated(start: Starter, parallelism: dict[str, Any], trainer: dict[str, Any]) -> None:
+def test_ranks_send_as_much_as_estimated(start: Starter, parallelism: dict[str, Any], trainer: dict[str, Any]) -> None:
     model = {"layers": 4, "kvHeads": 4}
     config = make_config(2, parallelism, **{"model": model, "batch": {"global": 8}, "stop": {"steps": 2}, **trainer})
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
@@ -142,18 +141,18 @@ def test_ranks_send_what_was_estimated(start: Starter, parallelism: dict[str, An
     lines = [json.loads(line)["sent"] for line in pod.stdout.splitlines() if '"sent"' in line]
     assert len(lines) == 2
     for line in lines:
-        estimated = communication(config, config.mesh.coordinate(line["rank"]).pipeline, procs_per_worker=2)
+        estimated = rank_traffic(config, config.mesh.coordinate(line["rank"]).pipeline, procs_per_worker=2)
         assert {t.collective: t.bytes for t in estimated}.items() <= line.items()
 
 
-def test_experts_are_sent_about_what_was_estimated(start: Starter) -> None:
+def test_experts_are_sent_about_as_much_as_estimated(start: Starter) -> None:
     model = {"name": "moe", "layers": 4, "experts": 4, "expertsPerToken": 2}
     config = make_config(2, {"expert": 2}, model=model, batch={"global": 64}, stop={"steps": 2})
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
     assert finish([pod], 120) == [0], pod.stderr
     lines = [json.loads(line)["sent"] for line in pod.stdout.splitlines() if '"sent"' in line]
-    (estimated,) = [t.bytes for t in communication(config, 0, procs_per_worker=2) if t.collective == "all-to-all"]
-    # Nobody knows the load before; over both ranks it is even.
+    (estimated,) = [t.bytes for t in rank_traffic(config, 0, procs_per_worker=2) if t.collective == "all-to-all"]
+    # The load of each expert is not known in advance; summed over both ranks it is even.
     assert sum(line["all-to-all"] for line in lines) == pytest.approx(2 * estimated, rel=0.1)
 
 
@@ -166,12 +165,12 @@ def test_experts_are_sent_about_what_was_estimated(start: Starter) -> None:
         {"name": "moe"},
     ],
 )
-def test_parameters_of_a_gpt_are_those_of_the_trainer(model: dict[str, Any]) -> None:
+def test_parameters_of_a_decoder_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert transformer_parameters(config.transformer) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
 
 
 def test_parameters_of_an_mlp_are_those_of_the_trainer() -> None:
     data = {"source": "table", "builtin": "digits"}
     config = make_config(model={"name": "mlp", "hiddenSizes": [32, 16]}, data=data, batch={"global": 8}, replace=True)
-    assert mlp_parameters(config) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))

@@ -1,4 +1,4 @@
-"""The model against plain formulas, and its initial values."""
+"""The model against plain formulas, its initial values, and the names of its parameters."""
 
 import math
 from typing import Literal
@@ -7,19 +7,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainyard.config import TransformerConfig
+from trainyard.models.llama import LlamaConfig
+from trainyard.models.moe import MoeConfig
+from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.transformer import Attention, Transformer, rotary_table, rotate
-from trainyard_trainer.parallel.recompute import recompute_activations
+from trainyard_trainer.models.llama.model import Attention, Llama, rotary_table, rotate
+from trainyard_trainer.models.llama.parallelize import LlamaPlan
+from trainyard_trainer.models.moe.model import Moe
+from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 
 
-def sizes(**changes: int) -> TransformerConfig:
+def sizes(**changes: int) -> LlamaConfig:
     default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
-    return TransformerConfig(**{**default, **changes})
+    return LlamaConfig(**{**default, **changes})
 
 
-def make_model(seed: int = 0, **changes: int) -> Transformer:
-    model = Transformer(sizes(**changes))
+def make_model(seed: int = 0, **changes: int) -> Llama:
+    model = Llama(sizes(**changes))
     initialize(model, seed, model.initial)
     return model
 
@@ -99,10 +103,10 @@ def test_initial_values_follow_names_alone() -> None:
     """Neither the order of the modules, nor what else the model has, nor the global generator matters."""
     model = make_model()
     torch.manual_seed(123)
-    stage = Transformer(sizes(), range(1, 2))
+    stage = Llama(sizes(), range(1, 2))
     initialize(stage, 0, stage.initial)
     shuffled = nn.Module()
-    for name, child in reversed(list(Transformer(sizes()).named_children())):
+    for name, child in reversed(list(Llama(sizes()).named_children())):
         shuffled.add_module(name, child)
     initialize(shuffled, 0, model.initial)
     for name, parameter in stage.named_parameters():
@@ -140,9 +144,62 @@ def test_checkpointing_keeps_less_the_more_it_computes_again() -> None:
             return tensor
 
         model = make_model(layers=4)
-        recompute_activations(model, mode)
+        apply_activation_checkpointing(LlamaPlan(model), mode)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.arange(8)[None].repeat(64, 1)).sum()
         return sum(sizes_of.values())
 
     assert kept("full") < kept("none") / 3
+
+
+def named(family: str) -> dict[str, Tensor]:
+    """The parameters of a small model of a family, by name."""
+    model: nn.Module = Llama(sizes()) if family == "llama" else Moe(moe_sizes())
+    return dict(model.named_parameters())
+
+
+def moe_sizes() -> MoeConfig:
+    return MoeConfig(**{**sizes().model_dump(), "name": "moe"}, experts=3, experts_per_token=2, balance_loss_weight=0.0)
+
+
+@pytest.mark.parametrize("family", ["llama", "moe"])
+def test_names_survive_the_way_to_hugging_face_and_back(family: str) -> None:
+    names = FAMILIES[family].hugging_face
+    assert names is not None
+    there = {name: names.to_hugging_face(name, experts=3) for name in named(family)}
+    everything = [other for others in there.values() for other in others]
+    assert len(set(everything)) == len(everything)
+    for name, others in there.items():
+        back = [names.from_hugging_face(other) for other in others]
+        assert back == ([(name, None)] if len(others) == 1 else [(name, expert) for expert in range(3)])
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "others"),
+    [
+        ("llama", "embed.weight", ["model.embed_tokens.weight"]),
+        ("llama", "blocks.1.attention.q.weight", ["model.layers.1.self_attn.q_proj.weight"]),
+        ("llama", "blocks.0.feed_forward_norm.weight", ["model.layers.0.post_attention_layernorm.weight"]),
+        ("llama", "blocks.0.feed_forward.down.weight", ["model.layers.0.mlp.down_proj.weight"]),
+        ("moe", "blocks.1.feed_forward.router.weight", ["model.layers.1.block_sparse_moe.gate.weight"]),
+        (
+            "moe",
+            "blocks.0.feed_forward.experts.up",
+            [f"model.layers.0.block_sparse_moe.experts.{expert}.w3.weight" for expert in range(3)],
+        ),
+    ],
+)
+def test_names_in_hugging_face_checkpoints(family: str, name: str, others: list[str]) -> None:
+    names = FAMILIES[family].hugging_face
+    assert names is not None
+    assert names.to_hugging_face(name, experts=3) == others
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    names = FAMILIES["llama"].hugging_face
+    assert names is not None
+    for unknown in ("bias", "blocks.0.attention.bias"):
+        with pytest.raises(KeyError):
+            names.to_hugging_face(unknown)
+    with pytest.raises(KeyError):
+        names.from_hugging_face("model.layers.0.block_sparse_moe.gate.weight")

@@ -1,5 +1,6 @@
 """A mixture of experts: the layer against plain loops, and the same losses and gradient norms on every layout."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -12,30 +13,35 @@ from tests.trainer.layouts import (
     MUON_TOLERANCE,
     STEPS,
     TOLERANCE,
-    Audit,
     Layout,
-    Reports,
+    References,
+    RunRecord,
     assert_equal,
     assert_same,
-    audited,
-    can_evaluate,
     pipe,
+    record,
     run,
 )
 from tests.trainer.pods import Starter
-from trainyard.config import MixtureConfig, TransformerConfig
-from trainyard.resource.optimization import OPTIMIZER_PARAMETERS
+from trainyard.models.moe import MoeConfig
+from trainyard.optimizers import OPTIMIZERS, OptimizerName
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.moe import MixtureOfExperts
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.moe.model import MixtureOfExperts, Moe
+from trainyard_trainer.parallel.parallelize import shard_dim
 
 B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
+
+
+def sizes(**changes: Any) -> MoeConfig:
+    decoder = {"dim": 64, "layers": 8, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "vocab_size": 32}
+    experts = {"experts": 4, "experts_per_token": 2, "balance_loss_weight": 0.01}
+    return MoeConfig(**{**decoder, "sequence_length": 8, **experts, **changes})
 
 
 def make_layer(balance: float = 0.0, skew: float = 0.0) -> MixtureOfExperts:
     """A layer whose first experts are the more probable, the larger the skew."""
     generator = torch.Generator().manual_seed(0)
-    layer = MixtureOfExperts(D, F, MixtureConfig(experts=X, experts_per_token=C, balance_loss_weight=balance))
+    layer = MixtureOfExperts(sizes(dim=D, ffn_dim=F, experts=X, experts_per_token=C, balance_loss_weight=balance))
     layer.balance.batch_tokens = B * T
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -88,8 +94,8 @@ def test_layer_is_what_a_loop_over_tokens_gives(skew: float, balance: float) -> 
 
     y = layer(x)
     torch.testing.assert_close(y, expected)
-    for ours, theirs in zip(torch.autograd.grad((y * direction).sum(), inputs), gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    for gradient, expected in zip(torch.autograd.grad((y * direction).sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_most_experts_may_stay_without_tokens() -> None:
@@ -128,9 +134,7 @@ def test_balance_loss_is_no_part_of_what_is_computed() -> None:
 
 
 def test_parameters_and_their_initial_spread() -> None:
-    mixture = MixtureConfig(experts=4, experts_per_token=2, balance_loss_weight=0.01)
-    sizes = {"dim": 64, "layers": 8, "heads": 4, "kv_heads": 2, "ffn_dim": 128, "vocab_size": 32}
-    model = Transformer(TransformerConfig(**sizes, sequence_length=8, mixture=mixture))
+    model = Moe(sizes())
     initialize(model, 0, model.initial)
     layer = dict(model.mixtures()[3].named_parameters())
     shapes = {name: tuple(p.shape) for name, p in layer.items()}
@@ -148,7 +152,6 @@ def test_parameters_and_their_initial_spread() -> None:
 
 MODEL = {
     "name": "moe",
-    "layers": 4,
     "heads": 8,
     "kvHeads": 4,
     "ffnDim": 32,
@@ -181,26 +184,18 @@ LAYOUTS = (
 
 
 @pytest.fixture(scope="session")
-def alone_moe(start: Starter) -> Audit:
-    return audited(start, Layout(1, {}), model=MODEL)
+def reference(references: References) -> Callable[[Layout], RunRecord]:
+    return lambda layout: references(layout, "moe", model=MODEL)
 
 
-@pytest.fixture(scope="session")
-def one_process_moe(alone_moe: Audit) -> Reports:
-    return alone_moe.reports
-
-
-@pytest.fixture(scope="session")
-def alone_moe_without_evaluation(start: Starter) -> Audit:
-    return audited(start, Layout(1, {"pipeline": pipe(1, "ZBV")}), model=MODEL)
+Reference = Callable[[Layout], RunRecord]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
-    start: Starter, alone_moe: Audit, alone_moe_without_evaluation: Audit, layout: Layout
+    start: Starter, reference: Reference, layout: Layout
 ) -> None:
-    reference = alone_moe if can_evaluate(layout) else alone_moe_without_evaluation
-    assert_same(audited(start, layout, model=MODEL), reference)
+    assert_same(record(start, layout, model=MODEL), reference(layout))
 
 
 @pytest.mark.parametrize(
@@ -215,24 +210,24 @@ def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
     ],
     ids=str,
 )
-def test_what_is_computed_again_is_the_same(
-    start: Starter, one_process_moe: Reports, mode: Literal["selective", "full"], layout: Layout
+def test_recomputed_activations_are_the_same(
+    start: Starter, reference: Reference, mode: Literal["selective", "full"], layout: Layout
 ) -> None:
-    assert_equal(run(start, layout, model=MODEL, activationCheckpointing=mode), one_process_moe)
+    assert_equal(run(start, layout, model=MODEL, activationCheckpointing=mode), reference(layout).reports)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZER_PARAMETERS if name not in ("adamw", "gd")])
-def test_every_optimizer_is_exact_when_experts_are_split(start: Starter, name: str) -> None:
-    own = OPTIMIZER_PARAMETERS[name]
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in ("adamw", "gd")])
+def test_every_optimizer_is_exact_when_experts_are_split(
+    start: Starter, references: References, name: OptimizerName
+) -> None:
+    own = OPTIMIZERS[name].defaults
     given: dict[str, Any] = {key: value for key, value in (("momentum", 0.9), ("eps", 1e-4)) if key in own}
-    given["learningRate"] = 0.001  # with larger steps it is rounding that decides to which experts some tokens go
-    alone = run(start, Layout(1, {}), model=MODEL, optimizer={"name": name, **given})
+    given["learningRate"] = 0.001  # with larger steps, rounding decides which experts some tokens choose
+    optimizer = {"name": name, **given}
+    layout = Layout(4, {"expert": 2, "data": FSDP})
+    expected = references(layout, f"moe with {name}", model=MODEL, optimizer=optimizer).reports
     tolerance = MUON_TOLERANCE if name == "muon" else TOLERANCE
-    assert_equal(
-        run(start, Layout(4, {"expert": 2, "data": FSDP}), model=MODEL, optimizer={"name": name, **given}),
-        alone,
-        tolerance,
-    )
+    assert_equal(run(start, layout, model=MODEL, optimizer=optimizer), expected, tolerance)
 
 
 def test_ranks_without_tokens_take_part(start: Starter) -> None:
@@ -250,20 +245,24 @@ def test_ranks_without_tokens_take_part(start: Starter) -> None:
     ],
     ids=str,
 )
-def test_comparison_notices_a_fault(start: Starter, one_process_moe: Reports, fault: str, layout: Layout) -> None:
+def test_a_fault_is_noticed(start: Starter, reference: Reference, fault: str, layout: Layout) -> None:
     reports = run(start, layout, entry=f"tests.trainer.faults:{fault}", model=MODEL)
-    ours, theirs = ([r["gradNorm"] for r in run[:STEPS]] for run in (reports, one_process_moe))
-    assert ours != pytest.approx(theirs, rel=100 * TOLERANCE)
+    norms, expected = ([r["gradNorm"] for r in run[:STEPS]] for run in (reports, reference(layout).reports))
+    assert norms != pytest.approx(expected, rel=100 * TOLERANCE)
 
 
 @pytest.mark.parametrize(
     "layout", [Layout(1, {}), Layout(2, {"expert": 2}), Layout(4, {"expert": 2, "data": FSDP})], ids=str
 )
-def test_bfloat16_changes_the_losses_by_its_rounding_only(
-    start: Starter, one_process_moe: Reports, layout: Layout
-) -> None:
-    reports = run(start, layout, model=MODEL, precision="bfloat16")
-    for ours, theirs in zip(reports[:STEPS], one_process_moe[:STEPS], strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2), "a few tokens take another expert"
+def test_bfloat16_changes_the_losses_by_its_rounding_only(start: Starter, reference: Reference, layout: Layout) -> None:
+    reports, expected = run(start, layout, model=MODEL, precision="bfloat16"), reference(layout).reports
+    for report, exact in zip(reports[:STEPS], expected[:STEPS], strict=True):
+        assert report["loss"] == pytest.approx(exact["loss"], rel=2e-2), "a few tokens choose another expert"
     with pytest.raises(AssertionError):
-        assert_equal(reports, one_process_moe)
+        assert_equal(reports, expected)
+
+
+@pytest.mark.parametrize(("experts", "ranks", "dim"), [(8, 2, 0), (2, 2, 0), (2, 4, 1), (3, 2, 1)])
+def test_few_experts_are_sharded_through_their_matrices(experts: int, ranks: int, dim: int) -> None:
+    assert shard_dim(torch.Size((experts, 8, 16)), ranks) == dim
+    assert shard_dim(torch.Size((3, 16)), ranks) == 0

@@ -1,4 +1,4 @@
-"""The learning rate against its closed form; weight decay on matrices only; clipping."""
+"""The learning rate against its closed form, the update of each optimizer, weight decay and gradient clipping."""
 
 import math
 
@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.trainer.test_model import sizes
-from trainyard.resource.optimization import OPTIMIZER_PARAMETERS, Optimizer, Schedule
-from trainyard_trainer.models.transformer import Transformer
+from trainyard.optimizers import OPTIMIZERS, OptimizerName
+from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard_trainer.models.llama.model import Llama
+from trainyard_trainer.optim.builders import BUILDERS
+from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
 from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
 
 
@@ -36,7 +39,7 @@ def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: floa
 
 
 def test_decay_spares_the_norms() -> None:
-    model = Transformer(sizes())
+    model = Llama(sizes())
     optimizer = build_optimizers(
         model.named_parameters(), Optimizer(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5)
     )
@@ -68,13 +71,24 @@ def test_one_step_is_the_published_rule() -> None:
         torch.testing.assert_close(layer.weight.data, expected)
 
 
-@pytest.mark.parametrize("name", OPTIMIZER_PARAMETERS)
-def test_parameters_reach_the_algorithm(name: str) -> None:
+def test_every_optimizer_has_a_builder() -> None:
+    assert list(BUILDERS) == list(OPTIMIZERS)
+
+
+def test_an_optimizer_without_a_builder_is_an_error() -> None:
+    layer = nn.Linear(2, 2)
+    unknown = Optimizer.model_construct(name="lion")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"spec\.trainer\.optimizer\.name: lion has no builder"):
+        build_optimizers(layer.named_parameters(), unknown)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_parameters_reach_the_optimizer(name: OptimizerName) -> None:
     given = {"momentum": 0.5, "nesterov": True, "alpha": 0.7, "betas": (0.6, 0.8), "eps": 1e-3, "weightDecay": 0.3}
-    own = {key: given[key] for key in OPTIMIZER_PARAMETERS[name]}
+    own = {key: given[key] for key in OPTIMIZERS[name].defaults}
     config = Optimizer.model_validate({"name": name, "learningRate": 0.5, **own})
     found: dict[str, object] = {}
-    for part in build_optimizers(Transformer(sizes()).named_parameters(), config).parts:
+    for part in build_optimizers(Llama(sizes()).named_parameters(), config).parts:
         found |= {key: value for key, value in part.param_groups[0].items() if key != "params"}
     torch_names = {"weightDecay": "weight_decay"}
     assert {key: found[torch_names.get(key, key)] for key in own} == own
@@ -82,13 +96,33 @@ def test_parameters_reach_the_algorithm(name: str) -> None:
 
 
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest() -> None:
-    model = Transformer(sizes())
+    model = Llama(sizes())
     muon, adamw = build_optimizers(model.named_parameters(), Optimizer(name="muon")).parts
     names = {id(p): name for name, p in model.named_parameters()}
     inner = {names[id(p)] for group in muon.param_groups for p in group["params"]}
     rest = {names[id(p)] for group in adamw.param_groups for p in group["params"]}
     assert inner == {n for n in names.values() if n.startswith("blocks.") and "norm" not in n}
     assert inner | rest == set(names.values())
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(0.1, 0.5), (1.0, 2.0), (10.0, 2.0)])
+def test_only_gradients_above_the_limit_are_scaled_down(scale: float, expected: float) -> None:
+    parameters = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))]
+    parameters[0].grad, parameters[1].grad = scale * torch.tensor([3.0, 0.0]), scale * torch.tensor([4.0])
+    norm = gradient_norm(parameters, None)
+    assert norm.item() == pytest.approx(5 * scale)
+    clip_gradient(parameters, 2.0, norm)
+    assert gradient_norm(parameters, None).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (8, 64), (64, 8)])
+def test_muon_updates_have_the_size_of_those_of_adamw(shape: tuple[int, int]) -> None:
+    """match_rms_adamw: the RMS of an update is 0.2 x learning rate for every shape (Liu et al., 2025, section 2.2)."""
+    matrix = nn.Parameter(torch.zeros(shape))
+    matrix.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    config = Optimizer(name="muon", learning_rate=0.5, weight_decay=0.0)
+    build_optimizers([("blocks.0.matrix", matrix)], config).step()
+    assert matrix.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.5, rel=0.2)
 
 
 def test_the_other_shapes_of_the_learning_rate() -> None:

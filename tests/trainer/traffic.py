@@ -1,4 +1,4 @@
-"""Entry point of pods, of two ranks in all, that count what their ranks send in a step."""
+"""Entry point of pods with two ranks that count the bytes that each rank sends in a step."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def main() -> None:
             result = accumulate(trainer)
         if trainer.step == 1:
             line = json.dumps({"sent": {"rank": int(os.environ["RANK"]), **count.sent}})
-            os.write(1, f"{line}\n".encode())  # at once, so that lines of ranks do not mix
+            os.write(1, f"{line}\n".encode())  # in one write, so that lines of ranks do not mix
         return result
 
     Trainer._accumulate_gradients = counted  # type: ignore[method-assign, assignment]

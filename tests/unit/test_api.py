@@ -108,13 +108,13 @@ def test_a_user_program_has_no_configuration_to_resolve() -> None:
 
 def test_sizes_override_those_of_the_preset() -> None:
     model = {"name": "llama", "preset": "nano", "layers": 2}
-    config = resolve(make_job(trainer=trainer_spec(model=model))).transformer
-    assert (config.dim, config.layers, config.heads, config.vocab_size) == (128, 2, 4, 256)
+    config = resolve(make_job(trainer=trainer_spec(model=model))).model.to_dict()
+    assert [config[size] for size in ("dim", "layers", "heads", "vocabSize")] == [128, 2, 4, 256]
 
 
 def test_the_vocabulary_size_is_that_of_the_tokenizer() -> None:
     data = {"source": "text", "builtin": "python-stdlib", "tokenizer": "bpe", "vocabSize": 1000}
-    assert resolve(make_job(trainer=trainer_spec(data=data))).transformer.vocab_size == 1000
+    assert resolve(make_job(trainer=trainer_spec(data=data))).model.to_dict()["vocabSize"] == 1000
 
 
 @given(

@@ -12,8 +12,9 @@ from tests.support.spec_changes import leaves, spec_schema
 from tests.support.specs import MUTABLE_FIELDS
 from trainyard import crd
 from trainyard.crd import Schema, openapi_schema
+from trainyard.models import FAMILIES
 from trainyard.resource.immutability import mutable_fields
-from trainyard.resource.models import Model, presets
+from trainyard.resource.models import Model
 from trainyard.resource.spec import TrainingJobSpec
 
 CHART = Path(__file__).parents[2] / "charts" / "trainyard" / "files" / "crd.yaml"
@@ -98,14 +99,17 @@ def test_lists_and_maps_of_the_spec_are_bounded() -> None:
     assert unbounded == []
 
 
+PRESETS = {name: family.presets for name, family in FAMILIES.items()}
+
+
 def test_the_schema_names_exactly_the_presets() -> None:
     named, _ = get_args(Model.model_fields["preset"].annotation)
-    assert {name for of_model in presets().values() for name in of_model} == set(get_args(named))
+    assert {name for presets in PRESETS.values() for name in presets} == set(get_args(named))
 
 
-@pytest.mark.parametrize(("model", "name"), [(model, name) for model in presets() for name in presets()[model]])
-def test_each_preset_has_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
-    sizes = presets()[model][name]
+@pytest.mark.parametrize(("model", "name"), [(model, name) for model in PRESETS for name in PRESETS[model]])
+def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
+    sizes = PRESETS[model][name]
     own = {"experts", "expertsPerToken"} if model == "moe" else set()
     assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"} | own
     assert model == "llama" or (sizes["dim"] % 8 == 0 and sizes["ffnDim"] % 8 == 0)

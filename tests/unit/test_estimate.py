@@ -1,4 +1,4 @@
-"""What a job would be: parameters, memory, communication, and when it is refused for its memory."""
+"""Estimates of a job: parameters, memory and communication, and when it is refused for its memory."""
 
 from typing import Any
 
@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from tests.builders import make_job, trainer_spec
 from tests.support.samples import SAMPLES, sample
 from trainyard.admission import admit
-from trainyard.config import MixtureConfig, TransformerConfig
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
+from trainyard.models.decoder import DecoderConfig
+from trainyard.models.family import DataShape
+from trainyard.models.llama import LlamaFamily
+from trainyard.models.moe import MoeFamily
 from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.models import presets
 from trainyard.sizing.activations import activations
-from trainyard.sizing.fit import AGENT_BYTES, GPU_PROCESS_BYTES, PROCESS_BYTES, _fullest_worker
+from trainyard.sizing.fit import GPU_PROCESS_BYTES, LAUNCHER_BYTES, PROCESS_BYTES, _fullest_worker
 from trainyard.sizing.memory import Memory
-from trainyard.sizing.model_size import active_parameters, transformer_parameters
 from trainyard.sizing.placement import placement
 from trainyard.sizing.traffic import crosses_workers
 
@@ -55,6 +56,12 @@ def training(job: TrainingJob) -> TrainingEstimate:
     return found
 
 
+def decoder(job: TrainingJob) -> DecoderConfig:
+    model = resolve(job).model
+    assert isinstance(model, DecoderConfig)
+    return model
+
+
 def memory(job: TrainingJob) -> Memory:
     return training(job).fit.memory
 
@@ -65,20 +72,16 @@ def memory(job: TrainingJob) -> Memory:
     [("1b", 1_235_814_400 + 128_256 * 2048), ("8b", 8_030_261_248), ("70b", 70_553_706_496)],
 )
 def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
-    sizes = presets()["llama"][preset]
-    assert transformer_parameters(TransformerConfig(**sizes, vocab_size=128_256, sequence_length=8192)) == parameters
+    family = LlamaFamily()
+    assert family.parameters(family.resolve({"preset": preset}, DataShape(128_256, 8192, None, None))) == parameters
 
 
 @pytest.mark.parametrize(("preset", "whole", "active"), [("8x7b", 46.7e9, 12.9e9), ("8x22b", 140.6e9, 39.1e9)])
 def test_presets_have_the_parameters_of_mixtral(preset: str, whole: float, active: float) -> None:
-    sizes = dict(presets()["moe"][preset])
-    mixture = MixtureConfig(
-        experts=sizes.pop("experts"), experts_per_token=sizes.pop("expertsPerToken"), balance_loss_weight=0.0
-    )
-    vocabulary = {"8x7b": 32_000, "8x22b": 32_768}[preset]
-    model = TransformerConfig(**sizes, name="moe", vocab_size=vocabulary, sequence_length=8192, mixture=mixture)
-    assert transformer_parameters(model) == pytest.approx(whole, rel=0.002)
-    assert active_parameters(model) == pytest.approx(active, rel=0.002)
+    family, vocabulary = MoeFamily(), {"8x7b": 32_000, "8x22b": 32_768}[preset]
+    model = family.resolve({"preset": preset}, DataShape(vocabulary, 8192, None, None))
+    assert family.parameters(model) == pytest.approx(whole, rel=0.002)
+    assert family.active_parameters(model) == pytest.approx(active, rel=0.002)
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
@@ -91,7 +94,7 @@ def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
     assert found.fits is True
     assert found.field == "spec.workers.gpuMemory"
     # Weights, two moments, whole gradients of eight micro-batches.
-    parameters = transformer_parameters(resolve(job).transformer)
+    parameters = training(job).parameters
     assert found.memory.weights == pytest.approx(4 * parameters / 64, rel=0.01)
     assert found.memory.optimizer == pytest.approx(8 * parameters / 64, rel=0.01)
     assert found.memory.gradients == pytest.approx(4 * parameters / 8, rel=0.01)
@@ -110,7 +113,7 @@ def test_70b_on_one_gpu_is_refused() -> None:
     )
 
 
-def test_what_is_too_much_for_each_gpu_is_refused_with_a_change_that_helps() -> None:
+def test_a_job_too_large_for_each_gpu_is_refused_with_a_change_that_helps() -> None:
     (problem,) = spec_problems(gpus("8b", 1, {}, activationCheckpointing="full", batch={"global": 8}))
     assert "; set spec.parallelism.data.mode: fsdp (then about " in problem
     changed = gpus("8b", 1, {"data": FSDP}, activationCheckpointing="full", batch={"global": 8})
@@ -124,7 +127,7 @@ def test_what_is_too_much_for_each_gpu_is_refused_with_a_change_that_helps() -> 
         ({"batch": {"global": 16, "micro": 1}}, "set spec.trainer.activationCheckpointing: full (then about "),
     ],
 )
-def test_activations_that_are_too_large_are_refused_with_a_change_that_helps(change: Any, words: str) -> None:
+def test_activations_that_do_not_fit_are_refused_with_a_change_that_helps(change: Any, words: str) -> None:
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 1024}
     model = {"name": "llama", "preset": "small"}
     enough = "4Gi" if "micro" not in change["batch"] else "2500Mi"
@@ -133,10 +136,10 @@ def test_activations_that_are_too_large_are_refused_with_a_change_that_helps(cha
     assert words in problem
 
 
-def test_the_memory_of_a_worker_is_that_of_its_ranks_and_of_what_they_share() -> None:
+def test_memory_of_a_worker_is_the_sum_over_its_ranks_and_what_they_share() -> None:
     alone, both = training(cpus("2Gi")).fit, training(cpus("2Gi", procs=2)).fit
-    assert alone.needed == alone.memory.total + AGENT_BYTES + PROCESS_BYTES
-    assert both.needed == 2 * both.memory.total + AGENT_BYTES + 2 * PROCESS_BYTES
+    assert alone.needed == alone.memory.total + LAUNCHER_BYTES + PROCESS_BYTES
+    assert both.needed == 2 * both.memory.total + LAUNCHER_BYTES + 2 * PROCESS_BYTES
 
 
 @pytest.mark.parametrize("job", [cpus(), gpus("70b", 8, {}, memory=None)])
@@ -145,7 +148,7 @@ def test_without_any_memory_nothing_is_checked(job: TrainingJob) -> None:
     assert training(job).fit.fits is None
 
 
-def test_a_limit_that_is_no_quantity_is_a_problem_that_is_told() -> None:
+def test_a_limit_that_is_not_a_quantity_is_reported() -> None:
     assert spec_problems(cpus("2GB")) == [
         "spec.workers.resources.limits.memory: '2GB' is not a quantity of memory; write it like 2Gi"
     ]
@@ -156,7 +159,7 @@ def test_every_sample_fits(name: str) -> None:
     assert estimate(admit(sample(name))).problems == ()
 
 
-def test_sharding_divides_what_is_held() -> None:
+def test_sharding_divides_weights_and_optimizer_state() -> None:
     whole, half = memory(cpus(replicas=2)), memory(cpus(replicas=2, parallelism={"data": FSDP}))
     assert half.weights == whole.weights // 2
     assert half.optimizer == whole.optimizer // 2
@@ -180,12 +183,12 @@ def test_optimizers_keep_states(optimizer: dict[str, Any], states: int) -> None:
 
 
 def test_muon_keeps_one_state_of_inner_matrices_and_two_of_the_rest() -> None:
-    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), resolve(cpus()).transformer
+    found, model = memory(cpus(trainer={"optimizer": {"name": "muon"}})), decoder(cpus())
     rest = 2 * model.vocab_size * model.dim + (2 * model.layers + 1) * model.dim
     assert found.optimizer == found.weights + 4 * rest
 
 
-def test_1f1b_keeps_the_micro_batches_of_its_stages_and_gpipe_all() -> None:
+def test_1f1b_keeps_as_many_micro_batches_as_stages_and_gpipe_all() -> None:
     def activations(schedule: str) -> int:
         parallelism = {"pipeline": {"stages": 2, "schedule": schedule}}
         batch = {"global": 16, "micro": 2}
@@ -210,7 +213,7 @@ STACKS = 4 * 8 * 3 * 128 * 192
 """Scalars of all experts of the nano moe."""
 
 
-def test_experts_are_split_and_the_rest_is_sharded_over_the_expert_axis() -> None:
+def test_experts_are_divided_and_all_else_is_sharded_over_the_expert_axis() -> None:
     whole = training(moe()).parameters
     alone, both = training(moe(2, parallelism={"expert": 2})), training(moe(4, parallelism={"data": FSDP, "expert": 2}))
     assert alone.rank_parameters == (whole - STACKS) // 2 + STACKS // 2
@@ -221,7 +224,7 @@ def test_experts_are_split_and_the_rest_is_sharded_over_the_expert_axis() -> Non
 
 
 def test_muon_leaves_stacks_of_experts_to_adamw() -> None:
-    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), resolve(moe()).transformer
+    found, model = memory(moe(trainer={"optimizer": {"name": "muon"}})), decoder(moe())
     matrices = model.layers * (4 * 128 * 128 + 128 * 8)
     assert found.optimizer == 2 * found.weights - 4 * matrices
 
@@ -235,7 +238,7 @@ def test_a_moe_keeps_rows_for_each_expert_of_a_token() -> None:
     assert block(3) - block(2) == rows * (4 * (2 * 128 + 4 * 192) + 16)
 
 
-def test_a_moe_that_does_not_fit_is_told_to_split_its_experts() -> None:
+def test_a_moe_that_does_not_fit_is_advised_to_split_its_experts() -> None:
     def job(memory: str, parallelism: dict[str, Any], **trainer: Any) -> TrainingJob:
         model = {"name": "moe", "preset": "8x7b"}
         return gpus(
@@ -248,7 +251,7 @@ def test_a_moe_that_does_not_fit_is_told_to_split_its_experts() -> None:
     assert "tensor" not in problem
 
 
-def test_bfloat16_halves_what_is_gathered_and_the_stream_but_not_what_is_held() -> None:
+def test_bfloat16_halves_gathered_parameters_and_activations_but_not_state() -> None:
     def of(precision: str) -> TrainingJob:
         return cpus(replicas=2, parallelism={"data": FSDP}, trainer={"precision": precision})
 
@@ -270,50 +273,50 @@ def test_bfloat16_halves_what_is_gathered_and_the_stream_but_not_what_is_held() 
         (2, {"data": {"mode": "parameterServer"}}, "llama", (False, False)),
     ],
 )
-def test_who_is_replicated_and_who_sharded(ranks: int, parallelism: Any, model: str, expected: Any) -> None:
+def test_which_layouts_replicate_and_which_shard(ranks: int, parallelism: Any, model: str, expected: Any) -> None:
     trainer = {"model": {"name": model, "preset": "nano"}}
     placed = placement(resolve(cpus(replicas=ranks, parallelism=parallelism, trainer=trainer)))
     assert (placed.replicated, placed.sharded) == expected
 
 
-def test_bfloat16_shards_what_is_split_otherwise_too() -> None:
+def test_bfloat16_shards_the_model_of_a_tensor_group_too() -> None:
     job = cpus(replicas=2, parallelism={"tensor": 2}, trainer={"precision": "bfloat16"})
     assert placement(resolve(job)).sharded
     assert placement(resolve(cpus(trainer={"precision": "bfloat16"}))).casts
 
 
-def served_by(limit: str | None, **trainer: Any) -> TrainingJob:
+def with_server(limit: str | None, **trainer: Any) -> TrainingJob:
     server: dict[str, Any] = {"parameterServer": {"resources": {"limits": {"memory": limit}}}} if limit else {}
     return cpus(replicas=2, parallelism={"data": {"mode": "parameterServer"}}, trainer=trainer, **server)
 
 
-def test_a_parameter_server_holds_gradients_twice_and_the_state_that_workers_do_not() -> None:
-    found = training(served_by("4Gi"))
+def test_a_parameter_server_holds_two_gradients_and_the_optimizer_state() -> None:
+    found = training(with_server("4Gi"))
     size = 4 * found.parameters
     assert found.server is not None
     assert found.server.memory.parts == {
         "weights": size, "gradients": size, "optimizer": 2 * size, "activations": 0, "logits": 0, "buffers": size,
     }  # fmt: skip
-    assert found.server.needed == 5 * size + AGENT_BYTES + PROCESS_BYTES
+    assert found.server.needed == 5 * size + LAUNCHER_BYTES + PROCESS_BYTES
     assert found.server.fits is True
     assert (found.fit.memory.optimizer, found.fit.memory.gradients) == (0, size)
     both = [(t.what, t.bytes) for t in found.communication]
-    assert both == [("gradients, to it", size), ("parameters, back", size)]
+    assert both == [("gradients, to the server", size), ("parameters, from the server", size)]
 
 
 def test_a_parameter_server_that_is_too_small_is_refused() -> None:
-    (problem,) = estimate(served_by("400Mi")).problems
+    (problem,) = estimate(with_server("400Mi")).problems
     assert problem.startswith(
         "spec.parameterServer.resources.limits.memory: the parameter server has 400Mi but needs about "
     )
-    assert estimate(served_by(None)).problems == ()
-    assert spec_problems(served_by("1GB")) == [
+    assert estimate(with_server(None)).problems == ()
+    assert spec_problems(with_server("1GB")) == [
         "spec.parameterServer.resources.limits.memory: '1GB' is not a quantity of memory; write it like 2Gi"
     ]
 
 
 @pytest.mark.parametrize("stages", [1, 2])
-def test_gradient_descent_has_gradients_before_its_last_micro_batch(stages: int) -> None:
+def test_gradient_descent_holds_gradients_before_its_last_micro_batch(stages: int) -> None:
     trainer = {"optimizer": {"name": "gd"}, "batch": {}}
     job = cpus(replicas=2, parallelism={"pipeline": {"stages": stages}}, trainer=trainer)
     found = training(job)
@@ -339,9 +342,9 @@ def test_the_fullest_worker_is_found(totals: list[int], each: int, procs: int) -
 # --- computation and communication ----------------------------------------------------------------------------
 
 
-def test_a_step_in_numbers() -> None:
+def test_work_of_a_step() -> None:
     job = cpus(trainer={"batch": {"global": 16, "micro": 4}})
-    work, model = training(job).work, resolve(job).transformer
+    work, model = training(job).work, decoder(job)
     assert (work.samples, work.tokens, work.micro_batches, work.bubble) == (16, 16 * 256, 4, 0.0)
     multiplied = training(job).parameters - model.vocab_size * model.dim
     assert work.flops == 16 * 256 * (6 * multiplied + 12 * model.layers * model.dim * 256)
@@ -362,14 +365,14 @@ def sent(job: TrainingJob) -> dict[tuple[str, str], tuple[int, int]]:
     return {(t.axis, t.collective): (t.times, t.bytes) for t in training(job).communication}
 
 
-def test_tokens_travel_to_their_experts_and_back() -> None:
+def test_tokens_are_sent_to_their_experts_and_back() -> None:
     half, found = 8 * 256, sent(moe(2, parallelism={"expert": 2}))
     assert found[("expert", "all-to-all")] == (16, 16 * half * 2 * 128 * 4 // 2)
     dense = 4 * (training(moe()).parameters - STACKS)
     assert found[("expert", "reduce-scatter")] == (1, dense // 2)
 
 
-def test_a_token_computes_with_its_experts_only() -> None:
+def test_a_token_passes_through_its_experts_only() -> None:
     found = training(moe())
     assert found.active_parameters == found.parameters - STACKS * 6 // 8
     multiplied = found.active_parameters - 256 * 128
@@ -419,7 +422,7 @@ def test_stages_send_activations_and_gradients() -> None:
     assert sent(job) == {("pipeline", "point-to-point"): (4, 4 * 2 * 256 * 128 * 4)}
 
 
-def test_the_middle_of_a_v_sends_nothing_to_itself() -> None:
+def test_the_last_rank_of_zbv_sends_nothing_to_itself() -> None:
     pipeline = {"stages": 2, "schedule": "ZBV"}
     job = cpus(replicas=2, parallelism={"pipeline": pipeline}, trainer={"batch": {"global": 8, "micro": 1}})
     assert sent(job)[("pipeline", "point-to-point")][0] == 2 * 8
@@ -440,14 +443,14 @@ def test_axes_that_cross_workers(axis: str, procs: int, crosses: bool) -> None:
     assert crosses_workers(Mesh(replicate=3, shard=2, tensor=4), axis, procs) is crosses
 
 
-def test_a_program_of_ones_own_is_not_estimated() -> None:
+def test_a_program_of_the_user_is_not_estimated() -> None:
     found = estimate(make_job(workers={"resources": {"limits": {"memory": "1Mi"}}}))
     assert found.training is None
     assert found.problems == ()
     assert found.workers.ranks == 2
 
 
-def test_an_estimate_survives_the_way_through_json() -> None:
+def test_an_estimate_survives_a_round_trip_through_json() -> None:
     found = estimate(gpus("8b", 1, {}))
     value = found.to_dict()
     fit = value["training"]["fit"]

@@ -1,4 +1,4 @@
-"""Layers are dealt to the stages of a pipeline without a gap, evenly, and the ends get none too many."""
+"""Layers are assigned to pipeline stages evenly and in order; the first and the last stage get the remainder last."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ PIPELINES = st.builds(PipelineParallelism, stages=st.integers(1, 8), schedule=st
 
 
 @given(PIPELINES, st.integers(0, 60))
-def test_layers_follow_each_other(pipeline: PipelineParallelism, more: int) -> None:
+def test_each_layer_is_in_one_stage_in_order(pipeline: PipelineParallelism, more: int) -> None:
     total = stage_count(pipeline)
     layers = [layers_of_stage(pipeline, total + more, stage) for stage in range(total)]
     assert [layer for part in layers for layer in part] == list(range(total + more))
@@ -20,11 +20,11 @@ def test_layers_follow_each_other(pipeline: PipelineParallelism, more: int) -> N
 
 
 @given(PIPELINES)
-def test_every_stage_has_one_rank(pipeline: PipelineParallelism) -> None:
-    dealt = [stage for place in range(pipeline.stages) for stage in stages_of_rank(pipeline, place)]
-    assert sorted(dealt) == list(range(stage_count(pipeline)))
+def test_each_stage_is_on_one_rank(pipeline: PipelineParallelism) -> None:
+    assigned = [stage for place in range(pipeline.stages) for stage in stages_of_rank(pipeline, place)]
+    assert sorted(assigned) == list(range(stage_count(pipeline)))
 
 
-def test_a_v_turns_at_the_last_rank() -> None:
+def test_zbv_turns_at_the_last_rank() -> None:
     pipeline = PipelineParallelism(stages=3, schedule="ZBV")
     assert [stages_of_rank(pipeline, place) for place in range(3)] == [[0, 5], [1, 4], [2, 3]]

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from trainyard_trainer.data.batches import IGNORED, Batches
-from trainyard_trainer.parallel.passes import Passes
+from trainyard_trainer.parallel.forward_backward import ForwardBackward
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
 
 
-def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None, counts: bool) -> dict[str, float]:
+def evaluate(
+    passes: ForwardBackward, batches: Batches, world: World, classes: int | None, counts: bool
+) -> dict[str, float]:
     """Figures over all held-out samples, the same on every rank; all ranks must call it.
 
     Args:

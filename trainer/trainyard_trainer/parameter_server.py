@@ -165,7 +165,7 @@ class ParameterServer:
             dist.recv(self._arriving, worker)
             self._flat.gradients.add_(self._arriving)
         heartbeat.beat(Phase.SERVER)
-        norm, made = self._update.follow(learning_rate)
+        norm, made = self._update.apply_gradients(learning_rate)
         self._flat.gradients.zero_()
         heartbeat.beat(Phase.WORKERS)
         for worker in self._workers:

@@ -22,9 +22,9 @@ from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
 from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.state import Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Update
+from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parts import build_parts, parameter_count
-from trainyard_trainer.parallel.passes import make_passes
+from trainyard_trainer.parallel.parallelize import build_model_parts, parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.errors import BadSteps, ConfigError
@@ -45,11 +45,11 @@ class Trainer:
         self.world = world
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
-        self.parts = build_parts(config, self.mesh, samples, world.device)
+        self.parts = build_model_parts(config, self.mesh, samples, world.device)
         # DistributedDataParallel puts a prefix before all names.
         named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
         self._named = named
-        self.passes = make_passes(config, self.mesh, self.parts, world.device, self.batches)
+        self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
         self.update: Update
         if world.servers:
             self.update = RemoteUpdate(named, world)
@@ -293,5 +293,5 @@ class Trainer:
         return trainer.optimizer.learning_rate * factor
 
     def _accumulate_gradients(self) -> tuple[Tensor, float]:
-        """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
+        """Forward and backward over this rank's share of the global batch; see `ForwardBackward.run`."""
         return self.passes.run(self.batches, self.step)

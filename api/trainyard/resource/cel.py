@@ -1,6 +1,7 @@
-"""Sizes of a layout in the Common Expression Language, for rules of a spec (`self`)."""
+"""Sizes of a layout in the Common Expression Language, for rules whose `self` is a spec."""
 
-from trainyard.resource.models import preset_is_known
+from trainyard.models.family import Feature
+from trainyard.resource.models import families_with, preset_is_known, size_in_cel
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 
 _GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
@@ -14,17 +15,47 @@ CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
 EXPERT = "(has(self.parallelism) ? self.parallelism.expert : 1)"
 STAGES = "(has(self.parallelism) ? self.parallelism.pipeline.stages : 1)"
 MODEL_PARALLEL = f"({TENSOR} * {CONTEXT} * {STAGES})"
-SERVES = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
-NO_V = f"{STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
-TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
-# Where the preset belongs to another model, the rule about presets alone reports it.
-_FOREIGN_PRESET = f"!{preset_is_known('self.trainer.model')}"
-IF_TRANSFORMER = f"!has(self.trainer) || self.trainer.model.name == 'mlp' || {_FOREIGN_PRESET} ||"
-IF_MOE = f"!has(self.trainer) || self.trainer.model.name != 'moe' || {_FOREIGN_PRESET} ||"
+HAS_PARAMETER_SERVER = "has(self.parallelism) && self.parallelism.data.mode == 'parameterServer'"
+WITHOUT_ZBV = f"{STAGES} == 1 || self.parallelism.pipeline.schedule != 'ZBV'"
+_TWO_STAGES = [name for name, stages in VIRTUAL_STAGES.items() if stages == 2]
+_TOTAL_STAGES = (
+    f"{STAGES} * (has(self.parallelism) && self.parallelism.pipeline.schedule in {_TWO_STAGES} &&"
+    " self.parallelism.pipeline.stages > 1 ? 2 : 1)"
+)
+_PLACEHOLDERS = {
+    "tensor": TENSOR,
+    "context": CONTEXT,
+    "expert": EXPERT,
+    "totalStages": f"({_TOTAL_STAGES})",
+    "vocabulary": "(self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize)",
+    "sequenceLength": "self.trainer.data.sequenceLength",
+}
+
+
+class _Terms(dict[str, str]):
+    """CEL expressions for the placeholders of a `LayoutRule`; all names that are not here are sizes of the model."""
+
+    def __missing__(self, field: str) -> str:
+        return size_in_cel(field)
+
+
+def model_rule(names: list[str], body: str) -> str:
+    """Return a rule about models of the named families, with the placeholders of its body filled in.
+
+    Where the preset belongs to another family, the rule about presets alone reports it.
+    """
+    model = "self.trainer.model"
+    others = f"!has(self.trainer) || !({model}.name in {names}) || !{preset_is_known(model)}"
+    return f"{others} || ({body.format_map(_Terms(_PLACEHOLDERS))})"
+
+
+def needs_feature(feature: Feature, unused: str) -> str:
+    """Return a rule: a feature is unused, according to a CEL expression, or the model's family supports it."""
+    return f"{unused} || !has(self.trainer) || self.trainer.model.name in {families_with(feature)}"
 
 
 class Layout:
-    """Rules about the layout of the ranks with a number of workers, itself an expression."""
+    """CEL expressions about the layout of the ranks; `replicas` is the expression for the number of workers."""
 
     def __init__(self, replicas: str) -> None:
         world = f"({replicas} * {_PROCS})"  # as `TrainingJobSpec.world_size` has it in Python
@@ -37,7 +68,7 @@ class Layout:
             f" {data} / {EXPERT} % self.parallelism.data.shard == 0"
         )
         self.expert_fits = f"!({self.mesh_fits}) || {data} % {EXPERT} == 0"
-        # Only where the mesh fits; where it does not, that rule alone speaks.
+        # Where the mesh does not fit, the rule about the mesh alone reports it.
         batched = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({self.mesh_fits}) ||"
         self.batch_fits = f"{batched} self.trainer.batch.global % {data} == 0"
         self.micro_batch_fits = (
@@ -51,7 +82,7 @@ class Layout:
 
     @property
     def all_fits(self) -> str:
-        """All of them."""
+        """Expression for: every rule about the layout holds."""
         rules = (
             self.mesh_fits,
             self.shard_fits,

@@ -1,116 +1,133 @@
-"""`spec.trainer.model`: which model, and its sizes."""
+"""`spec.trainer.model`: its fields and rules, made from the registry of model families."""
 
-import json
-from functools import cache
-from importlib.resources import files
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
 
-from trainyard.base import ApiModel, Positive, Rule
-
-TRANSFORMER_SIZES = ("dim", "layers", "heads", "kvHeads", "ffnDim")
-MOE_SIZES = ("experts", "expertsPerToken")
-TRANSFORMERS = ("llama", "moe")
+from trainyard.base import ApiModel, Rule
+from trainyard.models import FAMILIES
+from trainyard.models.family import DEFAULT_PRESET, Feature
 
 
-@cache
-def presets() -> dict[str, dict[str, dict[str, int]]]:
-    """The model presets, by model and preset name, in the CRD's field names."""
-    text = files("trainyard").joinpath("presets.json").read_text("utf-8")
-    table: dict[str, dict[str, dict[str, int]]] = json.loads(text)
-    return table
+def families_with(feature: Feature) -> list[str]:
+    """Return the names of the families that support a feature."""
+    return [name for name, family in FAMILIES.items() if feature in family.supports]
 
 
-def size_in_cel(field: str) -> str:
-    """A size of the model as rules of the whole spec see it: the user's, or that of the preset, which must be known.
-
-    (See `preset_is_known`.)
-    """
-    model = "self.trainer.model"
-    preset = f"(has({model}.preset) ? {model}.preset : '{DEFAULT_PRESET}')"
-    table = _table_in_cel("moe", field)
-    if field in TRANSFORMER_SIZES:
-        table = f"({model}.name == 'moe' ? {table} : {_table_in_cel('llama', field)})"
-    return f"(has({model}.{field}) ? {model}.{field} : {table}[{preset}])"
-
-
-def _table_in_cel(model: str, field: str) -> str:
-    return "{" + ", ".join(f"'{name}': {sizes[field]}" for name, sizes in presets()[model].items()) + "}"
+def reasons_against(feature: Feature) -> str:
+    """Return why the other families do not support a feature, in parentheses; empty if no family says so."""
+    reasons = dict.fromkeys(
+        family.reasons[feature]
+        for family in FAMILIES.values()
+        if feature not in family.supports and feature in family.reasons
+    )
+    return f" ({'; '.join(reasons)})" if reasons else ""
 
 
 def preset_is_known(model: str) -> str:
-    """In CEL: whether the preset of a transformer, if there is one, is one of its own."""
-    of = {name: list(presets()[name]) for name in TRANSFORMERS}
-    return f"(!has({model}.preset) || {model}.preset in ({model}.name == 'moe' ? {of['moe']} : {of['llama']}))"
+    """Return a CEL expression: whether the preset of a model, if there is one, is one of its family's."""
+    presets = {name: list(family.presets) for name, family in FAMILIES.items() if family.presets}
+    return f"(!has({model}.preset) || !({model}.name in {list(presets)}) || {model}.preset in {presets}[{model}.name])"
 
 
-DEFAULT_PRESET = "tiny"
+def size_in_cel(field: str) -> str:
+    """Return a CEL expression for a size of the model in rules of a whole spec: the user's, or the preset's.
+
+    It can be evaluated if the family has the size and `preset_is_known`.
+    """
+    model = "self.trainer.model"
+    preset = f"(has({model}.preset) ? {model}.preset : '{DEFAULT_PRESET}')"
+    table = {
+        name: {preset: sizes[field] for preset, sizes in family.presets.items()}
+        for name, family in FAMILIES.items()
+        if any(field in sizes for sizes in family.presets.values())
+    }
+    return f"(has({model}.{field}) ? {model}.{field} : {table}[{model}.name][{preset}])"
 
 
-def _only_for(names: tuple[str, ...], fields: tuple[str, ...]) -> tuple[Rule, ...]:
-    return tuple(
-        Rule(
-            f"!has(self.{field}) || self.name in {list(names)}",
-            f"spec.trainer.model.{field}: is for {' and '.join(names)} only; remove it, or set "
-            f"spec.trainer.model.name: {' or '.join(names)}",
-        )
-        for field in fields
+def _owners() -> dict[str, list[tuple[str, FieldInfo]]]:
+    """Return the families that have each field (by its Python name), with their definitions of it."""
+    owners: dict[str, list[tuple[str, FieldInfo]]] = {}
+    for name, family in FAMILIES.items():
+        for field, info in family.fields.model_fields.items():
+            owners.setdefault(field, []).append((name, info))
+    return owners
+
+
+def _describe(definitions: Iterable[tuple[str, FieldInfo]]) -> str:
+    """Return the documentation of a field: `llama, moe: TEXT`, and a line for each family that defines it otherwise."""
+    names: dict[str, list[str]] = {}
+    for name, info in definitions:
+        names.setdefault(info.description or "", []).append(name)
+    return "\n\n".join(f"{', '.join(owners)}: {text}" for text, owners in names.items())
+
+
+def _fields() -> dict[str, Any]:
+    with_presets = [name for name, family in FAMILIES.items() if family.presets]
+    presets = dict.fromkeys(preset for family in FAMILIES.values() for preset in family.presets)
+    lists = [f"{name} has {', '.join(FAMILIES[name].presets)}." for name in with_presets]
+    fields: dict[str, Any] = {
+        "name": (
+            Literal[tuple(FAMILIES)],
+            Field(description="\n\n".join(f"{name}: {family.description}." for name, family in FAMILIES.items())),
+        ),
+        "preset": (
+            Literal[tuple(presets)] | None,
+            Field(
+                default=None,
+                description=f"{', '.join(with_presets)}: named set of sizes to start from; each of the other fields "
+                f"overrides one of them. Default: {DEFAULT_PRESET}. {' '.join(lists)}",
+            ),
+        ),
+    }
+    for field, definitions in _owners().items():
+        first = definitions[0][1]
+        fields[field] = (first.annotation, _with_description(first, _describe(definitions)))
+    return fields
+
+
+def _with_description(info: FieldInfo, description: str) -> FieldInfo:
+    """Return a field's definition (its default and limits) with other documentation."""
+    return FieldInfo.merge_field_infos(info, description=description)
+
+
+def _only_for(field: str, names: list[str]) -> Rule:
+    return Rule(
+        f"!has(self.{field}) || self.name in {names}",
+        f"spec.trainer.model.{field}: is for {' and '.join(names)} only; remove it, or set "
+        f"spec.trainer.model.name: {' or '.join(names)}",
     )
 
 
-class Model(ApiModel):
-    """What is trained."""
-
-    name: Literal["llama", "moe", "mlp"]
-    """llama: a Llama-shaped decoder (RMSNorm, rotary positions, grouped-query attention, SwiGLU) that predicts the next
-    token. moe: the same with many experts in place of each feed-forward network, of which a token uses a few (as in
-    Mixtral). mlp: dense layers with ReLU that tell classes apart; they give logits, the softmax belongs to the loss."""
-    preset: Literal["nano", "tiny", "small", "medium", "1b", "8b", "70b", "8x7b", "8x22b"] | None = None
-    """llama, moe: sizes to start from (tiny if absent); any of the fields below overrides one of them. Only llama has 1b,
-    8b and 70b, only moe has 8x7b and 8x22b."""
-    dim: Positive | None = None
-    """llama, moe: width of the residual stream."""
-    layers: Positive | None = None
-    """llama, moe: number of transformer blocks."""
-    heads: Positive | None = None
-    """llama, moe: query heads of each attention."""
-    kv_heads: Positive | None = None
-    """llama, moe: key and value heads, each shared by heads / kvHeads query heads (grouped-query attention)."""
-    ffn_dim: Positive | None = None
-    """llama: hidden width of the feed-forward network. moe: that of each expert."""
-    experts: Annotated[int, Field(ge=2, le=4096)] | None = None
-    """moe: experts of each layer."""
-    experts_per_token: Positive | None = None
-    """moe: experts that each token goes through; no token is dropped."""
-    balance_loss_weight: Annotated[float, Field(ge=0, le=1000)] | None = None
-    """moe: coefficient of the loss that evens out the load of the experts of each layer, over every sequence
-    (DeepSeek-V3, 2024); 0.01 if absent. The loss that is reported is the cross-entropy alone."""
-    hidden_sizes: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=64)] | None = None
-    """mlp: widths of the hidden layers; [64, 64] if absent."""
-
-    cel_rules: ClassVar[tuple[Rule, ...]] = (
-        *_only_for(TRANSFORMERS, ("preset", *TRANSFORMER_SIZES)),
-        *_only_for(("moe",), (*MOE_SIZES, "balanceLossWeight")),
-        *_only_for(("mlp",), ("hiddenSizes",)),
+def _rules() -> tuple[Rule, ...]:
+    with_presets = [name for name, family in FAMILIES.items() if family.presets]
+    lists = ", and ".join(f"{name} has {', '.join(FAMILIES[name].presets)}" for name in with_presets)
+    owned = {definitions[0][1].alias or field: [n for n, _ in definitions] for field, definitions in _owners().items()}
+    shared: dict[Rule, list[str]] = {}
+    for name, family in FAMILIES.items():
+        for rule in family.size_rules:
+            shared.setdefault(rule, []).append(name)
+    return (
+        *(_only_for(field, names) for field, names in {"preset": with_presets, **owned}.items()),
         Rule(
-            f"!(self.name in {list(TRANSFORMERS)}) || {preset_is_known('self')}",
-            f"spec.trainer.model.preset: llama has {', '.join(presets()['llama'])}, and moe has "
-            f"{', '.join(presets()['moe'])}; choose one of them, or another spec.trainer.model.name",
+            preset_is_known("self"),
+            f"spec.trainer.model.preset: {lists}; choose one of them, or another spec.trainer.model.name",
         ),
-        Rule(
-            "self.name != 'moe' || ((!has(self.dim) || self.dim % 8 == 0) &&"
-            " (!has(self.ffnDim) || self.ffnDim % 8 == 0))",
-            "spec.trainer.model: dim and ffnDim of a moe must be multiples of 8, so that the matrices of all experts "
-            "can be multiplied at once; change them",
-        ),
-        Rule(
-            "!has(self.dim) || !has(self.heads) || self.dim % (2 * self.heads) == 0",
-            "spec.trainer.model.dim: must be a multiple of 2 x heads (rotary positions need heads of even "
-            "width); change dim or heads",
-        ),
-        Rule(
-            "!has(self.heads) || !has(self.kvHeads) || self.heads % self.kvHeads == 0",
-            "spec.trainer.model.heads: must be a multiple of kvHeads; change heads or kvHeads",
-        ),
+        *(Rule(f"!(self.name in {names}) || ({rule.cel})", rule.message) for rule, names in shared.items()),
     )
+
+
+class _Model(ApiModel):
+    """The model: its family, and its sizes."""
+
+    name: str
+    preset: str | None = None
+
+
+if TYPE_CHECKING:
+    Model = _Model
+else:
+    Model = create_model("Model", __base__=_Model, __doc__=_Model.__doc__, __module__=__name__, **_fields())
+    Model.cel_rules = _rules()

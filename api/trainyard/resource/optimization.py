@@ -1,56 +1,59 @@
-"""`spec.trainer.optimizer` and `schedule`: how the parameters follow the gradient."""
+"""`spec.trainer.optimizer` and `spec.trainer.schedule`: the optimizer and its learning rate."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Positive, Rule
-
-OPTIMIZER_PARAMETERS: dict[str, dict[str, Any]] = {
-    "gd": {"weightDecay": 0.0},
-    "sgd": {"momentum": 0.0, "nesterov": False, "weightDecay": 0.0},
-    "adagrad": {"eps": 1e-10, "weightDecay": 0.0},
-    "rmsprop": {"alpha": 0.99, "momentum": 0.0, "eps": 1e-8, "weightDecay": 0.0},
-    "adam": {"betas": (0.9, 0.999), "eps": 1e-8, "weightDecay": 0.0},
-    "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weightDecay": 0.1},
-    "muon": {"momentum": 0.95, "nesterov": True, "betas": (0.9, 0.95), "eps": 1e-8, "weightDecay": 0.1},
-}
-"""What each algorithm takes beside its learning rate, and the defaults."""
+from trainyard.optimizers import OPTIMIZERS, OptimizerInfo, OptimizerName, describe_defaults, takers
 
 
 def _only_for(parameter: str) -> Rule:
-    owners = [name for name, taken in OPTIMIZER_PARAMETERS.items() if parameter in taken]
+    names = takers(parameter)
     return Rule(
-        f"!has(self.{parameter}) || self.name in {owners}",
-        f"spec.trainer.optimizer.{parameter}: is a parameter of {', '.join(owners)} only; remove it, or choose one of "
+        f"!has(self.{parameter}) || self.name in {names}",
+        f"spec.trainer.optimizer.{parameter}: is a parameter of {', '.join(names)} only; remove it, or choose one of "
         "these as spec.trainer.optimizer.name",
     )
 
 
-class Optimizer(ApiModel):
-    """How the parameters follow the gradient. A parameter left out has the default of the algorithm."""
+def _without_momentum() -> list[str]:
+    """Return the optimizers that take nesterov and have no momentum by default."""
+    return [name for name in takers("nesterov") if not OPTIMIZERS[name].defaults["momentum"]]  # type: ignore[index]
 
-    name: Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"] = "adamw"
-    """gd: gradient descent, each step over all samples. sgd: stochastic, over a batch of them. adagrad (Duchi et al.,
-    2011), rmsprop (Hinton, 2012), adam (Kingma and Ba, 2015), adamw (Loshchilov and Hutter, 2019), muon (Jordan et al.,
-    2024; for the matrices inside the blocks, and adamw for the rest, the experts of a moe included)."""
+
+def _parameter(field: str, description: str, **limits: Any) -> Any:
+    """Return a field of `Optimizer` that is absent by default, its documentation with the default of each optimizer."""
+    return Field(default=None, description=f"{description} Default: {describe_defaults(field)}.", **limits)
+
+
+class Optimizer(ApiModel):
+    """The optimizer and its parameters. A parameter that is left out has the default of the optimizer."""
+
+    if TYPE_CHECKING:
+        name: OptimizerName = "adamw"
+    else:
+        name: Literal[tuple(OPTIMIZERS)] = Field(
+            default="adamw",
+            description="\n\n".join(f"{name}: {info.description}." for name, info in OPTIMIZERS.items()),
+        )
     learning_rate: Annotated[float, Field(gt=0, le=100)] = 3e-4
-    """Peak learning rate; the schedule scales it."""
-    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the last update that goes into the next. sgd, rmsprop: 0; muon: 0.95."""
-    nesterov: bool | None = None
-    """Nesterov's form of momentum. sgd: false; muon: true."""
-    alpha: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """rmsprop: decay of the mean of the squared gradient; 0.99."""
-    betas: Annotated[tuple[float, ...], Field(min_length=2, max_length=2)] | None = None
-    """Decay of the first and of the second moment, each in [0, 1). adam: [0.9, 0.999]; adamw, muon: [0.9, 0.95]."""
-    eps: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Added to the denominator. adagrad: 1e-10; else 1e-8."""
-    weight_decay: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Weight decay of the parameters with two or more dimensions; with adamw and muon decoupled from the gradient.
-    adamw, muon: 0.1; else 0."""
+    """Peak learning rate; spec.trainer.schedule scales it at each step."""
+    momentum: float | None = _parameter("momentum", "Share of the last update that is added to the next.", ge=0, lt=1)
+    nesterov: bool | None = _parameter("nesterov", "Whether momentum is applied in Nesterov's form.")
+    alpha: float | None = _parameter("alpha", "Decay rate of the mean of the squared gradient.", ge=0, lt=1)
+    betas: tuple[float, ...] | None = _parameter(
+        "betas", "Decay rates of the first and the second moment, each in [0, 1).", min_length=2, max_length=2
+    )
+    eps: float | None = _parameter("eps", "Term added to the denominator for numerical stability.", gt=0, le=1)
+    weight_decay: float | None = _parameter(
+        "weightDecay",
+        "Weight decay of the parameters with two or more dimensions; adamw and muon decouple it from the gradient.",
+        ge=0,
+        le=10,
+    )
     gradient_clip: Annotated[float, Field(ge=0, le=1_000_000)] = 1.0
-    """Largest global norm of the gradient; 0 turns clipping off."""
+    """Largest global norm of the gradient: a gradient with a larger norm is scaled down to it. 0 turns clipping off."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         *map(_only_for, ("momentum", "nesterov", "alpha", "betas", "eps")),
@@ -59,31 +62,39 @@ class Optimizer(ApiModel):
             "spec.trainer.optimizer.betas: each must lie in [0, 1); the usual ones are [0.9, 0.95]",
         ),
         Rule(
-            "self.name != 'sgd' || !has(self.nesterov) || !self.nesterov ||"
+            f"!(self.name in {_without_momentum()}) || !has(self.nesterov) || !self.nesterov ||"
             " (has(self.momentum) && self.momentum > 0.0)",
             "spec.trainer.optimizer.nesterov: needs momentum; set spec.trainer.optimizer.momentum, usually to 0.9",
         ),
     )
 
+    @property
+    def info(self) -> OptimizerInfo:
+        """The entry of the table of optimizers."""
+        return OPTIMIZERS[self.name]
+
     def parameters(self) -> dict[str, Any]:
-        """All parameters of the algorithm beside the learning rate (names as in the CRD), defaults filled in."""
+        """Return the parameters besides the learning rate by their names in the CRD, defaults filled in."""
         given = self.to_dict()
-        return {key: given.get(key, default) for key, default in OPTIMIZER_PARAMETERS[self.name].items()}
+        return {key: given.get(key, default) for key, default in self.info.defaults.items()}
 
 
 class Schedule(ApiModel):
-    """The learning rate over the steps: linear warm-up to the peak, then a shape."""
+    """Learning rate over the steps: a linear warm-up to the peak, then a constant or falling part."""
 
     name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """constant: the peak. linear: straight down to minRatio at the last step. cosine: half a cosine down to it
-    (Loshchilov and Hutter, 2017). wsd: the peak, then straight down to minRatio over the last decaySteps (warm-up,
-    stable, decay; Hu et al., 2024)."""
+    """Shape of the learning rate after the warm-up.
+    constant: the peak.
+    linear: a straight line down to minRatio x peak at the last step.
+    cosine: half a period of a cosine down to minRatio x peak (Loshchilov and Hutter, 2017).
+    wsd: the peak, then a straight line down to minRatio x peak over the last decaySteps steps (warmup-stable-decay; Hu
+    et al., 2024)."""
     warmup_steps: NonNegative = 0
-    """Steps of linear warm-up from 0 to the peak."""
+    """Number of first steps over which the learning rate rises linearly from 0 to the peak."""
     decay_steps: Positive | None = None
-    """wsd: steps of the decay; a tenth of all steps if absent."""
+    """wsd: number of last steps over which the learning rate falls. Default: a tenth of all steps."""
     min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Learning rate of the last step, as a share of the peak (constant has none)."""
+    """Learning rate of the last step divided by the peak. Has no effect with constant."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(

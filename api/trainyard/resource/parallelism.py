@@ -1,4 +1,4 @@
-"""`spec.parallelism`: how one model and its data are split over the ranks."""
+"""`spec.parallelism`: how the model and its data are divided among the ranks."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -10,15 +10,17 @@ Degree = Annotated[int, Field(ge=1, le=65_536)]
 
 
 class DataParallelism(ApiModel):
-    """What the ranks that train on different samples keep of the model."""
+    """Data parallelism: the ranks that train on different samples, and what each of them holds of the model."""
 
     mode: Literal["ddp", "fsdp", "hsdp", "parameterServer"] = "ddp"
-    """ddp: each keeps all of it. fsdp: each keeps a part of parameters, gradients and optimizer state, and gathers a
-    layer when it is needed (ZeRO stage 3). hsdp: sharded among the ranks of a group, replicated over the groups.
-    parameterServer: each keeps all of it and sends its gradient to a central server, a pod of its own (spec.parameterServer),
-    which adds the gradients up, follows the sum, and sends the parameters back (Li et al., 2014)."""
+    """ddp: each rank holds all parameters (DistributedDataParallel).
+    fsdp: each rank holds a shard of parameters, gradients and optimizer state, and gathers the parameters of a block
+    when they are needed (fully_shard, ZeRO stage 3).
+    hsdp: sharded among the ranks of a group, replicated over the groups (hybrid sharding).
+    parameterServer: each rank holds all parameters and sends its gradients to a server in a pod of its own
+    (spec.parameterServer), which sums them, updates the parameters and sends these back (Li et al., 2014)."""
     shard: Degree | Literal["auto"] = "auto"
-    """hsdp only: ranks of a group. auto: those of one worker, so that parameters are gathered inside a node."""
+    """hsdp: number of ranks in a group. auto: those of one worker, so that parameters are gathered inside a node."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -30,33 +32,36 @@ class DataParallelism(ApiModel):
 
 
 class PipelineParallelism(ApiModel):
-    """Layers split into stages, through which micro-batches flow."""
+    """Pipeline parallelism: the blocks of the model are divided into stages, through which micro-batches pass."""
 
     stages: Degree = 1
-    """Ranks in a row, each with its share of the layers."""
+    """Number of ranks in the pipeline; each holds one stage, or two with some schedules."""
     schedule: Literal["GPipe", "1F1B", "Interleaved1F1B", "ZBV"] = "1F1B"
-    """Order of forward and backward passes. GPipe: all forwards, then all backwards. 1F1B: alternating, less memory.
-    Interleaved1F1B: two stages per rank, a smaller bubble. ZBV: two stages per rank in a V, and the gradients of the
-    weights fill the bubble."""
+    """Order of the forward and backward passes of the micro-batches.
+    GPipe: all forward passes, then all backward passes (Huang et al., 2019).
+    1F1B: alternating, which needs less memory (Narayanan et al., 2021).
+    Interleaved1F1B: alternating, with two stages per rank and a smaller bubble (Narayanan et al., 2021).
+    ZBV: two stages per rank in the shape of a V; the gradients of the weights fill the bubble (Qi et al., 2024)."""
 
 
 class Parallelism(ApiModel):
-    """Axes of the mesh of ranks. What they leave of the world size is data parallelism: world size =
-    tensor x context x pipeline.stages x data.
-    """
+    """Sizes of the axes of the device mesh. World size = tensor x context x pipeline.stages x data-parallel ranks."""
 
     data: DataParallelism = DataParallelism()
-    """Over samples."""
+    """Data parallelism, over samples."""
     tensor: Degree = 1
-    """Ranks that split each matrix (and, between the matrices, the sequence). Keep them inside one worker."""
+    """llama: tensor parallelism. Number of ranks that divide each matrix, and the sequence between the matrices. They
+    communicate in every block: keep them inside one worker."""
     pipeline: PipelineParallelism = PipelineParallelism()
-    """Over layers."""
+    """Pipeline parallelism, over blocks."""
     context: Degree = 1
-    """Ranks that split each sequence, for long ones. Keep them inside one worker."""
+    """llama, moe: context parallelism, for long sequences. Number of ranks that divide each sequence. They communicate
+    in every block: keep them inside one worker."""
     expert: Degree = 1
-    """moe: data-parallel ranks that split the experts of each layer, and send each other's tokens to them. Keep them
-    inside one worker. It must divide spec.trainer.model.experts."""
+    """moe: expert parallelism. Number of data-parallel ranks that divide the experts of each block, and send each token
+    to the ranks of its experts. It must divide spec.trainer.model.experts. They communicate in every block: keep them
+    inside one worker."""
 
 
 VIRTUAL_STAGES = {"GPipe": 1, "1F1B": 1, "Interleaved1F1B": 2, "ZBV": 2}
-"""Model stages on each rank of a pipeline, by schedule."""
+"""Number of stages on each rank of a pipeline, by schedule."""

@@ -1,23 +1,52 @@
-"""What must hold between the fields of a spec, for the API server and for `trainyard.admission` alike (CEL)."""
+"""Rules between the fields of a spec (CEL), which the API server and `trainyard.admission` enforce alike."""
 
 from trainyard.base import Rule
+from trainyard.models import FAMILIES
+from trainyard.models.family import Feature, LayoutRule
 from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,
-    IF_MOE,
-    IF_TRANSFORMER,
+    HAS_PARAMETER_SERVER,
     MODEL_PARALLEL,
-    NO_V,
-    SERVES,
     STAGES,
     TENSOR,
-    TWO_STAGES,
+    WITHOUT_ZBV,
     Layout,
+    model_rule,
+    needs_feature,
 )
 from trainyard.resource.elastic import ELASTIC_RULES
-from trainyard.resource.models import size_in_cel
+from trainyard.resource.models import families_with, reasons_against
 
 _LAYOUT = Layout("self.workers.replicas")
+_AXES: dict[Feature, tuple[str, str]] = {
+    "tensor": ("spec.parallelism.tensor", TENSOR),
+    "context": ("spec.parallelism.context", CONTEXT),
+    "expert": ("spec.parallelism.expert", EXPERT),
+    "pipeline": ("spec.parallelism.pipeline.stages", STAGES),
+}
+"""Field and size of the axes that only some model families support."""
+
+
+def _axis_rule(axis: Feature) -> Rule:
+    """Return the rule that an axis is for the families that support it."""
+    field, size = _AXES[axis]
+    names = families_with(axis)
+    return Rule(
+        needs_feature(axis, f"{size} == 1"),
+        f"{field}: is for {' and '.join(names)} only{reasons_against(axis)}; remove it, or set "
+        f"spec.trainer.model.name: {' or '.join(names)}",
+    )
+
+
+def _layout_rules() -> tuple[Rule, ...]:
+    """Return the rules of the model families about the layout, each once with all families that have it."""
+    shared: dict[LayoutRule, list[str]] = {}
+    for name, family in FAMILIES.items():
+        for rule in family.layout_rules:
+            shared.setdefault(rule, []).append(name)
+    return tuple(Rule(model_rule(names, rule.cel), rule.message) for rule, names in shared.items())
+
 
 SPEC_RULES: tuple[Rule, ...] = (
     Rule(
@@ -52,14 +81,18 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
-        f"!has(self.parameterServer) || {SERVES}",
+        f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",
         "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
     Rule(
-        f"!({SERVES}) || ({MODEL_PARALLEL} * {EXPERT} == 1"
-        " && (!has(self.trainer) || self.trainer.model.name != 'moe'))",
-        "spec.parallelism.data.mode: parameterServer is for a llama or mlp that each worker holds whole; remove "
-        "tensor, context, expert and pipeline, or choose ddp, fsdp or hsdp",
+        f"!({HAS_PARAMETER_SERVER}) || {MODEL_PARALLEL} * {EXPERT} == 1",
+        "spec.parallelism.data.mode: parameterServer needs the entire model on each rank; remove tensor, context, "
+        "expert and pipeline, or choose ddp, fsdp or hsdp",
+    ),
+    Rule(
+        needs_feature("parameterServer", f"!({HAS_PARAMETER_SERVER})"),
+        f"spec.parallelism.data.mode: parameterServer is for {' and '.join(families_with('parameterServer'))} only"
+        f"{reasons_against('parameterServer')}; choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Rule(
         _LAYOUT.mesh_fits,
@@ -76,29 +109,11 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.parallelism.expert: must divide the number of data-parallel ranks (world size / (tensor x context x "
         "pipeline.stages)), which hold the experts together; choose a divisor, or change the number of workers",
     ),
-    Rule(
-        f"{EXPERT} == 1 || !has(self.trainer) || self.trainer.model.name == 'moe'",
-        "spec.parallelism.expert: only a moe has experts; remove it, or set spec.trainer.model.name: moe",
-    ),
-    Rule(
-        f"{IF_MOE} {size_in_cel('experts')} % {EXPERT} == 0",
-        "spec.parallelism.expert: must divide the model's experts, since each rank holds equally many; lower it, "
-        "or change spec.trainer.model.experts",
-    ),
-    Rule(
-        f"{IF_MOE} {size_in_cel('expertsPerToken')} <= {size_in_cel('experts')}",
-        "spec.trainer.model.expertsPerToken: must be at most the model's experts; lower it, or raise "
-        "spec.trainer.model.experts",
-    ),
-    Rule(
-        f"{TENSOR} == 1 || !has(self.trainer) || self.trainer.model.name != 'moe'",
-        "spec.parallelism.tensor: does not split the experts of a moe; remove it, and set spec.parallelism.expert "
-        "instead, which does",
-    ),
+    *map(_axis_rule, _AXES),
     Rule(
         "!has(self.health) || !has(self.health.straggler) || self.health.straggler.action != 'Replace'"
         " || has(self.checkpoint)",
-        "spec.health.straggler.action: Replace starts the group anew, and without checkpoints from the first step; "
+        "spec.health.straggler.action: Replace restarts the group, and without checkpoints from the first step; "
         "add spec.checkpoint, or choose Report",
     ),
     Rule(
@@ -131,52 +146,21 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.batch: a pipeline needs a multiple of its stages as micro-batches per step (batch.global / "
         "data-parallel ranks / batch.micro); change the batch or spec.parallelism.pipeline.stages",
     ),
+    *_layout_rules(),
     Rule(
-        f"{IF_TRANSFORMER} ({size_in_cel('heads')} % ({TENSOR} * {CONTEXT}) == 0 &&"
-        f" {size_in_cel('kvHeads')} % ({TENSOR} * {CONTEXT}) == 0)",
-        "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes "
-        "whole heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
-    ),
-    Rule(
-        f"{IF_TRANSFORMER} {size_in_cel('ffnDim')} % {TENSOR} == 0",
-        "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
-    ),
-    Rule(
-        f"{IF_TRANSFORMER} (self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize) % {TENSOR} == 0",
-        "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); "
-        "lower it, or change the vocabulary",
-    ),
-    Rule(
-        f"{IF_TRANSFORMER} self.trainer.data.sequenceLength % ({TENSOR} * {CONTEXT}) == 0",
-        "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; "
-        "change it or the axes",
-    ),
-    Rule(
-        f"{IF_TRANSFORMER} {size_in_cel('layers')} >= {STAGES} * (has(self.parallelism) &&"
-        f" self.parallelism.pipeline.schedule in {TWO_STAGES} && self.parallelism.pipeline.stages > 1"
-        " ? 2 : 1)",
-        "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
-        "has two stages; use fewer stages, another schedule, or more layers",
-    ),
-    Rule(
-        f"!has(self.trainer) || self.trainer.data.evalFraction == 0.0 || {NO_V}",
+        f"!has(self.trainer) || self.trainer.data.evalFraction == 0.0 || {WITHOUT_ZBV}",
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
         "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
     ),
     Rule(
-        f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {NO_V}",
+        f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {WITHOUT_ZBV}",
         "spec.trainer.activationCheckpointing: selective does not work with ZBV, whose backward pass has two "
         "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Rule(
-        f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({NO_V}))",
+        f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({WITHOUT_ZBV}))",
         "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
         "differentiate the compiled blocks then); remove it, or choose another layout",
-    ),
-    Rule(
-        f"!has(self.trainer) || self.trainer.model.name != 'mlp' || {MODEL_PARALLEL} == 1",
-        "spec.parallelism: an mlp is too small to split, only data parallelism has a use; remove tensor, context "
-        "and pipeline, or train a llama",
     ),
     *ELASTIC_RULES,
 )

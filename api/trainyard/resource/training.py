@@ -1,50 +1,71 @@
-"""`spec.trainer`: what the built-in trainer trains, on which data, how, and for how long."""
+"""`spec.trainer`: configuration of the built-in trainer."""
 
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.models import FAMILIES
+from trainyard.models.family import Feature
+from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import Data
-from trainyard.resource.models import Model
+from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
+
+_BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
+_SOURCES = ", ".join(
+    f"{source} is for {' and '.join(name for name in FAMILIES if _BY_SOURCE[name] == source)}"
+    for source in dict.fromkeys(_BY_SOURCE.values())
+)
+_FULL_BATCH = [name for name, info in OPTIMIZERS.items() if info.full_batch]
+_FULL_BATCH_NAMES = ", ".join(_FULL_BATCH)
+
+
+def _only_for(feature: Feature, unused: str) -> Rule:
+    """Return the rule that an option of spec.trainer, named as the feature, is for the families that support it."""
+    names = families_with(feature)
+    return Rule(
+        f"self.model.name in {names} || {unused}",
+        f"spec.trainer.{feature}: is for {' and '.join(names)} only{reasons_against(feature)}; remove it, or set "
+        f"spec.trainer.model.name: {' or '.join(names)}",
+    )
 
 
 class Batch(ApiModel):
-    """How many samples make one step, whatever the number of workers."""
+    """Number of samples in one optimizer step; it does not depend on the number of workers."""
 
     global_: Annotated[Positive | None, Field(alias="global")] = None
-    """Samples per optimizer step, over all ranks; a multiple of the number of data-parallel ranks. The optimizer gd
-    alone takes none: its steps are over all samples."""
+    """Samples per optimizer step over all ranks: a multiple of the number of data-parallel ranks. Required, except with
+    the optimizer gd, whose steps are over all samples."""
     micro: Positive | Literal["auto"] = "auto"
-    """Samples per forward pass of one rank; gradients accumulate until the rank's share of the global batch
-    is done. auto: the largest share of at most 16,384 tokens."""
+    """Samples per forward pass of one rank. Gradients are accumulated until the rank's share of the global batch is
+    complete. auto: the largest divisor of that share with at most 16,384 tokens."""
 
 
 class Converged(ApiModel):
-    """No progress any more: the evaluation loss has not fallen by minDelta for some evaluations in a row."""
+    """Early stopping: the evaluation loss has not fallen by minDelta for `patience` consecutive evaluations."""
 
     patience: Positive = 3
-    """Evaluations in a row without improvement."""
+    """Number of consecutive evaluations without improvement after which the training stops."""
     min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Fall of the evaluation loss, below the lowest so far, that counts as improvement."""
+    """Decrease of the evaluation loss below the lowest so far that counts as an improvement."""
 
 
 class Stop(ApiModel):
-    """When the training is done: after a number of steps, or of epochs, or of tokens, or earlier if it is good enough
-    or gets no better.
+    """When the training ends: after a number of steps, epochs or tokens (exactly one of the three), or earlier if the
+    evaluation loss is low enough or no longer improves.
     """
 
     steps: Positive | None = None
-    """Optimizer steps in all."""
+    """Total number of optimizer steps."""
     epochs: Positive | None = None
-    """Times that the training data is gone through."""
+    """Number of passes over the training data."""
     tokens: Annotated[int, Field(ge=1, le=1_000_000_000_000_000)] | None = None
-    """Tokens over all ranks (samples, where they have no tokens), rounded up to whole steps."""
+    """Number of tokens over all ranks (of a table: rows), rounded up to a multiple of one step."""
     target_loss: Annotated[float, Field(gt=0, le=1000)] | None = None
-    """Stop at the first evaluation whose loss is this or lower."""
+    """Stop after the first evaluation with a loss of at most this value."""
     converged: Converged | None = None
-    """Stop when the evaluation loss falls no more."""
+    """Stop when the evaluation loss no longer improves."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -55,95 +76,91 @@ class Stop(ApiModel):
 
 
 class Evaluation(ApiModel):
-    """Evaluation on held-out samples: of text loss, perplexity and accuracy; of classes also precision, recall and F1,
-    each the mean over the classes. It always happens after the last step.
+    """Evaluation on the samples that data.evalFraction keeps from the training, always after the last step. Text: loss,
+    perplexity and accuracy. Tables: loss, accuracy, and the means of precision, recall and F1 over the classes.
     """
 
     every_steps: Positive | None = None
-    """Steps between two evaluations during the training; none if absent."""
+    """Number of steps between two evaluations. Default: evaluate after the last step only."""
 
 
 class Profile(ApiModel):
-    """A trace of some steps, by torch's profiler."""
+    """Trace of a range of steps, recorded by torch.profiler."""
 
     start_step: Positive
-    """The first of them, from 1."""
+    """First step of the trace, counted from 1."""
     steps: Annotated[int, Field(ge=1, le=100)] = 3
-    """How many; a trace of a large model takes some ten MB for each."""
+    """Number of steps in the trace. The trace of a large model takes tens of MB per step."""
     ranks: Annotated[tuple[NonNegative, ...], Field(min_length=1, max_length=64)] = (0,)
-    """Ranks that are traced."""
+    """Ranks that record a trace."""
 
 
 class TrainerSpec(ApiModel):
-    """The built-in trainer."""
+    """Configuration of the built-in trainer."""
 
     model: Model
-    """The model."""
+    """Model to train."""
     data: Data
-    """The data."""
+    """Training data."""
     batch: Batch = Batch()
-    """Batch size."""
+    """Batch sizes."""
     optimizer: Optimizer = Optimizer()
-    """The optimizer."""
+    """Optimizer and its parameters."""
     schedule: Schedule = Schedule()
-    """The learning rate over time."""
+    """Learning rate schedule."""
     stop: Stop
-    """When to stop."""
+    """When the training ends."""
     evaluation: Evaluation = Evaluation()
-    """How well the model does on the samples that data.evalFraction keeps from the training."""
+    """Evaluation on held-out samples."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """llama, moe: what the backward pass computes again instead of keeping it in memory (Chen et al., 2016). full: each
-    block, a third more computation; selective: all but attention and matrix products, which cost the most."""
+    """llama, moe: activations that the backward pass recomputes instead of keeping them in memory (Chen et al., 2016).
+    none: nothing is recomputed.
+    selective: everything inside a block except the results of attention and matrix products, which cost the most.
+    full: each block from its input; about a third more computation."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Type of matrix products and activations. Parameters, their gradients and the optimizer's state stay float32."""
+    """Data type of matrix products and activations. Parameters, their gradients and the optimizer state are always
+    float32."""
     compile: bool = False
-    """llama: compile each block with torch.compile. The first step takes longer by a minute or so, the others less. It
-    needs a C++ compiler, which the trainer image has."""
+    """llama: whether each block is compiled with torch.compile. The first step takes about a minute longer, all others
+    are faster. Needs a C++ compiler in the worker, which the trainer image has."""
     seed: NonNegative = 0
-    """Seed of the initial weights and of the order of the samples."""
+    """Random seed of the initial weights and of the order of the samples."""
     tensorboard: bool = False
-    """Write the figures of each report and evaluation for TensorBoard, to the folder tensorboard beside the
-    checkpoints."""
+    """Whether the metrics of each report and evaluation are written for TensorBoard, to the folder `tensorboard` of the
+    checkpoint volume."""
     profile: Profile | None = None
-    """Write a trace of some steps (for Perfetto or chrome://tracing) to the folder profiles beside the checkpoints.
-    `trainyard profile` asks a running job for one."""
+    """Write a trace of some steps (for Perfetto or chrome://tracing) to the folder `profiles` of the checkpoint volume.
+    `trainyard profile` requests a trace from a running job."""
     log_every_steps: Annotated[int, Field(ge=1, le=100_000)] = 10
-    """Steps between two reports of loss and throughput. Between reports the trainer never waits for the
-    device, so a larger number costs less."""
+    """Number of steps between two reports of loss and throughput. A larger value costs less time, since the loss is
+    copied from the device for reports only."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "(self.model.name == 'mlp') == (self.data.source == 'table')",
-            "spec.trainer.data.source: llama and moe learn from text, mlp from a table; change "
-            "spec.trainer.model.name or the data",
+            f"self.data.source == {_BY_SOURCE}[self.model.name]",
+            f"spec.trainer.data.source: {_SOURCES}; change spec.trainer.model.name or the data",
+        ),
+        _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
+        _only_for("compile", "!self.compile"),
+        Rule(
+            f"self.model.name in {families_with('fullBatch')} || !(self.optimizer.name in {_FULL_BATCH})",
+            f"spec.trainer.optimizer.name: {_FULL_BATCH_NAMES} is for {' and '.join(families_with('fullBatch'))} only"
+            f"{reasons_against('fullBatch')}; choose another optimizer",
         ),
         Rule(
-            "self.model.name != 'mlp' || self.activationCheckpointing == 'none'",
-            "spec.trainer.activationCheckpointing: is for llama and moe only, an mlp has no blocks; remove it",
-        ),
-        Rule(
-            "self.model.name == 'llama' || !self.compile",
-            "spec.trainer.compile: is for llama only (an mlp has no blocks, and the way of a token through a moe is not "
-            "known before); remove it",
-        ),
-        Rule(
-            "self.model.name != 'moe' || self.optimizer.name != 'gd'",
-            "spec.trainer.optimizer.name: gd is for llama and mlp, since the load of experts is balanced over batches; "
-            "choose another optimizer",
-        ),
-        Rule(
-            "has(self.batch.global) != (self.optimizer.name == 'gd')",
-            "spec.trainer.batch.global: every optimizer needs it but gd, whose steps are over all samples; add it, or "
-            "with gd remove it",
+            f"has(self.batch.global) != (self.optimizer.name in {_FULL_BATCH})",
+            f"spec.trainer.batch.global: every optimizer needs it except {_FULL_BATCH_NAMES}, whose steps are over "
+            f"all samples; add it, or with {_FULL_BATCH_NAMES} remove it",
         ),
         Rule(
             "!(has(self.stop.targetLoss) || has(self.stop.converged)) || has(self.evaluation.everySteps)",
-            "spec.trainer.stop: targetLoss and converged are judged at evaluations; set "
+            "spec.trainer.stop: targetLoss and converged are checked at evaluations; set "
             "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
             "!has(self.evaluation.everySteps) || self.data.evalFraction > 0.0",
-            "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
+            "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to "
+            "0.1",
         ),
         Rule(
             "!has(self.stop.steps) || self.schedule.warmupSteps + (has(self.schedule.decaySteps) ?"

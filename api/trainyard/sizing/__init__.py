@@ -1,1 +1,1 @@
-"""What a rank of the built-in trainer needs and sends, from the configuration alone, and whether it fits."""
+"""Memory and traffic of the ranks of the built-in trainer, estimated from the configuration alone."""

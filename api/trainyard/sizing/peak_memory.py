@@ -1,38 +1,44 @@
-"""How much memory a rank of the built-in trainer needs, from the configuration alone.
+"""Peak memory of a rank of the built-in trainer, estimated from the configuration alone.
 
 A step has a few moments at which memory peaks, and which of them is the highest depends on the layout. Each is added
-up here as the trainer (`parallel`, `optim`) reaches it; the estimate is the highest.
+up here in the order in which the trainer (`parallel`, `optim`) reaches it; the estimate is the highest.
 """
 
 from dataclasses import dataclass
 
 from trainyard.config import RunConfig
-from trainyard.sizing.activations import LOSS_COPIES, Activations, activations
+from trainyard.models.family import FULL_BYTES, Activations, RankParameters
+from trainyard.sizing.activations import activations
 from trainyard.sizing.memory import Memory, states, temporaries
-from trainyard.sizing.model_size import DIGITS_SAMPLES, RankParameters, mlp_parameters, rank_parameters
-from trainyard.sizing.placement import FULL_BYTES, Placement, placement
+from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.placement import Placement, placement
 
 BUCKET_BYTES = 25 * 2**20
-"""DistributedDataParallel exchanges gradients in pieces of this size."""
+"""Size of the buckets in which DistributedDataParallel reduces gradients."""
+LOSS_COPIES = 3
+"""Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits;
+always in float32."""
 
 
 def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
-    """Memory of the ranks at one place of the pipeline."""
-    moments = _mlp_moments(config) if config.model.name == "mlp" else _Rank(config, place, gpu).moments()
+    """Return the peak memory of the ranks at one place of the pipeline, counted from 0."""
+    own, kept = rank_parameters(config, place), activations(config, gpu)
+    moments = _Rank(config, place, own, kept).moments() if own.layers else _without_blocks(config, own, kept)
     return max(moments, key=lambda memory: memory.total)
 
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """Micro-batches that a rank has gone forward with and not yet back, each through one of its stages."""
+    """Forward passes of micro-batches through a stage of a rank whose backward passes have not begun."""
 
     at_once: int
+    """Number of them."""
     last: int
-    """Of these, those of the last stage, whose logits are kept."""
+    """Number of them through the last stage, whose logits are kept."""
 
 
 def _chunks(config: RunConfig, place: int) -> _Chunks:
-    """Huang et al., 2019 (GPipe); Narayanan et al., 2021 (1F1B, interleaved); Qi et al., 2024 (ZBV)."""
+    """Return the most forward passes in flight (Huang et al., 2019; Narayanan et al., 2021; Qi et al., 2024)."""
     stages, micros = config.mesh.pipeline, config.accumulation
     if stages == 1:
         return _Chunks(1, 1)
@@ -44,25 +50,25 @@ def _chunks(config: RunConfig, place: int) -> _Chunks:
         case "Interleaved1F1B":
             round_of = micros // max(1, micros // stages)
             return _Chunks(min(2 * micros, round_of + 2 * (stages - 1 - place) + 1), 1)
-        case _:
+        case "ZBV":
             return _Chunks(min(2 * micros, 2 * stages), 1)
 
 
 class _Rank:
-    """The moments of a step on one rank of a llama or moe, in bytes."""
+    """The moments of a step on one rank of a model with blocks, in bytes."""
 
-    def __init__(self, config: RunConfig, place: int, gpu: bool) -> None:
+    def __init__(self, config: RunConfig, place: int, own: RankParameters, kept: Activations) -> None:
         self.config = config
-        self.own: RankParameters = rank_parameters(config, place)
-        self.kept: Activations = activations(config, gpu)
+        self.own = own
+        self.kept = kept
         self.placed: Placement = placement(config)
         self.chunks = _chunks(config, place)
-        # With gd nobody knows how many micro-batches all samples make; there will be some.
+        # How many micro-batches all samples make is known in the worker only; there are probably several.
         self.accumulates = config.accumulation > 1 or config.trainer.batch.global_ is None
         self.pipelined = config.mesh.pipeline > 1
 
     def moments(self) -> list[Memory]:
-        """Every moment at which the peak may be."""
+        """Return every moment at which memory may peak."""
         moments = [self._begin(), self._end(), self._step()]
         if self.own.head:
             moments += [self._loss(), self._head()]
@@ -75,69 +81,70 @@ class _Rank:
         return moments
 
     def _loss(self) -> Memory:
-        """All activations of a micro-batch are there, and the gradient of its logits is computed."""
+        """Return the moment at which all activations are kept and the gradient of the logits is computed."""
         copies = LOSS_COPIES + (self.config.mesh.tensor > 1)
         waiting = self.chunks.last if self.pipelined else 0
         return self._moment(
             "loss",
-            gradients=self._before,
+            gradients=self._accumulated,
             activations=self._stored + self.kept.end,
             logits=copies * self.kept.logits + waiting * self.kept.scores,
             buffers=self._copies(self.own.layers) + (self._gathered if self.pipelined else 0),
         )
 
     def _head(self) -> Memory:
-        """The backward pass of the head: its gradient is there, and so is that of the logits."""
+        """Return the backward pass of the head, whose gradient and the logits' are held."""
         head = FULL_BYTES * self.own.head
         return self._moment(
             "backward pass of the head",
-            gradients=self._before + (0 if self._before else head),
+            gradients=self._accumulated + (0 if self._accumulated else head),
             activations=self._stored + self.kept.end,
             logits=(self.chunks.last if self.pipelined else 1) * self.kept.scores,
             buffers=self._gathered + self._copies(self.own.layers) + (head if self._adds else 0),
         )
 
     def _begin(self) -> Memory:
-        """The first block of the backward pass."""
-        head = 0 if self._before else FULL_BYTES * self.own.head
+        """Return the first block of the backward pass."""
+        head = 0 if self._accumulated else FULL_BYTES * self.own.head
         waiting = self.chunks.last - 1 if self.own.head else 0
         return self._moment(
             "backward pass begins",
-            gradients=self._before + head + self._loose_block,
+            gradients=self._accumulated + head + self._unreduced_block,
             activations=self._stored + self.kept.working,
             logits=waiting * self.kept.scores,
             buffers=self._gathered + self._copies(self.own.layers) + self._added,
         )
 
     def _end(self) -> Memory:
-        """The last block of the backward pass: all gradients are there."""
+        """Return the last block of the backward pass, when all gradients are held."""
         own = self.own
         gradients = FULL_BYTES * own.total
         if self.placed.sharded and not self.pipelined:
             inner = own.layers * own.block // self.placed.shards + own.stacked // self.placed.expert_shards
-            gradients = FULL_BYTES * inner + self._width * own.outer + self._loose_block
-        copies = FULL_BYTES * self._together if self.placed.sharded else 0
+            gradients = FULL_BYTES * inner + self._width * own.outer + self._unreduced_block
+        copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
         return self._moment(
             "backward pass ends",
-            gradients=gradients + self._whole_embedding,
+            gradients=gradients + self._complete_embedding,
             activations=self.kept.block + self.kept.working,
             buffers=self._gathered + self._copies(1) + self._added + copies,
         )
 
     def _first_reduce(self) -> Memory:
-        """The gradients of the first block in the last of several micro-batches are reduced; all others are whole."""
-        loose = self._width * self._together if self._width < FULL_BYTES else 0  # not yet added to those in float32
+        """Return the first reduction in the last of several micro-batches: all other gradients are not sharded yet."""
+        # Gradients in bfloat16 are held besides those in float32 to which they are added.
+        loose = self._width * self._gathered_at_once if self._width < FULL_BYTES else 0
         return self._moment(
             "gradients are reduced",
-            gradients=self._before + loose,
+            gradients=self._accumulated + loose,
             activations=self._stored,
-            buffers=self._gathered + FULL_BYTES * self._together,
+            buffers=self._gathered + FULL_BYTES * self._gathered_at_once,
         )
 
     def _reduce(self) -> Memory:
-        """What lies outside of the blocks is reduced last, and is copied for that."""
+        """Return the last reduction: gradients outside of the blocks are copied for it."""
         own, placed = self.own, self.placed
         inner, outer = own.layers * own.block, FULL_BYTES * own.outer
         gathered, unreduced = self._width * own.outer, inner // placed.shards + own.stacked // placed.expert_shards
@@ -146,24 +153,24 @@ class _Rank:
         return self._moment("gradients are reduced", gradients=FULL_BYTES * unreduced + outer, buffers=gathered + outer)
 
     def _step(self) -> Memory:
-        """The optimizer's step; with a parameter server there is none here, but all gradients are."""
+        """Return the optimizer's step; with a parameter server it is the server's, but all gradients are held."""
         held = self.placed.held(self.own)
-        gradients = FULL_BYTES * held + (0 if self.placed.sharded else self._whole_embedding)
-        scalars = 0 if self.placed.served else temporaries(self.config, held)
+        gradients = FULL_BYTES * held + (0 if self.placed.sharded else self._complete_embedding)
+        scalars = 0 if self.placed.served else temporaries(self.config, held, self.own.largest_matrix)
         return self._moment("optimizer step", gradients=gradients, buffers=FULL_BYTES * scalars)
 
     def _evaluation(self) -> Memory:
-        """Logits of held-out samples: of a pipeline those of a whole step, and a tensor group makes them whole."""
+        """Return the evaluation: a pipeline keeps the logits of all micro-batches, and a tensor group gathers them."""
         split, kept = self.config.mesh.tensor, self.kept
-        # To gather them takes the parts of all ranks, and then a copy in their right order.
-        whole = 2 * split if split > 1 else 0
+        # Gathering takes the parts of all ranks, and a copy of them in the right order.
+        gathered = 2 * split if split > 1 else 0
         micros = self.config.accumulation if self.pipelined else 1
-        logits = ((2 if self.pipelined else 1) * micros + micros * whole) * kept.scores + kept.logits
+        logits = ((2 if self.pipelined else 1) * micros + micros * gathered) * kept.scores + kept.logits
         if kept.scores < kept.logits:
             logits += kept.logits  # in float32 for the loss
         return self._moment(
             "evaluation",
-            gradients=FULL_BYTES * self.own.total if self._lasting else 0,
+            gradients=FULL_BYTES * self.own.total if self._gradients_persist else 0,
             activations=kept.end,
             logits=logits if self.own.head else 0,
             buffers=self._gathered + self._copies(self.own.layers),
@@ -176,49 +183,50 @@ class _Rank:
 
     @property
     def _stored(self) -> int:
-        """Activations of all micro-batches on their way."""
+        """Activations of all micro-batches in flight."""
         return self.chunks.at_once * self.own.chunk_layers * self.kept.block
 
     @property
-    def _lasting(self) -> bool:
-        """Whether there is room for all gradients from step to step."""
+    def _gradients_persist(self) -> bool:
+        """Whether the memory of all gradients is kept from step to step."""
         return self.placed.replicated or self.placed.served
 
     @property
     def _adds(self) -> bool:
-        """Whether a gradient is made first and then added to what is there."""
+        """Whether a gradient is computed first and then added to an accumulated one."""
         return self.accumulates or self.placed.served
 
     @property
-    def _before(self) -> int:
-        """Gradients that are there when the last backward pass of a step begins.
+    def _accumulated(self) -> int:
+        """Gradients that are held when the last backward pass of a step begins.
 
-        Under fully_shard they are not reduced before the last micro-batch, and so are whole until then, in float32.
+        fully_shard does not reduce them before the last micro-batch, so that they are not sharded, and in float32.
         """
-        return FULL_BYTES * self.own.total if self.accumulates or self._lasting else 0
+        return FULL_BYTES * self.own.total if self.accumulates or self._gradients_persist else 0
 
     @property
-    def _whole_embedding(self) -> int:
-        """The embedding's gradient beyond this rank's part: torch makes it whole, and cuts it then."""
+    def _complete_embedding(self) -> int:
+        """The embedding's gradient beyond this rank's part: torch computes all of it before it is split."""
         return FULL_BYTES * self.own.embedding * (self.config.mesh.tensor - 1)
 
     @property
-    def _together(self) -> int:
-        """Scalars of the most parameters that are gathered, and whose gradients are reduced, at once in a block."""
+    def _gathered_at_once(self) -> int:
+        """Scalars of the largest set of parameters of a block that are gathered and reduced at once."""
         own = self.own
         if not self.placed.apart:
             return own.block + own.experts
         return max(own.block, own.experts) if self.placed.experts_sharded else own.block
 
     @property
-    def _loose_block(self) -> int:
-        """A block's gradients before they are sharded."""
-        return self._width * self._together if self.placed.sharded and not self.accumulates else 0
+    def _unreduced_block(self) -> int:
+        """Gradients of a block before they are sharded."""
+        return self._width * self._gathered_at_once if self.placed.sharded and not self.accumulates else 0
 
     @property
     def _gathered(self) -> int:
-        """Gathered parameters: all in a pipeline, else the block in use, the next, and the outer ones. Experts that
-        are apart are gathered after their block, and are gone before those of the next.
+        """Gathered parameters: all in a pipeline, else those of the current and the next block, and outside of blocks.
+
+        Experts that are sharded apart are gathered after their block, and freed before those of the next block.
         """
         own, placed = self.own, self.placed
         if not placed.sharded:
@@ -229,8 +237,9 @@ class _Rank:
         return self._width * (2 * own.block + own.outer + (experts if placed.apart else 2 * experts))
 
     def _copies(self, layers: int) -> int:
-        """Copies that autocast makes of matrices, and that last until the backward pass has used them: those of so many
-        blocks, and before its first block that of the head.
+        """Return the bytes of the copies of matrices that autocast keeps until their backward pass.
+
+        They are those of the head and of the given number of blocks.
         """
         if not self.placed.casts:
             return 0
@@ -238,12 +247,8 @@ class _Rank:
 
     @property
     def _added(self) -> int:
-        """The largest gradient that is made and then added to what is there."""
-        model, mesh = self.config.transformer, self.config.mesh
-        largest = model.dim * model.ffn_dim // mesh.tensor
-        if model.mixture is not None:
-            largest *= model.mixture.experts // mesh.expert
-        return FULL_BYTES * largest if self._adds else 0
+        """Largest gradient that is computed first and then added to the accumulated one."""
+        return FULL_BYTES * self.own.largest if self._adds else 0
 
     def _moment(
         self, moment: str, *, gradients: int = 0, activations: int = 0, logits: int = 0, buffers: int = 0
@@ -261,22 +266,19 @@ class _Rank:
         )
 
 
-def _mlp_moments(config: RunConfig) -> list[Memory]:
-    """An mlp is never split, and small: all of it at once."""
-    assert config.model.name == "mlp"
-    placed, samples = placement(config), config.micro_batch
-    if config.trainer.batch.global_ is None and config.trainer.data.builtin == "digits":
-        samples = min(samples, -(-DIGITS_SAMPLES // config.mesh.data))
-    held = mlp_parameters(config) // placed.shards
-    optimizer = 0 if placed.served else states(config, held, 0)
-    buffers = 0 if placed.served else temporaries(config, held)
+def _without_blocks(config: RunConfig, own: RankParameters, kept: Activations) -> list[Memory]:
+    """Return the one moment of a model without blocks, which is small and never divided: everything is held at once."""
+    placed = placement(config)
+    held = placed.held(own)
+    optimizer = 0 if placed.served else states(config, held, own.matrices)
+    buffers = 0 if placed.served else temporaries(config, held, own.largest_matrix)
     return [
         Memory(
             moment="backward pass ends",
             weights=FULL_BYTES * held,
             gradients=FULL_BYTES * held,
             optimizer=FULL_BYTES * optimizer,
-            activations=FULL_BYTES * 3 * samples * sum(config.model.hidden_sizes),
+            activations=kept.block,
             logits=0,
             buffers=FULL_BYTES * buffers,
         )

@@ -1,15 +1,18 @@
-"""Which stages of a pipeline a rank has, and which layers a stage."""
+"""Assignment of pipeline stages to ranks, and of layers to stages."""
 
 from trainyard.resource.parallelism import VIRTUAL_STAGES, PipelineParallelism
 
 
 def stage_count(pipeline: PipelineParallelism) -> int:
-    """Stages of the model; some schedules give each rank two."""
+    """Return the number of stages of the model; some schedules give each rank two."""
     return pipeline.stages * VIRTUAL_STAGES[pipeline.schedule] if pipeline.stages > 1 else 1
 
 
 def stages_of_rank(pipeline: PipelineParallelism, place: int) -> list[int]:
-    """Stages of the rank at a place in the pipeline: every `stages`-th, or with ZBV down and up again in a V."""
+    """Return the stages of the rank at a place in the pipeline, counted from 0.
+
+    They are every `stages`-th one; with ZBV they run down the ranks and up again in the shape of a V.
+    """
     total = stage_count(pipeline)
     if pipeline.schedule == "ZBV" and total > 1:
         return [place, total - 1 - place]
@@ -17,8 +20,10 @@ def stages_of_rank(pipeline: PipelineParallelism, place: int) -> list[int]:
 
 
 def layers_of_stage(pipeline: PipelineParallelism, layers: int, stage: int) -> range:
-    """Layers of a stage. What cannot be divided goes to the stages in the middle: the first and the last also have
-    embedding and head.
+    """Return the layers of a stage.
+
+    Stages in the middle get one layer more where the division has a remainder, since the first and the last stage also
+    hold the embedding and the head.
     """
     total = stage_count(pipeline)
     each, rest = divmod(layers, total)

@@ -1,58 +1,56 @@
-"""How the trainer lays the parameters of a model over the ranks, and in which type it computes (`parallel.parts`)."""
+"""How the trainer distributes the parameters of a model, and in which type it computes (`parallel.parallelize`)."""
 
 from dataclasses import dataclass
 
 from trainyard.config import RunConfig
-from trainyard.sizing.model_size import RankParameters
-
-FULL_BYTES, HALF_BYTES = 4, 2
-"""Bytes of a float32, in which everything is held, and of a bfloat16."""
+from trainyard.models.family import FULL_BYTES, HALF_BYTES, RankParameters
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What holds for all parameters of a rank."""
+    """Distribution of the parameters, the same on all ranks of a job."""
 
     served: bool
-    """Gradients go to a parameter server."""
+    """Whether gradients are sent to a parameter server."""
     replicated: bool
-    """They are under DistributedDataParallel."""
+    """Whether they are wrapped in DistributedDataParallel."""
     sharded: bool
-    """They are under fully_shard."""
+    """Whether they are sharded by fully_shard."""
     shards: int
-    """Ranks that they are sharded over, but for those of experts."""
+    """Number of ranks over which all parameters but those of experts are sharded."""
     apart: bool
-    """Experts are spread over ranks, and so not gathered together with their block."""
+    """Whether experts are divided among ranks, and so are gathered apart from their block."""
     experts_sharded: bool
-    """Those of experts are under fully_shard."""
+    """Whether the parameters of experts are sharded by fully_shard."""
     expert_shards: int
-    """Ranks that those of a rank's experts are sharded over."""
+    """Number of ranks over which the parameters of one rank's experts are sharded."""
     casts: bool
-    """Matrix products are in bfloat16 by autocast; else fully_shard gathers parameters in the type of products."""
+    """Whether autocast computes matrix products in bfloat16; else fully_shard gathers parameters in bfloat16."""
     width: int
-    """Bytes of an activation inside the blocks."""
+    """Bytes of one activation inside the blocks."""
 
     @property
     def stream_width(self) -> int:
-        """Bytes of an activation in the residual stream."""
+        """Bytes of one activation in the residual stream."""
         return FULL_BYTES if self.casts else self.width
 
-    def held(self, own: "RankParameters") -> int:
-        """Scalars that a rank keeps of the parameters that it computes with."""
+    def held(self, own: RankParameters) -> int:
+        """Return the scalars that a rank holds of the parameters that it computes with."""
         return own.dense // self.shards + own.stacked // self.expert_shards
 
 
 def placement(config: RunConfig) -> Placement:
-    """That of all ranks of a job."""
+    """Return how the parameters of a job are distributed."""
     mesh, half = config.mesh, config.trainer.precision == "bfloat16"
-    # A loss of the experts' load is no part of the sum that DistributedDataParallel makes means of.
+    # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
     plain = mesh.size == 1 or (
-        mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1 and config.model.name != "moe"
+        mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1 and not config.family.auxiliary_loss
     )
     sharded = not plain and (half or mesh.data * mesh.context > 1)
     apart = sharded and mesh.expert > 1
     own = mesh.shard * mesh.context
-    experts_sharded = sharded and config.model.name == "moe" and (not apart or half or mesh.replicate * own > 1)
+    has_experts = "expert" in config.family.supports
+    experts_sharded = sharded and has_experts and (not apart or half or mesh.replicate * own > 1)
     return Placement(
         served=config.servers > 0,
         replicated=plain and mesh.size > 1 and not config.servers,

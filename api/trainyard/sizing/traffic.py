@@ -1,7 +1,7 @@
-"""What a rank of the built-in trainer sends in one step, from the configuration alone.
+"""Traffic of a rank of the built-in trainer in one step, estimated from the configuration alone.
 
-Bytes are those that one rank sends with the usual algorithms, which are optimal in bandwidth (Patarasuk and Yuan,
-2009): of N ranks, (N - 1) / N of the whole for an all-gather, a reduce-scatter and an all-to-all, and twice that for an
+Bytes are those that one rank sends with bandwidth-optimal algorithms (Patarasuk and Yuan, 2009): among N ranks,
+(N - 1) / N of the complete tensor for an all-gather, a reduce-scatter and an all-to-all, and twice that for an
 all-reduce. Scalars and norms of gradients, a few bytes, are left out.
 """
 
@@ -11,37 +11,38 @@ from typing import Literal
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import AXES, Mesh
+from trainyard.models.family import FULL_BYTES
 from trainyard.sizing.activations import activations
-from trainyard.sizing.model_size import mlp_parameters, rank_parameters
+from trainyard.sizing.model_size import rank_parameters
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
-from trainyard.sizing.placement import FULL_BYTES, placement
+from trainyard.sizing.placement import placement
 
 Collective = Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "point-to-point"]
 
 
 class Traffic(ApiModel):
-    """One kind of exchange on one axis of the mesh."""
+    """One kind of communication on one axis of the mesh."""
 
     axis: str
-    """The axis, or more that act as one; or the parameter server."""
+    """Name of the axis, of several axes that act as one, or `server`."""
     ranks: int
-    """Ranks that take part."""
+    """Number of ranks that take part."""
     collective: Collective
-    """What they do."""
+    """Collective operation."""
     what: str
-    """What is exchanged."""
+    """Tensors that are sent."""
     times: int
-    """How often in a step; with gd, whose micro-batches only the worker knows, at least."""
+    """Number of operations per step; a lower limit if each step is over all samples."""
     bytes: int
-    """Bytes that a rank sends in a step; of parameters from a server, those that it gets."""
+    """Bytes that a rank sends per step; of the parameters of a server, bytes that it receives."""
     crosses_workers: bool
-    """Whether the ranks are in more than one worker, so that the network carries it."""
+    """Whether the ranks are spread over more than one worker, so that the data passes through the network."""
 
 
 def crosses_workers(mesh: Mesh, axis: str, procs_per_worker: int) -> bool:
-    """Whether neighbours on an axis are not all in the same worker.
+    """Return whether the ranks of an axis are spread over more than one worker.
 
-    Ranks are counted with the last axis fastest, so a group of an axis spans the sizes of it and of all axes behind it.
+    The last axis varies fastest with the rank, so a group of an axis spans that axis and all inner ones.
     """
     sizes = mesh.shape[AXES.index(axis) :]
     span = 1
@@ -50,8 +51,8 @@ def crosses_workers(mesh: Mesh, axis: str, procs_per_worker: int) -> bool:
     return sizes[0] > 1 and (span > procs_per_worker or procs_per_worker % span != 0)
 
 
-def communication(config: RunConfig, place: int, procs_per_worker: int) -> list[Traffic]:
-    """All exchanges of a rank at one place of the pipeline, axis by axis."""
+def rank_traffic(config: RunConfig, place: int, procs_per_worker: int) -> list[Traffic]:
+    """Return the traffic of a rank at one place of the pipeline, axis by axis."""
     return [
         traffic
         for part in (_parameters, _tensor, _context, _experts, _pipeline)
@@ -63,7 +64,7 @@ def communication(config: RunConfig, place: int, procs_per_worker: int) -> list[
 def _traffic(
     config: RunConfig, procs: int, axes: tuple[str, ...], collective: Collective, what: str, times: int, each: int
 ) -> Traffic:
-    """`each`: bytes of the whole that is gathered, reduced or exchanged once."""
+    """Return the traffic of an operation that is done `times` per step on complete tensors of `each` bytes."""
     axes = tuple(axis for axis in axes if getattr(config.mesh, axis) > 1)
     ranks = 1
     for axis in axes:
@@ -81,27 +82,26 @@ def _traffic(
 
 
 def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Gradients once in a step, and gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
-    placed = placement(config)
-    own = None if config.model.name == "mlp" else rank_parameters(config, place)
-    held = mlp_parameters(config) if own is None else own.total
+    """Yield the gradients and the gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
+    placed, own = placement(config), rank_parameters(config, place)
+    # Rule 1: with a parameter server, everything goes through it.
     if placed.served:
-        yield from _server(config, FULL_BYTES * held)
+        yield from _server(config, FULL_BYTES * own.total)
         return
+    # Rule 2: what is not sharded is replicated, and its gradients are reduced.
     if not placed.sharded:
-        yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, FULL_BYTES * held)
+        yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, FULL_BYTES * own.total)
         return
-    stacked = own.stacked if own is not None and placed.apart else 0
-    dense: tuple[str, ...] = ("shard", "context", "expert")
-    yield from _sharded(config, procs, dense, "parameters", held - stacked)
+    # Rule 3: shards are gathered and their gradients scattered; experts that ranks divide have a mesh of their own.
+    stacked = own.stacked if placed.apart else 0
+    yield from _sharded(config, procs, ("shard", "context", "expert"), "parameters", own.total - stacked)
     if placed.experts_sharded:
         yield from _sharded(config, procs, ("shard", "context"), "experts", stacked)
-    part = held // placed.shards if own is None else placed.held(own)
-    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * part)
+    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * placed.held(own))
 
 
 def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int) -> Iterator[Traffic]:
-    """Gathered forward and backward for each micro-batch, but once in a pipeline, where they are kept for all."""
+    """Yield the traffic of fully_shard: a gather in both passes of each micro-batch, but one per step in a pipeline."""
     placed = placement(config)
     times = 1 if config.mesh.pipeline > 1 else 2 * config.accumulation
     width = FULL_BYTES if placed.casts else placed.width
@@ -111,8 +111,8 @@ def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, sc
 
 
 def _server(config: RunConfig, size: int) -> Iterator[Traffic]:
-    """A gradient to the parameter server, and parameters back (Li et al., 2014). It is a pod of its own."""
-    for what in ("gradients, to it", "parameters, back"):
+    """Yield the gradients sent to the parameter server, and the parameters sent back (Li et al., 2014)."""
+    for what in ("gradients, to the server", "parameters, from the server"):
         yield Traffic(
             axis="server",
             ranks=config.mesh.size,
@@ -125,48 +125,47 @@ def _server(config: RunConfig, size: int) -> Iterator[Traffic]:
 
 
 def _experts(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Rows to their experts and back, in each block forward and backward (Lepikhin et al., 2020); the load balanced."""
+    """Yield the rows sent to their experts and back (Lepikhin et al., 2020), assuming that the load is balanced."""
     if config.mesh.expert == 1:
         return
     passes = 2 if config.trainer.activation_checkpointing == "none" else 3
     times = 2 * passes * rank_parameters(config, place).layers * config.accumulation
-    rows = activations(config, gpu=True).rows
+    rows = activations(config, gpu=True).expert_rows
     yield _traffic(config, procs, ("expert",), "all-to-all", "tokens", times, rows)
 
 
 def _tensor(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Inputs of matrices are gathered and their results scattered, in each block twice forward and twice backward."""
+    """Yield the gathered inputs of matrices and their scattered results: twice per block in each of the passes."""
     if config.mesh.tensor == 1:
         return
     own, micros = rank_parameters(config, place), config.accumulation
-    whole = activations(config, gpu=True).stream * config.mesh.tensor
-    again = own.layers if config.trainer.activation_checkpointing != "none" else 0
+    complete = activations(config, gpu=True).stream * config.mesh.tensor
+    recomputed = own.layers if config.trainer.activation_checkpointing != "none" else 0
     ends = (own.embedding > 0) + (own.head > 0)
-    # The backward pass of a gather is a scatter, and the other way round. Computed again is all but the last scatter.
-    gathers, scatters = 4 * own.layers + ends + 2 * again, 4 * own.layers + ends + again
-    yield _traffic(config, procs, ("tensor",), "all-gather", "activations", micros * gathers, whole)
-    yield _traffic(config, procs, ("tensor",), "reduce-scatter", "activations", micros * scatters, whole)
+    # The backward pass of a gather is a scatter, and vice versa. All but the last scatter is recomputed.
+    gathers, scatters = 4 * own.layers + ends + 2 * recomputed, 4 * own.layers + ends + recomputed
+    yield _traffic(config, procs, ("tensor",), "all-gather", "activations", micros * gathers, complete)
+    yield _traffic(config, procs, ("tensor",), "reduce-scatter", "activations", micros * scatters, complete)
 
 
 def _context(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Queries, keys and values change from positions to heads, and results back (Jacobs et al., 2023)."""
+    """Yield the exchange of queries, keys, values and results of attention (Jacobs et al., 2023)."""
     if config.mesh.context == 1:
         return
-    model, own = config.transformer, rank_parameters(config, place)
+    own = rank_parameters(config, place)
     passes = own.layers * config.accumulation * (2 if config.trainer.activation_checkpointing == "none" else 3)
-    # Four exchanges; their mean size, since keys and values may have fewer heads.
-    each = activations(config, gpu=True).heads * (model.heads + model.kv_heads) // (2 * model.heads)
+    each = activations(config, gpu=True).attention_exchange
     yield _traffic(config, procs, ("context",), "all-to-all", "heads", 4 * passes, each)
 
 
 def _pipeline(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
-    """Activations to the next stage and gradients to the one before."""
+    """Yield the activations sent to the next stage and the gradients sent to the previous one."""
     if config.mesh.pipeline == 1:
         return
     pipeline, stages = config.parallelism.pipeline, stages_of_rank(config.parallelism.pipeline, place)
     last = stage_count(pipeline) - 1
     owners = {stage: p for p in range(pipeline.stages) for stage in stages_of_rank(pipeline, p)}
-    # In a V the rank in the middle has two stages in a row and sends nothing between them.
+    # In a V the last rank has two consecutive stages and sends nothing between them.
     sends = sum(s < last and owners[s + 1] != place for s in stages)
     sends += sum(s > 0 and owners[s - 1] != place for s in stages)
     each = activations(config, gpu=True).stream

@@ -18,13 +18,13 @@ import gc
 from trainyard_trainer.optim.update import LocalUpdate
 
 def once(learning_rate, update, follow):
-    update.follow = follow
+    update.apply_gradients = follow
     update._parameters[0].grad.mul_(float("nan"))
     return follow(learning_rate)
 
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
-        update.follow = lambda rate, update=update, follow=update.follow, once=once: once(rate, update, follow)
+        update.apply_gradients = lambda rate, update=update, follow=update.apply_gradients, once=once: once(rate, update, follow)
 """
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 

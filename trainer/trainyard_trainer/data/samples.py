@@ -32,10 +32,10 @@ def prepare(config: RunConfig) -> Samples:
     Raises:
         ConfigError: the data is missing, unreadable, or not what spec.trainer.data says.
     """
-    if config.model.name == "mlp":
+    if config.trainer.data.source == "table":
         from trainyard_trainer.data.table import load_table
 
         return load_table(config)
     from trainyard_trainer.data.tokens import Windows, prepare_tokens
 
-    return Windows(prepare_tokens(config), config.transformer.sequence_length)
+    return Windows(prepare_tokens(config), config.trainer.data.sequence_length)

@@ -61,7 +61,7 @@ def prepare_tokens(config: RunConfig) -> TokenFile:
         if not index.exists():
             _write(index, json.dumps(_tokenize(config, text, folder)))
     tokens = TokenFile(path=folder / "tokens.bin", **json.loads(index.read_text()))
-    needed = config.transformer.sequence_length + 1
+    needed = config.trainer.data.sequence_length + 1
     if tokens.count < needed:
         raise ConfigError(
             f"{text.field}: {text.root} gives {tokens.count} tokens, and one sample needs {needed} "
@@ -88,12 +88,12 @@ def _make_folder(path: Path) -> Path:
 
 def _cache_key(config: RunConfig, text: Text) -> str:
     data = config.trainer.data
-    what = [_FORMAT, data.tokenizer, config.transformer.vocab_size, text.identity()]
+    what = [_FORMAT, data.tokenizer, config.vocabulary, text.identity()]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
 def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
-    vocabulary = config.transformer.vocab_size
+    vocabulary = config.vocabulary
     dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
     tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder)
     digest, count = hashlib.sha256(), 0

@@ -1,1 +1,1 @@
-"""From a gradient to new parameters."""
+"""The update of the parameters: gradient norm and clipping, optimizers, learning rate and optimizer state."""

@@ -1,7 +1,7 @@
-"""The norm of a gradient whose parts lie on many ranks, and clipping by it.
+"""The norm of a gradient whose shards are on many ranks, and clipping by it.
 
-Both compute with each rank's own parts. As operations on DTensors they would take seconds to be planned in the first
-step, and could not take parameters that are split over different ranks, as experts and the rest of a model are.
+Both compute with each rank's own shards. As operations on DTensors they would take seconds to plan in the first step,
+and could not combine parameters on different meshes, as experts and the other parameters of a model are.
 """
 
 from collections.abc import Iterable
@@ -15,18 +15,21 @@ from torch.distributed.tensor import DTensor, Replicate
 from trainyard_trainer.parallel.mesh import RankMesh
 
 Axis = tuple[DeviceMesh, int]
-"""A mesh, and the number of one of its dimensions."""
+"""A mesh, and the index of one of its dimensions."""
 
 
 @torch.no_grad()
 def gradient_norm(parameters: Iterable[nn.Parameter], mesh: RankMesh | None) -> Tensor:
-    """Euclidean norm over all parameters of the whole model, on every rank, still on the device."""
-    parts: dict[tuple[Axis, ...], list[Tensor]] = {}
+    """Return the Euclidean norm of the gradient of the whole model: the same scalar on every rank, on its device.
+
+    Without a mesh, this rank holds all parameters.
+    """
+    shards: dict[tuple[Axis, ...], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            part, axes = _part(parameter.grad)
-            parts.setdefault(axes, []).append(part)
-    squares = [_sum_over(axes, _square(own)) for axes, own in parts.items()]
+            shard, axes = _local_shard(parameter.grad)
+            shards.setdefault(axes, []).append(shard)
+    squares = [_sum_over(axes, _square(local)) for axes, local in shards.items()]
     square = torch.stack(squares).sum()
     if mesh is not None and mesh.sizes.pipeline > 1:
         dist.all_reduce(square, group=mesh.group("pipeline"))
@@ -35,20 +38,20 @@ def gradient_norm(parameters: Iterable[nn.Parameter], mesh: RankMesh | None) -> 
 
 @torch.no_grad()
 def clip_gradient(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor) -> None:
-    """Scale the gradient down to the largest norm allowed, given the norm that it has."""
+    """Scale the gradient down to the norm `limit` if its `norm`, a scalar, is larger."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
-    # As torch.nn.utils.clip_grads_with_norm_ has it.
-    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+    shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
+    # The same formula as torch.nn.utils.clip_grads_with_norm_.
+    torch._foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
-def _part(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
-    """This rank's part of a gradient, and the axes whose ranks hold other parts of it."""
+def _local_shard(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
+    """Return this rank's shard of a gradient, and the axes whose ranks hold the other shards."""
     if not isinstance(gradient, DTensor):
         return gradient, ()
     mesh = gradient.device_mesh
     if any(placement.is_partial() for placement in gradient.placements):
-        # Gains of norms in a tensor group: each rank has the sum over its own positions.
+        # Gains of norms in a tensor group: each rank holds the sum over its own positions.
         summed = [Replicate() if placement.is_partial() else placement for placement in gradient.placements]
         gradient = gradient.redistribute(mesh, summed)
     split = tuple(
@@ -59,12 +62,13 @@ def _part(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
     return gradient.to_local(), split
 
 
-def _square(parts: list[Tensor]) -> Tensor:
-    """Sum of the squares of all numbers."""
-    return torch.stack(torch._foreach_norm(parts)).square().sum()
+def _square(shards: list[Tensor]) -> Tensor:
+    """Return the sum of the squares of all elements, a scalar."""
+    return torch.stack(torch._foreach_norm(shards)).square().sum()
 
 
 def _sum_over(axes: tuple[Axis, ...], value: Tensor) -> Tensor:
+    """Return the sum of a scalar over the ranks of some axes."""
     for mesh, dim in axes:
         dist.all_reduce(value, group=mesh.get_group(dim))
     return value

@@ -1,4 +1,4 @@
-"""The tensors of a run by name, on any layout: what a checkpoint holds, and how it goes back in."""
+"""The tensors of a run by name, the same on every layout: what a checkpoint holds, and how it is loaded."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,12 +15,12 @@ _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
 def model_tensors(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
-    """The parameters that this rank holds, or holds a part of."""
+    """Return the parameters, or shards of them, that this rank holds: `model.NAME`."""
     return {f"{_MODEL}{name}": parameter.detach() for name, parameter in named}
 
 
 def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Optimizers) -> Tensors:
-    """The optimizers' state of those parameters: `optimizer.KEY.NAME`, split over the ranks as they are."""
+    """Return the optimizer state of those parameters: `optimizer.KEY.NAME`, sharded like the parameters."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in named}
     return {
         f"{_OPTIMIZER}{key}.{names[parameter]}": value
@@ -34,12 +34,12 @@ def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Opt
 def prepare_optimizers(
     named: Iterable[tuple[str, nn.Parameter]], optimizers: Optimizers, saved: Mapping[str, Shape]
 ) -> None:
-    """Give the optimizers a state of the form that was saved, to be filled; by themselves they begin without one.
+    """Allocate optimizer state of the shapes that were saved, to be filled; new optimizers have no state.
 
     Args:
         named: the parameters.
-        optimizers: those of a run that has made no step.
-        saved: shapes of all saved tensors, whole, by name.
+        optimizers: optimizers that have made no step.
+        saved: shapes of all saved tensors, undivided, by name.
     """
     names = {parameter: name for name, parameter in named}
     keys: dict[str, dict[str, Shape]] = {}
@@ -53,11 +53,12 @@ def prepare_optimizers(
         for index, parameter in enumerate(parameters):
             shapes = keys.get(names[parameter], {})
             state[index] = {key: _empty(shape, parameter) for key, shape in shapes.items()}
-        # It puts the counts of steps where each optimizer wants them.
+        # load_state_dict moves the step counts to the device that each optimizer expects.
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
 
 
 def _empty(shape: Shape, parameter: nn.Parameter) -> Tensor:
     if shape == tuple(parameter.shape):
         return torch.zeros_like(parameter, requires_grad=False)
-    return torch.zeros(shape)  # a count of steps
+    # A step count is not sharded.
+    return torch.zeros(shape)

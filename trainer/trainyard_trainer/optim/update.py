@@ -1,4 +1,4 @@
-"""From a gradient to new parameters: on each rank by itself, or by a parameter server."""
+"""The update of the parameters from their gradients: by each rank, or by a parameter server."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,36 +17,38 @@ Named = Iterable[tuple[str, nn.Parameter]]
 
 
 class Update(Protocol):
-    """Follows the gradient that a step has left in the parameters."""
+    """Updates the parameters from the gradients that the backward passes of a step have left in them."""
 
     def begin(self, folder: Path | None) -> None:
-        """The parameters have their first values, from a checkpoint if there is a folder."""
+        """Start the training: parameters have their initial values, or those of the checkpoint in `folder`."""
 
     def tensors(self) -> Tensors:
-        """This rank's part of the optimizer's state."""
+        """Return this rank's part of the optimizer state."""
 
     def prepare(self, saved: Mapping[str, Shape]) -> None:
-        """Make room for the state of a checkpoint with these tensors, so that `tensors` can be filled."""
+        """Allocate the optimizer state of a checkpoint with tensors of these shapes; the caller fills `tensors`."""
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
-        """Change the parameters, if the gradient is good, and forget it.
+        """Update the parameters if the gradient is good, and drop the gradient.
 
-        Returns its norm before clipping, and whether the parameters have changed. Whether a norm is good is for the
-        host to say, so this waits for the device, once a step.
+        The host decides whether the gradient is good, and so waits for the device once per step.
+
+        Returns:
+            Norm of the gradient before clipping, a scalar on the device, and whether the parameters were updated.
         """
 
     def go_back(self, folder: Path) -> None:
-        """The parameters, and what `tensors` holds, have been filled from a checkpoint again."""
+        """Continue after a rollback: parameters and `tensors` were filled from the checkpoint in `folder`."""
 
     def close(self) -> None:
-        """No step follows."""
+        """End the training."""
 
 
 class LocalUpdate:
-    """Each rank changes the parameters that it holds; what they need of others' gradients is in them already."""
+    """Each rank updates the parameters that it holds; their gradients are summed over the ranks already."""
 
     def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: Guard) -> None:
-        """Without a mesh, all of the parameters are here."""
+        """Build the optimizer; without a mesh, this rank holds all parameters."""
         named = list(named)
         self._named = named
         self._parameters = [parameter for _, parameter in named]
@@ -68,12 +70,12 @@ class LocalUpdate:
         pass
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
-        norm, made = self.follow(learning_rate)
+        norm, made = self.apply_gradients(learning_rate)
         self._optimizers.zero_grad()
         return norm, made
 
-    def follow(self, learning_rate: float) -> tuple[Tensor, bool]:
-        """The same, with the gradient kept where it is."""
+    def apply_gradients(self, learning_rate: float) -> tuple[Tensor, bool]:
+        """Update the parameters like `step`, but keep the gradient."""
         norm = gradient_norm(self._parameters, self._mesh)
         if not self._guard.accepts(norm.item()):
             return norm, False

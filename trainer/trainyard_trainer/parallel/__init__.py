@@ -1,1 +1,1 @@
-"""How a model is spread over the ranks, and how a step runs through it."""
+"""How a model is divided among the ranks, and the forward and backward passes of a step."""

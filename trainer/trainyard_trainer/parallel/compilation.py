@@ -1,15 +1,15 @@
-"""torch.compile, block by block: all blocks are alike, so one is compiled and the others find it in the cache."""
+"""torch.compile, block by block: all blocks are alike, so that one is compiled and the others are cache hits."""
 
 import os
 import shutil
 
 from trainyard_trainer.data.tokens import cache_folder
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.family import ParallelPlan
 from trainyard_trainer.runtime.errors import ConfigError
 
 
-def compile_blocks(part: Transformer) -> None:
-    """Compile each block in place; names of parameters stay.
+def compile_blocks(plan: ParallelPlan) -> None:
+    """Compile each block in place; the names of parameters do not change.
 
     Raises:
         ConfigError: there is no C++ compiler, which the generated code needs (on a GPU, too, to start its kernels).
@@ -21,5 +21,5 @@ def compile_blocks(part: Transformer) -> None:
         )
     # torch would name the folder after the user, and in a container the user has no name.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
-    for block in part.layers():
+    for block in plan.layers():
         block.compile()

@@ -1,7 +1,7 @@
 """Context parallelism: each rank holds a part of every sequence (Ulysses; Jacobs et al., 2023).
 
-Around the attention the split changes from positions to heads and back, by one all-to-all each. So each rank computes
-whole, causal attention for some of the heads, equally much on each rank, with whichever kernel is fastest.
+Before attention the split changes from positions to heads by an all-to-all, and back after it. So each rank computes
+causal attention over complete sequences for some of the heads, the same amount on each rank, with the fastest kernel.
 """
 
 import torch
@@ -9,19 +9,22 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_to_all_single_autograd
 
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.family import ParallelPlan
 
 
-def split_context(model: Transformer, group: dist.ProcessGroup) -> None:
-    """Let a model expect its rank's part of each sequence, in order of rank."""
-    for block in model.layers():
-        block.attention.core = Ulysses(block.attention.core, group)
-    for mixture in model.mixtures():
-        mixture.balance.context = group
+def apply_context_parallel(plan: ParallelPlan, group: dist.ProcessGroup) -> None:
+    """Make a model compute with this rank's part of each sequence; parts are in order of rank."""
+    for attention in plan.attentions():
+        attention.core = Ulysses(attention.core, group)
+    for balance in plan.load_balances():
+        balance.context = group
 
 
 class Ulysses(nn.Module):
-    """Attention over whole sequences, given parts of them. C ranks, S = T / C positions each, G = H / C heads each."""
+    """Attention over complete sequences, given parts of them.
+
+    C ranks, S = T / C positions and G = H / C heads on each.
+    """
 
     def __init__(self, core: nn.Module, group: dist.ProcessGroup) -> None:
         super().__init__()
@@ -33,16 +36,16 @@ class Ulysses(nn.Module):
         return self._to_positions(y_BGTE)
 
     def _to_heads(self, x_BHSE: Tensor) -> Tensor:
-        """All heads of some positions become some heads of all positions."""
+        """Exchange all heads of some positions for some heads of all positions."""
         x_CBGSE = torch.unflatten(x_BHSE, 1, (self.group.size(), -1)).movedim(1, 0)
         return self._exchange(x_CBGSE).movedim(0, 2).flatten(2, 3)
 
     def _to_positions(self, x_BGTE: Tensor) -> Tensor:
-        """And back."""
+        """Exchange some heads of all positions for all heads of some positions."""
         x_CBGSE = torch.unflatten(x_BGTE, 2, (self.group.size(), -1)).movedim(2, 0)
         return self._exchange(x_CBGSE).movedim(0, 1).flatten(1, 2)
 
     def _exchange(self, x: Tensor) -> Tensor:
-        """Part i of the first dimension goes to rank i, and part i of the result came from it."""
+        """Send part i of the first dimension to rank i; part i of the result is from rank i."""
         received: Tensor = all_to_all_single_autograd(x.contiguous(), None, None, self.group)
         return received

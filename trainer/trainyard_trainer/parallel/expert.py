@@ -1,4 +1,6 @@
-"""Expert parallelism: each rank holds some of the experts, and tokens travel to them (Lepikhin et al., 2020)."""
+"""Expert parallelism: each rank holds some of the experts, and tokens are sent to them (Lepikhin et al., 2020)."""
+
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -7,24 +9,24 @@ from torch.distributed._functional_collectives import all_to_all_single, all_to_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.family import ExpertStack, ParallelPlan
 
 
-def split_experts(model: Transformer, mesh: DeviceMesh) -> None:
-    """Leave each rank its part of the experts, and let the rows of all ranks travel to where their experts are."""
-    for mixture in model.mixtures():
-        experts = mixture.experts
-        for name, stack in list(experts.named_parameters()):
-            part = distribute_tensor(stack, mesh, [Shard(0)], src_data_rank=None)
+def apply_expert_parallel(plan: ParallelPlan, mesh: DeviceMesh) -> None:
+    """Divide the experts among the ranks, and send the rows of all ranks to the ranks that hold their experts."""
+    for experts in plan.experts():
+        for name, matrices in list(experts.named_parameters()):
+            part = distribute_tensor(matrices, mesh, [Shard(0)], src_data_rank=None)
             experts.register_parameter(name, nn.Parameter(part))
-        experts.core = AllToAll(experts.core, mesh.get_group())
+        stack = cast(ExpertStack, experts)
+        stack.core = AllToAll(stack.core, mesh.get_group())
 
 
 class AllToAll(nn.Module):
-    """Experts on many ranks, given the rows of one. R ranks, L = X / R experts each, M rows that arrive.
+    """Experts on many ranks, given the rows of one: R ranks, L = X / R experts on each, M rows that arrive here.
 
-    How many rows go where is different in each step, so the ranks tell each other first. The device waits for that;
-    in return nothing is padded or dropped.
+    The number of rows for each rank differs from step to step, so that the ranks exchange their counts first. The host
+    waits for them; in return nothing is padded or dropped.
     """
 
     def __init__(self, core: nn.Module, group: dist.ProcessGroup) -> None:
@@ -38,7 +40,7 @@ class AllToAll(nn.Module):
         leaving, arriving = torch.stack((leaving_RL.sum(1), arriving_RL.sum(1))).tolist()
         row_MD = self._exchange(row_ND, leaving, arriving)
 
-        # From each rank they come in order of experts: put together what is for the same expert.
+        # Rows are grouped by source rank, and in each group by expert: group all rows of an expert.
         expert_L = torch.arange(arriving_RL.shape[1], device=row_ND.device)
         expert_M = expert_L.repeat(self.group.size()).repeat_interleave(arriving_RL.flatten())
         order_M = expert_M.argsort(stable=True)
@@ -47,6 +49,6 @@ class AllToAll(nn.Module):
         return self._exchange(y_MD.index_select(0, order_M.argsort()), arriving, leaving)
 
     def _exchange(self, x: Tensor, leaving: list[int], arriving: list[int]) -> Tensor:
-        """Rows [sum of leaving, D] in order of the ranks they go to; [sum of arriving, D] in order of whence."""
+        """Exchange rows [sum of leaving, D], grouped by target rank, for rows [sum of arriving, D], by source rank."""
         received: Tensor = all_to_all_single_autograd(x, arriving, leaving, self.group)
         return received

@@ -1,4 +1,4 @@
-"""The mesh of ranks, as torch.distributed sees it."""
+"""The device mesh of torch.distributed, and the place of this rank on it."""
 
 from functools import cached_property
 
@@ -10,12 +10,12 @@ from trainyard_trainer.runtime.world import World
 
 
 class RankMesh:
-    """Where this rank stands on each axis, and its process groups. Axes of size 1 have groups of one rank."""
+    """Coordinates of this rank on each axis, and its process groups. Axes of size 1 have groups of one rank."""
 
     def __init__(self, sizes: Mesh, world: World) -> None:
-        """All ranks must call it at the same time; groups form here.
+        """Form the process groups; all ranks must call this at the same time.
 
-        With one rank there is none, and neither with a parameter server, through which all exchange goes.
+        There are no groups with one rank, nor with a parameter server, through which all communication goes.
         """
         self.sizes = sizes
         self.at = sizes.coordinate(world.rank)
@@ -24,37 +24,37 @@ class RankMesh:
             self._mesh = init_device_mesh(world.device.type, sizes.shape, mesh_dim_names=AXES)
 
     def __getitem__(self, axis: str) -> DeviceMesh:
-        """The ranks that differ from this one on an axis only."""
+        """Return the ranks that differ from this one on one axis only."""
         assert self._mesh is not None
         return self._mesh[axis]
 
     @property
     def forms_groups(self) -> bool:
-        """Whether ranks talk to each other during a step."""
+        """Whether ranks communicate with each other during a step."""
         return self._mesh is not None
 
     def group(self, axis: str) -> dist.ProcessGroup:
-        """The same ranks as a process group."""
+        """Return the ranks that differ from this one on one axis only, as a process group."""
         return self[axis].get_group()
 
     @property
     def is_plain(self) -> bool:
-        """Whether all ranks hold the whole model (no axis but replicate and context)."""
+        """Whether each rank holds all parameters: no axis besides replicate and context has more than one rank."""
         return self.sizes.pipeline * self.sizes.shard * self.sizes.expert * self.sizes.tensor == 1
 
     @cached_property
     def parameters(self) -> DeviceMesh:
-        """[replicate, shard x context x expert]: what parameters are replicated and sharded over.
+        """Mesh [replicate, shard x context x expert] over which parameters are replicated and sharded.
 
-        Ranks of a context hold parts of the same sequences, so their gradients are summed as those of data-parallel
-        ranks are, and they may as well share the memory of the parameters. Ranks with different experts are
-        data-parallel to all parameters but those of the experts.
+        Ranks of a context group hold parts of the same sequences, so that their gradients are summed like those of
+        data-parallel ranks, and parameters can be sharded over them. Ranks with different experts are data-parallel
+        for all parameters but those of the experts.
         """
         return self._replicated_and_sharded("parameters", "shard", "context", "expert")
 
     @cached_property
     def experts(self) -> DeviceMesh:
-        """[replicate, shard x context]: what the parameters of a rank's own experts are replicated and sharded over."""
+        """Mesh [replicate, shard x context] over which parameters of one rank's experts are replicated and sharded."""
         return self._replicated_and_sharded("experts", "shard", "context")
 
     def _replicated_and_sharded(self, name: str, *axes: str) -> DeviceMesh:
@@ -63,8 +63,8 @@ class RankMesh:
 
     @property
     def counts_loss(self) -> bool:
-        """Whether this rank's loss is a part of the sum over all: one rank of each tensor group, in the last stage.
+        """Whether this rank's loss is added to the sum over all ranks: only one rank of each tensor group counts.
 
-        With ZBV the last stage lies on the first rank of the pipeline; a rank without it has a loss of zero.
+        Ranks without the last pipeline stage count, too; their loss is zero.
         """
         return self.at.tensor == 0

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
-from trainyard.config import RunConfig, TransformerConfig
+from trainyard.config import RunConfig
+from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.data.tokens import TokenFile
 from trainyard_trainer.runtime.world import World
 
@@ -22,7 +23,7 @@ from trainyard_trainer.runtime.world import World
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # advice, and deprecations of its own code
-    data = WindowDataset(tokens, config.transformer.sequence_length)
+    data = WindowDataset(tokens, config.trainer.data.sequence_length)
     loader = DataLoader(data, local_batch(config, world.size), shuffle=True, drop_last=True)
     trainer = Trainer(
         accelerator="cpu",
@@ -37,7 +38,7 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
         enable_model_summary=False,
         callbacks=[_Paced(pace)],
     )
-    trainer.fit(_Module(config.transformer), loader)
+    trainer.fit(_Module(cast(DecoderConfig, config.model)), loader)
 
 
 def _ddp() -> DDPStrategy:
@@ -47,7 +48,7 @@ def _ddp() -> DDPStrategy:
 
 
 class _Module(LightningModule):  # type: ignore[misc]
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.model = TransformerWithLoss(config)
 

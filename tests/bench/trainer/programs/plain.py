@@ -1,5 +1,7 @@
 """What one would write without a framework."""
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -8,17 +10,18 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
+from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.runtime.world import World
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
-    length, batch = config.transformer.sequence_length, local_batch(config, world.size)
+    length, batch = config.trainer.data.sequence_length, local_batch(config, world.size)
     data = tokens.read()
     generator = np.random.default_rng(world.rank)
     torch.manual_seed(0)
-    model: torch.nn.Module = Transformer(config.transformer)
+    model: torch.nn.Module = Llama(cast(DecoderConfig, config.model))
     if world.size > 1:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -1,6 +1,7 @@
 """The Trainer of Hugging Face transformers: https://huggingface.co/docs/transformers/main_classes/trainer."""
 
 import tempfile
+from typing import cast
 
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
@@ -8,6 +9,7 @@ from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
 from trainyard.config import RunConfig
+from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.data.tokens import TokenFile
 from trainyard_trainer.runtime.world import World
 
@@ -35,9 +37,12 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
             ddp_backend="gloo",
             ddp_find_unused_parameters=False,
         )
-        data = WindowDataset(tokens, config.transformer.sequence_length)
+        data = WindowDataset(tokens, config.trainer.data.sequence_length)
         trainer = Trainer(
-            TransformerWithLoss(config.transformer), arguments, train_dataset=data, callbacks=[_Paced(pace)]
+            TransformerWithLoss(cast(DecoderConfig, config.model)),
+            arguments,
+            train_dataset=data,
+            callbacks=[_Paced(pace)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainyard.config import TransformerConfig
+from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.data.tokens import TokenFile
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.llama.model import Llama
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
@@ -30,10 +30,10 @@ class WindowDataset(Dataset[dict[str, Tensor]]):
 class TransformerWithLoss(nn.Module):
     """The same model, which gives its loss."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.transformer = Transformer(config)
+        self.transformer = Llama(config)
 
     def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
         logits = self.transformer(input_ids)

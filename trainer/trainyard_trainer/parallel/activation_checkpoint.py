@@ -1,4 +1,4 @@
-"""Activation checkpointing: the backward pass computes again what the forward pass did not keep (Chen et al., 2016)."""
+"""Activation checkpointing: the backward pass recomputes what the forward pass did not keep (Chen et al., 2016)."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.models.family import ParallelPlan
 
 _aten = torch.ops.aten
 _KEPT = {
@@ -18,22 +18,20 @@ _KEPT = {
     _aten._scaled_dot_product_cudnn_attention.default,
     _aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
-"""Operations that cost the most for the memory of their result."""
+"""Operations whose results are kept by `selective`: those that cost the most time for the memory of their result."""
 
 
-def recompute_activations(part: Transformer, mode: Literal["none", "selective", "full"]) -> None:
+def apply_activation_checkpointing(plan: ParallelPlan, mode: Literal["none", "selective", "full"]) -> None:
     """Keep only the inputs of each block; with selective also the results of its costly operations."""
     if mode == "none":
         return
     contexts: dict[str, Callable[[], Any]] = {}
     if mode == "selective":
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
-    for block in part.layers():
-        # In place of a wrapping module, which would change the names of the parameters. There is no dropout, so there
-        # is no random state to restore.
-        block.forward = partial(  # type: ignore[method-assign]
-            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **contexts
-        )
+    for block in plan.layers():
+        # A wrapping module would change the names of the parameters. There is no dropout, so that no random state is
+        # restored.
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **contexts)
 
 
 def _policy(_context: Any, operation: Any, *_arguments: Any, **_options: Any) -> CheckpointPolicy:

@@ -1,4 +1,4 @@
-"""A multi-layer perceptron that tells classes apart."""
+"""A multi-layer perceptron that classifies."""
 
 import math
 from itertools import pairwise
@@ -6,9 +6,11 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from trainyard_trainer.models.family import Model
 
-class Mlp(nn.Module):
-    """Features [N, width] in, logits [N, classes] out; ReLU between dense layers, the softmax belongs to the loss."""
+
+class Mlp(Model):
+    """Features [N, width] in, logits [N, classes] out; ReLU between dense layers, the softmax is a part of the loss."""
 
     def __init__(self, width: int, hidden: tuple[int, ...], classes: int) -> None:
         super().__init__()
@@ -23,5 +25,5 @@ class Mlp(nn.Module):
         return logits
 
     def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Mean and deviation of a parameter's initial values (He et al., 2015)."""
+        """Return mean and standard deviation of a parameter's initial values (He et al., 2015)."""
         return (0.0, math.sqrt(2 / shape[1])) if len(shape) == 2 else (0.0, 0.0)

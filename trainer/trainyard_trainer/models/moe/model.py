@@ -1,12 +1,12 @@
-"""A feed-forward layer of many experts, of which each token uses a few (Shazeer et al., 2017).
+"""A llama with many experts in place of each feed-forward network; each token uses a few (Shazeer et al., 2017).
 
-The routing is that of Mixtral (Jiang et al., 2024): of the probabilities over all experts the largest are taken, and
-scaled so that they add up to 1. However many tokens choose an expert, none is dropped (Gale et al., 2023).
+The routing is that of Mixtral (Jiang et al., 2024): the largest of the probabilities over all experts are taken, and
+scaled to a sum of 1. No token is dropped, however many choose the same expert (Gale et al., 2023).
 
-Letters besides those of llama.py: X experts, C experts of each token, N rows, one for each token and expert of it.
+Letters besides those of the llama: X experts, C experts of each token, N rows, one for each token and expert of it.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -14,18 +14,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed._functional_collectives import all_reduce
 
-from trainyard.config import MixtureConfig
+from trainyard.models.moe import MoeConfig
+from trainyard_trainer.models.llama.model import Llama
+
+
+class Moe(Llama):
+    """Token ids [B, T] in, logits [B, T, V] of the next token out, or one pipeline stage of it."""
+
+    residual_outputs = (*Llama.residual_outputs, ".experts.down")
+
+    def __init__(self, config: MoeConfig, layers: range | None = None) -> None:
+        super().__init__(config, layers, lambda: MixtureOfExperts(config))
+
+    def mixtures(self) -> list["MixtureOfExperts"]:
+        """Return the layers of experts in order."""
+        return [cast(MixtureOfExperts, block.feed_forward) for block in self.layers()]
 
 
 class MixtureOfExperts(nn.Module):
-    """Residual stream [B, T, D] in, what the experts of each token make of it [B, T, D] out."""
+    """Residual stream [B, T, D] in, weighted sum of the results of each token's experts [B, T, D] out."""
 
-    def __init__(self, dim: int, ffn_dim: int, config: MixtureConfig) -> None:
+    def __init__(self, config: MoeConfig) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
-        self.router = nn.Linear(dim, config.experts, bias=False)
+        self.router = nn.Linear(config.dim, config.experts, bias=False)
         self.balance = LoadBalance(config.balance_loss_weight)
-        self.experts = Experts(dim, ffn_dim, config.experts)
+        self.experts = Experts(config.dim, config.ffn_dim, config.experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         p_BTX = self.router(x_BTD).float().softmax(-1)
@@ -44,7 +58,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Experts(nn.Module):
-    """The matrices of all experts, in one stack for each kind."""
+    """The matrices of all experts of a layer: a stack for gates, one for ups, one for downs."""
 
     def __init__(self, dim: int, ffn_dim: int, experts: int) -> None:
         super().__init__()
@@ -59,8 +73,8 @@ class Experts(nn.Module):
 
 
 class GroupedSwiGlu(nn.Module):
-    """SwiGLU (Shazeer, 2020) of rows in order of their experts, each with its expert's matrices. It has no parameters;
-    a part of its own so that an exchange of rows between ranks can be put around it.
+    """SwiGLU (Shazeer, 2020) of rows in order of their experts, each with the matrices of its expert. It has no
+    parameters; it is a module of its own so that expert parallelism can wrap it.
     """
 
     def forward(self, row_ND: Tensor, count_X: Tensor, gate_XDF: Tensor, up_XDF: Tensor, down_XFD: Tensor) -> Tensor:
@@ -70,11 +84,11 @@ class GroupedSwiGlu(nn.Module):
 
 
 class LoadBalance(nn.Module):
-    """Adds the gradient of a loss that is least when every expert has the same load, and no value to the loss itself.
+    """Adds the gradient of an auxiliary loss that is lowest when all experts have the same load, but not its value.
 
-    For each sequence it is the sum over the experts of f x P: f is the share of the tokens that chose an expert, times
-    X / C, and P the mean of its probability (DeepSeek-V3, 2024, section 2.1.2). Since it looks at one sequence at a
-    time, and is averaged over all sequences of the global batch, it is the same on every layout of the ranks.
+    For each sequence the loss is the sum over the experts of f x P: f is the share of the tokens that chose an expert,
+    times X / C, and P the mean of its probability (DeepSeek-V3, 2024, section 2.1.2). Since it concerns one sequence
+    at a time, and is averaged over all sequences of the global batch, it is the same on every layout of the ranks.
     """
 
     def __init__(self, coefficient: float) -> None:
@@ -83,19 +97,19 @@ class LoadBalance(nn.Module):
         self.batch_tokens: int | None = None
         """Tokens of the global batch."""
         self.context: dist.ProcessGroup | None = None
-        """The ranks that hold the other parts of the same sequences, if there are any."""
+        """Ranks that hold the other parts of the same sequences; None if this rank holds complete sequences."""
 
     def forward(self, p_BTX: Tensor, chosen_BTC: Tensor) -> Tensor:
-        """The probabilities as they are; the choices say how loaded the experts are."""
+        """Return the probabilities [B, T, X] unchanged; the load of the experts follows from the choices [B, T, C]."""
         if not torch.is_grad_enabled() or not self.coefficient:
             return p_BTX
-        assert self.batch_tokens is not None, "say how many tokens there are in the global batch"
+        assert self.batch_tokens is not None, "set the number of tokens of the global batch"
         choice_BN = chosen_BTC.flatten(1)
         count_BX = p_BTX.new_zeros(p_BTX.shape[0], p_BTX.shape[2], requires_grad=False)
         count_BX.scatter_add_(1, choice_BN, torch.ones_like(choice_BN, dtype=count_BX.dtype))
         choices = choice_BN.shape[1]
         if self.context is not None:
-            # The only thing to exchange: P is a sum over tokens, to which each rank adds those that it has.
+            # Only the counts are exchanged: P is a sum over tokens, to which each rank adds its own.
             count_BX = all_reduce(count_BX, "sum", self.context)
             choices *= self.context.size()
         f_BX = count_BX * (p_BTX.shape[2] / choices)
@@ -105,7 +119,7 @@ class LoadBalance(nn.Module):
 
 
 class _AddGradient(torch.autograd.Function):
-    """A tensor, unchanged, whose gradient is larger by what a loss of its own would give."""
+    """Returns a tensor unchanged, and adds a given tensor to its gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gradient: Tensor) -> Tensor:

@@ -36,31 +36,38 @@ SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]]
 }
 
 
-class Passes(Protocol):
-    """Leaves the gradient of the mean loss over all tokens of the global batch in the parameters."""
+class ForwardBackward(Protocol):
+    """Computes the gradient of the mean loss over all tokens of the global batch, and leaves it in the parameters."""
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
-        """Returns this rank's part of the mean loss, still on the device, and the seconds spent waiting for data.
+        """Run all micro-batches of a step.
 
-        The parts of all ranks of one tensor coordinate add up to the loss of the step.
+        Returns:
+            This rank's part of the mean loss, a scalar on the device, and the seconds spent waiting for data. The sum
+            of the parts over all ranks with one tensor coordinate is the loss of the step.
         """
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sum of the losses of a batch, and the most probable class for each target; None where the logits are not."""
+        """Run the forward pass of a batch without gradients.
+
+        Returns:
+            Sum of the losses of the batch, a scalar, and the most probable class for each target, None on ranks that
+            do not compute the logits.
+        """
 
 
-def make_passes(
+def make_forward_backward(
     config: RunConfig, mesh: RankMesh, parts: list[nn.Module], device: torch.device, batches: Batches
-) -> Passes:
-    """The passes that a layout needs."""
+) -> ForwardBackward:
+    """Return the passes that a layout needs: through a pipeline, or through all layers on this rank."""
     tokens = batches.global_batch * config.tokens_per_sample
     if mesh.sizes.pipeline > 1:
-        return _Pipelined(config, mesh, parts, device, batches.micro_batches, tokens)
-    return _Accumulated(config, mesh, parts[0], device, batches.micro_batches, tokens)
+        return PipelineSchedule(config, mesh, parts, device, batches.micro_batches, tokens)
+    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batches, tokens)
 
 
-class _Accumulated:
-    """One micro-batch after the other through a model that this rank has all layers of."""
+class GradientAccumulation:
+    """Passes one micro-batch after the other through all layers, which are on this rank, and adds up the gradients."""
 
     def __init__(
         self,
@@ -72,37 +79,37 @@ class _Accumulated:
         tokens: int,
     ) -> None:
         self._model = model
-        self._parts = micro_batches
+        self._micro_batches = micro_batches
         self._device = device
         self._tokens = tokens
-        # DistributedDataParallel gives the mean over the ranks, and what is wanted is the sum.
+        # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
         self._split_logits = mesh.sizes.tensor > 1
-        # A sharded model casts its parameters by itself, when it gathers them.
+        # A sharded model casts its parameters when it gathers them.
         self._casts = config.trainer.precision == "bfloat16" and not isinstance(model, FSDPModule)
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         loss = torch.zeros((), device=self._device)
         arriving = batches.of_step(step)
         waited = 0.0
-        for part in range(self._parts):
+        for index in range(self._micro_batches):
             began = time.perf_counter()
             heartbeat.beat(Phase.DATA)
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
             heartbeat.beat(Phase.PASSES)
-            with self._exchange_if(part == self._parts - 1), _loss_context(self._split_logits):
+            with self._sync_if(index == self._micro_batches - 1), _loss_context(self._split_logits):
                 with self._precision():
-                    part_loss = token_losses(self._model(inputs), targets) / self._tokens
-                (part_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
-            loss += _value(part_loss)
+                    micro_loss = token_losses(self._model(inputs), targets) / self._tokens
+                (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
+            loss += _value(micro_loss)
         return loss, waited
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         loss = torch.zeros((), device=self._device)
         predicted = []
-        for x, y in zip(inputs.chunk(self._parts), targets.chunk(self._parts), strict=True):
+        for x, y in zip(inputs.chunk(self._micro_batches), targets.chunk(self._micro_batches), strict=True):
             heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
@@ -111,11 +118,11 @@ class _Accumulated:
         return loss, torch.cat(predicted)
 
     def _precision(self) -> AbstractContextManager[None]:
-        """Matrix products in bfloat16, if they are not anyway."""
+        """Return the context in which matrix products are computed in bfloat16, if autocast has to do that."""
         return torch.autocast(self._device.type, torch.bfloat16) if self._casts else nullcontext()
 
-    def _exchange_if(self, last: bool) -> AbstractContextManager[None]:
-        """Only the last micro-batch of a step needs the gradients of the other ranks."""
+    def _sync_if(self, last: bool) -> AbstractContextManager[None]:
+        """Return the context of a micro-batch: gradients are synchronized after the last one of a step only."""
         if isinstance(self._model, DistributedDataParallel) and not last:
             return self._model.no_sync()
         if isinstance(self._model, FSDPModule):
@@ -123,8 +130,8 @@ class _Accumulated:
         return nullcontext()
 
 
-class _Pipelined:
-    """Micro-batches through stages on several ranks; torch.distributed.pipelining sends what goes between them."""
+class PipelineSchedule:
+    """Passes micro-batches through stages on several ranks, in the order of a torch.distributed.pipelining schedule."""
 
     def __init__(
         self,
@@ -136,9 +143,9 @@ class _Pipelined:
         tokens: int,
     ) -> None:
         pipeline = config.parallelism.pipeline
-        total, mine = stage_count(pipeline), stages_of_rank(pipeline, mesh.at.pipeline)
+        total, own = stage_count(pipeline), stages_of_rank(pipeline, mesh.at.pipeline)
         group = mesh.group("pipeline")
-        stages = [PipelineStage(p, s, total, device, group=group) for p, s in zip(parts, mine, strict=True)]
+        stages = [PipelineStage(p, s, total, device, group=group) for p, s in zip(parts, own, strict=True)]
         schedule = SCHEDULES[pipeline.schedule]
         several = issubclass(schedule, PipelineScheduleMulti)
         self._schedule = schedule(
@@ -148,7 +155,7 @@ class _Pipelined:
             scale_grads=False,
         )
         self._tokens = tokens
-        self._first, self._last = 0 in mine, total - 1 in mine
+        self._first, self._last = 0 in own, total - 1 in own
         self._device = device
         self._split_logits = mesh.sizes.tensor > 1
 
@@ -185,16 +192,21 @@ class _Pipelined:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropies in nats: logits [B, T, V] and targets [B, T], or [N, C] and [N], to a scalar."""
+    """Return the sum of the cross-entropies in nats, a scalar.
+
+    Args:
+        logits: [B, T, V] for text, [N, classes] for tables.
+        targets: [B, T], or [N].
+    """
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum")
 
 
 def _value(tensor: Tensor) -> Tensor:
-    """The numbers alone: without their history, and whole on each rank."""
+    """Return the values of a tensor without its autograd history, gathered on each rank."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _loss_context(split_logits: bool) -> AbstractContextManager[None]:
-    """Inside of it, cross_entropy takes logits that are split over ranks by vocabulary."""
+    """Return the context in which cross_entropy takes logits that a tensor group splits by vocabulary."""
     return loss_parallel() if split_logits else nullcontext()

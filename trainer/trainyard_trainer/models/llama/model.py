@@ -5,62 +5,67 @@ value heads, E width of a head (D / H), F width of the feed-forward network, V v
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainyard.config import TransformerConfig
-from trainyard_trainer.models.moe import MixtureOfExperts
+from trainyard.models.decoder import DecoderConfig
+from trainyard_trainer.models.family import Model
 
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 
 
-class Transformer(nn.Module):
+class Llama(Model):
     """Token ids [B, T] in, logits [B, T, V] of the next token out.
 
-    Of a pipeline it is one stage: some of the blocks, the embedding only in the first stage, and norm and head only in
-    the last. Between stages goes the residual stream [B, T, D]. Names of parameters are those of the whole model.
+    In a pipeline it is one stage: some of the blocks, the embedding in the first stage only, and norm and head in the
+    last only. One stage passes the residual stream [B, T, D] to the next.
     """
 
-    def __init__(self, config: TransformerConfig, layers: range | None = None) -> None:
+    residual_outputs: tuple[str, ...] = (".o.weight", ".down.weight")
+    """Ends of the names of the parameters whose results are added to the residual stream."""
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        layers: range | None = None,
+        feed_forward: Callable[[], nn.Module] | None = None,
+    ) -> None:
+        """Make the blocks `layers` (all if None), with what `feed_forward` makes in place of a feed-forward network."""
         super().__init__()
         layers = range(config.layers) if layers is None else layers
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.dim) if layers.start == 0 else None
-        self.blocks = nn.ModuleDict({str(layer): Block(config) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(config, feed_forward) for layer in layers})
         last = layers.stop == config.layers
         self.norm = nn.RMSNorm(config.dim, eps=1e-5) if last else None
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if last else None
         self.set_positions(0, config.sequence_length, torch.device("cpu"))
 
     def set_positions(self, first: int, count: int, device: torch.device) -> None:
-        """Say which positions of the sequence the inputs hold: all of them, unless the context is split."""
+        """Set which positions of a sequence the inputs hold: all of them, unless a context group divides it."""
         cos, sin = rotary_table(first, count, self.config.dim // self.config.heads)
-        # No buffers: DistributedDataParallel would give all ranks those of rank 0.
+        # Not buffers: DistributedDataParallel would broadcast those of rank 0.
         self.cos_TE, self.sin_TE = cos.to(device), sin.to(device)
 
     def layers(self) -> "list[Block]":
-        """The blocks, in order."""
+        """Return the blocks in order."""
         return cast("list[Block]", list(self.blocks.values()))
 
-    def mixtures(self) -> list[MixtureOfExperts]:
-        """The feed-forward layers with experts, in order: those of all blocks, or none."""
-        layers = [block.feed_forward for block in self.layers()]
-        return [layer for layer in layers if isinstance(layer, MixtureOfExperts)]
-
     def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
-        """Mean and deviation of a parameter's initial values.
+        """Return mean and standard deviation of a parameter's initial values.
 
-        Gains of the norms are 1. Matrices have deviation 0.02, those that write to the residual stream divided by
-        sqrt(2 x layers) (Radford et al., 2019).
+        Gains of the norms are 1. Matrices have the deviation 0.02, divided by sqrt(2 x layers) if their results are
+        added to the residual stream (Radford et al., 2019).
         """
         if len(shape) < 2:
             return 1.0, 0.0
-        narrow = name.endswith((".o.weight", ".down.weight", ".experts.down"))
-        return 0.0, INIT_STD / math.sqrt(2 * self.config.layers) if narrow else INIT_STD
+        scale = math.sqrt(2 * self.config.layers) if name.endswith(self.residual_outputs) else 1.0
+        return 0.0, INIT_STD / scale
 
     def forward(self, x: Tensor) -> Tensor:
         if self.embed is not None:
@@ -73,16 +78,14 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward network or a mixture of them, each on a normalised copy of the residual stream."""
+    """Attention, then a feed-forward network, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: DecoderConfig, feed_forward: Callable[[], nn.Module] | None = None) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
         self.attention = Attention(config)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.feed_forward: nn.Module = FeedForward(config)
-        if config.mixture is not None:
-            self.feed_forward = MixtureOfExperts(config.dim, config.ffn_dim, config.mixture)
+        self.feed_forward = FeedForward(config) if feed_forward is None else feed_forward()
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
         h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
@@ -93,7 +96,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; H / K query heads share a key and value head (Ainslie et al., 2023)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.head_dim = config.dim // config.heads
         self.core: nn.Module = CausalAttention(grouped=config.kv_heads != config.heads)
@@ -103,7 +106,7 @@ class Attention(nn.Module):
         self.o = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
     def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-        # The number of heads is left to -1, so that it follows when the weights are split by heads.
+        # -1: the number of heads follows from the weights, of which a tensor group gives each rank some heads.
         q_BHTE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k_BKTE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         v_BKTE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -115,8 +118,9 @@ class Attention(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Each position looks at itself and at those before it. It has no parameters; a part of its own so that a split
-    context can be put around it.
+    """Attention of each position to itself and all earlier ones.
+
+    It has no parameters; it is a module of its own so that context parallelism can wrap it.
     """
 
     def __init__(self, grouped: bool) -> None:
@@ -128,9 +132,9 @@ class CausalAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (Shazeer, 2020)."""
+    """A feed-forward network with SwiGLU (Shazeer, 2020)."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.gate = nn.Linear(config.dim, config.ffn_dim, bias=False)
         self.up = nn.Linear(config.dim, config.ffn_dim, bias=False)
@@ -142,9 +146,9 @@ class FeedForward(nn.Module):
 
 
 def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, E] of the rotary position embedding (Su et al., 2021), from a first position on.
+    """Return the cosines and sines [T, E] of `count` rotary positions (Su et al., 2021), beginning with `first`.
 
-    Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and turns by position / base^(2i/E).
+    Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and is rotated by position / base^(2i/E).
     """
     cpu = torch.device("cpu")
     frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=cpu) / head_dim)
@@ -154,7 +158,7 @@ def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]
 
 
 def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-    """Turn each pair of a head by the angle of its position, in float32 whatever the type of x."""
+    """Rotate each pair of a head by the angle of its position, computed in float32 for every type of x."""
     first, second = x_BHTE.chunk(2, dim=-1)
-    turned = x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
-    return turned.to(x_BHTE.dtype)
+    rotated = x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
+    return rotated.to(x_BHTE.dtype)

@@ -1,0 +1,255 @@
+"""Decoder-only transformers in the shape of Llama: what families of this kind share.
+
+Activations follow section 4 of Korthikanti et al., 2022. That paper counts a GPT-3 in 16 bits, with dropout and a kept
+softmax; these models have RMSNorm, SwiGLU, grouped queries, and an attention that keeps only one logarithm for each
+query instead of the scores (Dao et al., 2022).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from trainyard.base import ApiModel, Positive, Rule
+from trainyard.models.family import (
+    DEFAULT_PRESET,
+    FULL_BYTES,
+    Activations,
+    DataShape,
+    LayoutRule,
+    MicroBatch,
+    ModelConfig,
+    ModelFamily,
+    ModelPart,
+    RankParameters,
+)
+
+
+class DecoderFields(ApiModel):
+    """Sizes of a decoder in spec.trainer.model."""
+
+    dim: Positive | None = None
+    """Width of the residual stream."""
+    layers: Positive | None = None
+    """Number of transformer blocks."""
+    heads: Positive | None = None
+    """Number of query heads of each attention layer."""
+    kv_heads: Positive | None = None
+    """Number of key and value heads; heads / kvHeads query heads share one of each (grouped-query attention)."""
+
+
+class DecoderConfig(ModelConfig):
+    """Resolved sizes of a decoder."""
+
+    dim: int
+    """Width of the residual stream."""
+    layers: int
+    """Number of transformer blocks."""
+    heads: int
+    """Number of query heads."""
+    kv_heads: int
+    """Number of key and value heads."""
+    ffn_dim: int
+    """Hidden width of the feed-forward network, or of one expert."""
+    vocab_size: int
+    """Entries of the tokenizer."""
+    sequence_length: int
+    """Tokens of one sample."""
+
+
+HEADS = Rule(
+    "!has(self.heads) || !has(self.kvHeads) || self.heads % self.kvHeads == 0",
+    "spec.trainer.model.heads: must be a multiple of kvHeads; change heads or kvHeads",
+)
+WIDTH = Rule(
+    "!has(self.dim) || !has(self.heads) || self.dim % (2 * self.heads) == 0",
+    "spec.trainer.model.dim: must be a multiple of 2 x heads (rotary positions need heads of even width); change dim "
+    "or heads",
+)
+WHOLE_HEADS = LayoutRule(
+    "{heads} % ({tensor} * {context}) == 0 && {kvHeads} % ({tensor} * {context}) == 0",
+    "spec.parallelism: tensor x context must divide the model's heads and kvHeads, since each rank computes whole "
+    "heads; lower one of them, or choose another spec.trainer.model.heads or kvHeads",
+)
+FEED_FORWARD = LayoutRule(
+    "{ffnDim} % {tensor} == 0",
+    "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
+)
+VOCABULARY = LayoutRule(
+    "{vocabulary} % {tensor} == 0",
+    "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); lower it, "
+    "or change the vocabulary",
+)
+SEQUENCE = LayoutRule(
+    "{sequenceLength} % ({tensor} * {context}) == 0",
+    "spec.trainer.data.sequenceLength: must be a multiple of tensor x context, which split the sequence; change it or "
+    "the axes",
+)
+
+
+FULL_STAGES = LayoutRule(
+    "{layers} >= {totalStages}",
+    "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank has two "
+    "stages; use fewer stages, another schedule, or more layers",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """Bytes of activations of one feed-forward network, or of the experts in its place."""
+
+    kept: int
+    """Kept until the backward pass."""
+    products: int
+    """Results of matrix products among them, which selective checkpointing keeps."""
+    working: int
+    """Used besides in the backward pass."""
+    rows: int = 0
+    """Input rows of experts."""
+
+
+D = TypeVar("D", bound=DecoderConfig)
+
+
+class DecoderFamily(ModelFamily[D], Generic[D]):
+    """Embedding, blocks of attention and feed-forward network, norm and head; embedding and head are two matrices."""
+
+    size_rules: ClassVar[tuple[Rule, ...]] = (WIDTH, HEADS)
+    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, FEED_FORWARD, VOCABULARY, SEQUENCE, FULL_STAGES)
+
+    def resolve(self, given: Mapping[str, Any], data: DataShape) -> D:
+        """Return the preset's sizes with the user's in place of some; the vocabulary is the tokenizer's."""
+        preset = self.presets[given.get("preset", DEFAULT_PRESET)]
+        sizes = {field: given.get(field, size) for field, size in preset.items()}
+        shape = {"vocabSize": data.vocabulary, "sequenceLength": data.sequence_length}
+        return self.config.model_validate({"name": self.name, **sizes, **shape, **self.other_fields(given)})
+
+    def other_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of the configuration that no preset has, defaults filled in."""
+        return {}
+
+    def problems(self, config: D, preset: str) -> list[str]:
+        """Return what is wrong with sizes of which some are the preset's."""
+        found = []
+        if config.dim % (2 * config.heads):
+            found.append(
+                f"spec.trainer.model.dim: {config.dim} must be a multiple of 2 x heads = {2 * config.heads} "
+                f"(preset {preset} with your overrides); change dim or heads"
+            )
+        if config.heads % config.kv_heads:
+            found.append(
+                f"spec.trainer.model.heads: {config.heads} must be a multiple of kvHeads = {config.kv_heads} "
+                f"(preset {preset} with your overrides); change heads or kvHeads"
+            )
+        return found
+
+    def tokens_per_sample(self, config: D) -> int:
+        """Return the sequence length."""
+        return config.sequence_length
+
+    def layers(self, config: D) -> int:
+        """Return the number of transformer blocks."""
+        return config.layers
+
+    def divides_evenly(self, config: D, *, tensor: int = 1, context: int = 1, expert: int = 1) -> bool:
+        """Return whether the `layout_rules` hold."""
+        whole = not any(size % (tensor * context) for size in (config.heads, config.kv_heads, config.sequence_length))
+        return whole and not (config.ffn_dim % tensor or config.vocab_size % tensor) and expert == 1
+
+    def matrices(self, config: D) -> int:
+        """Return the scalars of the matrices of one block: of attention, and of what stands behind it."""
+        kv_dim = config.dim // config.heads * config.kv_heads
+        return config.dim * (2 * config.dim + 2 * kv_dim) + self.feed_forward_matrices(config)
+
+    def feed_forward_matrices(self, config: D) -> int:
+        """Return the scalars of gate, up and down."""
+        return 3 * config.dim * config.ffn_dim
+
+    def largest_matrix(self, config: D) -> int:
+        """Return the scalars of the largest matrix of a block."""
+        return config.dim * config.ffn_dim
+
+    def largest(self, config: D, part: ModelPart) -> int:
+        """Return the scalars of the largest parameter of a block on one rank."""
+        return config.dim * config.ffn_dim // part.tensor
+
+    def experts(self, config: D) -> tuple[int, int]:
+        """Return the scalars of all experts of one block, and of those that a token chooses."""
+        return 0, 0
+
+    def active_parameters(self, config: D) -> int:
+        """Return the number of scalars that a token passes through."""
+        unused, active = self.experts(config)
+        return self.parameters(config) - config.layers * (unused - active)
+
+    def rank_parameters(self, config: D, part: ModelPart) -> RankParameters:
+        """Return the sizes of a part of the model. Norms stay undivided."""
+        layers = sum(part.stages)
+        vocabulary = config.vocab_size * config.dim // part.tensor
+        matrices = self.matrices(config) // part.tensor
+        return RankParameters(
+            layers=layers,
+            chunk_layers=max(part.stages),
+            block=matrices + 2 * config.dim,
+            experts=self.experts(config)[0] // part.expert,
+            embedding=vocabulary if part.first else 0,
+            head=vocabulary + config.dim if part.last else 0,
+            matrices=layers * matrices,
+            largest=self.largest(config, part),
+            largest_matrix=self.largest_matrix(config),
+        )
+
+    def flops_per_token(self, config: D) -> int:
+        """Return the floating-point operations of one token (Chowdhery et al., 2022).
+
+        6 for each parameter that it passes through but the embedding's, and 12 x layers x dim x sequence length for
+        the attention.
+        """
+        multiplied = self.active_parameters(config) - config.vocab_size * config.dim
+        return 6 * multiplied + 12 * config.layers * config.dim * config.sequence_length
+
+    def activations(self, config: D, batch: MicroBatch) -> Activations:
+        """Return the memory of activations on one rank.
+
+        A tensor group divides the residual stream by positions and the rest by heads and columns; each rank gathers the
+        inputs of its matrices.
+        """
+        tokens = batch.samples * config.sequence_length // batch.context
+        own_tokens = tokens // batch.tensor
+        kv_dim = config.dim * config.kv_heads // config.heads
+        stream = batch.stream_width * tokens * config.dim // batch.tensor
+        inputs = batch.width * tokens * config.dim
+        # CUDA has one kernel for a norm, which keeps its input only; on a CPU it is computed and kept in float32.
+        norm = stream if batch.gpu else 2 * FULL_BYTES * tokens * config.dim // batch.tensor
+        # autocast converts the input for each of q, k and v.
+        input_copies = 3 if batch.casts else 1
+        logarithms = FULL_BYTES * own_tokens * config.heads
+        queries_to_results = batch.width * own_tokens * (2 * config.dim + 2 * kv_dim)
+        attention = queries_to_results + logarithms
+        feed_forward = self.feed_forward(config, batch, tokens)
+        everything = 2 * norm + input_copies * inputs + attention + feed_forward.kept
+        kept = {
+            "none": everything,
+            "selective": stream + attention + inputs + feed_forward.products,
+            "full": stream,
+        }[batch.checkpointing]
+        heads = batch.width * tokens * config.dim // batch.tensor
+        return Activations(
+            block=kept,
+            working=everything - kept + feed_forward.working,
+            end=norm + inputs,
+            logits=FULL_BYTES * tokens * config.vocab_size // batch.tensor,
+            scores=batch.width * tokens * config.vocab_size // batch.tensor,
+            stream=stream,
+            attention_exchange=heads * (config.heads + config.kv_heads) // (2 * config.heads),
+            expert_rows=feed_forward.rows,
+        )
+
+    def feed_forward(self, config: D, batch: MicroBatch, tokens: int) -> FeedForward:
+        """Return the memory of one network: its input, and the results of gate, up, silu and their product."""
+        inputs = batch.width * tokens * config.dim
+        inner = batch.width * tokens // batch.tensor * config.ffn_dim
+        return FeedForward(
+            kept=(2 if batch.casts else 1) * inputs + 4 * inner,
+            products=2 * inner + inputs,
+            working=2 * inner + 2 * inputs,
+        )

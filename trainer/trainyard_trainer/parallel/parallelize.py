@@ -1,0 +1,159 @@
+"""How a model is divided among the ranks: applied from outside of the model, here and in one fixed order."""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from trainyard.config import RunConfig
+from trainyard.models.family import DataShape
+from trainyard.resource.parallelism import PipelineParallelism
+from trainyard.sizing.pipeline_stages import layers_of_stage, stages_of_rank
+from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.data.table import Table
+from trainyard_trainer.models import FAMILIES
+from trainyard_trainer.models.family import Model, ParallelPlan
+from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
+from trainyard_trainer.parallel.compilation import compile_blocks
+from trainyard_trainer.parallel.context import apply_context_parallel
+from trainyard_trainer.parallel.expert import apply_expert_parallel
+from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.parallel.tensor import apply_tensor_parallel
+
+STACK_DIMS = 3
+"""Dimensions of the parameters of experts [experts, in, out]; all other parameters have fewer."""
+
+
+def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: torch.device) -> list[nn.Module]:
+    """Return the parts of the model on this rank, one for each of its pipeline stages, in order.
+
+    A part is made without memory for its parameters, divided, and then filled, so that a rank never holds more than its
+    own part of them.
+    """
+    # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
+    plain = mesh.sizes.size == 1 or (mesh.is_plain and not config.family.auxiliary_loss)
+    parts: list[nn.Module] = []
+    for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
+        part = _build_stage(config, samples, stage)
+        plan = FAMILIES[config.model.name].plan(part)
+        _divide(plan, mesh)
+        _set_batch_tokens(plan, config)
+        apply_activation_checkpointing(plan, config.trainer.activation_checkpointing)
+        if config.trainer.compile:
+            compile_blocks(plan)
+        if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
+            apply_fsdp(part, plan, mesh, config.trainer.precision)
+        part.to_empty(device=device)
+        positions = config.trainer.data.sequence_length // mesh.sizes.context
+        part.set_positions(mesh.at.context * positions, positions, device)
+        initialize(part, config.trainer.seed, part.initial)
+        parts.append(apply_ddp(part, device) if plain and mesh.forms_groups else part)
+    return parts
+
+
+def parameter_count(config: RunConfig, samples: Samples) -> int:
+    """Return the number of trained scalars of the whole model."""
+    undivided = PipelineParallelism()
+    return sum(p.numel() for p in _build_stage(config, samples, 0, undivided).parameters())
+
+
+def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None) -> Model:
+    """Return one stage of the model, without memory for its parameters."""
+    table = samples if isinstance(samples, Table) else None
+    shape = DataShape(
+        vocabulary=config.vocabulary,
+        sequence_length=config.trainer.data.sequence_length,
+        features=None if table is None else table.width,
+        classes=None if table is None else table.class_count,
+    )
+    layers = layers_of_stage(pipeline or config.parallelism.pipeline, config.family.layers(config.model), stage)
+    with torch.device("meta"):
+        return FAMILIES[config.model.name].build(config.model, shape, layers)
+
+
+def _divide(plan: ParallelPlan, mesh: RankMesh) -> None:
+    """Divide matrices, sequences and experts among the ranks of their axes."""
+    if mesh.sizes.tensor > 1:
+        apply_tensor_parallel(plan, mesh["tensor"])
+    if mesh.sizes.context > 1:
+        apply_context_parallel(plan, mesh.group("context"))
+    if mesh.sizes.expert > 1:
+        apply_expert_parallel(plan, mesh["expert"])
+
+
+def _set_batch_tokens(plan: ParallelPlan, config: RunConfig) -> None:
+    for balance in plan.load_balances():
+        assert config.trainer.batch.global_ is not None, "admission refuses such a model with a step over all samples"
+        balance.batch_tokens = config.trainer.batch.global_ * config.tokens_per_sample
+
+
+def apply_ddp(part: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Replicate all parameters; gradients are averaged while the backward pass runs (Li et al., 2020)."""
+    return DistributedDataParallel(
+        part,
+        device_ids=[device] if device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+
+
+def apply_fsdp(part: nn.Module, plan: ParallelPlan, mesh: RankMesh, precision: str) -> None:
+    """Shard parameters, gradients and optimizer state, block by block (FSDP2; ZeRO, Rajbhandari et al., 2020).
+
+    With a shard axis of 1 this is plain data parallelism of models that are divided in other ways, too.
+    """
+    # In a pipeline a block is used once per micro-batch, and to gather it each time would cost more than it saves.
+    reshard = mesh.sizes.pipeline == 1
+    policy = MixedPrecisionPolicy()
+    if precision == "bfloat16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    ignored: set[nn.Parameter] = set()
+    if mesh.sizes.expert > 1:
+        # Experts that ranks divide are sharded over another mesh, or not at all if it has one rank.
+        if mesh.experts.size() > 1 or precision == "bfloat16":
+            for experts in plan.experts():
+                _fully_shard(experts, mesh.experts, policy, reshard)
+        else:
+            ignored = {parameter for experts in plan.experts() for parameter in experts.parameters()}
+    for block in plan.layers():
+        _fully_shard(block, mesh.parameters, policy, reshard, ignored)
+    _fully_shard(part, mesh.parameters, policy, reshard, ignored)
+    for module in part.modules():
+        if isinstance(module, FSDPModule):
+            # Gradients are summed: the loss is divided by the tokens of the global batch already.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+
+def shard_dim(shape: torch.Size, ranks: int) -> int:
+    """Return the dimension along which a parameter is sharded over a number of ranks.
+
+    A stack of fewer experts than ranks is sharded through its matrices, so that no rank is left without a part.
+    """
+    return 1 if len(shape) == STACK_DIMS and shape[0] % ranks and shape[1] % ranks == 0 else 0
+
+
+def _fully_shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    policy: MixedPrecisionPolicy,
+    reshard: bool,
+    ignored: set[nn.Parameter] | None = None,
+) -> None:
+    """Shard a module's parameters, except those that are sharded already and those that are ignored."""
+    ranks = mesh.size(1)
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        return Shard(shard_dim(local.shape, ranks))
+
+    fully_shard(
+        module,
+        mesh=mesh,
+        mp_policy=policy,
+        reshard_after_forward=reshard,
+        shard_placement_fn=placement,
+        ignored_params=ignored,
+    )
