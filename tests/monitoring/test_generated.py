@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tests.monitoring.promtool import ALERTS, RULES, promtool
-from trainyard.protocol import constants
+from trainyard.protocol import worker_metrics
 from trainyard_monitoring.__main__ import generated
 from trainyard_monitoring.frame import marks
+from trainyard_monitoring.metrics_table import with_metrics_table
 from trainyard_monitoring.queries import dashboards, panel_queries
 from trainyard_monitoring.rule_file import rule_file, rule_groups
 from trainyard_monitoring.rules import Record
@@ -31,10 +32,15 @@ EVALUATIONS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1")
 
 
 def names_of_workers() -> set[str]:
-    metrics = {value for key, value in vars(constants).items() if key.startswith("METRIC_") and isinstance(value, str)}
-    metrics -= {constants.METRIC_EVALUATION, constants.METRIC_STEP_DURATION}
-    metrics |= {f"{constants.METRIC_STEP_DURATION}_{part}" for part in ("sum", "count")}
-    return metrics | {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+    names: set[str] = set()
+    for metric in worker_metrics.METRICS:
+        if metric.open_ended:
+            names |= {metric.named(evaluation).name for evaluation in EVALUATIONS}
+        elif metric.kind == "summary":
+            names |= {f"{metric.name}_{part}" for part in ("sum", "count")}
+        else:
+            names.add(metric.name)
+    return names
 
 
 async def names_of_the_operator() -> set[str]:
@@ -70,15 +76,25 @@ async def test_every_metric_exists() -> None:
     assert recorded <= used, "a recorded series that nothing uses"
 
 
+def test_the_document_holds_the_generated_table_of_worker_metrics() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    assert text == with_metrics_table(text), "out of date: run `make generate`"
+
+
+def test_a_document_without_a_place_for_the_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match="put them where the table belongs"):
+        with_metrics_table("# Monitoring")
+
+
 async def test_every_metric_is_documented_and_no_other() -> None:
     known = names_of_workers() | await names_of_the_operator()
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known} | known
     told = set(re.findall(r"`(trainyard_[a-z0-9_]+)", DOCUMENT.read_text("utf-8")))
-    evaluations = {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
-    assert told - {constants.METRIC_EVALUATION} <= families
+    evaluations = {f"{worker_metrics.EVALUATION.name}{figure}" for figure in EVALUATIONS}
+    assert told - {worker_metrics.EVALUATION.name} <= families
     missing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known - evaluations} - told
     assert not missing
-    assert constants.METRIC_EVALUATION in told
+    assert worker_metrics.EVALUATION.name in told
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:

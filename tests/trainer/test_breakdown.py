@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.trainer.layouts import FSDP, Layout, pipe
 from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
 from trainyard.resource.training import Profile
 from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, kernels, operators, split_step_time
 from trainyard_trainer.metrics.observer import Observer
@@ -161,9 +161,9 @@ LAYOUTS = [
 
 def parts(pod: Pod) -> dict[str, float]:
     families = scrape(pod)
-    if not families[constants.METRIC_STEP_PART].samples:
+    if worker_metrics.STEP_PART.name not in families:
         return {}
-    return {part: value(families, constants.METRIC_STEP_PART, part=part) for part in PARTS}
+    return {part: value(families, worker_metrics.STEP_PART.name, part=part) for part in PARTS}
 
 
 @pytest.mark.parametrize("layout", [Layout(1, {}), *LAYOUTS], ids=str)

@@ -19,7 +19,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.sizing.model_size import flops_per_token
 from trainyard_operator.controller.progress import parse_progress
@@ -60,25 +60,25 @@ def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
     config, peak = make_config(2, stop={"steps": 9}, logEverySteps=2), {constants.ENV_PEAK_FLOPS: "1e12"}
     pods = start(config, 2, entry="tests.trainer.faults:wait_in_rank_0", env=peak)
     pods[0].wait_for_step(4)
-    wait_until(lambda: value(scrape(pods[0]), f"{constants.METRIC_STEP_DURATION}_count", phase="other") == 5, 10)
+    wait_until(lambda: value(scrape(pods[0]), f"{worker_metrics.STEP_DURATION.name}_count", phase="other") == 5, 10)
     leader, follower = scrape(pods[0]), scrape(pods[1])
     report = pods[0].reports[-1]
     assert report["step"] == 4
-    assert value(leader, constants.METRIC_TOTAL_STEPS) == 9
-    assert value(leader, constants.METRIC_SAMPLES) == 5 * 8
-    assert value(leader, constants.METRIC_TOKENS) == 5 * 8 * 16
-    assert value(leader, constants.METRIC_LOSS) == report["loss"]
-    assert value(leader, constants.METRIC_LEARNING_RATE) == report["learningRate"]
-    assert value(leader, constants.METRIC_GRAD_NORM) == report["gradNorm"]
-    assert value(leader, constants.METRIC_TOKENS_PER_SECOND) == pytest.approx(report["tokensPerSecond"], abs=0.1)
-    assert value(leader, constants.METRIC_SAMPLES_PER_SECOND) == pytest.approx(report["samplesPerSecond"], abs=0.1)
+    assert value(leader, worker_metrics.TOTAL_STEPS.name) == 9
+    assert value(leader, worker_metrics.SAMPLES.name) == 5 * 8
+    assert value(leader, worker_metrics.TOKENS.name) == 5 * 8 * 16
+    assert value(leader, worker_metrics.LOSS.name) == report["loss"]
+    assert value(leader, worker_metrics.LEARNING_RATE.name) == report["learningRate"]
+    assert value(leader, worker_metrics.GRAD_NORM.name) == report["gradNorm"]
+    assert value(leader, worker_metrics.TOKENS_PER_SECOND.name) == pytest.approx(report["tokensPerSecond"], abs=0.1)
+    assert value(leader, worker_metrics.SAMPLES_PER_SECOND.name) == pytest.approx(report["samplesPerSecond"], abs=0.1)
     for phase in ("data", "passes", "update", "other"):
-        assert value(leader, f"{constants.METRIC_STEP_DURATION}_count", phase=phase) == 5
-        assert value(leader, f"{constants.METRIC_STEP_DURATION}_sum", phase=phase) > 0
-    assert value(leader, constants.METRIC_FLOPS) == 5 * 8 * 16 * flops_per_token(config)
+        assert value(leader, f"{worker_metrics.STEP_DURATION.name}_count", phase=phase) == 5
+        assert value(leader, f"{worker_metrics.STEP_DURATION.name}_sum", phase=phase) > 0
+    assert value(leader, worker_metrics.FLOPS.name) == 5 * 8 * 16 * flops_per_token(config)
     samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
-    assert value(leader, constants.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
-    assert value(leader, constants.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
+    assert value(leader, worker_metrics.EPOCH.name) == pytest.approx(5 * 8 / samples)
+    assert value(leader, worker_metrics.MFU.name) == pytest.approx(report["mfu"], abs=1e-4)
     about = {
         "model": "llama",
         "mesh": "replicate 2",
@@ -86,16 +86,16 @@ def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
         "world_size": "2",
         "version": version("trainyard"),
     }
-    assert value(leader, constants.METRIC_RUN_INFO, **about) == 1
-    resident = value(leader, constants.METRIC_MEMORY, rank="0", kind="resident")
+    assert value(leader, worker_metrics.RUN_INFO.name, **about) == 1
+    resident = value(leader, worker_metrics.MEMORY.name, rank="0", kind="resident")
     assert resident == pytest.approx(psutil.Process(pods[0].ranks()[0]).memory_info().rss, rel=0.3)
     reported_at = datetime.fromisoformat(report["time"]).timestamp()
-    assert value(leader, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
-    assert value(follower, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
+    assert value(leader, worker_metrics.LAST_STEP_TIME.name) == pytest.approx(reported_at, abs=5)
+    assert value(follower, worker_metrics.LAST_STEP_TIME.name) == pytest.approx(reported_at, abs=5)
     # What belongs to the whole job is told by one pod only.
-    of_each_pod = {constants.METRIC_LAST_STEP, constants.METRIC_MEMORY}
+    of_each_pod = {worker_metrics.LAST_STEP_TIME.name, worker_metrics.MEMORY.name}
     assert {name for name in follower if name.startswith("trainyard_")} == of_each_pod
-    assert value(follower, constants.METRIC_MEMORY, rank="1", kind="resident") > 0
+    assert value(follower, worker_metrics.MEMORY.name, rank="1", kind="resident") > 0
     (pods[0].folder / "go").touch()
     assert finish(pods) == [0, 0]
 
@@ -104,9 +104,11 @@ def test_metrics_are_served_before_the_group_forms_and_without_figures_yet(start
     pods = start(make_config(2), 2, entry="tests.trainer.faults:second_pod_joins_late")
     wait_until(lambda: _answers(pods[0]), 10)
     families = scrape(pods[0])
-    assert value(families, constants.METRIC_STEP) == 0
-    assert constants.METRIC_LOSS not in families
-    assert constants.METRIC_LAST_STEP not in families or not families[constants.METRIC_LAST_STEP].samples
+    assert value(families, worker_metrics.STEP.name) == 0
+    assert worker_metrics.LOSS.name not in families
+    assert (
+        worker_metrics.LAST_STEP_TIME.name not in families or not families[worker_metrics.LAST_STEP_TIME.name].samples
+    )
     assert finish(pods) == [0, 0]
 
 
@@ -250,7 +252,7 @@ def test_the_operator_reads_bad_steps_off_the_page() -> None:
     )
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert value(families, constants.METRIC_NON_FINITE) == 1, "the other one is a spike"
+    assert value(families, worker_metrics.NON_FINITE_STEPS.name) == 1, "the other one is a spike"
 
 
 def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
@@ -261,7 +263,7 @@ def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> 
     assert (found.straggler_rank, found.straggler_ratio) == (3, 4.0)
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert [value(families, constants.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
+    assert [value(families, worker_metrics.RANK_COMPUTE.name, rank=str(rank)) for rank in range(4)] == compute
     metrics.reported(replace(make_report(), compute=[0.002] * 4))
     assert read_by_the_operator(metrics).straggler_rank is None
 

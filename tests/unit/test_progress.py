@@ -11,10 +11,13 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.builders import NOW, make_job, make_pod, trainer_spec
 from tests.support import kubelet
 from tests.support.world import World, WorldBackend
+from trainyard.protocol.progress import Progress
+from trainyard.protocol.worker_metrics import METRICS, WorkerMetric
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller, parse_progress, significant
@@ -34,6 +37,32 @@ trainyard_tokens_per_second{job_name="job",namespace="default"} 1000.0
 trainyard_samples_per_second{job_name="job",namespace="default"} 4.0
 process_cpu_seconds_total 3.0
 """
+
+
+def test_the_status_has_the_fields_of_the_table_of_metrics_and_three_derived_ones() -> None:
+    fields = {name for metric in METRICS for name in (metric.field, metric.rank_field) if name}
+    assert set(Progress.model_fields) == fields | {"eval_loss", "eta_seconds", "updated_at"}
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.field], ids=lambda metric: metric.name)
+def test_a_field_has_the_type_and_the_description_of_its_metric(metric: WorkerMetric) -> None:
+    assert metric.field is not None
+    field = Progress.model_fields[metric.field]
+    accepted = {"map": {"loss": 0.5}, "integer": 3, "number": 0.5}
+    kind = "map" if metric.open_ended else "integer" if metric.integer else "number"
+    assert Progress.model_validate({metric.field: accepted[kind]}).to_dict()
+    if kind == "integer":
+        with pytest.raises(ValidationError):
+            Progress.model_validate({metric.field: 0.5})
+    assert field.description == metric.help
+
+
+def test_names_of_metrics_are_unique_and_end_as_prometheus_wants() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.name.startswith("trainyard_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith("."), metric.name
 
 
 def test_a_page_is_read_into_figures() -> None:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol import constants, launcher_protocol, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.reporter import WINDOW, Reporter
 from trainyard_operator.controller.progress import parse_progress
@@ -88,6 +88,14 @@ def test_the_operator_reads_it_as_it_reads_the_built_in_trainer(program: Program
     assert 'trainyard_loss{job_name="own",namespace="team"} 1.1' in program.page
 
 
+def test_every_measurement_of_a_step_in_the_table_can_be_reported(program: Program) -> None:
+    reporter = program.begin()
+    reporter.step(mfu=0.42)
+    assert program.progress.mfu == 0.42
+    with pytest.raises(TypeError, match="accuracy is not a measurement of a step; use one of loss, learning_rate, "):
+        reporter.step(accuracy=0.5)
+
+
 def test_the_throughput_is_that_of_the_last_half_minute(program: Program) -> None:
     reporter = program.begin()
     for seconds in [10.0] * 10 + [1.0] * 40:
@@ -108,7 +116,7 @@ def test_only_rank_0_tells_of_the_job_and_one_process_of_each_pod_serves(program
     program.set(RANK="3", LOCAL_RANK="1")
     program.begin(total_steps=10).step(tokens=5, loss=1.0)  # the port is taken, and it does not mind
     names = {line.split("{")[0] for line in program.page.splitlines() if line.startswith("trainyard_")}
-    assert names == {constants.METRIC_LAST_STEP}
+    assert names == {worker_metrics.LAST_STEP_TIME.name}
 
 
 def test_a_port_in_use_is_an_error(program: Program) -> None:

@@ -167,23 +167,10 @@ class Worker(Observer):
             self.last = Progress.model_validate(trainer.figures).replace(attempt=self.attempt)
 
     def _final(self) -> Progress | None:
-        """The figures of the last step."""
-        if self.last is None or self.trainer is None:
+        """Return the progress for the termination message: the last report, and the counts of this attempt."""
+        if self.last is None or self.metrics is None:
             return self.last
-        strikes, saver = self.trainer.strikes, self.trainer.saver
-        last = self.last.replace(
-            skipped_steps=strikes.skipped or None,
-            last_skipped_step=strikes.last,
-            rollbacks=strikes.rollbacks or None,
-        )
-        if saver is None:
-            return last
-        return last.replace(
-            checkpoint_step=saver.step,
-            resumed_step=saver.resumed_step,
-            checkpoints_damaged=saver.damaged or None,
-            checkpoint_failures=saver.failures or None,
-        )
+        return self.last.replace(**self.metrics.attempt_progress())
 
     def reported(self, report: StepReport) -> None:
         """Log the figures of a step, and keep them for the last word and for checkpoints (rank 0)."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Count, Timestamp
-from trainyard.protocol.progress import Figure, Progress
+from trainyard.protocol.progress import Measurement, Progress
 from trainyard.resource.elastic import ElasticStatus
 
 
@@ -152,7 +152,7 @@ class Goodput(ApiModel):
     """From a failure, a disruption or a resize until training had reached the same step again."""
     suspended_seconds: Count = 0
     """Suspended."""
-    ratio: Figure = None
+    ratio: Measurement = None
     """productiveSeconds over the sum of all."""
     activity: Activity | None = None
     """What the time after accountedAt will be counted as; absent once the job has ended."""

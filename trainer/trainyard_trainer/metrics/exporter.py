@@ -1,4 +1,4 @@
-"""Figures for Prometheus and for the operator, which reads them into the job's status."""
+"""The metrics page of one pod, for Prometheus and for the operator, which reads it into status.progress."""
 
 import logging
 import math
@@ -6,12 +6,14 @@ import time
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
 from trainyard.config import RunConfig
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
+from trainyard.protocol.metrics_page import MetricsPage
+from trainyard.protocol.progress import progress_fields
 from trainyard.sizing.model_size import flops_per_token
 from trainyard_trainer.metrics.memory_stats import Memory, measure
 from trainyard_trainer.metrics.observer import Observer, Start
@@ -22,87 +24,51 @@ from trainyard_trainer.runtime.world import World
 
 logger = logging.getLogger("trainyard")
 
-_CHECKPOINT_STEP = "Step of the newest complete checkpoint."
-
 
 class MetricsExporter(Observer):
     """Metrics of one worker pod, kept by its first process.
 
-    Figures of the whole job (steps, loss, throughput) come from rank 0 alone, so that summing over pods counts
-    nothing twice; the other pods say when they last finished a step, and each pod how much memory its ranks use.
+    Metrics of the whole job (steps, loss, throughput) come from rank 0 alone, so that a sum over pods counts nothing
+    twice. Every pod reports when it last finished a step and how much memory its ranks use.
     """
 
     def __init__(self, config: RunConfig, world: World, attempt: int) -> None:
-        self.registry = CollectorRegistry()
+        self.page = MetricsPage(config.namespace, config.job)
+        self.registry = self.page.registry
         ProcessCollector(registry=self.registry)
         self.registry.register(_RankMemory(config, world))
-        self._labels = (config.namespace, config.job)
         self._config = config
-        self._gauges: dict[str, Gauge] = {}
         self._flops_per_token = flops_per_token(config)
-        self._epoch = 0
-        """Samples to train on; 0: not known yet."""
-        self._batch = 0
-        """Samples of a step."""
-        self._drawn = 0
-        """Samples that the run has drawn."""
-        self._last_step = self._gauge(constants.METRIC_LAST_STEP, "Time at which the last optimizer step ended.")
-        self._leads = world.rank == 0
-        if self._leads:
-            self._set(constants.METRIC_ATTEMPT, "Attempt that these figures are of.", attempt)
-            self._tell_what_runs(world)
-            self._declare_totals()
+        self._samples_per_epoch = 0
+        """Samples to train on; 0 until the training begins."""
+        self._samples_per_step = 0
+        self._samples_consumed = 0
+        """Samples that the run has trained on, including earlier attempts."""
+        self._reported_fields: frozenset[str] = frozenset()
+        """Fields of status.progress that the last report had values for."""
+        self._durations = _StepDurations(config)
+        self._is_rank_0 = world.rank == 0
+        if self._is_rank_0:
+            self._declare(world, attempt)
 
-    def _tell_what_runs(self, world: World) -> None:
-        about = {
+    def _declare(self, world: World, attempt: int) -> None:
+        """Show the metrics of rank 0 that have a value from the start: what runs, and counters at 0."""
+        info = {
             "version": version("trainyard"),
             "model": self._config.model.name,
             "mesh": str(self._config.mesh),
             "device": world.device.type,
             "world_size": str(world.size),
         }
-        names = (*constants.METRIC_LABELS, *about)
-        info = Gauge(constants.METRIC_RUN_INFO, "What runs; always 1.", names, registry=self.registry)
-        info.labels(*self._labels, *about.values()).set(1)
-
-    def _declare_totals(self) -> None:
-        self._steps = self._counter(constants.METRIC_STEP, "Optimizer steps done.")
-        self._samples = self._counter(constants.METRIC_SAMPLES, "Samples trained on, over all ranks.")
-        self._tokens = self._counter(constants.METRIC_TOKENS, "Tokens trained on, over all ranks.")
-        self._flops = self._counter(
-            constants.METRIC_FLOPS, "Floating-point operations of the model, forward and backward, over all ranks."
-        )
-        self._durations = _StepDurations(self._labels)
+        self.page.set(worker_metrics.RUN_INFO, 1, *(info[label] for label in worker_metrics.RUN_INFO.labels))
+        self.page.set(worker_metrics.ATTEMPT, attempt)
         self.registry.register(self._durations)
-        text = "Share of each part in the last step that was sampled, on rank 0; they add up to 1."
-        by_part = (*constants.METRIC_LABELS, "part")
-        self._parts = Gauge(constants.METRIC_STEP_PART, text, by_part, registry=self.registry)
-        by_rank = (*constants.METRIC_LABELS, "rank")
-        text = "Seconds that a rank takes for the same small computation, without any communication."
-        self._ranks = Gauge(constants.METRIC_RANK_COMPUTE, text, by_rank, registry=self.registry)
-        text = "Of a rank that is too slow: how many times as long as the median rank it takes for that."
-        self._stragglers = Gauge(constants.METRIC_STRAGGLER, text, by_rank, registry=self.registry)
-        self._stall = self._counter(constants.METRIC_CHECKPOINT_STALL, "Seconds that training waited for checkpoints.")
-        self._save_failures = self._counter(
-            constants.METRIC_CHECKPOINT_FAILURES, "Checkpoints that could not be written."
-        )
-        self._non_finite = self._counter(constants.METRIC_NON_FINITE, "Steps whose gradient had no finite norm.")
-        self._skipped = self._counter(constants.METRIC_SKIPPED, "Steps that changed nothing, for their gradient.")
-        self._rollbacks = self._counter(constants.METRIC_ROLLBACKS, "Returns to a checkpoint, for bad steps.")
-
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, constants.METRIC_LABELS, registry=self.registry).labels(*self._labels)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(name, text, constants.METRIC_LABELS, registry=self.registry)
-        return self._gauges[name]
-
-    def _set(self, name: str, text: str, value: float) -> None:
-        self._gauge(name, text).labels(*self._labels).set(value)
+        for metric in worker_metrics.METRICS:
+            if metric.kind == "counter":
+                self.page.add(metric, 0)
 
     def serve(self, port: int) -> None:
-        """Answer scrapes on a port from now on. A port in use is worth a warning, not the run; 0 serves nothing."""
+        """Serve the page on a port; 0: do not serve it. A port in use is worth a warning, but does not end the run."""
         if port == 0:
             return
         try:
@@ -115,124 +81,116 @@ class MetricsExporter(Observer):
                 constants.ENV_METRICS_PORT,
             )
 
+    def attempt_progress(self) -> dict[str, float]:
+        """Return the fields of status.progress that are not part of a report: checkpoints, skipped steps, rollbacks."""
+        fields = progress_fields(self.page.progress())
+        return {name: value for name, value in fields.items() if name not in self._reported_fields}
+
     def resumed(self, step: int, damaged: int) -> None:
-        """Say what was found on the volume: the step to go on from, and how many newer checkpoints are no use."""
-        if self._leads and step:
-            self._set(constants.METRIC_RESUMED_STEP, "Step of the checkpoint that this attempt continued from.", step)
-            self._set(constants.METRIC_CHECKPOINT_STEP, _CHECKPOINT_STEP, step)
-        if self._leads:
-            self._set(constants.METRIC_CHECKPOINT_DAMAGED, "Checkpoints that were found to be damaged.", damaged)
+        """Show the checkpoint that this attempt resumes from (0: none), and how many newer ones are damaged."""
+        if self._is_rank_0 and step:
+            self.page.set(worker_metrics.RESUMED_STEP, step)
+            self.page.set(worker_metrics.CHECKPOINT_STEP, step)
+        if self._is_rank_0:
+            self.page.set(worker_metrics.CHECKPOINTS_DAMAGED, damaged)
 
     def begin(self, start: Start) -> None:
-        """Say how far the training is to go, and count on from where it stands."""
-        if self._leads:
-            self._epoch, self._batch = start.samples, start.batch
-            self._set(constants.METRIC_TOTAL_STEPS, "Optimizer steps in all.", start.total_steps)
-            self._steps.inc(start.step)
+        """Show the planned steps, and continue the counters of earlier attempts."""
+        if self._is_rank_0:
+            self._samples_per_epoch, self._samples_per_step = start.samples, start.batch
+            self.page.set(worker_metrics.TOTAL_STEPS, start.total_steps)
+            self.page.add(worker_metrics.STEP, start.step)
             self._count(start.drawn)
 
     def _count(self, samples: int) -> None:
         tokens = samples * self._config.tokens_per_sample
-        self._samples.inc(samples)
-        self._tokens.inc(tokens)
-        self._flops.inc(tokens * self._flops_per_token)
-        self._drawn += samples
-        if self._epoch:
-            self._set(
-                constants.METRIC_EPOCH,
-                "How often the training has gone through its samples.",
-                self._drawn / self._epoch,
-            )
+        self.page.add(worker_metrics.SAMPLES, samples)
+        self.page.add(worker_metrics.TOKENS, tokens)
+        self.page.add(worker_metrics.FLOPS, tokens * self._flops_per_token)
+        self._samples_consumed += samples
+        if self._samples_per_epoch:
+            self.page.set(worker_metrics.EPOCH, self._samples_consumed / self._samples_per_epoch)
 
     def saved(self, step: int, seconds: float, size: int | None) -> None:
-        """A checkpoint is complete."""
+        """Show a checkpoint that is complete; `size`: its bytes, None if not known."""
         if size is not None:
-            self._set(constants.METRIC_CHECKPOINT_SIZE, "Bytes of the newest checkpoint, all files together.", size)
-        self._set(constants.METRIC_CHECKPOINT_STEP, _CHECKPOINT_STEP, step)
-        self._set(constants.METRIC_CHECKPOINT_TIME, "Time at which the newest checkpoint was complete.", time.time())
-        self._set(constants.METRIC_CHECKPOINT_DURATION, "Seconds that the newest checkpoint took to write.", seconds)
+            self.page.set(worker_metrics.CHECKPOINT_SIZE, size)
+        self.page.set(worker_metrics.CHECKPOINT_STEP, step)
+        self.page.set(worker_metrics.CHECKPOINT_TIME, time.time())
+        self.page.set(worker_metrics.CHECKPOINT_DURATION, seconds)
 
     def save_failed(self) -> None:
-        """A checkpoint could not be written."""
-        self._save_failures.inc()
+        """Count a checkpoint that could not be written."""
+        self.page.add(worker_metrics.CHECKPOINT_FAILURES)
 
     def stalled(self, seconds: float) -> None:
-        """Training has waited for a checkpoint."""
-        if self._leads:
-            self._stall.inc(seconds)
+        """Count the time that training waited for a checkpoint."""
+        if self._is_rank_0:
+            self.page.add(worker_metrics.CHECKPOINT_STALL, seconds)
 
     def after_step(self, step: int) -> None:
-        """Count one optimizer step. Only rank 0's figures are counted."""
-        self._last_step.labels(*self._labels).set(time.time())
-        if self._leads:
-            self._steps.inc()
-            self._count(self._batch)
+        """Count one optimizer step."""
+        self.page.set(worker_metrics.LAST_STEP_TIME, time.time())
+        if self._is_rank_0:
+            self.page.add(worker_metrics.STEP)
+            self._count(self._samples_per_step)
 
     def spent(self, seconds: Mapping[str, float]) -> None:
-        """Add up what the time went into."""
-        if self._leads:
+        """Add the time of each phase of a step."""
+        if self._is_rank_0:
             self._durations.add(seconds)
 
     def broken_down(self, seconds: dict[str, float]) -> None:
-        """Show what a step of rank 0 that was sampled consisted of, by part."""
+        """Show the parts of a step that was traced on rank 0."""
         step = sum(seconds.values()) or 1.0
-        for part, spent in seconds.items():
-            self._parts.labels(*self._labels, part).set(spent / step)
+        for part, part_seconds in seconds.items():
+            self.page.set(worker_metrics.STEP_PART, part_seconds / step, part)
 
     def skipped(self, step: int, norm: float) -> None:
-        """Count it; by the norm, whether it was no number."""
-        if self._leads:
-            self._skipped.inc()
-            self._non_finite.inc(not math.isfinite(norm))
-            self._set(constants.METRIC_SKIPPED_STEP, "The last step that has changed nothing.", step)
+        """Count a skipped step; the norm of its gradient says whether it was not finite or a spike."""
+        if self._is_rank_0:
+            self.page.add(worker_metrics.SKIPPED_STEPS)
+            self.page.add(worker_metrics.NON_FINITE_STEPS, not math.isfinite(norm))
+            self.page.set(worker_metrics.LAST_SKIPPED_STEP, step)
 
     def rolled_back(self, step: int) -> None:
-        """Count the steps from there, and the samples on."""
-        if self._leads:
-            self._rollbacks.inc()
-            self._steps.reset()
-            self._steps.inc(step)
+        """Count a rollback: steps continue from its checkpoint, samples are not repeated."""
+        if self._is_rank_0:
+            self.page.add(worker_metrics.ROLLBACKS)
+            self.page.restart(worker_metrics.STEP, step)
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Show the figures of an evaluation."""
-        if not self._leads:
-            return
-        for name, value in figures.items():
-            self._set(
-                f"{constants.METRIC_EVALUATION}{name}", f"Held-out samples, at the last evaluation: {name}.", value
-            )
+        """Show the metrics of an evaluation."""
+        if self._is_rank_0:
+            for name, value in figures.items():
+                self.page.set(worker_metrics.EVALUATION.named(name), value)
 
     def reported(self, report: StepReport) -> None:
-        """Show the figures of a report."""
-        if not self._leads:
+        """Show the measurements of a report."""
+        if not self._is_rank_0:
             return
-        for name, text, value in (
-            (constants.METRIC_LOSS, "Training loss at the last report, in nats per token.", report.loss),
-            (constants.METRIC_LEARNING_RATE, "Learning rate at the last report.", report.learning_rate),
-            (constants.METRIC_GRAD_NORM, "Norm of the gradient before clipping.", report.grad_norm),
-            (constants.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", report.tokens_per_second),
-            (constants.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", report.samples_per_second),
-        ):
-            self._set(name, text, value)
-        if report.mfu is not None:
-            self._set(constants.METRIC_MFU, "Share of the devices' peak that goes into training.", report.mfu)
+        values = report.values()
+        self._reported_fields = frozenset(values)
+        for field, metric in worker_metrics.gauges_by_field().items():
+            if field in values:
+                self.page.set(metric, values[field])
         for rank, seconds in enumerate(report.compute):
-            self._ranks.labels(*self._labels, str(rank)).set(seconds)
-        self._stragglers.clear()
+            self.page.set(worker_metrics.RANK_COMPUTE, seconds, str(rank))
+        self.page.clear(worker_metrics.STRAGGLER_RATIO)
         for rank, ratio in report.stragglers.items():
-            self._stragglers.labels(*self._labels, str(rank)).set(ratio)
+            self.page.set(worker_metrics.STRAGGLER_RATIO, ratio, str(rank))
 
 
 class _StepDurations(Collector):
-    """Seconds of each phase of the training loop, as a summary: the count is that of the steps."""
+    """Seconds of each phase of the training loop, as a summary whose count is the number of steps."""
 
-    def __init__(self, labels: tuple[str, str]) -> None:
-        self._labels = labels
+    def __init__(self, config: RunConfig) -> None:
+        self._labels = (config.namespace, config.job)
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._steps = 0
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """One step more."""
+        """Add one step."""
         if not any(seconds.values()):
             return
         self._steps += 1
@@ -240,31 +198,28 @@ class _StepDurations(Collector):
             self._seconds[phase] += passed
 
     def collect(self) -> Iterable[SummaryMetricFamily]:
-        text = (
-            "Wall time of the training loop on rank 0, by what it went into; the phases add up. A GPU may lag behind "
-            "by up to one report, so only the mean over several reports has a meaning."
-        )
-        family = SummaryMetricFamily(constants.METRIC_STEP_DURATION, text, labels=[*constants.METRIC_LABELS, "phase"])
+        metric = worker_metrics.STEP_DURATION
+        family = SummaryMetricFamily(metric.name, metric.help, labels=[*constants.METRIC_LABELS, *metric.labels])
         for phase, seconds in self._seconds.items():
             family.add_metric([*self._labels, phase], self._steps, seconds)
         yield family
 
 
 class _RankMemory(Collector):
-    """Memory of each rank of this pod, as of its last report."""
+    """Memory of each rank of this pod, as of the last report."""
 
     def __init__(self, config: RunConfig, world: World) -> None:
         self._labels = (config.namespace, config.job)
-        self._first = world.rank
+        self._first_rank = world.rank
         self._device = world.device
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        text = "Memory of a rank. resident: on the host; allocated, reserved, peak: of torch's allocator on a GPU."
-        family = GaugeMetricFamily(constants.METRIC_MEMORY, text, labels=[*constants.METRIC_LABELS, "rank", "kind"])
-        # Without a launcher (torchrun) the ranks share no memory, and only this one is known.
-        told = [Memory(*figures) for figures in heartbeat.told()] or [measure(self._device)]
-        for local_rank, memory in enumerate(told):
+        metric = worker_metrics.MEMORY
+        family = GaugeMetricFamily(metric.name, metric.help, labels=[*constants.METRIC_LABELS, *metric.labels])
+        # Without a launcher (torchrun) the ranks share no memory, and only this rank's is known.
+        memories = [Memory(*sizes) for sizes in heartbeat.told()] or [measure(self._device)]
+        for local_rank, memory in enumerate(memories):
             for kind, size in memory._asdict().items():
                 if size:
-                    family.add_metric([*self._labels, str(self._first + local_rank), kind], size)
+                    family.add_metric([*self._labels, str(self._first_rank + local_rank), kind], size)
         yield family

@@ -1,62 +1,73 @@
-"""What a run says about itself: one report every logEverySteps, to the log, to Prometheus, to the last word."""
+"""The report that a run makes every logEverySteps steps: to the log, the metrics page and experiment trackers."""
 
-import math
 from dataclasses import dataclass, field
 
-from trainyard.protocol.progress import Progress
+from trainyard.protocol import worker_metrics
+from trainyard.protocol.progress import Progress, progress_fields
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Figures of one optimizer step.
+    """Measurements of one optimizer step.
 
-    As a JSON line on standard output it has, beside time (RFC 3339), level, message, job, attempt and rank, the
-    fields of `trainyard.resource.status.Progress` (step, totalSteps, loss, learningRate, gradNorm, tokensPerSecond,
-    samplesPerSecond, mfu, etaSeconds) and seconds. A figure that is not finite is left out.
+    An attribute with the name of a field of status.progress reaches the log, the metrics page and the trackers by the
+    table `trainyard.protocol.worker_metrics`. As a JSON line on standard output, a report has time (RFC 3339), level,
+    message, job, attempt, rank and seconds besides these fields (step, totalSteps, loss, learningRate, gradNorm,
+    tokensPerSecond, samplesPerSecond, mfu, etaSeconds). A value that is NaN or Inf is left out of the line.
     """
 
     step: int
-    """Optimizer steps done, from 1."""
+    """Number of the step, from 1: optimizer steps done."""
     total_steps: int
+    """Optimizer steps planned in total."""
     loss: float
-    """Mean over the tokens of this step's global batch, in nats per token, before the parameters changed."""
+    """Loss of this step: mean over the tokens of its global batch, in nats per token, before the update."""
     learning_rate: float
-    """That of this step."""
+    """Learning rate of this step."""
     grad_norm: float
     """Global norm of this step's gradient, before clipping."""
     tokens_per_second: float
-    """All ranks together, since the report before."""
+    """Tokens per second of all ranks together, since the previous report."""
     samples_per_second: float
-    """All ranks together, since the report before."""
+    """Samples per second of all ranks together, since the previous report."""
     seconds: float
-    """Since the first step of this attempt began."""
+    """Seconds since this attempt began its first step."""
     steps: int
-    """Steps in that time."""
+    """Steps of this attempt, done in `seconds`."""
     mfu: float | None = None
-    """Model FLOPs utilisation since the report before (Chowdhery et al., 2022); None if the peak is not known."""
+    """Model FLOPs utilization since the previous report (Chowdhery et al., 2022); None if the peak is not known."""
     compute: list[float] = field(default_factory=list)
-    """Seconds that each rank takes for the same computation, by rank; empty if that is not measured."""
+    """Seconds for the same small computation, by rank [world size]; empty if that is not measured."""
     stragglers: dict[int, float] = field(default_factory=dict)
-    """Ranks that are too slow, and how many times as long as the median rank they take."""
+    """Ranks that are too slow, with their time for that computation divided by the median rank's."""
+
+    @property
+    def straggler_rank(self) -> int | None:
+        """The slowest straggler; None without one."""
+        return max(self.stragglers, key=self.stragglers.__getitem__, default=None)
+
+    @property
+    def straggler_ratio(self) -> float | None:
+        """Slowdown of the slowest straggler; None without one."""
+        return max(self.stragglers.values(), default=None)
+
+    def values(self) -> dict[str, float]:
+        """Return the measurements that the table of worker metrics has a field for, by field."""
+        fields = [name for metric in worker_metrics.METRICS for name in (metric.field, metric.rank_field) if name]
+        found = {name: getattr(self, name, None) for name in fields}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def tracked(self) -> dict[str, float]:
+        """Return the measurements for experiment trackers, by the trackers' names."""
+        values = self.values()
+        return {m.tracker_name: values[m.field] for m in worker_metrics.METRICS if m.tracker_name and m.field in values}
 
     def progress(self, attempt: int) -> Progress:
-        """The report in the words of the job's status."""
-        steps_left = self.total_steps - self.step
+        """Return the report as the job's status holds it, with the rounding of the log."""
+        remaining_steps = self.total_steps - self.step
         seconds_per_step = self.seconds / self.steps
-        return Progress(
-            attempt=attempt,
-            step=self.step,
-            total_steps=self.total_steps,
-            loss=_finite(self.loss),
-            learning_rate=self.learning_rate,
-            grad_norm=_finite(self.grad_norm),
-            tokens_per_second=round(self.tokens_per_second, 1),
-            samples_per_second=round(self.samples_per_second, 3),
-            mfu=None if self.mfu is None else round(self.mfu, 4),
-            eta_seconds=round(steps_left * seconds_per_step, 1),
-            straggler_rank=(slowest := max(self.stragglers, key=self.stragglers.__getitem__, default=None)),
-            straggler_ratio=None if slowest is None else round(self.stragglers[slowest], 2),
-        )
+        fields = {**progress_fields(self.values()), "attempt": attempt}
+        return Progress.model_validate({**fields, "eta_seconds": round(remaining_steps * seconds_per_step, 1)})
 
     def __str__(self) -> str:
         return (
@@ -65,7 +76,3 @@ class StepReport:
             + (f"MFU {self.mfu:.1%}  " if self.mfu is not None else "")
             + f"{self.seconds:.1f} s"
         )
-
-
-def _finite(figure: float) -> float | None:
-    return figure if math.isfinite(figure) else None

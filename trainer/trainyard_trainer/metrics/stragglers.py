@@ -84,7 +84,7 @@ class Stragglers:
         if self._pace is not None:
             self._pace.after_step()
 
-    def join(self, loss: Tensor) -> Tensor:
+    def pack(self, loss: Tensor) -> Tensor:
         """A vector to be added up over the ranks: the loss, then the time of each rank [1, or 1 + world size]."""
         loss = loss.view(1)
         if self._pace is None:
@@ -93,7 +93,7 @@ class Stragglers:
         times[self._rank] = self._pace.seconds
         return torch.cat([loss, times])
 
-    def judge(self, times: list[float], now: float) -> dict[int, float]:
+    def find(self, times: list[float], now: float) -> dict[int, float]:
         """Ranks that are slow, and how many times as long they take as the median rank, given the time of each."""
         if self._pace is None or not all(times):
             return {}

@@ -122,16 +122,8 @@ class Trackers(Observer):
 
     def reported(self, report: StepReport) -> None:
         """Figures of a step of the training."""
-        figures = {
-            "train/loss": report.loss,
-            "train/learning_rate": report.learning_rate,
-            "train/grad_norm": report.grad_norm,
-            "train/tokens_per_second": report.tokens_per_second,
-            "train/samples_per_second": report.samples_per_second,
-        }
-        if report.mfu is not None:
-            figures["train/mfu"] = report.mfu
-        self._each(lambda tracker: tracker.write(report.step, figures))
+        values = report.tracked()
+        self._each(lambda tracker: tracker.write(report.step, values))
 
     def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
         """Figures of an evaluation."""
