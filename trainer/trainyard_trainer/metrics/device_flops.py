@@ -1,4 +1,4 @@
-"""What a device can compute at most, to measure against."""
+"""Peak FLOP/s of devices, the denominator of the model FLOPs utilization (MFU)."""
 
 import os
 
@@ -17,30 +17,32 @@ PEAKS = {
     "L40": 181e12,
     "L4": 121e12,
 }
-"""Floating-point operations per second in bfloat16, dense, by a part of the device's name; from the makers' data
-sheets. The first one that fits counts."""
+"""Peak FLOP/s in bfloat16 without sparsity, by a part of the device's name, from the vendors' data sheets. The first
+entry that matches counts."""
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Floating-point operations per second of the device of one rank; None where nobody knows.
+    """Return the peak FLOP/s of the device of one rank; None if it is not known.
 
     Raises:
-        ConfigError: TRAINYARD_PEAK_FLOPS is no positive number.
+        ConfigError: TRAINYARD_PEAK_FLOPS is not a positive, finite number.
     """
-    given = os.environ.get(constants.ENV_PEAK_FLOPS)
-    if given:
-        return _number(given)
+    setting = os.environ.get(constants.ENV_PEAK_FLOPS)
+    if setting:
+        return _parse(setting)
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
-def _number(given: str) -> float:
+def _parse(setting: str) -> float:
     try:
-        peak = float(given)
+        peak = float(setting)
     except ValueError:
         peak = 0.0
     if not 0 < peak < float("inf"):
-        raise ConfigError(f"{constants.ENV_PEAK_FLOPS}: must be a positive number of FLOP/s, not {given}; e.g. 312e12")
+        raise ConfigError(
+            f"{constants.ENV_PEAK_FLOPS}: must be a positive number of FLOP/s, not {setting}; e.g. 312e12"
+        )
     return peak

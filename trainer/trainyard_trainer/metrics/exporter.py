@@ -159,10 +159,10 @@ class MetricsExporter(Observer):
             self.page.add(worker_metrics.ROLLBACKS)
             self.page.restart(worker_metrics.STEP, step)
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of an evaluation."""
         if self._is_rank_0:
-            for name, value in figures.items():
+            for name, value in metrics.items():
                 self.page.set(worker_metrics.EVALUATION.named(name), value)
 
     def reported(self, report: StepReport) -> None:
