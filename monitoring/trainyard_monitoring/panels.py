@@ -1,7 +1,7 @@
-"""The few kinds of panel that the dashboards are made of, on top of Grafana's own builders.
+"""The kinds of panel that the dashboards consist of, on top of Grafana's own builders.
 
-Each panel says in its description what it shows and what to do when it looks bad, and links the runbooks of the alerts
-that watch the same figure.
+The description of each panel says what it shows and what to do about a bad value. Each panel links the runbooks of the
+alerts on the same metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,14 +43,14 @@ Panel = stat.Panel | statetimeline.Panel | table.Panel | text.Panel | timeseries
 SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 Levels = Sequence[tuple[float | None, str]]
-"""From which value on which colour; the first value is None."""
+"""Thresholds: the value at which each colour begins; the first value is None."""
 PLAIN: Final[Levels] = ((None, "text"),)
 GOOD_AT_ZERO: Final[Levels] = ((None, "green"), (1, "orange"))
 
 
 @dataclass(frozen=True)
 class Query:
-    """One expression of a panel, and how its series are called."""
+    """One expression of a panel, and the legend of its series."""
 
     expression: str
     legend: str = "__auto"
@@ -58,18 +58,18 @@ class Query:
 
 @dataclass(frozen=True)
 class About:
-    """What each panel must have."""
+    """Title, unit and description of a panel."""
 
     title: str
     unit: str
-    """Of Grafana's list of units: s, bytes, percentunit, short, none, ..."""
+    """Identifier of a Grafana unit: s, bytes, percentunit, short, none, ..."""
     description: str
     runbooks: Sequence[str] = ()
-    """Names of alerts."""
+    """Alerts whose runbooks are linked."""
     width: int | None = None
-    """Of 24; a figure has 4 unless told, all else 8."""
+    """Columns of 24; None: 4 for a stat, 8 for other panels."""
     height: int | None = None
-    """A figure has 4 unless told, all else 8."""
+    """Rows; None: 4 for a stat, 8 for other panels."""
 
 
 def _targets(queries: Sequence[Query], *, instant: bool = False, as_table: bool = False) -> list[prometheus.Dataquery]:
@@ -97,7 +97,7 @@ def _thresholds(levels: Levels) -> dashboard.ThresholdsConfig:
 
 
 def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
-    """Text and colour instead of numbers."""
+    """Return value mappings: a text and a colour for each number."""
     options = {
         str(value): ValueMappingResult(text=name, color=color, index=index)
         for index, (value, (name, color)) in enumerate(names.items())
@@ -105,7 +105,7 @@ def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
     return [ValueMap(options)]
 
 
-def figure(
+def stat_panel(
     about: About,
     *queries: Query,
     levels: Levels = PLAIN,
@@ -115,7 +115,7 @@ def figure(
     instant: bool = False,
     show_name: bool = False,
 ) -> stat.Panel:
-    """One number, as of now. `absent`: what is shown where there is no series."""
+    """Return a panel that shows the current value; `absent` is its text where there is no series."""
     panel = (
         stat.Panel()
         .title(about.title)
@@ -148,7 +148,7 @@ def graph(
     right: Mapping[str, str] | None = None,
     logarithmic: bool = False,
 ) -> timeseries.Panel:
-    """Figures over time. `right`: series, by legend, that have the right axis and another unit."""
+    """Return a panel with values over time; `right` names series, by legend, with an axis on the right and its unit."""
     panel = (
         timeseries.Panel()
         .title(about.title)
@@ -187,9 +187,21 @@ def graph(
     return panel
 
 
-def timeline(about: About, *queries: Query, names: Mapping[int, tuple[str, str]]) -> statetimeline.Panel:
-    """States over time, one row for each series."""
-    return (
+def timeline(
+    about: About,
+    *queries: Query,
+    names: Mapping[int, tuple[str, str]],
+    colors: Mapping[str, str] | None = None,
+) -> statetimeline.Panel:
+    """Return a panel with states over time, one row for each series.
+
+    Args:
+        about: title, unit and description.
+        queries: expressions whose values are states.
+        names: text and colour of each state.
+        colors: colour of the state 1 of single series, by legend, where it differs from that of `names`.
+    """
+    panel = (
         statetimeline.Panel()
         .title(about.title)
         .description(about.description)
@@ -203,11 +215,15 @@ def timeline(about: About, *queries: Query, names: Mapping[int, tuple[str, str]]
         .merge_values(True)
         .show_value(VisibilityMode.NEVER)
     )
+    for legend, color in (colors or {}).items():
+        states = {**names, 1: (names[1][0], color)}
+        panel = panel.override_by_name(legend, [DynamicConfigValue("mappings", value_map(states))])
+    return panel
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: what is asked, and how it is shown."""
+    """A column of a table: its query, and how values are shown."""
 
     title: str
     query: str
@@ -215,14 +231,14 @@ class Column:
     names: Mapping[int, tuple[str, str]] | None = None
 
 
-def grid(about: About, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
-    """A table with one row for each set of labels.
+def table_panel(about: About, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
+    """Return a table with one row for each set of labels.
 
     Args:
-        about: title and so on.
-        keys: the labels that make a row, and their titles.
-        columns: figures.
-        link: where the last of the keys leads to.
+        about: title, unit and description.
+        keys: labels that identify a row, with their titles.
+        columns: the columns with values.
+        link: target of the link on the last key.
     """
     names = {f"Value #{letter}": column.title for letter, column in zip("ABCDEFGHIJKL", columns, strict=False)}
     order = {name: index for index, name in enumerate((*keys, *names))}
@@ -265,14 +281,14 @@ def _column_properties(column: Column) -> list[DynamicConfigValue]:
     return found
 
 
-def page(title: str, description: str, markdown: str, *, width: int = 24, height: int = 6) -> text.Panel:
-    """Words."""
+def text_panel(title: str, description: str, markdown: str, *, width: int = 24, height: int = 6) -> text.Panel:
+    """Return a panel with a text in Markdown."""
     panel = text.Panel().title(title).description(description).mode(TextMode.MARKDOWN).content(markdown)
     return panel.span(width).height(height)
 
 
 def to_plain(value: Any) -> Any:
-    """What a builder has made, as dictionaries and lists."""
+    """Return the result of a builder as dictionaries and lists."""
     if hasattr(value, "to_json"):
         return to_plain(value.to_json())
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The picture of a dashboard that the documentation has."""
+"""The picture of a dashboard in the documentation."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from trainyard_monitoring.picture import Series, _InUnit, _legend, in_unit
         (-3.0, "none", "-3"),
     ],
 )
-def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> None:
+def test_value_in_its_unit(value: float, unit: str, text: str) -> None:
     assert in_unit(value, unit) == text
 
 
@@ -33,11 +33,11 @@ def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> N
         ([6.1 * 2**20, 6.2 * 2**20], "bytes", ["6.1 MiB", "6.2 MiB"]),
     ],
 )
-def test_ticks_have_the_digits_that_tell_them_apart(values: list[float], unit: str, texts: list[str]) -> None:
+def test_ticks_have_enough_digits_to_differ(values: list[float], unit: str, texts: list[str]) -> None:
     assert _InUnit(unit).format_ticks(values) == texts
 
 
-def test_a_series_is_called_as_its_query_says() -> None:
+def test_legend_of_a_series() -> None:
     series = Series({"job_name": "a", "rank": "3", "kind": "resident"}, [0.0], [1.0])
     assert _legend("rank {{rank}} {{ kind }}", series) == "rank 3 resident"
     assert _legend("__auto", series) == "3, resident"
