@@ -68,7 +68,7 @@ def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) ->
             continue
         # The title and the labels of the axes need space inside the panel.
         inner = area.subgridspec(20, 20)
-        axes = figure.add_subplot(inner[3:15, 3:18] if panel["type"] != "stat" else inner[:, :])
+        axes = figure.add_subplot(inner[3:15, 4:17] if panel["type"] != "stat" else inner[:, :])
         _panel(axes, panel, read, start)
     figure.savefig(target, dpi=80)
     plt.close(figure)
@@ -112,6 +112,9 @@ def _panel(axes: Axes, panel: Mapping[str, Any], read: Read, start: float) -> No
     stacked = (defaults.get("custom") or {}).get("stacking", {}).get("mode") == "normal"
     _lines(axes, [(name, series) for name, series in found if name not in right], start, stacked=stacked)
     _set_unit(axes, unit)
+    if "min" in defaults:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(defaults["min"], top + 0.1 * (top - defaults["min"]))
     axes.grid(alpha=0.3)
     handles, names = axes.get_legend_handles_labels()
     for other, (name, its_unit) in enumerate(right.items()):

@@ -1,8 +1,12 @@
 """The picture of a dashboard in the documentation."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from trainyard_monitoring.picture import Series, _InUnit, _legend, in_unit
+from trainyard_monitoring.job_dashboard import job_dashboard
+from trainyard_monitoring.picture import Series, _InUnit, _legend, _state_colors, _units_on_the_right, draw, in_unit
 
 
 @pytest.mark.parametrize(
@@ -41,3 +45,29 @@ def test_legend_of_a_series() -> None:
     series = Series({"job_name": "a", "rank": "3", "kind": "resident"}, [0.0], [1.0])
     assert _legend("rank {{rank}} {{ kind }}", series) == "rank 3 resident"
     assert _legend("__auto", series) == "3, resident"
+
+
+def panel_of_the_job(title: str) -> dict[str, Any]:
+    (panel,) = [panel for panel in job_dashboard()["panels"] if panel["title"] == title]
+    return dict(panel)
+
+
+def test_conditions_have_their_own_colours() -> None:
+    colours = _state_colors(panel_of_the_job("Conditions"))
+    assert colours["Running"] == colours["Progressing"] == "#56a64b", "green"
+    assert colours["Failed"] == "#e02f44", "red"
+    assert len(set(colours.values())) == 7
+
+
+def test_perplexity_has_an_axis_of_its_own() -> None:
+    panel = panel_of_the_job("Evaluation")
+    assert _units_on_the_right(panel) == {"perplexity": "short"}
+    assert "perplexity" in panel["targets"][0]["expr"], "excluded from the left axis"
+
+
+def test_dashboard_is_drawn(tmp_path: Path) -> None:
+    def read(expression: str) -> list[Series]:
+        return [] if "ALERTS" in expression else [Series({"condition": "Running"}, [100.0, 160.0], [1.0, 2.0])]
+
+    draw(job_dashboard(), read, tmp_path / "job.png", start=100.0)
+    assert (tmp_path / "job.png").read_bytes().startswith(b"\x89PNG")
