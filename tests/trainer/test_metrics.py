@@ -34,12 +34,12 @@ from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
-FIGURES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
+VALUES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
 SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0, "steps": 4}
 
 
 def make_report(**changes: float) -> StepReport:
-    return StepReport(**{**FIGURES, **SPEED, **changes})  # type: ignore[arg-type]
+    return StepReport(**{**VALUES, **SPEED, **changes})  # type: ignore[arg-type]
 
 
 def make_world(size: int = 1) -> World:

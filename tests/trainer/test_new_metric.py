@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.builders import NOW
 from tests.trainer.pods import make_config
-from tests.trainer.test_metrics import FIGURES, SPEED, make_world
+from tests.trainer.test_metrics import SPEED, VALUES, make_world
 from trainyard.protocol import worker_metrics
 from trainyard.protocol.progress import Measurement, Progress
 from trainyard.protocol.worker_metrics import WorkerMetric
@@ -60,7 +60,7 @@ def read_by_the_operator(exporter: MetricsExporter) -> dict[str, object]:
 
 
 def test_a_new_metric_reaches_page_operator_status_log_and_tracker(tmp_path: Path) -> None:
-    report = ExtendedReport(**{**FIGURES, **SPEED})  # type: ignore[arg-type]
+    report = ExtendedReport(**{**VALUES, **SPEED})  # type: ignore[arg-type]
     exporter = MetricsExporter(make_config(1), make_world(), attempt=1)
     config = make_config(1)
     tracked = config.replace(trainer=config.trainer.replace(tensorboard=True))
@@ -82,7 +82,7 @@ def test_a_new_metric_reaches_page_operator_status_log_and_tracker(tmp_path: Pat
 def test_a_new_counter_reaches_status_and_termination_message() -> None:
     exporter = MetricsExporter(make_config(1), make_world(), attempt=1)
     exporter.after_step(4)
-    exporter.reported(ExtendedReport(**{**FIGURES, **SPEED}))  # type: ignore[arg-type]
+    exporter.reported(ExtendedReport(**{**VALUES, **SPEED}))  # type: ignore[arg-type]
     exporter.page.add(RESCUES, 2)
     assert read_by_the_operator(exporter)["rescues"] == 2
     assert exporter.attempt_progress()["rescues"] == 2

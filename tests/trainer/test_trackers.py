@@ -129,7 +129,7 @@ def test_tracker_that_fails_is_dropped(monkeypatch: pytest.MonkeyPatch, caplog: 
         def __init__(self, *_: Any) -> None:
             self.writes = 0
 
-        def write(self, step: int, figures: Any) -> None:
+        def write(self, step: int, metrics: Any) -> None:
             self.writes += 1
             raise OSError("no route to host")
 
