@@ -13,8 +13,8 @@ from trainyard_monitoring.timing import (
     STALE_INTERVALS,
     STALLED_STEPS,
     Timing,
+    duration,
     number,
-    span,
 )
 
 NAME: Final = "{{ $labels.namespace }}/{{ $labels.job_name }}"
@@ -46,7 +46,7 @@ def job_alerts(timing: Timing) -> list[Alert]:
 def stalled(timing: Timing) -> Alert:
     """Alert on a last step that is too old by the clock and by the job's own step time (built-in trainer only)."""
     age = "(time() - job:trainyard_last_step_timestamp_seconds:last)"
-    pace = f"last_over_time(job:trainyard_step_duration_seconds:mean[{span(timing.stalled_memory)}])"
+    pace = f"last_over_time(job:trainyard_step_duration_seconds:mean[{duration(timing.stalled_memory)}])"
     usual = f"unless {ON_JOB} {age} <= {ON_JOB} {STALLED_STEPS} * {pace}"
     return Alert(
         "TrainyardJobStalled",
@@ -54,14 +54,14 @@ def stalled(timing: Timing) -> Alert:
         f"{age} > {number(timing.stalled_after)}\n{usual}\n{STEPPING}",
         timing.stalled_for,
         "A training job is stalled",
-        f"{NAME} runs, but its last step was {TIME} ago: more than {span(timing.stalled_after)}, and more than"
+        f"{NAME} runs, but its last step was {TIME} ago: more than {duration(timing.stalled_after)}, and more than"
         f" {STALLED_STEPS} of its usual steps.",
     )
 
 
 def non_finite(timing: Timing) -> Alert:
     """Alert on gradients with NaN or Inf."""
-    window = span(timing.nonfinite_window)
+    window = duration(timing.nonfinite_window)
     return Alert(
         "TrainyardNonFiniteSteps",
         "warning",
@@ -78,7 +78,7 @@ def diverging(timing: Timing) -> Alert:
 
     Restarts from an old checkpoint or from scratch do not count: there a higher loss is expected.
     """
-    loss, steps, history = "run:trainyard_loss:avg", "job:trainyard_steps:max", span(timing.history)
+    loss, steps, history = "run:trainyard_loss:avg", "job:trainyard_steps:max", duration(timing.history)
     high = f"{loss} > {DIVERGING_RATIO} * min_over_time({loss}[{history}]) + {DIVERGING_MARGIN}"
     return Alert(
         "TrainyardLossDiverging",
@@ -86,14 +86,14 @@ def diverging(timing: Timing) -> Alert:
         f"{per_job(high)}\nand {ON_JOB} {steps} >= max_over_time({steps}[{history}])\n{RUNNING}",
         timing.diverging_for,
         "A training job's loss is diverging",
-        f'The loss of {NAME} was {{{{ printf "%.3f" $value }}}} on average over {span(timing.smooth)}: above'
+        f'The loss of {NAME} was {{{{ printf "%.3f" $value }}}} on average over {duration(timing.smooth)}: above'
         f" {DIVERGING_RATIO} times its lowest such mean of the last {history}, plus {DIVERGING_MARGIN}.",
     )
 
 
 def straggler(timing: Timing) -> Alert:
     """Alert on a straggler that the trainer has found (spec.health.straggler)."""
-    ratio = f"last_over_time(trainyard_straggler_ratio[{span(timing.gap)}])"
+    ratio = f"last_over_time(trainyard_straggler_ratio[{duration(timing.gap)}])"
     return Alert(
         "TrainyardStraggler",
         "warning",
@@ -110,7 +110,7 @@ def restart_storm(timing: Timing) -> Alert:
 
     It is a difference of sums, because the series of a new operator begin with the count of the old operator.
     """
-    count, window = "job:trainyard_job_restarts:last", span(timing.restarts_window)
+    count, window = "job:trainyard_job_restarts:last", duration(timing.restarts_window)
     return Alert(
         "TrainyardRestartStorm",
         "warning",
@@ -124,7 +124,7 @@ def restart_storm(timing: Timing) -> Alert:
 def slow(timing: Timing) -> Alert:
     """Alert on a model FLOP/s rate below the job's own median with the same layout and devices."""
     speed = "run:trainyard_flops_per_second:avg"
-    usual = f"quantile_over_time(0.5, {speed}[{span(timing.history)}] offset {span(timing.slow_lag)})"
+    usual = f"quantile_over_time(0.5, {speed}[{duration(timing.history)}] offset {duration(timing.slow_lag)})"
     return Alert(
         "TrainyardThroughputDropped",
         "warning",
@@ -132,7 +132,7 @@ def slow(timing: Timing) -> Alert:
         timing.slow_for,
         "A training job's throughput has dropped",
         f"{NAME} trains at {{{{ humanizePercentage $value }}}} of its usual throughput of the last"
-        f" {span(timing.history)}, on the same layout and devices.",
+        f" {duration(timing.history)}, on the same layout and devices.",
     )
 
 
@@ -141,7 +141,7 @@ def pending(timing: Timing) -> Alert:
     return Alert(
         "TrainyardJobPendingTooLong",
         "warning",
-        f"{per_job(f'last_over_time(trainyard_job_pending_seconds[{span(timing.gap)}])')}"
+        f"{per_job(f'last_over_time(trainyard_job_pending_seconds[{duration(timing.gap)}])')}"
         f" > {number(timing.pending_after)}",
         timing.pending_for,
         "A training job is waiting for workers",
@@ -164,13 +164,13 @@ def checkpoint_stale(timing: Timing) -> Alert:
         timing.checkpoint_for,
         "A training job's last checkpoint is too old",
         f"A crash of {NAME} would lose {TIME} of training: more than {STALE_INTERVALS} of its usual intervals between"
-        f" checkpoints (or more than {span(timing.checkpoint_fallback)}, where none is known).",
+        f" checkpoints (or more than {duration(timing.checkpoint_fallback)}, where none is known).",
     )
 
 
 def checkpoint_failing(timing: Timing) -> Alert:
     """Alert on checkpoints that could not be written."""
-    window = span(timing.save_failures_window)
+    window = duration(timing.save_failures_window)
     return Alert(
         "TrainyardCheckpointFailing",
         "warning",
@@ -185,7 +185,7 @@ def checkpoint_failing(timing: Timing) -> Alert:
 def failed(timing: Timing) -> Alert:
     """Alert on a failed job, for a day or until it is deleted."""
     failed_jobs = f'{CONDITION}{{condition="Failed"}}'
-    before = f"{failed_jobs} offset {span(timing.failed_kept)} == 1"
+    before = f"{failed_jobs} offset {duration(timing.failed_kept)} == 1"
     return Alert(
         "TrainyardJobFailed",
         "warning",

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from trainyard_monitoring.frame import PHASES, Row, build, label_variable, phase, source_variable
 from trainyard_monitoring.job_dashboard import UID as JOB_UID
-from trainyard_monitoring.panels import GOOD_AT_ZERO, About, Column, Panel, Query, graph, stat_panel, table_panel
+from trainyard_monitoring.panels import GOOD_AT_ZERO, Column, Panel, PanelInfo, Query, graph, stat_panel, table_panel
 from trainyard_monitoring.promql import per_job
 
 S: Final = 'namespace=~"$namespace"'
@@ -21,8 +21,8 @@ def fleet_dashboard() -> dict[str, Any]:
     ]
     namespaces = "label_values(trainyard_job_condition, namespace)"
     variables = [source_variable(), label_variable("namespace", "Namespace", namespaces, several=True)]
-    about = "All TrainingJobs: phases, alerts, speed, goodput, restarts, waiting."
-    return build("trainyard-fleet", "Trainyard / Fleet", about, variables, rows)
+    description = "All TrainingJobs: phases, alerts, speed, goodput, restarts, waiting."
+    return build("trainyard-fleet", "Trainyard / Fleet", description, variables, rows)
 
 
 def _count(condition: str) -> str:
@@ -34,9 +34,9 @@ def _now() -> list[Panel]:
     pending = per_job(f"trainyard_job_pending_seconds{{{S}}} > 0")
     alerts = f'count(ALERTS{{{S}, alertname=~"Trainyard.+", alertstate="firing"}}) or vector(0)'
     return [
-        stat_panel(About("Running", "none", "Jobs with all workers running."), Query(_count("Running"))),
+        stat_panel(PanelInfo("Running", "none", "Jobs with all workers running."), Query(_count("Running"))),
         stat_panel(
-            About(
+            PanelInfo(
                 "Waiting",
                 "none",
                 "Jobs that should be running but do not have all of their workers. For long: no free capacity.",
@@ -46,21 +46,23 @@ def _now() -> list[Panel]:
             levels=GOOD_AT_ZERO,
         ),
         stat_panel(
-            About("Degraded", "none", "Jobs that run with a problem; the message of the condition Degraded names it."),
+            PanelInfo(
+                "Degraded", "none", "Jobs that run with a problem; the message of the condition Degraded names it."
+            ),
             Query(_count("Degraded")),
             levels=GOOD_AT_ZERO,
         ),
         stat_panel(
-            About("Failed", "none", "Failed jobs that have not been deleted.", ("TrainyardJobFailed",)),
+            PanelInfo("Failed", "none", "Failed jobs that have not been deleted.", ("TrainyardJobFailed",)),
             Query(_count("Failed")),
             levels=GOOD_AT_ZERO,
         ),
         stat_panel(
-            About("Workers", "none", "Running worker pods of all jobs."),
+            PanelInfo("Workers", "none", "Running worker pods of all jobs."),
             Query(f"sum({_WORKERS}) or vector(0)"),
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Firing alerts",
                 "none",
                 "Firing alerts on jobs in these namespaces. The table shows the jobs; their dashboards show the"
@@ -95,7 +97,7 @@ def _jobs() -> Panel:
         Column("Workers", _WORKERS, "none"),
         Column("Last checkpoint", f"time() - {per_job(f'trainyard_checkpoint_timestamp_seconds{{{S}}}')}", "s"),
     ]
-    about = About(
+    info = PanelInfo(
         "Jobs",
         "none",
         "Click a job to open its dashboard. Look first at jobs with alerts, then at low goodput.",
@@ -104,20 +106,20 @@ def _jobs() -> Panel:
         height=10,
     )
     target = "?var-datasource=${datasource}&var-namespace=${__data.fields.Namespace}&var-job=${__value.text}"
-    return table_panel(about, {"namespace": "Namespace", "job_name": "Job"}, columns, f"/d/{JOB_UID}{target}")
+    return table_panel(info, {"namespace": "Namespace", "job_name": "Job"}, columns, f"/d/{JOB_UID}{target}")
 
 
 def _history() -> list[Panel]:
     reasons = f"max by (namespace, job_name, reason) (trainyard_job_last_failure_timestamp_seconds{{{S}}})"
     return [
         graph(
-            About("Jobs by phase", "none", "Jobs of all namespaces that the operator watches."),
+            PanelInfo("Jobs by phase", "none", "Jobs of all namespaces that the operator watches."),
             Query("sum by (phase) (trainyard_operator_jobs)", "{{phase}}"),
             stacked=True,
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Workers: needed and running",
                 "none",
                 "A lasting gap: the cluster is too small, or a job does not fit.",
@@ -128,7 +130,7 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Tokens per second",
                 "short",
                 "Throughput by job. Look at jobs whose line drops.",
@@ -139,7 +141,7 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Goodput",
                 "percentunit",
                 "Share of each job's wall time spent on new steps.",
@@ -149,7 +151,7 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Restarts",
                 "none",
                 "Restarts of each job since its creation. A staircase: it fails repeatedly.",
@@ -159,7 +161,7 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Failures of the last hour",
                 "s",
                 "Age of each job's last failure, by reason. The same reason on many jobs at once points to the"

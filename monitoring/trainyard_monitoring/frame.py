@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from trainyard_monitoring.panels import SOURCE, Panel, to_plain
+from trainyard_monitoring.panels import SOURCE, Panel, to_json_types
 
 PHASES: Final[Mapping[int, tuple[str, str]]] = {
     0: ("Pending", "yellow"),
@@ -49,7 +49,7 @@ class Row:
     panels: Sequence[Panel]
 
 
-class _Mark(AnnotationQuery):
+class _TimedAnnotation(AnnotationQuery):
     """An annotation at times given by the values of a series, which Grafana's builders do not support."""
 
     def __init__(self, name: str, expression: str, color: str, title: str, tags: str) -> None:
@@ -60,13 +60,13 @@ class _Mark(AnnotationQuery):
         return {**super().to_json(), **self._more}
 
 
-def marks(selector: str) -> list[AnnotationQuery]:
+def timed_annotations(selector: str) -> list[AnnotationQuery]:
     """Return annotations for failures and checkpoints of a job; Grafana expects milliseconds."""
     failures = f"trainyard_job_last_failure_timestamp_seconds{{{selector}}} * 1000"
     checkpoints = f"trainyard_checkpoint_timestamp_seconds{{{selector}}} * 1000"
     return [
-        _Mark("Failures", failures, "red", "The attempt failed", "reason"),
-        _Mark("Checkpoints", checkpoints, "blue", "Checkpoint complete", "pod"),
+        _TimedAnnotation("Failures", failures, "red", "The attempt failed", "reason"),
+        _TimedAnnotation("Checkpoints", checkpoints, "blue", "Checkpoint complete", "pod"),
     ]
 
 
@@ -125,7 +125,7 @@ def build(
             board = board.with_panel(panel)
     built = board.build()
     built.annotations = AnnotationContainer(list(annotations))
-    plain: dict[str, Any] = to_plain(built)
+    plain: dict[str, Any] = to_json_types(built)
     for number, panel in enumerate(plain["panels"], 1):
         panel["id"] = number
     return plain

@@ -3,16 +3,16 @@
 from typing import Any, Final
 
 from trainyard_monitoring import job_panels
-from trainyard_monitoring.frame import PHASES, Row, build, label_variable, marks, phase, source_variable
+from trainyard_monitoring.frame import PHASES, Row, build, label_variable, phase, source_variable, timed_annotations
 from trainyard_monitoring.job_panels import STEPS_PER_SECOND, S
-from trainyard_monitoring.panels import About, Panel, Query, stat_panel, text_panel
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, stat_panel, text_panel
 from trainyard_monitoring.timing import RUNBOOKS
 
 UID: Final = "trainyard-job"
 
 
 def job_dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     rows = [
         Row("Now", [*_state(), *_progress(), _help()]),
         Row("Learning", job_panels.learning()),
@@ -27,8 +27,8 @@ def job_dashboard() -> dict[str, Any]:
         label_variable("namespace", "Namespace", "label_values(trainyard_job_condition, namespace)"),
         label_variable("job", "Job", 'label_values(trainyard_job_condition{namespace="$namespace"}, job_name)'),
     ]
-    about = "One TrainingJob: state, learning, speed, lost time, checkpoints, ranks. Red: failures; blue: checkpoints."
-    return build(UID, "Trainyard / Job", about, variables, rows, marks(S))
+    description = "One TrainingJob: state, learning, speed, lost time, checkpoints, ranks. Red: failures; blue: saves."
+    return build(UID, "Trainyard / Job", description, variables, rows, timed_annotations(S))
 
 
 def _state() -> list[Panel]:
@@ -37,7 +37,7 @@ def _state() -> list[Panel]:
     productive = f'max(trainyard_job_goodput_seconds_total{{{S}, part="productive"}})'
     return [
         stat_panel(
-            About(
+            PanelInfo(
                 "Phase",
                 "none",
                 "Pending for long: see Pods by state. Failed: see the job's events.",
@@ -48,7 +48,7 @@ def _state() -> list[Panel]:
             absent="no such job",
         ),
         stat_panel(
-            About("Firing alerts", "none", "Firing alerts on this job. The runbook of each says what to do."),
+            PanelInfo("Firing alerts", "none", "Firing alerts on this job. The runbook of each says what to do."),
             Query(alerts, "{{alertname}}"),
             levels=((None, "red"),),
             absent="none",
@@ -56,7 +56,7 @@ def _state() -> list[Panel]:
             show_name=True,
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Goodput",
                 "percentunit",
                 "Share of the job's wall time spent on new steps. Low: see Wall time.",
@@ -67,7 +67,7 @@ def _state() -> list[Panel]:
             decimals=1,
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Restarts",
                 "none",
                 "counted: restarts that count against restartPolicy.maxRestarts; not counted: evictions and so on."
@@ -80,7 +80,7 @@ def _state() -> list[Panel]:
             levels=((None, "green"), (1, "orange"), (3, "red")),
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Last checkpoint",
                 "s",
                 "Age of the newest checkpoint: the most that a crash would lose.",
@@ -91,7 +91,7 @@ def _state() -> list[Panel]:
             decimals=0,
         ),
         stat_panel(
-            About("Attempt", "none", "Number of the current attempt: 1 + restarts + resumes."),
+            PanelInfo("Attempt", "none", "Number of the current attempt: 1 + restarts + resumes."),
             Query(f"max(trainyard_job_attempt{{{S}}})"),
         ),
     ]
@@ -101,7 +101,7 @@ def _progress() -> list[Panel]:
     left = f"max(trainyard_planned_steps{{{S}}}) - max(trainyard_steps_total{{{S}}})"
     return [
         stat_panel(
-            About(
+            PanelInfo(
                 "Step",
                 "none",
                 "Steps done and planned. If it does not grow while the job is Running, the job hangs.",
@@ -111,13 +111,13 @@ def _progress() -> list[Panel]:
             Query(f"max(trainyard_planned_steps{{{S}}})", "planned"),
         ),
         stat_panel(
-            About("ETA", "s", "Time for the remaining steps at the current speed; absent while no steps are done."),
+            PanelInfo("ETA", "s", "Time for the remaining steps at the current speed; absent while no steps are done."),
             Query(f"({left}) / ({STEPS_PER_SECOND} > 0)"),
             absent="no steps",
             decimals=0,
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Loss",
                 "none",
                 "Training loss of the last report, in nats per token. Rising: see Learning.",
@@ -127,7 +127,7 @@ def _progress() -> list[Panel]:
             decimals=4,
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Tokens/s",
                 "short",
                 "Tokens per second of all ranks, at the last report. Low: see Speed and time of a step.",
@@ -137,7 +137,7 @@ def _progress() -> list[Panel]:
             decimals=1,
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "MFU",
                 "percentunit",
                 "Model FLOPs utilization: share of the devices' peak FLOP/s. Below 20% on a GPU: look for waiting for"
@@ -149,7 +149,7 @@ def _progress() -> list[Panel]:
             absent="peak unknown",
         ),
         stat_panel(
-            About("Epoch", "none", "Passes over the training samples."),
+            PanelInfo("Epoch", "none", "Passes over the training samples."),
             Query(f"max(trainyard_epoch{{{S}}})"),
             decimals=2,
         ),

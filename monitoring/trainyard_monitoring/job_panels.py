@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from trainyard_monitoring.panels import About, Panel, Query, graph, timeline
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, graph, timeline
 from trainyard_monitoring.timing import SLOW_RATIO
 
 S: Final = 'namespace="$namespace", job_name="$job"'
@@ -27,7 +27,7 @@ def learning() -> list[Panel]:
     """Return the panels on loss, gradient and evaluations."""
     return [
         graph(
-            About(
+            PanelInfo(
                 "Loss",
                 "none",
                 "Training loss of single steps, and loss on held-out samples. If training falls while held-out rises,"
@@ -38,7 +38,7 @@ def learning() -> list[Panel]:
             Query(f"max(trainyard_eval_loss{{{S}}})", "held out"),
         ),
         graph(
-            About(
+            PanelInfo(
                 "Gradient norm and learning rate",
                 "none",
                 "Gradient norm before clipping. Growth by orders of magnitude precedes divergence: use a longer"
@@ -50,7 +50,7 @@ def learning() -> list[Panel]:
             right={"learning rate": "sci"},
         ),
         graph(
-            About(
+            PanelInfo(
                 "Evaluation",
                 "none",
                 "All metrics on held-out samples but the loss: accuracy and others on the left, perplexity on the"
@@ -73,7 +73,7 @@ def speed() -> list[Panel]:
     seconds = f"max by (phase) (rate(trainyard_step_duration_seconds_sum{{{S}}}[{RATE}]))"
     return [
         graph(
-            About(
+            PanelInfo(
                 "Throughput",
                 "short",
                 f"Tokens per second of all ranks, and the mean over an hour. Below {SLOW_RATIO:.0%} of the usual"
@@ -86,7 +86,7 @@ def speed() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Step time by phase",
                 "s",
                 "Mean seconds of one step on rank 0. data: waiting for input. passes: forward and backward with their"
@@ -101,7 +101,7 @@ def speed() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Computation and communication",
                 "percentunit",
                 "Parts of the last traced step of rank 0. overlap: both at the same time. communication: only that,"
@@ -115,7 +115,7 @@ def speed() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Model FLOP/s and MFU",
                 "flops",
                 "Model FLOP/s, and their share of the devices' peak (MFU). Both fall with small micro-batches and with"
@@ -135,7 +135,7 @@ def time() -> list[Panel]:
     conditions = {0: ("no", "transparent"), 1: ("yes", "blue")}
     return [
         graph(
-            About(
+            PanelInfo(
                 "Wall time by part",
                 "s",
                 "The parts add up to the job's age. recovery: restarts and repeated steps; checkpoint more often, and"
@@ -147,7 +147,7 @@ def time() -> list[Panel]:
             least=0,
         ),
         timeline(
-            About(
+            PanelInfo(
                 "Conditions",
                 "none",
                 "Conditions of the job over time. Degraded: it runs, but with a problem that the message of the"
@@ -158,7 +158,7 @@ def time() -> list[Panel]:
             colors=CONDITION_COLORS,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Waiting for workers",
                 "s",
                 "How long the job has been without all of its workers, although it should be running. Long: no free"
@@ -175,7 +175,7 @@ def bad_steps() -> list[Panel]:
     """Return the panels on skipped steps and rollbacks."""
     return [
         graph(
-            About(
+            PanelInfo(
                 "Skipped steps",
                 "none",
                 "Counts of this attempt. NaN or Inf: an overflow, or a faulty device. Skipped: these and spikes. Many:"
@@ -189,7 +189,7 @@ def bad_steps() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Steps, restarts and rollbacks",
                 "none",
                 "Steps done, and the steps of the newest checkpoint, of the checkpoint this attempt resumed from, and"
@@ -215,7 +215,7 @@ def checkpoints() -> list[Panel]:
     )
     return [
         graph(
-            About(
+            PanelInfo(
                 "Unsaved training",
                 "s",
                 "Unsaved steps in seconds of training: what a crash would lose. It falls to near zero at each"
@@ -227,7 +227,7 @@ def checkpoints() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Duration and size",
                 "s",
                 "Duration and size of the newest checkpoint. If it takes longer at the same size, the storage is"
@@ -241,7 +241,7 @@ def checkpoints() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Time waiting for checkpoints",
                 "percentunit",
                 "Share of the wall time. Above 5%: save less often, with async: true, or to faster storage.",
@@ -252,7 +252,7 @@ def checkpoints() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Failed and damaged",
                 "none",
                 "Checkpoints that this attempt failed to write, and checkpoints found damaged when it started. If there"
@@ -271,7 +271,7 @@ def ranks() -> list[Panel]:
     """Return the panels on single ranks and pods."""
     return [
         graph(
-            About(
+            PanelInfo(
                 "Computation by rank",
                 "s",
                 "Seconds for the same small computation on each rank (with spec.health.straggler). A line above the"
@@ -282,7 +282,7 @@ def ranks() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Slow ranks",
                 "none",
                 "Time of a straggler divided by that of the median rank. No line: no straggler.",
@@ -292,7 +292,7 @@ def ranks() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Memory by rank",
                 "bytes",
                 "resident: host memory. allocated, reserved, peak: torch's allocator on a GPU. If resident grows for"
@@ -302,7 +302,7 @@ def ranks() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Last step by pod",
                 "s",
                 "Seconds since each pod finished a step. If all grow: a hang, or an evaluation. If one grows: that"
@@ -314,7 +314,7 @@ def ranks() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Pods by state",
                 "none",
                 "Pods of the attempt, and the workers it needs. If pods are pending, see their events (kubectl"

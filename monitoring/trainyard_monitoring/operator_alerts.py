@@ -1,7 +1,7 @@
 """Alerts on the operator. While it is down, most alerts on jobs cannot fire: they need its job conditions."""
 
 from trainyard_monitoring.rules import Alert
-from trainyard_monitoring.timing import Timing, number, span
+from trainyard_monitoring.timing import Timing, duration, number
 
 _PRESENCE = "trainyard_operator_queue_depth"
 """A series of every operator. `up` would depend on the name of the scrape job."""
@@ -14,7 +14,7 @@ def operator_alerts(timing: Timing) -> list[Alert]:
 
 def down(timing: Timing) -> Alert:
     """Alert on a namespace that had an operator and has none now."""
-    present = f"count by (namespace) (last_over_time({_PRESENCE}[{span(timing.operator_memory)}]))"
+    present = f"count by (namespace) (last_over_time({_PRESENCE}[{duration(timing.operator_memory)}]))"
     return Alert(
         "TrainyardOperatorDown",
         "critical",
@@ -22,14 +22,14 @@ def down(timing: Timing) -> Alert:
         timing.operator_down_for,
         "The Trainyard operator is down",
         "No operator in namespace {{ $labels.namespace }} has been scraped for"
-        f" {span(timing.operator_down_for)}. Running pods continue; nothing is started, restarted or cleaned up, and"
-        " most alerts on its jobs cannot fire.",
+        f" {duration(timing.operator_down_for)}. Running pods continue; nothing is started, restarted or cleaned up,"
+        " and most alerts on its jobs cannot fire.",
     )
 
 
 def absent(timing: Timing) -> Alert:
     """Alert if no operator was scraped for longer than `down` remembers, or ever."""
-    window = span(timing.operator_memory)
+    window = duration(timing.operator_memory)
     return Alert(
         "TrainyardOperatorAbsent",
         "warning",
@@ -50,14 +50,14 @@ def no_leader(timing: Timing) -> Alert:
         timing.no_leader_for,
         "No Trainyard operator is the leader",
         "Operators in namespace {{ $labels.namespace }} respond, but for"
-        f" {span(timing.no_leader_for)} none of them has held the lease. Running pods continue; nothing is started,"
+        f" {duration(timing.no_leader_for)} none of them has held the lease. Running pods continue; nothing is started,"
         " restarted or cleaned up, and most alerts on its jobs cannot fire.",
     )
 
 
 def queue_stuck(timing: Timing) -> Alert:
     """Alert on work that waits while nothing is completed, or while the API server does not respond."""
-    window = span(timing.queue_window)
+    window = duration(timing.queue_window)
     return Alert(
         "TrainyardOperatorQueueStuck",
         "critical",

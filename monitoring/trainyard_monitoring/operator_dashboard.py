@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from trainyard_monitoring.frame import Row, build, source_variable
-from trainyard_monitoring.panels import About, Panel, Query, graph, stat_panel, timeline
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, graph, stat_panel, timeline
 from trainyard_monitoring.timing import TIMING
 
 RATE: Final = "$__rate_interval"
@@ -12,14 +12,14 @@ RATE: Final = "$__rate_interval"
 def operator_dashboard() -> dict[str, Any]:
     """Return the dashboard as Grafana imports it."""
     rows = [Row("Now", _now()), Row("Work", _work()), Row("API server", _requests())]
-    about = "The Trainyard operator: versions, work queue, reconciles, requests to the API server."
-    return build("trainyard-operator", "Trainyard / Operator", about, [source_variable()], rows)
+    description = "The Trainyard operator: versions, work queue, reconciles, requests to the API server."
+    return build("trainyard-operator", "Trainyard / Operator", description, [source_variable()], rows)
 
 
 def _now() -> list[Panel]:
     return [
         stat_panel(
-            About(
+            PanelInfo(
                 "Operators",
                 "none",
                 "Scraped operators: one leader, the others on standby. 0: no job is started or restarted.",
@@ -30,7 +30,7 @@ def _now() -> list[Panel]:
             levels=((None, "red"), (1, "green")),
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Version",
                 "none",
                 "Running versions. Two versions for longer than an upgrade takes: an old operator is still running.",
@@ -42,11 +42,11 @@ def _now() -> list[Panel]:
             absent="none",
         ),
         stat_panel(
-            About("Jobs", "none", "All jobs, including finished ones.", width=6),
+            PanelInfo("Jobs", "none", "All jobs, including finished ones.", width=6),
             Query("sum(trainyard_operator_jobs)"),
         ),
         stat_panel(
-            About(
+            PanelInfo(
                 "Queue stalled",
                 "s",
                 "How long work has waited while nothing was completed, or while the API server did not respond. Above"
@@ -66,7 +66,7 @@ def _work() -> list[Panel]:
     buckets = f"sum by (le) (rate(trainyard_operator_reconcile_duration_seconds_bucket[{RATE}]))"
     return [
         graph(
-            About(
+            PanelInfo(
                 "Queue",
                 "none",
                 "Jobs waiting to be reconciled. Growing: the operator or the API server is too slow.",
@@ -76,7 +76,7 @@ def _work() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Reconciles",
                 "ops",
                 "Reconciles per second by outcome. Outcomes other than ok for long: see the operator's log.",
@@ -87,19 +87,19 @@ def _work() -> list[Panel]:
             least=0,
         ),
         graph(
-            About("Reconcile duration", "s", "Median and 99th percentile. Seconds: the API server is slow."),
+            PanelInfo("Reconcile duration", "s", "Median and 99th percentile. Seconds: the API server is slow."),
             Query(f"histogram_quantile(0.5, {buckets})", "median"),
             Query(f"histogram_quantile(0.99, {buckets})", "99th percentile"),
             least=0,
         ),
         graph(
-            About("Jobs by phase", "none", "Jobs of all namespaces that the operator watches.", width=16),
+            PanelInfo("Jobs by phase", "none", "Jobs of all namespaces that the operator watches.", width=16),
             Query("sum by (phase) (trainyard_operator_jobs)", "{{phase}}"),
             stacked=True,
             least=0,
         ),
         timeline(
-            About(
+            PanelInfo(
                 "Leader",
                 "none",
                 "The operator that holds the lease. None for more than a moment: the lease cannot be written. Frequent"
@@ -117,7 +117,7 @@ def _requests() -> list[Panel]:
     bad = f'sum(rate(trainyard_operator_api_requests_total{{code=~"0|5.."}}[{RATE}]))'
     return [
         graph(
-            About(
+            PanelInfo(
                 "Requests",
                 "reqps",
                 "Requests by verb and status code. 403: an RBAC rule is missing. 409: a harmless conflict. 429: the API"
@@ -128,7 +128,7 @@ def _requests() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Failed requests",
                 "percentunit",
                 "Share of requests without a response or with a server error. Above 5% for long: check the API server.",

@@ -57,7 +57,7 @@ class Query:
 
 
 @dataclass(frozen=True)
-class About:
+class PanelInfo:
     """Title, unit and description of a panel."""
 
     title: str
@@ -81,13 +81,13 @@ def _targets(queries: Sequence[Query], *, instant: bool = False, as_table: bool 
     return targets
 
 
-def _links(about: About) -> list[dashboard.DashboardLink]:
+def _links(info: PanelInfo) -> list[dashboard.DashboardLink]:
     return [
         dashboard.DashboardLink(f"Runbook: {name}")
         .type(DashboardLinkType.LINK)
         .url(f"{RUNBOOKS}/{name}.md")
         .target_blank(True)
-        for name in about.runbooks
+        for name in info.runbooks
     ]
 
 
@@ -106,7 +106,7 @@ def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
 
 
 def stat_panel(
-    about: About,
+    info: PanelInfo,
     *queries: Query,
     levels: Levels = PLAIN,
     names: Mapping[int, tuple[str, str]] | None = None,
@@ -118,16 +118,16 @@ def stat_panel(
     """Return a panel that shows the current value; `absent` is its text where there is no series."""
     panel = (
         stat.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries, instant=instant)))
-        .unit(about.unit)
+        .unit(info.unit)
         .thresholds(_thresholds(levels))
         .no_value(absent)
-        .span(about.width or 4)
-        .height(about.height or 4)
-        .links(list(_links(about)))
+        .span(info.width or 4)
+        .height(info.height or 4)
+        .links(list(_links(info)))
         .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
@@ -140,7 +140,7 @@ def stat_panel(
 
 
 def graph(
-    about: About,
+    info: PanelInfo,
     *queries: Query,
     levels: Levels | None = None,
     stacked: bool = False,
@@ -151,14 +151,14 @@ def graph(
     """Return a panel with values over time; `right` names series, by legend, with an axis on the right and its unit."""
     panel = (
         timeseries.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries)))
-        .unit(about.unit)
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .unit(info.unit)
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .line_width(1)
         .fill_opacity(30 if stacked else 0)
         .show_points(VisibilityMode.NEVER)
@@ -188,7 +188,7 @@ def graph(
 
 
 def timeline(
-    about: About,
+    info: PanelInfo,
     *queries: Query,
     names: Mapping[int, tuple[str, str]],
     colors: Mapping[str, str] | None = None,
@@ -196,22 +196,22 @@ def timeline(
     """Return a panel with states over time, one row for each series.
 
     Args:
-        about: title, unit and description.
+        info: title, unit and description.
         queries: expressions whose values are states.
         names: text and colour of each state.
         colors: colour of the state 1 of single series, by legend, where it differs from that of `names`.
     """
     panel = (
         statetimeline.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries)))
-        .unit(about.unit)
+        .unit(info.unit)
         .mappings(value_map(names))
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .merge_values(True)
         .show_value(VisibilityMode.NEVER)
     )
@@ -231,11 +231,11 @@ class Column:
     names: Mapping[int, tuple[str, str]] | None = None
 
 
-def table_panel(about: About, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
+def table_panel(info: PanelInfo, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
     """Return a table with one row for each set of labels.
 
     Args:
-        about: title, unit and description.
+        info: title, unit and description.
         keys: labels that identify a row, with their titles.
         columns: the columns with values.
         link: target of the link on the last key.
@@ -244,14 +244,14 @@ def table_panel(about: About, keys: Mapping[str, str], columns: Sequence[Column]
     order = {name: index for index, name in enumerate((*keys, *names))}
     panel = (
         table.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets([Query(column.query) for column in columns], instant=True, as_table=True)))
-        .unit(about.unit)
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .unit(info.unit)
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .transformations(
             [
                 DataTransformerConfig(id_val="merge", options={}),
@@ -287,12 +287,12 @@ def text_panel(title: str, description: str, markdown: str, *, width: int = 24, 
     return panel.span(width).height(height)
 
 
-def to_plain(value: Any) -> Any:
+def to_json_types(value: Any) -> Any:
     """Return the result of a builder as dictionaries and lists."""
     if hasattr(value, "to_json"):
-        return to_plain(value.to_json())
+        return to_json_types(value.to_json())
     if isinstance(value, dict):
-        return {key: to_plain(child) for key, child in value.items()}
+        return {key: to_json_types(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(child) for child in value]
+        return [to_json_types(child) for child in value]
     return value

@@ -2,7 +2,7 @@
 
 from trainyard_monitoring.promql import JOB, ON_JOB, RUN, per_job
 from trainyard_monitoring.rules import Record
-from trainyard_monitoring.timing import Timing, span
+from trainyard_monitoring.timing import Timing, duration
 
 
 def recording_rules(timing: Timing) -> list[Record]:
@@ -11,7 +11,7 @@ def recording_rules(timing: Timing) -> list[Record]:
 
 
 def _operator_side(timing: Timing) -> list[Record]:
-    gap = span(timing.gap)
+    gap = duration(timing.gap)
     restarts = per_job(f"last_over_time(trainyard_job_restarts_total[{gap}])", "max", "counted")
     return [
         # While the operator restarts, a job keeps its last condition.
@@ -35,13 +35,13 @@ def _progress(timing: Timing) -> list[Record]:
         ),
         Record(
             "job:trainyard_last_step_timestamp_seconds:last",
-            per_job(f"last_over_time(trainyard_last_step_timestamp_seconds[{span(timing.stalled_memory)}])"),
+            per_job(f"last_over_time(trainyard_last_step_timestamp_seconds[{duration(timing.stalled_memory)}])"),
         ),
     ]
 
 
 def _checkpoints(timing: Timing) -> list[Record]:
-    step, window = "job:trainyard_checkpoint_step:max", span(timing.checkpoint_history)
+    step, window = "job:trainyard_checkpoint_step:max", duration(timing.checkpoint_history)
     return [
         Record(step, per_job("trainyard_checkpoint_step")),
         # Both from one page and counted in steps, so that pauses and restarts do not make a checkpoint look old.
@@ -62,7 +62,7 @@ def _runs(timing: Timing) -> list[Record]:
     """Return the rules of level `run`: one series for each job and each set of labels of `trainyard_run_info`."""
     # Speed as model FLOP/s: tokens per second would drop with a larger model under the same job name.
     flops = "trainyard_tokens_per_second * trainyard_flops_total / trainyard_tokens_total"
-    smooth = span(timing.smooth)
+    smooth = duration(timing.smooth)
     return [
         Record("run:trainyard_loss:max", _per_run("trainyard_loss")),
         Record("run:trainyard_loss:avg", f"avg_over_time(run:trainyard_loss:max[{smooth}])"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from trainyard_monitoring.timing import RUNBOOKS, span
+from trainyard_monitoring.timing import RUNBOOKS, duration
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Alert:
         return {
             "alert": self.name,
             "expr": self.expression,
-            **({"for": span(self.wait)} if self.wait else {}),
+            **({"for": duration(self.wait)} if self.wait else {}),
             "labels": {"severity": self.severity},
             "annotations": {
                 "summary": self.summary,

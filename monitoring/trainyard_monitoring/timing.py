@@ -82,7 +82,7 @@ RUNBOOKS: Final = "https://github.com/trainyard/trainyard/blob/main/docs/runbook
 """URL of docs/runbooks; the chart's value monitoring.runbookBaseUrl replaces it."""
 
 
-def span(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time in PromQL, to the millisecond: 90 is "90s", 3600 is "1h"."""
     for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
         if seconds >= length and seconds % length == 0:

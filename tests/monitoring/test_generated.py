@@ -12,7 +12,7 @@ import yaml
 from tests.monitoring.promtool import ALERTS, RULES, promtool
 from trainyard.protocol import worker_metrics
 from trainyard_monitoring.__main__ import generated
-from trainyard_monitoring.frame import marks
+from trainyard_monitoring.frame import timed_annotations
 from trainyard_monitoring.metrics_table import with_metrics_table
 from trainyard_monitoring.queries import dashboards, panel_queries
 from trainyard_monitoring.rule_file import rule_file, rule_groups
@@ -156,7 +156,7 @@ def test_promtool_parses_every_query(tmp_path: Path) -> None:
 
 
 def test_annotations_are_at_the_times_in_the_values_of_series() -> None:
-    for mark in marks("x"):
+    for mark in timed_annotations("x"):
         plain = mark.to_json()
         assert plain["useValueForTime"] is True
         assert str(plain["expr"]).endswith("timestamp_seconds{x} * 1000")
