@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from prometheus_client import generate_latest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.builders import NOW
 from tests.trainer.pods import make_config
 from tests.trainer.test_metrics import SPEED, VALUES, make_world
+from tests.trainer.test_trackers import read_tensorboard
 from trainyard.protocol import worker_metrics
 from trainyard.protocol.progress import Measurement, Progress
 from trainyard.protocol.worker_metrics import WorkerMetric
@@ -74,9 +74,9 @@ def test_a_new_metric_reaches_page_operator_status_log_and_tracker(tmp_path: Pat
     assert status["weightNorm"] == 12.3457, "six digits"
     assert "rescues" not in status, "0, and left out"
     assert report.progress(attempt=1).to_dict()["weightNorm"] == 12.35, "of the log: two decimals"
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    assert [event.value for event in board.Scalars("train/weight_norm")] == pytest.approx([12.3456789], rel=1e-6)
+    assert [event.value for event in read_tensorboard(tmp_path).Scalars("train/weight_norm")] == pytest.approx(
+        [12.3456789], rel=1e-6
+    )
 
 
 def test_a_new_counter_reaches_status_and_termination_message() -> None:

@@ -1,5 +1,6 @@
 """Experiment trackers get the values of the log. TensorBoard, MLflow and W&B are real, and write to files."""
 
+import importlib
 import json
 import struct
 import sys
@@ -9,7 +10,6 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.proto import wandb_internal_pb2
 
 from tests.trainer.layouts import Layout
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
@@ -19,6 +19,12 @@ from trainyard_trainer.metrics import trackers as trackers_module
 from trainyard_trainer.metrics.trackers import Trackers
 
 
+def read_tensorboard(root: Path) -> Any:
+    board = EventAccumulator(str(root / "tensorboard"))
+    board.Reload()
+    return board
+
+
 def test_tensorboard_has_the_metrics_of_all_attempts(start: Starter, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"tensorboard": True, "evaluation": {"everySteps": 3}}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "evalFraction": 0.01}
@@ -26,8 +32,7 @@ def test_tensorboard_has_the_metrics_of_all_attempts(start: Starter, tmp_path: P
     for stop in (3, 6):
         pods += train(start, tmp_path, Layout(2, {}), stop=stop, data=data, **settings)
         assert finish(pods[-1:]) == [0], pods[-1].stderr
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
+    board = read_tensorboard(tmp_path)
     tracked = {event.step: event.value for event in board.Scalars("train/loss")}
     logged = {r["step"]: r["loss"] for pod in pods for r in pod.reports if "loss" in r}
     assert tracked == pytest.approx(logged, rel=1e-6)
@@ -66,6 +71,7 @@ def test_mlflow_has_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest
 
 def wandb_records(file: Path) -> Iterator[Any]:
     """Records of an offline run: 7 bytes of header, then blocks of 32 KiB with the log format of LevelDB."""
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     content = file.read_bytes()
     offset = 7
     record = b""
@@ -77,7 +83,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
         record += content[offset + 7 : offset + 7 + length]
         offset += 7 + length
         if kind in (1, 4):  # a record of its own, or the last part of one
-            parsed = wandb_internal_pb2.Record()
+            parsed = messages.Record()
             parsed.ParseFromString(record)
             yield parsed
             record = b""
