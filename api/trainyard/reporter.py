@@ -1,5 +1,4 @@
-"""For a program of the user's own: the same metrics that the built-in trainer serves, so that status, dashboards and
-alerts work for it, too.
+"""Progress reports of your own training program: status, dashboards and alerts work as for the built-in trainer.
 
     from trainyard.reporter import Reporter
 
@@ -8,8 +7,8 @@ alerts work for it, too.
         ...
         reporter.step(tokens=batch * length, loss=loss)
 
-with `spec.metrics: {}` in the TrainingJob. It needs the package prometheus-client (pip install 'trainyard[report]') and
-no torch.
+The TrainingJob needs `spec.metrics: {}`, and the image the package prometheus-client
+(pip install 'trainyard[report]'); torch is not needed.
 """
 
 import os
@@ -17,44 +16,47 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+from prometheus_client import ProcessCollector, start_http_server
 
-from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol import constants, launcher_protocol, worker_metrics
+from trainyard.protocol.metrics_page import MetricsPage
 
 WINDOW = 30.0
-"""Seconds over which the throughput is taken."""
+"""Seconds over which the throughput is averaged."""
 
 
 class Reporter:
     """Serves the metrics of one worker.
 
-    Make one in each process, and call it from each: it is rank 0's that tells of the whole job, the first process of
-    each pod serves the page, and all others do nothing. Figures are for the whole job, over all ranks.
+    Create one in each process, and call it from each. Rank 0 reports the metrics of the whole job, the first process of
+    each pod serves its page, and all other processes do nothing. Values are for the whole job, over all ranks.
     """
 
     def __init__(
         self, total_steps: int | None = None, *, resumed_step: int = 0, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Begin to serve.
+        """Start to serve the metrics page.
 
         Args:
-            total_steps: optimizer steps in all, if that is known; without it there is no time of arrival.
-            resumed_step: step of the checkpoint that this attempt goes on from.
-            clock: seconds, for tests.
+            total_steps: optimizer steps planned in total; without it the status shows no ETA.
+            resumed_step: step of the checkpoint this attempt resumes from; 0 without one.
+            clock: returns seconds; for tests.
 
         Raises:
             OSError: the port (spec.metrics.port) is in use.
         """
         env = os.environ.get
         self._clock = clock
-        self._labels = (env(constants.ENV_NAMESPACE, "default"), env(constants.ENV_JOB, "job"))
-        self._leads = env("RANK", "0") == "0"
+        self._page = MetricsPage(env(constants.ENV_NAMESPACE, "default"), env(constants.ENV_JOB, "job"))
+        self.registry = self._page.registry
+        self._is_rank_0 = env("RANK", "0") == "0"
         self._serves = env("LOCAL_RANK", "0") == "0"
-        self.registry = CollectorRegistry()
-        self._gauges: dict[str, Gauge] = {}
         self._recent: deque[tuple[float, int, int]] = deque([(clock(), 0, 0)])
+        """Time, tokens and samples of this attempt after each recent step."""
         self._tokens_done = self._samples_done = 0
-        if self._leads:
+        self._steps_before = resumed_step
+        """Steps of earlier attempts whose tokens and samples are not counted yet."""
+        if self._is_rank_0:
             self._declare(total_steps, resumed_step)
         if self._serves:
             ProcessCollector(registry=self.registry)
@@ -62,25 +64,14 @@ class Reporter:
             self._server, self._thread = start_http_server(port, registry=self.registry)
 
     def _declare(self, total_steps: int | None, resumed_step: int) -> None:
-        self._steps = self._counter(constants.METRIC_STEP, "Optimizer steps done.")
-        self._tokens = self._counter(constants.METRIC_TOKENS, "Tokens trained on, over all ranks.")
-        self._samples = self._counter(constants.METRIC_SAMPLES, "Samples trained on, over all ranks.")
-        attempt = int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0"))
-        self._set(constants.METRIC_ATTEMPT, "Attempt that these figures are of.", attempt)
-        self._steps.inc(resumed_step)
-        self._unknown_steps = resumed_step
+        self._page.set(worker_metrics.ATTEMPT, int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0")))
+        self._page.add(worker_metrics.STEP, resumed_step)
+        self._page.add(worker_metrics.TOKENS, 0)
+        self._page.add(worker_metrics.SAMPLES, 0)
         if total_steps is not None:
-            self._set(constants.METRIC_TOTAL_STEPS, "Optimizer steps in all.", total_steps)
+            self._page.set(worker_metrics.TOTAL_STEPS, total_steps)
         if resumed_step:
-            self._set(constants.METRIC_RESUMED_STEP, "Step of the checkpoint that was gone on from.", resumed_step)
-
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(name, text, constants.METRIC_LABELS, registry=self.registry).labels(*self._labels)
-
-    def _set(self, name: str, text: str, value: float) -> None:
-        if name not in self._gauges:
-            self._gauges[name] = Gauge(name, text, constants.METRIC_LABELS, registry=self.registry)
-        self._gauges[name].labels(*self._labels).set(value)
+            self._page.set(worker_metrics.RESUMED_STEP, resumed_step)
 
     def step(
         self,
@@ -90,59 +81,73 @@ class Reporter:
         loss: float | None = None,
         learning_rate: float | None = None,
         grad_norm: float | None = None,
+        **values: float,
     ) -> None:
-        """An optimizer step is done, on so many tokens or samples over all ranks; what is not known is left out."""
+        """Report that an optimizer step is done.
+
+        Args:
+            tokens: tokens of the step, over all ranks.
+            samples: samples of the step, over all ranks.
+            loss: training loss of the step; None: not known.
+            learning_rate: learning rate of the step; None: not known.
+            grad_norm: norm of the gradient before clipping; None: not known.
+            values: other measurements of a step that the table of worker metrics has, for example mfu=0.4.
+
+        Raises:
+            TypeError: the table does not have one of the values.
+        """
         if self._serves:
-            self._set(constants.METRIC_LAST_STEP, "Time at which the last optimizer step ended.", time.time())
-        if not self._leads:
+            self._page.set(worker_metrics.LAST_STEP_TIME, time.time())
+        if not self._is_rank_0:
             return
-        # Of earlier attempts only the steps are known; theirs are taken to have been like the first one here.
-        alike = 1 + self._unknown_steps
-        self._unknown_steps = 0
-        self._steps.inc()
-        self._tokens.inc(tokens * alike)
-        self._samples.inc(samples * alike)
+        # Of earlier attempts only the number of steps is known: count each with the size of the first step here.
+        counted_steps = 1 + self._steps_before
+        self._steps_before = 0
+        self._page.add(worker_metrics.STEP)
+        self._page.add(worker_metrics.TOKENS, tokens * counted_steps)
+        self._page.add(worker_metrics.SAMPLES, samples * counted_steps)
         self._tokens_done += tokens
         self._samples_done += samples
-        for name, text, value in (
-            (constants.METRIC_LOSS, "Training loss.", loss),
-            (constants.METRIC_LEARNING_RATE, "Learning rate.", learning_rate),
-            (constants.METRIC_GRAD_NORM, "Norm of the gradient before clipping.", grad_norm),
-        ):
+        self._set_throughput()
+        measured = {field: metric for field, metric in worker_metrics.gauges_by_field().items() if metric.tracker_name}
+        for name, value in {"loss": loss, "learning_rate": learning_rate, "grad_norm": grad_norm, **values}.items():
+            if name not in measured:
+                raise TypeError(
+                    f"Reporter.step: {name} is not a measurement of a step; use one of {', '.join(measured)}"
+                )
             if value is not None:
-                self._set(name, text, value)
-        self._pace()
+                self._page.set(measured[name], value)
 
-    def _pace(self) -> None:
-        """Throughput since half a minute ago, or since the start."""
+    def _set_throughput(self) -> None:
+        """Show the throughput over the last `WINDOW` seconds, or since the start of this attempt."""
         now = self._clock()
         self._recent.append((now, self._tokens_done, self._samples_done))
         while len(self._recent) > 2 and now - self._recent[1][0] >= WINDOW:
             self._recent.popleft()
-        then, tokens, samples = self._recent[0]
-        if now <= then:
+        start, tokens, samples = self._recent[0]
+        if now <= start:
             return
-        for name, text, done in (
-            (constants.METRIC_TOKENS_PER_SECOND, "Tokens per second of all ranks.", self._tokens_done - tokens),
-            (constants.METRIC_SAMPLES_PER_SECOND, "Samples per second of all ranks.", self._samples_done - samples),
+        for metric, amount in (
+            (worker_metrics.TOKENS_PER_SECOND, self._tokens_done - tokens),
+            (worker_metrics.SAMPLES_PER_SECOND, self._samples_done - samples),
         ):
-            if done:
-                self._set(name, text, done / (now - then))
+            if amount:
+                self._page.set(metric, amount / (now - start))
 
-    def evaluated(self, **figures: float) -> None:
-        """Figures on held-out data: loss, accuracy, perplexity, ..."""
-        if self._leads:
-            for name, value in figures.items():
-                self._set(f"{constants.METRIC_EVALUATION}{name}", f"Held-out samples: {name}.", value)
+    def evaluated(self, **values: float) -> None:
+        """Report an evaluation on held-out samples: loss, accuracy, perplexity, ..."""
+        if self._is_rank_0:
+            for name, value in values.items():
+                self._page.set(worker_metrics.EVALUATION.named(name), value)
 
     def saved(self, step: int) -> None:
-        """A checkpoint of a step is complete."""
-        if self._leads:
-            self._set(constants.METRIC_CHECKPOINT_STEP, "Step of the newest complete checkpoint.", step)
-            self._set(constants.METRIC_CHECKPOINT_TIME, "Time at which it was complete.", time.time())
+        """Report that the checkpoint of a step is complete."""
+        if self._is_rank_0:
+            self._page.set(worker_metrics.CHECKPOINT_STEP, step)
+            self._page.set(worker_metrics.CHECKPOINT_TIME, time.time())
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving the metrics page."""
         if self._serves:
             self._server.shutdown()
             self._server.server_close()

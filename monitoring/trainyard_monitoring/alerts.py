@@ -1,8 +1,8 @@
-"""Alerts on jobs. Each compares a job with what it says of itself, so that no value must be set for each job."""
+"""Alerts on jobs. Each compares a job with its own history, so that no threshold must be set per job."""
 
 from typing import Final
 
-from trainyard_monitoring.promql import CONDITION, NOT_OVER, ON_JOB, RUNNING, STEPPING, increase, per_job
+from trainyard_monitoring.promql import CONDITION, NOT_FINISHED, ON_JOB, RUNNING, STEPPING, increase, per_job
 from trainyard_monitoring.rules import Alert
 from trainyard_monitoring.timing import (
     DIVERGING_MARGIN,
@@ -13,8 +13,8 @@ from trainyard_monitoring.timing import (
     STALE_INTERVALS,
     STALLED_STEPS,
     Timing,
+    duration,
     number,
-    span,
 )
 
 NAME: Final = "{{ $labels.namespace }}/{{ $labels.job_name }}"
@@ -24,11 +24,11 @@ REASON: Final = (
     '{{ range printf "trainyard_job_last_failure_timestamp_seconds{namespace=%q,job_name=%q}"'
     " $labels.namespace $labels.job_name | query }}{{ .Labels.reason }}{{ end }}"
 )
-"""The reason of the last failure; nothing if there was none."""
+"""Template of the reason of the last failure; empty without one."""
 
 
 def job_alerts(timing: Timing) -> list[Alert]:
-    """Alerts on single jobs."""
+    """Return the alerts on single jobs."""
     return [
         stalled(timing),
         non_finite(timing),
@@ -44,113 +44,115 @@ def job_alerts(timing: Timing) -> list[Alert]:
 
 
 def stalled(timing: Timing) -> Alert:
-    """The last step is long ago by the clock, and by the job's own pace, which only the built-in trainer tells."""
+    """Alert on a last step that is too old by the clock and by the job's own step time (built-in trainer only)."""
     age = "(time() - job:trainyard_last_step_timestamp_seconds:last)"
-    pace = f"last_over_time(job:trainyard_step_duration_seconds:mean[{span(timing.stalled_memory)}])"
+    pace = f"last_over_time(job:trainyard_step_duration_seconds:mean[{duration(timing.stalled_memory)}])"
     usual = f"unless {ON_JOB} {age} <= {ON_JOB} {STALLED_STEPS} * {pace}"
     return Alert(
         "TrainyardJobStalled",
         "critical",
         f"{age} > {number(timing.stalled_after)}\n{usual}\n{STEPPING}",
         timing.stalled_for,
-        "A training job makes no steps",
-        f"{NAME} runs, but its last step was {TIME} ago: more than {span(timing.stalled_after)}, and more than"
+        "A training job is stalled",
+        f"{NAME} runs, but its last step was {TIME} ago: more than {duration(timing.stalled_after)}, and more than"
         f" {STALLED_STEPS} of its usual steps.",
     )
 
 
 def non_finite(timing: Timing) -> Alert:
-    """Gradients that are not numbers."""
-    window = span(timing.nonfinite_window)
+    """Alert on gradients with NaN or Inf."""
+    window = duration(timing.nonfinite_window)
     return Alert(
         "TrainyardNonFiniteSteps",
         "warning",
-        f"{increase('trainyard_nonfinite_steps_total', window)} >= {NONFINITE_STEPS}\n{NOT_OVER}",
+        f"{increase('trainyard_nonfinite_steps_total', window)} >= {NONFINITE_STEPS}\n{NOT_FINISHED}",
         0,
-        "A training job's gradient is not finite again and again",
-        f"{NAME} had {COUNT} steps without a finite gradient within {window}. None of them has changed the model; too"
-        " many in a row end the attempt.",
+        "A training job repeatedly has NaN or Inf gradients",
+        f"{NAME} had {COUNT} steps with a NaN or Inf gradient within {window}. They were skipped; too many"
+        " consecutive ones end the attempt.",
     )
 
 
 def diverging(timing: Timing) -> Alert:
-    """The loss is well above its own lowest, at steps that were never made before.
+    """Alert on a loss well above its own minimum, at steps that the job reaches for the first time.
 
-    So neither a restart from an old checkpoint nor one from the beginning counts, where the loss is higher for good
-    reasons.
+    Restarts from an old checkpoint or from scratch do not count: there a higher loss is expected.
     """
-    loss, steps, history = "run:trainyard_loss:avg", "job:trainyard_steps:max", span(timing.history)
+    loss, steps, history = "run:trainyard_loss:avg", "job:trainyard_steps:max", duration(timing.history)
     high = f"{loss} > {DIVERGING_RATIO} * min_over_time({loss}[{history}]) + {DIVERGING_MARGIN}"
     return Alert(
         "TrainyardLossDiverging",
         "warning",
         f"{per_job(high)}\nand {ON_JOB} {steps} >= max_over_time({steps}[{history}])\n{RUNNING}",
         timing.diverging_for,
-        "A training job's loss rises",
-        f'The loss of {NAME} was {{{{ printf "%.3f" $value }}}} on average over {span(timing.smooth)}: above'
+        "A training job's loss is diverging",
+        f'The loss of {NAME} was {{{{ printf "%.3f" $value }}}} on average over {duration(timing.smooth)}: above'
         f" {DIVERGING_RATIO} times its lowest such mean of the last {history}, plus {DIVERGING_MARGIN}.",
     )
 
 
 def straggler(timing: Timing) -> Alert:
-    """The trainer has found a slow rank (spec.health.straggler)."""
-    ratio = f"last_over_time(trainyard_straggler_ratio[{span(timing.gap)}])"
+    """Alert on a straggler that the trainer has found (spec.health.straggler)."""
+    ratio = f"last_over_time(trainyard_straggler_ratio[{duration(timing.gap)}])"
     return Alert(
         "TrainyardStraggler",
         "warning",
         f"{per_job(ratio, 'max', 'rank')}\n{RUNNING}",
         timing.straggler_for,
-        "A rank of a training job is slow, and all others wait for it",
+        "A rank of a training job is a straggler; all others wait for it",
         f'Rank {{{{ $labels.rank }}}} of {NAME} takes {{{{ printf "%.2f" $value }}}} times as long as the median rank'
         " for the same computation.",
     )
 
 
 def restart_storm(timing: Timing) -> Alert:
-    """Restarts, of any kind. As a difference of sums: a new operator's series begin at the count of the old one's."""
-    count, window = "job:trainyard_job_restarts:last", span(timing.restarts_window)
+    """Alert on many restarts of any kind.
+
+    It is a difference of sums, because the series of a new operator begin with the count of the old operator.
+    """
+    count, window = "job:trainyard_job_restarts:last", duration(timing.restarts_window)
     return Alert(
         "TrainyardRestartStorm",
         "warning",
-        f"{count} - min_over_time({count}[{window}]) >= {RESTARTS}\n{NOT_OVER}",
+        f"{count} - min_over_time({count}[{window}]) >= {RESTARTS}\n{NOT_FINISHED}",
         0,
-        "A training job restarts again and again",
+        "A training job restarts repeatedly",
         f"{NAME} was restarted {COUNT} times within {window}; reason of the last failure: {REASON}.",
     )
 
 
 def slow(timing: Timing) -> Alert:
-    """Throughput, in FLOPs of the model, below what the job had before on the same layout and devices."""
+    """Alert on a model FLOP/s rate below the job's own median with the same layout and devices."""
     speed = "run:trainyard_flops_per_second:avg"
-    usual = f"quantile_over_time(0.5, {speed}[{span(timing.history)}] offset {span(timing.slow_lag)})"
+    usual = f"quantile_over_time(0.5, {speed}[{duration(timing.history)}] offset {duration(timing.slow_lag)})"
     return Alert(
         "TrainyardThroughputDropped",
         "warning",
         f"{per_job(f'{speed} / {usual}')} < {SLOW_RATIO}\n{STEPPING}",
         timing.slow_for,
-        "A training job is slower than it was",
-        f"{NAME} trains at {{{{ humanizePercentage $value }}}} of the speed that it usually had in the last"
-        f" {span(timing.history)}, on the same layout and devices.",
+        "A training job's throughput has dropped",
+        f"{NAME} trains at {{{{ humanizePercentage $value }}}} of its usual throughput of the last"
+        f" {duration(timing.history)}, on the same layout and devices.",
     )
 
 
 def pending(timing: Timing) -> Alert:
-    """The operator counts for how long a job that should run does not."""
+    """Alert on a job that has been without all of its workers for too long, as the operator measures it."""
     return Alert(
         "TrainyardJobPendingTooLong",
         "warning",
-        f"{per_job(f'last_over_time(trainyard_job_pending_seconds[{span(timing.gap)}])')}"
+        f"{per_job(f'last_over_time(trainyard_job_pending_seconds[{duration(timing.gap)}])')}"
         f" > {number(timing.pending_after)}",
         timing.pending_for,
-        "A training job waits for its workers",
-        f"{NAME} should run, but has not had all of its workers for {TIME}.",
+        "A training job is waiting for workers",
+        f"{NAME} should be running, but has not had all of its workers for {TIME}.",
     )
 
 
 def checkpoint_stale(timing: Timing) -> Alert:
-    """Training that a crash would lose: more than some usual intervals, or too much where none is usual yet.
+    """Alert on unsaved training: more than some usual checkpoint intervals, or a fixed time while none is known.
 
-    Pods that are gone have no such series, so a job that does not run needs no exception.
+    Pods that are gone have no such series, so jobs that do not run need no exception.
     """
     unsaved, interval = "job:trainyard_unsaved_seconds:max", "job:trainyard_checkpoint_interval_steps:mean"
     late = f"job:trainyard_unsaved_steps:max > {ON_JOB} {STALE_INTERVALS} * {interval}"
@@ -160,35 +162,35 @@ def checkpoint_stale(timing: Timing) -> Alert:
         f"{unsaved} > {number(timing.checkpoint_floor)} and {ON_JOB} ({late})\n"
         f"or {unsaved} > {number(timing.checkpoint_fallback)} unless {ON_JOB} {interval}",
         timing.checkpoint_for,
-        "A training job has not saved for too long",
+        "A training job's last checkpoint is too old",
         f"A crash of {NAME} would lose {TIME} of training: more than {STALE_INTERVALS} of its usual intervals between"
-        f" checkpoints (or than {span(timing.checkpoint_fallback)}, where none is known).",
+        f" checkpoints (or more than {duration(timing.checkpoint_fallback)}, where none is known).",
     )
 
 
 def checkpoint_failing(timing: Timing) -> Alert:
-    """Checkpoints that could not be written."""
-    window = span(timing.save_failures_window)
+    """Alert on checkpoints that could not be written."""
+    window = duration(timing.save_failures_window)
     return Alert(
         "TrainyardCheckpointFailing",
         "warning",
-        f"{increase('trainyard_checkpoint_failures_total', window)} > 0\n{NOT_OVER}",
+        f"{increase('trainyard_checkpoint_failures_total', window)} > 0\n{NOT_FINISHED}",
         0,
-        "A training job cannot write its checkpoints",
-        f"{NAME} could not write {COUNT} of its checkpoints within {window}. Training goes on, and what it does is not"
-        " safe.",
+        "A training job fails to write checkpoints",
+        f"{NAME} failed to write {COUNT} of its checkpoints within {window}. Training continues, but its"
+        " progress is not saved.",
     )
 
 
 def failed(timing: Timing) -> Alert:
-    """The job has ended, for the worse, and nobody has cleaned up for less than a day."""
-    over = f'{CONDITION}{{condition="Failed"}}'
-    before = f"{over} offset {span(timing.failed_kept)} == 1"
+    """Alert on a failed job, for a day or until it is deleted."""
+    failed_jobs = f'{CONDITION}{{condition="Failed"}}'
+    before = f"{failed_jobs} offset {duration(timing.failed_kept)} == 1"
     return Alert(
         "TrainyardJobFailed",
         "warning",
-        f"{per_job(f'{over} == 1')}\nunless {ON_JOB} {before}",
+        f"{per_job(f'{failed_jobs} == 1')}\nunless {ON_JOB} {before}",
         0,
         "A training job has failed",
-        f"{NAME} has failed for good; reason of the last failure: {REASON}. It holds no pods any more.",
+        f"{NAME} has failed; reason of the last failure: {REASON}. It no longer runs any pods.",
     )

@@ -1,10 +1,10 @@
-"""All jobs: which ones need somebody, and what the fleet is worth."""
+"""The dashboard of all jobs: which ones need attention, and what the fleet achieves."""
 
 from typing import Any, Final
 
 from trainyard_monitoring.frame import PHASES, Row, build, label_variable, phase, source_variable
 from trainyard_monitoring.job_dashboard import UID as JOB_UID
-from trainyard_monitoring.panels import GOOD_AT_ZERO, About, Column, Panel, Query, figure, graph, grid
+from trainyard_monitoring.panels import GOOD_AT_ZERO, Column, Panel, PanelInfo, Query, graph, stat_panel, table_panel
 from trainyard_monitoring.promql import per_job
 
 S: Final = 'namespace=~"$namespace"'
@@ -13,7 +13,7 @@ _WORKERS: Final = per_job(f'trainyard_job_pods{{{S}, state="Running"}}')
 
 
 def fleet_dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     rows = [
         Row("Now", _now()),
         Row("Jobs", [_jobs()]),
@@ -21,8 +21,8 @@ def fleet_dashboard() -> dict[str, Any]:
     ]
     namespaces = "label_values(trainyard_job_condition, namespace)"
     variables = [source_variable(), label_variable("namespace", "Namespace", namespaces, several=True)]
-    about = "All TrainingJobs: phases, alerts, speed, goodput, restarts, waiting."
-    return build("trainyard-fleet", "Trainyard / Fleet", about, variables, rows)
+    description = "All TrainingJobs: phases, alerts, speed, goodput, restarts, waiting."
+    return build("trainyard-fleet", "Trainyard / Fleet", description, variables, rows)
 
 
 def _count(condition: str) -> str:
@@ -34,36 +34,39 @@ def _now() -> list[Panel]:
     pending = per_job(f"trainyard_job_pending_seconds{{{S}}} > 0")
     alerts = f'count(ALERTS{{{S}, alertname=~"Trainyard.+", alertstate="firing"}}) or vector(0)'
     return [
-        figure(About("Running", "none", "Jobs all of whose workers run."), Query(_count("Running"))),
-        figure(
-            About(
+        stat_panel(PanelInfo("Running", "none", "Jobs with all workers running."), Query(_count("Running"))),
+        stat_panel(
+            PanelInfo(
                 "Waiting",
                 "none",
-                "Jobs that should run and have not all of their workers. Some for long: no room.",
+                "Jobs that should be running but do not have all of their workers. For long: no free capacity.",
                 ("TrainyardJobPendingTooLong",),
             ),
             Query(f"count({pending}) or vector(0)"),
             levels=GOOD_AT_ZERO,
         ),
-        figure(
-            About("Degraded", "none", "Jobs that run, but not well; the message of the condition says why."),
+        stat_panel(
+            PanelInfo(
+                "Degraded", "none", "Jobs that run with a problem; the message of the condition Degraded names it."
+            ),
             Query(_count("Degraded")),
             levels=GOOD_AT_ZERO,
         ),
-        figure(
-            About("Failed", "none", "Jobs that have failed and are not deleted yet.", ("TrainyardJobFailed",)),
+        stat_panel(
+            PanelInfo("Failed", "none", "Failed jobs that have not been deleted.", ("TrainyardJobFailed",)),
             Query(_count("Failed")),
             levels=GOOD_AT_ZERO,
         ),
-        figure(
-            About("Workers", "none", "Pods whose worker runs, of all jobs."),
+        stat_panel(
+            PanelInfo("Workers", "none", "Running worker pods of all jobs."),
             Query(f"sum({_WORKERS}) or vector(0)"),
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Firing alerts",
                 "none",
-                "On jobs in these namespaces. The table says which job; its dashboard, which alert.",
+                "Firing alerts on jobs in these namespaces. The table shows the jobs; their dashboards show the"
+                " alerts.",
             ),
             Query(alerts),
             levels=GOOD_AT_ZERO,
@@ -94,32 +97,32 @@ def _jobs() -> Panel:
         Column("Workers", _WORKERS, "none"),
         Column("Last checkpoint", f"time() - {per_job(f'trainyard_checkpoint_timestamp_seconds{{{S}}}')}", "s"),
     ]
-    about = About(
+    info = PanelInfo(
         "Jobs",
         "none",
-        "Click a job for its own dashboard. Look first at jobs with alerts, then at low goodput.",
+        "Click a job to open its dashboard. Look first at jobs with alerts, then at low goodput.",
         ("TrainyardJobFailed", "TrainyardRestartStorm"),
         width=24,
         height=10,
     )
     target = "?var-datasource=${datasource}&var-namespace=${__data.fields.Namespace}&var-job=${__value.text}"
-    return grid(about, {"namespace": "Namespace", "job_name": "Job"}, columns, f"/d/{JOB_UID}{target}")
+    return table_panel(info, {"namespace": "Namespace", "job_name": "Job"}, columns, f"/d/{JOB_UID}{target}")
 
 
 def _history() -> list[Panel]:
     reasons = f"max by (namespace, job_name, reason) (trainyard_job_last_failure_timestamp_seconds{{{S}}})"
     return [
         graph(
-            About("Jobs by phase", "none", "Of all namespaces that the operator watches."),
+            PanelInfo("Jobs by phase", "none", "Jobs of all namespaces that the operator watches."),
             Query("sum by (phase) (trainyard_operator_jobs)", "{{phase}}"),
             stacked=True,
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Workers: needed and running",
                 "none",
-                "A gap that stays: the cluster is too small, or a job does not fit.",
+                "A lasting gap: the cluster is too small, or a job does not fit.",
                 ("TrainyardJobPendingTooLong",),
             ),
             Query(f"sum({per_job(f'trainyard_job_workers_desired{{{S}}}')})", "needed"),
@@ -127,10 +130,10 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Tokens per second",
                 "short",
-                "By job. A line that drops is a job to look at.",
+                "Throughput by job. Look at jobs whose line drops.",
                 ("TrainyardThroughputDropped",),
             ),
             Query(per_job(f"trainyard_tokens_per_second{{{S}}}"), NAME),
@@ -138,31 +141,31 @@ def _history() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Goodput",
                 "percentunit",
-                "Share of each job's wall time in which new steps were made.",
+                "Share of each job's wall time spent on new steps.",
                 ("TrainyardRestartStorm",),
             ),
             Query(_goodput(), NAME),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Restarts",
                 "none",
-                "Of each job, ever. A staircase: something fails again and again.",
+                "Restarts of each job since its creation. A staircase: it fails repeatedly.",
                 ("TrainyardRestartStorm",),
             ),
             Query(_restarts(), NAME),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Failures of the last hour",
                 "s",
-                "Age of each job's last failure, by reason. One reason on many jobs at once"
-                " is the cluster's, not the jobs'.",
+                "Age of each job's last failure, by reason. The same reason on many jobs at once points to the"
+                " cluster.",
                 ("TrainyardRestartStorm",),
             ),
             Query(f"time() - {reasons} < 3600", NAME + " {{reason}}"),

@@ -1,4 +1,4 @@
-"""What the dashboards have in common: variables, annotations, links, and how they become JSON."""
+"""Common parts of the dashboards: variables, annotations, links, and their form as JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableSort,
 )
 
-from trainyard_monitoring.panels import SOURCE, Panel, to_plain
+from trainyard_monitoring.panels import SOURCE, Panel, to_json_types
 
 PHASES: Final[Mapping[int, tuple[str, str]]] = {
     0: ("Pending", "yellow"),
@@ -28,11 +28,11 @@ PHASES: Final[Mapping[int, tuple[str, str]]] = {
     4: ("Failed", "red"),
     5: ("Succeeded", "purple"),
 }
-"""Number, name and colour of each phase, in the order in which the first true condition decides, from the last."""
+"""Number, name and colour of each phase. If several conditions are true, the one with the largest number counts."""
 
 
 def phase(selector: str) -> str:
-    """The number of each job's phase."""
+    """Return an expression for the number of each job's phase."""
     conditions = [
         f'trainyard_job_condition{{{selector}, condition="{name}"}} * {number}'
         for number, (name, _) in PHASES.items()
@@ -43,14 +43,14 @@ def phase(selector: str) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A heading, and the panels below it, from left to right, 24 columns wide."""
+    """A heading and the panels below it, from left to right, 24 columns wide."""
 
     title: str
     panels: Sequence[Panel]
 
 
-class _Mark(AnnotationQuery):
-    """An annotation at the times that are the values of a series, which Grafana's builders do not know of."""
+class _TimedAnnotation(AnnotationQuery):
+    """An annotation at times given by the values of a series, which Grafana's builders do not support."""
 
     def __init__(self, name: str, expression: str, color: str, title: str, tags: str) -> None:
         super().__init__(name=name, datasource=SOURCE, icon_color=color, expr=expression)
@@ -60,25 +60,25 @@ class _Mark(AnnotationQuery):
         return {**super().to_json(), **self._more}
 
 
-def marks(selector: str) -> list[AnnotationQuery]:
-    """Restarts and checkpoints of a job. Grafana wants milliseconds."""
+def timed_annotations(selector: str) -> list[AnnotationQuery]:
+    """Return annotations for failures and checkpoints of a job; Grafana expects milliseconds."""
     failures = f"trainyard_job_last_failure_timestamp_seconds{{{selector}}} * 1000"
     checkpoints = f"trainyard_checkpoint_timestamp_seconds{{{selector}}} * 1000"
     return [
-        _Mark("Failures", failures, "red", "The attempt failed", "reason"),
-        _Mark("Checkpoints", checkpoints, "blue", "Checkpoint complete", "pod"),
+        _TimedAnnotation("Failures", failures, "red", "The attempt failed", "reason"),
+        _TimedAnnotation("Checkpoints", checkpoints, "blue", "Checkpoint complete", "pod"),
     ]
 
 
 def source_variable() -> dashboard.DatasourceVariable:
-    """Which Prometheus."""
+    """Return the variable for the Prometheus data source."""
     return (
         dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus").hide(VariableHide.DONT_HIDE)
     )
 
 
 def label_variable(name: str, title: str, query: str, *, several: bool = False) -> dashboard.QueryVariable:
-    """A label's values, from a series of the operator, which every job has. `several`: all, unless some are chosen."""
+    """Return a variable for a label, with the values of a query; `several`: more than one can be selected, or all."""
     variable = (
         dashboard.QueryVariable(name)
         .label(title)
@@ -98,7 +98,7 @@ def build(
     rows: Sequence[Row],
     annotations: Sequence[AnnotationQuery] = (),
 ) -> dict[str, Any]:
-    """A dashboard as Grafana imports it."""
+    """Return a dashboard as Grafana imports it."""
     board = (
         dashboard.Dashboard(title)
         .uid(uid)
@@ -125,12 +125,12 @@ def build(
             board = board.with_panel(panel)
     built = board.build()
     built.annotations = AnnotationContainer(list(annotations))
-    plain: dict[str, Any] = to_plain(built)
+    plain: dict[str, Any] = to_json_types(built)
     for number, panel in enumerate(plain["panels"], 1):
         panel["id"] = number
     return plain
 
 
 def to_json(board: Mapping[str, Any]) -> str:
-    """The content of a file."""
+    """Return the content of a dashboard file."""
     return json.dumps(board, indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -1,23 +1,23 @@
-"""One job: is it healthy, how fast is it, what does it lose time on, and what is to be done now?"""
+"""The dashboard of one job: health, speed, lost time, and what to do."""
 
 from typing import Any, Final
 
 from trainyard_monitoring import job_panels
-from trainyard_monitoring.frame import PHASES, Row, build, label_variable, marks, phase, source_variable
+from trainyard_monitoring.frame import PHASES, Row, build, label_variable, phase, source_variable, timed_annotations
 from trainyard_monitoring.job_panels import STEPS_PER_SECOND, S
-from trainyard_monitoring.panels import About, Panel, Query, figure, page
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, stat_panel, text_panel
 from trainyard_monitoring.timing import RUNBOOKS
 
 UID: Final = "trainyard-job"
 
 
 def job_dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     rows = [
         Row("Now", [*_state(), *_progress(), _help()]),
         Row("Learning", job_panels.learning()),
-        Row("Speed: where a step goes", job_panels.speed()),
-        Row("Where the time goes", job_panels.time()),
+        Row("Speed and time of a step", job_panels.speed()),
+        Row("Wall time", job_panels.time()),
         Row("Bad steps", job_panels.bad_steps()),
         Row("Checkpoints", job_panels.checkpoints()),
         Row("Ranks and pods", job_panels.ranks()),
@@ -27,8 +27,8 @@ def job_dashboard() -> dict[str, Any]:
         label_variable("namespace", "Namespace", "label_values(trainyard_job_condition, namespace)"),
         label_variable("job", "Job", 'label_values(trainyard_job_condition{namespace="$namespace"}, job_name)'),
     ]
-    about = "One TrainingJob: state, learning, speed, lost time, checkpoints, ranks. Red marks: failures; blue: saves."
-    return build(UID, "Trainyard / Job", about, variables, rows, marks(S))
+    description = "One TrainingJob: state, learning, speed, lost time, checkpoints, ranks. Red: failures; blue: saves."
+    return build(UID, "Trainyard / Job", description, variables, rows, timed_annotations(S))
 
 
 def _state() -> list[Panel]:
@@ -36,61 +36,62 @@ def _state() -> list[Panel]:
     parts = f"sum(max by (part) (trainyard_job_goodput_seconds_total{{{S}}}))"
     productive = f'max(trainyard_job_goodput_seconds_total{{{S}, part="productive"}})'
     return [
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Phase",
                 "none",
-                "Pending for long: see Pods below. Failed: read the job's events.",
+                "Pending for long: see Pods by state. Failed: see the job's events.",
                 ("TrainyardJobPendingTooLong", "TrainyardJobFailed"),
             ),
             Query(phase(S)),
             names=PHASES,
             absent="no such job",
         ),
-        figure(
-            About("Firing alerts", "none", "Alerts of Prometheus on this job. Each has a runbook with what to do."),
+        stat_panel(
+            PanelInfo("Firing alerts", "none", "Firing alerts on this job. The runbook of each says what to do."),
             Query(alerts, "{{alertname}}"),
             levels=((None, "red"),),
             absent="none",
             instant=True,
             show_name=True,
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Goodput",
                 "percentunit",
-                "Share of the job's wall time in which new steps were made. Low: see Where the time goes.",
+                "Share of the job's wall time spent on new steps. Low: see Wall time.",
                 ("TrainyardRestartStorm",),
             ),
             Query(f"{productive} / {parts}"),
             levels=((None, "red"), (0.5, "orange"), (0.9, "green")),
             decimals=1,
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Restarts",
                 "none",
-                "Of them, some count against restartPolicy.maxRestarts and some (evictions, ...) do not."
-                " Any: the red marks say when and why.",
+                "counted: restarts that count against restartPolicy.maxRestarts; not counted: evictions and so on."
+                " The red"
+                " annotations show when and why.",
                 ("TrainyardRestartStorm",),
             ),
             Query(f'max(trainyard_job_restarts_total{{{S}, counted="true"}})', "counted"),
-            Query(f'max(trainyard_job_restarts_total{{{S}, counted="false"}})', "free"),
+            Query(f'max(trainyard_job_restarts_total{{{S}, counted="false"}})', "not counted"),
             levels=((None, "green"), (1, "orange"), (3, "red")),
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Last checkpoint",
                 "s",
-                "Age of the newest checkpoint: what a crash would lose at most.",
+                "Age of the newest checkpoint: the most that a crash would lose.",
                 ("TrainyardCheckpointStale",),
             ),
             Query(f"time() - max(trainyard_checkpoint_timestamp_seconds{{{S}}})"),
             absent="none in this attempt",
             decimals=0,
         ),
-        figure(
-            About("Attempt", "none", "Number of the current attempt: 1 + restarts + resumptions."),
+        stat_panel(
+            PanelInfo("Attempt", "none", "Number of the current attempt: 1 + restarts + resumes."),
             Query(f"max(trainyard_job_attempt{{{S}}})"),
         ),
     ]
@@ -99,56 +100,56 @@ def _state() -> list[Panel]:
 def _progress() -> list[Panel]:
     left = f"max(trainyard_planned_steps{{{S}}}) - max(trainyard_steps_total{{{S}}})"
     return [
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Step",
                 "none",
-                "Steps done, of those that are planned. Not growing while Running: the job hangs.",
+                "Steps done and planned. If it does not grow while the job is Running, the job hangs.",
                 ("TrainyardJobStalled",),
             ),
             Query(f"max(trainyard_steps_total{{{S}}})", "done"),
             Query(f"max(trainyard_planned_steps{{{S}}})", "planned"),
         ),
-        figure(
-            About("Time left", "s", "Steps that are left, at the speed of now. No number: no steps are being made."),
+        stat_panel(
+            PanelInfo("ETA", "s", "Time for the remaining steps at the current speed; absent while no steps are done."),
             Query(f"({left}) / ({STEPS_PER_SECOND} > 0)"),
-            absent="no steps now",
+            absent="no steps",
             decimals=0,
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Loss",
                 "none",
-                "Of the last report, in nats per token. Rising: see Learning.",
+                "Training loss of the last report, in nats per token. Rising: see Learning.",
                 ("TrainyardLossDiverging",),
             ),
             Query(f"max(trainyard_loss{{{S}}})"),
             decimals=4,
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Tokens/s",
                 "short",
-                "Of all ranks, at the last report. Low: see Speed.",
+                "Tokens per second of all ranks, at the last report. Low: see Speed and time of a step.",
                 ("TrainyardThroughputDropped",),
             ),
             Query(f"max(trainyard_tokens_per_second{{{S}}})"),
             decimals=1,
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "MFU",
                 "percentunit",
-                "Share of the devices' peak FLOP/s that the model uses. Below 20% on a GPU: look for"
-                " waits for data, small micro-batches, slow communication.",
+                "Model FLOPs utilization: share of the devices' peak FLOP/s. Below 20% on a GPU: look for waiting for"
+                " data, small micro-batches and slow communication.",
             ),
             Query(f"max(trainyard_mfu_ratio{{{S}}})"),
             levels=((None, "red"), (0.2, "orange"), (0.35, "green")),
             decimals=1,
-            absent="peak not known",
+            absent="peak unknown",
         ),
-        figure(
-            About("Epoch", "none", "How often the training has gone through its samples."),
+        stat_panel(
+            PanelInfo("Epoch", "none", "Passes over the training samples."),
             Query(f"max(trainyard_epoch{{{S}}})"),
             decimals=2,
         ),
@@ -159,19 +160,23 @@ def _help() -> Panel:
     lines = [
         ("Phase is Pending", "TrainyardJobPendingTooLong", "Pods, then `kubectl describe tj $job -n $namespace`"),
         (
-            "Step stands still",
+            "Step does not grow",
             "TrainyardJobStalled",
-            "Last step by pod: one pod behind the others is the one to look at",
+            "Last step by pod: a pod that is behind the others",
         ),
-        ("It is slow", "TrainyardThroughputDropped", "Step time: data, checkpoint and update should be thin"),
+        (
+            "Low throughput",
+            "TrainyardThroughputDropped",
+            "Step time by phase: data, checkpoint and update should be small",
+        ),
         (
             "Restarts",
             "TrainyardRestartStorm",
             "`kubectl get tj $job -n $namespace -o jsonpath='{.status.lastFailure}'`",
         ),
-        ("Loss rises", "TrainyardLossDiverging", "Gradient norm and bad steps before it"),
+        ("Loss rises", "TrainyardLossDiverging", "Gradient norm and skipped steps before the rise"),
     ]
-    table = "| You see | Look at | Runbook |\n|---|---|---|\n" + "\n".join(
-        f"| {sight} | {place} | [{alert}]({RUNBOOKS}/{alert}.md) |" for sight, alert, place in lines
+    table = "| Symptom | Look at | Runbook |\n|---|---|---|\n" + "\n".join(
+        f"| {symptom} | {place} | [{alert}]({RUNBOOKS}/{alert}.md) |" for symptom, alert, place in lines
     )
-    return page("What to do now", "From what looks bad to what to do.", table, height=7)
+    return text_panel("Troubleshooting", "Symptoms, where to look, and the runbook.", table, height=7)

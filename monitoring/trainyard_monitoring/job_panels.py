@@ -1,38 +1,48 @@
-"""The panels of the job dashboard below its first row: over time, each with what to do when it looks bad."""
+"""The panels of the job dashboard below its first row; each description says what to do about bad values."""
 
 from typing import Final
 
-from trainyard_monitoring.panels import About, Panel, Query, graph, timeline
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, graph, timeline
 from trainyard_monitoring.timing import SLOW_RATIO
 
 S: Final = 'namespace="$namespace", job_name="$job"'
-"""Selects the job."""
+"""Label matchers of the job."""
 RATE: Final = "$__rate_interval"
+CONDITION_COLORS: Final = {
+    "Created": "text",
+    "Running": "green",
+    "Progressing": "green",
+    "Restarting": "orange",
+    "Degraded": "yellow",
+    "Suspended": "blue",
+    "Succeeded": "purple",
+    "Failed": "red",
+}
 
 STEPS_PER_SECOND: Final = f"max(rate(trainyard_step_duration_seconds_count{{{S}}}[{RATE}]))"
-"""Not of trainyard_steps_total, which begins at the checkpoint in each attempt: a rate would take that for steps."""
+"""A rate of trainyard_steps_total would count the checkpoint that an attempt starts from as steps."""
 
 
 def learning() -> list[Panel]:
-    """What the run learns."""
+    """Return the panels on loss, gradient and evaluations."""
     return [
         graph(
-            About(
+            PanelInfo(
                 "Loss",
                 "none",
-                "Training loss of single steps, and loss on held-out samples. Training falls and the held-out"
-                " one rises: overfitting. Both rise: lower the learning rate, or go back to a checkpoint.",
+                "Training loss of single steps, and loss on held-out samples. If training falls while held-out rises,"
+                " the model overfits. If both rise, lower the learning rate or restart from a checkpoint.",
                 ("TrainyardLossDiverging",),
             ),
             Query(f"max(trainyard_loss{{{S}}})", "training"),
             Query(f"max(trainyard_eval_loss{{{S}}})", "held out"),
         ),
         graph(
-            About(
+            PanelInfo(
                 "Gradient norm and learning rate",
                 "none",
-                "Norm before clipping. Growing by orders of magnitude comes"
-                " before divergence: a longer warm-up, a lower rate, clipping.",
+                "Gradient norm before clipping. Growth by orders of magnitude precedes divergence: use a longer"
+                " warm-up, a lower learning rate, or clipping.",
                 ("TrainyardNonFiniteSteps",),
             ),
             Query(f"max(trainyard_grad_norm{{{S}}})", "gradient norm"),
@@ -40,41 +50,49 @@ def learning() -> list[Panel]:
             right={"learning rate": "sci"},
         ),
         graph(
-            About("Evaluation", "none", "All other figures on held-out samples: perplexity, accuracy and so on."),
+            PanelInfo(
+                "Evaluation",
+                "none",
+                "All metrics on held-out samples but the loss: accuracy and others on the left, perplexity on the"
+                " right.",
+            ),
             Query(
-                f'max by (__name__) ({{__name__=~"trainyard_eval_.+", __name__!="trainyard_eval_loss", {S}}})',
+                f'max by (__name__) ({{__name__=~"trainyard_eval_.+", __name__!~".+_(loss|perplexity)", {S}}})',
                 "{{__name__}}",
             ),
+            Query(f"max(trainyard_eval_perplexity{{{S}}})", "perplexity"),
+            right={"perplexity": "short"},
         ),
     ]
 
 
 def speed() -> list[Panel]:
-    """How fast it is, and what a step goes into."""
+    """Return the panels on throughput and the time of a step."""
     speed = f"max(trainyard_tokens_per_second{{{S}}})"
     per_token = f"max(trainyard_flops_total{{{S}}}) / max(trainyard_tokens_total{{{S}}})"
     seconds = f"max by (phase) (rate(trainyard_step_duration_seconds_sum{{{S}}}[{RATE}]))"
     return [
         graph(
-            About(
+            PanelInfo(
                 "Throughput",
                 "short",
-                f"Tokens per second of all ranks, and their mean over an hour. Below {SLOW_RATIO:.0%} of"
-                " what is usual for long: see the step's phases, then slow ranks.",
+                f"Tokens per second of all ranks, and the mean over an hour. Below {SLOW_RATIO:.0%} of the usual"
+                " throughput for long: look at the phases of the step, then at slow ranks.",
                 ("TrainyardThroughputDropped",),
                 width=6,
             ),
             Query(speed, "tokens/s"),
-            Query(f"max(avg_over_time(trainyard_tokens_per_second{{{S}}}[1h]))", "mean of an hour"),
+            Query(f"max(avg_over_time(trainyard_tokens_per_second{{{S}}}[1h]))", "mean over 1 h"),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Step time by phase",
                 "s",
-                "Mean seconds of one step on rank 0. data: the input is too slow. passes: forward,"
-                " backward and their communication, what it is for. update waits for the slowest rank. checkpoint,"
-                " evaluation: do it less often. other: reports.",
+                "Mean seconds of one step on rank 0. data: waiting for input. passes: forward and backward with their"
+                " communication, the useful part. update: includes waiting for the slowest rank. checkpoint,"
+                " evaluation:"
+                " do them less often. other: reports.",
                 ("TrainyardThroughputDropped", "TrainyardStraggler"),
                 width=6,
             ),
@@ -83,12 +101,12 @@ def speed() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Computation and communication",
                 "percentunit",
-                "What a step of rank 0 that was traced consists of. overlap: both at once. communication: nothing but"
-                " that, and waiting for other ranks; much of it: a slow rank, another layout, a larger batch. other:"
-                " neither; data, or a device that waits for Python.",
+                "Parts of the last traced step of rank 0. overlap: both at the same time. communication: only that,"
+                " including waiting for other ranks; if it is large, look for a slow rank, or use another layout or a"
+                " larger batch. other: neither; data loading, or a device waiting for Python.",
                 ("TrainyardThroughputDropped", "TrainyardStraggler"),
                 width=6,
             ),
@@ -97,11 +115,11 @@ def speed() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Model FLOP/s and MFU",
                 "flops",
-                "Floating-point operations of the model per second, and their share of the"
-                " devices' peak. It falls with small micro-batches and with more ranks for the same batch.",
+                "Model FLOP/s, and their share of the devices' peak (MFU). Both fall with small micro-batches and with"
+                " more ranks for the same batch.",
                 width=6,
             ),
             Query(f"{speed} * ({per_token})", "model FLOP/s"),
@@ -113,15 +131,15 @@ def speed() -> list[Panel]:
 
 
 def time() -> list[Panel]:
-    """What the time of the job went into."""
+    """Return the panels on the job's wall time and conditions."""
     conditions = {0: ("no", "transparent"), 1: ("yes", "blue")}
     return [
         graph(
-            About(
-                "Wall time by what it went into",
+            PanelInfo(
+                "Wall time by part",
                 "s",
-                "Adds up to the job's age. recovery: restarts and steps done twice:"
-                " checkpoint more often, mend the cause. startup: images, data, compilation.",
+                "The parts add up to the job's age. recovery: restarts and repeated steps; checkpoint more often, and"
+                " fix the cause. startup: images, data, compilation.",
                 ("TrainyardRestartStorm",),
             ),
             Query(f"max by (part) (trainyard_job_goodput_seconds_total{{{S}}})", "{{part}}"),
@@ -129,21 +147,22 @@ def time() -> list[Panel]:
             least=0,
         ),
         timeline(
-            About(
+            PanelInfo(
                 "Conditions",
                 "none",
-                "What was true of the job, and when. Degraded: it runs, but something is wrong; the"
-                " condition's message says what.",
+                "Conditions of the job over time. Degraded: it runs, but with a problem that the message of the"
+                " condition names.",
             ),
             Query(f"max by (condition) (trainyard_job_condition{{{S}}})", "{{condition}}"),
             names=conditions,
+            colors=CONDITION_COLORS,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Waiting for workers",
                 "s",
-                "How long the job, though wanted, has not had all of its workers. Long: no room,"
-                " an image that cannot be pulled, a volume that does not attach.",
+                "How long the job has been without all of its workers, although it should be running. Long: no free"
+                " capacity, an image that cannot be pulled, or a volume that cannot be attached.",
                 ("TrainyardJobPendingTooLong",),
             ),
             Query(f"max(trainyard_job_pending_seconds{{{S}}})", "pending"),
@@ -153,42 +172,42 @@ def time() -> list[Panel]:
 
 
 def bad_steps() -> list[Panel]:
-    """Steps that changed nothing, and ways back."""
+    """Return the panels on skipped steps and rollbacks."""
     return [
         graph(
-            About(
-                "Steps that changed nothing",
+            PanelInfo(
+                "Skipped steps",
                 "none",
-                "Counts of this attempt. Not finite: overflow, or a processor that"
-                " errs. Skipped: those, and spikes. Many: spec.health.badSteps, learning rate, samples.",
+                "Counts of this attempt. NaN or Inf: an overflow, or a faulty device. Skipped: these and spikes. Many:"
+                " look at spec.health.badSteps, the learning rate and the samples.",
                 ("TrainyardNonFiniteSteps",),
                 width=12,
             ),
-            Query(f"max(trainyard_nonfinite_steps_total{{{S}}})", "not finite"),
+            Query(f"max(trainyard_nonfinite_steps_total{{{S}}})", "NaN or Inf"),
             Query(f"max(trainyard_skipped_steps_total{{{S}}})", "skipped"),
-            Query(f"max(trainyard_rollbacks_total{{{S}}})", "returns to a checkpoint"),
+            Query(f"max(trainyard_rollbacks_total{{{S}}})", "rollbacks"),
             least=0,
         ),
         graph(
-            About(
-                "Steps and where they went back",
+            PanelInfo(
+                "Steps, restarts and rollbacks",
                 "none",
-                "Steps done, the newest checkpoint's, the one that the attempt"
-                " continued from, the last one that changed nothing. A drop: a restart or a return to a checkpoint.",
+                "Steps done, and the steps of the newest checkpoint, of the checkpoint this attempt resumed from, and"
+                " of the last skipped step. A drop is a restart or a rollback.",
                 ("TrainyardRestartStorm",),
                 width=12,
             ),
             Query(f"max(trainyard_steps_total{{{S}}})", "done"),
             Query(f"max(trainyard_checkpoint_step{{{S}}})", "saved"),
-            Query(f"max(trainyard_resumed_step{{{S}}})", "continued from"),
-            Query(f"max(trainyard_last_skipped_step{{{S}}})", "last that changed nothing"),
+            Query(f"max(trainyard_resumed_step{{{S}}})", "resumed from"),
+            Query(f"max(trainyard_last_skipped_step{{{S}}})", "last skipped"),
             least=0,
         ),
     ]
 
 
 def checkpoints() -> list[Panel]:
-    """What is saved, and what that costs."""
+    """Return the panels on checkpoints and their cost."""
     unsaved = f"max(trainyard_steps_total{{{S}}} - trainyard_checkpoint_step{{{S}}})"
     pace = (
         f"sum(max by (phase) (trainyard_step_duration_seconds_sum{{{S}}}))"
@@ -196,21 +215,23 @@ def checkpoints() -> list[Panel]:
     )
     return [
         graph(
-            About(
-                "Training at risk",
+            PanelInfo(
+                "Unsaved training",
                 "s",
-                "Unsaved steps in seconds: what a crash would lose. It should fall to near zero at each checkpoint.",
+                "Unsaved steps in seconds of training: what a crash would lose. It falls to near zero at each"
+                " checkpoint.",
                 ("TrainyardCheckpointStale",),
                 width=6,
             ),
-            Query(f"{unsaved} * ({pace})", "at risk"),
+            Query(f"{unsaved} * ({pace})", "unsaved"),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Duration and size",
                 "s",
-                "Of the newest checkpoint. Slower at the same size: the storage.",
+                "Duration and size of the newest checkpoint. If it takes longer at the same size, the storage is"
+                " slower.",
                 ("TrainyardCheckpointStale",),
                 width=6,
             ),
@@ -220,10 +241,10 @@ def checkpoints() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Time waiting for checkpoints",
                 "percentunit",
-                "Share of the time. Above 5%: save less often, or with async: true, or to faster storage.",
+                "Share of the wall time. Above 5%: save less often, with async: true, or to faster storage.",
                 width=6,
             ),
             Query(f"max(rate(trainyard_checkpoint_stall_seconds_total{{{S}}}[{RATE}]))", "waiting"),
@@ -231,15 +252,15 @@ def checkpoints() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Failed and damaged",
                 "none",
-                "Checkpoints of this attempt that could not be written, and such that were found"
-                " damaged when it began. Any: look at the volume.",
+                "Checkpoints that this attempt failed to write, and checkpoints found damaged when it started. If there"
+                " are any, check the volume.",
                 ("TrainyardCheckpointFailing",),
                 width=6,
             ),
-            Query(f"max(trainyard_checkpoint_failures_total{{{S}}})", "not written"),
+            Query(f"max(trainyard_checkpoint_failures_total{{{S}}})", "failed"),
             Query(f"max(trainyard_checkpoints_damaged{{{S}}})", "damaged"),
             least=0,
         ),
@@ -247,45 +268,45 @@ def checkpoints() -> list[Panel]:
 
 
 def ranks() -> list[Panel]:
-    """Single ranks and pods."""
+    """Return the panels on single ranks and pods."""
     return [
         graph(
-            About(
+            PanelInfo(
                 "Computation by rank",
                 "s",
-                "Seconds for one and the same small computation; only with spec.health.straggler."
-                " One line above the others is a slow device.",
+                "Seconds for the same small computation on each rank (with spec.health.straggler). A line above the"
+                " others is a slow device.",
                 ("TrainyardStraggler",),
             ),
             Query(f"max by (rank) (trainyard_rank_compute_seconds{{{S}}})", "rank {{rank}}"),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Slow ranks",
                 "none",
-                "How many times as long as the median rank a straggler takes. No line: no straggler.",
+                "Time of a straggler divided by that of the median rank. No line: no straggler.",
                 ("TrainyardStraggler",),
             ),
             Query(f"max by (rank) (trainyard_straggler_ratio{{{S}}})", "rank {{rank}}"),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Memory by rank",
                 "bytes",
-                "resident: on the host. allocated, reserved, peak: of torch on a GPU. resident"
-                " growing for hours leaks; near the limit a rank will be killed.",
+                "resident: host memory. allocated, reserved, peak: torch's allocator on a GPU. If resident grows for"
+                " hours, memory leaks; near the limit the OOM killer ends the rank.",
             ),
             Query(f"max by (rank, kind) (trainyard_memory_bytes{{{S}}})", "rank {{rank}} {{kind}}"),
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Last step by pod",
                 "s",
-                "Seconds since each pod finished a step. All grow: a hang, or an evaluation. One"
-                " grows alone: that pod.",
+                "Seconds since each pod finished a step. If all grow: a hang, or an evaluation. If one grows: that"
+                " pod.",
                 ("TrainyardJobStalled",),
                 width=12,
             ),
@@ -293,14 +314,15 @@ def ranks() -> list[Panel]:
             least=0,
         ),
         graph(
-            About(
+            PanelInfo(
                 "Pods by state",
                 "none",
-                "And the workers that the attempt needs. Pending pods: kubectl describe them.",
+                "Pods of the attempt, and the workers it needs. If pods are pending, see their events (kubectl"
+                " describe).",
                 ("TrainyardJobPendingTooLong",),
                 width=12,
             ),
-            Query(f"max by (state) (trainyard_job_pods{{{S}}})", "{{state}}"),
+            Query(f"max by (state) (trainyard_job_pods{{{S}}}) > 0", "{{state}}"),
             Query(f"max(trainyard_job_workers_desired{{{S}}})", "needed"),
             least=0,
         ),

@@ -1,71 +1,71 @@
-"""Alerts on the operator. While it is away no alert on a job can be trusted: most ask it whether the job runs."""
+"""Alerts on the operator. While it is down, most alerts on jobs cannot fire: they need its job conditions."""
 
 from trainyard_monitoring.rules import Alert
-from trainyard_monitoring.timing import Timing, number, span
+from trainyard_monitoring.timing import Timing, duration, number
 
-_SIGN = "trainyard_operator_queue_depth"
-"""A series that each operator has, however it is scraped: `up` would need the name of the scrape job."""
+_PRESENCE = "trainyard_operator_queue_depth"
+"""A series of every operator. `up` would depend on the name of the scrape job."""
 
 
 def operator_alerts(timing: Timing) -> list[Alert]:
-    """Alerts on operators."""
+    """Return the alerts on operators."""
     return [down(timing), absent(timing), no_leader(timing), queue_stuck(timing)]
 
 
 def down(timing: Timing) -> Alert:
-    """There was one in this namespace, and there is none."""
-    seen = f"count by (namespace) (last_over_time({_SIGN}[{span(timing.operator_memory)}]))"
+    """Alert on a namespace that had an operator and has none now."""
+    present = f"count by (namespace) (last_over_time({_PRESENCE}[{duration(timing.operator_memory)}]))"
     return Alert(
         "TrainyardOperatorDown",
         "critical",
-        f"{seen}\nunless on (namespace) {_SIGN}",
+        f"{present}\nunless on (namespace) {_PRESENCE}",
         timing.operator_down_for,
-        "No Trainyard operator answers",
+        "The Trainyard operator is down",
         "No operator in namespace {{ $labels.namespace }} has been scraped for"
-        f" {span(timing.operator_down_for)}. Pods that run go on; nothing is started, restarted or cleaned up, and most"
-        " alerts on its jobs are blind.",
+        f" {duration(timing.operator_down_for)}. Running pods continue; nothing is started, restarted or cleaned up,"
+        " and most alerts on its jobs cannot fire.",
     )
 
 
 def absent(timing: Timing) -> Alert:
-    """None was seen for so long that `down` has forgotten it, or ever."""
-    window = span(timing.operator_memory)
+    """Alert if no operator was scraped for longer than `down` remembers, or ever."""
+    window = duration(timing.operator_memory)
     return Alert(
         "TrainyardOperatorAbsent",
         "warning",
-        f"absent(last_over_time({_SIGN}[{window}]))",
+        f"absent(last_over_time({_PRESENCE}[{window}]))",
         timing.operator_down_for,
         "No Trainyard operator is scraped",
-        f"Prometheus has seen no operator of Trainyard for {window}, though it has its rules: none runs, or none is"
-        " scraped.",
+        f"Prometheus has scraped no Trainyard operator for {window}, although its rules are installed: none"
+        " is running, or none is scraped.",
     )
 
 
 def no_leader(timing: Timing) -> Alert:
-    """They answer, and each says that another one leads."""
+    """Alert on operators that respond while none of them is the leader."""
     return Alert(
         "TrainyardOperatorNoLeader",
         "critical",
         "max by (namespace) (trainyard_operator_leader) == 0",
         timing.no_leader_for,
-        "No Trainyard operator leads",
-        "Operators in namespace {{ $labels.namespace }} answer, but for"
-        f" {span(timing.no_leader_for)} none of them has held the lease. Pods that run go on; nothing is started,"
-        " restarted or cleaned up, and most alerts on its jobs are blind.",
+        "No Trainyard operator is the leader",
+        "Operators in namespace {{ $labels.namespace }} respond, but for"
+        f" {duration(timing.no_leader_for)} none of them has held the lease. Running pods continue; nothing is started,"
+        " restarted or cleaned up, and most alerts on its jobs cannot fire.",
     )
 
 
 def queue_stuck(timing: Timing) -> Alert:
-    """Work waits, and none is finished; or the API server does not answer, which ends each look, and for nothing."""
-    window = span(timing.queue_window)
+    """Alert on work that waits while nothing is completed, or while the API server does not respond."""
+    window = duration(timing.queue_window)
     return Alert(
         "TrainyardOperatorQueueStuck",
         "critical",
         f"max by (namespace) (max_over_time(trainyard_operator_queue_stalled_seconds[{window}]))"
         f" > {number(timing.queue_stalled)}",
         0,
-        "The work queue of a Trainyard operator stands still",
+        "The work queue of a Trainyard operator is stuck",
         "Jobs waited for the operator in namespace {{ $labels.namespace }} for"
-        f" {{{{ humanizeDuration $value }}}} within the last {window}, and none was dealt with. Either the API server"
-        " does not answer, or the operator hangs; the kubelet restarts one that has hung for 120 s.",
+        f" {{{{ humanizeDuration $value }}}} within the last {window}, and no job was reconciled. Either the API server"
+        " does not respond, or the operator hangs; the kubelet restarts an operator that has hung for 120 s.",
     )

@@ -1,39 +1,39 @@
-"""The operator: does it keep up, and does the API server answer it?"""
+"""The dashboard of the operator: work queue, reconciles and requests to the API server."""
 
 from typing import Any, Final
 
 from trainyard_monitoring.frame import Row, build, source_variable
-from trainyard_monitoring.panels import About, Panel, Query, figure, graph, timeline
+from trainyard_monitoring.panels import Panel, PanelInfo, Query, graph, stat_panel, timeline
 from trainyard_monitoring.timing import TIMING
 
 RATE: Final = "$__rate_interval"
 
 
 def operator_dashboard() -> dict[str, Any]:
-    """The dashboard as Grafana imports it."""
+    """Return the dashboard as Grafana imports it."""
     rows = [Row("Now", _now()), Row("Work", _work()), Row("API server", _requests())]
-    about = "The operator of Trainyard: versions, work queue, looks at jobs, requests to the API server."
-    return build("trainyard-operator", "Trainyard / Operator", about, [source_variable()], rows)
+    description = "The Trainyard operator: versions, work queue, reconciles, requests to the API server."
+    return build("trainyard-operator", "Trainyard / Operator", description, [source_variable()], rows)
 
 
 def _now() -> list[Panel]:
     return [
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Operators",
                 "none",
-                "How many are scraped; one leads, others stand by. 0: nothing is started or restarted.",
+                "Scraped operators: one leader, the others on standby. 0: no job is started or restarted.",
                 ("TrainyardOperatorDown", "TrainyardOperatorAbsent"),
                 width=6,
             ),
             Query("count(trainyard_operator_info) or vector(0)"),
             levels=((None, "red"), (1, "green")),
         ),
-        figure(
-            About(
+        stat_panel(
+            PanelInfo(
                 "Version",
                 "none",
-                "What runs. Two versions for longer than an upgrade: one operator was forgotten.",
+                "Running versions. Two versions for longer than an upgrade takes: an old operator is still running.",
                 width=6,
             ),
             Query("count by (version) (trainyard_operator_info)", "{{version}}"),
@@ -41,17 +41,17 @@ def _now() -> list[Panel]:
             show_name=True,
             absent="none",
         ),
-        figure(
-            About("Jobs", "none", "Jobs that there are, ended ones too.", width=6),
+        stat_panel(
+            PanelInfo("Jobs", "none", "All jobs, including finished ones.", width=6),
             Query("sum(trainyard_operator_jobs)"),
         ),
-        figure(
-            About(
-                "Queue stands still",
+        stat_panel(
+            PanelInfo(
+                "Queue stalled",
                 "s",
-                "How long work has waited without any being finished, or without an answer of the API server. Above"
-                f" {TIMING.queue_stalled:.0f} s something hangs, or is away; the kubelet restarts an operator that has"
-                " hung for 120 s.",
+                "How long work has waited while nothing was completed, or while the API server did not respond. Above"
+                f" {TIMING.queue_stalled:.0f} s the operator hangs or the API server is down; the kubelet restarts an"
+                " operator that has hung for 120 s.",
                 ("TrainyardOperatorQueueStuck",),
                 width=6,
             ),
@@ -66,20 +66,20 @@ def _work() -> list[Panel]:
     buckets = f"sum by (le) (rate(trainyard_operator_reconcile_duration_seconds_bucket[{RATE}]))"
     return [
         graph(
-            About(
+            PanelInfo(
                 "Queue",
                 "none",
-                "Jobs that wait for a look. Growing: the operator or the API server is too slow.",
+                "Jobs waiting to be reconciled. Growing: the operator or the API server is too slow.",
                 ("TrainyardOperatorQueueStuck",),
             ),
             Query("sum by (namespace) (trainyard_operator_queue_depth)", "{{namespace}}"),
             least=0,
         ),
         graph(
-            About(
-                "Looks at jobs",
+            PanelInfo(
+                "Reconciles",
                 "ops",
-                "Per second, by outcome. Other outcomes than ok for long: read the operator's log.",
+                "Reconciles per second by outcome. Outcomes other than ok for long: see the operator's log.",
             ),
             Query(
                 f"sum by (outcome) (rate(trainyard_operator_reconcile_duration_seconds_count[{RATE}]))", "{{outcome}}"
@@ -87,27 +87,27 @@ def _work() -> list[Panel]:
             least=0,
         ),
         graph(
-            About("Time of one look", "s", "Median and 99th percentile. Seconds: the API server is slow."),
+            PanelInfo("Reconcile duration", "s", "Median and 99th percentile. Seconds: the API server is slow."),
             Query(f"histogram_quantile(0.5, {buckets})", "median"),
-            Query(f"histogram_quantile(0.99, {buckets})", "99%"),
+            Query(f"histogram_quantile(0.99, {buckets})", "99th percentile"),
             least=0,
         ),
         graph(
-            About("Jobs by phase", "none", "Of all namespaces that the operator watches.", width=16),
+            PanelInfo("Jobs by phase", "none", "Jobs of all namespaces that the operator watches.", width=16),
             Query("sum by (phase) (trainyard_operator_jobs)", "{{phase}}"),
             stacked=True,
             least=0,
         ),
         timeline(
-            About(
+            PanelInfo(
                 "Leader",
                 "none",
-                "Which of the operators works. None for more than a moment: nobody can write the lease. Another one"
-                " again and again: the API server answers too late.",
+                "The operator that holds the lease. None for more than a moment: the lease cannot be written. Frequent"
+                " changes: the API server responds too slowly.",
                 ("TrainyardOperatorNoLeader",),
             ),
             Query("max by (namespace, pod) (trainyard_operator_leader)", "{{namespace}}/{{pod}}"),
-            names={1: ("leads", "green"), 0: ("stands by", "text")},
+            names={1: ("leader", "green"), 0: ("standby", "text")},
         ),
     ]
 
@@ -117,21 +117,21 @@ def _requests() -> list[Panel]:
     bad = f'sum(rate(trainyard_operator_api_requests_total{{code=~"0|5.."}}[{RATE}]))'
     return [
         graph(
-            About(
+            PanelInfo(
                 "Requests",
                 "reqps",
-                "By verb and answer. 403: a rule of RBAC is missing. 409: harmless, the status had"
-                " changed. 429: the API server is overloaded. 0: no answer.",
+                "Requests by verb and status code. 403: an RBAC rule is missing. 409: a harmless conflict. 429: the API"
+                " server is overloaded. 0: no response.",
                 width=12,
             ),
             Query(f"sum by (verb, code) (rate(trainyard_operator_api_requests_total[{RATE}]))", "{{verb}} {{code}}"),
             least=0,
         ),
         graph(
-            About(
-                "Requests without a good answer",
+            PanelInfo(
+                "Failed requests",
                 "percentunit",
-                "No answer, or an error of the server. Above 5% for long: look at the API server.",
+                "Share of requests without a response or with a server error. Above 5% for long: check the API server.",
                 ("TrainyardOperatorQueueStuck",),
                 width=12,
             ),

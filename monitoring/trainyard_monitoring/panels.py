@@ -1,7 +1,7 @@
-"""The few kinds of panel that the dashboards are made of, on top of Grafana's own builders.
+"""The kinds of panel that the dashboards consist of, on top of Grafana's own builders.
 
-Each panel says in its description what it shows and what to do when it looks bad, and links the runbooks of the alerts
-that watch the same figure.
+The description of each panel says what it shows and what to do about a bad value. Each panel links the runbooks of the
+alerts on the same metric.
 """
 
 from collections.abc import Mapping, Sequence
@@ -43,33 +43,33 @@ Panel = stat.Panel | statetimeline.Panel | table.Panel | text.Panel | timeseries
 SOURCE: Final = DataSourceRef(type_val="prometheus", uid="${datasource}")
 
 Levels = Sequence[tuple[float | None, str]]
-"""From which value on which colour; the first value is None."""
+"""Thresholds: the value at which each colour begins; the first value is None."""
 PLAIN: Final[Levels] = ((None, "text"),)
 GOOD_AT_ZERO: Final[Levels] = ((None, "green"), (1, "orange"))
 
 
 @dataclass(frozen=True)
 class Query:
-    """One expression of a panel, and how its series are called."""
+    """One expression of a panel, and the legend of its series."""
 
     expression: str
     legend: str = "__auto"
 
 
 @dataclass(frozen=True)
-class About:
-    """What each panel must have."""
+class PanelInfo:
+    """Title, unit and description of a panel."""
 
     title: str
     unit: str
-    """Of Grafana's list of units: s, bytes, percentunit, short, none, ..."""
+    """Identifier of a Grafana unit: s, bytes, percentunit, short, none, ..."""
     description: str
     runbooks: Sequence[str] = ()
-    """Names of alerts."""
+    """Alerts whose runbooks are linked."""
     width: int | None = None
-    """Of 24; a figure has 4 unless told, all else 8."""
+    """Columns of 24; None: 4 for a stat, 8 for other panels."""
     height: int | None = None
-    """A figure has 4 unless told, all else 8."""
+    """Rows; None: 4 for a stat, 8 for other panels."""
 
 
 def _targets(queries: Sequence[Query], *, instant: bool = False, as_table: bool = False) -> list[prometheus.Dataquery]:
@@ -81,13 +81,13 @@ def _targets(queries: Sequence[Query], *, instant: bool = False, as_table: bool 
     return targets
 
 
-def _links(about: About) -> list[dashboard.DashboardLink]:
+def _links(info: PanelInfo) -> list[dashboard.DashboardLink]:
     return [
         dashboard.DashboardLink(f"Runbook: {name}")
         .type(DashboardLinkType.LINK)
         .url(f"{RUNBOOKS}/{name}.md")
         .target_blank(True)
-        for name in about.runbooks
+        for name in info.runbooks
     ]
 
 
@@ -97,7 +97,7 @@ def _thresholds(levels: Levels) -> dashboard.ThresholdsConfig:
 
 
 def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
-    """Text and colour instead of numbers."""
+    """Return value mappings: a text and a colour for each number."""
     options = {
         str(value): ValueMappingResult(text=name, color=color, index=index)
         for index, (value, (name, color)) in enumerate(names.items())
@@ -105,8 +105,8 @@ def value_map(names: Mapping[int, tuple[str, str]]) -> list[ValueMapping]:
     return [ValueMap(options)]
 
 
-def figure(
-    about: About,
+def stat_panel(
+    info: PanelInfo,
     *queries: Query,
     levels: Levels = PLAIN,
     names: Mapping[int, tuple[str, str]] | None = None,
@@ -115,19 +115,19 @@ def figure(
     instant: bool = False,
     show_name: bool = False,
 ) -> stat.Panel:
-    """One number, as of now. `absent`: what is shown where there is no series."""
+    """Return a panel that shows the current value; `absent` is its text where there is no series."""
     panel = (
         stat.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries, instant=instant)))
-        .unit(about.unit)
+        .unit(info.unit)
         .thresholds(_thresholds(levels))
         .no_value(absent)
-        .span(about.width or 4)
-        .height(about.height or 4)
-        .links(list(_links(about)))
+        .span(info.width or 4)
+        .height(info.height or 4)
+        .links(list(_links(info)))
         .graph_mode(BigValueGraphMode.NONE)
         .color_mode(BigValueColorMode.VALUE)
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]).values(False).fields(""))
@@ -140,7 +140,7 @@ def figure(
 
 
 def graph(
-    about: About,
+    info: PanelInfo,
     *queries: Query,
     levels: Levels | None = None,
     stacked: bool = False,
@@ -148,17 +148,17 @@ def graph(
     right: Mapping[str, str] | None = None,
     logarithmic: bool = False,
 ) -> timeseries.Panel:
-    """Figures over time. `right`: series, by legend, that have the right axis and another unit."""
+    """Return a panel with values over time; `right` names series, by legend, with an axis on the right and its unit."""
     panel = (
         timeseries.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries)))
-        .unit(about.unit)
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .unit(info.unit)
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .line_width(1)
         .fill_opacity(30 if stacked else 0)
         .show_points(VisibilityMode.NEVER)
@@ -187,27 +187,43 @@ def graph(
     return panel
 
 
-def timeline(about: About, *queries: Query, names: Mapping[int, tuple[str, str]]) -> statetimeline.Panel:
-    """States over time, one row for each series."""
-    return (
+def timeline(
+    info: PanelInfo,
+    *queries: Query,
+    names: Mapping[int, tuple[str, str]],
+    colors: Mapping[str, str] | None = None,
+) -> statetimeline.Panel:
+    """Return a panel with states over time, one row for each series.
+
+    Args:
+        info: title, unit and description.
+        queries: expressions whose values are states.
+        names: text and colour of each state.
+        colors: colour of the state 1 of single series, by legend, where it differs from that of `names`.
+    """
+    panel = (
         statetimeline.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets(queries)))
-        .unit(about.unit)
+        .unit(info.unit)
         .mappings(value_map(names))
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .merge_values(True)
         .show_value(VisibilityMode.NEVER)
     )
+    for legend, color in (colors or {}).items():
+        states = {**names, 1: (names[1][0], color)}
+        panel = panel.override_by_name(legend, [DynamicConfigValue("mappings", value_map(states))])
+    return panel
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table: what is asked, and how it is shown."""
+    """A column of a table: its query, and how values are shown."""
 
     title: str
     query: str
@@ -215,27 +231,27 @@ class Column:
     names: Mapping[int, tuple[str, str]] | None = None
 
 
-def grid(about: About, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
-    """A table with one row for each set of labels.
+def table_panel(info: PanelInfo, keys: Mapping[str, str], columns: Sequence[Column], link: str) -> table.Panel:
+    """Return a table with one row for each set of labels.
 
     Args:
-        about: title and so on.
-        keys: the labels that make a row, and their titles.
-        columns: figures.
-        link: where the last of the keys leads to.
+        info: title, unit and description.
+        keys: labels that identify a row, with their titles.
+        columns: the columns with values.
+        link: target of the link on the last key.
     """
     names = {f"Value #{letter}": column.title for letter, column in zip("ABCDEFGHIJKL", columns, strict=False)}
     order = {name: index for index, name in enumerate((*keys, *names))}
     panel = (
         table.Panel()
-        .title(about.title)
-        .description(about.description)
+        .title(info.title)
+        .description(info.description)
         .datasource(SOURCE)
         .targets(list(_targets([Query(column.query) for column in columns], instant=True, as_table=True)))
-        .unit(about.unit)
-        .span(about.width or 8)
-        .height(about.height or 8)
-        .links(list(_links(about)))
+        .unit(info.unit)
+        .span(info.width or 8)
+        .height(info.height or 8)
+        .links(list(_links(info)))
         .transformations(
             [
                 DataTransformerConfig(id_val="merge", options={}),
@@ -265,18 +281,18 @@ def _column_properties(column: Column) -> list[DynamicConfigValue]:
     return found
 
 
-def page(title: str, description: str, markdown: str, *, width: int = 24, height: int = 6) -> text.Panel:
-    """Words."""
+def text_panel(title: str, description: str, markdown: str, *, width: int = 24, height: int = 6) -> text.Panel:
+    """Return a panel with a text in Markdown."""
     panel = text.Panel().title(title).description(description).mode(TextMode.MARKDOWN).content(markdown)
     return panel.span(width).height(height)
 
 
-def to_plain(value: Any) -> Any:
-    """What a builder has made, as dictionaries and lists."""
+def to_json_types(value: Any) -> Any:
+    """Return the result of a builder as dictionaries and lists."""
     if hasattr(value, "to_json"):
-        return to_plain(value.to_json())
+        return to_json_types(value.to_json())
     if isinstance(value, dict):
-        return {key: to_plain(child) for key, child in value.items()}
+        return {key: to_json_types(child) for key, child in value.items()}
     if isinstance(value, list | tuple):
-        return [to_plain(child) for child in value]
+        return [to_json_types(child) for child in value]
     return value

@@ -1,6 +1,6 @@
-"""A picture of a dashboard without Grafana: each panel where the dashboard has it, drawn from what Prometheus answers.
+"""A picture of a dashboard without Grafana, for the documentation.
 
-For the documentation; colours and fonts are not Grafana's, panels, queries, units and texts are.
+Panels, queries, units and texts are those of the dashboard, the values come from Prometheus; fonts are matplotlib's.
 """
 
 import math
@@ -12,30 +12,49 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.ticker import Formatter
+from matplotlib.ticker import Formatter, MaxNLocator
 
 COLUMNS = 24
-"""Of Grafana's grid."""
-_CELL = (0.62, 0.34)
-"""Inches that a cell of the grid is wide and high."""
+"""Columns of Grafana's grid."""
+_CELL = (0.5, 0.33)
+"""Width and height of a cell in inches; small, so that the text stays readable in a picture that is scaled down."""
+_TITLE, _TEXT = 9.5, 8
+"""Font sizes."""
+_COLORS = {
+    "green": "#56a64b",
+    "red": "#e02f44",
+    "orange": "#ff780a",
+    "yellow": "#f2cc0c",
+    "blue": "#3274d9",
+    "purple": "#a352cc",
+    "text": "#8e8e8e",
+}
+"""Grafana's colours by name."""
 _STEPS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 
 
 class Series(NamedTuple):
-    """One series of a range query."""
+    """One series of the result of a range query."""
 
     labels: Mapping[str, str]
     times: Sequence[float]
-    """Seconds."""
+    """Unix times, in seconds."""
     values: Sequence[float]
 
 
 Read = Callable[[str], list[Series]]
-"""What Prometheus answers to an expression, over the time that the picture shows."""
+"""Evaluates an expression over the time range of the picture."""
 
 
 def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) -> None:
-    """Draw a dashboard into a file. `start`: the time, in seconds, that counts as 0."""
+    """Draw a dashboard into a file.
+
+    Args:
+        board: the dashboard, as Grafana imports it.
+        read: returns the series of an expression.
+        target: the file to write, a PNG.
+        start: Unix time that is 0 on the time axes.
+    """
     mpl.use("agg")
     panels = list(_without_texts(board["panels"]))
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
@@ -47,16 +66,16 @@ def draw(board: Mapping[str, Any], read: Read, target: Path, *, start: float) ->
         if panel["type"] == "row":
             _heading(figure.add_subplot(area), panel["title"])
             continue
-        # The title and the axes' labels have their room inside of the panel.
+        # The title and the labels of the axes need space inside the panel.
         inner = area.subgridspec(20, 20)
-        axes = figure.add_subplot(inner[3:17, 3:19] if panel["type"] != "stat" else inner[:, :])
+        axes = figure.add_subplot(inner[3:15, 4:17] if panel["type"] != "stat" else inner[:, :])
         _panel(axes, panel, read, start)
-    figure.savefig(target, dpi=70)
+    figure.savefig(target, dpi=80)
     plt.close(figure)
 
 
 def _without_texts(panels: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The panels, moved up to where there was a text: that is for who can click on its links."""
+    """Return the panels without texts, whose links need a browser; the panels below move up."""
     up = 0
     for panel in panels:
         if panel["type"] == "text":
@@ -67,7 +86,7 @@ def _without_texts(panels: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str,
 
 def _heading(axes: Axes, title: str) -> None:
     axes.axis("off")
-    axes.text(0, 0.4, title, fontsize=11, fontweight="bold", va="center")
+    axes.text(0, 0.4, title, fontsize=12, fontweight="bold", va="center")
 
 
 def _panel(axes: Axes, panel: Mapping[str, Any], read: Read, start: float) -> None:
@@ -81,32 +100,52 @@ def _panel(axes: Axes, panel: Mapping[str, Any], read: Read, start: float) -> No
     if panel["type"] == "stat":
         _stat(axes, panel["title"], found, defaults)
         return
-    axes.set_title(panel["title"], fontsize=9, loc="left")
-    axes.tick_params(labelsize=7)
+    axes.set_title(panel["title"], fontsize=_TITLE, loc="left")
+    axes.tick_params(labelsize=_TEXT)
+    axes.xaxis.set_major_formatter(_InUnit("s"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     if panel["type"] == "state-timeline":
-        _states(axes, found, start)
+        _states(axes, found, start, _state_colors(panel))
         return
     right = _units_on_the_right(panel)
     stacked = (defaults.get("custom") or {}).get("stacking", {}).get("mode") == "normal"
     _lines(axes, [(name, series) for name, series in found if name not in right], start, stacked=stacked)
     _set_unit(axes, unit)
+    if "min" in defaults:
+        top = axes.get_ylim()[1]
+        axes.set_ylim(defaults["min"], top + 0.1 * (top - defaults["min"]))
     axes.grid(alpha=0.3)
     handles, names = axes.get_legend_handles_labels()
     for other, (name, its_unit) in enumerate(right.items()):
         twin = axes.twinx()
-        twin.tick_params(labelsize=7)
+        twin.tick_params(labelsize=_TEXT)
+        twin.yaxis.set_major_locator(MaxNLocator(5))
         _set_unit(twin, its_unit)
         for _, series in (pair for pair in found if pair[0] == name):
             times = [time - start for time in series.times]
-            handles += twin.plot(times, series.values, linewidth=1, color=f"C{len(names) + other}")
+            handles += twin.plot(times, series.values, linewidth=1.3, color=f"C{len(names) + other}")
             names.append(name)
     if handles:
-        below = (0.5, -0.1)
-        axes.legend(handles, names, fontsize=6, ncols=4, frameon=False, loc="upper center", bbox_to_anchor=below)
+        below = (0.5, -0.17)
+        columns = 3 if max(len(name) for name in names) < 16 else 2
+        axes.legend(
+            handles,
+            names,
+            fontsize=_TEXT,
+            ncols=columns,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=below,
+            columnspacing=1.0,
+            handlelength=1.2,
+            borderpad=0,
+            labelspacing=0.2,
+        )
 
 
 def _units_on_the_right(panel: Mapping[str, Any]) -> dict[str, str]:
-    """Series that have an axis of their own, by name, with its unit."""
+    """Return the units of the series that have an axis of their own, by name."""
     found = {}
     for override in panel["fieldConfig"].get("overrides") or ():
         properties = {entry["id"]: entry["value"] for entry in override["properties"]}
@@ -119,8 +158,19 @@ def _set_unit(axes: Axes, unit: str) -> None:
     axes.yaxis.set_major_formatter(_InUnit(unit))
 
 
+def _state_colors(panel: Mapping[str, Any]) -> dict[str, str]:
+    """Return the colour of the value 1 of each series that the dashboard gives one, by name."""
+    colors = {}
+    for override in panel["fieldConfig"].get("overrides") or ():
+        for entry in override["properties"]:
+            if entry["id"] == "mappings":
+                color = entry["value"][0]["options"].get("1", {}).get("color", "")
+                colors[override["matcher"]["options"]] = _COLORS.get(color, "C0")
+    return colors
+
+
 class _InUnit(Formatter):
-    """Ticks in a unit of Grafana's, with digits enough to tell one from the next."""
+    """Formats ticks in one of Grafana's units, with enough digits to tell neighbours apart."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit
@@ -141,20 +191,20 @@ def _lines(axes: Axes, found: Sequence[tuple[str, Series]], start: float, *, sta
         axes.stackplot([time - start for time in times], values, labels=[name for name, _ in found], alpha=0.6)
         return
     for name, series in found:
-        axes.plot([time - start for time in series.times], series.values, label=name, linewidth=1)
+        axes.plot([time - start for time in series.times], series.values, label=name, linewidth=1.3)
 
 
-def _states(axes: Axes, found: Sequence[tuple[str, Series]], start: float) -> None:
-    for row, (_, series) in enumerate(found):
+def _states(axes: Axes, found: Sequence[tuple[str, Series]], start: float, colors: Mapping[str, str]) -> None:
+    for row, (name, series) in enumerate(found):
         on = [(time - start, 5.0) for time, value in zip(series.times, series.values, strict=True) if value]
-        axes.broken_barh(on, (row - 0.4, 0.8), facecolors=f"C{row}")
+        axes.broken_barh(on, (row - 0.4, 0.8), facecolors=colors.get(name, "C0"))
     axes.set_yticks(range(len(found)), [name for name, _ in found])
 
 
 def _stat(axes: Axes, title: str, found: Sequence[tuple[str, Series]], defaults: Mapping[str, Any]) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.text(0.04, 0.86, title, fontsize=9, va="top", transform=axes.transAxes)
+    axes.text(0.04, 0.86, title, fontsize=_TITLE, va="top", transform=axes.transAxes)
     names = {
         float(value): result["text"]
         for mapping in defaults.get("mappings") or ()
@@ -179,7 +229,7 @@ def _number(value: float) -> float:
 
 
 def in_unit(value: float, unit: str, more: int = 0) -> str:
-    """A value as Grafana writes it in one of its units, if need be with more digits than usual."""
+    """Return a value in one of Grafana's units; `more`: digits beyond the usual ones."""
     if unit == "percentunit":
         return f"{value * 100:.{3 + more}g}%"
     if unit == "sci":

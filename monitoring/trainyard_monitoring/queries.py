@@ -9,7 +9,7 @@ from trainyard_monitoring.operator_dashboard import operator_dashboard
 
 
 def dashboards() -> dict[str, dict[str, Any]]:
-    """The dashboards, by the names of their files."""
+    """Return the dashboards by file name."""
     return {
         "trainyard-fleet.json": fleet_dashboard(),
         "trainyard-job.json": job_dashboard(),
@@ -26,11 +26,11 @@ class PanelQuery(NamedTuple):
 
 
 def panel_queries(namespace: str, job: str, *, rate_interval: str = "1m") -> list[PanelQuery]:
-    """All of them, for one job, with Grafana's variables replaced.
+    """Return all expressions of all dashboards for one job, with Grafana's variables replaced.
 
     Args:
-        namespace: of the job.
-        job: its name.
+        namespace: namespace of the job.
+        job: name of the job.
         rate_interval: four times the scrape interval, as Grafana has it.
     """
     values = {"$__rate_interval": rate_interval, "$namespace": namespace, "$job": job}

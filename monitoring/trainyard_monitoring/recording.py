@@ -1,20 +1,20 @@
-"""Recording rules: one series for each job, whatever pods it has had, so that alerts survive pods and operators."""
+"""Recording rules: one series for each job across its pods, so that alerts survive new pods and operators."""
 
 from trainyard_monitoring.promql import JOB, ON_JOB, RUN, per_job
 from trainyard_monitoring.rules import Record
-from trainyard_monitoring.timing import Timing, span
+from trainyard_monitoring.timing import Timing, duration
 
 
 def recording_rules(timing: Timing) -> list[Record]:
-    """In the order in which they build on each other."""
+    """Return the recording rules; later ones use earlier ones."""
     return [*_operator_side(timing), *_progress(timing), *_checkpoints(timing), *_runs(timing)]
 
 
 def _operator_side(timing: Timing) -> list[Record]:
-    gap = span(timing.gap)
+    gap = duration(timing.gap)
     restarts = per_job(f"last_over_time(trainyard_job_restarts_total[{gap}])", "max", "counted")
     return [
-        # While the operator restarts, a job is what it was.
+        # While the operator restarts, a job keeps its last condition.
         Record(
             "job:trainyard_job_condition:last",
             per_job(f"last_over_time(trainyard_job_condition[{gap}])", "max", "condition"),
@@ -26,8 +26,8 @@ def _operator_side(timing: Timing) -> list[Record]:
 def _progress(timing: Timing) -> list[Record]:
     total = per_job(per_job("trainyard_step_duration_seconds_sum", "max", "phase"), "sum")
     return [
-        # Steps go back on a return to a checkpoint, and begin at the checkpoint in a new attempt: never take a rate of
-        # them. The count of durations begins at 0 in each attempt.
+        # Steps decrease on a rollback and start at the checkpoint in a new attempt, so never take a rate of them.
+        # The count of step durations starts at 0 in each attempt.
         Record("job:trainyard_steps:max", per_job("trainyard_steps_total")),
         Record(
             "job:trainyard_step_duration_seconds:mean",
@@ -35,16 +35,16 @@ def _progress(timing: Timing) -> list[Record]:
         ),
         Record(
             "job:trainyard_last_step_timestamp_seconds:last",
-            per_job(f"last_over_time(trainyard_last_step_timestamp_seconds[{span(timing.stalled_memory)}])"),
+            per_job(f"last_over_time(trainyard_last_step_timestamp_seconds[{duration(timing.stalled_memory)}])"),
         ),
     ]
 
 
 def _checkpoints(timing: Timing) -> list[Record]:
-    step, window = "job:trainyard_checkpoint_step:max", span(timing.checkpoint_history)
+    step, window = "job:trainyard_checkpoint_step:max", duration(timing.checkpoint_history)
     return [
         Record(step, per_job("trainyard_checkpoint_step")),
-        # Both from one page, and counted in steps: so neither pauses nor restarts make a checkpoint look old.
+        # Both from one page and counted in steps, so that pauses and restarts do not make a checkpoint look old.
         Record("job:trainyard_unsaved_steps:max", per_job("trainyard_steps_total - trainyard_checkpoint_step")),
         Record(
             "job:trainyard_unsaved_seconds:max",
@@ -59,10 +59,10 @@ def _checkpoints(timing: Timing) -> list[Record]:
 
 
 def _runs(timing: Timing) -> list[Record]:
-    """The level `run` is that of a job, and the labels of `trainyard_run_info` that shape its figures."""
-    # Speed in FLOPs of the model: tokens per second would drop with a larger model under the same name.
+    """Return the rules of level `run`: one series for each job and each set of labels of `trainyard_run_info`."""
+    # Speed as model FLOP/s: tokens per second would drop with a larger model under the same job name.
     flops = "trainyard_tokens_per_second * trainyard_flops_total / trainyard_tokens_total"
-    smooth = span(timing.smooth)
+    smooth = duration(timing.smooth)
     return [
         Record("run:trainyard_loss:max", _per_run("trainyard_loss")),
         Record("run:trainyard_loss:avg", f"avg_over_time(run:trainyard_loss:max[{smooth}])"),
@@ -72,7 +72,7 @@ def _runs(timing: Timing) -> list[Record]:
 
 
 def _per_run(expression: str) -> str:
-    """With the labels of the run; a program of one's own tells none."""
+    """Add the labels of the run; your own programs do not report any."""
     info = f"max by ({JOB}, instance, {RUN}) (trainyard_run_info)"
     return (
         f"max by ({JOB}, {RUN}) (\n  ({expression})\n  * on ({JOB}, instance) group_left ({RUN}) {info}\n"

@@ -1,4 +1,4 @@
-"""What a rule file is made of, and how it is written down."""
+"""Recording rules, alerts and groups, and their form in a rule file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,40 +6,40 @@ from typing import Any
 
 import yaml
 
-from trainyard_monitoring.timing import RUNBOOKS, span
+from trainyard_monitoring.timing import RUNBOOKS, duration
 
 
 @dataclass(frozen=True)
 class Record:
-    """A recording rule. Names are level:metric:operation; the level `job` is namespace and job_name."""
+    """A recording rule. Its name is level:metric:operation; the level `job` stands for namespace and job_name."""
 
     name: str
     expression: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a rule file."""
+        """Return the form in a rule file."""
         return {"record": self.name, "expr": self.expression}
 
 
 @dataclass(frozen=True)
 class Alert:
-    """An alert. Its runbook is the page of its name."""
+    """An alert. Its runbook is the page with its name."""
 
     name: str
     severity: str
-    """critical: time is lost now, or nobody watches; warning: look today."""
+    """critical: training time is being lost, or jobs are unmonitored; warning: look at it today."""
     expression: str
     wait: float
-    """Seconds for which the expression must hold; 0: at once."""
+    """Seconds for which the expression must hold before the alert fires; 0: fires immediately."""
     summary: str
     description: str
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a rule file."""
+        """Return the form in a rule file."""
         return {
             "alert": self.name,
             "expr": self.expression,
-            **({"for": span(self.wait)} if self.wait else {}),
+            **({"for": duration(self.wait)} if self.wait else {}),
             "labels": {"severity": self.severity},
             "annotations": {
                 "summary": self.summary,
@@ -51,18 +51,18 @@ class Alert:
 
 @dataclass(frozen=True)
 class Group:
-    """Rules that are evaluated one after the other."""
+    """Rules that Prometheus evaluates in sequence."""
 
     name: str
     rules: Sequence[Record | Alert]
 
     def to_dict(self) -> dict[str, Any]:
-        """As in a rule file."""
+        """Return the form in a rule file."""
         return {"name": self.name, "rules": [rule.to_dict() for rule in self.rules]}
 
 
 class _Dumper(yaml.SafeDumper):
-    """Several lines stay several lines."""
+    """Writes texts of several lines as block scalars."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -73,6 +73,6 @@ _Dumper.add_representer(str, _text)
 
 
 def to_yaml(groups: Sequence[Group]) -> str:
-    """A rule file for Prometheus."""
+    """Return a rule file for Prometheus."""
     content = {"groups": [group.to_dict() for group in groups]}
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=10_000, allow_unicode=True)

@@ -65,7 +65,7 @@ WAITING = [
         "no room",
         "TrainyardJobPendingTooLong",
         conditions() | {PENDING: "0+60x60 0x20"},
-        {30: "ml/llama should run, but has not had all of its workers for 30m 0s."},
+        {30: "ml/llama should be running, but has not had all of its workers for 30m 0s."},
         [15, 20, 25, 70],
     ),
     Case("it starts in time", "TrainyardJobPendingTooLong", RUNS | {PENDING: "0+60x22 0x60"}, {}, [21, 25, 30]),
@@ -73,7 +73,7 @@ WAITING = [
         "a new operator says so, too",
         "TrainyardJobPendingTooLong",
         conditions() | {PENDING: "0+60x30 stale 1920+60x30"},
-        {31: "ml/llama should run, but has not had all of its workers for 30m 0s."},
+        {31: "ml/llama should be running, but has not had all of its workers for 30m 0s."},
     ),
 ]
 
@@ -84,7 +84,7 @@ _STEPS = worker("trainyard_steps_total", "0+60x2000")
 def _stale(age: str) -> str:
     return (
         f"A crash of ml/llama would lose {age} of training: more than 3 of its usual intervals between checkpoints"
-        " (or than 4h, where none is known)."
+        " (or more than 4h, where none is known)."
     )
 
 
@@ -146,7 +146,8 @@ UNSAVED = [
         "TrainyardCheckpointFailing",
         RUNS | worker("trainyard_checkpoint_failures_total", "0x10 1x9 2x100"),
         {
-            25: "ml/llama could not write 2 of its checkpoints within 30m. Training goes on, and what it does is not safe."
+            25: "ml/llama failed to write 2 of its checkpoints within 30m. Training continues, but its"
+            " progress is not saved."
         },
         [10, 60],
     ),
@@ -157,7 +158,8 @@ UNSAVED = [
         | worker("trainyard_checkpoint_failures_total", "0x10 1x100", 'job="a"')
         | worker("trainyard_checkpoint_failures_total", "0x10 1x100", 'job="b"'),
         {
-            15: "ml/llama could not write 1 of its checkpoints within 30m. Training goes on, and what it does is not safe."
+            15: "ml/llama failed to write 1 of its checkpoints within 30m. Training continues, but its"
+            " progress is not saved."
         },
     ),
     Case(
@@ -189,7 +191,7 @@ ENDED = [
         "for good",
         "TrainyardJobFailed",
         conditions(Running="1x10 0x2000", Failed="0x10 1x2000") | {FAILURE: "_x10 600x2000"},
-        {11: "ml/llama has failed for good" + _OOM + " It holds no pods any more."},
+        {11: "ml/llama has failed" + _OOM + " It no longer runs any pods."},
         [10, 1460],
     ),
     Case("it succeeded", "TrainyardJobFailed", conditions(Succeeded="0x10 1x100"), {}, [11, 50]),

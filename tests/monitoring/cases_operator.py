@@ -1,4 +1,4 @@
-"""When alerts on the operator fire, and when they must not."""
+"""Alerts on the operator: when they fire, and when they must not."""
 
 from tests.monitoring.promtool import Case
 
@@ -12,9 +12,8 @@ DOWN = [
         "TrainyardOperatorDown",
         {DEPTH: "0x20 stale", OTHER: "0x300"},
         {
-            30: "No operator in namespace system has been scraped for 5m. Pods that run go on; nothing is"
-            " started, restarted"
-            " or cleaned up, and most alerts on its jobs are blind."
+            30: "No operator in namespace system has been scraped for 5m. Running pods continue; nothing is"
+            " started, restarted or cleaned up, and most alerts on its jobs cannot fire."
         },
         [20, 25, 90],
         {"namespace": "system"},
@@ -27,7 +26,7 @@ DOWN = [
         [22, 30, 60],
     ),
     Case(
-        "the leader is gone, and one that has stood by answers",
+        "the leader is gone, and a standby replica answers",
         "TrainyardOperatorDown",
         {DEPTH: "0x20 stale", DEPTH.replace('"a"', '"b"'): "0x100"},
         {},
@@ -41,8 +40,8 @@ ABSENT = [
         "TrainyardOperatorAbsent",
         {OTHER: "_x10 0x20"},
         {
-            7: "Prometheus has seen no operator of Trainyard for 1h, though it has its rules: none runs, or"
-            " none is scraped."
+            7: "Prometheus has scraped no Trainyard operator for 1h, although its rules are installed: none is"
+            " running, or none is scraped."
         },
         [4, 12],
         {},
@@ -59,26 +58,26 @@ LEADER, SPARE = (f'trainyard_operator_leader{{namespace="system",pod="{pod}"}}' 
 ELSEWHERE = 'trainyard_operator_leader{namespace="team",pod="c"}'
 NO_LEADER = [
     Case(
-        "the leader is gone and the other does not follow until much later; elsewhere one leads",
+        "the leader is gone and the standby takes over much later; another namespace has a leader",
         "TrainyardOperatorNoLeader",
         {LEADER: "1x10 stale", SPARE: "0x29 1x20", ELSEWHERE: "1x60"},
         {
-            14: "Operators in namespace system answer, but for 2m none of them has held the lease. Pods that run go on;"
-            " nothing is started, restarted or cleaned up, and most alerts on its jobs are blind."
+            14: "Operators in namespace system respond, but for 2m none of them has held the lease. Running pods"
+            " continue; nothing is started, restarted or cleaned up, and most alerts on its jobs cannot fire."
         },
         [10, 12, 30, 40],
         {"namespace": "system"},
     ),
-    Case("one that stands by leads nothing", "TrainyardOperatorNoLeader", {LEADER: "1x60", SPARE: "0x60"}, {}, [5, 50]),
+    Case("a leader and a standby replica", "TrainyardOperatorNoLeader", {LEADER: "1x60", SPARE: "0x60"}, {}, [5, 50]),
     Case(
-        "a failover or an upgrade, of which one scrape sees nobody lead",
+        "a failover or an upgrade, with one scrape without a leader",
         "TrainyardOperatorNoLeader",
         {LEADER: "1x10 stale", SPARE: "0x11 1x40"},
         {},
         [11, 12, 13, 14, 30],
     ),
     Case(
-        "a restart of the only one, which waits for its lease first",
+        "the only operator restarts and waits for its lease first",
         "TrainyardOperatorNoLeader",
         {LEADER: "1x10 stale 0 1x40"},
         {},
@@ -92,7 +91,7 @@ NO_LEADER = [
         [11, 12, 13, 14, 30],
     ),
     Case(
-        "nobody answers, which is told by another alert",
+        "no operator answers, which is another alert",
         "TrainyardOperatorNoLeader",
         {LEADER: "1x10 stale", SPARE: "0x10 stale"},
         {},
@@ -101,13 +100,13 @@ NO_LEADER = [
 ]
 STUCK = [
     Case(
-        "it stands still until the kubelet restarts it",
+        "it is stuck until the kubelet restarts it",
         "TrainyardOperatorQueueStuck",
         {STALLED: "0x10 100 0x60"},
         {
-            14: "Jobs waited for the operator in namespace system for 1m 40s within the last 10m, and none was"
-            " dealt with. Either the API server does not answer, or the operator hangs; the kubelet restarts one that"
-            " has hung for 120 s."
+            14: "Jobs waited for the operator in namespace system for 1m 40s within the last 10m, and no job"
+            " was reconciled. Either the API server does not respond, or the operator hangs; the kubelet restarts an"
+            " operator that has hung for 120 s."
         },
         [10, 25],
         {"namespace": "system"},

@@ -1,4 +1,4 @@
-"""When alerts on how a job trains fire, and when they must not."""
+"""Alerts on how a job trains: when they fire, and when they must not."""
 
 from tests.monitoring.promtool import JOB, RUNS, Case, conditions, pace, worker
 
@@ -16,14 +16,14 @@ def _stalled(age: str) -> str:
 STALLED = [
     Case("no step for long", "TrainyardJobStalled", RUNS | pace(1) | _stops_at_20, {38: _stalled("18m 0s")}, [20, 36]),
     Case(
-        "a program of one's own does not tell its pace",
+        "your own program does not report step times",
         "TrainyardJobStalled",
         RUNS | _stops_at_20,
         {38: _stalled("18m 0s")},
         [20, 36],
     ),
     Case(
-        "steps of a minute need more patience",
+        "steps of a minute may take longer",
         "TrainyardJobStalled",
         RUNS | pace(60) | _stops_at_20,
         {43: _stalled("23m 0s")},
@@ -89,9 +89,8 @@ NON_FINITE = [
         "TrainyardNonFiniteSteps",
         RUNS | worker("trainyard_nonfinite_steps_total", "0x20 1 2 3x60"),
         {
-            25: "ml/llama had 3 steps without a finite gradient within 30m. None of them has changed the model;"
-            " too many in a row"
-            " end the attempt."
+            25: "ml/llama had 3 steps with a NaN or Inf gradient within 30m. They were skipped; too many"
+            " consecutive ones end the attempt."
         },
         [20, 21, 60],
     ),
@@ -108,7 +107,7 @@ NON_FINITE = [
         [23, 40],
     ),
     Case(
-        "a new attempt counts anew",
+        "a new attempt counts from 0",
         "TrainyardNonFiniteSteps",
         RUNS | worker("trainyard_nonfinite_steps_total", "0x20 1 2 0x60"),
         {},
@@ -192,7 +191,7 @@ def _speed(values: str, size: int = 2, pod: str | None = None) -> dict[str, str]
     return _run("trainyard_tokens_per_second", values, pod, size) | totals
 
 
-_SLOW = "ml/llama trains at 60% of the speed that it usually had in the last 6h, on the same layout and devices."
+_SLOW = "ml/llama trains at 60% of its usual throughput of the last 6h, on the same layout and devices."
 SLOW = [
     Case("slower", "TrainyardThroughputDropped", RUNS | _speed("100x90 60x50 100x50"), {120: _SLOW}, [90, 100, 150]),
     Case("a little slower", "TrainyardThroughputDropped", RUNS | _speed("100x90 75x100"), {}, [120, 150]),

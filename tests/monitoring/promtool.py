@@ -1,4 +1,4 @@
-"""Tests of alerts as promtool runs them, written as series and minutes."""
+"""Unit tests of alerts for promtool, as series with one value per minute."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ POD = f'{JOB},pod="llama-1-0",instance="10.0.0.1:9400"'
 ALERTS = {rule.name: rule for group in rule_groups() for rule in group.rules if isinstance(rule, Alert)}
 
 Series = Mapping[str, str]
-"""promtool's notation of values, one a minute, by series."""
+"""Values by series, one per minute, in promtool's notation."""
 
 
 def promtool(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -32,25 +32,25 @@ def promtool(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 @dataclass(frozen=True)
 class Case:
-    """One alert in one story."""
+    """The expected state of one alert for given series."""
 
-    story: str
+    description: str
     alert: str
     series: Series
     fires: Mapping[int, str] = field(default_factory=dict)
-    """Description at a minute."""
+    """Expected description of the alert, by minute."""
     silent: Sequence[int] = ()
-    """Minutes at which it does not fire."""
+    """Minutes at which the alert does not fire."""
     labels: Mapping[str, str] = field(default_factory=lambda: {"namespace": "ml", "job_name": "llama"})
 
     def to_dict(self) -> dict[str, Any]:
-        """As one entry of `tests` in promtool's files."""
+        """Return the entry of `tests` in promtool's file."""
         checks = [
             *((minute, self._expected(text)) for minute, text in self.fires.items()),
             *((m, []) for m in self.silent),
         ]
         return {
-            "name": f"{self.alert}: {self.story}",
+            "name": f"{self.alert}: {self.description}",
             "interval": "1m",
             "input_series": [{"series": series, "values": values} for series, values in self.series.items()],
             "alert_rule_test": [
@@ -73,7 +73,7 @@ class Case:
 
 
 def run_cases(cases: Sequence[Case], folder: Path, rules: Path = RULES) -> "subprocess.CompletedProcess[str]":
-    """Run promtool on the cases, one after the other."""
+    """Run promtool on cases."""
     file = folder / "tests.yaml"
     content = {"rule_files": [str(rules)], "evaluation_interval": "1m", "tests": [case.to_dict() for case in cases]}
     file.write_text(yaml.safe_dump(content), "utf-8")
@@ -81,22 +81,22 @@ def run_cases(cases: Sequence[Case], folder: Path, rules: Path = RULES) -> "subp
 
 
 def conditions(**values: str) -> dict[str, str]:
-    """Conditions of the job: true all the time, or as given. Those that are not named are false."""
-    known = ("Created", "Suspended", "Running", "Progressing", "Degraded", "Restarting", "Succeeded", "Failed")
-    return {f'trainyard_job_condition{{{JOB},condition="{name}"}}': values.get(name, "0x2000") for name in known}
+    """Return series of the job's conditions; those that are not given are always false."""
+    names = ("Created", "Suspended", "Running", "Progressing", "Degraded", "Restarting", "Succeeded", "Failed")
+    return {f'trainyard_job_condition{{{JOB},condition="{name}"}}': values.get(name, "0x2000") for name in names}
 
 
 RUNS = conditions(Running="1x2000", Progressing="1x2000")
-"""A job that runs and makes steps."""
+"""Series of a job that is running and progressing."""
 
 
 def worker(name: str, values: str, labels: str = "", pod: str = POD) -> dict[str, str]:
-    """A series of a worker."""
+    """Return a series of a worker."""
     return {f"{name}{{{pod}{labels and ','}{labels}}}": values}
 
 
 def pace(seconds: int, times: str = "x2000") -> dict[str, str]:
-    """So many seconds for each step."""
+    """Return the series of step durations of a given mean."""
     total, count = (f"trainyard_step_duration_seconds_{part}" for part in ("sum", "count"))
     phase = 'phase="passes"'
     return worker(total, f"0+60{times}", phase) | worker(count, f"0+{60 / seconds:g}{times}", phase)

@@ -1,4 +1,4 @@
-"""Each alert fires when it should, with exact words, does not in the cases that tempt it, and resolves."""
+"""Each alert fires when it should, with the exact text, resolves, and does not fire in similar healthy cases."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.monitoring.promtool import ALERTS, RULES, Case, promtool, run_cases
 CASES = [*cases_run.CASES, *cases_life.CASES, *cases_operator.CASES]
 
 
-def test_promtool_takes_the_rules() -> None:
+def test_promtool_accepts_the_rules() -> None:
     done = promtool("check", "rules", "--lint=all", "--lint-fatal", RULES)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -23,20 +23,20 @@ def test_alert(alert: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_every_alert_is_seen_to_fire_and_to_be_silent(alert: str) -> None:
+def test_every_alert_has_cases_that_fire_resolve_and_stay_silent(alert: str) -> None:
     cases = [case for case in CASES if case.alert == alert]
     assert any(case.fires for case in cases)
     assert any(case.silent and case.fires for case in cases), "resolves, or is silent before"
-    assert any(not case.fires for case in cases), "a false alarm that does not happen"
+    assert any(not case.fires for case in cases), "a healthy case"
 
 
-def test_every_alert_fires_for_a_real_fault_too() -> None:
-    """On a real node: tests/e2e/test_alerts.py."""
+def test_every_alert_is_proven_by_a_real_fault() -> None:
+    """See tests/e2e/test_alerts.py, on a real node."""
     assert {*OPERATOR, *(name for trouble in TABLE for name in trouble.alerts)} == set(ALERTS)
 
 
-def test_a_wrong_expectation_is_found(tmp_path: Path) -> None:
-    """Or all of the above would prove nothing."""
+def test_wrong_expectation_fails(tmp_path: Path) -> None:
+    """Without this, the other tests would prove nothing."""
     for fires, silent in (({5: "words"}, ()), ({}, (38,))):
         case = Case("wrong", "TrainyardJobStalled", cases_run.STALLED[0].series, fires, silent)
         assert run_cases([case], tmp_path).returncode == 1

@@ -1,4 +1,4 @@
-"""What `make generate` writes: no drift, no unknown metric, nothing without words, scaled times and nothing else."""
+"""Files written by `make generate`: up to date, only known metrics, complete descriptions, scalable times."""
 
 import dataclasses
 import re
@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tests.monitoring.promtool import ALERTS, RULES, promtool
-from trainyard.protocol import constants
+from trainyard.protocol import worker_metrics
 from trainyard_monitoring.__main__ import generated
-from trainyard_monitoring.frame import marks
+from trainyard_monitoring.frame import timed_annotations
+from trainyard_monitoring.metrics_table import with_metrics_table
 from trainyard_monitoring.queries import dashboards, panel_queries
 from trainyard_monitoring.rule_file import rule_file, rule_groups
 from trainyard_monitoring.rules import Record
@@ -31,10 +32,15 @@ EVALUATIONS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1")
 
 
 def names_of_workers() -> set[str]:
-    metrics = {value for key, value in vars(constants).items() if key.startswith("METRIC_") and isinstance(value, str)}
-    metrics -= {constants.METRIC_EVALUATION, constants.METRIC_STEP_DURATION}
-    metrics |= {f"{constants.METRIC_STEP_DURATION}_{part}" for part in ("sum", "count")}
-    return metrics | {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
+    names: set[str] = set()
+    for metric in worker_metrics.METRICS:
+        if metric.open_ended:
+            names |= {metric.named(evaluation).name for evaluation in EVALUATIONS}
+        elif metric.kind == "summary":
+            names |= {f"{metric.name}_{part}" for part in ("sum", "count")}
+        else:
+            names.add(metric.name)
+    return names
 
 
 async def names_of_the_operator() -> set[str]:
@@ -44,7 +50,7 @@ async def names_of_the_operator() -> set[str]:
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of series in an expression; words in quotes are none."""
+    """Return the names of series in an expression, without text in quotes."""
     bare = re.sub(r'"[^"]*"', '""', expression)
     return set(re.findall(r"\b(?:[a-z]+:)?trainyard_[a-z0-9_]+(?::[a-z0-9]+)?", bare))
 
@@ -60,25 +66,35 @@ def test_the_chart_holds_no_other_files() -> None:
 
 
 async def test_every_metric_exists() -> None:
-    known = names_of_workers() | await names_of_the_operator()
+    existing = names_of_workers() | await names_of_the_operator()
     recorded = {record.name for record in RECORDS}
     expressions = [rule.expression for group in rule_groups() for rule in group.rules]
     expressions += [query.expression for query in QUERIES]
     used = set[str]().union(*(metrics_in(expression) for expression in expressions))
     assert len(used) > 40
-    assert used <= known | recorded
+    assert used <= existing | recorded
     assert recorded <= used, "a recorded series that nothing uses"
 
 
+def test_the_document_holds_the_generated_table_of_worker_metrics() -> None:
+    text = DOCUMENT.read_text("utf-8")
+    assert text == with_metrics_table(text), "out of date: run `make generate`"
+
+
+def test_a_document_without_a_place_for_the_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match="put them where the table belongs"):
+        with_metrics_table("# Monitoring")
+
+
 async def test_every_metric_is_documented_and_no_other() -> None:
-    known = names_of_workers() | await names_of_the_operator()
-    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known} | known
-    told = set(re.findall(r"`(trainyard_[a-z0-9_]+)", DOCUMENT.read_text("utf-8")))
-    evaluations = {f"{constants.METRIC_EVALUATION}{figure}" for figure in EVALUATIONS}
-    assert told - {constants.METRIC_EVALUATION} <= families
-    missing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in known - evaluations} - told
+    existing = names_of_workers() | await names_of_the_operator()
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in existing} | existing
+    documented = set(re.findall(r"`(trainyard_[a-z0-9_]+)", DOCUMENT.read_text("utf-8")))
+    evaluations = {f"{worker_metrics.EVALUATION.name}{figure}" for figure in EVALUATIONS}
+    assert documented - {worker_metrics.EVALUATION.name} <= families
+    missing = {re.sub(r"_(bucket|sum|count)$", "", name) for name in existing - evaluations} - documented
     assert not missing
-    assert constants.METRIC_EVALUATION in told
+    assert worker_metrics.EVALUATION.name in documented
 
 
 def test_every_alert_has_its_runbook_and_every_runbook_its_alert() -> None:
@@ -99,7 +115,7 @@ def panels() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 @pytest.mark.parametrize(("where", "panel"), list(panels()), ids=lambda value: value if isinstance(value, str) else "")
-def test_every_panel_says_what_to_do(where: str, panel: dict[str, Any]) -> None:
+def test_every_panel_has_description_unit_and_queries(where: str, panel: dict[str, Any]) -> None:
     assert len(panel["description"]) > 20
     links = [link["url"] for link in panel.get("links") or ()]
     links += re.findall(rf"{re.escape(RUNBOOKS)}/\w+\.md", str(panel["options"]))
@@ -110,7 +126,7 @@ def test_every_panel_says_what_to_do(where: str, panel: dict[str, Any]) -> None:
         assert all(target["expr"] for target in panel["targets"])
 
 
-def test_panels_lie_side_by_side() -> None:
+def test_panels_do_not_overlap() -> None:
     for board in dashboards().values():
         taken: set[tuple[int, int]] = set()
         for panel in board["panels"]:
@@ -128,7 +144,7 @@ def test_every_alert_of_a_job_is_linked_from_a_panel() -> None:
 
 
 def test_promtool_parses_every_query(tmp_path: Path) -> None:
-    """Each as a recording rule: promtool of Debian has no other way to check an expression without a server."""
+    """Each query is checked as a recording rule: Debian's promtool cannot check an expression without a server."""
     rules = [{"record": f"query:{number}", "expr": query.expression} for number, query in enumerate(QUERIES)]
     assert len(rules) > 80
     assert "$" not in "".join(rule["expr"] for rule in rules)
@@ -139,8 +155,8 @@ def test_promtool_parses_every_query(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in done.stdout
 
 
-def test_annotations_stand_at_the_times_that_the_series_say() -> None:
-    for mark in marks("x"):
+def test_annotations_are_at_the_times_in_the_values_of_series() -> None:
+    for mark in timed_annotations("x"):
         plain = mark.to_json()
         assert plain["useValueForTime"] is True
         assert str(plain["expr"]).endswith("timestamp_seconds{x} * 1000")
@@ -152,12 +168,12 @@ _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def numbers_in(text: str) -> tuple[str, list[float]]:
-    """The text with # for each number, and the numbers; times in seconds."""
+    """Return the text with # for each number, and the numbers; times in seconds."""
     found = [float(n) * _UNITS.get(unit, 1) for n, unit in re.findall(r"(?<![\w.])(\d+(?:\.\d+)?)(ms|[smhd])?\b", text)]
     return re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)(ms|[smhd])?\b", "#", text), found
 
 
-def test_scaling_changes_times_and_nothing_else() -> None:
+def test_scaling_changes_only_times() -> None:
     (before, plain), (after, scaled) = numbers_in(rule_file()), numbers_in(rule_file(TIMING.scaled(0.01)))
     assert before == after
     times = set(dataclasses.asdict(TIMING).values())
@@ -168,8 +184,8 @@ def test_scaling_changes_times_and_nothing_else() -> None:
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Timing)])
 def test_every_time_is_used(field: str) -> None:
-    assert rule_file(dataclasses.replace(TIMING, **{field: 12_345})) != rule_file(), "a time that changes nothing"
+    assert rule_file(dataclasses.replace(TIMING, **{field: 12_345})) != rule_file(), "the time is not used"
 
 
-def test_the_file_is_what_the_rules_are_tested_from() -> None:
+def test_alerts_are_tested_with_the_file_of_the_chart() -> None:
     assert RULES == FILES / "rules.yaml"

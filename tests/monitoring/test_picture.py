@@ -1,8 +1,12 @@
-"""The picture of a dashboard that the documentation has."""
+"""The picture of a dashboard in the documentation."""
+
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from trainyard_monitoring.picture import Series, _InUnit, _legend, in_unit
+from trainyard_monitoring.job_dashboard import job_dashboard
+from trainyard_monitoring.picture import Series, _InUnit, _legend, _state_colors, _units_on_the_right, draw, in_unit
 
 
 @pytest.mark.parametrize(
@@ -21,7 +25,7 @@ from trainyard_monitoring.picture import Series, _InUnit, _legend, in_unit
         (-3.0, "none", "-3"),
     ],
 )
-def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> None:
+def test_value_in_its_unit(value: float, unit: str, text: str) -> None:
     assert in_unit(value, unit) == text
 
 
@@ -33,11 +37,37 @@ def test_a_value_is_written_in_its_unit(value: float, unit: str, text: str) -> N
         ([6.1 * 2**20, 6.2 * 2**20], "bytes", ["6.1 MiB", "6.2 MiB"]),
     ],
 )
-def test_ticks_have_the_digits_that_tell_them_apart(values: list[float], unit: str, texts: list[str]) -> None:
+def test_ticks_have_enough_digits_to_differ(values: list[float], unit: str, texts: list[str]) -> None:
     assert _InUnit(unit).format_ticks(values) == texts
 
 
-def test_a_series_is_called_as_its_query_says() -> None:
+def test_legend_of_a_series() -> None:
     series = Series({"job_name": "a", "rank": "3", "kind": "resident"}, [0.0], [1.0])
     assert _legend("rank {{rank}} {{ kind }}", series) == "rank 3 resident"
     assert _legend("__auto", series) == "3, resident"
+
+
+def panel_of_the_job(title: str) -> dict[str, Any]:
+    (panel,) = [panel for panel in job_dashboard()["panels"] if panel["title"] == title]
+    return dict(panel)
+
+
+def test_conditions_have_their_own_colours() -> None:
+    colours = _state_colors(panel_of_the_job("Conditions"))
+    assert colours["Running"] == colours["Progressing"] == "#56a64b", "green"
+    assert colours["Failed"] == "#e02f44", "red"
+    assert len(set(colours.values())) == 7
+
+
+def test_perplexity_has_an_axis_of_its_own() -> None:
+    panel = panel_of_the_job("Evaluation")
+    assert _units_on_the_right(panel) == {"perplexity": "short"}
+    assert "perplexity" in panel["targets"][0]["expr"], "excluded from the left axis"
+
+
+def test_dashboard_is_drawn(tmp_path: Path) -> None:
+    def read(expression: str) -> list[Series]:
+        return [] if "ALERTS" in expression else [Series({"condition": "Running"}, [100.0, 160.0], [1.0, 2.0])]
+
+    draw(job_dashboard(), read, tmp_path / "job.png", start=100.0)
+    assert (tmp_path / "job.png").read_bytes().startswith(b"\x89PNG")

@@ -21,7 +21,7 @@ _ALERTMANAGER = {"route": {"receiver": "nobody", "group_wait": "0s"}, "receivers
 
 
 def flaws(alert: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the words of an alert, as Alertmanager tells it."""
+    """Return the faults in the texts of an alert from Alertmanager: failed templates, a wrong runbook."""
     notes, name = alert["annotations"], alert["labels"]["alertname"]
     found = [f"{name}: {key}: {text}" for key, text in notes.items() if "<no value>" in text or "error" in text]
     if notes["runbook_url"] != f"{RUNBOOKS}/{name}.md":
@@ -36,7 +36,7 @@ class Alertmanager:
     address: str
 
     async def active(self) -> list[dict[str, Any]]:
-        """Alerts that are firing, as its API tells them."""
+        """Return the firing alerts from its API."""
         async with aiohttp.ClientSession() as session, session.get(f"http://{self.address}/api/v2/alerts") as answer:
             assert answer.status == 200, await answer.text()
             found: list[dict[str, Any]] = await answer.json()
@@ -49,7 +49,7 @@ def _daemon(command: Sequence[str | Path], log: Path) -> "Iterator[subprocess.Po
         process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=output)
     try:
         yield process
-        assert process.poll() is None, f"it ended by itself:\n{log.read_text()}"
+        assert process.poll() is None, f"it ended unexpectedly:\n{log.read_text()}"
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -57,7 +57,7 @@ def _daemon(command: Sequence[str | Path], log: Path) -> "Iterator[subprocess.Po
 
 @contextmanager
 def run_alertmanager(folder: Path) -> Iterator[Alertmanager]:
-    """Start Alertmanager, and wait until it listens."""
+    """Run Alertmanager; it listens before this returns."""
     program = shutil.which("prometheus-alertmanager") or shutil.which("alertmanager")
     require(program, "alertmanager (apt-get install prometheus-alertmanager)")
     folder.mkdir()
@@ -69,7 +69,7 @@ def run_alertmanager(folder: Path) -> Iterator[Alertmanager]:
 
 
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Where a daemon listens that was free to choose its port."""
+    """Return the address from the log of a daemon that chose its port."""
     deadline = time.monotonic() + 30
     while not (found := re.search(r'msg="Listening on" address=(\S+)', log.read_text())):
         assert process.poll() is None, log.read_text()
@@ -82,14 +82,14 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
 def run_prometheus(
     folder: Path, rules: str, alertmanager: Alertmanager, server: str, targets: Mapping[str, Mapping[str, str]]
 ) -> Iterator[None]:
-    """Start Prometheus.
+    """Run Prometheus.
 
     Args:
-        folder: for its files; made anew.
-        rules: content of its rule file.
-        alertmanager: where its alerts go.
+        folder: new folder for its files.
+        rules: content of the rule file.
+        alertmanager: receives the alerts.
         server: address of all targets.
-        targets: labels of each target, by path. They give way to labels of the page, as the sample's do.
+        targets: labels of each target, by path. Labels of the page override them.
     """
     program = shutil.which("prometheus")
     require(program, "prometheus (apt-get install prometheus)")
@@ -107,8 +107,8 @@ def run_prometheus(
     }
     file = folder / "prometheus.yaml"
     file.write_text(yaml.safe_dump(config), "utf-8")
-    # What is sent before Prometheus has found its Alertmanager, in its first five seconds, is lost: let it send again.
-    # An alert that is not sent again for four times as long counts as resolved.
+    # Alerts sent in the first five seconds, before Prometheus has discovered Alertmanager, are lost; it sends them
+    # again. An alert that is not sent again for four times as long counts as resolved.
     arguments = [f"--config.file={file}", f"--storage.tsdb.path={folder}/data", "--rules.alert.resend-delay=5s"]
     arguments.append("--web.listen-address=127.0.0.1:0")
     with _daemon([str(program), *arguments], folder / "log"):

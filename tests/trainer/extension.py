@@ -176,8 +176,8 @@ def train() -> dict[str, Any]:
     import subprocess
 
     from tests.trainer.pods import Starter, environment, finish, make_config
-    from trainyard.manifest import ManifestError
     from trainyard.crd import openapi_schema
+    from trainyard.manifest import ManifestError
 
     recall: dict[str, Any] = {
         "model": {"name": "recall", "width": 16},

@@ -169,16 +169,16 @@ def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, l
 
 def slow_last_rank() -> None:
     """Its processor takes three times as long for everything, and it is measured all the time."""
-    work, every = stragglers.Pace._work, 0.05
+    work, every = stragglers.ComputeProbe._work, 0.05
     stragglers.EVERY = every
 
-    def faulty(self: stragglers.Pace) -> None:
+    def faulty(self: stragglers.ComputeProbe) -> None:
         began = time.perf_counter()
         work(self)
         if os.environ["RANK"] == str(int(os.environ["WORLD_SIZE"]) - 1):
             time.sleep(0.02 + 4 * (time.perf_counter() - began))
 
-    stragglers.Pace._work = faulty  # type: ignore[method-assign]
+    stragglers.ComputeProbe._work = faulty  # type: ignore[method-assign]
     launch.main()
 
 

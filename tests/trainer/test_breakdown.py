@@ -1,4 +1,4 @@
-"""What a step consists of: computation, communication, and how much of that is hidden."""
+"""Parts of a step: computation, communication, and their overlap."""
 
 import os
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.trainer.layouts import FSDP, Layout, pipe
 from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
 from trainyard.resource.training import Profile
-from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
+from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, kernels, operators, split_step_time
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.metrics.profiling import Profiler
 from trainyard_trainer.runtime.errors import ConfigError
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Event:
-    """What torch's profiler says of an operator or a kernel; times in seconds."""
+    """An event of torch's profiler: an operator or a kernel; times in seconds."""
 
     label: str
     begin: float
@@ -56,7 +56,7 @@ def total(intervals: list[tuple[float, float]]) -> float:
     return sum(end - begin for begin, end in intervals)
 
 
-def test_what_an_operator_waits_for_is_not_its_computation() -> None:
+def test_waiting_inside_an_operator_is_not_computation() -> None:
     compute, communication = operators(
         [
             Event("DistributedDataParallel.forward", 0, 10),
@@ -74,7 +74,7 @@ def test_what_an_operator_waits_for_is_not_its_computation() -> None:
     assert communication == [(2.5, 6)]
 
 
-def test_nccl_has_kernels_of_its_own() -> None:
+def test_nccl_kernels_are_communication() -> None:
     kernel = {"kind": "kernel"}
     compute, communication = kernels(
         [
@@ -86,14 +86,14 @@ def test_nccl_has_kernels_of_its_own() -> None:
         ]
     )
     assert (compute, communication) == ([(0, 2), (4, 5)], [(1, 4)])
-    assert divide(6, compute, communication) == {"compute": 2, "overlap": 1, "communication": 2, "other": 1}
+    assert split_step_time(6, compute, communication) == {"compute": 2, "overlap": 1, "communication": 2, "other": 1}
 
 
 intervals = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 10)).map(lambda x: (float(x[0]), float(sum(x)))))
 
 
 @given(intervals, intervals)
-def test_the_parts_of_a_step_are_those_of_its_moments_and_add_up(
+def test_parts_of_a_step_match_its_moments_and_add_up(
     compute: list[tuple[float, float]], communication: list[tuple[float, float]]
 ) -> None:
     moments = dict.fromkeys(PARTS, 0.0)
@@ -101,24 +101,24 @@ def test_the_parts_of_a_step_are_those_of_its_moments_and_add_up(
         computes, communicates = (any(b <= moment < e for b, e in some) for some in (compute, communication))
         names = {(1, 1): "overlap", (1, 0): "compute", (0, 1): "communication", (0, 0): "other"}
         moments[names[computes, communicates]] += 1
-    assert divide(60, compute, communication) == moments
+    assert split_step_time(60, compute, communication) == moments
 
 
-class Watched:
-    """A breakdown of steps of a second each, by a clock that moves on only when it is told to."""
+class TracedRun:
+    """A breakdown of steps of one second each, with a simulated clock."""
 
     def __init__(self, price: float, profiler: Profiler | None = None) -> None:
         self.now, self.price, self.step = 0.0, price, 0
         self.samples: list[float] = []
-        breakdown = Breakdown(self.told, CPU, profiler, lambda: self.now)
+        breakdown = Breakdown(self.record, CPU, profiler, lambda: self.now)
         self.observers: list[Observer] = [breakdown] if profiler is None else [profiler, breakdown]
 
-    def told(self, _: dict[str, float]) -> None:
+    def record(self, _: dict[str, float]) -> None:
         self.samples.append(self.now)
         self.now += self.price
 
     def run(self, steps: int) -> list[float]:
-        """When the samples were made."""
+        """Return the times of the traced steps."""
         for _ in range(steps):
             self.step += 1
             for observer in self.observers:
@@ -131,24 +131,24 @@ class Watched:
 
 
 @pytest.mark.parametrize("price", [0.01, 0.1])
-def test_samples_cost_no_more_than_their_share_of_the_time(price: float) -> None:
-    found = Watched(price).run(500)
+def test_traces_cost_no_more_than_their_share_of_the_time(price: float) -> None:
+    found = TracedRun(price).run(500)
     assert found[0] == FIRST + 1
     assert found[1] - found[0] == pytest.approx(price / BUDGET, abs=2)
 
 
-def test_a_trace_that_is_asked_for_goes_first(tmp_path: Path) -> None:
+def test_requested_trace_has_priority(tmp_path: Path) -> None:
     profiler = Profiler(Profile(start_step=5, steps=4), tmp_path, 0, 1, CPU)
-    assert Watched(0.01, profiler).run(10) == [9 + FIRST - 5]
+    assert TracedRun(0.01, profiler).run(10) == [9 + FIRST - 5]
     assert len(list((tmp_path / "profiles").iterdir())) == 1
 
 
-def test_samples_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tracing_can_be_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(constants.ENV_STEP_SAMPLES, "off")
-    assert Watched(0.01).run(20) == []
+    assert TracedRun(0.01).run(20) == []
     monkeypatch.setenv(constants.ENV_STEP_SAMPLES, "no")
     with pytest.raises(ConfigError, match=r"TRAINYARD_STEP_SAMPLES: must be on or off, not no"):
-        Watched(0.01)
+        TracedRun(0.01)
 
 
 LAYOUTS = [
@@ -161,13 +161,13 @@ LAYOUTS = [
 
 def parts(pod: Pod) -> dict[str, float]:
     families = scrape(pod)
-    if not families[constants.METRIC_STEP_PART].samples:
+    if worker_metrics.STEP_PART.name not in families:
         return {}
-    return {part: value(families, constants.METRIC_STEP_PART, part=part) for part in PARTS}
+    return {part: value(families, worker_metrics.STEP_PART.name, part=part) for part in PARTS}
 
 
 @pytest.mark.parametrize("layout", [Layout(1, {}), *LAYOUTS], ids=str)
-def test_a_rank_that_waits_for_another_says_so(start: Starter, layout: Layout) -> None:
+def test_rank_that_waits_for_another_shows_communication(start: Starter, layout: Layout) -> None:
     config = make_config(layout.processes, layout.parallelism, stop={"steps": 100_000}, logEverySteps=100)
     (pod,) = start(config, 1, layout.processes, "tests.trainer.faults:rank_0_waits")
     pod.wait_for_step(1)

@@ -1,4 +1,4 @@
-"""What a running pod tells Prometheus, and what it writes to its log."""
+"""The metrics page of a running pod, and its log."""
 
 import io
 import json
@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import replace
 from datetime import datetime
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
 import pytest
@@ -19,25 +20,26 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.sizing.model_size import flops_per_token
 from trainyard_operator.controller.progress import parse_progress
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics import exporter
+from trainyard_trainer.metrics.device_flops import peak_flops
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.observer import Start
-from trainyard_trainer.metrics.peak import peak_flops
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stopwatch import PHASES, Stopwatch
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
-FIGURES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
+VALUES = {"step": 4, "total_steps": 10, "learning_rate": 0.1, "grad_norm": 1.0, "loss": 2.5}
 SPEED = {"tokens_per_second": 80.04, "samples_per_second": 5.0, "seconds": 2.0, "steps": 4}
 
 
 def make_report(**changes: float) -> StepReport:
-    return StepReport(**{**FIGURES, **SPEED, **changes})  # type: ignore[arg-type]
+    return StepReport(**{**VALUES, **SPEED, **changes})  # type: ignore[arg-type]
 
 
 def make_world(size: int = 1) -> World:
@@ -56,29 +58,29 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
     return float(samples[0].value)
 
 
-def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
+def test_page_of_a_running_job(start: Starter) -> None:
     config, peak = make_config(2, stop={"steps": 9}, logEverySteps=2), {constants.ENV_PEAK_FLOPS: "1e12"}
     pods = start(config, 2, entry="tests.trainer.faults:wait_in_rank_0", env=peak)
     pods[0].wait_for_step(4)
-    wait_until(lambda: value(scrape(pods[0]), f"{constants.METRIC_STEP_DURATION}_count", phase="other") == 5, 10)
+    wait_until(lambda: value(scrape(pods[0]), f"{worker_metrics.STEP_DURATION.name}_count", phase="other") == 5, 10)
     leader, follower = scrape(pods[0]), scrape(pods[1])
     report = pods[0].reports[-1]
     assert report["step"] == 4
-    assert value(leader, constants.METRIC_TOTAL_STEPS) == 9
-    assert value(leader, constants.METRIC_SAMPLES) == 5 * 8
-    assert value(leader, constants.METRIC_TOKENS) == 5 * 8 * 16
-    assert value(leader, constants.METRIC_LOSS) == report["loss"]
-    assert value(leader, constants.METRIC_LEARNING_RATE) == report["learningRate"]
-    assert value(leader, constants.METRIC_GRAD_NORM) == report["gradNorm"]
-    assert value(leader, constants.METRIC_TOKENS_PER_SECOND) == pytest.approx(report["tokensPerSecond"], abs=0.1)
-    assert value(leader, constants.METRIC_SAMPLES_PER_SECOND) == pytest.approx(report["samplesPerSecond"], abs=0.1)
+    assert value(leader, worker_metrics.TOTAL_STEPS.name) == 9
+    assert value(leader, worker_metrics.SAMPLES.name) == 5 * 8
+    assert value(leader, worker_metrics.TOKENS.name) == 5 * 8 * 16
+    assert value(leader, worker_metrics.LOSS.name) == report["loss"]
+    assert value(leader, worker_metrics.LEARNING_RATE.name) == report["learningRate"]
+    assert value(leader, worker_metrics.GRAD_NORM.name) == report["gradNorm"]
+    assert value(leader, worker_metrics.TOKENS_PER_SECOND.name) == pytest.approx(report["tokensPerSecond"], abs=0.1)
+    assert value(leader, worker_metrics.SAMPLES_PER_SECOND.name) == pytest.approx(report["samplesPerSecond"], abs=0.1)
     for phase in ("data", "passes", "update", "other"):
-        assert value(leader, f"{constants.METRIC_STEP_DURATION}_count", phase=phase) == 5
-        assert value(leader, f"{constants.METRIC_STEP_DURATION}_sum", phase=phase) > 0
-    assert value(leader, constants.METRIC_FLOPS) == 5 * 8 * 16 * flops_per_token(config)
+        assert value(leader, f"{worker_metrics.STEP_DURATION.name}_count", phase=phase) == 5
+        assert value(leader, f"{worker_metrics.STEP_DURATION.name}_sum", phase=phase) > 0
+    assert value(leader, worker_metrics.FLOPS.name) == 5 * 8 * 16 * flops_per_token(config)
     samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
-    assert value(leader, constants.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
-    assert value(leader, constants.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
+    assert value(leader, worker_metrics.EPOCH.name) == pytest.approx(5 * 8 / samples)
+    assert value(leader, worker_metrics.MFU.name) == pytest.approx(report["mfu"], abs=1e-4)
     about = {
         "model": "llama",
         "mesh": "replicate 2",
@@ -86,27 +88,29 @@ def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
         "world_size": "2",
         "version": version("trainyard"),
     }
-    assert value(leader, constants.METRIC_RUN_INFO, **about) == 1
-    resident = value(leader, constants.METRIC_MEMORY, rank="0", kind="resident")
+    assert value(leader, worker_metrics.RUN_INFO.name, **about) == 1
+    resident = value(leader, worker_metrics.MEMORY.name, rank="0", kind="resident")
     assert resident == pytest.approx(psutil.Process(pods[0].ranks()[0]).memory_info().rss, rel=0.3)
     reported_at = datetime.fromisoformat(report["time"]).timestamp()
-    assert value(leader, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
-    assert value(follower, constants.METRIC_LAST_STEP) == pytest.approx(reported_at, abs=5)
-    # What belongs to the whole job is told by one pod only.
-    of_each_pod = {constants.METRIC_LAST_STEP, constants.METRIC_MEMORY}
+    assert value(leader, worker_metrics.LAST_STEP_TIME.name) == pytest.approx(reported_at, abs=5)
+    assert value(follower, worker_metrics.LAST_STEP_TIME.name) == pytest.approx(reported_at, abs=5)
+    # Metrics of the whole job come from one pod only.
+    of_each_pod = {worker_metrics.LAST_STEP_TIME.name, worker_metrics.MEMORY.name}
     assert {name for name in follower if name.startswith("trainyard_")} == of_each_pod
-    assert value(follower, constants.METRIC_MEMORY, rank="1", kind="resident") > 0
+    assert value(follower, worker_metrics.MEMORY.name, rank="1", kind="resident") > 0
     (pods[0].folder / "go").touch()
     assert finish(pods) == [0, 0]
 
 
-def test_metrics_are_served_before_the_group_forms_and_without_figures_yet(start: Starter) -> None:
+def test_page_is_served_before_the_group_forms(start: Starter) -> None:
     pods = start(make_config(2), 2, entry="tests.trainer.faults:second_pod_joins_late")
     wait_until(lambda: _answers(pods[0]), 10)
     families = scrape(pods[0])
-    assert value(families, constants.METRIC_STEP) == 0
-    assert constants.METRIC_LOSS not in families
-    assert constants.METRIC_LAST_STEP not in families or not families[constants.METRIC_LAST_STEP].samples
+    assert value(families, worker_metrics.STEP.name) == 0
+    assert worker_metrics.LOSS.name not in families
+    assert (
+        worker_metrics.LAST_STEP_TIME.name not in families or not families[worker_metrics.LAST_STEP_TIME.name].samples
+    )
     assert finish(pods) == [0, 0]
 
 
@@ -132,28 +136,20 @@ def test_port_in_use_is_a_warning(start: Starter) -> None:
     ]
 
 
-def test_json_lines_say_who_and_what(start: Starter) -> None:
-    (pod,) = start(make_config(2), 1, 2)
+def test_json_lines_have_job_attempt_rank_and_measurements(start: Starter) -> None:
+    config = make_config(2)
+    (pod,) = start(config, 1, 2)
     assert pod.wait(60) == 0
     first, *steps = [json.loads(line) for line in pod.stdout.splitlines()]
-    assert (
-        first | {"time": ""}
-        == {
-            "time": "",
-            "level": "info",
-            "message": first["message"],
-            "job": "tests",
-            "attempt": 3,
-            "rank": 0,
-            "parameters": 34_976,
-            "samples": first["samples"],
-            "evalFraction": 0,
-            "worldSize": 2,
-            "device": "cpu",
-            "threads": 1,
-        }
-        or first["parameters"] > 0
-    )
+    about = {"time": first["time"], "level": "info", "job": "tests", "attempt": 3, "rank": 0}
+    parameters = config.family.parameters(config.model)
+    counts = {"parameters": parameters, "samples": first["samples"], "evalFraction": 0}
+    device = {"worldSize": 2, "device": "cpu", "threads": 1}
+    assert first == {**about, "message": first["message"], **counts, **device}
+    assert first["message"].startswith(f"{parameters:,} parameters, ")
+    assert first["message"].endswith(", 2 ranks on cpu: replicate 2")
+    assert first["samples"] > 1000
+    assert datetime.fromisoformat(first["time"]).tzinfo is not None
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     expected = {"time", "level", "message", "job", "attempt", "rank", "step", "totalSteps", "loss", "learningRate"}
     expected |= {"gradNorm", "tokensPerSecond", "samplesPerSecond", "etaSeconds", "seconds"}
@@ -161,7 +157,7 @@ def test_json_lines_say_who_and_what(start: Starter) -> None:
     assert [line["seconds"] for line in steps] == sorted(line["seconds"] for line in steps)
 
 
-def test_report_in_the_words_of_the_status() -> None:
+def test_report_as_fields_of_the_status() -> None:
     assert make_report().progress(2).to_dict() == {
         "attempt": 2,
         "step": 4,
@@ -176,13 +172,63 @@ def test_report_in_the_words_of_the_status() -> None:
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
-def test_figure_that_is_not_finite_is_left_out(loss: float) -> None:
+def test_value_that_is_not_finite_is_left_out(loss: float) -> None:
     assert "loss" not in make_report(loss=loss).progress(0).to_dict()
 
 
-def test_no_server_without_a_port() -> None:
-    metrics = Metrics(make_config(1), make_world(), attempt=1)
+def test_port_0_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ports: list[int] = []
+    monkeypatch.setattr(exporter, "start_http_server", lambda port, registry: ports.append(port))
+    metrics = MetricsExporter(make_config(1), make_world(), attempt=1)
     metrics.serve(0)
+    assert ports == []
+    metrics.serve(9400)
+    assert ports == [9400]
+
+
+def test_evaluations_have_six_digits_on_the_page_in_the_log_and_in_trackers(start: Starter, tmp_path: Path) -> None:
+    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "evalFraction": 0.001}
+    config = make_config(1, data=data, evaluation={"everySteps": 3}, stop={"steps": 6})
+    mlflow = {
+        "MLFLOW_TRACKING_URI": f"file://{tmp_path}/runs",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    (pod,) = start(config, entry="tests.trainer.faults:wait_in_rank_0", env=mlflow)
+    pod.wait_for_step(5)
+    (logged,) = pod.evaluations
+    families = scrape(pod)
+    page = {name: value(families, worker_metrics.EVALUATION.named(name).name) for name in logged}
+    (pod.folder / "go").touch()
+    assert finish([pod]) == [0], pod.stderr
+    (run,) = [path.parent for path in tmp_path.glob("runs/*/*/metrics")]
+    tracked = {}
+    for name in logged:
+        rows = [line.split() for line in (run / f"metrics/eval/{name}").read_text().splitlines()]
+        (tracked[name],) = [float(number) for _, number, step in rows if step == "3"]
+    assert set(logged) == {"loss", "accuracy", "perplexity"}
+    assert logged == {name: float(f"{number:.6g}") for name, number in logged.items()}
+    assert page == logged
+    assert tracked == logged
+
+
+def test_the_termination_message_has_the_counts_of_the_attempt() -> None:
+    metrics = MetricsExporter(make_config(1), make_world(), attempt=2)
+    metrics.resumed(3, 1)
+    metrics.begin(Start(step=3, drawn=24, total_steps=10, batch=8, samples=1000))
+    metrics.after_step(4)
+    metrics.reported(make_report())
+    metrics.save_failed()
+    metrics.stalled(0.25)
+    metrics.saved(4, 1.0, 1000)
+    assert metrics.attempt_progress() == {
+        "attempt": 2,
+        "checkpoint_step": 4,
+        "resumed_step": 3,
+        "checkpoints_damaged": 1,
+        "checkpoint_failures": 1,
+        "checkpoint_stall_seconds": 0.25,
+    }
 
 
 def test_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,20 +242,18 @@ def test_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
         log.configure("tests", 1, 0)
         log.info(str(make_report()), step=4)
         log.configure("tests", 1, 7)
-        log.info("only rank 0 says this")
-        log.logger.warning("every rank says this")
+        log.info("only rank 0 logs this")
+        log.logger.warning("every rank logs this")
     finally:
         log.logger.handlers = []
         log.logger.setLevel(logging.NOTSET)
     lines = terminal.getvalue().splitlines()
     assert lines[0].endswith("0 INFO step 4/10  loss 2.5000  lr 1.00e-01  norm 1.000  80 tokens/s  2.0 s")
-    assert lines[1].endswith("7 WARNING every rank says this")
+    assert lines[1].endswith("7 WARNING every rank logs this")
     assert len(lines) == 2
 
 
-def test_the_level_of_the_log_is_that_of_the_environment(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_log_level_of_the_environment(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         monkeypatch.setenv(constants.ENV_LOG_LEVEL, "warning")
         log.configure("tests", 1, 0)
@@ -224,18 +268,18 @@ def test_the_level_of_the_log_is_that_of_the_environment(
     assert [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()] == ["a warning"]
 
 
-def read_by_the_operator(metrics: Metrics) -> Progress:
+def read_by_the_operator(metrics: MetricsExporter) -> Progress:
     progress = parse_progress(generate_latest(metrics.registry).decode(), attempt=0, now=datetime.now())
     assert progress is not None
     return progress
 
 
-def test_the_operator_reads_bad_steps_off_the_page() -> None:
-    metrics = Metrics(make_config(2), make_world(2), 2)
+def test_operator_reads_bad_steps_from_the_page() -> None:
+    metrics = MetricsExporter(make_config(2), make_world(2), 2)
     for step in range(1, 21):
         metrics.after_step(step)
-    quiet = read_by_the_operator(metrics)
-    assert (quiet.skipped_steps, quiet.last_skipped_step, quiet.rollbacks) == (None, None, None)
+    before = read_by_the_operator(metrics)
+    assert (before.skipped_steps, before.last_skipped_step, before.rollbacks) == (None, None, None)
     metrics.skipped(19, math.nan)
     metrics.skipped(20, 1e6)
     metrics.rolled_back(15)
@@ -250,23 +294,23 @@ def test_the_operator_reads_bad_steps_off_the_page() -> None:
     )
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert value(families, constants.METRIC_NON_FINITE) == 1, "the other one is a spike"
+    assert value(families, worker_metrics.NON_FINITE_STEPS.name) == 1, "the other one is a spike"
 
 
-def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
-    metrics = Metrics(make_config(4), make_world(4), 2)
+def test_operator_reads_the_slowest_rank_from_the_page_while_it_is_slow() -> None:
+    metrics = MetricsExporter(make_config(4), make_world(4), 2)
     compute = [0.002, 0.005, 0.002, 0.008]
     metrics.reported(replace(make_report(), compute=compute, stragglers={1: 2.5, 3: 4.0}))
     found = read_by_the_operator(metrics)
     assert (found.straggler_rank, found.straggler_ratio) == (3, 4.0)
     page = generate_latest(metrics.registry).decode()
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    assert [value(families, constants.METRIC_RANK_COMPUTE, rank=str(rank)) for rank in range(4)] == compute
+    assert [value(families, worker_metrics.RANK_COMPUTE.name, rank=str(rank)) for rank in range(4)] == compute
     metrics.reported(replace(make_report(), compute=[0.002] * 4))
     assert read_by_the_operator(metrics).straggler_rank is None
 
 
-def test_the_time_of_the_loop_is_divided_without_a_gap() -> None:
+def test_phases_add_up_to_the_time_of_the_loop() -> None:
     now = iter([0.0, 5.0, 6.0, 6.5, 10.0])
     watch = Stopwatch(lambda: next(now))
     watch.mark("passes", waited=2.0)
@@ -278,19 +322,19 @@ def test_the_time_of_the_loop_is_divided_without_a_gap() -> None:
 
 
 @pytest.mark.parametrize("peak", ["much", "0", "-1e12", "inf"])
-def test_a_peak_that_is_none_is_refused(peak: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_peak_is_refused(peak: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(constants.ENV_PEAK_FLOPS, peak)
     with pytest.raises(ConfigError, match=f"TRAINYARD_PEAK_FLOPS: must be a positive number of FLOP/s, not {peak}"):
         peak_flops(torch.device("cpu"))
 
 
-def test_the_peak_of_a_processor_is_not_known() -> None:
+def test_peak_of_a_cpu_is_not_known() -> None:
     assert peak_flops(torch.device("cpu")) is None
 
 
-def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
-    """10 µs as measured on a slow processor: 0.1 % of a step of 10 ms."""
-    metrics, watch = Metrics(make_config(1), make_world(), attempt=1), Stopwatch()
+def test_metrics_of_a_step_take_little_time() -> None:
+    """About 10 µs on a slow CPU, which is 0.1 % of a step of 10 ms; the best of five rounds counts."""
+    metrics, watch = MetricsExporter(make_config(1), make_world(), attempt=1), Stopwatch()
     metrics.begin(Start(step=0, drawn=0, total_steps=100, batch=8, samples=1000))
 
     def step() -> None:
@@ -305,7 +349,7 @@ def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
 @pytest.mark.parametrize(
     ("name", "peak"), [("NVIDIA L40", 181e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA Z1", None)]
 )
-def test_a_device_is_not_taken_for_one_of_a_shorter_name(
+def test_device_name_is_matched_with_its_longest_entry(
     name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)

@@ -1,4 +1,4 @@
-"""Traces of steps, asked for in the spec and of a running job."""
+"""Traces of steps, requested in the spec or of a running job."""
 
 import gzip
 import json
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from tests.trainer.layouts import Layout
@@ -16,7 +17,7 @@ from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
 from trainyard.protocol import constants
 from trainyard.resource.training import Profile
-from trainyard_trainer.metrics.profiling import Profiler, ask, request_file, trace_file
+from trainyard_trainer.metrics.profiling import Profiler, request_file, request_trace, trace_file
 
 
 def events(file: Path) -> list[dict[str, Any]]:
@@ -24,7 +25,7 @@ def events(file: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(start: Starter, tmp_path: Path) -> None:
+def test_steps_and_ranks_of_the_spec_are_traced(start: Starter, tmp_path: Path) -> None:
     profile = {"startStep": 3, "steps": 2, "ranks": [1]}
     (pod,) = train(start, tmp_path, Layout(2, {}), profile=profile)
     assert finish([pod]) == [0], pod.stderr
@@ -36,7 +37,7 @@ def test_the_steps_that_the_spec_names_are_traced_on_the_ranks_that_it_names(sta
     assert any("all_reduce" in name or "allreduce" in name for name in names), "communication is in it"
 
 
-def test_a_running_job_is_asked_for_a_trace(start: Starter, tmp_path: Path) -> None:
+def test_trace_of_a_running_job(start: Starter, tmp_path: Path) -> None:
     (pod,) = train(start, tmp_path, Layout(1, {}), stop=1_000_000, logEverySteps=5)
     pod.wait_for_step(5)
     command = [sys.executable, "-m", "trainyard_trainer.metrics.profiling", "--steps", "1"]
@@ -51,7 +52,7 @@ def test_a_running_job_is_asked_for_a_trace(start: Starter, tmp_path: Path) -> N
     pod.wait(60)
 
 
-def test_without_a_volume_nothing_can_be_asked_for() -> None:
+def test_request_without_a_checkpoint_volume_is_refused() -> None:
     command = [sys.executable, "-m", "trainyard_trainer.metrics.profiling"]
     env = {name: value for name, value in os.environ.items() if name != constants.ENV_CHECKPOINTS}
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
@@ -65,13 +66,19 @@ def run(profiler: Profiler, steps: range) -> None:
         profiler.reported(make_report(step=step))
 
 
-def test_a_full_volume_costs_the_trace_and_not_the_run(tmp_path: Path) -> None:
-    (tmp_path / "profiles").touch()  # no folder can be made there
-    run(Profiler(Profile(start_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
+def test_a_trace_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "profiles").touch()  # a file where the folder should be
+    profiler = Profiler(Profile(start_step=2, steps=1), tmp_path, 0, 1, torch.device("cpu"))
+    run(profiler, range(1, 4))
+    (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(f"the trace {tmp_path}/profiles/1-2-rank-0.json.gz could not be written: ")
+    assert not profiler.is_tracing
+    assert (tmp_path / "profiles").read_bytes() == b""
 
 
-def test_a_request_that_is_no_use_is_dropped(tmp_path: Path) -> None:
-    request = ask(tmp_path, 0, 1)
+def test_an_invalid_request_is_removed_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    request = request_trace(tmp_path, 0, 1)
     request.write_text("{}")
     run(Profiler(None, tmp_path, 0, 1, torch.device("cpu")), range(1, 4))
     assert list((tmp_path / "profiles").iterdir()) == []
+    assert f"the request {request} is invalid: 'steps'" in caplog.text

@@ -1,7 +1,10 @@
-"""Experiment trackers get what the log gets. TensorBoard, MLflow and W&B are the real ones, with files for servers."""
+"""Experiment trackers get the values of the log. TensorBoard, MLflow and W&B are real, and write to files."""
 
+import importlib
 import json
+import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +12,46 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.trainer.layouts import Layout
-from tests.trainer.pods import Pod, Starter, finish, make_config
+from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
-from trainyard_trainer.metrics import trackers
+from trainyard_trainer.metrics import trackers as trackers_module
 from trainyard_trainer.metrics.trackers import Trackers
 
 
-def test_tensorboard_has_the_figures_of_all_attempts(start: Starter, tmp_path: Path) -> None:
+def read_tensorboard(root: Path) -> Any:
+    board = EventAccumulator(str(root / "tensorboard"))
+    board.Reload()
+    return board
+
+
+def test_tensorboard_has_the_metrics_of_all_attempts(start: Starter, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"tensorboard": True, "evaluation": {"everySteps": 3}}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16, "evalFraction": 0.01}
     pods: list[Pod] = []
     for stop in (3, 6):
         pods += train(start, tmp_path, Layout(2, {}), stop=stop, data=data, **settings)
         assert finish(pods[-1:]) == [0], pods[-1].stderr
-    board = EventAccumulator(str(tmp_path / "tensorboard"))
-    board.Reload()
-    seen = {event.step: event.value for event in board.Scalars("train/loss")}
+    board = read_tensorboard(tmp_path)
+    tracked = {event.step: event.value for event in board.Scalars("train/loss")}
     logged = {r["step"]: r["loss"] for pod in pods for r in pod.reports if "loss" in r}
-    assert seen == pytest.approx(logged, rel=1e-6)
+    assert tracked == pytest.approx(logged, rel=1e-6)
     assert sorted(logged) == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in board.Scalars("eval/loss")] == [3, 6]
     assert "train/mfu" not in board.Tags()["scalars"]
 
 
-def test_nothing_is_written_unless_it_is_asked_for(start: Starter, tmp_path: Path) -> None:
+def test_no_tracker_writes_unless_enabled(start: Starter, tmp_path: Path) -> None:
     (pod,) = train(start, tmp_path, Layout(1, {}))
     assert finish([pod]) == [0]
     assert {path.name[:5] for path in tmp_path.iterdir()} == {"step-"}
 
 
 def track(attempt: int, *, resumed: bool, step: int) -> None:
-    found = Trackers(make_config(1), None, attempt, resumed=resumed)
-    found.reported(make_report(step=step))
-    found.evaluated(step, {"loss": 1.5})
-    found.close()
+    trackers = Trackers(make_config(1), None, attempt, resumed=resumed)
+    trackers.reported(make_report(step=step))
+    trackers.evaluated(step, {"loss": 1.5})
+    trackers.close()
 
 
 def test_mlflow_has_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,31 +69,73 @@ def test_mlflow_has_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest
     assert {(run / "params/optimizer.name").read_text() for run in runs} == {"adamw"}
 
 
-def test_weights_and_biases_gets_the_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def wandb_records(file: Path) -> Iterator[Any]:
+    """Records of an offline run: 7 bytes of header, then blocks of 32 KiB with the log format of LevelDB."""
+    messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
+    content = file.read_bytes()
+    offset = 7
+    record = b""
+    while offset + 7 <= len(content):
+        # The tail of a block that is too short for a header is padding.
+        if 32_768 - offset % 32_768 < 7:
+            offset += 32_768 - offset % 32_768
+        _, length, kind = struct.unpack("<IHB", content[offset : offset + 7])
+        record += content[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a record of its own, or the last part of one
+            parsed = messages.Record()
+            parsed.ParseFromString(record)
+            yield parsed
+            record = b""
+
+
+def test_weights_and_biases_has_one_run_per_attempt_in_one_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
     track(1, resumed=False, step=4)
-    (run,) = tmp_path.glob("wandb/offline-run-*")
-    (record,) = run.glob("run-*.wandb")
-    assert b"train/loss" in record.read_bytes()
+    track(2, resumed=True, step=8)
+    files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    # W&B's own process writes the files, and may still do so when its client is done.
+    wait_until(lambda: all(any(r.HasField("exit") for r in wandb_records(file)) for file in files), 30)
+    runs, ids = {}, set()
+    for file in files:
+        records = list(wandb_records(file))
+        (run,) = [record.run for record in records if record.HasField("run")]
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        history = [
+            {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            for record in records
+            if record.HasField("history")
+        ]
+        logged = {name: value for row in history for name, value in row.items() if not name.startswith("_")}
+        runs[config["attempt"]] = (run.display_name, run.run_group, run.job_type, history[-1]["_step"], logged)
+        ids.add(run.run_id)
+    values = {**make_report().tracked(), "eval/loss": 1.5}
+    assert runs == {
+        1: ("tests", "default/tests", "new", 4, values),
+        2: ("tests", "default/tests", "resumed", 8, values),
+    }
+    assert len(ids) == 2
 
 
-def test_a_tracker_without_its_package_is_a_warning(
+def test_tracker_without_its_package_is_a_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "mlflow", None)
     track(1, resumed=False, step=4)
-    assert "MLflow gets no figures: the image has no package mlflow; add it" in caplog.text
+    assert "MLflow gets no metrics: the image has no package mlflow; add it" in caplog.text
 
 
-def test_a_tracker_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_tracker_that_fails_is_dropped(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     class Broken:
         def __init__(self, *_: Any) -> None:
             self.writes = 0
 
-        def write(self, step: int, figures: Any) -> None:
+        def write(self, step: int, metrics: Any) -> None:
             self.writes += 1
             raise OSError("no route to host")
 
@@ -93,9 +143,9 @@ def test_a_tracker_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch, caplo
             raise AssertionError
 
     broken = Broken()
-    monkeypatch.setattr(trackers, "WeightsAndBiases", lambda *_: broken)
+    monkeypatch.setattr(trackers_module, "WeightsAndBiases", lambda *_: broken)
     monkeypatch.setenv("WANDB_API_KEY", json.dumps("a key"))
     track(1, resumed=False, step=4)
     assert broken.writes == 1
-    assert "Broken gets no more figures: no route to host" in caplog.text
+    assert "Broken gets no more metrics: no route to host" in caplog.text
     assert "a key" not in caplog.text

@@ -1,4 +1,4 @@
-"""Progress: read from a page of metrics, and pulled from the right pod."""
+"""Progress: the table of metrics, the parser of metrics pages, and the poller."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,13 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.builders import NOW, make_job, make_pod, trainer_spec
 from tests.support import kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
+from trainyard.protocol.progress import Progress
+from trainyard.protocol.worker_metrics import METRICS, WorkerMetric
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller, parse_progress, significant
@@ -36,7 +39,33 @@ process_cpu_seconds_total 3.0
 """
 
 
-def test_a_page_is_read_into_figures() -> None:
+def test_progress_has_the_fields_of_the_table_and_three_derived_ones() -> None:
+    fields = {name for metric in METRICS for name in (metric.field, metric.rank_field) if name}
+    assert set(Progress.model_fields) == fields | {"eval_loss", "eta_seconds", "updated_at"}
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.field], ids=lambda metric: metric.name)
+def test_field_has_type_and_description_of_its_metric(metric: WorkerMetric) -> None:
+    assert metric.field is not None
+    field = Progress.model_fields[metric.field]
+    accepted = {"map": {"loss": 0.5}, "integer": 3, "number": 0.5}
+    kind = "map" if metric.open_ended else "integer" if metric.integer else "number"
+    assert Progress.model_validate({metric.field: accepted[kind]}).to_dict()
+    if kind == "integer":
+        with pytest.raises(ValidationError):
+            Progress.model_validate({metric.field: 0.5})
+    assert field.description == metric.help
+
+
+def test_metric_names_are_unique_and_follow_prometheus_conventions() -> None:
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+    for metric in METRICS:
+        assert metric.name.startswith("trainyard_")
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+        assert metric.help.endswith("."), metric.name
+
+
+def test_page_as_fields_of_the_status() -> None:
     progress = parse_progress(PAGE, attempt=3, now=NOW)
     assert progress is not None
     assert progress.to_dict() == {
@@ -53,7 +82,7 @@ def test_a_page_is_read_into_figures() -> None:
     }
 
 
-def test_figures_of_an_evaluation_are_read_by_name() -> None:
+def test_evaluation_metrics_are_read_by_name() -> None:
     page = PAGE + "trainyard_eval_loss 0.25\ntrainyard_eval_accuracy 0.98328712\ntrainyard_eval_f1 NaN\n"
     progress = parse_progress(page, attempt=1, now=NOW)
     assert progress is not None
@@ -61,8 +90,8 @@ def test_figures_of_an_evaluation_are_read_by_name() -> None:
     assert progress.metrics == {"accuracy": 0.983287, "loss": 0.25}
 
 
-def test_more_figures_than_a_status_holds_are_a_value_error() -> None:
-    page = PAGE + "".join(f"trainyard_eval_figure{i} 1\n" for i in range(33))
+def test_more_evaluation_metrics_than_a_status_holds_are_a_value_error() -> None:
+    page = PAGE + "".join(f"trainyard_eval_metric{i} 1\n" for i in range(33))
     with pytest.raises(ValueError, match="metrics"):
         parse_progress(page, attempt=1, now=NOW)
 
@@ -70,24 +99,24 @@ def test_more_figures_than_a_status_holds_are_a_value_error() -> None:
 @pytest.mark.parametrize(
     "page", ["", "up 1\n", "trainyard_loss 1\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
 )
-def test_there_is_no_progress_on_a_page_that_counts_no_steps(page: str) -> None:
+def test_page_without_a_step_count_has_no_progress(page: str) -> None:
     assert parse_progress(page, attempt=1, now=NOW) is None
 
 
-def test_a_page_before_the_first_step_shows_step_zero() -> None:
+def test_page_before_the_first_step_has_step_0() -> None:
     page = "trainyard_steps_total 0\ntrainyard_planned_steps 10\ntrainyard_tokens_per_second 5\n"
     progress = parse_progress(page, attempt=1, now=NOW)
     assert progress is not None
     assert (progress.step, progress.total_steps, progress.eta_seconds, progress.steps_made) == (0, 10, None, 0)
 
 
-def test_steps_that_a_checkpoint_brought_are_not_made() -> None:
+def test_steps_before_the_resumed_checkpoint_are_not_made_by_the_attempt() -> None:
     progress = parse_progress(PAGE + "trainyard_resumed_step 48\n", attempt=1, now=NOW)
     assert progress is not None
     assert (progress.step, progress.resumed_step, progress.steps_made) == (50, 48, 2)
 
 
-def test_checkpoints_that_went_wrong_are_counted_if_there_are_any() -> None:
+def test_problems_with_checkpoints_are_omitted_while_0() -> None:
     for count, expected in ((0, None), (2, 2)):
         page = PAGE + f"trainyard_checkpoints_damaged {count}\ntrainyard_checkpoint_failures_total {count}\n"
         progress = parse_progress(page, attempt=1, now=NOW)
@@ -96,7 +125,7 @@ def test_checkpoints_that_went_wrong_are_counted_if_there_are_any() -> None:
 
 
 @pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf"])
-def test_a_figure_that_has_overflowed_is_left_out_and_the_others_stay(value: str) -> None:
+def test_value_that_is_not_finite_is_left_out(value: str) -> None:
     page = (
         f"trainyard_steps_total 5\ntrainyard_loss {value}\ntrainyard_tokens_per_second {value}\ntrainyard_grad_norm 2\n"
     )
@@ -108,12 +137,12 @@ def test_a_figure_that_has_overflowed_is_left_out_and_the_others_stay(value: str
 @pytest.mark.parametrize(
     "page", ["<html>", "trainyard_loss many\n", "trainyard_steps_total -1\n", "trainyard_steps_total 1e300\n"]
 )
-def test_a_page_that_is_none_is_a_value_error(page: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the parser's words are not ours
+def test_invalid_page_is_a_value_error(page: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - the message is the parser's
         parse_progress(page, attempt=1, now=NOW)
 
 
-def test_a_training_that_is_past_its_planned_end_has_nothing_left() -> None:
+def test_eta_is_0_after_the_planned_steps() -> None:
     progress = parse_progress(PAGE.replace("} 200.0", "} 40.0"), attempt=1, now=NOW)
     assert progress is not None
     assert progress.eta_seconds == 0
@@ -124,13 +153,13 @@ def test_a_training_that_is_past_its_planned_end_has_nothing_left() -> None:
         "".join
     )
 )
-def test_no_page_whatever_raises_anything_but_a_value_error(page: str) -> None:
+def test_any_page_raises_at_most_a_value_error(page: str) -> None:
     with contextlib.suppress(ValueError):
         assert parse_progress(page, attempt=1, now=NOW) is None
 
 
 @given(st.floats(-1e307, 1e307).filter(lambda v: abs(v) > 1e-300), st.integers(1, 15))
-def test_significant_digits_are_kept_and_no_more(value: float, digits: int) -> None:
+def test_rounding_to_significant_digits(value: float, digits: int) -> None:
     rounded = significant(value, digits)
     assert math.isclose(rounded, value, rel_tol=10.0 ** (1 - digits))
     assert significant(rounded, digits) == rounded
@@ -156,7 +185,7 @@ class Backend(FakeClusterBackend):
 
 @asynccontextmanager
 async def serving(text: str, status: int = 200) -> AsyncIterator[str]:
-    """A worker's metrics port."""
+    """Serve a metrics page."""
 
     async def page(_: web.Request) -> web.Response:
         return web.Response(text=text, status=status)
@@ -178,7 +207,7 @@ def running_job(**spec: Any) -> TrainingJob:
 
 
 async def poll(job: TrainingJob, url: str | None, *, until: str) -> tuple[Cache, list[str]]:
-    """Run the poller until a page was read into the cache, or until a pod was asked at least twice."""
+    """Run the poller until a page is in the cache, or until the URL of a pod was requested twice."""
     cache, queue = Cache(), WorkQueue[Key]()
     cache.put_job(job)
     for index in range(2):
@@ -195,7 +224,7 @@ async def poll(job: TrainingJob, url: str | None, *, until: str) -> tuple[Cache,
     return cache, backend.asked
 
 
-async def test_progress_of_rank_zero_reaches_the_cache_and_asks_for_a_look() -> None:
+async def test_progress_of_rank_0_is_cached_and_its_job_queued() -> None:
     async with serving(PAGE) as url:
         cache, asked = await poll(running_job(trainer=trainer_spec()), url, until="queued")
     entry = cache.get(("default", "job"))
@@ -208,9 +237,9 @@ async def test_progress_of_rank_zero_reaches_the_cache_and_asks_for_a_look() -> 
 @pytest.mark.parametrize(
     ("text", "status"),
     [("<html>", 200), ("gone", 404), ("moved", 307), ("trainyard_steps_total 1e300\n", 200), ("#" * 2_000_000, 200)],
-    ids=["no metrics", "not found", "moved", "too large a number", "too long"],
+    ids=["no metrics", "not found", "moved", "number too large", "too long"],
 )
-async def test_a_worker_that_answers_nonsense_is_asked_again(text: str, status: int) -> None:
+async def test_worker_with_an_invalid_answer_is_polled_again(text: str, status: int) -> None:
     async with serving(text, status) as url:
         cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
     entry = cache.get(("default", "job"))
@@ -218,7 +247,7 @@ async def test_a_worker_that_answers_nonsense_is_asked_again(text: str, status: 
     assert entry.progress is None
 
 
-async def test_a_worker_that_does_not_answer_is_asked_again() -> None:
+async def test_worker_without_an_answer_is_polled_again() -> None:
     async with serving(PAGE) as url:
         pass
     cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
@@ -227,9 +256,9 @@ async def test_a_worker_that_does_not_answer_is_asked_again() -> None:
     assert entry.progress is None
 
 
-@pytest.mark.parametrize("kind", ["a program of one's own", "a job that does not run"])
-async def test_who_reports_nothing_is_not_asked(kind: str) -> None:
-    job = running_job() if kind == "a program of one's own" else make_job(trainer=trainer_spec())
+@pytest.mark.parametrize("kind", ["your own program", "a job that is not running"])
+async def test_jobs_without_metrics_are_not_polled(kind: str) -> None:
+    job = running_job() if kind == "your own program" else make_job(trainer=trainer_spec())
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.1):
             await poll(job, None, until="asked")

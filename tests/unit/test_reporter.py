@@ -1,4 +1,4 @@
-"""`trainyard.reporter`: a program of the user's own tells how far it is."""
+"""`trainyard.reporter`: progress reports of your own training program."""
 
 import socket
 import urllib.request
@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 
 import pytest
 
-from trainyard.protocol import constants, launcher_protocol
+from trainyard.protocol import constants, launcher_protocol, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.reporter import WINDOW, Reporter
 from trainyard_operator.controller.progress import parse_progress
 
 
 class Program:
-    """One process of a program."""
+    """One process of a training program."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.env = monkeypatch
@@ -48,7 +48,7 @@ class Program:
 
     @property
     def progress(self) -> Progress:
-        """What the operator makes of the page."""
+        """The progress that the operator reads from the page."""
         found = parse_progress(self.page, attempt=1, now=datetime(2030, 1, 1, tzinfo=UTC))
         assert found is not None
         return found
@@ -62,7 +62,7 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
         reporter.close()
 
 
-def test_the_operator_reads_it_as_it_reads_the_built_in_trainer(program: Program) -> None:
+def test_operator_reads_the_page_as_for_the_built_in_trainer(program: Program) -> None:
     reporter = program.begin(total_steps=100, resumed_step=10)
     for number in range(20):
         program.now += 0.5
@@ -88,7 +88,15 @@ def test_the_operator_reads_it_as_it_reads_the_built_in_trainer(program: Program
     assert 'trainyard_loss{job_name="own",namespace="team"} 1.1' in program.page
 
 
-def test_the_throughput_is_that_of_the_last_half_minute(program: Program) -> None:
+def test_every_measurement_of_a_step_in_the_table_can_be_reported(program: Program) -> None:
+    reporter = program.begin()
+    reporter.step(mfu=0.42)
+    assert program.progress.mfu == 0.42
+    with pytest.raises(TypeError, match="accuracy is not a measurement of a step; use one of loss, learning_rate, "):
+        reporter.step(accuracy=0.5)
+
+
+def test_throughput_is_the_mean_of_the_last_30_seconds(program: Program) -> None:
     reporter = program.begin()
     for seconds in [10.0] * 10 + [1.0] * 40:
         program.now += seconds
@@ -97,21 +105,21 @@ def test_the_throughput_is_that_of_the_last_half_minute(program: Program) -> Non
     assert program.progress.tokens_per_second == 100
 
 
-def test_what_a_program_does_not_say_is_not_there(program: Program) -> None:
+def test_values_that_are_not_reported_are_absent(program: Program) -> None:
     program.begin().step()
     assert set(program.progress.to_dict()) == {"attempt", "step", "updatedAt"}
 
 
-def test_only_rank_0_tells_of_the_job_and_one_process_of_each_pod_serves(program: Program) -> None:
+def test_rank_0_reports_the_job_and_one_process_of_each_pod_serves(program: Program) -> None:
     program.set(RANK="2", LOCAL_RANK="0")
     program.begin(total_steps=10).step(tokens=5, loss=1.0)
     program.set(RANK="3", LOCAL_RANK="1")
-    program.begin(total_steps=10).step(tokens=5, loss=1.0)  # the port is taken, and it does not mind
+    program.begin(total_steps=10).step(tokens=5, loss=1.0)  # it does not serve, so the port in use is no problem
     names = {line.split("{")[0] for line in program.page.splitlines() if line.startswith("trainyard_")}
-    assert names == {constants.METRIC_LAST_STEP}
+    assert names == {worker_metrics.LAST_STEP_TIME.name}
 
 
-def test_a_port_in_use_is_an_error(program: Program) -> None:
+def test_port_in_use_is_an_error(program: Program) -> None:
     program.begin()
     with pytest.raises(OSError, match="in use"):
         Reporter()

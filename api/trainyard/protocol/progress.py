@@ -1,74 +1,84 @@
-"""Progress of a run: step, loss, throughput and the other figures that a worker reports to the operator."""
+"""status.progress: step, loss, throughput and the other values that a worker reports to the operator.
+
+Names, descriptions and rounding of the values are those of `trainyard.protocol.worker_metrics`.
+"""
 
 import math
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
 from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.protocol import worker_metrics
+from trainyard.protocol.worker_metrics import WorkerMetric
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is None or math.isfinite(value) else None
 
 
-Figure = Annotated[float | None, AfterValidator(_finite)]
-"""A measured number. One that has overflowed is left out: JSON has no infinity, and the API server would refuse
-the whole status for it."""
+Measurement = Annotated[float | None, AfterValidator(_finite)]
+"""A measured number. NaN and Inf are left out: JSON has neither, and the API server would refuse the whole status."""
+
+
+def _described(metric: WorkerMetric) -> Any:
+    return Field(description=metric.help)
 
 
 class Progress(ApiModel):
-    """How far the training is, read from rank 0."""
+    """How far the training is, as rank 0 reports it."""
 
-    attempt: Count = 0
-    """Attempt that these figures come from."""
-    step: Count = 0
-    """Optimizer steps done."""
-    total_steps: Count | None = None
-    """Optimizer steps in all."""
-    loss: Figure = None
-    """Training loss at the last report (mean over the global batch, in nats)."""
-    eval_loss: Figure = None
+    attempt: Annotated[Count, _described(worker_metrics.ATTEMPT)] = 0
+    step: Annotated[Count, _described(worker_metrics.STEP)] = 0
+    total_steps: Annotated[Count | None, _described(worker_metrics.TOTAL_STEPS)] = None
+    loss: Annotated[Measurement, _described(worker_metrics.LOSS)] = None
+    eval_loss: Measurement = None
     """Loss on the held-out samples, at the last evaluation."""
-    metrics: Annotated[dict[str, float], Field(max_length=32)] | None = None
-    """All figures of the last evaluation: loss, accuracy; of text perplexity; of classes precision, recall, f1."""
-    learning_rate: Figure = None
-    """Learning rate at the last report."""
-    grad_norm: Figure = None
-    """Global norm of the gradient before clipping, at the last report."""
-    tokens_per_second: Figure = None
-    """Throughput of all ranks together, since the report before."""
-    samples_per_second: Figure = None
-    """Samples per second of all ranks together."""
-    mfu: Figure = None
-    """Model FLOPs utilisation: share of what the devices could compute at most that went into training (Chowdhery et
-    al., 2022); absent where that is not known, as on a CPU."""
-    eta_seconds: Figure = None
-    """Time that the remaining steps take at this speed."""
-    checkpoint_step: Count | None = None
-    """Step of the newest complete checkpoint."""
-    resumed_step: Count | None = None
-    """Step of the checkpoint that this attempt has continued from."""
-    checkpoints_damaged: Count | None = None
-    """Newer checkpoints that this attempt has passed over, because they were damaged."""
-    checkpoint_failures: Count | None = None
-    """Checkpoints of this attempt that could not be written."""
-    skipped_steps: Count | None = None
-    """Steps of this attempt that have changed nothing, because their gradient was no use (spec.health.badSteps)."""
-    last_skipped_step: Count | None = None
-    """The last of them."""
-    rollbacks: Count | None = None
-    """How often this attempt has gone back to a checkpoint for such steps."""
+    metrics: Annotated[dict[str, float] | None, Field(max_length=32), _described(worker_metrics.EVALUATION)] = None
+    learning_rate: Annotated[Measurement, _described(worker_metrics.LEARNING_RATE)] = None
+    grad_norm: Annotated[Measurement, _described(worker_metrics.GRAD_NORM)] = None
+    tokens_per_second: Annotated[Measurement, _described(worker_metrics.TOKENS_PER_SECOND)] = None
+    samples_per_second: Annotated[Measurement, _described(worker_metrics.SAMPLES_PER_SECOND)] = None
+    mfu: Annotated[Measurement, _described(worker_metrics.MFU)] = None
+    eta_seconds: Measurement = None
+    """Estimated time to completion: seconds that the remaining steps take at the current throughput."""
+    checkpoint_step: Annotated[Count | None, _described(worker_metrics.CHECKPOINT_STEP)] = None
+    resumed_step: Annotated[Count | None, _described(worker_metrics.RESUMED_STEP)] = None
+    checkpoints_damaged: Annotated[Count | None, _described(worker_metrics.CHECKPOINTS_DAMAGED)] = None
+    checkpoint_failures: Annotated[Count | None, _described(worker_metrics.CHECKPOINT_FAILURES)] = None
+    skipped_steps: Annotated[Count | None, _described(worker_metrics.SKIPPED_STEPS)] = None
+    last_skipped_step: Annotated[Count | None, _described(worker_metrics.LAST_SKIPPED_STEP)] = None
+    rollbacks: Annotated[Count | None, _described(worker_metrics.ROLLBACKS)] = None
     straggler_rank: Count | None = None
-    """The slowest rank, if it is a straggler (spec.health.straggler)."""
-    straggler_ratio: Figure = None
-    """How many times as long as the median rank it takes for the same computation."""
-    checkpoint_stall_seconds: Figure = None
-    """Seconds that training has waited for checkpoints in this attempt."""
+    """Rank of the slowest straggler (spec.health.straggler); absent while no rank is slow."""
+    straggler_ratio: Annotated[Measurement, _described(worker_metrics.STRAGGLER_RATIO)] = None
+    checkpoint_stall_seconds: Annotated[Measurement, _described(worker_metrics.CHECKPOINT_STALL)] = None
     updated_at: Timestamp | None = None
-    """When these figures were read from the worker."""
+    """When the operator read these values from the worker."""
 
     @property
     def steps_made(self) -> int:
-        """Steps of this attempt itself, beyond the checkpoint that it has continued from."""
+        """Steps of this attempt itself, beyond the checkpoint it resumed from."""
         return self.step - (self.resumed_step or 0)
+
+
+def progress_fields(
+    values: Mapping[str, float], rounded: Callable[[WorkerMetric, float], float] = WorkerMetric.rounded
+) -> dict[str, float]:
+    """Return the fields of `Progress` for measured values.
+
+    NaN and Inf are left out, as are counts of problems while they are 0. Integers become integers, all else is rounded.
+
+    Args:
+        values: measured values by field; others than the fields in the table of metrics are ignored.
+        rounded: rounds the value of a metric.
+    """
+    fields: dict[str, float] = {}
+    for metric in worker_metrics.METRICS:
+        value = values.get(metric.field) if metric.field is not None else None
+        if metric.field is not None and value is not None and math.isfinite(value) and (value or not metric.omit_zero):
+            fields[metric.field] = int(value) if metric.integer else rounded(metric, value)
+        if metric.rank_field is not None and metric.rank_field in values:
+            fields[metric.rank_field] = int(values[metric.rank_field])
+    return fields

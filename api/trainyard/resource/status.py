@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trainyard.base import ApiModel, Count, Timestamp
-from trainyard.protocol.progress import Figure, Progress
+from trainyard.protocol.progress import Measurement, Progress
 from trainyard.resource.elastic import ElasticStatus
 
 
@@ -154,7 +154,7 @@ class Goodput(ApiModel):
     """Seconds from a failure, a disruption or a resize until training had reached the same step again."""
     suspended_seconds: Count = 0
     """Seconds during which the job was suspended."""
-    ratio: Figure = None
+    ratio: Measurement = None
     """Goodput: productiveSeconds divided by the sum of all parts, from 0 to 1."""
     activity: Activity | None = None
     """What the time since accountedAt counts as: Startup, Productive, Recovery or Suspended; absent once the job has

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from trainyard.protocol import constants
+from trainyard.protocol import constants, worker_metrics
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.client import Body, Cluster
 from trainyard_cli.cluster.problems import ClusterProblem
@@ -67,20 +67,20 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
     for pod, page in zip(shown, pages, strict=True):
         for sample in page:
             rank = ranks.get(int(sample.labels.get("rank", -1)))
-            if sample.name == constants.METRIC_LAST_STEP:
+            if sample.name == worker_metrics.LAST_STEP_TIME.name:
                 for each in _ranks_of(job, pod):
                     ranks[each.rank].last_step = sample.value
-            elif sample.name == f"{constants.METRIC_STEP_DURATION}_sum":
+            elif sample.name == f"{worker_metrics.STEP_DURATION.name}_sum":
                 totals[sample.labels["phase"]] = sample.value
-            elif sample.name == f"{constants.METRIC_STEP_DURATION}_count":
+            elif sample.name == f"{worker_metrics.STEP_DURATION.name}_count":
                 steps = sample.value
-            elif sample.name == constants.METRIC_STEP_PART:
+            elif sample.name == worker_metrics.STEP_PART.name:
                 parts[sample.labels["part"]] = sample.value
-            elif rank is not None and sample.name == constants.METRIC_RANK_COMPUTE:
+            elif rank is not None and sample.name == worker_metrics.RANK_COMPUTE.name:
                 rank.compute = sample.value
-            elif rank is not None and sample.name == constants.METRIC_STRAGGLER:
+            elif rank is not None and sample.name == worker_metrics.STRAGGLER_RATIO.name:
                 rank.straggler = sample.value
-            elif rank is not None and sample.name == constants.METRIC_MEMORY:
+            elif rank is not None and sample.name == worker_metrics.MEMORY.name:
                 rank.memory[sample.labels["kind"]] = sample.value
     phases = {phase: seconds / steps for phase, seconds in totals.items()} if steps else {}
     return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, parts, problem)

@@ -1,4 +1,4 @@
-"""Progress of running jobs, pulled from rank 0's metrics page. Workers hold no credentials and push nothing."""
+"""Progress of running jobs, read from the metrics page of rank 0. Workers hold no credentials and push nothing."""
 
 import asyncio
 import logging
@@ -7,13 +7,14 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import aiohttp
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from trainyard.protocol import constants
-from trainyard.protocol.progress import Progress
+from trainyard.protocol import constants, worker_metrics
+from trainyard.protocol.progress import Progress, progress_fields
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
 from trainyard_operator.controller.cache import Cache, Entry, Key
@@ -23,86 +24,91 @@ from trainyard_operator.lifecycle.observation import Pod, WorkerState
 
 log = logging.getLogger(__name__)
 
-_PULLS_AT_A_TIME = 50
-_PATIENCE = aiohttp.ClientTimeout(total=5)
-_LONGEST_PAGE = 1_000_000
-"""Bytes; a page is written by a user's container, which may write anything."""
-_FIGURES = {
-    constants.METRIC_ATTEMPT: "attempt",
-    constants.METRIC_STEP: "step",
-    constants.METRIC_TOTAL_STEPS: "total_steps",
-    constants.METRIC_RESUMED_STEP: "resumed_step",
-    constants.METRIC_CHECKPOINT_STEP: "checkpoint_step",
-    constants.METRIC_CHECKPOINT_DAMAGED: "checkpoints_damaged",
-    constants.METRIC_CHECKPOINT_FAILURES: "checkpoint_failures",
-    constants.METRIC_LOSS: "loss",
-    constants.METRIC_LEARNING_RATE: "learning_rate",
-    constants.METRIC_GRAD_NORM: "grad_norm",
-    constants.METRIC_TOKENS_PER_SECOND: "tokens_per_second",
-    constants.METRIC_SAMPLES_PER_SECOND: "samples_per_second",
-    constants.METRIC_MFU: "mfu",
-    constants.METRIC_CHECKPOINT_STALL: "checkpoint_stall_seconds",
-    constants.METRIC_SKIPPED: "skipped_steps",
-    constants.METRIC_SKIPPED_STEP: "last_skipped_step",
-    constants.METRIC_ROLLBACKS: "rollbacks",
-}
-_MISHAPS = ("checkpoints_damaged", "checkpoint_failures", "skipped_steps", "last_skipped_step", "rollbacks")
-"""Counts that are left out of the status while they are 0."""
-_COUNTS = ("straggler_rank", "attempt", "step", "total_steps", "resumed_step", "checkpoint_step", *_MISHAPS)
+_MAX_CONCURRENT_REQUESTS = 50
+_TIMEOUT = aiohttp.ClientTimeout(total=5)
+_MAX_PAGE_BYTES = 1_000_000
+"""Longer pages are refused: a user's container writes them, with any content."""
 
 
 def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
-    """Progress from a page in the Prometheus text format; None if it counts no steps. Before the first step it is 0.
+    """Return the progress that a page in the Prometheus text format shows; None if the page does not count steps.
 
-    `attempt`: the one that the page is taken to be of, if it does not say so itself.
+    Before the first step the step is 0.
+
+    Args:
+        page: content of the metrics page of rank 0.
+        attempt: attempt of the pod, for a page that does not name its attempt.
+        now: time at which the page was read.
 
     Raises:
-        ValueError: the page is not in that format.
+        ValueError: the page is not in that format, or its values do not fit into the status.
     """
-    values: dict[str, float] = {}
-    evaluation: dict[str, float] = {}
-    tokens = 0.0
-    for sample in _samples(page):
-        if sample.name in _FIGURES and math.isfinite(sample.value):
-            values[_FIGURES[sample.name]] = sample.value
-        elif sample.name.startswith(constants.METRIC_EVALUATION) and math.isfinite(sample.value):
-            evaluation[sample.name.removeprefix(constants.METRIC_EVALUATION)] = significant(sample.value)
-        elif sample.name == constants.METRIC_TOKENS:
-            tokens = sample.value
-        elif sample.name == constants.METRIC_STRAGGLER and sample.value > values.get("straggler_ratio", 0.0):
-            values |= {"straggler_ratio": sample.value, "straggler_rank": float(sample.labels.get("rank", 0))}
+    values, families, tokens = _read_values(page)
     if "step" not in values:
         return None
-    seen = {k: v for k, v in values.items() if v or k not in _MISHAPS}
-    figures = {k: int(v) if k in _COUNTS else significant(v) for k, v in seen.items()}
+    fields: dict[str, Any] = {"attempt": attempt}
+    fields |= progress_fields(values, lambda _, value: significant(value))
+    fields |= {field: dict(sorted(members.items())) or None for field, members in families.items()}
     eta = None
-    if values["step"] and (speed := values.get("tokens_per_second")) and "total_steps" in values:
-        left = max(0.0, values["total_steps"] - values["step"])
-        eta = significant(left * tokens / values["step"] / speed, 3)
+    # The remaining steps take as many tokens each as the steps so far, at the current throughput.
+    if values["step"] and tokens is not None and (speed := values.get("tokens_per_second")) and "total_steps" in values:
+        remaining_steps = max(0.0, values["total_steps"] - values["step"])
+        eta = significant(remaining_steps * tokens / values["step"] / speed, 3)
     return Progress(
-        **{"attempt": attempt, **figures},
-        eval_loss=evaluation.get("loss"),
-        metrics=dict(sorted(evaluation.items())) or None,
+        **fields,
+        eval_loss=families["metrics"].get("loss"),
         eta_seconds=eta,
         updated_at=now.replace(microsecond=0),
     )
 
 
+def _read_values(page: str) -> tuple[dict[str, float], dict[str, dict[str, float]], float | None]:
+    """Return the finite values on a page.
+
+    Returns:
+        Values by field of status.progress, the members of each open-ended family by field and name, and the count of
+        tokens, if the page has it.
+    """
+    fields = {m.name: m.field for m in worker_metrics.METRICS if m.field is not None and not m.open_ended}
+    rank_fields = {m.name: m.rank_field for m in worker_metrics.METRICS if m.rank_field is not None}
+    families = {m.name: m.field for m in worker_metrics.METRICS if m.field is not None and m.open_ended}
+    values: dict[str, float] = {}
+    members: dict[str, dict[str, float]] = {field: {} for field in families.values()}
+    tokens: float | None = None
+    for sample in _samples(page):
+        field, rank_field = fields.get(sample.name), rank_fields.get(sample.name)
+        # JSON has neither NaN nor Inf.
+        if not math.isfinite(sample.value):
+            continue
+        if sample.name == worker_metrics.TOKENS.name:
+            tokens = sample.value
+        elif field is None:
+            for prefix, family in families.items():
+                if sample.name.startswith(prefix):
+                    members[family][sample.name.removeprefix(prefix)] = significant(sample.value)
+        elif rank_field is None:
+            values[field] = sample.value
+        # Of a metric by rank, the status holds the largest value and its rank.
+        elif sample.value > values.get(field, 0.0):
+            values |= {field: sample.value, rank_field: float(sample.labels.get("rank", 0))}
+    return values, members, tokens
+
+
 def _samples(page: str) -> list[Sample]:
     try:
         return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-    except IndexError as error:  # the parser's answer to some broken lines
+    except IndexError as error:  # what the parser raises for some malformed lines
         raise ValueError(f"not in the Prometheus text format: {error}") from error
 
 
 def significant(value: float, digits: int = 6) -> float:
-    """The value to some significant digits: what a person reads, and no more than fp32 holds."""
+    """Return the value rounded to some significant digits; 6 are readable, and about what float32 holds."""
     return float(f"{value:.{digits}g}")
 
 
 @dataclass(slots=True)
 class ProgressPoller:
-    """Pulls the progress of every running job each `interval` seconds, spread over the interval."""
+    """Reads the progress of every running job each `interval` seconds."""
 
     cache: Cache
     queue: WorkQueue[Key]
@@ -112,28 +118,31 @@ class ProgressPoller:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        slots = asyncio.Semaphore(_PULLS_AT_A_TIME)
-        async with aiohttp.ClientSession(timeout=_PATIENCE) as session:
+        slots = asyncio.Semaphore(_MAX_CONCURRENT_REQUESTS)
+        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
             while True:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(asyncio.sleep(self.interval))
                     for key, entry in self.cache.jobs():
                         if (pod := rank_zero(entry)) is not None:
-                            group.create_task(self._pull(session, slots, key, entry, pod))
+                            group.create_task(self._read(session, slots, key, entry, pod))
 
-    async def _pull(
+    async def _read(
         self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, key: Key, entry: Entry, pod: Pod
     ) -> None:
-        """One pull. A worker that does not answer is no error here: status.progress.updatedAt shows its age."""
+        """Read the page of one job once, and queue the job if its progress has changed.
+
+        An unanswered request is not an error: status.progress.updatedAt shows how old the values are.
+        """
         url = self.backend.metrics_url(pod)
         if url is None:
             return
-        await asyncio.sleep(random.uniform(0, self.interval / 5))  # not all at once
+        await asyncio.sleep(random.uniform(0, self.interval / 5))  # spread the requests
         attempt = int(pod["metadata"]["labels"][constants.LABEL_ATTEMPT])
         try:
             async with slots, session.get(url, allow_redirects=False) as response:
                 response.raise_for_status()
-                progress = parse_progress(await read_text(response, _LONGEST_PAGE), attempt=attempt, now=self.clock())
+                progress = parse_progress(await read_text(response, _MAX_PAGE_BYTES), attempt=attempt, now=self.clock())
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             log.debug("%s/%s: no progress from %s: %s", *key, url, error)
             return
@@ -143,7 +152,7 @@ class ProgressPoller:
 
 
 def rank_zero(entry: Entry) -> Pod | None:
-    """The running pod with index 0 of a running job whose workers serve metrics."""
+    """Return the running pod with index 0 of a running job whose workers serve metrics; None without such a pod."""
     job = entry.job
     if job is None or job.spec.metrics_endpoint is None or not job.status.is_true(ConditionType.RUNNING):
         return None

@@ -1,1 +1,1 @@
-"""What a run tells of itself: figures, traces, trackers."""
+"""Metrics, traces and experiment tracking of a run."""

@@ -1,49 +1,53 @@
-"""How those who watch a training hear of it."""
+"""Callbacks of the training loop."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where a training stands when an attempt begins."""
+    """State of the training at the beginning of an attempt."""
 
     step: int
     """Optimizer steps done by earlier attempts."""
     drawn: int
-    """Samples that these have drawn."""
+    """Samples that earlier attempts have trained on."""
     total_steps: int
+    """Optimizer steps planned in total."""
     batch: int
     """Samples of one step, over all ranks."""
     samples: int
-    """How many there are to train on."""
+    """Samples of the training set: one epoch."""
 
 
 class Observer:
-    """Watches the training of a rank, and changes nothing. Hears of everything, and overrides what matters to it."""
+    """Receives the events of the training loop of one rank. Observers do not change the training.
+
+    Subclasses override the methods of the events that they need.
+    """
 
     def begin(self, start: Start) -> None:
-        """The first step of the attempt is next."""
+        """React to the beginning of an attempt, before its first step."""
 
     def before_step(self, step: int) -> None:
-        """A step is about to begin, by its number from 1."""
+        """React to the beginning of a step; `step` is its number, from 1."""
 
     def after_step(self, step: int) -> None:
-        """It is done, though it may have changed nothing."""
+        """React to the end of a step, also of a skipped one."""
 
     def skipped(self, step: int, norm: float) -> None:
-        """It has changed nothing, for this norm of its gradient."""
+        """React to a step that was skipped (no update) because of the norm of its gradient."""
 
     def rolled_back(self, step: int) -> None:
-        """The run is at an earlier step again; what it has drawn stays drawn."""
+        """React to a rollback to the checkpoint of `step`; samples are not repeated."""
 
     def reported(self, report: StepReport) -> None:
-        """These are the figures of the step just done, the same on every rank."""
+        """Receive the report of the step just done, which is the same on every rank."""
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """So well does the model do on held-out samples after a step, to six digits."""
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Receive the metrics of an evaluation on held-out samples, by name, to six significant digits."""
 
     def spent(self, seconds: Mapping[str, float]) -> None:
-        """What the time since the last call went into, by phase: of one step, and what lies around it."""
+        """Receive the seconds since the previous call, by phase (see `stopwatch.PHASES`); called once per step."""

@@ -1,8 +1,8 @@
-"""Ranks that compute slower than the others.
+"""Detection of stragglers: ranks that compute more slowly than the others.
 
-All ranks wait for each other in every step, so how long a step takes says nothing about who holds it up. What can be
-told apart is how fast a rank's processor is by itself: each times the same small product of matrices every few seconds,
-which no other rank has a part in, and the times travel with the loss of a report.
+All ranks wait for each other in every step, so the duration of a step does not show which rank is slow. Therefore each
+rank times the same small matrix product every few seconds, without communication, and the times are exchanged together
+with the loss of a report.
 """
 
 import time
@@ -17,13 +17,14 @@ from trainyard.resource.health import Straggler
 EVERY = 5.0
 """Seconds from one measurement to the next; one takes a few milliseconds."""
 KEPT = 5
-"""Measurements whose median counts."""
+"""Number of recent measurements whose median counts."""
 ROUNDS = 3
-"""Judgements in a row, each after new measurements, that make a rank a straggler: one slow moment is none."""
+"""Consecutive comparisons, each after new measurements, in which a straggler is slow: a single slow moment does not
+count."""
 
 
-class Pace:
-    """How long the same piece of work takes on this rank."""
+class ComputeProbe:
+    """Times the same small computation on this rank."""
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
@@ -31,10 +32,10 @@ class Pace:
         self._matrix = torch.ones(size, size, device=device, dtype=dtype)
         self._due = 0.0
         self._times: deque[float] = deque(maxlen=KEPT)
-        self._under_way: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+        self._pending: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
 
     def after_step(self) -> None:
-        """Measure, if it is time to. Nothing waits for the device."""
+        """Measure if a measurement is due. Nothing waits for the device."""
         self._collect()
         now = time.monotonic()
         if now < self._due:
@@ -45,7 +46,7 @@ class Pace:
             begin.record()
             self._work()
             end.record()
-            self._under_way = begin, end
+            self._pending = begin, end
         else:
             began = time.perf_counter()
             self._work()
@@ -53,54 +54,67 @@ class Pace:
 
     @property
     def seconds(self) -> float:
-        """The median; 0 before the first measurement."""
+        """Median of the recent measurements; 0 before the first one."""
         self._collect()
         return median(self._times) if self._times else 0.0
 
     def _work(self) -> None:
-        # On a CPU in one call: between two of them another thread could take the interpreter, and hold it for 5 ms.
+        # On a CPU a single call: between two calls another thread could take the GIL and hold it for 5 ms.
         for _ in range(4 if self._cuda else 1):
             torch.mm(self._matrix, self._matrix)
 
     def _collect(self) -> None:
-        if self._under_way is not None and self._under_way[1].query():  # type: ignore[no-untyped-call]
-            begin, end = self._under_way
-            self._under_way = None
+        if self._pending is not None and self._pending[1].query():  # type: ignore[no-untyped-call]
+            begin, end = self._pending
+            self._pending = None
             self._times.append(begin.elapsed_time(end) / 1000)
 
 
 class Stragglers:
-    """Finds them, where spec.health.straggler asks for it. On every rank, since all take part in the measuring."""
+    """Finds stragglers if spec.health.straggler is set. It exists on every rank, because each rank measures itself."""
 
     def __init__(self, config: Straggler | None, rank: int, size: int, device: torch.device) -> None:
-        self._pace = Pace(device) if config is not None and size > 1 else None
+        self._probe = ComputeProbe(device) if config is not None and size > 1 else None
         self._factor = config.factor if config is not None else 0.0
         self._rank, self._size = rank, size
-        self._rows = [0] * size
-        self._judged = 0.0
+        self._slow_counts = [0] * size
+        """Consecutive comparisons in which each rank was slow."""
+        self._last_comparison = 0.0
 
     def after_step(self) -> None:
-        """See `Pace.after_step`."""
-        if self._pace is not None:
-            self._pace.after_step()
+        """Time this rank's computation if it is due."""
+        if self._probe is not None:
+            self._probe.after_step()
 
-    def join(self, loss: Tensor) -> Tensor:
-        """A vector to be added up over the ranks: the loss, then the time of each rank [1, or 1 + world size]."""
+    def pack(self, loss: Tensor) -> Tensor:
+        """Return a vector to be summed over the ranks: the loss, followed by the time of each rank.
+
+        Returns:
+            [1 + world size], or [1] if ranks are not timed.
+        """
         loss = loss.view(1)
-        if self._pace is None:
+        if self._probe is None:
             return loss
         times = torch.zeros(self._size, device=loss.device, dtype=loss.dtype)
-        times[self._rank] = self._pace.seconds
+        times[self._rank] = self._probe.seconds
         return torch.cat([loss, times])
 
-    def judge(self, times: list[float], now: float) -> dict[int, float]:
-        """Ranks that are slow, and how many times as long they take as the median rank, given the time of each."""
-        if self._pace is None or not all(times):
+    def find(self, times: list[float], now: float) -> dict[int, float]:
+        """Return the stragglers, with their time divided by the median rank's.
+
+        Args:
+            times: seconds for the same computation, by rank [world size].
+            now: seconds of a monotonic clock.
+        """
+        if self._probe is None or not all(times):
             return {}
-        # Of two ranks the faster one is the measure, so that one of them can be slow at all.
-        usual = median_low(times)
-        ratios = [seconds / usual for seconds in times]
-        if now - self._judged >= EVERY:
-            self._judged = now
-            self._rows = [row + 1 if r > self._factor else 0 for row, r in zip(self._rows, ratios, strict=True)]
-        return {rank: ratios[rank] for rank, row in enumerate(self._rows) if row >= ROUNDS}
+        # The lower median: of two ranks the faster one is the reference.
+        typical = median_low(times)
+        ratios = [seconds / typical for seconds in times]
+        # Compare only after new measurements.
+        if now - self._last_comparison >= EVERY:
+            self._last_comparison = now
+            self._slow_counts = [
+                count + 1 if ratio > self._factor else 0 for count, ratio in zip(self._slow_counts, ratios, strict=True)
+            ]
+        return {rank: ratios[rank] for rank, count in enumerate(self._slow_counts) if count >= ROUNDS}

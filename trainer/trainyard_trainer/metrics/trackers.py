@@ -1,8 +1,8 @@
-"""Experiment trackers: where figures go besides the log and Prometheus. Rank 0 only; off unless asked for.
+"""Experiment trackers, on rank 0: TensorBoard, MLflow and Weights & Biases.
 
-TensorBoard by spec.trainer.tensorboard; MLflow if the environment has MLFLOW_TRACKING_URI, Weights & Biases if it has
-WANDB_API_KEY or WANDB_MODE, each through its own package, which spec.image must hold. A tracker that fails is given up
-with a warning: the run is worth more than its picture.
+TensorBoard is enabled by spec.trainer.tensorboard, MLflow by the variable MLFLOW_TRACKING_URI, and Weights & Biases by
+WANDB_API_KEY or WANDB_MODE. The last two need their own package in spec.image. A tracker that fails is dropped with a
+warning; the run continues.
 """
 
 import importlib
@@ -13,69 +13,69 @@ from typing import Any, Protocol
 
 from trainyard.config import RunConfig
 from trainyard_trainer.metrics.observer import Observer
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime import log
 
 FOLDER = "tensorboard"
 
 
 class Tracker(Protocol):
-    """One of them."""
+    """Receives the metrics of a run."""
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of a step, by name."""
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step, by name."""
 
     def close(self) -> None:
-        """No figures follow."""
+        """Finish; no metrics follow."""
 
 
 class TensorBoard:
-    """Event files on the checkpoint volume, one for each attempt."""
+    """Writes event files on the checkpoint volume, one for each attempt."""
 
     def __init__(self, root: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # imported late: it takes most of a second
 
         self._writer = SummaryWriter(str(root / FOLDER))
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-        for name, value in figures.items():
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step, by name."""
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Close the event file."""
         self._writer.close()
 
 
 class MLflow:
-    """A run of the experiment that MLFLOW_EXPERIMENT_NAME names, and the same one after a restart."""
+    """Logs to one run of the experiment MLFLOW_EXPERIMENT_NAME; an attempt that resumes continues its run."""
 
     def __init__(self, config: RunConfig, resumed: bool) -> None:
         mlflow: Any = importlib.import_module("mlflow")
         self._mlflow = mlflow
         tag = f"{config.namespace}/{config.job}"
-        found = []
+        runs = []
         if resumed:
-            where = f"tags.`trainyard.job` = '{tag}'"
-            found = mlflow.search_runs(filter_string=where, max_results=1, output_format="list")
-        if found:
-            mlflow.start_run(run_id=found[0].info.run_id)
+            query = f"tags.`trainyard.job` = '{tag}'"
+            runs = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
+        if runs:
+            mlflow.start_run(run_id=runs[0].info.run_id)
         else:
             mlflow.start_run(run_name=config.job, tags={"trainyard.job": tag})
             mlflow.log_params(_parameters(config))
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-        # Not the training's thread: a server that is slow or gone must not hold up the ranks.
-        self._mlflow.log_metrics(dict(figures), step=step, synchronous=False)
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step, by name."""
+        # In a thread of its own: a slow or unreachable server must not delay the ranks.
+        self._mlflow.log_metrics(dict(metrics), step=step, synchronous=False)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """End the run."""
         self._mlflow.end_run()
 
 
 class WeightsAndBiases:
-    """A run of the project that WANDB_PROJECT names, and the same one after a restart."""
+    """Logs to one run of the project WANDB_PROJECT for each attempt; the runs of a job are one group."""
 
     def __init__(self, config: RunConfig, resumed: bool, attempt: int) -> None:
         wandb: Any = importlib.import_module("wandb")
@@ -87,20 +87,20 @@ class WeightsAndBiases:
             dir=os.environ.get("WANDB_DIR", "/tmp"),
         )
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """See `Tracker`."""
-        self._run.log(dict(figures), step=step)
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record the metrics of a step, by name."""
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """See `Tracker`."""
+        """Finish the run."""
         self._run.finish()
 
 
 class Trackers(Observer):
-    """All that a run has."""
+    """The trackers of a run."""
 
     def __init__(self, config: RunConfig, root: Path | None, attempt: int, *, resumed: bool) -> None:
-        """`root`: the checkpoint volume; None without one."""
+        """Start the trackers that are enabled; `root` is the checkpoint volume, None without one."""
         env = os.environ
         self._trackers: list[Tracker] = []
         if config.trainer.tensorboard and root is not None:
@@ -114,51 +114,43 @@ class Trackers(Observer):
         try:
             self._trackers.append(make())
         except ModuleNotFoundError as error:
-            log.logger.warning("%s gets no figures: the image has no package %s; add it", name, error.name)
-        except Exception as error:  # noqa: BLE001 (whatever a tracker raises is not worth the run)
-            log.logger.warning("%s gets no figures: %s", name, error)
+            log.logger.warning("%s gets no metrics: the image has no package %s; add it", name, error.name)
+        except Exception as error:  # noqa: BLE001 (a tracker may raise anything, and must not end the run)
+            log.logger.warning("%s gets no metrics: %s", name, error)
         else:
-            log.info(f"figures go to {name}")
+            log.info(f"metrics are sent to {name}")
 
     def reported(self, report: StepReport) -> None:
-        """Figures of a step of the training."""
-        figures = {
-            "train/loss": report.loss,
-            "train/learning_rate": report.learning_rate,
-            "train/grad_norm": report.grad_norm,
-            "train/tokens_per_second": report.tokens_per_second,
-            "train/samples_per_second": report.samples_per_second,
-        }
-        if report.mfu is not None:
-            figures["train/mfu"] = report.mfu
-        self._each(lambda tracker: tracker.write(report.step, figures))
+        """Send the measurements of a report."""
+        values = report.tracked()
+        self._each(lambda tracker: tracker.write(report.step, values))
 
-    def evaluated(self, step: int, figures: Mapping[str, float]) -> None:
-        """Figures of an evaluation."""
-        self._each(lambda tracker: tracker.write(step, {f"eval/{name}": value for name, value in figures.items()}))
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Send the metrics of an evaluation."""
+        self._each(lambda tracker: tracker.write(step, {f"eval/{name}": value for name, value in metrics.items()}))
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the trackers."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, act: Callable[[Tracker], None]) -> None:
         for tracker in list(self._trackers):
             try:
                 act(tracker)
-            except Exception as error:  # noqa: BLE001 (whatever a tracker raises is not worth the run)
-                log.logger.warning("%s gets no more figures: %s", type(tracker).__name__, error)
+            except Exception as error:  # noqa: BLE001 (a tracker may raise anything, and must not end the run)
+                log.logger.warning("%s gets no more metrics: %s", type(tracker).__name__, error)
                 self._trackers.remove(tracker)
 
 
 def _parameters(config: RunConfig) -> dict[str, Any]:
-    """What tells one run from another, flat."""
+    """Return the hyperparameters of a run, as a flat map."""
     trainer = config.trainer
-    found = {"world_size": config.world_size, "mesh": str(config.mesh), "seed": trainer.seed}
+    parameters = {"world_size": config.world_size, "mesh": str(config.mesh), "seed": trainer.seed}
     for part, values in (
         ("model", config.model.to_dict()),
         ("optimizer", trainer.optimizer.to_dict()),
         ("schedule", trainer.schedule.to_dict()),
         ("batch", trainer.batch.to_dict()),
     ):
-        found |= {f"{part}.{name}": value for name, value in values.items() if not isinstance(value, dict)}
-    return found
+        parameters |= {f"{part}.{name}": value for name, value in values.items() if not isinstance(value, dict)}
+    return parameters

@@ -1,4 +1,4 @@
-"""How much memory a rank uses."""
+"""Memory that a rank uses."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,20 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Memory(NamedTuple):
-    """Bytes that one rank uses. The last three are of torch's allocator on a GPU, and 0 without one."""
+    """Bytes that one rank uses. The last three come from torch's allocator on a GPU, and are 0 without a GPU."""
 
     resident: int
-    """On the host; pages that ranks share count for each of them."""
+    """Resident memory of the process on the host; pages shared by ranks count for each rank."""
     allocated: int = 0
-    """Held by tensors."""
+    """Bytes held by tensors."""
     reserved: int = 0
-    """Held by the allocator."""
+    """Bytes held by the allocator."""
     peak: int = 0
-    """The most that tensors have ever held."""
+    """Largest number of bytes that tensors have held."""
 
 
 def measure(device: torch.device) -> Memory:
-    """What this process uses now."""
+    """Return the memory that this process uses now."""
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE
     if device.type != "cuda":
         return Memory(resident)

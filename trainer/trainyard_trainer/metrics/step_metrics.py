@@ -1,4 +1,4 @@
-"""Measures what a report says. All ranks take part in it, and rank 0 passes it on."""
+"""Measurements of a step: loss, speed and slow ranks. All ranks take part in measuring; rank 0 reports."""
 
 import time
 
@@ -7,19 +7,19 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard.sizing.model_size import flops_per_token
-from trainyard_trainer.metrics.memory import measure
-from trainyard_trainer.metrics.peak import peak_flops
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.device_flops import peak_flops
+from trainyard_trainer.metrics.memory_stats import measure
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stragglers import Stragglers
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.world import World
 
 
-class Reporting:
-    """Speed, loss and slow ranks since the report before."""
+class StepMetrics:
+    """Measures loss, speed and slow ranks from one report to the next."""
 
     def __init__(self, config: RunConfig, world: World, *, samples_per_step: int, counts_loss: bool) -> None:
-        """`counts_loss`: whether this rank's part of the loss is counted, or another rank has the same."""
+        """Prepare the measurements; a rank whose loss another rank also holds has `counts_loss` False."""
         self._config = config
         self._world = world
         self._samples_per_step = samples_per_step
@@ -29,22 +29,30 @@ class Reporting:
         self._clock = Clock(0)
 
     def begin(self, step: int) -> None:
-        """The training begins, or begins again, after a step."""
+        """Start measuring after a step, at the beginning of an attempt or after a rollback."""
         self._clock = Clock(step)
 
     def after_step(self) -> None:
-        """See `Pace.after_step`. Before the report, which gives the threads of rank 0 something to do."""
+        """Time this rank's computation if it is due; called before the report, which occupies threads of rank 0."""
         self._stragglers.after_step()
 
     def skip(self) -> None:
-        """Do not count what came since the report: it was no training."""
+        """Exclude the time since the last report from the speed, because it was not training."""
         self._clock.skip()
 
     def report(self, step: int, total_steps: int, loss: Tensor, norm: Tensor, learning_rate: float) -> StepReport:
-        """Figures of the step just done, from this rank's part of the loss. It waits for the device."""
+        """Return the report of the step just done. It waits for the device.
+
+        Args:
+            step: number of the step, from 1.
+            total_steps: optimizer steps planned in total.
+            loss: this rank's part of the mean loss over the global batch, a scalar.
+            norm: global norm of the gradient before clipping, a scalar.
+            learning_rate: learning rate of the step.
+        """
         heartbeat.tell(measure(self._world.device))
         own = loss if self._counts_loss else torch.zeros_like(loss)
-        mean_loss, *compute = self._world.sum(self._stragglers.join(own)).tolist()
+        mean_loss, *compute = self._world.sum(self._stragglers.pack(own)).tolist()
         grad_norm = norm.item()
         steps, interval = self._clock.lap(step)
         samples_per_second = steps * self._samples_per_step / interval
@@ -61,35 +69,35 @@ class Reporting:
             steps=step - self._clock.first,
             mfu=self._mfu(tokens_per_second),
             compute=compute,
-            stragglers=self._stragglers.judge(compute, time.monotonic()),
+            stragglers=self._stragglers.find(compute, time.monotonic()),
         )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Share of what all devices can compute at most that goes into training at this speed."""
+        """Return the model FLOPs utilization at a throughput; None if the peak of the device is not known."""
         if self._peak is None:
             return None
         return tokens_per_second * flops_per_token(self._config) / (self._peak * self._world.size)
 
 
 class Clock:
-    """Steps and seconds since the report before."""
+    """Steps and seconds since the previous report."""
 
     def __init__(self, step: int) -> None:
         self._start = self._last = time.perf_counter()
         self.first = self._step = step
 
     def lap(self, step: int) -> tuple[int, float]:
-        """Those since the last lap."""
+        """Return steps and seconds since the previous lap, and begin the next one."""
         now = time.perf_counter()
         steps, seconds = step - self._step, now - self._last
         self._step, self._last = step, now
         return steps, seconds
 
     def skip(self) -> None:
-        """Do not count what came since the report: it was no training."""
+        """Exclude the time since the previous lap."""
         self._last = time.perf_counter()
 
     @property
     def total(self) -> float:
-        """Seconds from the start to the last lap."""
+        """Seconds from the start to the end of the last lap."""
         return self._last - self._start

@@ -1,4 +1,4 @@
-"""Jobs that play one part each before the real instruments: what the operator and the worker tell Prometheus."""
+"""One job for each alert scenario, with the real metrics of operator and worker for Prometheus."""
 
 import math
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.observer import Start
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime.world import World
 
 NAMESPACE = "ml"
 TICK = 0.1
-"""Seconds between two steps of a job that is well."""
+"""Seconds between two steps of a healthy job."""
 
 
-class Play:
-    """A job that is well: it runs, makes steps, and saves every two seconds. Others differ in what they override."""
+class AlertScenario:
+    """A healthy job: it runs, does steps, and saves every two seconds. Subclasses override what differs."""
 
     alert: ClassVar[str | None] = None
     extra: ClassVar[Mapping[str, str]] = {}
-    """Labels of the alert besides the job's."""
+    """Labels of the alert besides those of the job."""
 
     def __init__(self, cache: Cache) -> None:
         self.name = type(self).__name__.lower()
@@ -38,22 +38,22 @@ class Play:
         self.steps, self.saves = True, True
         self.stragglers: dict[int, float] = {}
         self.begin()
-        self.runs()
+        self.set_running()
 
     def begin(self, step: int = 0, attempt: int = 1) -> None:
-        """A new attempt, in a new process."""
+        """Start a new attempt, in a new process."""
         config = make_config().replace(namespace=NAMESPACE, job=self.name)
-        self.metrics = Metrics(config, World(0, 0, 1, 1, torch.device("cpu")), attempt)
+        self.metrics = MetricsExporter(config, World(0, 0, 1, 1, torch.device("cpu")), attempt)
         self.page: CollectorRegistry | None = self.metrics.registry
         self.step, self._saved = step, step
         if step:
             self.metrics.resumed(step, 0)
         self.metrics.begin(Start(step, step * 8, 100_000, batch=8, samples=1000))
 
-    def tell(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
-        """What the operator's cache knows from now on: these conditions are true."""
+    def set_conditions(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
+        """Update the operator's cache: these conditions are true, and all others are false."""
         now = zulu(utc_now())
-        told = [
+        statuses = [
             {"type": kind, "status": str(kind in conditions), "reason": "Test", "lastTransitionTime": now} for kind in C
         ]
         self._version += 1
@@ -64,16 +64,16 @@ class Play:
             namespace=NAMESPACE,
             trainer=trainer_spec(),
             suspend=suspend,
-            status={"conditions": told, **status},
+            status={"conditions": statuses, **status},
         )
         self._cache.put_job(self.job)
 
-    def runs(self, **status: Any) -> None:
-        """The operator sees it make steps."""
-        self.tell(C.CREATED, C.RUNNING, C.PROGRESSING, **status)
+    def set_running(self, **status: Any) -> None:
+        """Set the conditions of a job that does steps."""
+        self.set_conditions(C.CREATED, C.RUNNING, C.PROGRESSING, **status)
 
     def tick(self, age: float) -> None:
-        """One step, as the trainer tells it."""
+        """Do one step, and report it as the trainer does."""
         if not self.steps or self.page is None:
             return
         self.step += 1
@@ -86,151 +86,151 @@ class Play:
             self._saved = self.step
             self.metrics.saved(self.step, 0.1, 1000)
 
-    def trouble(self) -> None:
-        """What goes wrong."""
+    def break_down(self) -> None:
+        """Cause the problem of the scenario."""
 
     def later(self, seconds: float) -> None:
-        """What goes on, seconds after that."""
+        """Continue the scenario, some seconds after the problem began."""
 
-    def mend(self) -> None:
-        """It is well again."""
+    def recover(self) -> None:
+        """Remove the problem."""
 
 
-class Healthy(Play):
+class Healthy(AlertScenario):
     pass
 
 
-class Stalled(Play):
+class Stalled(AlertScenario):
     alert = "TrainyardJobStalled"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.steps = False
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.steps = True
 
 
-class NonFinite(Play):
+class NonFinite(AlertScenario):
     alert = "TrainyardNonFiniteSteps"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         for _ in range(4):
             self.metrics.skipped(self.step, math.nan)
 
 
-class Diverging(Play):
+class Diverging(AlertScenario):
     alert = "TrainyardLossDiverging"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.loss = 8.0
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.loss = 3.0
 
 
-class Straggler(Play):
+class Straggler(AlertScenario):
     alert = "TrainyardStraggler"
     extra: ClassVar[Mapping[str, str]] = {"rank": "3"}
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.stragglers = {3: 2.5}
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.stragglers = {}
 
 
-class Storm(Play):
+class Storm(AlertScenario):
     alert = "TrainyardRestartStorm"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         failure = {"attempt": 1, "reason": "OOMKilled", "at": zulu(utc_now())}
-        self.runs(restarts=3, restartsCounted=2, lastFailure=failure)
+        self.set_running(restarts=3, restartsCounted=2, lastFailure=failure)
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.page = None
-        self.tell(C.CREATED, C.SUCCEEDED, restarts=3, restartsCounted=2)
+        self.set_conditions(C.CREATED, C.SUCCEEDED, restarts=3, restartsCounted=2)
 
 
-class Slow(Play):
+class Slow(AlertScenario):
     alert = "TrainyardThroughputDropped"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.speed = 300.0
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.speed = 1000.0
 
 
-class Pending(Play):
+class Pending(AlertScenario):
     alert = "TrainyardJobPendingTooLong"
 
-    def runs(self, **status: Any) -> None:
+    def set_running(self, **status: Any) -> None:
         self.page = None
-        self.tell(C.CREATED)
+        self.set_conditions(C.CREATED)
 
-    def mend(self) -> None:
-        super().runs()
+    def recover(self) -> None:
+        super().set_running()
 
 
-class Stale(Play):
+class Stale(AlertScenario):
     alert = "TrainyardCheckpointStale"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.saves = False
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self.saves = True
 
 
-class Unsaved(Play):
+class Unsaved(AlertScenario):
     alert = "TrainyardCheckpointFailing"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.metrics.save_failed()
 
 
-class Failed(Play):
+class Failed(AlertScenario):
     alert = "TrainyardJobFailed"
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.page = None
-        self.tell(C.CREATED, C.FAILED)
+        self.set_conditions(C.CREATED, C.FAILED)
 
-    def mend(self) -> None:
+    def recover(self) -> None:
         self._cache.remove_job((NAMESPACE, self.name), self.job.metadata.uid)
 
 
-class Suspended(Play):
-    def trouble(self) -> None:
+class Suspended(AlertScenario):
+    def break_down(self) -> None:
         self.page = None
-        self.tell(C.CREATED, C.SUSPENDED, suspend=True)
+        self.set_conditions(C.CREATED, C.SUSPENDED, suspend=True)
 
 
-class Finished(Play):
-    def trouble(self) -> None:
+class Finished(AlertScenario):
+    def break_down(self) -> None:
         self.page = None
-        self.tell(C.CREATED, C.SUCCEEDED)
+        self.set_conditions(C.CREATED, C.SUCCEEDED)
 
 
-class Restarted(Play):
-    """From its last checkpoint, with a start that takes longer than a step ever may."""
+class Restarted(AlertScenario):
+    """A job that resumes from its checkpoint, with a startup longer than any step may take."""
 
     STARTUP = 20.0
-    _told = ""
+    _stage = ""
 
-    def trouble(self) -> None:
+    def break_down(self) -> None:
         self.page = None
-        self.tell(C.CREATED, C.RESTARTING, restarts=1, restartsCounted=1)
+        self.set_conditions(C.CREATED, C.RESTARTING, restarts=1, restartsCounted=1)
 
     def later(self, seconds: float) -> None:
-        if seconds > 2 and not self._told:
-            self._told, self.steps = "starts", False
+        if seconds > 2 and not self._stage:
+            self._stage, self.steps = "starts", False
             self.begin(self._saved, attempt=2)
-            self.tell(C.CREATED, C.RUNNING, restarts=1, restartsCounted=1)
-        if seconds > self.STARTUP and self._told == "starts":
-            self._told, self.steps = "steps", True
-            self.runs(restarts=1, restartsCounted=1)
+            self.set_conditions(C.CREATED, C.RUNNING, restarts=1, restartsCounted=1)
+        if seconds > self.STARTUP and self._stage == "starts":
+            self._stage, self.steps = "steps", True
+            self.set_running(restarts=1, restartsCounted=1)
 
 
-PLAYS = tuple(Play.__subclasses__())
-"""One job for each; a play is its own subclass of `Play`, with no other in between."""
+SCENARIOS = tuple(AlertScenario.__subclasses__())
+"""All scenarios: the direct subclasses of `AlertScenario`."""
