@@ -69,19 +69,19 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
     )
     level = env(constants.ENV_LOG_LEVEL, "info")
     parser.add_argument("--log-level", default=level, choices=["debug", "info", "warning"])
-    given = parser.parse_args(arguments)
+    parsed = parser.parse_args(arguments)
     options = Options(
-        given.trainer_image,
-        given.namespace,
-        given.port,
-        given.progress_interval,
-        given.resync_interval,
-        key_secret=_namespaced(parser, "--key-secret", given.key_secret),
-        lease=_namespaced(parser, "--lease", given.lease),
+        parsed.trainer_image,
+        parsed.namespace,
+        parsed.port,
+        parsed.progress_interval,
+        parsed.resync_interval,
+        key_secret=_namespaced(parser, "--key-secret", parsed.key_secret),
+        lease=_namespaced(parser, "--lease", parsed.lease),
         # The name of the pod; outside of a cluster the host name with a random suffix.
         identity=env("POD_ID") or f"{socket.gethostname()}_{secrets.token_hex(4)}",
     )
-    return options, given.log_level
+    return options, parsed.log_level
 
 
 def _namespaced(parser: argparse.ArgumentParser, option: str, value: str | None) -> tuple[str, str] | None:

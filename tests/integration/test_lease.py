@@ -58,7 +58,8 @@ async def two_operators(cluster: Cluster, namespace: Namespace, folder: Path) ->
     """Start two operators and a job; check at the end that nothing was done twice."""
 
     def environment(name: str) -> dict[str, str]:
-        return {**cluster.environment, "TRAINYARD_LEASE": f"{namespace.name}/trainyard", "POD_ID": name}
+        own = {"TRAINYARD_LEASE": f"{namespace.name}/trainyard", "TRAINYARD_WATCH_NAMESPACE": namespace.name}
+        return {**cluster.environment, **own, "POD_ID": name}
 
     async with (
         recording(namespace) as recorder,
