@@ -247,9 +247,10 @@ def test_ranks_without_tokens_take_part(start: Starter) -> None:
 )
 def test_a_fault_is_noticed(start: Starter, fault: str, layout: Layout) -> None:
     """In a deeper model and after more steps, since the errors grow with both."""
-    settings = {"model": {**MODEL, "layers": 4}, "stop": {"steps": 5}}
+    settings: dict[str, Any] = {"model": {**MODEL, "layers": 4}, "stop": {"steps": 5}}
     faulty = run(start, layout, entry=f"tests.trainer.faults:{fault}", **settings)
-    norms, expected = ([r["gradNorm"] for r in reports[:5]] for reports in (faulty, run(start, Layout(1, {}), **settings)))
+    alone = run(start, Layout(1, {}), **settings)
+    norms, expected = ([r["gradNorm"] for r in reports[:5]] for reports in (faulty, alone))
     assert norms != pytest.approx(expected, rel=100 * TOLERANCE)
 
 
