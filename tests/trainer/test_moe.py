@@ -245,9 +245,12 @@ def test_ranks_without_tokens_take_part(start: Starter) -> None:
     ],
     ids=str,
 )
-def test_a_fault_is_noticed(start: Starter, reference: Reference, fault: str, layout: Layout) -> None:
-    reports = run(start, layout, entry=f"tests.trainer.faults:{fault}", model=MODEL)
-    norms, expected = ([r["gradNorm"] for r in run[:STEPS]] for run in (reports, reference(layout).reports))
+def test_a_fault_is_noticed(start: Starter, fault: str, layout: Layout) -> None:
+    """In a deeper model and after more steps, since the errors grow with both."""
+    settings: dict[str, Any] = {"model": {**MODEL, "layers": 4}, "stop": {"steps": 5}}
+    faulty = run(start, layout, entry=f"tests.trainer.faults:{fault}", **settings)
+    alone = run(start, Layout(1, {}), **settings)
+    norms, expected = ([r["gradNorm"] for r in reports[:5]] for reports in (faulty, alone))
     assert norms != pytest.approx(expected, rel=100 * TOLERANCE)
 
 

@@ -17,7 +17,7 @@ from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
 from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
 
 
-def test_warm_up_then_half_a_cosine() -> None:
+def test_cosine_schedule_with_warm_up() -> None:
     schedule = Schedule(warmup_steps=4, min_ratio=0.2)
     factors = [learning_rate_factor(schedule, step, 12) for step in range(1, 13)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
@@ -38,7 +38,7 @@ def test_learning_rate_rises_then_falls(total: int, warmup: int, min_ratio: floa
         assert factors[-1] == pytest.approx(min_ratio)
 
 
-def test_decay_spares_the_norms() -> None:
+def test_weight_decay_does_not_apply_to_norms() -> None:
     model = Llama(sizes())
     optimizer = build_optimizers(
         model.named_parameters(), Optimizer(weight_decay=0.3, betas=(0.8, 0.9), eps=1e-6, learning_rate=0.5)
@@ -52,7 +52,7 @@ def test_decay_spares_the_norms() -> None:
     assert (decayed["lr"], decayed["betas"], decayed["eps"]) == (0.5, (0.8, 0.9), 1e-6)
 
 
-def test_one_step_is_the_published_rule() -> None:
+def test_adamw_follows_the_published_rule() -> None:
     """Loshchilov and Hutter (2019), algorithm 2, in plain arithmetic."""
     layer = nn.Linear(2, 1, bias=False)
     start, gradient = torch.tensor([[0.5, -1.0]]), torch.tensor([[0.3, -0.7]])
@@ -125,7 +125,7 @@ def test_muon_updates_have_the_size_of_those_of_adamw(shape: tuple[int, int]) ->
     assert matrix.detach().square().mean().sqrt().item() == pytest.approx(0.2 * 0.5, rel=0.2)
 
 
-def test_the_other_shapes_of_the_learning_rate() -> None:
+def test_constant_linear_and_wsd_schedules() -> None:
     def factors(**schedule: object) -> list[float]:
         config = Schedule.model_validate({"warmupSteps": 2, "minRatio": 0.2, **schedule})
         return [round(learning_rate_factor(config, step, 10), 6) for step in range(1, 11)]

@@ -3,6 +3,7 @@
 The fields, the enum and the rules of `spec.trainer.model`, its documentation and the estimates follow from it.
 """
 
+import sys
 from typing import Any
 
 from trainyard.models.family import ModelFamily
@@ -21,7 +22,10 @@ def register(family: ModelFamily[Any]) -> None:
 
     Raises:
         ValueError: the name is taken.
+        RuntimeError: the types were made already, without the family.
     """
+    if "trainyard.resource.models" in sys.modules:
+        raise RuntimeError(f"model family {family.name}: register it before trainyard.resource is imported")
     if family.name in FAMILIES:
         raise ValueError(f"model family {family.name}: is registered already; choose another name")
     FAMILIES[family.name] = family

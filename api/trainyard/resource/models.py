@@ -84,6 +84,8 @@ def _fields() -> dict[str, Any]:
     }
     for field, definitions in _owners().items():
         first = definitions[0][1]
+        if any((info.annotation, info.metadata) != (first.annotation, first.metadata) for _, info in definitions):
+            raise TypeError(f"spec.trainer.model.{first.alias}: families define it differently; rename it in one")
         fields[field] = (first.annotation, _with_description(first, _describe(definitions)))
     return fields
 

@@ -17,14 +17,15 @@ SPOIL_GRADIENT = """
 import gc
 from trainyard_trainer.optim.update import LocalUpdate
 
-def once(learning_rate, update, follow):
-    update.apply_gradients = follow
+def once(learning_rate, update, apply):
+    update.apply_gradients = apply
     update._parameters[0].grad.mul_(float("nan"))
-    return follow(learning_rate)
+    return apply(learning_rate)
 
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
-        update.apply_gradients = lambda rate, update=update, follow=update.apply_gradients, once=once: once(rate, update, follow)
+        apply = update.apply_gradients
+        update.apply_gradients = lambda rate, update=update, apply=apply, once=once: once(rate, update, apply)
 """
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
