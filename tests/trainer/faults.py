@@ -21,7 +21,8 @@ from trainyard_trainer import rank_process
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.launcher import launch, place
+from trainyard_trainer.launcher import main as launcher_main
+from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe import LoadBalance
 from trainyard_trainer.models.transformer import Transformer
@@ -41,7 +42,7 @@ def sum_instead_of_mean() -> None:
         return follow(self, learning_rate)
 
     LocalUpdate.follow = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def forget_accumulation() -> None:
@@ -57,14 +58,14 @@ def forget_accumulation() -> None:
             self.batches.of_step = of_step  # type: ignore[method-assign]
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
     windows_of = Sampler.windows_of
     Sampler.windows_of = lambda self, step, index, origin=0: windows_of(self, step, 0, origin)  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def rank_0_waits() -> None:
@@ -78,7 +79,7 @@ def rank_0_waits() -> None:
         return accumulate(self)
 
     Trainer._accumulate_gradients = late  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def average_expert_gradients() -> None:
@@ -94,7 +95,7 @@ def average_expert_gradients() -> None:
         return result
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def balance_parts_of_sequences() -> None:
@@ -106,7 +107,7 @@ def balance_parts_of_sequences() -> None:
         return forward(self, p_BTX, chosen_BTC)
 
     LoadBalance.forward = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def no_preference() -> None:
@@ -115,7 +116,7 @@ def no_preference() -> None:
     Transformer.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
     )
-    launch.main()
+    launcher_main.main()
 
 
 def raise_in_rank_1() -> None:
@@ -139,18 +140,18 @@ def no_number_at_samples_32_to_55() -> None:
 
 def no_number_from_samples_32_on() -> None:
     _spoil_last_rank(lambda drawn: drawn >= 32)
-    launch.main()
+    launcher_main.main()
 
 
 def no_loss_from_samples_32_on() -> None:
     """The same in the forward pass: the loss of the last rank is no number either."""
     _spoil_last_rank(lambda drawn: drawn >= 32, loss=True)
-    launch.main()
+    launcher_main.main()
 
 
 def spike_at_samples_200() -> None:
     _spoil_last_rank(lambda drawn: drawn == 200, 1e6)
-    launch.main()
+    launcher_main.main()
 
 
 def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, loss: bool = False) -> None:
@@ -180,7 +181,7 @@ def slow_last_rank() -> None:
             time.sleep(0.02 + 4 * (time.perf_counter() - began))
 
     stragglers.Pace._work = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def leave_out_step_4() -> None:
@@ -223,7 +224,7 @@ def wait_in_rank_0() -> None:
         return accumulate(self)
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def die_while_joining() -> None:
@@ -235,7 +236,7 @@ def die_while_joining() -> None:
         join(self, **options)
 
     World.join = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def second_pod_joins_late() -> None:
@@ -247,23 +248,23 @@ def second_pod_joins_late() -> None:
         join(self, **options)
 
     World.join = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def last_pod_never_comes() -> None:
     if os.environ["PET_NODE_RANK"] != "2":
-        launch.main()
+        launcher_main.main()
 
 
 def stop_while_importing() -> None:
-    set_threads = place.set_threads
+    set_threads = pod_environment.set_threads
 
     def faulty(processes: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         set_threads(processes)
 
-    launch.set_threads = faulty  # type: ignore[attr-defined]
-    launch.main()
+    launcher_main.set_threads = faulty  # type: ignore[attr-defined]
+    launcher_main.main()
 
 
 def count_threads_at_fork() -> None:
@@ -274,17 +275,17 @@ def count_threads_at_fork() -> None:
         return fork()
 
     os.fork = counted
-    launch.main()
+    launcher_main.main()
 
 
 def second_pod_never_comes() -> None:
     if os.environ["PET_NODE_RANK"] == "0":
-        launch.main()
+        launcher_main.main()
 
 
 def different_text() -> None:
     TokenFile.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def disk_full_at_step_3() -> None:
@@ -297,7 +298,7 @@ def disk_full_at_step_3() -> None:
         return write_data(self, *arguments)
 
     CheckpointWriter.write_data = faulty  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def _raise() -> None:
@@ -313,7 +314,7 @@ def _in_rank_1_at_step_3(act: Any) -> None:
         return accumulate(self)
 
     Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def prepare_and_count() -> None:
@@ -336,7 +337,7 @@ def mean_instead_of_sum() -> None:
     """Sharded gradients are averaged, as is the default, though the loss is divided by the whole batch already."""
     FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
     FSDPModule.set_force_sum_reduction_for_comms = lambda self, enable: None  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def audit() -> None:
@@ -360,7 +361,7 @@ def audit() -> None:
 
     Windows.read = noted  # type: ignore[method-assign]
     Trainer.run = audited  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -380,4 +381,4 @@ def count_gloo_threads() -> None:
             print(json.dumps({"groups": groups, "threads": names.count("pt_gloo_runloop")}), flush=True)
 
     Trainer.run = counted  # type: ignore
-    launch.main()
+    launcher_main.main()

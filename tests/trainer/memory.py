@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer import rank_process
-from trainyard_trainer.launcher import launch
+from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
@@ -34,7 +34,7 @@ def main() -> None:
     RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
     ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
     Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 _figures: dict[str, int] = {}

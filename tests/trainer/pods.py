@@ -26,7 +26,7 @@ from trainyard.protocol.termination import TerminationMessage
 from trainyard.resolve import resolve
 
 API_VERSION = f"{constants.GROUP}/{constants.VERSION}"
-ENTRY = "trainyard_trainer.launcher.launch:main"
+ENTRY = "trainyard_trainer.launcher.main:main"
 ROOT = Path(__file__).parents[2]
 
 
@@ -219,7 +219,7 @@ def _serve() -> None:
 
     import torch._dynamo  # noqa: F401
 
-    import trainyard_trainer.launcher.launch
+    import trainyard_trainer.launcher.main
     import trainyard_trainer.rank_process  # noqa: F401
 
     for line in sys.stdin:

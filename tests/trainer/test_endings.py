@@ -163,7 +163,7 @@ def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
 def test_last_words_of_several_ranks(start: Starter) -> None:
     """First cause wins over later ones, any cause over a lost peer, whatever the order."""
     from trainyard.protocol.termination import TerminationMessage
-    from trainyard_trainer.runtime import ending
+    from trainyard_trainer.runtime import process_exit
 
     lost = TerminationMessage(rank=0, exception="RuntimeError", peer_lost=True)
     cause = TerminationMessage(rank=1, exception="ValueError", message="short")
@@ -183,17 +183,17 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(launcher_protocol.ENV_TERMINATION_LOG, str(path))
             for word in order:
-                ending.leave_word(word)
+                process_exit.leave_word(word)
         assert TerminationMessage.decode(path.read_text()) == expected
         assert path.stat().st_ino == inode
 
 
 def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from trainyard.protocol.termination import TerminationMessage
-    from trainyard_trainer.runtime import ending
+    from trainyard_trainer.runtime import process_exit
 
     monkeypatch.setenv(launcher_protocol.ENV_TERMINATION_LOG, "/nowhere/at/all")
-    ending.leave_word(TerminationMessage(rank=0))
+    process_exit.leave_word(TerminationMessage(rank=0))
     assert "/nowhere/at/all" in capsys.readouterr().err
 
 

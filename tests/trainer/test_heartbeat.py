@@ -6,8 +6,8 @@ import timeit
 import pytest
 
 from trainyard.protocol.termination import MAX_BYTES
-from trainyard_trainer.launcher import hang
-from trainyard_trainer.launcher.hang import LOOK_SECONDS, Watch, Witness
+from trainyard_trainer.launcher import hang_detection
+from trainyard_trainer.launcher.hang_detection import LOOK_SECONDS, Watch, Witness
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Beat, Hearts, Phase
 
@@ -190,7 +190,7 @@ def witness(rank: int, phase: Phase = Phase.PASSES, step: int = 5, age: float = 
 
 
 def test_a_hang_is_told_with_the_place_of_each_rank() -> None:
-    word = hang.last_word([witness(4), witness(5, Phase.DATA, age=70.6), witness(6)])
+    word = hang_detection.last_word([witness(4), witness(5, Phase.DATA, age=70.6), witness(6)])
     assert (word.rank, word.exception, word.step) == (5, "Hang", 5)
     assert word.message == (
         "rank 5 gave no sign of life for 71 s (phase: data); "
@@ -201,7 +201,7 @@ def test_a_hang_is_told_with_the_place_of_each_rank() -> None:
 
 
 def test_a_rank_that_does_not_answer_is_blamed_before_one_that_is_behind() -> None:
-    word = hang.last_word([witness(0, Phase.DATA, step=4), witness(1, answer="")])
+    word = hang_detection.last_word([witness(0, Phase.DATA, step=4), witness(1, answer="")])
     assert word.rank == 1
     assert word.message.startswith(
         "rank 1 gave no sign of life for 70 s (phase: forward and backward), and does not answer: it is stuck in the"
@@ -209,11 +209,11 @@ def test_a_rank_that_does_not_answer_is_blamed_before_one_that_is_behind() -> No
 
 
 def test_the_longest_without_a_sign_of_life_is_blamed_where_all_stand_alike() -> None:
-    assert hang.last_word([witness(0), witness(1, age=71), witness(2)]).rank == 1
+    assert hang_detection.last_word([witness(0), witness(1, age=71), witness(2)]).rank == 1
 
 
 def test_many_ranks_fit() -> None:
-    assert len(hang.last_word([witness(rank) for rank in range(64)]).encode()) <= MAX_BYTES
+    assert len(hang_detection.last_word([witness(rank) for rank in range(64)]).encode()) <= MAX_BYTES
 
 
 def test_each_phase_has_words() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.pods import Starter, environment, make_config
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.launcher import place, ranks
+from trainyard_trainer.launcher import pod_environment, rank_processes
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -31,10 +31,10 @@ def test_quota_of_the_control_group(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(place, "CGROUP", tmp_path)
+    monkeypatch.setattr(pod_environment, "CGROUP", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert place._cgroup_quota() == quota
-    assert place.usable_cpus() == (8 if quota is None else max(1, int(quota)))
+    assert pod_environment._cgroup_quota() == quota
+    assert pod_environment.usable_cpus() == (8 if quota is None else max(1, int(quota)))
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_processes_killed_for_want_of_memory_are_counted(
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(place, "CGROUP", tmp_path)
-    assert place.memory_kills() == kills
+    monkeypatch.setattr(pod_environment, "CGROUP", tmp_path)
+    assert pod_environment.memory_kills() == kills
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_rank_that_was_killed_is_named_by_what_killed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, starved: bool, name: str, message: str
 ) -> None:
     monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "word"))
-    assert ranks._explain(3, code, starved) == 128 - code
+    assert rank_processes._explain(3, code, starved) == 128 - code
     word = TerminationMessage.decode((tmp_path / "word").read_text())
     assert word is not None
     assert (word.rank, word.exception, word.message) == (3, name, message)
@@ -79,11 +79,11 @@ def test_a_rank_that_was_killed_is_named_by_what_killed_it(
     ("processes", "given", "threads"), [(1, None, "8"), (3, None, "2"), (99, None, "1"), (2, "5", "5")]
 )
 def test_threads_per_process(monkeypatch: pytest.MonkeyPatch, processes: int, given: str | None, threads: str) -> None:
-    monkeypatch.setattr(place, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(pod_environment, "usable_cpus", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    place.set_threads(processes)
+    pod_environment.set_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
@@ -113,7 +113,7 @@ def test_place_of_a_pod(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = place.Place.from_environment()
+    found = pod_environment.Place.from_environment()
     assert (found.first, found.local_size, found.size) == expected
     assert found.environment(1)["RANK"] == str(expected[0] + 1)
 
@@ -129,7 +129,7 @@ def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        place.Place.from_environment()
+        pod_environment.Place.from_environment()
 
 
 @pytest.mark.parametrize("procs", [1, 3])
@@ -172,7 +172,7 @@ for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, lambda *a: (_ for _ in ()).throw(SystemExit("CUDA was called")))
 import torch._dynamo
-import trainyard_trainer.launcher.launch
+import trainyard_trainer.launcher.main
 import trainyard_trainer.rank_process
 assert not torch.cuda.is_initialized()
 threads = open("/proc/self/status").read().partition("Threads:")[2].split()[0]
@@ -185,7 +185,7 @@ assert threads == "1", threads
 
 
 def test_nothing_heavy_is_imported_before_the_stop_signals_are_caught() -> None:
-    program = "import sys, trainyard_trainer.launcher.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
+    program = "import sys, trainyard_trainer.launcher.main; assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
     )

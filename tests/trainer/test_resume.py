@@ -32,7 +32,7 @@ def train(
         **changes,
     }
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
-    entry = entry or "trainyard_trainer.launcher.launch:main"
+    entry = entry or "trainyard_trainer.launcher.main:main"
     return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder)})
 
 

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainyard_trainer.launcher import launch
+from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.train import Trainer
 
 # Share of the largest tensor of a call that one of two ranks sends.
@@ -37,7 +37,7 @@ def main() -> None:
         return result
 
     Trainer._accumulate_gradients = counted  # type: ignore[method-assign, assignment]
-    launch.main()
+    launcher_main.main()
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

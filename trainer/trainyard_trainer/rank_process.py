@@ -24,7 +24,7 @@ from trainyard_trainer.metrics.report import StepReport
 from trainyard_trainer.metrics.trackers import Trackers
 from trainyard_trainer.optim.guard import Guard
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
-from trainyard_trainer.runtime import ending, heartbeat, log
+from trainyard_trainer.runtime import heartbeat, log, process_exit
 from trainyard_trainer.runtime.allocator import keep_freed_memory
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -37,11 +37,11 @@ def main() -> None:
     faulthandler.enable()  # says where each thread was when compiled code crashes
     faulthandler.register(signal.SIGUSR1, heartbeat.stack_file())  # says where each thread is, should a rank hang
     worker = Worker()
-    ending.on_stop_signal(worker.stop)
+    process_exit.on_stop_signal(worker.stop)
     try:
         worker.run()
     except Exception as error:  # noqa: BLE001 (the last word of this process, whatever the error is)
-        ending.fail(error, worker.rank, worker.step())
+        process_exit.fail(error, worker.rank, worker.step())
 
 
 class Worker(Observer):
@@ -77,8 +77,8 @@ class Worker(Observer):
         """End at once."""
         message = f"rank {self.rank} was told to stop by {received.name}"
         word = TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
-        ending.leave_word(word)
-        ending.exit_now(128 + received)
+        process_exit.leave_word(word)
+        process_exit.exit_now(128 + received)
 
     def run(self) -> None:
         """Take part in the run, as one of those that train or as their parameter server."""
@@ -129,7 +129,9 @@ class Worker(Observer):
             self.trackers.close()
         if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
-            ending.leave_word(TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final()))
+            process_exit.leave_word(
+                TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final())
+            )
 
     def _observers(self, config: RunConfig, world: World, step: int) -> list[Observer]:
         """Who hears of this rank's steps. Those that trace steps come first, so that they do not trace the others."""
@@ -229,4 +231,4 @@ def read_config() -> RunConfig:
 
 if __name__ == "__main__":
     main()
-    ending.exit_now(0)
+    process_exit.exit_now(0)

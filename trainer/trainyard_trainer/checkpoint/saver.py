@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.agreement import Agreement, Wish
+from trainyard_trainer.checkpoint.consensus import Agreement, Wish
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.metrics.metrics import Metrics

@@ -21,9 +21,9 @@ from typing import NoReturn
 
 from trainyard.protocol.launcher import Launcher, adopt_orphans, clear_word, hold_signals
 from trainyard_trainer import rank_process
-from trainyard_trainer.launcher.place import Place, set_threads
-from trainyard_trainer.launcher.ranks import Ranks, told_to_stop
-from trainyard_trainer.runtime import ending
+from trainyard_trainer.launcher.pod_environment import Place, set_threads
+from trainyard_trainer.launcher.rank_processes import Ranks, told_to_stop
+from trainyard_trainer.runtime import process_exit
 
 
 def main() -> NoReturn:
@@ -47,16 +47,16 @@ def main() -> NoReturn:
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
 
     except Exception as error:  # noqa: BLE001 (the last word of this pod, whatever the error is)
-        ending.fail(error, rank=None, step=None)
-    if (received := ending.held_stop_signal()) is not None:
-        ending.exit_now(told_to_stop(received))
+        process_exit.fail(error, rank=None, step=None)
+    if (received := process_exit.held_stop_signal()) is not None:
+        process_exit.exit_now(told_to_stop(received))
     launcher = Launcher.from_environment()
     while True:
         ranks = Ranks(place, launcher)
         ranks.start(rank_process.main)
         code = ranks.wait()
         if not ranks.may_go_on() or not (launcher.ordered or launcher.hold(code)):
-            ending.exit_now(code)
+            process_exit.exit_now(code)
         clear_word()
 
 

@@ -19,7 +19,7 @@ from trainyard.protocol.launcher import (
     release_own_signals,
 )
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.launcher.hang import (
+from trainyard_trainer.launcher.hang_detection import (
     ANSWER_SECONDS,
     LOOK_SECONDS,
     Stacks,
@@ -28,8 +28,8 @@ from trainyard_trainer.launcher.hang import (
     last_word,
     process_state,
 )
-from trainyard_trainer.launcher.place import Place, memory_kills
-from trainyard_trainer.runtime import ending, heartbeat
+from trainyard_trainer.launcher.pod_environment import Place, memory_kills
+from trainyard_trainer.runtime import heartbeat, process_exit
 from trainyard_trainer.runtime.heartbeat import Hearts
 
 STOP_SECONDS = 10.0
@@ -141,7 +141,7 @@ class Ranks:
             print(f"{witness}\n{witness.answer}", file=sys.stderr)
         word = last_word(witnesses)
         print(f"hang: {word.message}", file=sys.stderr, flush=True)
-        ending.leave_word(word)
+        process_exit.leave_word(word)
         # Ranks in other pods would else lose a peer, and end, before their launchers have asked them where they are.
         time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
         self._code = constants.EXIT_HANG
@@ -179,13 +179,15 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
         run()
     except BaseException:  # noqa: BLE001 (SystemExit, too, ends here)
         traceback.print_exc()
-        ending.exit_now(1)
-    ending.exit_now(0)
+        process_exit.exit_now(1)
+    process_exit.exit_now(0)
 
 
 def told_to_stop(received: signal.Signals) -> int:
     """The pod's exit code; its last word, too, if no rank has left one."""
-    ending.leave_word(TerminationMessage(exception=received.name, message="told to stop before the training began"))
+    process_exit.leave_word(
+        TerminationMessage(exception=received.name, message="told to stop before the training began")
+    )
     return 128 + received
 
 
@@ -202,5 +204,5 @@ def _explain(rank: int, code: int, starved: bool) -> int:
         hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
         exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
     message = f"rank {rank} was killed by {name}{hint}"
-    ending.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
+    process_exit.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code
