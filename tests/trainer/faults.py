@@ -33,7 +33,7 @@ from trainyard_trainer.train import Trainer
 
 
 def sum_instead_of_mean() -> None:
-    follow = LocalUpdate.follow
+    follow = LocalUpdate.apply_gradients
 
     def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, bool]:
         for parameter in self._parameters:
@@ -41,50 +41,50 @@ def sum_instead_of_mean() -> None:
             parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
         return follow(self, learning_rate)
 
-    LocalUpdate.follow = faulty  # type: ignore[method-assign]
+    LocalUpdate.apply_gradients = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def forget_accumulation() -> None:
     """Each micro-batch but the last is lost."""
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
-        of_step = self.batches.of_step
-        self.batches.of_step = lambda step: reversed([list(of_step(step))[-1]] * 2)  # type: ignore
+        micro_batches = self.batches.micro_batches
+        self.batches.micro_batches = lambda step: reversed([list(micro_batches(step))[-1]] * 2)  # type: ignore
         try:
             return accumulate(self)
         finally:
-            self.batches.of_step = of_step  # type: ignore[method-assign]
+            self.batches.micro_batches = micro_batches  # type: ignore[method-assign]
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
-    windows_of = Sampler.windows_of
-    Sampler.windows_of = lambda self, step, index, origin=0: windows_of(self, step, 0, origin)  # type: ignore
+    batch_windows = Sampler.batch_windows
+    Sampler.batch_windows = lambda self, step, index, origin=0: batch_windows(self, step, 0, origin)  # type: ignore
     launcher_main.main()
 
 
 def rank_0_waits() -> None:
     """The last rank needs a fifth of a second more for each step, and steps are sampled as often as can be."""
     breakdown.FIRST, breakdown.BUDGET = 0.0, 1.0
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def late(self: Trainer) -> Any:
         if self.world.size > 1 and self.world.rank == self.world.size - 1:
             time.sleep(0.2)
         return accumulate(self)
 
-    Trainer._accumulate_gradients = late  # type: ignore[method-assign]
+    Trainer._forward_backward = late  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def average_expert_gradients() -> None:
     """As if the ranks that hold the experts were copies of each other."""
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         result = accumulate(self)
@@ -94,7 +94,7 @@ def average_expert_gradients() -> None:
                 parameter.grad.div_(self.mesh.sizes.expert)
         return result
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
@@ -155,18 +155,18 @@ def spike_at_samples_200() -> None:
 
 
 def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, loss: bool = False) -> None:
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         value, seconds = accumulate(self)
-        if when(self.batches.drawn(self.step)) and self.world.rank == self.world.size - 1:
+        if when(self.batches.samples_consumed(self.step)) and self.world.rank == self.world.size - 1:
             value = value * factor if loss else value
             for parameter in (p for part in self.parts for p in part.parameters()):
                 assert parameter.grad is not None
                 parameter.grad.mul_(factor)
         return value, seconds
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
 
 
 def slow_last_rank() -> None:
@@ -215,7 +215,7 @@ def hang_in_rank_1_and_find_out_late() -> None:
 
 def wait_in_rank_0() -> None:
     """Rank 0 stays before step 6 until a file named `go` lies beside its configuration."""
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
     go = Path(os.environ[constants.ENV_CONFIG]).with_name("go")
 
     def faulty(self: Trainer) -> Any:
@@ -223,31 +223,31 @@ def wait_in_rank_0() -> None:
             time.sleep(0.02)
         return accumulate(self)
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def die_while_joining() -> None:
-    join = World.join
+    join = World.init_process_group
 
     def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         join(self, **options)
 
-    World.join = faulty  # type: ignore[method-assign]
+    World.init_process_group = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def second_pod_joins_late() -> None:
-    join = World.join
+    join = World.init_process_group
 
     def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             time.sleep(2)
         join(self, **options)
 
-    World.join = faulty  # type: ignore[method-assign]
+    World.init_process_group = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 
@@ -306,14 +306,14 @@ def _raise() -> None:
 
 
 def _in_rank_1_at_step_3(act: Any) -> None:
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         if self.step == 3 and self.world.rank == 1:
             act()
         return accumulate(self)
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
     launcher_main.main()
 
 

@@ -12,7 +12,14 @@ from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
+from trainyard_trainer.optim.guard import (
+    FEWEST,
+    MAX_ROLLBACKS,
+    BadStepCounter,
+    GradientGuard,
+    nonfinite_score,
+    nonfinite_sources,
+)
 
 NAN = float("nan")
 TOLERANCE = 1e-5
@@ -195,35 +202,35 @@ def always(good: bool) -> bool:
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_norms_that_are_not_finite_are_refused_and_forgotten(norm: float) -> None:
-    guard = Guard(BadStepPolicy(spike_factor=2.0), always)
+    guard = GradientGuard(BadStepPolicy(spike_factor=2.0), always)
     for _ in range(FEWEST):
-        assert guard.accepts(1.0)
-        assert not guard.accepts(norm)
-    assert guard.accepts(1.9)
+        assert guard.is_good(1.0)
+        assert not guard.is_good(norm)
+    assert guard.is_good(1.9)
 
 
 def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
-    guard = Guard(BadStepPolicy(spike_factor=3.0), always)
-    assert [guard.accepts(norm) for norm in (1.0, 100.0)] == [True, True], "nothing is known yet"
+    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), always)
+    assert [guard.is_good(norm) for norm in (1.0, 100.0)] == [True, True], "nothing is known yet"
     for _ in range(FEWEST):
-        assert guard.accepts(1.0)
-    assert not guard.accepts(3.1)
-    assert not guard.accepts(3.1), "a spike does not move the median"
-    assert guard.accepts(2.9)
+        assert guard.is_good(1.0)
+    assert not guard.is_good(3.1)
+    assert not guard.is_good(3.1), "a spike does not move the median"
+    assert guard.is_good(2.9)
 
 
 def test_without_a_factor_nothing_is_a_spike() -> None:
-    guard = Guard(BadStepPolicy(), always)
-    assert all(guard.accepts(norm) for norm in [1.0] * 50 + [1e30])
+    guard = GradientGuard(BadStepPolicy(), always)
+    assert all(guard.is_good(norm) for norm in [1.0] * 50 + [1e30])
 
 
 def test_one_rank_that_sees_a_spike_is_enough() -> None:
-    guard = Guard(BadStepPolicy(spike_factor=3.0), lambda _: False)
-    assert not guard.accepts(1.0)
+    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), lambda _: False)
+    assert not guard.is_good(1.0)
 
 
 def test_good_steps_in_between_begin_the_count_anew() -> None:
-    strikes = Strikes(BadStepPolicy(limit=2))
+    strikes = BadStepCounter(BadStepPolicy(limit=2))
     assert [strikes.bad(step, can_go_back=True) for step in (1, 2)] == ["Skip", "Fail"]
     strikes.good()
     assert strikes.bad(4, can_go_back=True) == "Skip"
@@ -241,4 +248,4 @@ def test_good_steps_in_between_begin_the_count_anew() -> None:
     ],
 )
 def test_where_what_is_no_number_came_from(seen: list[tuple[float, float]], found: list[int]) -> None:
-    assert suspects([suspicion(loss, norm) for loss, norm in seen]) == found
+    assert nonfinite_sources([nonfinite_score(loss, norm) for loss, norm in seen]) == found

@@ -155,7 +155,7 @@ def batches_for(tmp_path: Path, rank: int, size: int, micro: int) -> Batches:
 
 
 def test_targets_are_the_inputs_one_later(tmp_path: Path) -> None:
-    for inputs, targets in batches_for(tmp_path, 0, 1, 4).of_step(0):
+    for inputs, targets in batches_for(tmp_path, 0, 1, 4).micro_batches(0):
         assert inputs.shape == targets.shape == (4, 16)
         assert inputs.dtype == targets.dtype == torch.int64
         assert torch.equal(inputs + 1, targets)
@@ -164,8 +164,8 @@ def test_targets_are_the_inputs_one_later(tmp_path: Path) -> None:
 
 def test_micro_batches_make_up_the_global_batch(tmp_path: Path) -> None:
     """Rank after rank, micro-batch after micro-batch: the same rows in the same order as alone."""
-    (alone,) = (inputs for inputs, _ in batches_for(tmp_path, 0, 1, 8).of_step(3))
-    parts = [inputs for rank in (0, 1) for inputs, _ in batches_for(tmp_path, rank, 2, 2).of_step(3)]
+    (alone,) = (inputs for inputs, _ in batches_for(tmp_path, 0, 1, 8).micro_batches(3))
+    parts = [inputs for rank in (0, 1) for inputs, _ in batches_for(tmp_path, rank, 2, 2).micro_batches(3)]
     assert len(parts) == 4
     assert torch.equal(torch.cat(parts), alone)
 
@@ -173,7 +173,7 @@ def test_micro_batches_make_up_the_global_batch(tmp_path: Path) -> None:
 def test_every_token_is_a_target_once_per_epoch(tmp_path: Path) -> None:
     batches = batches_for(tmp_path, 0, 1, 8)
     windows = (200 - 1) // 16
-    seen = torch.cat([targets.flatten() for step in range(windows) for _, targets in batches.of_step(step)])
+    seen = torch.cat([targets.flatten() for step in range(windows) for _, targets in batches.micro_batches(step)])
     assert torch.bincount(seen).tolist() == [0] + [8] * (windows * 16)
 
 

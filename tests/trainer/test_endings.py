@@ -183,7 +183,7 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(launcher_protocol.ENV_TERMINATION_LOG, str(path))
             for word in order:
-                process_exit.leave_word(word)
+                process_exit.write_termination_message(word)
         assert TerminationMessage.decode(path.read_text()) == expected
         assert path.stat().st_ino == inode
 
@@ -193,7 +193,7 @@ def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], m
     from trainyard_trainer.runtime import process_exit
 
     monkeypatch.setenv(launcher_protocol.ENV_TERMINATION_LOG, "/nowhere/at/all")
-    process_exit.leave_word(TerminationMessage(rank=0))
+    process_exit.write_termination_message(TerminationMessage(rank=0))
     assert "/nowhere/at/all" in capsys.readouterr().err
 
 

@@ -39,7 +39,7 @@ class Answers:
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.batches = batches
 
-    def of_evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((predicted, targets) for predicted, targets, _ in self.batches)
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -74,12 +74,12 @@ def test_held_out_samples_are_evaluated_once_and_never_trained_on() -> None:
     config = digits(1)
     table = load_table(config)
     batches = Batches(table, config, ALONE)
-    assert (batches.eval_fraction, batches.trained) == (359, 1438)
-    evaluated = [x[targets != IGNORED] for x, targets in batches.of_evaluation()]
+    assert (batches.eval_samples, batches.train_samples) == (359, 1438)
+    evaluated = [x[targets != IGNORED] for x, targets in batches.eval_batches()]
     eval_fraction = torch.cat(evaluated)
     assert torch.equal(eval_fraction, torch.from_numpy(table.features[1438:]))
     steps = range(2 * 1438 // 32)
-    drawn = np.concatenate([batches.sampler.windows_of(step, 0) for step in steps])
+    drawn = np.concatenate([batches.sampler.batch_windows(step, 0) for step in steps])
     assert drawn.max() < 1438
 
 
@@ -87,7 +87,7 @@ def test_ranks_share_the_held_out_samples() -> None:
     config = digits(2)
     table = load_table(config)
     ranks = [Batches(table, config, World(r, r, 2, 2, torch.device("cpu"))) for r in range(2)]
-    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.of_evaluation()]
+    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.eval_batches()]
     assert sorted(torch.cat(seen).tolist()) == sorted(table.features[1438:].tolist())
 
 

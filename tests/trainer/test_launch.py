@@ -53,7 +53,7 @@ def test_processes_killed_for_want_of_memory_are_counted(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     monkeypatch.setattr(pod_environment, "CGROUP", tmp_path)
-    assert pod_environment.memory_kills() == kills
+    assert pod_environment.oom_kill_count() == kills
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_place_of_a_pod(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = pod_environment.Place.from_environment()
+    found = pod_environment.PodEnvironment.from_environment()
     assert (found.first, found.local_size, found.size) == expected
     assert found.environment(1)["RANK"] == str(expected[0] + 1)
 
@@ -129,7 +129,7 @@ def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        pod_environment.Place.from_environment()
+        pod_environment.PodEnvironment.from_environment()
 
 
 @pytest.mark.parametrize("procs", [1, 3])

@@ -147,7 +147,7 @@ def test_json_lines_say_who_and_what(start: Starter) -> None:
             "rank": 0,
             "parameters": 34_976,
             "samples": first["samples"],
-            "evalFraction": 0,
+            "evalSamples": 0,
             "worldSize": 2,
             "device": "cpu",
             "threads": 1,

@@ -86,7 +86,7 @@ def test_a_run_saves_in_the_background_and_keeps_as_many_as_it_should(start: Sta
     pods = train(start, tmp_path, Layout(2, {}), stop=12, checkpoint={"everySteps": 3, "async": True, "keep": 2})
     assert finish(pods, 120) == [0], pods[0].stderr
     assert catalog.complete_steps(tmp_path) == [12, 9]
-    assert all(catalog.damage(catalog.complete_folder(tmp_path, step)) is None for step in (12, 9))
+    assert all(catalog.find_damage(catalog.complete_folder(tmp_path, step)) is None for step in (12, 9))
     assert pods[0].word is not None
     assert pods[0].word.progress is not None
     assert pods[0].word.progress.checkpoint_step == 12
@@ -126,7 +126,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE)
     assert "the checkpoint of step 6 is damaged" in pods[0].stdout
     assert final(pods[0]) == (6, 3, 1, None)
-    assert catalog.damage(tmp_path / "step-00000006") is None
+    assert catalog.find_damage(tmp_path / "step-00000006") is None
 
 
 def final(pod: Pod) -> tuple[int | None, int | None, int | None, int | None]:

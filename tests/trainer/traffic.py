@@ -26,7 +26,7 @@ SENT = {
 
 def main() -> None:
     """Run a pod whose ranks print the bytes that they sent in the second step, by collective."""
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def counted(trainer: Trainer) -> Any:
         with _Count() as count:
@@ -36,7 +36,7 @@ def main() -> None:
             os.write(1, f"{line}\n".encode())  # at once, so that lines of ranks do not mix
         return result
 
-    Trainer._accumulate_gradients = counted  # type: ignore[method-assign, assignment]
+    Trainer._forward_backward = counted  # type: ignore[method-assign, assignment]
     launcher_main.main()
 
 

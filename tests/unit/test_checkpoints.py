@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.catalog import FORMAT, complete_folder, complete_steps, damage, partial_folder
+from trainyard_trainer.checkpoint.catalog import FORMAT, complete_folder, complete_steps, find_damage, partial_folder
 
 
 def write(root: Path, step: int, *, complete: bool = True) -> Path:
@@ -15,7 +15,7 @@ def write(root: Path, step: int, *, complete: bool = True) -> Path:
         (partial / name).write_bytes(f"{name}{step}".encode() * 1000)
     if not complete:
         return partial
-    files = {name: vars(catalog.sum_of(partial / name)) for name in ("a", "b")}
+    files = {name: vars(catalog.file_checksum(partial / name)) for name in ("a", "b")}
     catalog.commit(partial, {"format": FORMAT, "files": files})
     return complete_folder(root, step)
 
@@ -42,7 +42,7 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
 def test_a_checkpoint_of_the_same_step_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
     (write(tmp_path, 5) / "a").unlink()
     folder = write(tmp_path, 5)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "no manifest", "broken manifest", "format"])
 def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault: str) -> None:
     folder = write(tmp_path, 5)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
     content = (folder / "b").read_bytes()
     match fault:
         case "truncated":
@@ -67,5 +67,5 @@ def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault
             (folder / catalog.MANIFEST).write_text('{"format": 1, "fi')
         case "format":
             (folder / catalog.MANIFEST).write_text('{"format": 99, "files": {}}')
-    assert [damage(folder, share, 2) for share in (0, 1)] != [None, None]
-    assert damage(folder) is not None
+    assert [find_damage(folder, share, 2) for share in (0, 1)] != [None, None]
+    assert find_damage(folder) is not None

@@ -32,7 +32,7 @@ def evaluate(passes: Passes, batches: Batches, world: World, classes: int | None
     totals = torch.zeros(3, dtype=torch.float64, device=world.device)
     confusion = torch.zeros(size * size, dtype=torch.int64, device=world.device)
     heartbeat.beat(Phase.EVALUATION)
-    for inputs, targets in batches.of_evaluation():
+    for inputs, targets in batches.eval_batches():
         loss, predicted = passes.evaluate(inputs, targets)
         if predicted is None or not counts:
             continue

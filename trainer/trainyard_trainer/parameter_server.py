@@ -18,7 +18,7 @@ from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.storage import FAILURES, load, save, saved_shapes
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.state import Shape, Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Named
 from trainyard_trainer.runtime import heartbeat
@@ -28,18 +28,18 @@ from trainyard_trainer.runtime.world import World
 Shapes = list[tuple[str, Shape]]
 
 
-class Order(IntEnum):
+class Command(IntEnum):
     """What rank 0 tells the server to do next."""
 
     STEP = 0
     """With a learning rate; all workers then send their gradients."""
     SAVE = 1
     END = 2
-    GO_BACK = 3
+    ROLL_BACK = 3
     """To a checkpoint; its folder follows."""
 
 
-class Flat:
+class FlatParameters:
     """Parameters and their gradients as views into two vectors, so that each is sent as one, without a copy."""
 
     def __init__(self, named: Named) -> None:
@@ -63,7 +63,7 @@ class RemoteUpdate:
     def __init__(self, named: Named, world: World) -> None:
         named = list(named)
         self._named = named
-        self._flat = Flat(named)
+        self._flat = FlatParameters(named)
         self._world = world
         self._server = world.size
         self._outcome = torch.zeros(2)
@@ -85,13 +85,13 @@ class RemoteUpdate:
 
     def go_back(self, folder: Path) -> None:
         """The server has a copy of its own."""
-        self._order(Order.GO_BACK)
+        self._order(Command.ROLL_BACK)
         if self._world.rank == 0:
             dist.send_object_list([folder], self._server)
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
         """One round trip; `learning_rate` is rank 0's to tell."""
-        self._order(Order.STEP, learning_rate)
+        self._order(Command.STEP, learning_rate)
         dist.send(self._flat.gradients.cpu(), self._server)
         self._flat.gradients.zero_()
         if self._flat.parameters.device.type == "cpu":
@@ -109,7 +109,7 @@ class RemoteUpdate:
         Raises:
             OSError: it could not.
         """
-        self._order(Order.SAVE)
+        self._order(Command.SAVE)
         dist.send_object_list([root, step, about], self._server)
         answer: list[str | None] = [None]
         dist.recv_object_list(answer, self._server)
@@ -118,9 +118,9 @@ class RemoteUpdate:
 
     def close(self) -> None:
         """Tell the server that the training is over."""
-        self._order(Order.END)
+        self._order(Command.END)
 
-    def _order(self, order: Order, learning_rate: float = 0.0) -> None:
+    def _order(self, order: Command, learning_rate: float = 0.0) -> None:
         if self._world.rank == 0:
             dist.send(torch.tensor([order, learning_rate], dtype=torch.float64), self._server)
 
@@ -128,13 +128,13 @@ class RemoteUpdate:
 class ParameterServer:
     """The server's part. It knows nothing of the model but the names and shapes of its parameters."""
 
-    def __init__(self, config: Optimizer, world: World, guard: Guard) -> None:
+    def __init__(self, config: Optimizer, world: World, guard: GradientGuard) -> None:
         self._workers = range(world.size)
         told: list[Any] = [None, None]
         dist.recv_object_list(told, 0)
         shapes, folder = told
         self._named = [(name, nn.Parameter(torch.empty(shape))) for name, shape in shapes]
-        self._flat = Flat(self._named)
+        self._flat = FlatParameters(self._named)
         self._arriving = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
         self._update = LocalUpdate(self._named, config, None, guard)
@@ -146,17 +146,17 @@ class ParameterServer:
 
     def serve(self) -> bool:
         """Follow one order. Returns False when the workers are done."""
-        heartbeat.beat(Phase.WORKERS, self.step)
+        heartbeat.beat(Phase.WAIT_FOR_WORKERS, self.step)
         told = torch.zeros(2, dtype=torch.float64)
         dist.recv(told, 0)
-        match Order(int(told[0])):
-            case Order.STEP:
+        match Command(int(told[0])):
+            case Command.STEP:
                 self._follow(told[1].item())
-            case Order.SAVE:
+            case Command.SAVE:
                 self._save()
-            case Order.GO_BACK:
+            case Command.ROLL_BACK:
                 self._go_back()
-            case Order.END:
+            case Command.END:
                 return False
         return True
 
@@ -164,10 +164,10 @@ class ParameterServer:
         for worker in self._workers:
             dist.recv(self._arriving, worker)
             self._flat.gradients.add_(self._arriving)
-        heartbeat.beat(Phase.SERVER)
-        norm, made = self._update.follow(learning_rate)
+        heartbeat.beat(Phase.SERVER_UPDATE)
+        norm, made = self._update.apply_gradients(learning_rate)
         self._flat.gradients.zero_()
-        heartbeat.beat(Phase.WORKERS)
+        heartbeat.beat(Phase.WAIT_FOR_WORKERS)
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
             dist.send(torch.stack([norm, torch.tensor(float(made))]), worker)

@@ -22,7 +22,7 @@ from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.metrics.profiling import Profiler
 from trainyard_trainer.metrics.report import StepReport
 from trainyard_trainer.metrics.trackers import Trackers
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log, process_exit
 from trainyard_trainer.runtime.allocator import keep_freed_memory
@@ -36,15 +36,15 @@ def main() -> None:
     """Train, as one of the ranks of a group. Returns after success; a failure ends the process."""
     faulthandler.enable()  # says where each thread was when compiled code crashes
     faulthandler.register(signal.SIGUSR1, heartbeat.stack_file())  # says where each thread is, should a rank hang
-    worker = Worker()
-    process_exit.on_stop_signal(worker.stop)
+    process = RankProcess()
+    process_exit.handle_stop_signals(process.stop)
     try:
-        worker.run()
+        process.run()
     except Exception as error:  # noqa: BLE001 (the last word of this process, whatever the error is)
-        process_exit.fail(error, worker.rank, worker.step())
+        process_exit.exit_with_error(error, process.rank, process.step())
 
 
-class Worker(Observer):
+class RankProcess(Observer):
     """What one process does from its start to its end."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Worker(Observer):
         """End at once."""
         message = f"rank {self.rank} was told to stop by {received.name}"
         word = TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
-        process_exit.leave_word(word)
+        process_exit.write_termination_message(word)
         process_exit.exit_now(128 + received)
 
     def run(self) -> None:
@@ -99,14 +99,14 @@ class Worker(Observer):
             self._serve(config, world)
         else:
             self._train(config, world)
-        heartbeat.beat(Phase.END)
+        heartbeat.beat(Phase.SHUTDOWN)
         world.barrier()
         if self.trainer is not None and self.trainer.told_to_stop:
             self.leave(signal.SIGTERM)
 
     def _serve(self, config: RunConfig, world: World) -> None:
-        world.join(saves=config.checkpoint is not None)
-        self.server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.bad_steps, bool))
+        world.init_process_group(saves=config.checkpoint is not None)
+        self.server = ParameterServer(config.trainer.optimizer, world, GradientGuard(config.health.bad_steps, bool))
         heartbeat.start(self.server.step, config.health.hang_timeout_seconds)
         while self.server.serve():
             if self.metrics is not None:
@@ -115,8 +115,8 @@ class Worker(Observer):
     def _train(self, config: RunConfig, world: World) -> None:
         """Prepare, train, and say how it went."""
         samples = prepare(config)
-        world.join(saves=config.checkpoint is not None)
-        if not world.agrees(samples.fingerprint):
+        world.init_process_group(saves=config.checkpoint is not None)
+        if not world.all_equal(samples.fingerprint):
             raise ConfigError(
                 "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
             )
@@ -129,7 +129,7 @@ class Worker(Observer):
             self.trackers.close()
         if self.rank == 0 and not self.trainer.told_to_stop:
             message = self.trainer.stopped_because or ""
-            process_exit.leave_word(
+            process_exit.write_termination_message(
                 TerminationMessage(rank=0, message=message, step=self.step(), progress=self._final())
             )
 
@@ -172,7 +172,7 @@ class Worker(Observer):
         """The figures of the last step."""
         if self.last is None or self.trainer is None:
             return self.last
-        strikes, saver = self.trainer.strikes, self.trainer.saver
+        strikes, saver = self.trainer.bad_steps, self.trainer.saver
         last = self.last.replace(
             skipped_steps=strikes.skipped or None,
             last_skipped_step=strikes.last,

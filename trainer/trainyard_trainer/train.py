@@ -18,7 +18,7 @@ from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.reporting import Reporting
 from trainyard_trainer.metrics.stopwatch import Stopwatch
-from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
+from trainyard_trainer.optim.guard import BadStepCounter, GradientGuard, nonfinite_score, nonfinite_sources
 from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.state import Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Update
@@ -54,13 +54,13 @@ class Trainer:
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
-            guard = Guard(config.health.bad_steps, world.agrees_on)
+            guard = GradientGuard(config.health.bad_steps, world.all_true)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self.strikes = Strikes(config.health.bad_steps)
+        self.bad_steps = BadStepCounter(config.health.bad_steps)
         self._reporting = Reporting(
             config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
         )
-        self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
+        self.total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
         self.step = 0
         """Optimizer steps done, those of earlier attempts too."""
         self.saver: Saver | None = None
@@ -80,8 +80,8 @@ class Trainer:
         log.info(
             f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
             parameters=parameters,
-            samples=self.batches.trained,
-            evalFraction=self.batches.eval_fraction,
+            samples=self.batches.train_samples,
+            evalSamples=self.batches.eval_samples,
             worldSize=world.size,
             device=world.device.type,
             threads=torch.get_num_threads(),
@@ -99,8 +99,8 @@ class Trainer:
         if self._source is None:
             return
         about = self._take_up(self._source, saver)
-        self.batches.go_on(self.step, about["samples"])
-        self.strikes.row = about.get("badSteps", 0)
+        self.batches.set_position(self.step, about["samples"])
+        self.bad_steps.row = about.get("badSteps", 0)
         log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
 
     def _take_up(self, source: Path, saver: Saver) -> dict[str, Any]:
@@ -122,8 +122,8 @@ class Trainer:
         Raises:
             BadSteps: spec.health.badSteps wants no more of them.
         """
-        follows = self.strikes.bad(self.step, self.saver is not None)
-        sources = suspects(self.world.gather(suspicion(loss, norm)))
+        follows = self.bad_steps.bad(self.step, self.saver is not None)
+        sources = nonfinite_sources(self.world.gather(nonfinite_score(loss, norm)))
         what = f"step {self.step}: the norm of the gradient is {norm:.4g}"
         if sources:
             link = "but no number on" if math.isfinite(norm) else "which came from"
@@ -131,7 +131,7 @@ class Trainer:
         elif math.isfinite(norm):
             what += ", a spike"
         if self.world.rank == 0:
-            log.logger.warning("%s; nothing was changed (%s)", what, self.strikes)
+            log.logger.warning("%s; nothing was changed (%s)", what, self.bad_steps)
         for observer in self.observers:
             observer.skipped(self.step, norm)
         if follows == "Rollback" and self.saver is not None and self._go_back(self.saver):
@@ -139,19 +139,19 @@ class Trainer:
         if follows != "Skip":
             action = f"spec.health.badSteps.action is {self.config.health.bad_steps.action}"
             elsewhere = bool(sources) and self.world.rank not in sources
-            raise BadSteps(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
+            raise BadSteps(f"{what} ({self.bad_steps}); {action}", elsewhere=elsewhere)
         return False
 
     def _go_back(self, saver: Saver) -> bool:
         """Go back to the newest checkpoint, and on with new samples. False if there is none that may help."""
-        drawn = self.batches.drawn(self.step)
+        drawn = self.batches.samples_consumed(self.step)
         source = saver.find_again()
         if source is None:
             return False
         self._take_up(source, saver)
         self.update.go_back(source)
-        self.batches.go_on(self.step, drawn)
-        if not self.strikes.gone_back(self.step):
+        self.batches.set_position(self.step, drawn)
+        if not self.bad_steps.gone_back(self.step):
             return False
         for observer in self.observers:
             observer.rolled_back(self.step)
@@ -183,13 +183,13 @@ class Trainer:
         """What a checkpoint after this step holds."""
         about = {
             "step": self.step,
-            "samples": self.batches.drawn(self.step),
+            "samples": self.batches.samples_consumed(self.step),
             "model": self.config.model.to_dict(),
             "optimizer": self.config.trainer.optimizer.name,
             "data": self._fingerprint,
             "convergence": self._convergence.remember(),
             "stoppedBecause": self.stopped_because,
-            "badSteps": self.strikes.row,
+            "badSteps": self.bad_steps.row,
             "figures": self.figures,
         }
         return model_tensors(self._named) | self.update.tensors(), about
@@ -205,7 +205,7 @@ class Trainer:
             self._tell_time()
             loss, norm, learning_rate, made = self._make_step()
             if made:
-                self.strikes.good()
+                self.bad_steps.good()
             elif self._pass_over(loss.item(), norm.item()):
                 self._watch.mark("other")
                 continue
@@ -231,10 +231,10 @@ class Trainer:
         self._reporting.begin(self.step)
         start = Start(
             step=self.step,
-            drawn=self.batches.drawn(self.step),
+            drawn=self.batches.samples_consumed(self.step),
             total_steps=self.total_steps,
             batch=self.batches.global_batch,
-            samples=self.batches.trained,
+            samples=self.batches.train_samples,
         )
         for observer in self.observers:
             observer.begin(start)
@@ -252,12 +252,12 @@ class Trainer:
         for observer in self.observers:
             observer.before_step(self.step + 1)
         learning_rate = self._learning_rate()
-        loss, waited = self._accumulate_gradients()
+        loss, waited = self._forward_backward()
         self._watch.mark("passes", waited=waited)
         if self.saver is not None:
             self.saver.before_update()
             self._watch.mark("checkpoint")
-        heartbeat.beat(Phase.UPDATE)
+        heartbeat.beat(Phase.OPTIMIZER)
         norm, made = self.update.step(learning_rate)
         self._watch.mark("update")
         self.step += 1
@@ -273,7 +273,7 @@ class Trainer:
     def _evaluates(self) -> bool:
         every = self.config.trainer.evaluation.every_steps
         now = self.step == self.total_steps or (every is not None and self.step % every == 0)
-        return now and self.batches.eval_fraction > 0
+        return now and self.batches.eval_samples > 0
 
     def _evaluate(self) -> None:
         figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
@@ -292,6 +292,6 @@ class Trainer:
         factor = learning_rate_factor(trainer.schedule, self.step + 1, self.total_steps)
         return trainer.optimizer.learning_rate * factor
 
-    def _accumulate_gradients(self) -> tuple[Tensor, float]:
+    def _forward_backward(self) -> tuple[Tensor, float]:
         """Forward and backward over this rank's share of the global batch; see `Passes.run`."""
         return self.passes.run(self.batches, self.step)

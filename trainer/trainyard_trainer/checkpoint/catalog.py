@@ -25,7 +25,7 @@ _CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
-class FileSum:
+class FileChecksum:
     """Size and checksum of a file."""
 
     bytes: int
@@ -88,17 +88,17 @@ def size(folder: Path) -> int:
     return sum(file["bytes"] for file in read_manifest(folder)["files"].values())
 
 
-def sum_of(path: Path) -> FileSum:
+def file_checksum(path: Path) -> FileChecksum:
     """Read a file and sum it up."""
     size = crc = 0
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             size += len(chunk)
             crc = zlib.crc32(chunk, crc)
-    return FileSum(size, crc)
+    return FileChecksum(size, crc)
 
 
-def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+def find_damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
     """What is wrong with a complete checkpoint, as far as a share of its files shows; None if nothing is.
 
     Ranks divide the files among them, so that a large checkpoint is read once.
@@ -106,7 +106,7 @@ def damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
     try:
         files = read_manifest(folder)["files"]
         for name in sorted(files)[share::shares]:
-            found, expected = sum_of(folder / name), FileSum(**files[name])
+            found, expected = file_checksum(folder / name), FileChecksum(**files[name])
             if found.bytes != expected.bytes:
                 return f"{folder / name} has {found.bytes} bytes and should have {expected.bytes}"
             if found != expected:

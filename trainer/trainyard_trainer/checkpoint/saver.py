@@ -105,10 +105,10 @@ class Saver:
             dist.broadcast_object_list(found, 0, group=self._world.control)
         for step in found[0]:
             folder = catalog.complete_folder(self._root, step)
-            problem = catalog.damage(folder, self._world.rank, self._world.size)
+            problem = catalog.find_damage(folder, self._world.rank, self._world.size)
             if problem is not None:
                 log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
-            if not self._world.agrees_on(problem is None):
+            if not self._world.all_true(problem is None):
                 damaged += 1
             elif not (good and catalog.read_manifest(folder).get("badSteps")):
                 self._last = self.step = step
@@ -124,7 +124,7 @@ class Saver:
     def before_update(self) -> None:
         """The tensors are about to change: wait until they have been copied."""
         if self._staged is not None:
-            heartbeat.beat(Phase.COPY)
+            heartbeat.beat(Phase.STAGING)
             self._wait_for_copy()
 
     def _wait_for_copy(self) -> None:
@@ -140,7 +140,7 @@ class Saver:
         `good`: the step was made. After one that was not, a save waits for the next good one: who goes back because of
         bad steps wants to come to where there were none. Only the last save before a stop cannot wait.
         """
-        heartbeat.beat(Phase.AGREEMENT)
+        heartbeat.beat(Phase.CONSENSUS)
         self._poll()
         every, seconds = self._config.every_steps, self._config.every_seconds
         late = seconds is not None and time.monotonic() - self._last_time >= seconds
@@ -181,7 +181,7 @@ class Saver:
             send = self._send if self._world.rank == 0 else lambda *_: None
             outcome = _outcome(lambda: send(self._root, step, about))
             # However long the storage takes, all are known to wait for it: no other rank goes on and seems to hang.
-            self._world.agrees_on(True)
+            self._world.all_true(True)
             return outcome
         writer = CheckpointWriter(self._root, step, about)
         if self._background is None or alone:

@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.catalog import FORMAT, FileSum
+from trainyard_trainer.checkpoint.catalog import FORMAT, FileChecksum
 
 _SUM = "checksum of "
 
@@ -30,7 +30,7 @@ class CheckpointWriter(FileSystemWriter):
         """Write this rank's files; their checksums travel to the coordinator as if they were results."""
         results: list[WriteResult] = super().write_data(plan, planner).value()
         for name in sorted({result.storage_data.relative_path for result in results}):
-            found = catalog.sum_of(Path(self.path) / name)
+            found = catalog.file_checksum(Path(self.path) / name)
             results.append(WriteResult(MetadataIndex(_SUM + name), found.bytes, found))
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -38,14 +38,14 @@ class CheckpointWriter(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """On the coordinator, when all others are done."""
-        sums: dict[str, FileSum] = {}
+        sums: dict[str, FileChecksum] = {}
         written: list[list[WriteResult]] = []
         for of_rank in results:
             sums |= {r.index.fqn.removeprefix(_SUM): r.storage_data for r in of_rank if _is_sum(r)}
             written.append([r for r in of_rank if not _is_sum(r)])
         super().finish(metadata, written)
         folder = Path(self.path)
-        sums[".metadata"] = catalog.sum_of(folder / ".metadata")
+        sums[".metadata"] = catalog.file_checksum(folder / ".metadata")
         files = {name: vars(found) for name, found in sums.items()}
         catalog.commit(folder, {"format": FORMAT, **self._about, "files": files})
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from trainyard.config import RunConfig
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.sampling import IntArray, Sampler
-from trainyard_trainer.data.table import held_out_count
+from trainyard_trainer.data.table import eval_sample_count
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
@@ -34,61 +34,61 @@ class Batches:
         self._device = world.device
         self._index, self._shares = mesh.data_index(world.rank), mesh.data
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
-        self.eval_fraction = held_out_count(samples.count, config.trainer.data.eval_fraction)
+        self.eval_samples = eval_sample_count(samples.count, config.trainer.data.eval_fraction)
         """Samples for evaluation: the last ones."""
-        self.trained = samples.count - self.eval_fraction
+        self.train_samples = samples.count - self.eval_samples
         """Samples for training: one epoch."""
-        if self.trained < 1:
+        if self.train_samples < 1:
             raise ConfigError(
-                f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of {samples.count} samples to "
-                "train on; lower it, or add data"
+                f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of "
+                f"{samples.count} samples to train on; lower it, or add data"
             )
         self._full = config.trainer.batch.global_ is None
-        self.global_batch = config.trainer.batch.global_ or self.trained
+        self.global_batch = config.trainer.batch.global_ or self.train_samples
         """Samples of one step, over all ranks: all that there are, if no batch is set (gd)."""
         share = math.ceil(self.global_batch / self._shares)
         self._micro = min(config.micro_batch, math.ceil(share / mesh.pipeline))
-        self.micro_batches = math.ceil(share / self._micro / mesh.pipeline) * mesh.pipeline
+        self.micro_batch_count = math.ceil(share / self._micro / mesh.pipeline) * mesh.pipeline
         """Forward passes of one rank per step; a pipeline needs a multiple of its stages."""
-        self.sampler = Sampler(self.trained, config.trainer.seed, self.global_batch, self._shares)
+        self.sampler = Sampler(self.train_samples, config.trainer.seed, self.global_batch, self._shares)
         self.origin = 0
         """Number of the sample that step 0 would begin with; not 0 after a change of the global batch in mid-run."""
 
-    def drawn(self, step: int) -> int:
+    def samples_consumed(self, step: int) -> int:
         """Samples of the run that the steps before this one have drawn."""
         return self.origin + step * self.global_batch
 
-    def go_on(self, step: int, drawn: int) -> None:
+    def set_position(self, step: int, drawn: int) -> None:
         """Let a step begin after so many samples."""
         self.origin = drawn - step * self.global_batch
 
-    def of_step(self, step: int) -> Iterator[Batch]:
+    def micro_batches(self, step: int) -> Iterator[Batch]:
         """The micro-batches of a step (from 0), each read when it is asked for."""
         numbers, missing = self._draw(step)
         for start in range(0, len(numbers), self._micro):
             end = start + self._micro
             yield self._read(numbers[start:end], missing[start:end])
 
-    def whole_step(self, step: int) -> Batch:
+    def global_share(self, step: int) -> Batch:
         """The same with all micro-batches of a step in one."""
         return self._read(*self._draw(step))
 
-    def of_evaluation(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Iterator[Batch]:
         """Batches as large as those of a step, until every held-out sample has been in one once."""
-        size = self._micro * self.micro_batches * self._shares
-        for start in range(0, self.eval_fraction, size):
-            yield self._read(*self._in_order(self.trained, self.eval_fraction, start))
+        size = self._micro * self.micro_batch_count * self._shares
+        for start in range(0, self.eval_samples, size):
+            yield self._read(*self._in_order(self.train_samples, self.eval_samples, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
         """Numbers of this rank's samples of a step, and which of them only fill up its share."""
         if self._full:
-            return self._in_order(0, self.trained, 0)
-        numbers = self.sampler.windows_of(step, self._index, self.origin)
+            return self._in_order(0, self.train_samples, 0)
+        numbers = self.sampler.batch_windows(step, self._index, self.origin)
         return numbers, np.zeros(len(numbers), dtype=bool)
 
     def _in_order(self, first: int, count: int, start: int) -> tuple[IntArray, BoolArray]:
         """The same for a batch that goes through `count` samples one after the other, and is now at `start`."""
-        share = self._micro * self.micro_batches
+        share = self._micro * self.micro_batch_count
         places = start + self._index * share + np.arange(share)
         missing = places >= count
         return first + np.where(missing, 0, places), missing

@@ -27,7 +27,7 @@ class Sampler:
     shares: int
     """Parts of a global batch: the data-parallel ranks."""
 
-    def windows_of(self, step: int, index: int, origin: int = 0) -> IntArray:
+    def batch_windows(self, step: int, index: int, origin: int = 0) -> IntArray:
         """Windows of a share of the batch of a step (both from 0), in order: [global_batch / shares].
 
         `origin`: number of the sample that step 0 begins with.

@@ -74,13 +74,13 @@ def load_table(config: RunConfig) -> Table:
         name = data.path
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
     # Scaled by what is trained on alone: nothing of the held-out samples may leak into the training.
-    trained = x[order][: len(y) - held_out_count(len(y), data.eval_fraction)]
+    trained = x[order][: len(y) - eval_sample_count(len(y), data.eval_fraction)]
     deviation = trained.std(axis=0)
     scaled = (x[order] - trained.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     return Table(scaled.astype(np.float32), y[order].astype(np.int64), name)
 
 
-def held_out_count(count: int, share: float) -> int:
+def eval_sample_count(count: int, share: float) -> int:
     """Samples at the end of the order that are for evaluation only: at least one, if there are to be any."""
     return max(1, round(count * share)) if share > 0 else 0
 

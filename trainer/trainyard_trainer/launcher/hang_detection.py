@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainyard.protocol.termination import Hang, TerminationMessage
-from trainyard_trainer.runtime.heartbeat import Beat, Phase
+from trainyard_trainer.runtime.heartbeat import Heartbeat, Phase
 
-LOOK_SECONDS = 0.5
+CHECK_SECONDS = 0.5
 """From one look at the beats to the next."""
 SHORTEST = 60.0
 TIMES_USUAL = 20.0
@@ -27,7 +27,7 @@ ANSWER_SECONDS = 2.0
 """Time that ranks get to say where they are, and that other pods get to find the hang before these ranks are killed."""
 
 
-def timeout_of(beat: Beat) -> float:
+def timeout_of(beat: Heartbeat) -> float:
     """Seconds without another beat that are a hang, in the phase that a rank is in.
 
     By hand (`spec.health.hangTimeoutSeconds`) that number in every phase. auto: 20 times the longest interval between
@@ -38,7 +38,7 @@ def timeout_of(beat: Beat) -> float:
     - for a parameter server that waits for its workers, which are watched themselves, and may be evaluating;
     - for auto while a checkpoint is written: nobody knows how long the storage takes.
     """
-    if beat.done == 0 or beat.phase is Phase.WORKERS:
+    if beat.done == 0 or beat.phase is Phase.WAIT_FOR_WORKERS:
         return math.inf
     if beat.timeout:
         return beat.timeout
@@ -47,13 +47,13 @@ def timeout_of(beat: Beat) -> float:
     return max(SHORTEST, TIMES_USUAL * beat.usual) if beat.usual else UNKNOWN
 
 
-def timeout_if_stopped(beat: Beat) -> float:
+def timeout_if_stopped(beat: Heartbeat) -> float:
     """The same for a process that somebody has stopped: no phase excuses that, once the training has begun."""
     known = timeout_of(beat)
     return known if beat.done == 0 or math.isfinite(known) else beat.timeout or SHORTEST
 
 
-class Watch:
+class HangDetector:
     """Looks at the beats of the ranks again and again."""
 
     def __init__(self, is_stopped: Callable[[int], bool], clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,11 +64,11 @@ class Watch:
         self._ages: dict[int, float] = {}
         self._numbers: dict[int, int] = {}
 
-    def look(self, beats: Mapping[int, Beat]) -> bool:
+    def check(self, beats: Mapping[int, Heartbeat]) -> bool:
         """Whether the ranks hang, given the last beats of those that are alive, by local rank."""
         now = self._clock()
         # What freezes a container or a machine stops the ranks and this process together: such time is nobody's.
-        passed = min(now - self._before, 4 * LOOK_SECONDS)
+        passed = min(now - self._before, 4 * CHECK_SECONDS)
         self._before = now
         for rank, beat in beats.items():
             same = self._numbers.get(rank) == beat.number
@@ -80,7 +80,7 @@ class Watch:
         """Seconds since the last beat of a rank."""
         return self._ages.get(rank, 0.0)
 
-    def _hang(self, beats: Mapping[int, Beat]) -> bool:
+    def _hang(self, beats: Mapping[int, Heartbeat]) -> bool:
         if any(self.age(r) > timeout_if_stopped(b) and self._is_stopped(r) for r, b in beats.items()):
             return True
         # Where one rank may take as long as it likes, those that wait for it may, too.
@@ -90,7 +90,7 @@ class Watch:
         )
 
 
-class Stacks:
+class StackTraces:
     """What the ranks have written into the files where they say where they are."""
 
     def __init__(self, files: list[int]) -> None:
@@ -120,12 +120,12 @@ class Stacks:
 
 
 @dataclass(frozen=True)
-class Witness:
+class RankDiagnostics:
     """What is known of one rank when its pod hangs."""
 
     rank: int
     """Among all of the job."""
-    beat: Beat
+    beat: Heartbeat
     age: float
     """Seconds since that."""
     answer: str
@@ -137,17 +137,17 @@ class Witness:
     def word(self) -> TerminationMessage:
         """The last word of a pod that blames this rank."""
         silence = "" if self.answer else f", and does not answer: {_state_in_words(self.state)}"
-        phase = self.beat.phase.words
+        phase = self.beat.phase.label
         message = f"rank {self.rank} gave no sign of life for {self.age:.0f} s (phase: {phase}){silence}"
         place = Hang(silent=not self.answer, phase=self.beat.phase, last_beat=round(time.time() - self.age, 3))
         return TerminationMessage(rank=self.rank, exception="Hang", message=message, step=self.beat.step, hang=place)
 
     def __str__(self) -> str:
         where = innermost(self.answer) if self.answer else "silent"
-        return f"rank {self.rank}: step {self.beat.step}, {self.beat.phase.words}, {self.age:.0f} s, {where}"
+        return f"rank {self.rank}: step {self.beat.step}, {self.beat.phase.label}, {self.age:.0f} s, {where}"
 
 
-def last_word(witnesses: list[Witness]) -> TerminationMessage:
+def hang_report(witnesses: list[RankDiagnostics]) -> TerminationMessage:
     """What this pod says: whom it blames, and where each of its ranks is."""
     word = min((witness.word for witness in witnesses), key=lambda word: word.blame)
     return word.replace(message="; ".join([word.message, *map(str, witnesses)]))

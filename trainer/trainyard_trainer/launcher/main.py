@@ -21,8 +21,8 @@ from typing import NoReturn
 
 from trainyard.protocol.launcher import Launcher, adopt_orphans, clear_word, hold_signals
 from trainyard_trainer import rank_process
-from trainyard_trainer.launcher.pod_environment import Place, set_threads
-from trainyard_trainer.launcher.rank_processes import Ranks, told_to_stop
+from trainyard_trainer.launcher.pod_environment import PodEnvironment, set_threads
+from trainyard_trainer.launcher.rank_processes import RankProcesses, told_to_stop
 from trainyard_trainer.runtime import process_exit
 
 
@@ -37,7 +37,7 @@ def main() -> NoReturn:
     hold_signals()
     adopt_orphans()
     try:
-        place = Place.from_environment()
+        place = PodEnvironment.from_environment()
         set_threads(place.local_size)
         # Attempts to reach a node that is not up yet would each be a warning.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -47,15 +47,15 @@ def main() -> NoReturn:
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
 
     except Exception as error:  # noqa: BLE001 (the last word of this pod, whatever the error is)
-        process_exit.fail(error, rank=None, step=None)
-    if (received := process_exit.held_stop_signal()) is not None:
+        process_exit.exit_with_error(error, rank=None, step=None)
+    if (received := process_exit.pending_stop_signal()) is not None:
         process_exit.exit_now(told_to_stop(received))
     launcher = Launcher.from_environment()
     while True:
-        ranks = Ranks(place, launcher)
+        ranks = RankProcesses(place, launcher)
         ranks.start(rank_process.main)
         code = ranks.wait()
-        if not ranks.may_go_on() or not (launcher.ordered or launcher.hold(code)):
+        if not ranks.can_restart_in_place() or not (launcher.ordered or launcher.hold(code)):
             process_exit.exit_now(code)
         clear_word()
 

@@ -11,7 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Place:
+class PodEnvironment:
     """Where this pod's ranks stand among all."""
 
     first: int
@@ -21,7 +21,7 @@ class Place:
     port: str
 
     @classmethod
-    def from_environment(cls) -> "Place":
+    def from_environment(cls) -> "PodEnvironment":
         """The place that the operator gave to this pod, in the variables of torchrun; without them a group of one pod.
 
         RANK and WORLD_SIZE stand above them, for groups whose pods are not all alike.
@@ -79,7 +79,7 @@ def _cgroup_quota() -> float | None:
     return None
 
 
-def memory_kills() -> int:
+def oom_kill_count() -> int:
     """How many processes of this container the kernel has killed for want of memory, by its limit or the node's.
 
     Control groups of version 2 count them, then 1 (Linux 4.13); 0 where nobody does.

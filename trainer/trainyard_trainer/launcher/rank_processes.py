@@ -21,16 +21,16 @@ from trainyard.protocol.launcher import (
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.launcher.hang_detection import (
     ANSWER_SECONDS,
-    LOOK_SECONDS,
-    Stacks,
-    Watch,
-    Witness,
-    last_word,
+    CHECK_SECONDS,
+    HangDetector,
+    RankDiagnostics,
+    StackTraces,
+    hang_report,
     process_state,
 )
-from trainyard_trainer.launcher.pod_environment import Place, memory_kills
+from trainyard_trainer.launcher.pod_environment import PodEnvironment, oom_kill_count
 from trainyard_trainer.runtime import heartbeat, process_exit
-from trainyard_trainer.runtime.heartbeat import Hearts
+from trainyard_trainer.runtime.heartbeat import HeartbeatTable
 
 STOP_SECONDS = 10.0
 """Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
@@ -38,24 +38,24 @@ END_SECONDS = 2.0
 """Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
 
 
-class Ranks:
+class RankProcesses:
     """The training processes of this pod, and the one loop, in one thread, that attends to them."""
 
-    def __init__(self, place: Place, launcher: Launcher) -> None:
+    def __init__(self, place: PodEnvironment, launcher: Launcher) -> None:
         self._place = place
         self._launcher = launcher
         self._alive: dict[int, int] = {}
         """Local rank by process id."""
-        self._hearts = Hearts(place.local_size)
-        self._stacks = Stacks(self._hearts.stacks)
-        self._watch = Watch(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
+        self._hearts = HeartbeatTable(place.local_size)
+        self._stacks = StackTraces(self._hearts.stacks)
+        self._watch = HangDetector(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
         self._code = 0
         self._told: signal.Signals | None = None
         """The signal that this pod was told to stop by."""
         self._deadline = math.inf
         """When the ranks that are left are killed; once they are, when they are no longer waited for."""
         self._killed = False
-        self._memory_kills = memory_kills()
+        self._memory_kills = oom_kill_count()
         self._stepped = False
 
     def start(self, run: Callable[[], None]) -> None:
@@ -67,7 +67,7 @@ class Ranks:
             pid = os.fork()
             if pid == 0:
                 os.environ.update(self._place.environment(local_rank))
-                heartbeat.take(self._hearts.of(local_rank))
+                heartbeat.install(self._hearts.of(local_rank))
                 self._launcher.leave_port()
                 _be_rank(run, launcher)
             self._alive[pid] = local_rank
@@ -79,7 +79,7 @@ class Ranks:
         and they are killed if another attempt is to begin.
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
-            received = next_signal(min(LOOK_SECONDS, self._deadline - time.monotonic()))
+            received = next_signal(min(CHECK_SECONDS, self._deadline - time.monotonic()))
             self._reap()
             if self._launcher.attend() and not self._killed:
                 self._kill()
@@ -96,7 +96,7 @@ class Ranks:
             return told_to_stop(self._told)
         return self._code
 
-    def may_go_on(self) -> bool:
+    def can_restart_in_place(self) -> bool:
         """Whether another attempt can begin in this pod, now that this one has ended.
 
         Not if the pod was told to stop, or if something in it cannot be killed. And unless that has been ordered
@@ -113,7 +113,7 @@ class Ranks:
             # None: an orphan, inherited by the first process of a container
             if local_rank is None or code == 0 or self._deadline < math.inf:
                 continue
-            self._code = _explain(self._place.first + local_rank, code, memory_kills() > self._memory_kills)
+            self._code = _explain(self._place.first + local_rank, code, oom_kill_count() > self._memory_kills)
             self._signal(signal.SIGINT)
             self._deadline = time.monotonic() + END_SECONDS
 
@@ -128,20 +128,21 @@ class Ranks:
         """See whether the ranks hang. If so, say where they are, and end them."""
         self._copy_stacks()
         beats = {local_rank: self._hearts.read(local_rank) for local_rank in self._alive.values()}
-        if not self._watch.look(beats):
+        if not self._watch.check(beats):
             return
         found = time.monotonic()
         processes = self._processes()
         states = {local_rank: process_state(process) for local_rank, process in processes.items()}
         answers = self._stacks.ask(processes)
         witnesses = [
-            Witness(self._place.first + r, beat, self._watch.age(r), answers[r], states[r]) for r, beat in beats.items()
+            RankDiagnostics(self._place.first + r, beat, self._watch.age(r), answers[r], states[r])
+            for r, beat in beats.items()
         ]
         for witness in witnesses:
             print(f"{witness}\n{witness.answer}", file=sys.stderr)
-        word = last_word(witnesses)
+        word = hang_report(witnesses)
         print(f"hang: {word.message}", file=sys.stderr, flush=True)
-        process_exit.leave_word(word)
+        process_exit.write_termination_message(word)
         # Ranks in other pods would else lose a peer, and end, before their launchers have asked them where they are.
         time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
         self._code = constants.EXIT_HANG
@@ -185,7 +186,7 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
 
 def told_to_stop(received: signal.Signals) -> int:
     """The pod's exit code; its last word, too, if no rank has left one."""
-    process_exit.leave_word(
+    process_exit.write_termination_message(
         TerminationMessage(exception=received.name, message="told to stop before the training began")
     )
     return 128 + received
@@ -204,5 +205,5 @@ def _explain(rank: int, code: int, starved: bool) -> int:
         hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
         exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
     message = f"rank {rank} was killed by {name}{hint}"
-    process_exit.leave_word(TerminationMessage(rank=rank, exception=exception, message=message))
+    process_exit.write_termination_message(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code

@@ -262,7 +262,7 @@ class _RankMemory(Collector):
         text = "Memory of a rank. resident: on the host; allocated, reserved, peak: of torch's allocator on a GPU."
         family = GaugeMetricFamily(constants.METRIC_MEMORY, text, labels=[*constants.METRIC_LABELS, "rank", "kind"])
         # Without a launcher (torchrun) the ranks share no memory, and only this one is known.
-        told = [Memory(*figures) for figures in heartbeat.told()] or [measure(self._device)]
+        told = [Memory(*figures) for figures in heartbeat.collect()] or [measure(self._device)]
         for local_rank, memory in enumerate(told):
             for kind, size in memory._asdict().items():
                 if size:

@@ -42,7 +42,7 @@ class Reporting:
 
     def report(self, step: int, total_steps: int, loss: Tensor, norm: Tensor, learning_rate: float) -> StepReport:
         """Figures of the step just done, from this rank's part of the loss. It waits for the device."""
-        heartbeat.tell(measure(self._world.device))
+        heartbeat.publish(measure(self._world.device))
         own = loss if self._counts_loss else torch.zeros_like(loss)
         mean_loss, *compute = self._world.sum(self._stragglers.join(own)).tolist()
         grad_norm = norm.item()

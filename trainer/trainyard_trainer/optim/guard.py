@@ -15,7 +15,7 @@ MAX_ROLLBACKS = 3
 """To one and the same checkpoint: if what follows it fails each time, other samples do not help."""
 
 
-class Guard:
+class GradientGuard:
     """Judges the steps of a run, one after the other."""
 
     def __init__(self, config: BadStepPolicy, agree: Callable[[bool], bool]) -> None:
@@ -29,7 +29,7 @@ class Guard:
         self._agree = agree
         self._norms: deque[float] = deque(maxlen=WINDOW)
 
-    def accepts(self, norm: float) -> bool:
+    def is_good(self, norm: float) -> bool:
         """Whether a step with this norm of its gradient (before clipping) is to be made."""
         good = self._agree(math.isfinite(norm) and not self._is_spike(norm))
         if good:
@@ -40,7 +40,7 @@ class Guard:
         return self._factor is not None and len(self._norms) >= FEWEST and norm > self._factor * median(self._norms)
 
 
-class Strikes:
+class BadStepCounter:
     """What is to be done about bad steps, given how many have come in a row."""
 
     def __init__(self, config: BadStepPolicy) -> None:
@@ -83,7 +83,7 @@ class Strikes:
         return f"{self.row} in a row of at most {self._config.limit}"
 
 
-def suspicion(loss: float, norm: float) -> int:
+def nonfinite_score(loss: float, norm: float) -> int:
     """How much speaks for what is no number having come from this rank.
 
     Args:
@@ -93,8 +93,8 @@ def suspicion(loss: float, norm: float) -> int:
     return 2 if not math.isfinite(loss) else int(not math.isfinite(norm))
 
 
-def suspects(suspicions: Sequence[float]) -> list[int]:
-    """Ranks from which what is no number came, given the suspicion of each; none if all are alike."""
+def nonfinite_sources(suspicions: Sequence[float]) -> list[int]:
+    """Ranks from which what is no number came, given the score of each; none if all are alike."""
     most = max(suspicions)
     found = [rank for rank, s in enumerate(suspicions) if s == most]
     return found if len(found) < len(suspicions) else []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.optimizer import build_optimizers
 from trainyard_trainer.optim.state import Shape, Tensors, optimizer_tensors, prepare_optimizers
 from trainyard_trainer.parallel.mesh import RankMesh
@@ -45,7 +45,7 @@ class Update(Protocol):
 class LocalUpdate:
     """Each rank changes the parameters that it holds; what they need of others' gradients is in them already."""
 
-    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: Guard) -> None:
+    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: GradientGuard) -> None:
         """Without a mesh, all of the parameters are here."""
         named = list(named)
         self._named = named
@@ -68,14 +68,14 @@ class LocalUpdate:
         pass
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
-        norm, made = self.follow(learning_rate)
+        norm, made = self.apply_gradients(learning_rate)
         self._optimizers.zero_grad()
         return norm, made
 
-    def follow(self, learning_rate: float) -> tuple[Tensor, bool]:
+    def apply_gradients(self, learning_rate: float) -> tuple[Tensor, bool]:
         """The same, with the gradient kept where it is."""
         norm = gradient_norm(self._parameters, self._mesh)
-        if not self._guard.accepts(norm.item()):
+        if not self._guard.is_good(norm.item()):
             return norm, False
         if self._clip > 0:
             clip_gradient(self._parameters, self._clip, norm)

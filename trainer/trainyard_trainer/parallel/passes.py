@@ -55,8 +55,8 @@ def make_passes(
     """The passes that a layout needs."""
     tokens = batches.global_batch * config.tokens_per_sample
     if mesh.sizes.pipeline > 1:
-        return _Pipelined(config, mesh, parts, device, batches.micro_batches, tokens)
-    return _Accumulated(config, mesh, parts[0], device, batches.micro_batches, tokens)
+        return _Pipelined(config, mesh, parts, device, batches.micro_batch_count, tokens)
+    return _Accumulated(config, mesh, parts[0], device, batches.micro_batch_count, tokens)
 
 
 class _Accumulated:
@@ -68,11 +68,11 @@ class _Accumulated:
         mesh: RankMesh,
         model: nn.Module,
         device: torch.device,
-        micro_batches: int,
+        micro_batch_count: int,
         tokens: int,
     ) -> None:
         self._model = model
-        self._parts = micro_batches
+        self._parts = micro_batch_count
         self._device = device
         self._tokens = tokens
         # DistributedDataParallel gives the mean over the ranks, and what is wanted is the sum.
@@ -83,14 +83,14 @@ class _Accumulated:
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         loss = torch.zeros((), device=self._device)
-        arriving = batches.of_step(step)
+        arriving = batches.micro_batches(step)
         waited = 0.0
         for part in range(self._parts):
             began = time.perf_counter()
             heartbeat.beat(Phase.DATA)
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
-            heartbeat.beat(Phase.PASSES)
+            heartbeat.beat(Phase.FORWARD_BACKWARD)
             with self._exchange_if(part == self._parts - 1), _loss_context(self._split_logits):
                 with self._precision():
                     part_loss = token_losses(self._model(inputs), targets) / self._tokens
@@ -132,7 +132,7 @@ class _Pipelined:
         mesh: RankMesh,
         parts: list[nn.Module],
         device: torch.device,
-        micro_batches: int,
+        micro_batch_count: int,
         tokens: int,
     ) -> None:
         pipeline = config.parallelism.pipeline
@@ -143,7 +143,7 @@ class _Pipelined:
         several = issubclass(schedule, PipelineScheduleMulti)
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
-            micro_batches,
+            micro_batch_count,
             loss_fn=lambda logits, targets: token_losses(logits, targets) / tokens,
             scale_grads=False,
         )
@@ -155,9 +155,9 @@ class _Pipelined:
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
         heartbeat.beat(Phase.DATA)
-        inputs, targets = batches.whole_step(step) if self._first or self._last else (None, None)
+        inputs, targets = batches.global_share(step) if self._first or self._last else (None, None)
         waited = time.perf_counter() - began
-        heartbeat.beat(Phase.PASSES)
+        heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
         with _loss_context(self._split_logits):
             self._schedule.step(

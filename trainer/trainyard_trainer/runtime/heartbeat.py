@@ -23,39 +23,39 @@ class Phase(IntEnum):
     START = 0
     AFTER_STEP = 1
     EVALUATION = 2
-    AGREEMENT = 3
+    CONSENSUS = 3
     CHECKPOINT = 4
     DATA = 5
-    PASSES = 6
-    COPY = 7
-    SERVER = 8
-    UPDATE = 9
-    WORKERS = 10
-    END = 11
+    FORWARD_BACKWARD = 6
+    STAGING = 7
+    SERVER_UPDATE = 8
+    OPTIMIZER = 9
+    WAIT_FOR_WORKERS = 10
+    SHUTDOWN = 11
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """The phase for a reader."""
-        return _WORDS[self]
+        return _LABELS[self]
 
 
-_WORDS = {
+_LABELS = {
     Phase.START: "start",
     Phase.AFTER_STEP: "end of the step",
     Phase.EVALUATION: "evaluation",
-    Phase.AGREEMENT: "agreement on a checkpoint",
+    Phase.CONSENSUS: "agreement on a checkpoint",
     Phase.CHECKPOINT: "checkpoint",
     Phase.DATA: "data",
-    Phase.PASSES: "forward and backward",
-    Phase.COPY: "copy for a checkpoint",
-    Phase.SERVER: "update at the parameter server",
-    Phase.UPDATE: "update",
-    Phase.WORKERS: "parameter server, waiting for workers",
-    Phase.END: "end of the training",
+    Phase.FORWARD_BACKWARD: "forward and backward",
+    Phase.STAGING: "copy for a checkpoint",
+    Phase.SERVER_UPDATE: "update at the parameter server",
+    Phase.OPTIMIZER: "update",
+    Phase.WAIT_FOR_WORKERS: "parameter server, waiting for workers",
+    Phase.SHUTDOWN: "end of the training",
 }
 
 
-class Beat(NamedTuple):
+class Heartbeat(NamedTuple):
     """The last sign of life of a rank. One that is read while it is written may be of two beats: only for a moment."""
 
     number: int
@@ -82,7 +82,7 @@ _ROOM = 128
 """Bytes of one rank: whole cache lines, so that ranks do not slow each other down."""
 
 
-class Heart:
+class HeartbeatWriter:
     """A rank's end: it writes."""
 
     def __init__(self, memory: mmap.mmap, offset: int, stacks: int, clock: Callable[[], float] = time.monotonic):
@@ -114,32 +114,32 @@ class Heart:
         done = self._step - self._first
         _RECORD.pack_into(self._memory, self._offset, self._number, self._step, done, phase, now, usual, self._timeout)
 
-    def tell(self, figures: tuple[int, int, int, int]) -> None:
+    def publish(self, figures: tuple[int, int, int, int]) -> None:
         """Leave figures where the other ranks of the pod can read them."""
         _FIGURES.pack_into(self._memory, self._offset + _FIGURES_AT, *figures)
 
-    def told(self) -> list[tuple[int, ...]]:
+    def collect(self) -> list[tuple[int, ...]]:
         """The figures of each rank of the pod, by local rank; zeros of one that has told nothing yet."""
         return [_FIGURES.unpack_from(self._memory, at + _FIGURES_AT) for at in range(0, len(self._memory), _ROOM)]
 
 
-class Hearts:
+class HeartbeatTable:
     """The launcher's end: it reads. To be made before any rank is forked."""
 
     def __init__(self, ranks: int) -> None:
         # The size of an anonymous mapping is what was asked for, though the kernel gives whole pages.
         self._memory = mmap.mmap(-1, ranks * _ROOM)
         self.stacks = [os.memfd_create("stacks") for _ in range(ranks)]
-        """One for each rank, see `Heart.stacks`."""
+        """One for each rank, see `HeartbeatWriter.stacks`."""
 
-    def of(self, local_rank: int, clock: Callable[[], float] = time.monotonic) -> Heart:
+    def of(self, local_rank: int, clock: Callable[[], float] = time.monotonic) -> HeartbeatWriter:
         """What a rank takes along."""
-        return Heart(self._memory, local_rank * _ROOM, self.stacks[local_rank], clock)
+        return HeartbeatWriter(self._memory, local_rank * _ROOM, self.stacks[local_rank], clock)
 
-    def read(self, local_rank: int) -> Beat:
+    def read(self, local_rank: int) -> Heartbeat:
         """The last beat of a rank."""
         number, step, done, phase, *seconds = _RECORD.unpack_from(self._memory, local_rank * _ROOM)
-        return Beat(number, step, done, Phase(phase), *seconds)
+        return Heartbeat(number, step, done, Phase(phase), *seconds)
 
     def close(self) -> None:
         """Give back the memory and the files, once no rank is left."""
@@ -148,36 +148,36 @@ class Hearts:
             os.close(file)
 
 
-_mine: Heart | None = None
+_mine: HeartbeatWriter | None = None
 
 
-def take(heart: Heart | None) -> None:
+def install(heart: HeartbeatWriter | None) -> None:
     """Let this process be the rank that a heart is for."""
     global _mine  # noqa: PLW0603 (as with a log: all of the training beats, and nothing is to be handed around for it)
     _mine = heart
 
 
 def start(step: int, timeout: float | None) -> None:
-    """See `Heart.start`."""
+    """See `HeartbeatWriter.start`."""
     if _mine is not None:
         _mine.start(step, timeout)
 
 
 def beat(phase: Phase, step: int | None = None) -> None:
-    """See `Heart.beat`. Only the thread that trains may call it."""
+    """See `HeartbeatWriter.beat`. Only the thread that trains may call it."""
     if _mine is not None:
         _mine.beat(phase, step)
 
 
-def tell(figures: tuple[int, int, int, int]) -> None:
-    """See `Heart.tell`."""
+def publish(figures: tuple[int, int, int, int]) -> None:
+    """See `HeartbeatWriter.publish`."""
     if _mine is not None:
-        _mine.tell(figures)
+        _mine.publish(figures)
 
 
-def told() -> list[tuple[int, ...]]:
-    """See `Heart.told`; nothing without a launcher."""
-    return [] if _mine is None else _mine.told()
+def collect() -> list[tuple[int, ...]]:
+    """See `HeartbeatWriter.collect`; nothing without a launcher."""
+    return [] if _mine is None else _mine.collect()
 
 
 def stack_file() -> int | TextIO:

@@ -20,7 +20,7 @@ PEER_LOST_PAUSE = 1.0
 """Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
 
 
-def leave_word(word: TerminationMessage) -> None:
+def write_termination_message(word: TerminationMessage) -> None:
     """Write the pod's termination message, unless a better one is there already.
 
     The first process to know a cause wins; one that only lost its peers gives way to it.
@@ -45,10 +45,10 @@ def _outranks(word: TerminationMessage, there: TerminationMessage) -> bool:
     return there.peer_lost and not word.peer_lost and word.exception not in {s.name for s in STOP_SIGNALS}
 
 
-def fail(error: Exception, rank: int | None, step: int | None) -> NoReturn:
+def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoReturn:
     """End this process because of an exception: with a traceback if it is a fault, without one if it is not."""
     word = describe(error, rank, step)
-    leave_word(word)
+    write_termination_message(word)
     who = "the launcher" if rank is None else f"rank {rank}"
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
@@ -99,24 +99,24 @@ def exit_now(code: int) -> NoReturn:
     os._exit(code)
 
 
-def hold_stop_signals() -> None:
-    """Let SIGTERM and SIGINT wait until `on_stop_signal` takes them, in this process and those that it starts."""
+def block_stop_signals() -> None:
+    """Let SIGTERM and SIGINT wait until `handle_stop_signals` takes them, in this process and those that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
-def held_stop_signal() -> signal.Signals | None:
+def pending_stop_signal() -> signal.Signals | None:
     """A signal that has come while they were held, if one has."""
     return signal.Signals(signal.sigwait(STOP_SIGNALS)) if signal.sigpending() & set(STOP_SIGNALS) else None
 
 
-def on_stop_signal(act: Callable[[signal.Signals], None]) -> None:
+def handle_stop_signals(act: Callable[[signal.Signals], None]) -> None:
     """Call a function in a thread of its own when this process is told to stop (SIGTERM, SIGINT).
 
     A signal handler of Python's would run only once the main thread is back in the interpreter, which may be
     waiting in C++ for another rank. So the signals are blocked here, before other threads start and inherit the
     mask, and a thread waits for them.
     """
-    hold_stop_signals()
+    block_stop_signals()
 
     def wait() -> None:
         act(signal.Signals(signal.sigwait(STOP_SIGNALS)))

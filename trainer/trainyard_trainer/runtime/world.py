@@ -51,7 +51,7 @@ class World:
             servers=servers,
         )
 
-    def join(self, *, saves: bool = False) -> None:
+    def init_process_group(self, *, saves: bool = False) -> None:
         """Set the device, then form the process group with all other ranks.
 
         A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
@@ -98,7 +98,7 @@ class World:
         if self.size + self.servers > 1:
             dist.barrier()
 
-    def agrees(self, value: int) -> bool:
+    def all_equal(self, value: int) -> bool:
         """Whether all ranks hold the same number (of up to 63 bits)."""
         if self.size == 1:
             return True
@@ -107,7 +107,7 @@ class World:
         largest, negated_smallest = extremes.tolist()
         return bool(largest == -negated_smallest)
 
-    def agrees_on(self, holds: bool) -> bool:
+    def all_true(self, holds: bool) -> bool:
         """Whether something holds on every rank that trains."""
         if self.size == 1:
             return holds
