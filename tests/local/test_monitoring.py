@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from tests.monitoring.promtool import ALERTS
+from tests.support.alert_scenarios import NAMESPACE, SCENARIOS, TICK, AlertScenario
 from tests.support.alerting import Alertmanager, flaws, run_alertmanager, run_prometheus
-from tests.support.plays import NAMESPACE, PLAYS, TICK, Play
 from trainyard_monitoring.rule_file import rule_file
 from trainyard_monitoring.timing import TIMING
 from trainyard_operator.controller.cache import Cache, Key
@@ -36,10 +36,10 @@ class Stage:
     operators: dict[str, OperatorMetrics] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     """Operators that do not answer."""
-    plays: list[Play] = field(default_factory=list)
+    plays: list[AlertScenario] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.plays = [play(self.cache) for play in PLAYS]
+        self.plays = [play(self.cache) for play in SCENARIOS]
         for name in ("system", "spare", "down", "leaderless", "stuck", "late"):
             self.queues[name] = WorkQueue[Key]()
             # Only one of them has jobs.

@@ -14,7 +14,7 @@ from tests.trainer.pods import Pod, Starter, make_config, wait_until
 from tests.trainer.test_metrics import scrape, value
 from trainyard.protocol import constants
 from trainyard.resource.training import Profile
-from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, divide, kernels, operators
+from trainyard_trainer.metrics.breakdown import BUDGET, FIRST, PARTS, Breakdown, kernels, operators, split_step_time
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.metrics.profiling import Profiler
 from trainyard_trainer.runtime.errors import ConfigError
@@ -86,7 +86,7 @@ def test_nccl_has_kernels_of_its_own() -> None:
         ]
     )
     assert (compute, communication) == ([(0, 2), (4, 5)], [(1, 4)])
-    assert divide(6, compute, communication) == {"compute": 2, "overlap": 1, "communication": 2, "other": 1}
+    assert split_step_time(6, compute, communication) == {"compute": 2, "overlap": 1, "communication": 2, "other": 1}
 
 
 intervals = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 10)).map(lambda x: (float(x[0]), float(sum(x)))))
@@ -101,7 +101,7 @@ def test_the_parts_of_a_step_are_those_of_its_moments_and_add_up(
         computes, communicates = (any(b <= moment < e for b, e in some) for some in (compute, communication))
         names = {(1, 1): "overlap", (1, 0): "compute", (0, 1): "communication", (0, 0): "other"}
         moments[names[computes, communicates]] += 1
-    assert divide(60, compute, communication) == moments
+    assert split_step_time(60, compute, communication) == moments
 
 
 class Watched:

@@ -23,10 +23,10 @@ from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 from trainyard.sizing.model_size import flops_per_token
 from trainyard_operator.controller.progress import parse_progress
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.device_flops import peak_flops
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.observer import Start
-from trainyard_trainer.metrics.peak import peak_flops
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stopwatch import PHASES, Stopwatch
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
@@ -181,7 +181,7 @@ def test_figure_that_is_not_finite_is_left_out(loss: float) -> None:
 
 
 def test_no_server_without_a_port() -> None:
-    metrics = Metrics(make_config(1), make_world(), attempt=1)
+    metrics = MetricsExporter(make_config(1), make_world(), attempt=1)
     metrics.serve(0)
 
 
@@ -224,14 +224,14 @@ def test_the_level_of_the_log_is_that_of_the_environment(
     assert [json.loads(line)["message"] for line in capsys.readouterr().out.splitlines()] == ["a warning"]
 
 
-def read_by_the_operator(metrics: Metrics) -> Progress:
+def read_by_the_operator(metrics: MetricsExporter) -> Progress:
     progress = parse_progress(generate_latest(metrics.registry).decode(), attempt=0, now=datetime.now())
     assert progress is not None
     return progress
 
 
 def test_the_operator_reads_bad_steps_off_the_page() -> None:
-    metrics = Metrics(make_config(2), make_world(2), 2)
+    metrics = MetricsExporter(make_config(2), make_world(2), 2)
     for step in range(1, 21):
         metrics.after_step(step)
     quiet = read_by_the_operator(metrics)
@@ -254,7 +254,7 @@ def test_the_operator_reads_bad_steps_off_the_page() -> None:
 
 
 def test_the_operator_reads_the_slowest_rank_off_the_page_while_it_is_slow() -> None:
-    metrics = Metrics(make_config(4), make_world(4), 2)
+    metrics = MetricsExporter(make_config(4), make_world(4), 2)
     compute = [0.002, 0.005, 0.002, 0.008]
     metrics.reported(replace(make_report(), compute=compute, stragglers={1: 2.5, 3: 4.0}))
     found = read_by_the_operator(metrics)
@@ -290,7 +290,7 @@ def test_the_peak_of_a_processor_is_not_known() -> None:
 
 def test_the_figures_of_a_step_cost_next_to_nothing() -> None:
     """10 µs as measured on a slow processor: 0.1 % of a step of 10 ms."""
-    metrics, watch = Metrics(make_config(1), make_world(), attempt=1), Stopwatch()
+    metrics, watch = MetricsExporter(make_config(1), make_world(), attempt=1), Stopwatch()
     metrics.begin(Start(step=0, drawn=0, total_steps=100, batch=8, samples=1000))
 
     def step() -> None:

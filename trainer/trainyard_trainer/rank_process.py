@@ -17,10 +17,10 @@ from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.metrics.breakdown import Breakdown
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.metrics.profiling import Profiler
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.trackers import Trackers
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
@@ -51,7 +51,7 @@ class RankProcess(Observer):
         self.rank = int(os.environ["RANK"])
         self.attempt = int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0"))
         self.config: RunConfig | None = None
-        self.metrics: Metrics | None = None
+        self.metrics: MetricsExporter | None = None
         self.trainer: Trainer | None = None
         self.server: ParameterServer | None = None
         self.trackers: Trackers | None = None
@@ -91,7 +91,7 @@ class RankProcess(Observer):
                 "started; start as many as spec.workers asks for"
             )
         if world.local_rank == 0:
-            self.metrics = Metrics(config, world, self.attempt)
+            self.metrics = MetricsExporter(config, world, self.attempt)
             self.metrics.serve(int(os.environ.get(constants.ENV_METRICS_PORT) or constants.METRICS_PORT))
         if world.device.type == "cpu":
             keep_freed_memory()

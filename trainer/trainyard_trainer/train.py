@@ -16,7 +16,7 @@ from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.metrics.observer import Observer, Start
-from trainyard_trainer.metrics.reporting import Reporting
+from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import BadStepCounter, GradientGuard, nonfinite_score, nonfinite_sources
 from trainyard_trainer.optim.optimizer import learning_rate_factor
@@ -57,7 +57,7 @@ class Trainer:
             guard = GradientGuard(config.health.bad_steps, world.all_true)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
         self.bad_steps = BadStepCounter(config.health.bad_steps)
-        self._reporting = Reporting(
+        self._reporting = StepMetrics(
             config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
         )
         self.total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)

@@ -14,7 +14,7 @@ from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.consensus import Agreement, Wish
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.optim.state import Tensors
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -33,7 +33,7 @@ class Saver:
     """Writes the checkpoints of a run. All ranks call every method at the same point of the same step."""
 
     def __init__(
-        self, config: CheckpointConfig, root: Path, world: World, metrics: Metrics | None, send: Send | None
+        self, config: CheckpointConfig, root: Path, world: World, metrics: MetricsExporter | None, send: Send | None
     ) -> None:
         """`send`: with a parameter server, which holds all that is to be saved."""
         self._config = config

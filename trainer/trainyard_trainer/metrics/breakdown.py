@@ -93,7 +93,7 @@ class Breakdown(Observer):
         if not compute:
             log.logger.warning("a step was traced without any result; steps are not sampled, see docs/monitoring.md")
             return
-        self._tell(divide(seconds, compute, communication))
+        self._tell(split_step_time(seconds, compute, communication))
         now = self._clock()
         self._due = now + (self._price + now - ended + max(0.0, seconds - self._usual)) / BUDGET
 
@@ -160,7 +160,7 @@ def _interval(event: Any) -> Interval:
     return event.start_ns() / 1e9, event.end_ns() / 1e9
 
 
-def divide(seconds: float, compute: list[Interval], communication: list[Interval]) -> dict[str, float]:
+def split_step_time(seconds: float, compute: list[Interval], communication: list[Interval]) -> dict[str, float]:
     """The parts of a step of so many seconds; they add up to it."""
     computing, communicating, busy = (_length(some) for some in (compute, communication, compute + communication))
     return {

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from trainyard.protocol import constants
 from trainyard.resource.training import Profile
 from trainyard_trainer.metrics.observer import Observer
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from trainyard.config import RunConfig
 from trainyard_trainer.metrics.observer import Observer
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime import log
 
 FOLDER = "tensorboard"

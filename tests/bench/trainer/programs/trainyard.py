@@ -9,7 +9,7 @@ from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
 from trainyard_trainer.metrics.breakdown import Breakdown
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.runtime.allocator import keep_freed_memory
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
@@ -21,7 +21,7 @@ SCRAPES = 5.0
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.transformer.sequence_length))
-    metrics = Metrics(config, world, attempt=1)
+    metrics = MetricsExporter(config, world, attempt=1)
     if world.rank == 0:
         trainer.observers.append(Breakdown(metrics.broken_down, world.device, None))
         threading.Thread(target=_scrape, args=(metrics,), daemon=True).start()
@@ -30,7 +30,7 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
     trainer.run()
 
 
-def _scrape(metrics: Metrics) -> None:
+def _scrape(metrics: MetricsExporter) -> None:
     while True:
         generate_latest(metrics.registry)
         time.sleep(SCRAPES)

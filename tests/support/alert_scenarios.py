@@ -14,9 +14,9 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard_operator.controller.cache import Cache
 from trainyard_operator.controller.reconciler import utc_now
-from trainyard_trainer.metrics.metrics import Metrics
+from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.observer import Start
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime.world import World
 
 NAMESPACE = "ml"
@@ -24,7 +24,7 @@ TICK = 0.1
 """Seconds between two steps of a job that is well."""
 
 
-class Play:
+class AlertScenario:
     """A job that is well: it runs, makes steps, and saves every two seconds. Others differ in what they override."""
 
     alert: ClassVar[str | None] = None
@@ -43,7 +43,7 @@ class Play:
     def begin(self, step: int = 0, attempt: int = 1) -> None:
         """A new attempt, in a new process."""
         config = make_config().replace(namespace=NAMESPACE, job=self.name)
-        self.metrics = Metrics(config, World(0, 0, 1, 1, torch.device("cpu")), attempt)
+        self.metrics = MetricsExporter(config, World(0, 0, 1, 1, torch.device("cpu")), attempt)
         self.page: CollectorRegistry | None = self.metrics.registry
         self.step, self._saved = step, step
         if step:
@@ -96,11 +96,11 @@ class Play:
         """It is well again."""
 
 
-class Healthy(Play):
+class Healthy(AlertScenario):
     pass
 
 
-class Stalled(Play):
+class Stalled(AlertScenario):
     alert = "TrainyardJobStalled"
 
     def trouble(self) -> None:
@@ -110,7 +110,7 @@ class Stalled(Play):
         self.steps = True
 
 
-class NonFinite(Play):
+class NonFinite(AlertScenario):
     alert = "TrainyardNonFiniteSteps"
 
     def trouble(self) -> None:
@@ -118,7 +118,7 @@ class NonFinite(Play):
             self.metrics.skipped(self.step, math.nan)
 
 
-class Diverging(Play):
+class Diverging(AlertScenario):
     alert = "TrainyardLossDiverging"
 
     def trouble(self) -> None:
@@ -128,7 +128,7 @@ class Diverging(Play):
         self.loss = 3.0
 
 
-class Straggler(Play):
+class Straggler(AlertScenario):
     alert = "TrainyardStraggler"
     extra: ClassVar[Mapping[str, str]] = {"rank": "3"}
 
@@ -139,7 +139,7 @@ class Straggler(Play):
         self.stragglers = {}
 
 
-class Storm(Play):
+class Storm(AlertScenario):
     alert = "TrainyardRestartStorm"
 
     def trouble(self) -> None:
@@ -151,7 +151,7 @@ class Storm(Play):
         self.tell(C.CREATED, C.SUCCEEDED, restarts=3, restartsCounted=2)
 
 
-class Slow(Play):
+class Slow(AlertScenario):
     alert = "TrainyardThroughputDropped"
 
     def trouble(self) -> None:
@@ -161,7 +161,7 @@ class Slow(Play):
         self.speed = 1000.0
 
 
-class Pending(Play):
+class Pending(AlertScenario):
     alert = "TrainyardJobPendingTooLong"
 
     def runs(self, **status: Any) -> None:
@@ -172,7 +172,7 @@ class Pending(Play):
         super().runs()
 
 
-class Stale(Play):
+class Stale(AlertScenario):
     alert = "TrainyardCheckpointStale"
 
     def trouble(self) -> None:
@@ -182,14 +182,14 @@ class Stale(Play):
         self.saves = True
 
 
-class Unsaved(Play):
+class Unsaved(AlertScenario):
     alert = "TrainyardCheckpointFailing"
 
     def trouble(self) -> None:
         self.metrics.save_failed()
 
 
-class Failed(Play):
+class Failed(AlertScenario):
     alert = "TrainyardJobFailed"
 
     def trouble(self) -> None:
@@ -200,19 +200,19 @@ class Failed(Play):
         self._cache.remove_job((NAMESPACE, self.name), self.job.metadata.uid)
 
 
-class Suspended(Play):
+class Suspended(AlertScenario):
     def trouble(self) -> None:
         self.page = None
         self.tell(C.CREATED, C.SUSPENDED, suspend=True)
 
 
-class Finished(Play):
+class Finished(AlertScenario):
     def trouble(self) -> None:
         self.page = None
         self.tell(C.CREATED, C.SUCCEEDED)
 
 
-class Restarted(Play):
+class Restarted(AlertScenario):
     """From its last checkpoint, with a start that takes longer than a step ever may."""
 
     STARTUP = 20.0
@@ -232,5 +232,5 @@ class Restarted(Play):
             self.runs(restarts=1, restartsCounted=1)
 
 
-PLAYS = tuple(Play.__subclasses__())
-"""One job for each; a play is its own subclass of `Play`, with no other in between."""
+SCENARIOS = tuple(AlertScenario.__subclasses__())
+"""One job for each; a play is its own subclass of `AlertScenario`, with no other in between."""

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard.sizing.model_size import flops_per_token
-from trainyard_trainer.metrics.memory import measure
-from trainyard_trainer.metrics.peak import peak_flops
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.device_flops import peak_flops
+from trainyard_trainer.metrics.memory_stats import measure
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stragglers import Stragglers
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.world import World
 
 
-class Reporting:
+class StepMetrics:
     """Speed, loss and slow ranks since the report before."""
 
     def __init__(self, config: RunConfig, world: World, *, samples_per_step: int, counts_loss: bool) -> None:

@@ -13,9 +13,9 @@ from prometheus_client.registry import Collector
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard.sizing.model_size import flops_per_token
-from trainyard_trainer.metrics.memory import Memory, measure
+from trainyard_trainer.metrics.memory_stats import Memory, measure
 from trainyard_trainer.metrics.observer import Observer, Start
-from trainyard_trainer.metrics.report import StepReport
+from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stopwatch import PHASES
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.world import World
@@ -25,7 +25,7 @@ logger = logging.getLogger("trainyard")
 _CHECKPOINT_STEP = "Step of the newest complete checkpoint."
 
 
-class Metrics(Observer):
+class MetricsExporter(Observer):
     """Metrics of one worker pod, kept by its first process.
 
     Figures of the whole job (steps, loss, throughput) come from rank 0 alone, so that summing over pods counts
