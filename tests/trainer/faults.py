@@ -1,4 +1,4 @@
-"""Entry points of pods with one thing wrong, to prove that tests notice."""
+"""Entry points of pods with one fault each, to prove that the trainer handles it, or that a test notices it."""
 
 import errno
 import json
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch.distributed import distributed_c10d
+from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -46,7 +47,7 @@ def sum_instead_of_mean() -> None:
 
 
 def forget_accumulation() -> None:
-    """Each micro-batch but the last is lost."""
+    """Only the last micro-batch of a step counts."""
     accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
@@ -69,7 +70,7 @@ def wrong_slice() -> None:
 
 
 def rank_0_waits() -> None:
-    """The last rank needs a fifth of a second more for each step, and steps are sampled as often as can be."""
+    """The last rank takes 0.2 s longer for each step, and steps are traced as often as possible."""
     breakdown.FIRST, breakdown.BUDGET = 0.0, 1.0
     accumulate = Trainer._forward_backward
 
@@ -83,7 +84,7 @@ def rank_0_waits() -> None:
 
 
 def average_expert_gradients() -> None:
-    """As if the ranks that hold the experts were copies of each other."""
+    """Gradients of experts are averaged, as if the ranks that hold experts were replicas."""
     accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
@@ -99,7 +100,7 @@ def average_expert_gradients() -> None:
 
 
 def balance_parts_of_sequences() -> None:
-    """Each rank of a context group looks at the load of its own positions only."""
+    """Each rank of a context group balances the load of its own positions only."""
     forward = LoadBalance.forward
 
     def faulty(self: LoadBalance, p_BTX: torch.Tensor, chosen_BTC: torch.Tensor) -> torch.Tensor:
@@ -111,7 +112,7 @@ def balance_parts_of_sequences() -> None:
 
 
 def no_preference() -> None:
-    """Routers start with all experts alike, so that every token takes the same ones."""
+    """Routers start with equal weights for all experts, so that every token goes to the same ones."""
     initial = Transformer.initial
     Transformer.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
@@ -127,24 +128,24 @@ def die_in_rank_1() -> None:
     _in_rank_1_at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def no_number_at_samples_24() -> None:
-    """The gradient of the last rank is no number in the step that begins with sample 24."""
+def nan_at_samples_24() -> None:
+    """The gradient of the last rank is NaN in the step that begins with sample 24."""
     _spoil_last_rank(lambda drawn: drawn == 24)
     audit()
 
 
-def no_number_at_samples_32_to_55() -> None:
+def nan_at_samples_32_to_55() -> None:
     _spoil_last_rank(lambda drawn: 32 <= drawn < 56)
     audit()
 
 
-def no_number_from_samples_32_on() -> None:
+def nan_from_samples_32_on() -> None:
     _spoil_last_rank(lambda drawn: drawn >= 32)
     launcher_main.main()
 
 
-def no_loss_from_samples_32_on() -> None:
-    """The same in the forward pass: the loss of the last rank is no number either."""
+def nan_loss_from_samples_32_on() -> None:
+    """Loss and gradient of the last rank are NaN from sample 32 on, as after a fault in the forward pass."""
     _spoil_last_rank(lambda drawn: drawn >= 32, loss=True)
     launcher_main.main()
 
@@ -170,7 +171,7 @@ def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, l
 
 
 def slow_last_rank() -> None:
-    """Its processor takes three times as long for everything, and it is measured all the time."""
+    """The processor of the last rank is several times slower, and it is measured all the time."""
     work, every = stragglers.Pace._work, 0.05
     stragglers.EVERY = every
 
@@ -184,8 +185,8 @@ def slow_last_rank() -> None:
     launcher_main.main()
 
 
-def leave_out_step_4() -> None:
-    """What is to come of the step that begins with sample 24, done by hand."""
+def skip_step_4() -> None:
+    """The fourth step, which begins with sample 24, does not change the parameters: the reference for a bad step."""
     step = LocalUpdate.step
     made: list[int] = []
 
@@ -201,12 +202,12 @@ def leave_out_step_4() -> None:
 
 
 def hang_in_rank_1() -> None:
-    """Rank 1 sleeps, so that all others wait for it inside a collective."""
+    """Rank 1 sleeps in its fourth step, so that all others wait for it inside a collective."""
     _in_rank_1_at_step_3(lambda: time.sleep(600))
 
 
-def hang_in_rank_1_and_find_out_late() -> None:
-    """The pod of rank 0 finds that a second after the other one."""
+def hang_in_rank_1_and_detect_it_late() -> None:
+    """Rank 1 hangs; the pod of rank 0 detects that a second later than the other one."""
     start = heartbeat.start
     late = 1.0 if os.environ["PET_NODE_RANK"] == "0" else 0.0
     heartbeat.start = lambda step, timeout: start(step, (timeout or 0.0) + late)
@@ -214,7 +215,7 @@ def hang_in_rank_1_and_find_out_late() -> None:
 
 
 def wait_in_rank_0() -> None:
-    """Rank 0 stays before step 6 until a file named `go` lies beside its configuration."""
+    """Rank 0 waits before step 6 until there is a file named `go` beside its configuration."""
     accumulate = Trainer._forward_backward
     go = Path(os.environ[constants.ENV_CONFIG]).with_name("go")
 
@@ -288,8 +289,20 @@ def different_text() -> None:
     launcher_main.main()
 
 
+def copy_slowly() -> None:
+    """The copy of the tensors for a background checkpoint takes 0.3 s, far longer than a step."""
+    stage = DefaultStager._stage
+
+    def faulty(self: DefaultStager, *arguments: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return stage(self, *arguments, **options)
+
+    DefaultStager._stage = faulty  # type: ignore[method-assign]
+    launcher_main.main()
+
+
 def disk_full_at_step_3() -> None:
-    """As rank 1's disk would answer."""
+    """The disk of rank 1 is full."""
     write_data = CheckpointWriter.write_data
 
     def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
@@ -318,7 +331,7 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 
 def prepare_and_count() -> None:
-    """Only prepare the data, and say whether this process did the work."""
+    """Prepare the data and print whether this process did the work; do not train."""
     from trainyard_trainer.data import tokens
 
     done: list[int] = []
@@ -334,14 +347,14 @@ def prepare_and_count() -> None:
 
 
 def mean_instead_of_sum() -> None:
-    """Sharded gradients are averaged, as is the default, though the loss is divided by the whole batch already."""
+    """Sharded gradients are averaged, the default of FSDP, although the loss is divided by the global batch already."""
     FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
     FSDPModule.set_force_sum_reduction_for_comms = lambda self, enable: None  # type: ignore[method-assign]
     launcher_main.main()
 
 
 def audit() -> None:
-    """No fault: each rank writes down the samples that it reads, and what its parameters are in the end."""
+    """No fault: each rank writes the samples that it reads and its final parameters to files."""
     folder = Path(os.environ[constants.ENV_CONFIG]).parent
     read, run = Windows.read, Trainer.run
     seen: list[tuple[int, int, list[int]]] = []
@@ -370,7 +383,7 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def count_gloo_threads() -> None:
-    """No fault: rank 0 says how many groups it is in, and how many threads run their collectives."""
+    """No fault: rank 0 prints how many process groups it has, and how many threads run their collectives."""
     run = Trainer.run
 
     def counted(self: Trainer) -> None:

@@ -1,4 +1,4 @@
-"""The launcher: who it is among the pods, processors, threads, and what it may not touch before it forks."""
+"""The launcher: ranks of a pod, processors, threads, and what must not happen before it forks."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from trainyard_trainer.runtime.errors import ConfigError
         ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
     ],
 )
-def test_quota_of_the_control_group(
+def test_cpu_quota_of_the_control_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: float | None
 ) -> None:
     for name, content in files.items():
@@ -46,7 +46,7 @@ def test_quota_of_the_control_group(
         ({"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),
     ],
 )
-def test_processes_killed_for_want_of_memory_are_counted(
+def test_processes_killed_by_the_oom_killer_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], kills: int
 ) -> None:
     for name, content in files.items():
@@ -57,19 +57,19 @@ def test_processes_killed_for_want_of_memory_are_counted(
 
 
 @pytest.mark.parametrize(
-    ("code", "starved", "name", "message"),
+    ("code", "oom_killed", "name", "message"),
     [
-        (-9, True, "OOMKilled", "rank 3 was killed by SIGKILL for want of memory"),
+        (-9, True, "OOMKilled", "rank 3 was killed by the OOM killer (SIGKILL)"),
         (-9, False, "SIGKILL", "rank 3 was killed by SIGKILL; the usual reason is a lack of memory"),
         (-11, False, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
         (-11, True, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
     ],
 )
 def test_a_rank_that_was_killed_is_named_by_what_killed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, starved: bool, name: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, oom_killed: bool, name: str, message: str
 ) -> None:
     monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "word"))
-    assert rank_processes._explain(3, code, starved) == 128 - code
+    assert rank_processes._explain_exit(3, code, oom_killed) == 128 - code
     word = TerminationMessage.decode((tmp_path / "word").read_text())
     assert word is not None
     assert (word.rank, word.exception, word.message) == (3, name, message)
@@ -106,16 +106,16 @@ PODS = {
         (PODS | {"PET_NPROC_PER_NODE": "1", "RANK": "6", "WORLD_SIZE": "7"}, (6, 1, 7)),
     ],
 )
-def test_place_of_a_pod(
+def test_ranks_of_a_pod(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, int, int]
 ) -> None:
     for name in (*PODS, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = pod_environment.PodEnvironment.from_environment()
-    assert (found.first, found.local_size, found.size) == expected
-    assert found.environment(1)["RANK"] == str(expected[0] + 1)
+    pod = pod_environment.PodEnvironment.from_environment()
+    assert (pod.first_rank, pod.local_size, pod.world_size) == expected
+    assert pod.rank_environment(1)["RANK"] == str(expected[0] + 1)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_place_of_a_pod(
         ({"PET_NNODES": "2"}, "PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1"),
     ],
 )
-def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
+def test_wrong_variables(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
@@ -133,7 +133,7 @@ def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str
 
 
 @pytest.mark.parametrize("procs", [1, 3])
-def test_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -> None:
+def test_the_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -> None:
     """A lock held by another thread at that moment would stay locked in the rank for ever."""
     (pod,) = start(
         make_config(procs, batch={"global": 12}), 1, procs, entry="tests.trainer.faults:count_threads_at_fork"
@@ -142,7 +142,7 @@ def test_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -
     assert pod.stderr.splitlines() == ["threads 1"] * procs
 
 
-def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
+def test_a_rank_runs_under_torchrun_too(tmp_path: Path) -> None:
     config = make_config(2, stop={"steps": 3})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     env = environment() | {
@@ -164,7 +164,7 @@ def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "termination").read_text())["step"] == 3
 
 
-def test_imports_leave_the_launcher_fit_to_fork() -> None:
+def test_after_its_imports_the_launcher_can_fork() -> None:
     """No CUDA context and no threads: both would break in a forked process."""
     program = """
 import torch

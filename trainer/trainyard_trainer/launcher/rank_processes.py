@@ -1,4 +1,4 @@
-"""The training processes of one pod, in one attempt: forked and watched by the launcher. Free of torch."""
+"""Starts the training processes of one pod in one attempt, and watches them. Free of torch."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from trainyard.protocol import constants
@@ -20,8 +20,8 @@ from trainyard.protocol.launcher import (
 )
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.launcher.hang_detection import (
-    ANSWER_SECONDS,
     CHECK_SECONDS,
+    STACK_SECONDS,
     HangDetector,
     RankDiagnostics,
     StackTraces,
@@ -30,150 +30,171 @@ from trainyard_trainer.launcher.hang_detection import (
 )
 from trainyard_trainer.launcher.pod_environment import PodEnvironment, oom_kill_count
 from trainyard_trainer.runtime import heartbeat, process_exit
-from trainyard_trainer.runtime.heartbeat import HeartbeatTable
+from trainyard_trainer.runtime.heartbeat import Heartbeat, HeartbeatTable
 
 STOP_SECONDS = 10.0
-"""Time that the ranks get to end when this pod is told to stop, unless the operator gives them more."""
+"""Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
 END_SECONDS = 2.0
-"""Of that time, what is left to the launcher; and the time that ranks get to end after another one has failed."""
+"""Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
 
 
 class RankProcesses:
-    """The training processes of this pod, and the one loop, in one thread, that attends to them."""
+    """The training processes of this pod in one attempt, and the single-threaded loop that watches them."""
 
-    def __init__(self, place: PodEnvironment, launcher: Launcher) -> None:
-        self._place = place
+    def __init__(self, environment: PodEnvironment, launcher: Launcher) -> None:
+        self._environment = environment
         self._launcher = launcher
         self._alive: dict[int, int] = {}
         """Local rank by process id."""
-        self._hearts = HeartbeatTable(place.local_size)
-        self._stacks = StackTraces(self._hearts.stacks)
-        self._watch = HangDetector(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
+        self._heartbeats = HeartbeatTable(environment.local_size)
+        self._stacks = StackTraces(self._heartbeats.stacks)
+        self._detector = HangDetector(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
         self._code = 0
-        self._told: signal.Signals | None = None
-        """The signal that this pod was told to stop by."""
+        self._stop_signal: signal.Signals | None = None
+        """Signal that told this pod to stop."""
         self._deadline = math.inf
-        """When the ranks that are left are killed; once they are, when they are no longer waited for."""
+        """When the remaining ranks are killed; after that, when the launcher no longer waits for them."""
         self._killed = False
-        self._memory_kills = oom_kill_count()
+        self._oom_kills = oom_kill_count()
         self._stepped = False
+        """Whether a rank has done a step in this attempt."""
 
     def start(self, run: Callable[[], None]) -> None:
-        """Fork the ranks; in each of them `run` is called, and the process ends when it returns."""
+        """Fork the ranks. Each of them calls `run`, and ends when it returns."""
         self._launcher.begin()
         launcher = os.getpid()
-        for local_rank in range(self._place.local_size):
+        for local_rank in range(self._environment.local_size):
             sys.stdout.flush()
             pid = os.fork()
             if pid == 0:
-                os.environ.update(self._place.environment(local_rank))
-                heartbeat.install(self._hearts.of(local_rank))
+                os.environ.update(self._environment.rank_environment(local_rank))
+                heartbeat.install(self._heartbeats.writer(local_rank))
                 self._launcher.leave_port()
-                _be_rank(run, launcher)
+                _run_rank(run, launcher)
             self._alive[pid] = local_rank
 
     def wait(self) -> int:
-        """Attend to the ranks until all have ended. Returns the pod's exit code.
+        """Watch the ranks until all have ended, and return the pod's exit code.
 
-        After a failure of the first, or a hang, the others are ended; when this pod is told to stop, they are, too;
-        and they are killed if another attempt is to begin.
+        The remaining ranks are ended after the first failure or a hang, and when this pod is told to stop. They are
+        killed when a restart is requested.
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
             received = next_signal(min(CHECK_SECONDS, self._deadline - time.monotonic()))
             self._reap()
+            # The operator has requested another attempt.
             if self._launcher.attend() and not self._killed:
                 self._kill()
-            elif received in STOP_SIGNALS and self._told is None:
+            # This pod is told to stop.
+            elif received in STOP_SIGNALS and self._stop_signal is None:
                 self._stop(received)
+            # Nothing has happened: check for a hang.
             elif self._deadline == math.inf:
-                self._look()
+                self._check_for_hang()
+            # Ranks have not ended in time.
             elif time.monotonic() > self._deadline and not self._killed:
                 self._kill()
-        self._copy_stacks()
-        self._stepped = any(self._hearts.read(rank).done > 0 for rank in range(self._place.local_size))
-        self._hearts.close()
-        if self._told is not None and self._code == 0:
-            return told_to_stop(self._told)
+        self._log_stacks()
+        local_ranks = range(self._environment.local_size)
+        self._stepped = any(self._heartbeats.read(rank).attempt_steps > 0 for rank in local_ranks)
+        self._heartbeats.close()
+        if self._stop_signal is not None and self._code == 0:
+            return stopped_before_training(self._stop_signal)
         return self._code
 
     def can_restart_in_place(self) -> bool:
-        """Whether another attempt can begin in this pod, now that this one has ended.
-
-        Not if the pod was told to stop, or if something in it cannot be killed. And unless that has been ordered
-        already, not if no step was ever made: new pods may do better then.
-        """
-        helps = self._stepped and self._code not in (0, constants.EXIT_INVALID_CONFIG)
-        return self._told is None and (helps or self._launcher.ordered) and end_children()
+        """Return whether another attempt can begin in this pod, now that all ranks have ended."""
+        # A pod that was told to stop ends.
+        if self._stop_signal is not None:
+            return False
+        # Unless a restart is requested already, new pods may do better if no step was done, or the configuration fails.
+        promising = self._stepped and self._code not in (0, constants.EXIT_INVALID_CONFIG)
+        if not (promising or self._launcher.ordered):
+            return False
+        # Processes that cannot be killed would disturb the next attempt.
+        return end_children()
 
     def _reap(self) -> None:
-        """See which processes have ended. After the first failure of a rank the others are told to, without saving."""
+        """Collect exit codes. After the first failure the other ranks are told to end, without saving."""
         while self._alive and (ended := os.waitpid(-1, os.WNOHANG))[0] != 0:
             local_rank = self._alive.pop(ended[0], None)
             code = os.waitstatus_to_exitcode(ended[1])
-            # None: an orphan, inherited by the first process of a container
+            # None: an orphan that the first process of a container has inherited.
             if local_rank is None or code == 0 or self._deadline < math.inf:
                 continue
-            self._code = _explain(self._place.first + local_rank, code, oom_kill_count() > self._memory_kills)
+            oom_killed = oom_kill_count() > self._oom_kills
+            self._code = _explain_exit(self._environment.first_rank + local_rank, code, oom_killed)
             self._signal(signal.SIGINT)
             self._deadline = time.monotonic() + END_SECONDS
 
     def _stop(self, received: signal.Signals) -> None:
-        """Pass a signal on to the ranks, and give them time to save and to say their last word."""
-        self._told = received
+        """Forward a signal to the ranks, and give them time to save and to write their termination message."""
+        self._stop_signal = received
         self._signal(received)
         if self._deadline == math.inf:
             self._deadline = time.monotonic() + float(os.environ.get(constants.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
 
-    def _look(self) -> None:
-        """See whether the ranks hang. If so, say where they are, and end them."""
-        self._copy_stacks()
-        beats = {local_rank: self._hearts.read(local_rank) for local_rank in self._alive.values()}
-        if not self._watch.check(beats):
+    def _check_for_hang(self) -> None:
+        """If the ranks hang, report the state of each of them, and kill them."""
+        self._log_stacks()
+        heartbeats = {local_rank: self._heartbeats.read(local_rank) for local_rank in self._alive.values()}
+        if not self._detector.check(heartbeats):
             return
-        found = time.monotonic()
-        processes = self._processes()
-        states = {local_rank: process_state(process) for local_rank, process in processes.items()}
-        answers = self._stacks.ask(processes)
-        witnesses = [
-            RankDiagnostics(self._place.first + r, beat, self._watch.age(r), answers[r], states[r])
-            for r, beat in beats.items()
-        ]
-        for witness in witnesses:
-            print(f"{witness}\n{witness.answer}", file=sys.stderr)
-        word = hang_report(witnesses)
-        print(f"hang: {word.message}", file=sys.stderr, flush=True)
-        process_exit.write_termination_message(word)
-        # Ranks in other pods would else lose a peer, and end, before their launchers have asked them where they are.
-        time.sleep(max(0.0, found + ANSWER_SECONDS - time.monotonic()))
+        detected = time.monotonic()
+        report = hang_report(self._diagnose(heartbeats))
+        print(f"hang: {report.message}", file=sys.stderr, flush=True)
+        process_exit.write_termination_message(report)
+        # Ranks of other pods lose a peer when these are killed, and end; their launchers must get their stacks before.
+        time.sleep(max(0.0, detected + STACK_SECONDS - time.monotonic()))
         self._code = constants.EXIT_HANG
         self._kill()
+
+    def _diagnose(self, heartbeats: Mapping[int, Heartbeat]) -> list[RankDiagnostics]:
+        """Ask each local rank for its stacks, and print them to the log."""
+        processes = self._processes()
+        states = {local_rank: process_state(process) for local_rank, process in processes.items()}
+        stacks = self._stacks.collect(processes)
+        ranks = [
+            RankDiagnostics(
+                self._environment.first_rank + local_rank,
+                last,
+                self._detector.age(local_rank),
+                stacks[local_rank],
+                states[local_rank],
+            )
+            for local_rank, last in heartbeats.items()
+        ]
+        for rank in ranks:
+            print(f"{rank}\n{rank.stacks}", file=sys.stderr)
+        return ranks
 
     def _kill(self) -> None:
         self._signal(signal.SIGKILL)
         self._killed = True
         self._deadline = time.monotonic() + REAP_SECONDS
 
-    def _copy_stacks(self) -> None:
-        """What ranks say when somebody else asks them (kill -USR1) belongs to the log as well."""
-        for local_rank in range(self._place.local_size):
-            if news := self._stacks.news(local_rank):
-                print(f"rank {self._place.first + local_rank} is here:\n{news}", file=sys.stderr, flush=True)
+    def _log_stacks(self) -> None:
+        """Copy stacks that ranks have printed on request (kill -USR1) to the log."""
+        for local_rank in range(self._environment.local_size):
+            if stacks := self._stacks.read_new(local_rank):
+                rank = self._environment.first_rank + local_rank
+                print(f"stacks of rank {rank}:\n{stacks}", file=sys.stderr, flush=True)
 
     def _processes(self) -> dict[int, int]:
-        """Process ids by local rank."""
+        """Return the process ids of the living ranks, by local rank."""
         return {local_rank: pid for pid, local_rank in self._alive.items()}
 
     def _signal(self, number: signal.Signals) -> None:
-        for pid in self._alive:  # not reaped yet, so the number is still that of the rank
+        for pid in self._alive:  # not reaped yet, so the process id still belongs to the rank
             os.kill(pid, number)
 
 
-def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
-    """The whole life of a forked process: nothing of the launcher's may run in it."""
+def _run_rank(run: Callable[[], None], launcher: int) -> NoReturn:
+    """Run a forked process from start to end: it must never return into the launcher's code."""
     try:
-        from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
+        from trainyard_trainer.runtime.torch_internals import die_with_parent
 
-        _prctl_pr_set_pdeathsig(signal.SIGKILL)  # a rank must not outlive its launcher
+        die_with_parent(signal.SIGKILL)  # a rank must not outlive its launcher
         if os.getppid() != launcher:
             os._exit(1)
         release_own_signals()
@@ -184,26 +205,28 @@ def _be_rank(run: Callable[[], None], launcher: int) -> NoReturn:
     process_exit.exit_now(0)
 
 
-def told_to_stop(received: signal.Signals) -> int:
-    """The pod's exit code; its last word, too, if no rank has left one."""
+def stopped_before_training(received: signal.Signals) -> int:
+    """Write the termination message of a pod that was told to stop, unless a rank has done so; return its exit code."""
     process_exit.write_termination_message(
         TerminationMessage(exception=received.name, message="told to stop before the training began")
     )
     return 128 + received
 
 
-def _explain(rank: int, code: int, starved: bool) -> int:
-    """The pod's exit code for that of a rank. One that a signal killed could leave no last word, so this does.
+def _explain_exit(rank: int, code: int, oom_killed: bool) -> int:
+    """Return the pod's exit code for that of a rank, and write the termination message of a rank killed by a signal.
 
-    `starved`: the kernel has killed a process of this pod for want of memory since the ranks were started.
+    `oom_killed`: whether the OOM killer has killed a process of this pod since the ranks were started.
     """
     if code >= 0:
         return code
-    name, hint = signal.Signals(-code).name, ""
-    exception = name
-    if -code == signal.SIGKILL:
-        hint = " for want of memory" if starved else "; the usual reason is a lack of memory"
-        exception = "OOMKilled" if starved else name  # as Kubernetes has it where the whole container is killed
-    message = f"rank {rank} was killed by {name}{hint}"
+    name = signal.Signals(-code).name
+    # The exception is "OOMKilled", as Kubernetes has it where the entire container is killed.
+    if -code == signal.SIGKILL and oom_killed:
+        exception, message = "OOMKilled", f"rank {rank} was killed by the OOM killer ({name})"
+    elif -code == signal.SIGKILL:
+        exception, message = name, f"rank {rank} was killed by {name}; the usual reason is a lack of memory"
+    else:
+        exception, message = name, f"rank {rank} was killed by {name}"
     process_exit.write_termination_message(TerminationMessage(rank=rank, exception=exception, message=message))
     return 128 - code

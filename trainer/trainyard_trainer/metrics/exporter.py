@@ -115,7 +115,7 @@ class MetricsExporter(Observer):
                 constants.ENV_METRICS_PORT,
             )
 
-    def resumed(self, step: int, damaged: int) -> None:
+    def checkpoint_resumed(self, step: int, damaged: int) -> None:
         """Say what was found on the volume: the step to go on from, and how many newer checkpoints are no use."""
         if self._leads and step:
             self._set(constants.METRIC_RESUMED_STEP, "Step of the checkpoint that this attempt continued from.", step)
@@ -144,7 +144,7 @@ class MetricsExporter(Observer):
                 self._drawn / self._epoch,
             )
 
-    def saved(self, step: int, seconds: float, size: int | None) -> None:
+    def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
         """A checkpoint is complete."""
         if size is not None:
             self._set(constants.METRIC_CHECKPOINT_SIZE, "Bytes of the newest checkpoint, all files together.", size)
@@ -152,11 +152,11 @@ class MetricsExporter(Observer):
         self._set(constants.METRIC_CHECKPOINT_TIME, "Time at which the newest checkpoint was complete.", time.time())
         self._set(constants.METRIC_CHECKPOINT_DURATION, "Seconds that the newest checkpoint took to write.", seconds)
 
-    def save_failed(self) -> None:
+    def checkpoint_failed(self, step: int) -> None:
         """A checkpoint could not be written."""
         self._save_failures.inc()
 
-    def stalled(self, seconds: float) -> None:
+    def checkpoint_stalled(self, seconds: float) -> None:
         """Training has waited for a checkpoint."""
         if self._leads:
             self._stall.inc(seconds)

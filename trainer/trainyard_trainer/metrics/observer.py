@@ -47,3 +47,19 @@ class Observer:
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """What the time since the last call went into, by phase: of one step, and what lies around it."""
+
+    def checkpoint_resumed(self, step: int, damaged: int) -> None:
+        """Called before the training begins, if there are checkpoints.
+
+        `step`: step of the checkpoint that this attempt resumes from, 0 if none is intact. `damaged`: damaged
+        checkpoints that are newer.
+        """
+
+    def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
+        """Called on rank 0 when a checkpoint is complete. `size`: in bytes; None if not known."""
+
+    def checkpoint_failed(self, step: int) -> None:
+        """Called on rank 0 when a checkpoint could not be written."""
+
+    def checkpoint_stalled(self, seconds: float) -> None:
+        """Called when training has waited for a checkpoint."""

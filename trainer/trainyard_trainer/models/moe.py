@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
 
 from trainyard.config import MixtureConfig
+from trainyard_trainer.runtime.torch_internals import all_reduce
 
 
 class MixtureOfExperts(nn.Module):

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.runtime.torch_internals import foreach_mul_, foreach_norm
 
 Axis = tuple[DeviceMesh, int]
 """A mesh, and the number of one of its dimensions."""
@@ -39,7 +40,7 @@ def clip_gradient(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor
     gradients = [p.grad for p in parameters if p.grad is not None]
     parts = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     # As torch.nn.utils.clip_grads_with_norm_ has it.
-    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+    foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _part(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
@@ -61,7 +62,7 @@ def _part(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
 
 def _square(parts: list[Tensor]) -> Tensor:
     """Sum of the squares of all numbers."""
-    return torch.stack(torch._foreach_norm(parts)).square().sum()
+    return torch.stack(foreach_norm(parts)).square().sum()
 
 
 def _sum_over(axes: tuple[Axis, ...], value: Tensor) -> Tensor:

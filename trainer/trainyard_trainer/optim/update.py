@@ -35,7 +35,7 @@ class Update(Protocol):
         host to say, so this waits for the device, once a step.
         """
 
-    def go_back(self, folder: Path) -> None:
+    def after_rollback(self, folder: Path) -> None:
         """The parameters, and what `tensors` holds, have been filled from a checkpoint again."""
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class LocalUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         prepare_optimizers(self._named, self._optimizers, saved)
 
-    def go_back(self, folder: Path) -> None:
+    def after_rollback(self, folder: Path) -> None:
         pass
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:

@@ -7,9 +7,9 @@ whole, causal attention for some of the heads, equally much on each rank, with w
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.runtime.torch_internals import all_to_all_single_autograd
 
 
 def split_context(model: Transformer, group: dist.ProcessGroup) -> None:

@@ -3,11 +3,11 @@
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from trainyard_trainer.models.transformer import Transformer
+from trainyard_trainer.runtime.torch_internals import all_to_all_single, all_to_all_single_autograd
 
 
 def split_experts(model: Transformer, mesh: DeviceMesh) -> None:

@@ -17,10 +17,10 @@ LEVELS = ("debug", "info", "warning")
 
 
 def configure(job: str, attempt: int, rank: int) -> None:
-    """Send the trainer's log to standard output: that of rank 0 from a level on, warnings and errors of the others.
+    """Log to standard output: rank 0 from the level TRAINYARD_LOG_LEVEL on, other ranks from warnings on.
 
     Raises:
-        ConfigError: there is no such level as TRAINYARD_LOG_LEVEL says.
+        ConfigError: TRAINYARD_LOG_LEVEL is not a level.
     """
     level = os.environ.get(constants.ENV_LOG_LEVEL) or "info"
     if level not in LEVELS:
@@ -33,21 +33,21 @@ def configure(job: str, attempt: int, rank: int) -> None:
 
 
 def info(message: str, **fields: Any) -> None:
-    """Log a message, with fields that stand beside it in JSON."""
+    """Log a message, with additional fields for the JSON format."""
     logger.info(message, extra={"fields": fields})
 
 
 class _Json(logging.Formatter):
     def __init__(self, job: str, attempt: int, rank: int) -> None:
         super().__init__()
-        self._who = {"job": job, "attempt": attempt, "rank": rank}
+        self._identity = {"job": job, "attempt": attempt, "rank": rank}
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "message": record.getMessage(),
-            **self._who,
+            **self._identity,
             **getattr(record, "fields", {}),
         }
         return json.dumps(line)

@@ -1,4 +1,4 @@
-"""How a process ends: its last word, its exit code, and no time lost. Free of torch, since the launcher starts here."""
+"""How a process ends: termination message, exit code, signals to stop. Free of torch, for the launcher."""
 
 import fcntl
 import os
@@ -17,70 +17,73 @@ from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.runtime.errors import BadSteps, ConfigError
 
 PEER_LOST_PAUSE = 1.0
-"""Seconds that a process which only suffers from a peer stays, so that whoever watches sees the cause first."""
+"""Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
 
 
-def write_termination_message(word: TerminationMessage) -> None:
-    """Write the pod's termination message, unless a better one is there already.
+def write_termination_message(message: TerminationMessage) -> None:
+    """Write the pod's termination message, unless there is one that matters more.
 
-    The first process to know a cause wins; one that only lost its peers gives way to it.
+    The first cause that a process reports stays; it replaces the report of a process that has only lost a peer.
     """
     path = word_file()
     if launcher_protocol.ENV_TERMINATION_LOG not in os.environ and not path.exists():
         return  # run by hand
     try:
-        # In place and never by rename: in a pod the file is a mount point. The lock is for the other local ranks.
+        # In place, not by rename: in a pod the file is a mount point. Other local ranks may write at the same time.
         with path.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            there = TerminationMessage.decode(file.read())
-            if there is None or _outranks(word, there):
+            existing = TerminationMessage.decode(file.read())
+            if existing is None or _outranks(message, existing):
                 file.truncate(0)
-                file.write(word.encode())
+                file.write(message.encode())
     except OSError as error:
         print(f"the termination message cannot be written to {path}: {error.strerror}", file=sys.stderr)
 
 
-def _outranks(word: TerminationMessage, there: TerminationMessage) -> bool:
-    return there.peer_lost and not word.peer_lost and word.exception not in {s.name for s in STOP_SIGNALS}
+def _outranks(message: TerminationMessage, existing: TerminationMessage) -> bool:
+    """Return whether a message is a cause, where the existing one is only a consequence."""
+    is_stop = message.exception in {stop.name for stop in STOP_SIGNALS}
+    return existing.peer_lost and not message.peer_lost and not is_stop
 
 
 def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoReturn:
-    """End this process because of an exception: with a traceback if it is a fault, without one if it is not."""
-    word = describe(error, rank, step)
-    write_termination_message(word)
-    who = "the launcher" if rank is None else f"rank {rank}"
+    """End this process because of an exception; only a fault of the code is printed with a traceback."""
+    message = describe(error, rank, step)
+    write_termination_message(message)
+    process = "the launcher" if rank is None else f"rank {rank}"
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         exit_now(constants.EXIT_INVALID_CONFIG)
     if isinstance(error, BadSteps):
-        print(f"error: {who}: {error}", file=sys.stderr, flush=True)
-        time.sleep(PEER_LOST_PAUSE if word.peer_lost else 0)
+        print(f"error: {process}: {error}", file=sys.stderr, flush=True)
+        time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
         exit_now(constants.EXIT_BAD_STEPS)
-    if word.peer_lost:
-        print(f"{who} lost a peer: {word.message}", file=sys.stderr, flush=True)
+    if message.peer_lost:
+        print(f"{process} lost a peer: {message.message}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE)
         exit_now(1)
-    print(f"{who} failed after step {step}:", file=sys.stderr)
+    print(f"{process} failed after step {step}:", file=sys.stderr)
     traceback.print_exception(error)
     exit_now(1)
 
 
 def describe(error: Exception, rank: int | None, step: int | None) -> TerminationMessage:
-    """The last word of a process that an exception ends."""
+    """Return the termination message of a process that an exception ends."""
     text = str(error).strip().partition("\n")[0]
-    if lost := is_peer_lost(error):
-        # Gloo puts the place in its source before, and advice after.
+    lost = is_peer_lost(error)
+    if lost:
+        # Gloo puts a location in its source before the message, and advice after it.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
-    lost = lost or (isinstance(error, BadSteps) and error.elsewhere)
+    lost = lost or (isinstance(error, BadSteps) and error.on_other_ranks)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 
 def is_peer_lost(error: Exception) -> bool:
-    """Whether an exception says no more than that another process is gone, or does not answer.
+    """Return whether an exception only means that another process has ended, or does not answer.
 
     Gloo raises a plain RuntimeError that names its transport, the store a DistStoreError or DistNetworkError
-    (which can also mean that rank 0 finds its own port taken), NCCL a DistBackendError.
+    (which can also mean that the port of rank 0 is in use), NCCL a DistBackendError.
     """
     from torch import distributed as dist
 
@@ -93,28 +96,28 @@ def is_peer_lost(error: Exception) -> bool:
 
 
 def exit_now(code: int) -> NoReturn:
-    """End without tearing anything down: threads of gloo and NCCL may hang or abort when their groups go away."""
+    """End the process at once, without cleanup: threads of gloo and NCCL may hang when groups are destroyed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def block_stop_signals() -> None:
-    """Let SIGTERM and SIGINT wait until `handle_stop_signals` takes them, in this process and those that it starts."""
+    """Keep SIGTERM and SIGINT pending for `handle_stop_signals`, in this process and those that it starts."""
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
 def pending_stop_signal() -> signal.Signals | None:
-    """A signal that has come while they were held, if one has."""
+    """Return a signal to stop that has arrived while they were blocked; None if there is none."""
     return signal.Signals(signal.sigwait(STOP_SIGNALS)) if signal.sigpending() & set(STOP_SIGNALS) else None
 
 
 def handle_stop_signals(act: Callable[[signal.Signals], None]) -> None:
-    """Call a function in a thread of its own when this process is told to stop (SIGTERM, SIGINT).
+    """Call a function, in a thread of its own, when this process receives SIGTERM or SIGINT.
 
-    A signal handler of Python's would run only once the main thread is back in the interpreter, which may be
-    waiting in C++ for another rank. So the signals are blocked here, before other threads start and inherit the
-    mask, and a thread waits for them.
+    A Python signal handler runs only when the main thread is back in the interpreter, but it may be waiting in C++
+    for another rank. So the signals are blocked here, before other threads start and inherit the mask, and a thread
+    waits for them.
     """
     block_stop_signals()
 
