@@ -48,16 +48,16 @@ def uids(run: LocalRun) -> list[str]:
 
 
 def alive(pods: list[str]) -> list[psutil.Process]:
-    """Processes of these pods, however they are related to them."""
+    """Return the processes of pods, including those that have left the process tree."""
     return [process for uid in pods for process in process_tree(POD_UID_VARIABLE, uid)]
 
 
-async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
+async def test_force_kills_processes_that_ignore_signals_at_once(tmp_path: Path) -> None:
     async with local_run(shell_job("trap '' TERM; sleep 600 & while true; do wait; done"), tmp_path) as run:
         await until_running(run)
         pods = uids(run)
         run.suspend()
-        async with asyncio.timeout(5):  # the grace period is longer
+        async with asyncio.timeout(15):  # half the grace period
             await run.backend.delete_pods(run.job, run.cache.workers(run.key), force=True)
             while not run.over:
                 await run.changed.wait()
@@ -65,7 +65,7 @@ async def test_force_kills_at_once_what_does_not_listen(tmp_path: Path) -> None:
         assert alive(pods) == []
 
 
-async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_path: Path) -> None:
+async def test_pods_beyond_the_capacity_wait_and_start_in_order(tmp_path: Path) -> None:
     script = "while [ ! -e $FOLDER/go ]; do sleep 0.05; done"
     job = shell_job(script, replicas=3, env=[{"name": "FOLDER", "value": str(tmp_path)}])
     async with local_run(job, tmp_path, capacity=1) as run, asyncio.timeout(30):
@@ -96,7 +96,7 @@ async def test_pods_without_a_place_wait_for_one_and_are_started_in_order(tmp_pa
     assert run.job.status.phase is Phase.SUCCEEDED
 
 
-async def test_a_pod_without_a_place_goes_with_its_job(tmp_path: Path) -> None:
+async def test_a_pending_pod_is_removed_with_its_job(tmp_path: Path) -> None:
     async with local_run(shell_job("sleep 60"), tmp_path, capacity=0) as run, asyncio.timeout(30):
         while len(run.cache.workers(run.key)) < 2:
             await run.changed.wait()
@@ -106,7 +106,7 @@ async def test_a_pod_without_a_place_goes_with_its_job(tmp_path: Path) -> None:
         assert run.cache.workers(run.key) == ()
 
 
-async def test_each_worker_gets_the_rendezvous_contract(tmp_path: Path) -> None:
+async def test_each_worker_gets_the_rendezvous_variables(tmp_path: Path) -> None:
     script = "echo $RANK $WORLD_SIZE $MASTER_ADDR $MASTER_PORT $PET_NODE_RANK $PET_NNODES $PET_MASTER_PORT"
     job, run = await finish(shell_job(script), tmp_path)
     assert job.status.phase is Phase.SUCCEEDED
@@ -116,7 +116,7 @@ async def test_each_worker_gets_the_rendezvous_contract(tmp_path: Path) -> None:
     assert job.status.workers.succeeded == 2
 
 
-async def test_a_failure_ends_the_whole_group_and_is_told(tmp_path: Path) -> None:
+async def test_a_failure_ends_the_group_and_is_reported(tmp_path: Path) -> None:
     script = "if [ $RANK = 1 ]; then echo out of luck; exit 3; fi; sleep 60"
     job, run = await finish(shell_job(script), tmp_path)
     assert job.status.phase is Phase.FAILED
@@ -146,7 +146,7 @@ async def test_a_program_that_does_not_exist_fails_with_its_name(tmp_path: Path)
 
 
 async def test_processes_that_left_their_session_are_killed_with_their_pod(tmp_path: Path) -> None:
-    """As torchrun does it: its workers are leaders of sessions of their own, and outlive it when it is killed."""
+    """Workers of torchrun lead sessions of their own, and survive when it is killed."""
     script = "setsid sleep 61 & setsid sh -c 'sleep 62 & wait' & kill -9 $$"
     job, run = await finish(shell_job(script), tmp_path)
     assert job.status.phase is Phase.FAILED
@@ -155,7 +155,7 @@ async def test_processes_that_left_their_session_are_killed_with_their_pod(tmp_p
     assert not alive(uids(run))
 
 
-async def test_suspending_ends_all_processes_in_good_order(tmp_path: Path) -> None:
+async def test_suspending_ends_all_processes_gracefully(tmp_path: Path) -> None:
     async with local_run(shell_job("trap 'echo bye; exit 0' TERM; sleep 60 & wait"), tmp_path) as run:
         await until_running(run)
         logs = [run.backend.log_file(run.job.pod_name(1, i)) for i in range(2)]
@@ -166,7 +166,7 @@ async def test_suspending_ends_all_processes_in_good_order(tmp_path: Path) -> No
         assert [log.read_text() for log in logs] == ["bye\n", "bye\n"]
 
 
-async def test_leaving_the_context_kills_whatever_runs(tmp_path: Path) -> None:
+async def test_leaving_the_context_kills_all_processes(tmp_path: Path) -> None:
     async with local_run(shell_job("sleep 60"), tmp_path) as run:
         await until_running(run)
         pods = uids(run)
@@ -191,7 +191,7 @@ async def test_a_value_from_a_secret_is_refused_with_its_name(tmp_path: Path) ->
         assert running.message.startswith("spec.env TOKEN: valueFrom needs a cluster")
 
 
-async def test_fields_of_the_pod_are_given_as_on_a_cluster(tmp_path: Path) -> None:
+async def test_fields_of_the_pod_are_set_as_on_a_cluster(tmp_path: Path) -> None:
     env = [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
     job, run = await finish(shell_job("echo $POD", replicas=1, env=env), tmp_path)
     assert run.backend.log_file("local-1-0").read_text() == "local-1-0\n"

@@ -1,4 +1,4 @@
-"""A run that loses a rank, or is suspended, goes on from its checkpoint, and its losses do not show it."""
+"""A run that loses a rank, or is suspended, resumes from its checkpoint with the losses of an undisturbed run."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
 
 
 @pytest.mark.parametrize(("in_place", "last_pod"), [(True, "recovery-1-0"), (False, "recovery-2-0")])
-async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_else(
+async def test_a_killed_rank_costs_only_the_steps_since_the_checkpoint(
     tmp_path: Path, undisturbed: dict[int, float], in_place: bool, last_pod: str
 ) -> None:
     spec = job(in_place=in_place, checkpoint={"claim": {"size": "1Gi"}, "everySteps": 50, "async": False})
@@ -56,27 +56,32 @@ async def test_a_killed_rank_costs_the_steps_since_the_checkpoint_and_nothing_el
     assert losses(tmp_path) == pytest.approx(undisturbed, rel=1e-4)
 
 
-async def test_a_run_that_diverges_fails_and_says_so(tmp_path: Path) -> None:
-    """A learning rate far too high: from the second step on the gradient is no number, on any rank."""
+async def test_a_run_that_diverges_fails_with_the_reason(tmp_path: Path) -> None:
+    """With a learning rate far too high the gradient soon is NaN on all ranks, and stays so."""
     spec = job(health={"badSteps": {"limit": 3}})
     trainer = spec.spec.trainer
     assert trainer is not None
-    wild = trainer.replace(optimizer=trainer.optimizer.replace(learning_rate=100.0, weight_decay=10.0))
+    diverging = trainer.replace(optimizer=trainer.optimizer.replace(learning_rate=100.0, weight_decay=10.0))
     policy = spec.spec.restart_policy.replace(max_restarts=0)
-    spec = spec.replace(spec=spec.spec.replace(trainer=wild, restart_policy=policy))
+    spec = spec.replace(spec=spec.spec.replace(trainer=diverging, restart_policy=policy))
     async with local_run(spec, tmp_path) as run:
         await until_over(run)
         status = run.job.status
     assert status.phase is Phase.FAILED
     failure = status.last_failure
     assert failure is not None
-    assert (failure.reason, failure.exit_code, failure.step) == ("BadSteps", constants.EXIT_BAD_STEPS, 4)
-    assert failure.message.startswith("step 4: the norm of the gradient is nan (3 in a row of at most 3)")
-    assert list(losses(tmp_path)) == [1, 2, 3]
-    assert ["gradNorm" in entry for entry in reports(tmp_path) if "loss" in entry] == [True, False, False]
+    assert (failure.reason, failure.exit_code) == ("BadSteps", constants.EXIT_BAD_STEPS)
+    # How many steps have a finite gradient depends on rounding. Two bad ones are reported, the third one fails.
+    finite = ["gradNorm" in entry for entry in reports(tmp_path) if "loss" in entry]
+    good = finite.count(True)
+    assert finite == [True] * good + [False] * 2
+    assert 1 <= good < 10
+    assert failure.step == good + 3
+    assert failure.message.startswith(f"step {good + 3}: the norm of the gradient is nan (3 in a row, limit 3)")
+    assert list(losses(tmp_path)) == list(range(1, good + 3))
 
 
-async def test_a_suspended_run_saves_and_goes_on_at_the_next_step(
+async def test_a_suspended_run_saves_and_resumes_at_the_next_step(
     tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
     spec = job(checkpoint={"claim": {"size": "1Gi"}, "everySteps": 50, "async": False})

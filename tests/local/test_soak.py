@@ -5,10 +5,10 @@ from pathlib import Path
 from tests.soak.soak import soak
 
 SECONDS = 45.0
-"""For faults; the runs that have begun are then brought to their end."""
+"""Seconds during which faults are injected; runs that have begun are finished afterwards."""
 
 
-def test_runs_that_are_hurt_at_random_end_as_if_nothing_had_happened(tmp_path: Path) -> None:
+def test_runs_with_random_faults_have_the_losses_of_an_undisturbed_run(tmp_path: Path) -> None:
     tally = soak(SECONDS, seed=1, folder=tmp_path, say=print)
     print(tally)
     assert tally.faults.total() >= 3

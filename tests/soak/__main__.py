@@ -1,4 +1,4 @@
-"""`make soak`: ten minutes of random faults, or as many as SECONDS says. The seed is printed, and can be given."""
+"""`make soak`: ten minutes of random faults, or SECONDS. The seed is printed, and can be set."""
 
 import argparse
 import random
@@ -13,10 +13,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--folder", type=Path, default=Path("build/soak"))
-    given = parser.parse_args()
-    shutil.rmtree(given.folder, ignore_errors=True)
-    print(f"seed {given.seed}, {given.seconds:.0f} s, in {given.folder}", flush=True)
-    print(soak(given.seconds, given.seed, given.folder, lambda text: print(text, flush=True)))
+    arguments = parser.parse_args()
+    shutil.rmtree(arguments.folder, ignore_errors=True)
+    print(f"seed {arguments.seed}, {arguments.seconds:.0f} s, in {arguments.folder}", flush=True)
+    print(soak(arguments.seconds, arguments.seed, arguments.folder, lambda text: print(text, flush=True)))
 
 
 if __name__ == "__main__":

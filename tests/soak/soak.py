@@ -1,7 +1,7 @@
-"""Runs that are hurt again and again, at random: each must end as if nothing had happened.
+"""Runs with random faults: each must succeed with the losses of an undisturbed run.
 
-Faults come at any moment, in the middle of a recovery too. What a run is compared by are the losses of all its steps:
-they are those of an undisturbed run only if no sample was drawn twice or left out, and nothing of the state was lost.
+Faults occur at any moment, also during a recovery. The losses of all steps are equal only if no sample was repeated or
+skipped, and no state was lost.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def kill_rank(run: LocalRun, index: int) -> bool:
 
 
 def stop_rank(run: LocalRun, index: int) -> bool:
-    """It hangs."""
+    """Make a rank hang."""
     return _signal(processes(run, index)[1], signal.SIGSTOP)
 
 
@@ -63,7 +63,7 @@ def kill_pod(run: LocalRun, index: int) -> bool:
 
 
 def delete_pod(run: LocalRun, index: int) -> bool:
-    """As somebody would with kubectl: it is told to end, and saves."""
+    """Delete a pod as kubectl does: it is told to stop, and saves."""
     worker = worker_of(run, index)
     if worker is None or worker.terminating:
         return False
@@ -72,12 +72,12 @@ def delete_pod(run: LocalRun, index: int) -> bool:
 
 
 def truncate_newest_checkpoint(run: LocalRun, index: int) -> bool:
-    """And kill a rank, so that it is needed."""
+    """Damage the newest checkpoint, and kill a rank, so that the checkpoint is needed."""
     newest = max((run.folder / "checkpoints").glob("step-*[0-9]"), default=None)
     shards = sorted(newest.glob("*.distcp")) if newest is not None else []
     if len(list((run.folder / "checkpoints").glob("step-*[0-9]"))) < 2 or not shards:
-        return False  # nothing would be left
-    with suppress(OSError):  # removed meanwhile, as too old
+        return False  # the run would have to start over
+    with suppress(OSError):  # it may have been removed because newer ones exist
         os.truncate(shards[-1], shards[-1].stat().st_size // 2)
     return kill_rank(run, index)
 
@@ -110,12 +110,12 @@ FAULTS: tuple[Callable[[LocalRun, int], bool], ...] = (
 )
 
 
-# --- the soak -------------------------------------------------------------------------------------------------
+# --- the soak test -------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Tally:
-    """What has happened so far."""
+    """Runs, attempts and faults so far."""
 
     runs: int = 0
     attempts: int = 0
@@ -127,7 +127,7 @@ class Tally:
 
 
 def undisturbed(folder: Path) -> dict[int, float]:
-    """The losses of a run that nobody hurts."""
+    """Return the losses of a run without faults."""
 
     async def train() -> None:
         async with local_run(soak_job("undisturbed", background=False), folder) as run:
@@ -141,10 +141,10 @@ def undisturbed(folder: Path) -> dict[int, float]:
 
 
 def soak(seconds: float, seed: int, folder: Path, say: Callable[[str], None]) -> Tally:
-    """Hurt one run after the other until the time is over; what has begun is brought to its end.
+    """Inject faults into one run after another until the time is up; a run that has begun is finished.
 
     Raises:
-        AssertionError: a run has not succeeded, or its losses are not those of an undisturbed one.
+        AssertionError: a run has not succeeded, or its losses differ from those of an undisturbed run.
     """
     tally, generator = Tally(), random.Random(seed)
     expected = undisturbed(folder / "undisturbed")
@@ -152,7 +152,7 @@ def soak(seconds: float, seed: int, folder: Path, say: Callable[[str], None]) ->
     while time.monotonic() < end:
         tally.runs += 1
         where = folder / f"run-{tally.runs}"
-        faults = asyncio.run(_hurt(where, generator, end, tally))
+        faults = asyncio.run(_run_with_faults(where, generator, end, tally))
         found = losses(where)
         assert found.keys() == expected.keys(), f"{where}: steps are missing after {faults}"
         assert found == pytest.approx(expected, rel=1e-4), f"{where}: other losses after {faults}"
@@ -160,7 +160,7 @@ def soak(seconds: float, seed: int, folder: Path, say: Callable[[str], None]) ->
     return tally
 
 
-async def _hurt(folder: Path, generator: random.Random, end: float, tally: Tally) -> list[str]:
+async def _run_with_faults(folder: Path, generator: random.Random, end: float, tally: Tally) -> list[str]:
     done: list[str] = []
     async with local_run(soak_job(folder.name, background=generator.random() < 0.5), folder) as run:
         await until_step(run, 1)

@@ -47,7 +47,7 @@ class AlertScenario:
         self.page: CollectorRegistry | None = self.metrics.registry
         self.step, self._saved = step, step
         if step:
-            self.metrics.resumed(step, 0)
+            self.metrics.checkpoint_resumed(step, 0)
         self.metrics.begin(Start(step, step * 8, 100_000, batch=8, samples=1000))
 
     def set_conditions(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
@@ -84,7 +84,7 @@ class AlertScenario:
         self.metrics.reported(StepReport(loss=self.loss, stragglers=self.stragglers, **figures, **speed))  # type: ignore[arg-type]
         if self.saves and self.step - self._saved >= 2 / TICK:
             self._saved = self.step
-            self.metrics.saved(self.step, 0.1, 1000)
+            self.metrics.checkpoint_saved(self.step, 0.1, 1000)
 
     def break_down(self) -> None:
         """Cause the problem of the scenario."""
@@ -186,7 +186,7 @@ class Unsaved(AlertScenario):
     alert = "TrainyardCheckpointFailing"
 
     def break_down(self) -> None:
-        self.metrics.save_failed()
+        self.metrics.checkpoint_failed(self.step)
 
 
 class Failed(AlertScenario):

@@ -1,4 +1,4 @@
-"""Entry points of pods with one thing wrong, to prove that tests notice."""
+"""Entry points of pods with one fault each, to prove that the trainer handles it, or that a test notices it."""
 
 import errno
 import json
@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 from torch.distributed import distributed_c10d
+from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
@@ -21,7 +22,8 @@ from trainyard_trainer import rank_process
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
-from trainyard_trainer.launcher import launch, place
+from trainyard_trainer.launcher import main as launcher_main
+from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
@@ -40,49 +42,49 @@ def sum_instead_of_mean() -> None:
         return apply(self, learning_rate)
 
     LocalUpdate.apply_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def forget_accumulation() -> None:
-    """Each micro-batch but the last is lost."""
-    accumulate = Trainer._accumulate_gradients
+    """Only the last micro-batch of a step counts."""
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
-        of_step = self.batches.of_step
-        self.batches.of_step = lambda step: reversed([list(of_step(step))[-1]] * 2)  # type: ignore
+        micro_batches = self.batches.micro_batches
+        self.batches.micro_batches = lambda step: reversed([list(micro_batches(step))[-1]] * 2)  # type: ignore
         try:
             return accumulate(self)
         finally:
-            self.batches.of_step = of_step  # type: ignore[method-assign]
+            self.batches.micro_batches = micro_batches  # type: ignore[method-assign]
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def wrong_slice() -> None:
     """Every rank draws the samples of rank 0."""
-    windows_of = Sampler.windows_of
-    Sampler.windows_of = lambda self, step, index, origin=0: windows_of(self, step, 0, origin)  # type: ignore
-    launch.main()
+    batch_windows = Sampler.batch_windows
+    Sampler.batch_windows = lambda self, step, index, origin=0: batch_windows(self, step, 0, origin)  # type: ignore
+    launcher_main.main()
 
 
 def rank_0_waits() -> None:
-    """The last rank needs a fifth of a second more for each step, and steps are sampled as often as can be."""
+    """The last rank takes 0.2 s longer for each step, and steps are traced as often as possible."""
     breakdown.FIRST, breakdown.BUDGET = 0.0, 1.0
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def late(self: Trainer) -> Any:
         if self.world.size > 1 and self.world.rank == self.world.size - 1:
             time.sleep(0.2)
         return accumulate(self)
 
-    Trainer._accumulate_gradients = late  # type: ignore[method-assign]
-    launch.main()
+    Trainer._forward_backward = late  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def average_expert_gradients() -> None:
-    """As if the ranks that hold the experts were copies of each other."""
-    accumulate = Trainer._accumulate_gradients
+    """Gradients of experts are averaged, as if the ranks that hold experts were replicas."""
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         result = accumulate(self)
@@ -92,12 +94,12 @@ def average_expert_gradients() -> None:
                 parameter.grad.div_(self.mesh.sizes.expert)
         return result
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def balance_parts_of_sequences() -> None:
-    """Each rank of a context group looks at the load of its own positions only."""
+    """Each rank of a context group balances the load of its own positions only."""
     forward = LoadBalance.forward
 
     def faulty(self: LoadBalance, p_BTX: torch.Tensor, chosen_BTC: torch.Tensor) -> torch.Tensor:
@@ -105,7 +107,7 @@ def balance_parts_of_sequences() -> None:
         return forward(self, p_BTX, chosen_BTC)
 
     LoadBalance.forward = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def no_preference() -> None:
@@ -114,7 +116,7 @@ def no_preference() -> None:
     Moe.initial = lambda self, name, shape: (  # type: ignore[method-assign]
         (0.0, 0.0) if name.endswith("router.weight") else initial(self, name, shape)
     )
-    launch.main()
+    launcher_main.main()
 
 
 def raise_in_rank_1() -> None:
@@ -125,46 +127,46 @@ def die_in_rank_1() -> None:
     _in_rank_1_at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
-def no_number_at_samples_24() -> None:
-    """The gradient of the last rank is no number in the step that begins with sample 24."""
+def nan_at_samples_24() -> None:
+    """The gradient of the last rank is NaN in the step that begins with sample 24."""
     _spoil_last_rank(lambda drawn: drawn == 24)
     audit()
 
 
-def no_number_at_samples_32_to_55() -> None:
+def nan_at_samples_32_to_55() -> None:
     _spoil_last_rank(lambda drawn: 32 <= drawn < 56)
     audit()
 
 
-def no_number_from_samples_32_on() -> None:
+def nan_from_samples_32_on() -> None:
     _spoil_last_rank(lambda drawn: drawn >= 32)
-    launch.main()
+    launcher_main.main()
 
 
-def no_loss_from_samples_32_on() -> None:
-    """The same in the forward pass: the loss of the last rank is no number either."""
+def nan_loss_from_samples_32_on() -> None:
+    """Loss and gradient of the last rank are NaN from sample 32 on, as after a fault in the forward pass."""
     _spoil_last_rank(lambda drawn: drawn >= 32, loss=True)
-    launch.main()
+    launcher_main.main()
 
 
 def spike_at_samples_200() -> None:
     _spoil_last_rank(lambda drawn: drawn == 200, 1e6)
-    launch.main()
+    launcher_main.main()
 
 
 def _spoil_last_rank(when: Callable[[int], bool], factor: float = math.nan, *, loss: bool = False) -> None:
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         value, seconds = accumulate(self)
-        if when(self.batches.drawn(self.step)) and self.world.rank == self.world.size - 1:
+        if when(self.batches.samples_consumed(self.step)) and self.world.rank == self.world.size - 1:
             value = value * factor if loss else value
             for parameter in (p for part in self.parts for p in part.parameters()):
                 assert parameter.grad is not None
                 parameter.grad.mul_(factor)
         return value, seconds
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
 
 
 def slow_last_rank() -> None:
@@ -179,11 +181,11 @@ def slow_last_rank() -> None:
             time.sleep(0.02 + 4 * (time.perf_counter() - began))
 
     stragglers.ComputeProbe._work = faulty  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
-def leave_out_step_4() -> None:
-    """What is to come of the step that begins with sample 24, done by hand."""
+def skip_step_4() -> None:
+    """The fourth step, which begins with sample 24, does not change the parameters: the reference for a bad step."""
     step = LocalUpdate.step
     made: list[int] = []
 
@@ -199,12 +201,12 @@ def leave_out_step_4() -> None:
 
 
 def hang_in_rank_1() -> None:
-    """Rank 1 sleeps, so that all others wait for it inside a collective."""
+    """Rank 1 sleeps in its fourth step, so that all others wait for it inside a collective."""
     _in_rank_1_at_step_3(lambda: time.sleep(600))
 
 
-def hang_in_rank_1_and_find_out_late() -> None:
-    """The pod of rank 0 finds that a second after the other one."""
+def hang_in_rank_1_and_detect_it_late() -> None:
+    """Rank 1 hangs; the pod of rank 0 detects that a second later than the other one."""
     start = heartbeat.start
     late = 1.0 if os.environ["PET_NODE_RANK"] == "0" else 0.0
     heartbeat.start = lambda step, timeout: start(step, (timeout or 0.0) + late)
@@ -212,8 +214,8 @@ def hang_in_rank_1_and_find_out_late() -> None:
 
 
 def wait_in_rank_0() -> None:
-    """Rank 0 stays before step 6 until a file named `go` lies beside its configuration."""
-    accumulate = Trainer._accumulate_gradients
+    """Rank 0 waits before step 6 until there is a file named `go` beside its configuration."""
+    accumulate = Trainer._forward_backward
     go = Path(os.environ[constants.ENV_CONFIG]).with_name("go")
 
     def faulty(self: Trainer) -> Any:
@@ -221,48 +223,48 @@ def wait_in_rank_0() -> None:
             time.sleep(0.02)
         return accumulate(self)
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def die_while_joining() -> None:
-    join = World.join
+    join = World.init_process_group
 
     def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         join(self, **options)
 
-    World.join = faulty  # type: ignore[method-assign]
-    launch.main()
+    World.init_process_group = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def second_pod_joins_late() -> None:
-    join = World.join
+    join = World.init_process_group
 
     def faulty(self: World, **options: bool) -> None:
         if self.rank == 1:
             time.sleep(2)
         join(self, **options)
 
-    World.join = faulty  # type: ignore[method-assign]
-    launch.main()
+    World.init_process_group = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def last_pod_never_comes() -> None:
     if os.environ["PET_NODE_RANK"] != "2":
-        launch.main()
+        launcher_main.main()
 
 
 def stop_while_importing() -> None:
-    set_threads = place.set_threads
+    set_threads = pod_environment.set_threads
 
     def faulty(processes: int) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         set_threads(processes)
 
-    launch.set_threads = faulty  # type: ignore[attr-defined]
-    launch.main()
+    launcher_main.set_threads = faulty  # type: ignore[attr-defined]
+    launcher_main.main()
 
 
 def count_threads_at_fork() -> None:
@@ -273,21 +275,33 @@ def count_threads_at_fork() -> None:
         return fork()
 
     os.fork = counted
-    launch.main()
+    launcher_main.main()
 
 
 def second_pod_never_comes() -> None:
     if os.environ["PET_NODE_RANK"] == "0":
-        launch.main()
+        launcher_main.main()
 
 
 def different_text() -> None:
     TokenFile.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
-    launch.main()
+    launcher_main.main()
+
+
+def copy_slowly() -> None:
+    """The copy of the tensors for a background checkpoint takes 0.3 s, far longer than a step."""
+    stage = DefaultStager._stage
+
+    def faulty(self: DefaultStager, *arguments: Any, **options: Any) -> Any:
+        time.sleep(0.3)
+        return stage(self, *arguments, **options)
+
+    DefaultStager._stage = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def disk_full_at_step_3() -> None:
-    """As rank 1's disk would answer."""
+    """The disk of rank 1 is full."""
     write_data = CheckpointWriter.write_data
 
     def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
@@ -296,7 +310,7 @@ def disk_full_at_step_3() -> None:
         return write_data(self, *arguments)
 
     CheckpointWriter.write_data = faulty  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def _raise() -> None:
@@ -304,19 +318,19 @@ def _raise() -> None:
 
 
 def _in_rank_1_at_step_3(act: Any) -> None:
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def faulty(self: Trainer) -> Any:
         if self.step == 3 and self.world.rank == 1:
             act()
         return accumulate(self)
 
-    Trainer._accumulate_gradients = faulty  # type: ignore[method-assign]
-    launch.main()
+    Trainer._forward_backward = faulty  # type: ignore[method-assign]
+    launcher_main.main()
 
 
 def prepare_and_count() -> None:
-    """Only prepare the data, and say whether this process did the work."""
+    """Prepare the data and print whether this process did the work; do not train."""
     from trainyard_trainer.data import tokens
 
     done: list[int] = []
@@ -332,14 +346,14 @@ def prepare_and_count() -> None:
 
 
 def mean_instead_of_sum() -> None:
-    """Sharded gradients are averaged, as is the default, though the loss is divided by the whole batch already."""
+    """Sharded gradients are averaged, the default of FSDP, although the loss is divided by the global batch already."""
     FSDPModule.set_gradient_divide_factor = lambda self, factor: None  # type: ignore[method-assign]
     FSDPModule.set_force_sum_reduction_for_comms = lambda self, enable: None  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def audit() -> None:
-    """No fault: each rank writes down the samples that it reads, and what its parameters are in the end."""
+    """No fault: each rank writes the samples that it reads and its final parameters to files."""
     folder = Path(os.environ[constants.ENV_CONFIG]).parent
     read, run = Windows.read, Trainer.run
     seen: list[tuple[int, int, list[int]]] = []
@@ -359,7 +373,7 @@ def audit() -> None:
 
     Windows.read = noted  # type: ignore[method-assign]
     Trainer.run = audited  # type: ignore
-    launch.main()
+    launcher_main.main()
 
 
 def _whole(parameter: torch.Tensor) -> torch.Tensor:
@@ -368,7 +382,7 @@ def _whole(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def count_gloo_threads() -> None:
-    """No fault: rank 0 says how many groups it is in, and how many threads run their collectives."""
+    """No fault: rank 0 prints how many process groups it has, and how many threads run their collectives."""
     run = Trainer.run
 
     def counted(self: Trainer) -> None:
@@ -379,4 +393,4 @@ def count_gloo_threads() -> None:
             print(json.dumps({"groups": groups, "threads": names.count("pt_gloo_runloop")}), flush=True)
 
     Trainer.run = counted  # type: ignore
-    launch.main()
+    launcher_main.main()

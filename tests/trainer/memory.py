@@ -12,7 +12,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer import rank_process
-from trainyard_trainer.launcher import launch
+from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
@@ -30,12 +30,12 @@ def main() -> None:
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
     Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
-    Trainer._accumulate_gradients = _measured(Trainer._accumulate_gradients, "passes")  # type: ignore[method-assign]
+    Trainer._forward_backward = _measured(Trainer._forward_backward, "passes")  # type: ignore[method-assign]
     LocalUpdate.apply_gradients = _measured_update(LocalUpdate.apply_gradients)  # type: ignore[method-assign]
     RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
     ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
     Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 _figures: dict[str, int] = {}

@@ -1,17 +1,21 @@
 """Worker pods as processes of this machine, for tests.
 
 Importing torch takes longer than a whole test run, so one process (this file, run as a program) imports it once and
-then forks a pod whenever it is asked to. A pod forked so calls the same `launch.main` as `python -m
+then forks a pod on request. Such a pod calls the same `launcher.main` as `python -m
 trainyard_trainer`, which some tests start as well.
 """
 
+import itertools
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +24,14 @@ import psutil
 
 from trainyard.admission import admit
 from trainyard.config import RunConfig
-from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resolve import resolve
 
 API_VERSION = f"{constants.GROUP}/{constants.VERSION}"
-ENTRY = "trainyard_trainer.launcher.launch:main"
+ENTRY = "trainyard_trainer.launcher.main:main"
 ROOT = Path(__file__).parents[2]
+FIRST_PORT, PORTS_PER_PROCESS = 20_000, 1_000
 
 
 def make_config(
@@ -38,7 +42,7 @@ def make_config(
     checkpoint: dict[str, Any] | None = None,
     **trainer: Any,
 ) -> RunConfig:
-    """A tiny run, as admission would let it pass; other arguments are merged into spec.trainer or replace parts."""
+    """Return a tiny run that passes admission; other arguments are merged into spec.trainer, or replace parts of it."""
     model = {"name": "llama", "preset": "nano", "dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64}
     spec: dict[str, Any] = {
         "model": model,
@@ -63,9 +67,34 @@ def make_config(
     return resolve(admit(body))
 
 
+def _ports() -> Iterator[int]:
+    """Yield ports of this test process, again and again, beginning at a different one in each run.
+
+    They lie below the range that the kernel takes ports of outgoing connections from, so that none of them is taken
+    between its choice here and its use in a pod. Parallel test processes have ranges of their own.
+    """
+    number = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "")) or 0)
+    first = FIRST_PORT + number % 10 * PORTS_PER_PROCESS
+    for offset in itertools.count(os.getpid()):
+        yield first + offset % PORTS_PER_PROCESS
+
+
+_PORTS = _ports()
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    for port in itertools.islice(_PORTS, PORTS_PER_PROCESS):
+        with socket.socket() as listener, suppress(OSError):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError(f"no port of {PORTS_PER_PROCESS} is free")
+
+
 @dataclass
 class Pod:
-    """One worker pod: an agent and its training processes."""
+    """One worker pod: a launcher and its training processes."""
 
     pid: int
     folder: Path
@@ -97,7 +126,7 @@ class Pod:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its first process has not ended."""
+        """Whether its first process runs."""
         return psutil.pid_exists(self.pid) and psutil.Process(self.pid).status() != psutil.STATUS_ZOMBIE
 
     def ranks(self) -> list[int]:
@@ -106,6 +135,18 @@ class Pod:
 
     def wait_for_step(self, step: int, seconds: float = 60) -> None:
         wait_until(lambda: any(r["step"] >= step for r in self.reports), seconds, lambda: self.stderr)
+
+
+def wait_until_idle(pids: list[int], seconds: float = 30) -> None:
+    """Wait until processes use no processor for a fifth of a second: they wait for something."""
+    processes = [psutil.Process(pid) for pid in pids]
+
+    def idle() -> bool:
+        before = [process.cpu_times() for process in processes]
+        time.sleep(0.2)
+        return [process.cpu_times() for process in processes] == before
+
+    wait_until(idle, seconds)
 
 
 def wait_until(condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = str) -> None:
@@ -133,7 +174,7 @@ class Starter:
         entry: str = ENTRY,
         env: dict[str, str] | None = None,
     ) -> list[Pod]:
-        """Workers with so many processes each, and after them the parameter server, if there is one."""
+        """Start workers with so many processes each, and after them the parameter server, if the run has one."""
         port, size = free_port(), pods * procs + config.servers
         whole = {"WORLD_SIZE": str(size)} if config.servers else {}
         env = {"PET_NNODES": str(pods + config.servers), **whole, **(env or {})}
@@ -188,7 +229,7 @@ class Starter:
 
 
 def _where(pid: int, folder: Path) -> str:
-    """What a pod that does not end has said, and where its ranks are."""
+    """Return the output of a pod that does not end, and the stacks of its ranks."""
     for rank in psutil.Process(pid).children():
         rank.send_signal(signal.SIGUSR1)
     time.sleep(1)
@@ -201,7 +242,7 @@ def finish(pods: list[Pod], seconds: float = 60) -> list[int]:
 
 
 def environment() -> dict[str, str]:
-    """The environment of child interpreters: one thread each, and compiled modules kept from run to run."""
+    """Return the environment of child interpreters: one thread each; compiled modules are kept."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     return env
@@ -213,7 +254,7 @@ def serve() -> None:
 
     import torch._dynamo  # noqa: F401
 
-    import trainyard_trainer.launcher.launch
+    import trainyard_trainer.launcher.main
     import trainyard_trainer.rank_process  # noqa: F401
 
     for line in sys.stdin:

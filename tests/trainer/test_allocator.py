@@ -8,7 +8,7 @@ import torch
 
 from tests.support.need import require
 from tests.trainer.pods import Starter, finish, make_config
-from trainyard_trainer.launcher import launch
+from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.train import Trainer
 
 MEGABYTES = 64
@@ -33,7 +33,7 @@ def worker_that_counts() -> None:
         print(json.dumps({"faults": faults_of_new_memory()}), flush=True)
 
     Trainer.run = counted  # type: ignore[method-assign]
-    launch.main()
+    launcher_main.main()
 
 
 def test_a_worker_takes_no_new_pages_for_memory_it_had_before(start: Starter) -> None:

@@ -1,4 +1,4 @@
-"""Steps without a gradient that can be followed: all ranks leave out the same ones, go back together, or give up."""
+"""Bad steps: all ranks skip the same ones, roll back together, or fail."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,9 @@ from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
+from trainyard_trainer.bad_steps import nonfinite_score, nonfinite_sources
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.optim.guard import FEWEST, MAX_ROLLBACKS, Guard, Strikes, suspects, suspicion
+from trainyard_trainer.optim.guard import MAX_ROLLBACKS, MIN_GOOD_STEPS, BadStepCounter, GradientGuard
 
 NAN = float("nan")
 TOLERANCE = 1e-5
@@ -38,7 +39,7 @@ def run(
     bad: dict[str, Any] | None = None,
     steps: int = 8,
 ) -> Pod:
-    """All ranks in one pod; the parameter server, if there is one, in another."""
+    """Finish a run with all ranks in one pod, and the parameter server, if it has one, in another."""
     checkpoint = {"everySteps": 2, "async": False} if folder else None
     settings: dict[str, Any] = {"model": transformer, "stop": {"steps": steps}, "optimizer": {"eps": 1e-4}}
     settings["schedule"] = {"name": "constant"}
@@ -62,11 +63,11 @@ def assert_equal(found: list[tuple[int, float]], expected: list[tuple[int, float
 
 
 def assert_same_parameters(found: Pod, expected: Pod, tolerance: float) -> None:
-    """In the end."""
-    ours, theirs = parameters(found), parameters(expected)
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        assert (ours[name] - value).norm() <= tolerance * value.norm(), name
+    """Compare the final parameters of two runs by the relative norm of their difference."""
+    actual, reference = parameters(found), parameters(expected)
+    assert actual.keys() == reference.keys()
+    for name, value in reference.items():
+        assert (actual[name] - value).norm() <= tolerance * value.norm(), name
 
 
 def parameters(pod: Pod) -> dict[str, torch.Tensor]:
@@ -81,43 +82,43 @@ def samples(pod: Pod, rank: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def left_out(start: Starter) -> Pod:
-    """One process that leaves the fourth step out."""
-    return run(start, f"{FAULTS}:leave_out_step_4")
+def reference(start: Starter) -> Pod:
+    """One process that skips the fourth step."""
+    return run(start, f"{FAULTS}:skip_step_4")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_what_is_no_number_on_one_rank_is_left_out_on_all(start: Starter, left_out: Pod, layout: Layout) -> None:
-    pod = run(start, f"{FAULTS}:no_number_at_samples_24", layout)
-    assert_equal(losses(pod), losses(left_out))
-    assert_same_parameters(pod, left_out, TOLERANCE)
-    (said,) = [json.loads(line)["message"] for line in pod.stdout.splitlines() if "nothing was changed" in line]
-    assert said.startswith("step 4: the norm of the gradient is ")
-    assert said.endswith("; nothing was changed (1 in a row of at most 5)")
+def test_a_nan_on_one_rank_is_skipped_on_all(start: Starter, reference: Pod, layout: Layout) -> None:
+    pod = run(start, f"{FAULTS}:nan_at_samples_24", layout)
+    assert_equal(losses(pod), losses(reference))
+    assert_same_parameters(pod, reference, TOLERANCE)
+    (message,) = [json.loads(line)["message"] for line in pod.stdout.splitlines() if "skipped the step" in line]
+    assert message.startswith("step 4: the norm of the gradient is ")
+    assert message.endswith("; skipped the step (1 in a row, limit 5)")
     assert pod.word is not None
     assert pod.word.progress is not None
     assert (pod.word.progress.skipped_steps, pod.word.progress.last_skipped_step) == (1, 4)
 
 
-def test_on_the_same_layout_nothing_at_all_is_different(start: Starter, left_out: Pod) -> None:
-    pod = run(start, f"{FAULTS}:no_number_at_samples_24")
-    assert_same_parameters(pod, left_out, 1e-6)
+def test_on_the_same_layout_the_parameters_are_equal(start: Starter, reference: Pod) -> None:
+    pod = run(start, f"{FAULTS}:nan_at_samples_24")
+    assert_same_parameters(pod, reference, 1e-6)
 
 
-def test_the_reference_differs_from_a_run_that_leaves_nothing_out(start: Starter, left_out: Pod) -> None:
-    whole, reference = losses(run(start, ENTRY)), losses(left_out)
-    assert_equal(whole[:4], reference[:4])
-    assert whole[5][1] != pytest.approx(reference[5][1], rel=1e-4)
+def test_the_reference_differs_from_a_run_that_skips_nothing(start: Starter, reference: Pod) -> None:
+    without_fault, expected = losses(run(start, ENTRY)), losses(reference)
+    assert_equal(without_fault[:4], expected[:4])
+    assert without_fault[5][1] != pytest.approx(expected[5][1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
     ("action", "limit", "step", "fault", "layout"),
     [
-        ("Skip", 2, 6, "no_number_from_samples_32_on", Layout(2, {})),  # what rank 1 holds is spoilt, and only there
-        ("Fail", 5, 5, "no_loss_from_samples_32_on", Layout(2, {"data": FSDP})),  # and this spreads to all ranks
+        ("Skip", 2, 6, "nan_from_samples_32_on", Layout(2, {})),  # the gradient is NaN on rank 1 only
+        ("Fail", 5, 5, "nan_loss_from_samples_32_on", Layout(2, {"data": FSDP})),  # the gradient is NaN on all ranks
     ],
 )
-def test_an_attempt_gives_up_and_names_the_rank(
+def test_an_attempt_fails_and_names_the_rank(
     start: Starter, action: str, limit: int, step: int, fault: str, layout: Layout
 ) -> None:
     bad = {"action": action, "limit": limit}
@@ -131,62 +132,62 @@ def test_an_attempt_gives_up_and_names_the_rank(
 
 
 @pytest.mark.parametrize("layout", [Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})], ids=str)
-def test_rollback_goes_on_from_the_checkpoint_with_other_samples(
+def test_rollback_continues_from_the_checkpoint_with_other_samples(
     start: Starter, tmp_path: Path, layout: Layout
 ) -> None:
-    """A checkpoint is due after step 6, but that is a bad one: it would be no place to go back to."""
+    """A checkpoint is due after step 6, but that step is bad, so it would be useless for a rollback."""
     bad = {"action": "Rollback", "limit": 3}
-    entry = f"{FAULTS}:no_number_at_samples_32_to_55"
-    pod = run(start, entry, layout, folder=tmp_path / "whole", bad=bad)
+    entry = f"{FAULTS}:nan_at_samples_32_to_55"
+    pod = run(start, entry, layout, folder=tmp_path / "rollback", bad=bad)
     steps = [step for step, _ in losses(pod)]
     assert steps == [1, 2, 3, 4, 5, 6, 5, 6, 7, 8], "the last bad step is not reported: the run is back at step 4"
-    assert "back at step 4; the samples since then are not drawn again" in pod.stdout
-    drawn = [sample for rank in range(2) for sample in samples(pod, rank)]
-    assert len(drawn) == len(set(drawn)) == (4 + 3 + 4) * 8
+    assert "rolled back to step 4; the samples consumed since then are not repeated" in pod.stdout
+    consumed = [sample for rank in range(2) for sample in samples(pod, rank)]
+    assert len(consumed) == len(set(consumed)) == (4 + 3 + 4) * 8
     assert pod.word is not None
     assert pod.word.progress is not None
     assert (pod.word.progress.skipped_steps, pod.word.progress.rollbacks) == (3, 1)
-    # The same by hand: four steps, then the rest as if the samples from 32 to 55 had been drawn.
+    # The reference, made by hand: four steps, then the rest as if samples 32 to 55 had been consumed.
     reference = tmp_path / "reference"
     run(start, ENTRY, layout, folder=reference, steps=4)
     manifest = next(reference.glob("step-00000004/manifest.json"))
-    about = json.loads(manifest.read_text())
-    assert about["samples"] == 32
-    manifest.write_text(json.dumps({**about, "samples": 56}))
+    content = json.loads(manifest.read_text())
+    assert content["samples"] == 32
+    manifest.write_text(json.dumps({**content, "samples": 56}))
     by_hand = run(start, f"{FAULTS}:audit", layout, folder=reference)
     assert_equal(losses(pod)[-4:], losses(by_hand))
     assert_same_parameters(pod, by_hand, 1e-6)
 
 
-def test_a_rollback_that_never_helps_ends(start: Starter, tmp_path: Path) -> None:
+def test_rollbacks_that_do_not_help_end(start: Starter, tmp_path: Path) -> None:
     bad = {"action": "Rollback", "limit": 1}
-    pod = run(start, f"{FAULTS}:no_number_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
+    pod = run(start, f"{FAULTS}:nan_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
     assert pod.wait(1) == constants.EXIT_BAD_STEPS, pod.stderr
-    assert pod.stdout.count("back at step 4") == MAX_ROLLBACKS
+    assert pod.stdout.count("rolled back to step 4") == MAX_ROLLBACKS
 
 
-def test_a_run_that_ended_while_steps_were_bad_counts_on_and_goes_back_beyond_its_end(
+def test_a_run_that_ended_amid_bad_steps_continues_to_count_and_rolls_back_to_before_them(
     start: Starter, tmp_path: Path
 ) -> None:
-    fault = f"{FAULTS}:no_number_from_samples_32_on"
+    fault = f"{FAULTS}:nan_from_samples_32_on"
     pod = run(start, fault, folder=tmp_path, bad={"limit": 5})
     assert pod.wait(1) == 0, pod.stderr
     assert catalog.complete_steps(tmp_path) == [8, 4], "none was written after step 6"
     pod = run(start, fault, folder=tmp_path, bad={"action": "Rollback", "limit": 5}, steps=9)
-    assert "continuing after step 8" in pod.stdout
-    assert "step 9: the norm of the gradient is nan; nothing was changed (5 in a row of at most 5)" in pod.stdout
-    assert "back at step 4" in pod.stdout
+    assert "resumed after step 8" in pod.stdout
+    assert "step 9: the norm of the gradient is nan; skipped the step (5 in a row, limit 5)" in pod.stdout
+    assert "rolled back to step 4" in pod.stdout
 
 
-def test_a_spike_is_left_out_on_all_ranks(start: Starter) -> None:
+def test_a_spike_is_skipped_on_all_ranks(start: Starter) -> None:
     bad = {"spikeFactor": 1000}
     pod = run(start, f"{FAULTS}:spike_at_samples_200", Layout(2, {}), bad=bad, steps=28)
     assert pod.wait(1) == 0, pod.stderr
-    (line,) = [line for line in pod.stdout.splitlines() if "nothing was changed" in line]
+    (line,) = [line for line in pod.stdout.splitlines() if "skipped the step" in line]
     assert "step 26: the norm" in line
 
 
-# --- the rules alone ------------------------------------------------------------------------------------------
+# --- the rules by themselves ------------------------------------------------------------------------------------------
 
 
 def always(good: bool) -> bool:
@@ -194,51 +195,51 @@ def always(good: bool) -> bool:
 
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
-def test_norms_that_are_not_finite_are_refused_and_forgotten(norm: float) -> None:
-    guard = Guard(BadStepPolicy(spike_factor=2.0), always)
-    for _ in range(FEWEST):
-        assert guard.accepts(1.0)
-        assert not guard.accepts(norm)
-    assert guard.accepts(1.9)
+def test_norms_that_are_not_finite_are_bad_and_do_not_count(norm: float) -> None:
+    guard = GradientGuard(BadStepPolicy(spike_factor=2.0), always)
+    for _ in range(MIN_GOOD_STEPS):
+        assert guard.is_good(1.0)
+        assert not guard.is_good(norm)
+    assert guard.is_good(1.9)
 
 
 def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
-    guard = Guard(BadStepPolicy(spike_factor=3.0), always)
-    assert [guard.accepts(norm) for norm in (1.0, 100.0)] == [True, True], "nothing is known yet"
-    for _ in range(FEWEST):
-        assert guard.accepts(1.0)
-    assert not guard.accepts(3.1)
-    assert not guard.accepts(3.1), "a spike does not move the median"
-    assert guard.accepts(2.9)
+    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), always)
+    assert [guard.is_good(norm) for norm in (1.0, 100.0)] == [True, True], "too few good steps"
+    for _ in range(MIN_GOOD_STEPS):
+        assert guard.is_good(1.0)
+    assert not guard.is_good(3.1)
+    assert not guard.is_good(3.1), "a spike does not move the median"
+    assert guard.is_good(2.9)
 
 
 def test_without_a_factor_nothing_is_a_spike() -> None:
-    guard = Guard(BadStepPolicy(), always)
-    assert all(guard.accepts(norm) for norm in [1.0] * 50 + [1e30])
+    guard = GradientGuard(BadStepPolicy(), always)
+    assert all(guard.is_good(norm) for norm in [1.0] * 50 + [1e30])
 
 
 def test_one_rank_that_sees_a_spike_is_enough() -> None:
-    guard = Guard(BadStepPolicy(spike_factor=3.0), lambda _: False)
-    assert not guard.accepts(1.0)
+    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), lambda _: False)
+    assert not guard.is_good(1.0)
 
 
-def test_good_steps_in_between_begin_the_count_anew() -> None:
-    strikes = Strikes(BadStepPolicy(limit=2))
-    assert [strikes.bad(step, can_go_back=True) for step in (1, 2)] == ["Skip", "Fail"]
-    strikes.good()
-    assert strikes.bad(4, can_go_back=True) == "Skip"
-    assert (strikes.row, strikes.skipped, strikes.last) == (1, 3, 4)
+def test_a_good_step_resets_the_count() -> None:
+    counter = BadStepCounter(BadStepPolicy(limit=2))
+    assert [counter.record_bad(step, can_roll_back=True) for step in (1, 2)] == ["Skip", "Fail"]
+    counter.record_good()
+    assert counter.record_bad(4, can_roll_back=True) == "Skip"
+    assert (counter.consecutive, counter.skipped, counter.last) == (1, 3, 4)
 
 
 @pytest.mark.parametrize(
-    ("seen", "found"),
+    ("ranks", "expected"),
     [
         ([(2.5, NAN), (NAN, NAN), (2.5, NAN)], [1]),  # it spreads with the gradients, but not with the losses
-        ([(2.5, 0.9), (2.5, NAN), (2.5, 0.9)], [1]),  # it came up after the gradients were added up
-        ([(2.5, NAN)] * 3, []),  # in the backward pass: no telling where
+        ([(2.5, 0.9), (2.5, NAN), (2.5, 0.9)], [1]),  # it appeared after the gradients were summed
+        ([(2.5, NAN)] * 3, []),  # in the backward pass: the source is unknown
         ([(2.5, 1e6)] * 3, []),  # a spike
         ([(NAN, NAN)], []),
     ],
 )
-def test_where_what_is_no_number_came_from(seen: list[tuple[float, float]], found: list[int]) -> None:
-    assert suspects([suspicion(loss, norm) for loss, norm in seen]) == found
+def test_ranks_that_a_nan_came_from(ranks: list[tuple[float, float]], expected: list[int]) -> None:
+    assert nonfinite_sources([nonfinite_score(loss, norm) for loss, norm in ranks]) == expected

@@ -1,4 +1,4 @@
-"""Mistakes that only a worker can see: exit code 78, one line that says what to do, no traceback."""
+"""Mistakes that only a worker can detect: exit code 78, one line with the fix, no traceback."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_not_utf8(start: Starter, tmp_path: Path) -> None:
     assert message.endswith("); convert the file, or leave it out")
 
 
-def test_no_room_for_prepared_data(start: Starter) -> None:
+def test_cache_folder_that_cannot_be_created(start: Starter) -> None:
     (pod,) = start(make_config(1), env={constants.ENV_CACHE: "/proc/nowhere"})
     assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.word is not None

@@ -1,4 +1,4 @@
-"""Text, tokenizers, the token cache, and the batches made of it."""
+"""Text, tokenizers, the token cache, and batches."""
 
 import json
 import os
@@ -136,7 +136,7 @@ def test_interrupted_preparation_is_done_again(tmp_path: Path) -> None:
     assert bytes(first.read().tolist()) == b"0123456789" * 10
 
 
-def test_pods_that_start_together_prepare_once(start: Starter, tmp_path: Path) -> None:
+def test_pods_that_start_together_prepare_the_data_once(start: Starter, tmp_path: Path) -> None:
     config = config_for(write(tmp_path / "text.txt", "the cat sat on the mat. " * 20_000), tokenizer="bpe")
     env = {constants.ENV_CACHE: str(tmp_path / "shared")}
     pods = [start(config, entry="tests.trainer.faults:prepare_and_count", env=env)[0] for _ in range(4)]
@@ -155,7 +155,7 @@ def batches_for(tmp_path: Path, rank: int, size: int, micro: int) -> Batches:
 
 
 def test_targets_are_the_inputs_one_later(tmp_path: Path) -> None:
-    for inputs, targets in batches_for(tmp_path, 0, 1, 4).of_step(0):
+    for inputs, targets in batches_for(tmp_path, 0, 1, 4).micro_batches(0):
         assert inputs.shape == targets.shape == (4, 16)
         assert inputs.dtype == targets.dtype == torch.int64
         assert torch.equal(inputs + 1, targets)
@@ -163,9 +163,9 @@ def test_targets_are_the_inputs_one_later(tmp_path: Path) -> None:
 
 
 def test_micro_batches_make_up_the_global_batch(tmp_path: Path) -> None:
-    """Rank after rank, micro-batch after micro-batch: the same rows in the same order as alone."""
-    (alone,) = (inputs for inputs, _ in batches_for(tmp_path, 0, 1, 8).of_step(3))
-    parts = [inputs for rank in (0, 1) for inputs, _ in batches_for(tmp_path, rank, 2, 2).of_step(3)]
+    """Micro-batches of all ranks, in order, have the same rows as the batch of a single process."""
+    (alone,) = (inputs for inputs, _ in batches_for(tmp_path, 0, 1, 8).micro_batches(3))
+    parts = [inputs for rank in (0, 1) for inputs, _ in batches_for(tmp_path, rank, 2, 2).micro_batches(3)]
     assert len(parts) == 4
     assert torch.equal(torch.cat(parts), alone)
 
@@ -173,11 +173,11 @@ def test_micro_batches_make_up_the_global_batch(tmp_path: Path) -> None:
 def test_every_token_is_a_target_once_per_epoch(tmp_path: Path) -> None:
     batches = batches_for(tmp_path, 0, 1, 8)
     windows = (200 - 1) // 16
-    seen = torch.cat([targets.flatten() for step in range(windows) for _, targets in batches.of_step(step)])
+    seen = torch.cat([targets.flatten() for step in range(windows) for _, targets in batches.micro_batches(step)])
     assert torch.bincount(seen).tolist() == [0] + [8] * (windows * 16)
 
 
-def test_cache_folder_is_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainyard_trainer.data.tokens import cache_folder
 
     monkeypatch.delenv(constants.ENV_CACHE)

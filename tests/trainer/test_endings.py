@@ -1,4 +1,4 @@
-"""How a pod ends: exit code, last word, and what stands on standard error."""
+"""How a pod ends: exit code, termination message, and standard error."""
 
 import json
 import os
@@ -11,13 +11,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainer.pods import Pod, Starter, environment, finish, make_config, wait_until
+from tests.trainer.pods import Pod, Starter, environment, finish, make_config, wait_until, wait_until_idle
 from trainyard.protocol import constants, launcher_protocol
 
 FAULTS = "tests.trainer.faults"
+PROMPT = 6.0
+"""Seconds in which a pod ends that is told to stop; less than the 8 s after which the launcher kills its ranks."""
 
 
-def test_success_leaves_the_final_figures(start: Starter) -> None:
+def test_success_leaves_the_final_progress(start: Starter) -> None:
     pods = start(make_config(2), 2)
     assert finish(pods) == [0, 0]
     words = [pod.word for pod in pods]
@@ -30,13 +32,14 @@ def test_success_leaves_the_final_figures(start: Starter) -> None:
 
 
 def test_ends_cleanly_every_time(start: Starter) -> None:
+    """A hang at the end that happens once in 50 runs is found by these ten in one of five runs of this test."""
     config = make_config(2, stop={"steps": 2})
     for _ in range(10):
         assert finish(start(config, 1, 2)) == [0]
 
 
 @pytest.mark.parametrize(("pods", "procs"), [(2, 1), (1, 2)])
-def test_exception_is_told_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
+def test_an_exception_is_distinguished_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
     started = start(make_config(2, stop={"steps": 9}), pods, procs, entry=f"{FAULTS}:raise_in_rank_1")
     assert finish(started) == [1] * pods
     word = started[-1].word
@@ -49,7 +52,7 @@ def test_exception_is_told_from_its_consequences(start: Starter, pods: int, proc
 
 
 @pytest.mark.parametrize(("pods", "procs"), [(2, 1), (1, 2)])
-def test_kill_is_told_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
+def test_a_kill_is_distinguished_from_its_consequences(start: Starter, pods: int, procs: int) -> None:
     started = start(make_config(2, stop={"steps": 9}), pods, procs, entry=f"{FAULTS}:die_in_rank_1")
     assert finish(started)[-1] == 137
     word = started[-1].word
@@ -62,7 +65,7 @@ def test_kill_is_told_from_its_consequences(start: Starter, pods: int, procs: in
 SERVER = {"data": {"mode": "parameterServer"}}
 
 
-def test_death_of_the_parameter_server_is_told_from_its_consequences(start: Starter) -> None:
+def test_death_of_the_parameter_server_is_distinguished_from_its_consequences(start: Starter) -> None:
     first, second, server = start(make_config(2, SERVER, stop={"steps": 1_000_000}), 2)
     first.wait_for_step(3)
     os.kill(server.ranks()[0], signal.SIGKILL)
@@ -102,12 +105,14 @@ def test_pod_that_waits_for_a_dead_one_can_be_stopped(start: Starter) -> None:
     pods = start(make_config(2), 2, entry=f"{FAULTS}:die_while_joining")
     assert pods[1].wait(30) == 137
     os.kill(pods[0].pid, signal.SIGTERM)
-    assert pods[0].wait(2) == 143
+    assert pods[0].wait(PROMPT) == 143
 
 
 def test_store_lost_while_the_group_forms(start: Starter) -> None:
     pods = start(make_config(4), 3, entry=f"{FAULTS}:last_pod_never_comes", env={"WORLD_SIZE": "4"})
-    time.sleep(1.0)  # ranks 0 and 1 now ask the store of rank 0 for the others
+    for pod in pods[:2]:
+        wait_until(lambda pod=pod: len(pod.ranks()) == 1, 30)  # type: ignore[misc]
+    wait_until_idle([rank for pod in pods[:2] for rank in pod.ranks()])  # they wait for ranks 2 and 3
     os.kill(pods[0].pid, signal.SIGKILL)
     assert pods[1].wait(30) == 1
     word = pods[1].word
@@ -116,9 +121,9 @@ def test_store_lost_while_the_group_forms(start: Starter) -> None:
     assert "Traceback" not in pods[1].stderr
 
 
-def test_stop_is_heard_while_importing(start: Starter) -> None:
+def test_a_signal_to_stop_counts_while_importing(start: Starter) -> None:
     (pod,) = start(make_config(1), 1, entry=f"{FAULTS}:stop_while_importing")
-    assert pod.wait(10) == 143
+    assert pod.wait(30) == 143
     assert pod.word is not None
     assert pod.word.message == "told to stop before the training began"
     assert pod.stdout == ""
@@ -128,12 +133,12 @@ def test_stop_is_heard_while_importing(start: Starter) -> None:
 def test_stops_at_once_inside_a_collective(start: Starter, stop: signal.Signals) -> None:
     pods = start(make_config(2, stop={"steps": 9}), 2, entry=f"{FAULTS}:hang_in_rank_1")
     pods[0].wait_for_step(3)
-    time.sleep(0.2)  # rank 0 is now waiting for rank 1 in C++
+    wait_until_idle([rank for pod in pods for rank in pod.ranks()])  # rank 0 waits for rank 1 in C++
     began = time.monotonic()
     for pod in pods:
         os.kill(pod.pid, stop)
-    assert finish(pods, 10) == [128 + stop] * 2
-    assert time.monotonic() - began < 2
+    assert finish(pods, 30) == [128 + stop] * 2
+    assert time.monotonic() - began < PROMPT
     for rank, pod in enumerate(pods):
         assert pod.word is not None
         assert (pod.word.rank, pod.word.exception, pod.word.step) == (rank, stop.name, 3)
@@ -143,12 +148,13 @@ def test_stops_at_once_inside_a_collective(start: Starter, stop: signal.Signals)
 def test_stops_at_once_while_other_pods_are_missing(start: Starter) -> None:
     config = make_config(2)
     pods = start(config, 2, entry=f"{FAULTS}:second_pod_never_comes")
-    time.sleep(0.5)
+    wait_until(lambda: len(pods[0].ranks()) == 1, 30)
+    wait_until_idle(pods[0].ranks())
     os.kill(pods[0].pid, signal.SIGTERM)
-    assert pods[0].wait(5) == 143
+    assert pods[0].wait(PROMPT) == 143
     assert pods[0].word is not None
     assert pods[0].word.exception == "SIGTERM"
-    assert pods[1].wait(5) == 0
+    assert pods[1].wait(30) == 0
 
 
 def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
@@ -157,13 +163,13 @@ def test_processes_do_not_outlive_their_launcher(start: Starter) -> None:
     ranks = pod.ranks()
     assert len(ranks) == 2
     os.kill(pod.pid, signal.SIGKILL)
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in ranks), 5)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in ranks), 30)
 
 
-def test_last_words_of_several_ranks(start: Starter) -> None:
-    """First cause wins over later ones, any cause over a lost peer, whatever the order."""
+def test_termination_messages_of_several_ranks(start: Starter) -> None:
+    """The first cause wins over later ones, and any cause over a lost peer, in any order."""
     from trainyard.protocol.termination import TerminationMessage
-    from trainyard_trainer.runtime import ending
+    from trainyard_trainer.runtime import process_exit
 
     lost = TerminationMessage(rank=0, exception="RuntimeError", peer_lost=True)
     cause = TerminationMessage(rank=1, exception="ValueError", message="short")
@@ -183,22 +189,24 @@ def test_last_words_of_several_ranks(start: Starter) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(launcher_protocol.ENV_TERMINATION_LOG, str(path))
             for word in order:
-                ending.write_termination_message(word)
+                process_exit.write_termination_message(word)
         assert TerminationMessage.decode(path.read_text()) == expected
         assert path.stat().st_ino == inode
 
 
-def test_unwritable_last_word_is_said_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_termination_message_is_reported(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from trainyard.protocol.termination import TerminationMessage
-    from trainyard_trainer.runtime import ending
+    from trainyard_trainer.runtime import process_exit
 
     monkeypatch.setenv(launcher_protocol.ENV_TERMINATION_LOG, "/nowhere/at/all")
-    ending.write_termination_message(TerminationMessage(rank=0))
+    process_exit.write_termination_message(TerminationMessage(rank=0))
     assert "/nowhere/at/all" in capsys.readouterr().err
 
 
 def test_real_command_refuses_a_missing_text(tmp_path: Path) -> None:
-    """The whole way, as in a container: interpreter, launcher, worker; here without any PET_ variable."""
+    """As in a container: interpreter, launcher and rank; here without any PET_ variable."""
     config = make_config(1, data={"path": "/data/missing.txt"})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     env = environment() | {

@@ -1,4 +1,4 @@
-"""Evaluation: its figures against scikit-learn's, on any number of ranks, and on samples that were never trained on."""
+"""Evaluation: metrics equal those of scikit-learn, on any number of ranks, on samples that are not trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,20 +33,20 @@ def digits(world_size: int = 1, **changes: Any) -> Any:
     return make_config(world_size, spec.pop("parallelism", None), replace=True, **spec)
 
 
-class Answers:
-    """Passes that answer with what they were given."""
+class GivenPredictions:
+    """Passes and batches whose predictions are given."""
 
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.batches = batches
 
-    def of_evaluation(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         return ((predicted, targets) for predicted, targets, _ in self.batches)
 
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return next(loss for _, t, loss in self.batches if t is targets), inputs
 
 
-def test_figures_are_those_of_scikit_learn() -> None:
+def test_metrics_equal_those_of_scikit_learn() -> None:
     generator = np.random.default_rng(3)
     actual = generator.integers(0, 5, 100)
     predicted = np.where(generator.random(100) < 0.7, actual, generator.integers(0, 5, 100))
@@ -56,10 +56,10 @@ def test_figures_are_those_of_scikit_learn() -> None:
     ]
     padding = torch.full((3,), IGNORED)
     batches.append((torch.zeros(3, dtype=torch.int64), padding, torch.tensor(0.0)))
-    answers = cast(Any, Answers(batches))
-    figures = evaluate(answers, answers, ALONE, classes=6, counts=True)
+    given = cast(Any, GivenPredictions(batches))
+    metrics_found = evaluate(given, given, ALONE, classes=6, counts=True)
     mean = {"average": "macro", "zero_division": 0.0}
-    assert figures == pytest.approx(
+    assert metrics_found == pytest.approx(
         {
             "loss": 1.0,
             "accuracy": metrics.accuracy_score(actual, predicted),
@@ -70,28 +70,27 @@ def test_figures_are_those_of_scikit_learn() -> None:
     )
 
 
-def test_held_out_samples_are_evaluated_once_and_never_trained_on() -> None:
+def test_evaluation_samples_are_evaluated_once_and_never_trained_on() -> None:
     config = digits(1)
     table = load_table(config)
     batches = Batches(table, config, ALONE)
-    assert (batches.eval_fraction, batches.trained) == (359, 1438)
-    evaluated = [x[targets != IGNORED] for x, targets in batches.of_evaluation()]
-    eval_fraction = torch.cat(evaluated)
-    assert torch.equal(eval_fraction, torch.from_numpy(table.features[1438:]))
+    assert (batches.eval_samples, batches.train_samples) == (359, 1438)
+    evaluated = [x[targets != IGNORED] for x, targets in batches.eval_batches()]
+    assert torch.equal(torch.cat(evaluated), torch.from_numpy(table.features[1438:]))
     steps = range(2 * 1438 // 32)
-    drawn = np.concatenate([batches.sampler.windows_of(step, 0) for step in steps])
+    drawn = np.concatenate([batches.sampler.batch_windows(step, 0) for step in steps])
     assert drawn.max() < 1438
 
 
-def test_ranks_share_the_held_out_samples() -> None:
+def test_ranks_divide_the_evaluation_samples() -> None:
     config = digits(2)
     table = load_table(config)
     ranks = [Batches(table, config, World(r, r, 2, 2, torch.device("cpu"))) for r in range(2)]
-    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.of_evaluation()]
+    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.eval_batches()]
     assert sorted(torch.cat(seen).tolist()) == sorted(table.features[1438:].tolist())
 
 
-def test_the_small_network_reads_digits_alike_on_every_layout(start: Starter) -> None:
+def test_the_small_network_classifies_digits_equally_on_every_layout(start: Starter) -> None:
     layouts: tuple[tuple[int, dict[str, Any] | None], ...] = ((1, None), (2, None), (2, {"data": {"mode": "fsdp"}}))
     found = []
     for processes, parallelism in layouts:
@@ -110,7 +109,7 @@ def test_the_small_network_reads_digits_alike_on_every_layout(start: Starter) ->
         assert other == pytest.approx(found[0], rel=1e-3)
 
 
-def test_a_table_of_ones_own(tmp_path: Path) -> None:
+def test_a_table_of_the_user(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     x, y = generator.normal(5, 3, (40, 3)), generator.integers(0, 4, 40)
     y[0] = 3
@@ -126,13 +125,13 @@ def test_a_table_of_ones_own(tmp_path: Path) -> None:
     ("arrays", "message"),
     [
         (None, "cannot be read"),
-        ({"x": np.zeros((2, 2))}, "no NumPy archive with arrays x and y"),
+        ({"x": np.zeros((2, 2))}, "is not a NumPy archive with arrays x and y"),
         ({"x": np.zeros(2), "y": np.zeros(2, int)}, "x must be [samples, features]"),
         ({"x": np.full((2, 2), np.nan), "y": np.zeros(2, int)}, "finite numbers"),
         ({"x": np.zeros((2, 2)), "y": np.zeros(2)}, "whole numbers from 0"),
     ],
 )
-def test_a_bad_table_is_told_with_the_fix(tmp_path: Path, arrays: dict[str, Any] | None, message: str) -> None:
+def test_a_bad_table_is_refused_with_the_fix(tmp_path: Path, arrays: dict[str, Any] | None, message: str) -> None:
     path = tmp_path / "table.npz"
     if arrays is not None:
         np.savez(path, **arrays)

@@ -1,4 +1,4 @@
-"""The launcher: who it is among the pods, processors, threads, and what it may not touch before it forks."""
+"""The launcher: ranks of a pod, processors, threads, and what must not happen before it forks."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from tests.trainer.pods import Starter, environment, make_config
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.launcher import place, ranks
+from trainyard_trainer.launcher import pod_environment, rank_processes
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -25,16 +25,16 @@ from trainyard_trainer.runtime.errors import ConfigError
         ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0.5),
     ],
 )
-def test_quota_of_the_control_group(
+def test_cpu_quota_of_the_control_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], quota: float | None
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(place, "CGROUP", tmp_path)
+    monkeypatch.setattr(pod_environment, "CGROUP", tmp_path)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert place._cgroup_quota() == quota
-    assert place.usable_cpus() == (8 if quota is None else max(1, int(quota)))
+    assert pod_environment._cgroup_quota() == quota
+    assert pod_environment.usable_cpus() == (8 if quota is None else max(1, int(quota)))
 
 
 @pytest.mark.parametrize(
@@ -46,30 +46,30 @@ def test_quota_of_the_control_group(
         ({"memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"}, 0),
     ],
 )
-def test_processes_killed_for_want_of_memory_are_counted(
+def test_processes_killed_by_the_oom_killer_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], kills: int
 ) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
-    monkeypatch.setattr(place, "CGROUP", tmp_path)
-    assert place.memory_kills() == kills
+    monkeypatch.setattr(pod_environment, "CGROUP", tmp_path)
+    assert pod_environment.oom_kill_count() == kills
 
 
 @pytest.mark.parametrize(
-    ("code", "starved", "name", "message"),
+    ("code", "oom_killed", "name", "message"),
     [
-        (-9, True, "OOMKilled", "rank 3 was killed by SIGKILL for want of memory"),
+        (-9, True, "OOMKilled", "rank 3 was killed by the OOM killer (SIGKILL)"),
         (-9, False, "SIGKILL", "rank 3 was killed by SIGKILL; the usual reason is a lack of memory"),
         (-11, False, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
         (-11, True, "SIGSEGV", "rank 3 was killed by SIGSEGV"),
     ],
 )
 def test_a_rank_that_was_killed_is_named_by_what_killed_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, starved: bool, name: str, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, oom_killed: bool, name: str, message: str
 ) -> None:
     monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "word"))
-    assert ranks._explain(3, code, starved) == 128 - code
+    assert rank_processes._explain_exit(3, code, oom_killed) == 128 - code
     word = TerminationMessage.decode((tmp_path / "word").read_text())
     assert word is not None
     assert (word.rank, word.exception, word.message) == (3, name, message)
@@ -79,11 +79,11 @@ def test_a_rank_that_was_killed_is_named_by_what_killed_it(
     ("processes", "given", "threads"), [(1, None, "8"), (3, None, "2"), (99, None, "1"), (2, "5", "5")]
 )
 def test_threads_per_process(monkeypatch: pytest.MonkeyPatch, processes: int, given: str | None, threads: str) -> None:
-    monkeypatch.setattr(place, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(pod_environment, "usable_cpus", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-    place.set_threads(processes)
+    pod_environment.set_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 
@@ -106,16 +106,16 @@ PODS = {
         (PODS | {"PET_NPROC_PER_NODE": "1", "RANK": "6", "WORLD_SIZE": "7"}, (6, 1, 7)),
     ],
 )
-def test_place_of_a_pod(
+def test_ranks_of_a_pod(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[int, int, int]
 ) -> None:
     for name in (*PODS, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    found = place.Place.from_environment()
-    assert (found.first, found.local_size, found.size) == expected
-    assert found.environment(1)["RANK"] == str(expected[0] + 1)
+    pod = pod_environment.PodEnvironment.from_environment()
+    assert (pod.first_rank, pod.local_size, pod.world_size) == expected
+    assert pod.rank_environment(1)["RANK"] == str(expected[0] + 1)
 
 
 @pytest.mark.parametrize(
@@ -125,15 +125,15 @@ def test_place_of_a_pod(
         ({"PET_NNODES": "2"}, "PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1"),
     ],
 )
-def test_wrong_place(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
+def test_wrong_variables(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], message: str) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
-        place.Place.from_environment()
+        pod_environment.PodEnvironment.from_environment()
 
 
 @pytest.mark.parametrize("procs", [1, 3])
-def test_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -> None:
+def test_the_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -> None:
     """A lock held by another thread at that moment would stay locked in the rank for ever."""
     (pod,) = start(
         make_config(procs, batch={"global": 12}), 1, procs, entry="tests.trainer.faults:count_threads_at_fork"
@@ -142,7 +142,7 @@ def test_launcher_has_one_thread_whenever_it_forks(start: Starter, procs: int) -
     assert pod.stderr.splitlines() == ["threads 1"] * procs
 
 
-def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
+def test_a_rank_runs_under_torchrun_too(tmp_path: Path) -> None:
     config = make_config(2, stop={"steps": 3})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     env = environment() | {
@@ -164,7 +164,7 @@ def test_worker_runs_under_torchrun_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "termination").read_text())["step"] == 3
 
 
-def test_imports_leave_the_launcher_fit_to_fork() -> None:
+def test_after_its_imports_the_launcher_can_fork() -> None:
     """No CUDA context and no threads: both would break in a forked process."""
     program = """
 import torch
@@ -172,7 +172,7 @@ for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
         setattr(torch._C, name, lambda *a: (_ for _ in ()).throw(SystemExit("CUDA was called")))
 import torch._dynamo
-import trainyard_trainer.launcher.launch
+import trainyard_trainer.launcher.main
 import trainyard_trainer.rank_process
 assert not torch.cuda.is_initialized()
 threads = open("/proc/self/status").read().partition("Threads:")[2].split()[0]
@@ -185,7 +185,7 @@ assert threads == "1", threads
 
 
 def test_nothing_heavy_is_imported_before_the_stop_signals_are_caught() -> None:
-    program = "import sys, trainyard_trainer.launcher.launch; assert not {'torch', 'numpy'} & set(sys.modules)"
+    program = "import sys, trainyard_trainer.launcher.main; assert not {'torch', 'numpy'} & set(sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
     )

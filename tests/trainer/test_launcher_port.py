@@ -80,10 +80,8 @@ def test_group_restarts_inside_its_pods(running: list[Pod]) -> None:
     assert held.exit_info is not None
     assert held.exit_info.exit_code == 128 + signal.SIGKILL
     assert json.loads(held.exit_info.message)["rank"] == 3
-    killed = time.monotonic()
     assert [request_attempt(pod, 4) for pod in running] == [202, 202]
     wait_until(lambda: 4 in attempts(first), 20, lambda: first.stderr)
-    assert time.monotonic() - killed < 10
     assert all(ready(pod) for pod in running)
     assert state(first) == PodState(attempt=4)
     assert second.word is None, "the termination message of attempt 3 is cleared"
@@ -115,16 +113,16 @@ def test_release_ends_the_pod_with_the_exit_code_of_its_ranks(running: list[Pod]
     wait_until(lambda: not any(ready(pod) for pod in running), 10, lambda: running[0].stderr)
     assert request_attempt(running[0], 3) == 409, "attempt 3 has ended"
     assert [call(pod.launcher_port, RELEASE_PATH, "POST")[0] for pod in running] == [202, 202]
-    assert finish(running, 5) == [137, 1]
+    assert finish(running, 20) == [137, 1]
     assert running[0].word is not None
     assert running[0].word.rank == 0
 
 
 def test_waiting_pod_ends_on_sigterm(running: list[Pod]) -> None:
     os.kill(running[0].ranks()[0], signal.SIGKILL)
-    wait_until(lambda: not ready(running[0]), 10, lambda: running[0].stderr)
+    wait_until(lambda: not ready(running[0]), 20, lambda: running[0].stderr)
     os.kill(running[0].pid, signal.SIGTERM)
-    assert running[0].wait(5) == 137
+    assert running[0].wait(20) == 137
 
 
 @pytest.mark.parametrize(

@@ -214,13 +214,13 @@ def test_evaluations_have_six_digits_on_the_page_in_the_log_and_in_trackers(star
 
 def test_the_termination_message_has_the_counts_of_the_attempt() -> None:
     metrics = MetricsExporter(make_config(1), make_world(), attempt=2)
-    metrics.resumed(3, 1)
+    metrics.checkpoint_resumed(3, 1)
     metrics.begin(Start(step=3, drawn=24, total_steps=10, batch=8, samples=1000))
     metrics.after_step(4)
     metrics.reported(make_report())
-    metrics.save_failed()
-    metrics.stalled(0.25)
-    metrics.saved(4, 1.0, 1000)
+    metrics.checkpoint_failed(4)
+    metrics.checkpoint_stalled(0.25)
+    metrics.checkpoint_saved(4, 1.0, 1000)
     assert metrics.attempt_progress() == {
         "attempt": 2,
         "checkpoint_step": 4,

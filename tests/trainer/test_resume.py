@@ -1,7 +1,9 @@
-"""A run that goes on from a checkpoint is the run that was never interrupted."""
+"""A run that resumes from a checkpoint equals a run that was never interrupted."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,22 @@ from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
 from trainyard.protocol import constants
 from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
 
+FAULTS = "tests.trainer.faults"
 STEPS = 6
+LONGER = 12
+"""Steps of the undisturbed run: more than a run that is told to stop before its sixth step, and two more."""
 TOLERANCE = 1e-5
+"""Relative; fp32 sums in another order."""
 
 
 def train(
     start: Starter, folder: Path, layout: Layout, *, stop: int = STEPS, entry: str | None = None, **changes: Any
 ) -> list[Pod]:
-    """A run that keeps its checkpoints in a folder, one after step 3."""
+    """Start a run that keeps its checkpoints in a folder, by default one after each third step."""
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
+    checkpoint = {name: value for name, value in checkpoint.items() if value is not None}
     settings = {
         "model": transformer,
         "batch": {"global": 8, "micro": layout.micro},
@@ -32,7 +40,7 @@ def train(
         **changes,
     }
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
-    entry = entry or "trainyard_trainer.launcher.launch:main"
+    entry = entry or "trainyard_trainer.launcher.main:main"
     return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder)})
 
 
@@ -48,7 +56,6 @@ WRITERS = [
     Layout(2, {"data": SERVER}),
 ]
 READERS = [
-    Layout(1, {}),
     Layout(2, {}),
     Layout(2, {"tensor": 2}),
     Layout(2, {"pipeline": pipe(2)}),
@@ -56,37 +63,124 @@ READERS = [
     Layout(2, {"context": 2}),
     Layout(2, {"data": SERVER}),
 ]
+ALONE = Layout(1, {})
 
 
 @pytest.fixture(scope="module")
 def undisturbed(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    [pod] = train(start, tmp_path_factory.mktemp("undisturbed"), Layout(1, {}))
+    """Losses of a run that was never interrupted, by step."""
+    [pod] = train(start, tmp_path_factory.mktemp("undisturbed"), ALONE, stop=LONGER)
     assert finish([pod]) == [0], pod.stderr
     return losses(pod)
 
 
+@pytest.fixture(scope="module")
+def pipeline_checkpoint(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of step 3 of a pipeline with sharded parameters: many files, each with parts of tensors."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    pods = train(start, folder, Layout(4, {"pipeline": pipe(2, "ZBV"), "data": FSDP}), stop=3)
+    assert finish(pods, 120) == [0], pods[0].stderr
+    return folder / "step-00000003"
+
+
+def assert_resumes(
+    start: Starter, folder: Path, source: Path, layout: Layout, expected: dict[int, float], **changes: Any
+) -> None:
+    """Resume from a checkpoint of step 3 in a folder of its own, and compare the losses of the steps that follow."""
+    folder.mkdir(exist_ok=True)
+    (folder / source.name).symlink_to(source)
+    pods = train(start, folder, layout, **changes)
+    assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
+    assert losses(pods[0]) == pytest.approx({s: expected[s] for s in (4, 5, 6)}, rel=TOLERANCE)
+    assert catalog.complete_steps(folder) == [6, 3]
+
+
 @pytest.mark.parametrize("writer", WRITERS, ids=str)
-def test_a_checkpoint_of_any_layout_goes_on_on_any_other(
+def test_one_process_resumes_from_a_checkpoint_of_any_layout(
     start: Starter, tmp_path: Path, undisturbed: dict[int, float], writer: Layout
 ) -> None:
     pods = train(start, tmp_path / "first", writer, stop=3)
     assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
     assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (1, 2, 3)}, rel=TOLERANCE)
-    for number, reader in enumerate(READERS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        (folder / "step-00000003").symlink_to(tmp_path / "first" / "step-00000003")
-        pods = train(start, folder, reader)
-        assert set(finish(pods, 120)) == {0}, [pod.stderr for pod in pods]
-        assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE), reader
-        assert catalog.complete_steps(folder) == [6, 3]
+    assert_resumes(start, tmp_path / "second", tmp_path / "first" / "step-00000003", ALONE, undisturbed)
+
+
+@pytest.mark.parametrize("reader", READERS, ids=str)
+def test_any_layout_resumes_from_the_checkpoint_of_another(
+    start: Starter, tmp_path: Path, undisturbed: dict[int, float], pipeline_checkpoint: Path, reader: Layout
+) -> None:
+    """The format does not know layouts, so one writer stands for all; one process as a reader is tested above."""
+    assert_resumes(start, tmp_path, pipeline_checkpoint, reader, undisturbed)
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": {"name": "adamw", "eps": 1e-4}},
+    "sgd with momentum": {"optimizer": {"name": "sgd", "momentum": 0.9}},
+    "adagrad": {"optimizer": {"name": "adagrad"}},
+    "rmsprop": {"optimizer": {"name": "rmsprop", "momentum": 0.5}},
+    "muon": {"optimizer": {"name": "muon"}},
+    "mixture of experts": {
+        "model": {"name": "moe", "experts": 4, "expertsPerToken": 2},
+        "optimizer": {"name": "adam"},
+        "schedule": {"name": "cosine", "warmupSteps": 2},
+    },
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_run_resumes_exactly_from_a_checkpoint_written_in_the_background(
+    start: Starter, tmp_path: Path, family: str
+) -> None:
+    """All state of each optimizer, router and schedule is in the checkpoint; the same layout gives the same losses."""
+    changes = {"model": {}, **FAMILIES[family], "checkpoint": {"async": True, "keep": 5}}
+    [pod] = train(start, tmp_path / "first", ALONE, **changes)
+    assert finish([pod]) == [0], pod.stderr
+    assert_resumes(start, tmp_path / "second", tmp_path / "first" / "step-00000003", ALONE, losses(pod), **changes)
+
+
+def test_the_optimizer_waits_until_a_background_checkpoint_has_been_copied(start: Starter, tmp_path: Path) -> None:
+    """Otherwise parts of the next step are in the checkpoint; a slow copy makes that certain."""
+    background = {"async": True, "keep": 5}
+    entry = f"{FAULTS}:copy_slowly"
+    [pod] = train(start, tmp_path / "first", ALONE, entry=entry, checkpoint=background)
+    assert finish([pod]) == [0], pod.stderr
+    assert_resumes(start, tmp_path / "second", tmp_path / "first" / "step-00000003", ALONE, losses(pod))
+
+
+def test_the_checksums_of_a_checkpoint_cover_all_its_files(tmp_path: Path, pipeline_checkpoint: Path) -> None:
+    folder = tmp_path / pipeline_checkpoint.name
+    shutil.copytree(pipeline_checkpoint, folder)
+    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    assert names == set(Manifest.read(folder).files)
+    assert ".metadata" in names
+    assert len(names) > 4
+    assert catalog.find_damage(folder) is None
+    for name in sorted(names):
+        content = (folder / name).read_bytes()
+        middle = len(content) // 2
+        (folder / name).write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert catalog.find_damage(folder) == f"{folder / name} has a wrong checksum"
+        (folder / name).write_bytes(content)
+    assert catalog.find_damage(folder) is None
+
+
+def test_a_run_saves_every_so_many_seconds(start: Starter, tmp_path: Path) -> None:
+    """The clock of rank 0 decides, and all ranks save after the same step."""
+    checkpoint = {"everySteps": None, "everySeconds": 1, "keep": 100}
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), stop=1_000_000, checkpoint=checkpoint)
+    wait_until(lambda: len(catalog.complete_steps(tmp_path)) >= 3, 60, lambda: pod.stderr)
+    os.kill(pod.pid, signal.SIGTERM)
+    assert finish([pod]) == [128 + signal.SIGTERM], pod.stderr
+    _last, *periodic = catalog.complete_steps(tmp_path)
+    times = [(catalog.complete_folder(tmp_path, step) / MANIFEST).stat().st_mtime for step in reversed(periodic)]
+    assert all(later - earlier > 0.5 for earlier, later in itertools.pairwise(times))
 
 
 def test_a_run_saves_in_the_background_and_keeps_as_many_as_it_should(start: Starter, tmp_path: Path) -> None:
     pods = train(start, tmp_path, Layout(2, {}), stop=12, checkpoint={"everySteps": 3, "async": True, "keep": 2})
     assert finish(pods, 120) == [0], pods[0].stderr
     assert catalog.complete_steps(tmp_path) == [12, 9]
-    assert all(catalog.damage(catalog.complete_folder(tmp_path, step)) is None for step in (12, 9))
+    assert all(catalog.find_damage(catalog.complete_folder(tmp_path, step)) is None for step in (12, 9))
     assert pods[0].word is not None
     assert pods[0].word.progress is not None
     assert pods[0].word.progress.checkpoint_step == 12
@@ -94,27 +188,28 @@ def test_a_run_saves_in_the_background_and_keeps_as_many_as_it_should(start: Sta
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("layout", [Layout(1, {}), Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})], ids=str)
-def test_a_run_that_is_told_to_stop_saves_first_and_goes_on_at_the_next_step(
+def test_a_run_that_is_told_to_stop_saves_first_and_resumes_at_the_next_step(
     start: Starter, tmp_path: Path, undisturbed: dict[int, float], layout: Layout, background: bool
 ) -> None:
-    """Only one pod is told; all end, after the same step."""
+    """One pod receives the signal; all ranks stop after the same step. Losses equal those of an undisturbed run."""
     checkpoint = {"everySteps": 1000, "async": background}
-    pods = train(start, tmp_path, layout, stop=100_000, checkpoint=checkpoint)
-    pods[0].wait_for_step(4)
+    pods = train(start, tmp_path, layout, entry=f"{FAULTS}:wait_in_rank_0", stop=100_000, checkpoint=checkpoint)
+    pods[0].wait_for_step(5)
     os.kill(pods[0].pid, signal.SIGTERM)
+    (pods[0].folder / "go").touch()
     codes = finish(pods[:1], 60)
     assert codes == [128 + signal.SIGTERM], pods[0].stderr
     [step] = catalog.complete_steps(tmp_path)
-    assert step >= 4
-    seen = losses(pods[0])
-    assert max(seen) == step
-    assert {s: seen[s] for s in (1, 2, 3)} == pytest.approx({s: undisturbed[s] for s in (1, 2, 3)}, rel=TOLERANCE)
+    before = losses(pods[0])
+    assert sorted(before) == list(range(1, step + 1))
     pods = train(start, tmp_path, layout, stop=step + 2, checkpoint=checkpoint)
     assert set(finish(pods, 60)) == {0}, pods[0].stderr
-    assert sorted(losses(pods[0])) == [step + 1, step + 2]
+    after = losses(pods[0])
+    assert sorted(after) == [step + 1, step + 2]
+    assert before | after == pytest.approx({s: undisturbed[s] for s in before | after}, rel=TOLERANCE)
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+def test_a_damaged_checkpoint_is_passed_over_for_the_previous_one(
     start: Starter, tmp_path: Path, undisturbed: dict[int, float]
 ) -> None:
     pods = train(start, tmp_path, Layout(2, {"data": FSDP}))
@@ -126,11 +221,11 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     assert losses(pods[0]) == pytest.approx({s: undisturbed[s] for s in (4, 5, 6)}, rel=TOLERANCE)
     assert "the checkpoint of step 6 is damaged" in pods[0].stdout
     assert final(pods[0]) == (6, 3, 1, None)
-    assert catalog.damage(tmp_path / "step-00000006") is None
+    assert catalog.find_damage(tmp_path / "step-00000006") is None
 
 
 def final(pod: Pod) -> tuple[int | None, int | None, int | None, int | None]:
-    """What the last word says of checkpoints: the newest, the one taken up, and how many were damaged or failed."""
+    """Checkpoints in the termination message: the newest, the one resumed from, and how many were damaged or failed."""
     assert pod.word is not None
     assert pod.word.progress is not None
     figures = pod.word.progress
@@ -141,8 +236,8 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: St
     pods = train(start, tmp_path, Layout(1, {}), stop=3)
     assert finish(pods, 60) == [0], pods[0].stderr
     for changes, message in (
-        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model: layers is 2, but the checkpoint"),
-        ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name: is sgd, but the checkpoint"),
+        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model.layers is 2, but 4 in the checkpoint"),
+        ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name is sgd, but adamw in the checkpoint"),
     ):
         [pod] = train(start, tmp_path, Layout(1, {}), **changes)
         assert finish([pod], 60) == [constants.EXIT_INVALID_CONFIG]
@@ -150,19 +245,32 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: St
         assert pod.word.message.startswith(message)
 
 
-def test_the_samples_go_on_where_they_were_if_the_batch_changes(start: Starter, tmp_path: Path) -> None:
-    """Eight samples a step, then four: none is repeated and none is left out."""
+def test_a_checkpoint_of_a_newer_trainer_is_refused_by_all_ranks(start: Starter, tmp_path: Path) -> None:
+    """And not taken for damaged, which would begin the run again."""
+    pods = train(start, tmp_path, ALONE, stop=3)
+    assert finish(pods) == [0], pods[0].stderr
+    path = tmp_path / "step-00000003" / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": FORMAT + 1}))
+    pods = train(start, tmp_path, Layout(2, {}))
+    assert finish(pods) == [constants.EXIT_INVALID_CONFIG]
+    assert pods[0].word is not None
+    assert f"has the format {FORMAT + 1}, but this version of the trainer reads" in pods[0].word.message
+    assert "Traceback" not in pods[0].stderr
+
+
+def test_samples_continue_where_they_were_if_the_batch_changes(start: Starter, tmp_path: Path) -> None:
+    """Eight samples per step, then four: none is repeated or skipped."""
     entry = "tests.trainer.faults:audit"
     pods = train(start, tmp_path, Layout(1, {}), stop=3, entry=entry)
     assert finish(pods, 60) == [0], pods[0].stderr
-    drawn = read_samples(pods[0])
+    consumed = read_samples(pods[0])
     pods = train(start, tmp_path, Layout(1, {}), stop=9, entry=entry, batch={"global": 4})
     assert finish(pods, 60) == [0], pods[0].stderr
-    drawn += read_samples(pods[0])
-    pods = train(start, tmp_path / "whole", Layout(1, {}), entry=entry)
+    consumed += read_samples(pods[0])
+    pods = train(start, tmp_path / "undisturbed", Layout(1, {}), entry=entry)
     assert finish(pods, 60) == [0], pods[0].stderr
-    assert drawn == read_samples(pods[0])
-    assert len(set(drawn)) == 48
+    assert consumed == read_samples(pods[0])
+    assert len(set(consumed)) == 48
 
 
 def read_samples(pod: Pod) -> list[int]:
@@ -179,8 +287,8 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_death_of_the_process_that_saves_ends_the_run(start: Starter, tmp_path: Path) -> None:
-    """Rather than train on, with nothing saved any more, until somebody looks."""
+def test_the_death_of_the_background_process_ends_the_run(start: Starter, tmp_path: Path) -> None:
+    """Otherwise the run would continue without saving anything."""
     (pod,) = train(start, tmp_path, Layout(1, {}), stop=1_000_000, checkpoint={"everySteps": 20, "async": True})
     pod.wait_for_step(20)
     (rank,) = pod.ranks()

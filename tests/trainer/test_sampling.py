@@ -46,15 +46,17 @@ def test_every_layout_draws_the_same_samples(windows: int, world_size: int) -> N
     alone = Sampler(windows, seed=5, global_batch=8, shares=1)
     spread = Sampler(windows, seed=5, global_batch=8, shares=world_size)
     for step in range(30):
-        together = np.concatenate([spread.windows_of(step, rank) for rank in range(world_size)])
-        assert together.tolist() == alone.windows_of(step, 0).tolist()
+        together = np.concatenate([spread.batch_windows(step, rank) for rank in range(world_size)])
+        assert together.tolist() == alone.batch_windows(step, 0).tolist()
 
 
 @pytest.mark.parametrize("windows", [1, 7, 64, 100])
 def test_no_window_is_repeated_or_skipped_within_an_epoch(windows: int) -> None:
     """Also where a batch begins in one epoch and ends in the next."""
     sampler = Sampler(windows, seed=5, global_batch=8, shares=2)
-    drawn = [window for step in range(windows) for rank in (0, 1) for window in sampler.windows_of(step, rank).tolist()]
+    drawn = [
+        window for step in range(windows) for rank in (0, 1) for window in sampler.batch_windows(step, rank).tolist()
+    ]
     assert len(drawn) == 8 * windows
     epochs = [drawn[start : start + windows] for start in range(0, len(drawn), windows)]
     assert all(sorted(epoch) == list(range(windows)) for epoch in epochs)
@@ -64,7 +66,7 @@ def test_no_window_is_repeated_or_skipped_within_an_epoch(windows: int) -> None:
 
 def test_order_is_the_same_on_every_machine_and_in_every_version() -> None:
     """A resumed run depends on this order: it must never change."""
-    assert Sampler(1000, 7, 10, 1).windows_of(123, 0).tolist() == ORDER
+    assert Sampler(1000, 7, 10, 1).batch_windows(123, 0).tolist() == ORDER
 
 
 ORDER = [12, 848, 292, 174, 277, 729, 557, 311, 17, 870]

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainyard_trainer.launcher import launch
+from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.train import Trainer
 
 # Share of the largest tensor of a call that one of two ranks sends.
@@ -26,7 +26,7 @@ SENT = {
 
 def main() -> None:
     """Run a pod whose ranks print the bytes that they sent in the second step, by collective."""
-    accumulate = Trainer._accumulate_gradients
+    accumulate = Trainer._forward_backward
 
     def counted(trainer: Trainer) -> Any:
         with _Count() as count:
@@ -36,8 +36,8 @@ def main() -> None:
             os.write(1, f"{line}\n".encode())  # in one write, so that lines of ranks do not mix
         return result
 
-    Trainer._accumulate_gradients = counted  # type: ignore[method-assign, assignment]
-    launch.main()
+    Trainer._forward_backward = counted  # type: ignore[method-assign, assignment]
+    launcher_main.main()
 
 
 class _Count(TorchDispatchMode):  # type: ignore[no-untyped-call]

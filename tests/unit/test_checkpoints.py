@@ -1,11 +1,21 @@
-"""Checkpoints on disk: what is complete, what is damaged, what goes."""
+"""Checkpoints on disk: which are complete, which are damaged, and which are removed."""
 
+import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.catalog import FORMAT, complete_folder, complete_steps, damage, partial_folder
+from trainyard_trainer.checkpoint.catalog import complete_folder, complete_steps, find_damage, partial_folder
+from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, ConvergenceState, Manifest
+from trainyard_trainer.runtime.errors import ConfigError
+
+
+def make_manifest(step: int, **fields: Any) -> Manifest:
+    return Manifest(step=step, samples=8 * step, model={"layers": 2}, optimizer="adamw", data=7, **fields)
 
 
 def write(root: Path, step: int, *, complete: bool = True) -> Path:
@@ -15,12 +25,12 @@ def write(root: Path, step: int, *, complete: bool = True) -> Path:
         (partial / name).write_bytes(f"{name}{step}".encode() * 1000)
     if not complete:
         return partial
-    files = {name: vars(catalog.sum_of(partial / name)) for name in ("a", "b")}
-    catalog.commit(partial, {"format": FORMAT, "files": files})
+    files = {name: catalog.file_checksum(partial / name) for name in ("a", "b")}
+    catalog.commit(partial, make_manifest(step, files=files))
     return complete_folder(root, step)
 
 
-def test_only_what_was_committed_counts_and_the_newest_comes_first(tmp_path: Path) -> None:
+def test_only_committed_checkpoints_are_complete_and_the_newest_comes_first(tmp_path: Path) -> None:
     write(tmp_path, 10)
     write(tmp_path, 200_000_000)
     write(tmp_path, 20)
@@ -31,7 +41,7 @@ def test_only_what_was_committed_counts_and_the_newest_comes_first(tmp_path: Pat
     assert not partial_folder(tmp_path, 30).exists()
 
 
-def test_the_newest_are_kept(tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)
     catalog.remove_old(tmp_path, keep=2)
@@ -39,21 +49,64 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_checkpoint_of_the_same_step_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+def test_an_interrupted_removal_leaves_no_complete_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may be killed when some of the files are gone."""
+    for step in (1, 2):
+        write(tmp_path, step)
+
+    def remove_one_file(folder: Path, **_: Any) -> None:
+        (folder / "a").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", remove_one_file)
+    with pytest.raises(KeyboardInterrupt):
+        catalog.remove_old(tmp_path, keep=1)
+    assert complete_steps(tmp_path) == [2]
+    monkeypatch.undo()
+    catalog.remove_partial(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+def test_manifest_and_both_folders_are_synced_around_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power failure a complete name must not stand for files that are not on the disk."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(descriptor: int) -> None:
+        events.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def record_rename(path: Path, target: Path) -> Path:
+        events.append("rename")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    write(tmp_path, 5)
+    assert events == [MANIFEST, "step-00000005.partial", "rename", tmp_path.name]
+
+
+def test_a_checkpoint_of_the_same_step_replaces_a_damaged_one(tmp_path: Path) -> None:
     (write(tmp_path, 5) / "a").unlink()
     folder = write(tmp_path, 5)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
 
 
 def test_the_size_of_a_checkpoint_is_that_of_its_files(tmp_path: Path) -> None:
     assert catalog.size(write(tmp_path, 5)) == 2 * len("a5") * 1000
 
 
-@pytest.mark.parametrize("fault", ["truncated", "flipped", "missing", "no manifest", "broken manifest", "format"])
+@pytest.mark.parametrize(
+    "fault",
+    ["truncated", "flipped", "missing", "no manifest", "broken manifest", "no format", "unknown format", "no field"],
+)
 def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault: str) -> None:
     folder = write(tmp_path, 5)
-    assert damage(folder) is None
+    assert find_damage(folder) is None
     content = (folder / "b").read_bytes()
+    manifest = json.loads((folder / MANIFEST).read_text())
     match fault:
         case "truncated":
             (folder / "b").write_bytes(content[:-1])
@@ -62,10 +115,43 @@ def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault
         case "missing":
             (folder / "b").unlink()
         case "no manifest":
-            (folder / catalog.MANIFEST).unlink()
+            (folder / MANIFEST).unlink()
         case "broken manifest":
-            (folder / catalog.MANIFEST).write_text('{"format": 1, "fi')
-        case "format":
-            (folder / catalog.MANIFEST).write_text('{"format": 99, "files": {}}')
-    assert [damage(folder, share, 2) for share in (0, 1)] != [None, None]
-    assert damage(folder) is not None
+            (folder / MANIFEST).write_text('{"format": 1, "fi')
+        case "no format":
+            (folder / MANIFEST).write_text("[]")
+        case "unknown format":
+            (folder / MANIFEST).write_text(json.dumps({**manifest, "format": 0}))
+        case "no field":
+            del manifest["samples"]
+            (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert [find_damage(folder, share, 2) for share in (0, 1)] != [None, None]
+    assert find_damage(folder) is not None
+
+
+# --- the manifest ------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
+    folder = write(tmp_path, 5)
+    found = Manifest.read(folder)
+    assert found.replace(files={}) == make_manifest(5)
+    assert found.files["a"] == catalog.file_checksum(folder / "a")
+    convergence = ConvergenceState(lowest=1.5, stale=2)
+    partial = partial_folder(tmp_path, 6)
+    partial.mkdir()
+    written = make_manifest(6, convergence=convergence, stopped_because="converged", bad_steps=3)
+    catalog.commit(partial, written)
+    assert Manifest.read(complete_folder(tmp_path, 6)) == written
+
+
+def test_a_checkpoint_of_a_newer_trainer_is_refused_rather_than_passed_over_as_damaged(tmp_path: Path) -> None:
+    """Otherwise an older trainer would begin again from an older checkpoint, or from nothing."""
+    folder = write(tmp_path, 5)
+    (folder / MANIFEST).write_text(json.dumps({"format": FORMAT + 1, "anything": "else"}))
+    with pytest.raises(ConfigError) as error:
+        find_damage(folder)
+    assert str(error.value) == (
+        f"spec.checkpoint: {folder} has the format {FORMAT + 1}, but this version of the trainer reads formats up to "
+        f"{FORMAT}; use the version that wrote it (spec.image), or choose another spec.checkpoint volume"
+    )

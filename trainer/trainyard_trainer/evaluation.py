@@ -1,4 +1,4 @@
-"""How well the model does on samples it was never trained on."""
+"""Evaluation on samples that the model is not trained on."""
 
 import math
 
@@ -16,49 +16,51 @@ from trainyard_trainer.runtime.world import World
 def evaluate(
     passes: ForwardBackward, batches: Batches, world: World, classes: int | None, counts: bool
 ) -> dict[str, float]:
-    """Figures over all held-out samples, the same on every rank; all ranks must call it.
+    """Return metrics over all evaluation samples, the same on every rank; all ranks must call it.
 
     Args:
         passes: the forward pass of this layout.
-        batches: whose held-out samples are taken.
+        batches: yields the evaluation samples.
         world: the ranks.
-        classes: number of classes; None for text, whose classes are tokens, too many for figures of each.
-        counts: whether what this rank sees is a part of the sum (of a tensor group only one rank's is).
+        classes: number of classes; None for text, whose tokens are too many for metrics of each class.
+        counts: whether this rank's results are part of the sum; of a tensor-parallel group only one rank's are.
 
     Returns:
-        loss (mean cross-entropy, in nats), perplexity of text, accuracy, and of classes precision, recall and f1, each
-        the mean over the classes.
+        loss (mean cross-entropy in nats) and accuracy; for text perplexity; for classes precision, recall and f1, each
+        averaged over the classes.
     """
     size = classes if classes is not None else 1
-    # Sums over samples are all that ranks exchange, so the figures are exact however the samples are spread.
+    # Ranks exchange only sums over samples, so the metrics do not depend on how samples are divided among them.
     totals = torch.zeros(3, dtype=torch.float64, device=world.device)
     confusion = torch.zeros(size * size, dtype=torch.int64, device=world.device)
     heartbeat.beat(Phase.EVALUATION)
-    for inputs, targets in batches.of_evaluation():
+    for inputs, targets in batches.eval_batches():
         loss, predicted = passes.evaluate(inputs, targets)
         if predicted is None or not counts:
             continue
-        seen = targets != IGNORED
-        totals += torch.stack([loss.double(), ((predicted == targets) & seen).sum().double(), seen.sum().double()])
+        counted = targets != IGNORED
+        totals += torch.stack(
+            [loss.double(), ((predicted == targets) & counted).sum().double(), counted.sum().double()]
+        )
         if classes is not None:
-            confusion += torch.bincount(targets[seen] * classes + predicted[seen], minlength=size * size)
+            confusion += torch.bincount(targets[counted] * classes + predicted[counted], minlength=size * size)
     world.sum(totals)
     world.sum(confusion)
     loss_sum, correct, count = totals.tolist()
-    figures = {"loss": loss_sum / count, "accuracy": correct / count}
+    metrics = {"loss": loss_sum / count, "accuracy": correct / count}
     if classes is None:
-        return {**figures, "perplexity": math.exp(min(loss_sum / count, 700.0))}
-    return {**figures, **_of_classes(confusion.view(size, size))}
+        return {**metrics, "perplexity": math.exp(min(loss_sum / count, 700.0))}
+    return {**metrics, **_class_metrics(confusion.view(size, size))}
 
 
-def _of_classes(confusion: Tensor) -> dict[str, float]:
-    """Means over the classes that occur, from the number of samples of each class (row) taken for each (column)."""
+def _class_metrics(confusion: Tensor) -> dict[str, float]:
+    """Return means over the classes that occur, given the confusion matrix [actual class, predicted class]."""
     from sklearn.metrics import precision_recall_fscore_support
 
     counts = confusion.cpu().numpy()
-    actual, taken_for = np.indices(counts.shape).reshape(2, -1)
+    actual, predicted = np.indices(counts.shape).reshape(2, -1)
     occur = np.flatnonzero(counts.sum(axis=0) + counts.sum(axis=1))
     precision, recall, f1, _ = precision_recall_fscore_support(
-        actual, taken_for, sample_weight=counts.ravel(), labels=occur, average="macro", zero_division=0.0
+        actual, predicted, sample_weight=counts.ravel(), labels=occur, average="macro", zero_division=0.0
     )
     return {"precision": float(precision), "recall": float(recall), "f1": float(f1)}

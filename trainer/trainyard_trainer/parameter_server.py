@@ -1,8 +1,9 @@
 """The parameter server and its workers: the classic form of distributed gradient descent (Li et al., 2014).
 
-Each worker computes the gradient of its own samples and sends it to the server. The server adds them up in order of
-rank, follows the sum, and sends the new parameters to every worker: synchronously, so that a step is the same as on
-one process. All of it is one flat vector of float32 [parameters], over gloo, so that the server needs no GPU.
+Each worker computes the gradient of its own samples and sends it to the server. The server adds the gradients in the
+order of the ranks, applies the sum, and sends the new parameters to every worker. This is synchronous, so a step equals
+that of a single process. Gradients and parameters travel as one flat float32 vector [parameters] over gloo, so that the
+server needs no GPU.
 """
 
 from collections.abc import Mapping
@@ -15,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainyard.resource.optimization import Optimizer
-from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.storage import FAILURES, load, save, saved_shapes
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.state import Shape, Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Named
 from trainyard_trainer.runtime import heartbeat
@@ -28,19 +29,21 @@ from trainyard_trainer.runtime.world import World
 Shapes = list[tuple[str, Shape]]
 
 
-class Order(IntEnum):
-    """What rank 0 tells the server to do next."""
+class Command(IntEnum):
+    """What the server does next; rank 0 sends it together with a learning rate."""
 
     STEP = 0
-    """With a learning rate; all workers then send their gradients."""
+    """Apply the gradients that all workers send next."""
     SAVE = 1
+    """Write a checkpoint; its root folder and manifest follow."""
     END = 2
-    GO_BACK = 3
-    """To a checkpoint; its folder follows."""
+    """Leave the loop."""
+    ROLL_BACK = 3
+    """Load a checkpoint; its folder follows."""
 
 
-class Flat:
-    """Parameters and their gradients as views into two vectors, so that each is sent as one, without a copy."""
+class FlatParameters:
+    """Parameters and their gradients as views into two vectors [parameters], which are sent without a copy."""
 
     def __init__(self, named: Named) -> None:
         named = list(named)
@@ -58,40 +61,40 @@ class Flat:
 
 
 class RemoteUpdate:
-    """A worker's part: gradients go to the server, parameters come back."""
+    """The update of a worker: it sends its gradients to the server and receives new parameters."""
 
     def __init__(self, named: Named, world: World) -> None:
         named = list(named)
         self._named = named
-        self._flat = Flat(named)
+        self._flat = FlatParameters(named)
         self._world = world
         self._server = world.size
         self._outcome = torch.zeros(2)
-        """Norm of the gradient, and 1 if it was followed."""
+        """Norm of the gradient, and 1 if it was applied [2]."""
 
     def begin(self, folder: Path | None) -> None:
-        """Tell the server what the parameters are, and where the state of its optimizer lies."""
+        """Send the initial parameters to the server, and the checkpoint that holds the state of its optimizer."""
         if self._world.rank == 0:
             shapes: Shapes = [(name, tuple(parameter.shape)) for name, parameter in self._named]
             dist.send_object_list([shapes, folder], self._server)
             dist.send(self._flat.parameters.cpu(), self._server)
 
     def tensors(self) -> Tensors:
-        """It is the server's."""
+        """Return nothing: the server holds the state of the optimizer."""
         return {}
 
     def prepare(self, saved: Mapping[str, Shape]) -> None:
-        pass
+        """Do nothing: the server holds the state of the optimizer."""
 
-    def go_back(self, folder: Path) -> None:
-        """The server has a copy of its own."""
-        self._order(Order.GO_BACK)
+    def after_rollback(self, folder: Path) -> None:
+        """Have the server load the checkpoint, too, since it holds parameters and optimizer state of its own."""
+        self._send_command(Command.ROLL_BACK)
         if self._world.rank == 0:
             dist.send_object_list([folder], self._server)
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
-        """One round trip; `learning_rate` is rank 0's to tell."""
-        self._order(Order.STEP, learning_rate)
+        """Send gradients, and receive parameters and the outcome; the learning rate of rank 0 counts."""
+        self._send_command(Command.STEP, learning_rate)
         dist.send(self._flat.gradients.cpu(), self._server)
         self._flat.gradients.zero_()
         if self._flat.parameters.device.type == "cpu":
@@ -103,91 +106,96 @@ class RemoteUpdate:
         dist.recv(self._outcome, self._server)
         return self._outcome[0], bool(self._outcome[1])
 
-    def save(self, root: Path, step: int, about: dict[str, Any]) -> None:
-        """Have the server write a checkpoint (rank 0), and wait for it.
+    def save(self, root: Path, manifest: Manifest) -> None:
+        """Have the server write a checkpoint, and wait for it; called on rank 0 only.
 
         Raises:
-            OSError: it could not.
+            OSError: the checkpoint could not be written.
         """
-        self._order(Order.SAVE)
-        dist.send_object_list([root, step, about], self._server)
-        answer: list[str | None] = [None]
-        dist.recv_object_list(answer, self._server)
-        if answer[0] is not None:
-            raise OSError(answer[0])
+        self._send_command(Command.SAVE)
+        dist.send_object_list([root, manifest], self._server)
+        (problem,) = _receive_objects(1, self._server)
+        if problem is not None:
+            raise OSError(problem)
 
     def close(self) -> None:
-        """Tell the server that the training is over."""
-        self._order(Order.END)
+        """Have the server end, since the training has finished."""
+        self._send_command(Command.END)
 
-    def _order(self, order: Order, learning_rate: float = 0.0) -> None:
+    def _send_command(self, command: Command, learning_rate: float = 0.0) -> None:
         if self._world.rank == 0:
-            dist.send(torch.tensor([order, learning_rate], dtype=torch.float64), self._server)
+            dist.send(torch.tensor([command, learning_rate], dtype=torch.float64), self._server)
 
 
 class ParameterServer:
-    """The server's part. It knows nothing of the model but the names and shapes of its parameters."""
+    """The server. All it knows of the model are the names and shapes of its parameters."""
 
-    def __init__(self, config: Optimizer, world: World, guard: Guard) -> None:
+    def __init__(self, config: Optimizer, world: World, guard: GradientGuard) -> None:
         self._workers = range(world.size)
-        told: list[Any] = [None, None]
-        dist.recv_object_list(told, 0)
-        shapes, folder = told
+        shapes, folder = _receive_objects(2, source=0)
         self._named = [(name, nn.Parameter(torch.empty(shape))) for name, shape in shapes]
-        self._flat = Flat(self._named)
-        self._arriving = torch.empty_like(self._flat.gradients)
+        self._flat = FlatParameters(self._named)
+        self._received = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
         self._update = LocalUpdate(self._named, config, None, guard)
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
-        self.step: int = 0 if folder is None else catalog.read_manifest(folder)["step"]
-        """Updates done, those of earlier attempts too."""
+        self.step: int = 0 if folder is None else Manifest.read(folder).step
+        """Optimizer steps done, including those of earlier attempts."""
 
     def serve(self) -> bool:
-        """Follow one order. Returns False when the workers are done."""
-        heartbeat.beat(Phase.WORKERS, self.step)
-        told = torch.zeros(2, dtype=torch.float64)
-        dist.recv(told, 0)
-        match Order(int(told[0])):
-            case Order.STEP:
-                self._follow(told[1].item())
-            case Order.SAVE:
+        """Carry out one command. Returns False when the workers are done."""
+        heartbeat.beat(Phase.WAIT_FOR_WORKERS, self.step)
+        received = torch.zeros(2, dtype=torch.float64)
+        dist.recv(received, 0)
+        match Command(int(received[0])):
+            case Command.STEP:
+                self._step(received[1].item())
+            case Command.SAVE:
                 self._save()
-            case Order.GO_BACK:
-                self._go_back()
-            case Order.END:
+            case Command.ROLL_BACK:
+                self._roll_back()
+            case Command.END:
                 return False
         return True
 
-    def _follow(self, learning_rate: float) -> None:
+    def _step(self, learning_rate: float) -> None:
+        """Add up the gradients of the workers, apply them, and send parameters and outcome back."""
         for worker in self._workers:
-            dist.recv(self._arriving, worker)
-            self._flat.gradients.add_(self._arriving)
-        heartbeat.beat(Phase.SERVER)
-        norm, made = self._update.apply_gradients(learning_rate)
+            dist.recv(self._received, worker)
+            self._flat.gradients.add_(self._received)
+        heartbeat.beat(Phase.SERVER_UPDATE)
+        norm, applied = self._update.apply_gradients(learning_rate)
         self._flat.gradients.zero_()
-        heartbeat.beat(Phase.WORKERS)
+        heartbeat.beat(Phase.WAIT_FOR_WORKERS)
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
-            dist.send(torch.stack([norm, torch.tensor(float(made))]), worker)
+            dist.send(torch.stack([norm, torch.tensor(float(applied))]), worker)
         self.step += 1
 
-    def _go_back(self) -> None:
-        told: list[Any] = [None]
-        dist.recv_object_list(told, 0)
+    def _roll_back(self) -> None:
+        (folder,) = _receive_objects(1, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
-        load(told[0], model_tensors(self._named) | self._update.tensors(), group=None)
-        self.step = catalog.read_manifest(told[0])["step"]
+        load(folder, self._tensors(), group=None)
+        self.step = Manifest.read(folder).step
 
     def _save(self) -> None:
-        told: list[Any] = [None, None, None]
-        dist.recv_object_list(told, 0)
+        root, manifest = _receive_objects(2, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
-        writer = CheckpointWriter(*told)
-        answer = None
+        problem = None
         try:
-            save(writer, model_tensors(self._named) | self._update.tensors(), group=None)
+            save(CheckpointWriter(root, manifest), self._tensors(), group=None)
         except FAILURES as error:
-            answer = str(error).splitlines()[0]
-        dist.send_object_list([answer], 0)
+            problem = str(error).splitlines()[0]
+        dist.send_object_list([problem], 0)
+
+    def _tensors(self) -> Tensors:
+        return model_tensors(self._named) | self._update.tensors()
+
+
+def _receive_objects(count: int, source: int) -> list[Any]:
+    """Receive objects that another rank has sent together."""
+    objects: list[Any] = [None] * count
+    dist.recv_object_list(objects, source)
+    return objects

@@ -1,16 +1,12 @@
-"""The life of a run, from top to bottom, as one rank lives it."""
+"""The life of a run, from top to bottom, as one rank sees it."""
 
-import math
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.bad_steps import BadStepHandler
 from trainyard_trainer.checkpoint.saver import Saver
-from trainyard_trainer.checkpoint.storage import load, saved_shapes
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
@@ -18,280 +14,199 @@ from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
-from trainyard_trainer.optim.guard import Guard, Strikes, suspects, suspicion
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.optimizer import learning_rate_factor
-from trainyard_trainer.optim.state import Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, parameter_count
+from trainyard_trainer.parallel.parallelize import build_model_parts
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
-from trainyard_trainer.runtime.errors import BadSteps, ConfigError
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
-from trainyard_trainer.stopping import Convergence, total_steps
+from trainyard_trainer.stopping import total_steps
+from trainyard_trainer.train_state import TrainState
 
 
 class Trainer:
-    """A model, its data and its optimizer, trained for a number of steps.
+    """A model, its data and its optimizer, and the loop that trains them.
 
-    Losses and gradients are means over all tokens of the global batch, so the same configuration gives the same
-    run on any number of ranks and with any micro-batch, up to rounding.
+    Losses and gradients are means over all tokens of the global batch, so the same configuration gives the same run
+    on any number of ranks and with any micro-batch, up to rounding.
     """
 
     def __init__(self, config: RunConfig, world: World, samples: Samples) -> None:
-        self.config = config
+        self._config, self._trainer = config, config.trainer
         self.world = world
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
         # DistributedDataParallel puts a prefix before all names.
         named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
-        self._named = named
         self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
+        policy = config.health.bad_steps
         self.update: Update
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
-            guard = Guard(config.health.bad_steps, world.agrees_on)
+            guard = GradientGuard(policy, world.all_true)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self.strikes = Strikes(config.health.bad_steps)
-        self._reporting = StepMetrics(
+        self.state = TrainState(config, named, self.update, self.batches)
+        self.observers: list[Observer] = []
+        """Observers of this rank; they are called in order."""
+        self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.batches, self.observers)
+        self._step_metrics = StepMetrics(
             config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
         )
-        self.total_steps = total_steps(config, self.batches.trained, self.batches.global_batch)
-        self.step = 0
-        """Optimizer steps done, those of earlier attempts too."""
-        self.saver: Saver | None = None
-        self.observers: list[Observer] = []
-        """Who hears of this rank's steps."""
-        self._watch = Stopwatch()
+        self._total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
+        self._saver: Saver | None = None
         self._source: Path | None = None
-        self._fingerprint = samples.fingerprint
-        self.figures: dict[str, Any] = {}
-        """What is known of the run at this step, as JSON; it goes into each checkpoint, and comes back from it."""
-        self.told_to_stop = False
-        """Whether the training has ended early because a rank was told to stop. All that it did is saved then."""
-        self.stopped_because: str | None = None
-        """Why an evaluation has ended the training, perhaps before its last step."""
-        self._convergence = Convergence(config.trainer.stop)
-        parameters = parameter_count(config, samples)
-        log.info(
-            f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
-            parameters=parameters,
-            samples=self.batches.trained,
-            evalFraction=self.batches.eval_fraction,
-            worldSize=world.size,
-            device=world.device.type,
-            threads=torch.get_num_threads(),
-        )
+        """Checkpoint that this attempt has resumed from."""
+        self._stopwatch = Stopwatch()
+        self.interrupted = False
+        """Whether training has ended early because a rank was told to stop; everything is saved then."""
         self._classes = samples.class_count if isinstance(samples, Table) else None
 
-    def go_on(self, saver: Saver) -> None:
-        """Take up the newest whole checkpoint, whatever the layout that wrote it; from now on there will be more.
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, including those of earlier attempts."""
+        return self.state.step
+
+    def resume(self, saver: Saver) -> None:
+        """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
 
         Raises:
-            ConfigError: it is of another model or optimizer.
+            ConfigError: the checkpoint belongs to another model or optimizer, or to a newer version of the trainer.
         """
-        self.saver = saver
-        self._source = saver.find()
-        if self._source is None:
-            return
-        about = self._take_up(self._source, saver)
-        self.batches.go_on(self.step, about["samples"])
-        self.strikes.row = about.get("badSteps", 0)
-        log.info(f"continuing after step {self.step} from {self._source}", resumedStep=self.step)
-
-    def _take_up(self, source: Path, saver: Saver) -> dict[str, Any]:
-        """Be what a checkpoint holds, but for the samples, which the caller says. Returns its manifest."""
-        about = catalog.read_manifest(source)
-        self._check(about)
-        if not self.update.tensors():  # in the middle of a run it is there, and no memory for it twice
-            self.update.prepare(saved_shapes(source))
-        load(source, model_tensors(self._named) | self.update.tensors(), saver.group)
-        self.step = about["step"]
-        self._convergence.recall(about["convergence"])
-        self.stopped_because = about["stoppedBecause"]
-        self.figures = about["figures"]
-        return about
-
-    def _pass_over(self, loss: float, norm: float) -> bool:
-        """The step just done has changed nothing. Whether the run has gone back to an earlier one for it.
-
-        Raises:
-            BadSteps: spec.health.badSteps wants no more of them.
-        """
-        follows = self.strikes.bad(self.step, self.saver is not None)
-        sources = suspects(self.world.gather(suspicion(loss, norm)))
-        what = f"step {self.step}: the norm of the gradient is {norm:.4g}"
-        if sources:
-            link = "but no number on" if math.isfinite(norm) else "which came from"
-            what += f", {link} rank {', '.join(map(str, sources))}"
-        elif math.isfinite(norm):
-            what += ", a spike"
-        if self.world.rank == 0:
-            log.logger.warning("%s; nothing was changed (%s)", what, self.strikes)
-        for observer in self.observers:
-            observer.skipped(self.step, norm)
-        if follows == "Rollback" and self.saver is not None and self._go_back(self.saver):
-            return True
-        if follows != "Skip":
-            action = f"spec.health.badSteps.action is {self.config.health.bad_steps.action}"
-            elsewhere = bool(sources) and self.world.rank not in sources
-            raise BadSteps(f"{what} ({self.strikes}); {action}", elsewhere=elsewhere)
-        return False
-
-    def _go_back(self, saver: Saver) -> bool:
-        """Go back to the newest checkpoint, and on with new samples. False if there is none that may help."""
-        drawn = self.batches.drawn(self.step)
-        source = saver.find_again()
-        if source is None:
-            return False
-        self._take_up(source, saver)
-        self.update.go_back(source)
-        self.batches.go_on(self.step, drawn)
-        if not self.strikes.gone_back(self.step):
-            return False
-        for observer in self.observers:
-            observer.rolled_back(self.step)
-        self._reporting.begin(self.step)
-        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
-        log.info(f"back at step {self.step}; the samples since then are not drawn again", rollback=self.step)
-        return True
-
-    def _check(self, about: dict[str, Any]) -> None:
-        """Whether a checkpoint is of this run."""
-        fix = "change it back, or choose another spec.checkpoint volume"
-        model, optimizer = self.config.model.to_dict(), self.config.trainer.optimizer.name
-        differing = [key for key in {*model, *about["model"]} if model.get(key) != about["model"].get(key)]
-        if differing:
-            key = min(differing)
-            raise ConfigError(
-                f"spec.trainer.model: {key} is {model.get(key)}, but the checkpoint {self._source} is of a model with "
-                f"{about['model'].get(key)}; {fix}"
-            )
-        if optimizer != about["optimizer"]:
-            raise ConfigError(
-                f"spec.trainer.optimizer.name: is {optimizer}, but the checkpoint {self._source} was made with "
-                f"{about['optimizer']}; {fix}"
-            )
-        if self._fingerprint != about["data"]:
-            log.logger.warning("the data are not those that the checkpoint was trained on")
-
-    def _snapshot(self) -> tuple[Tensors, dict[str, Any]]:
-        """What a checkpoint after this step holds."""
-        about = {
-            "step": self.step,
-            "samples": self.batches.drawn(self.step),
-            "model": self.config.model.to_dict(),
-            "optimizer": self.config.trainer.optimizer.name,
-            "data": self._fingerprint,
-            "convergence": self._convergence.remember(),
-            "stoppedBecause": self.stopped_because,
-            "badSteps": self.strikes.row,
-            "figures": self.figures,
-        }
-        return model_tensors(self._named) | self.update.tensors(), about
+        self._saver = saver
+        self._source = folder = saver.find_checkpoint()
+        if folder is not None:
+            manifest = self.state.load(folder, saver.group)
+            self.batches.set_position(self.step, manifest.samples)
+            self.state.bad_steps.consecutive = manifest.bad_steps
+            log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 
     def run(self) -> None:
         """Train to the last step.
 
-        Between reports and evaluations nothing waits for the device but the update, for the norm of the gradient.
+        Between reports and evaluations only the update waits for the device, since it needs the gradient's norm.
         """
         self._begin()
-        first = self.step + 1
-        while self.step < self.total_steps and not self.stopped_because and not self.told_to_stop:
-            self._tell_time()
-            loss, norm, learning_rate, made = self._make_step()
-            if made:
-                self.strikes.good()
-            elif self._pass_over(loss.item(), norm.item()):
-                self._watch.mark("other")
+        first_step = self.step + 1
+        while self.step < self._total_steps and not self.state.stopped_because and not self.interrupted:
+            self._record_timing()
+            loss, norm, learning_rate, applied = self._step()
+            if applied:
+                self.state.bad_steps.record_good()
+            elif self._handle_bad_step(loss, norm):
                 continue
-            self._reporting.after_step()
-            evaluates = self._evaluates()
-            if evaluates or self._reports(first):
-                report = self._reporting.report(self.step, self.total_steps, loss, norm, learning_rate)
+            self._step_metrics.after_step()
+            evaluates = self._evaluation_is_due()
+            if evaluates or self._report_is_due(first_step):
+                report = self._step_metrics.report(self.step, self._total_steps, loss, norm, learning_rate)
                 for observer in self.observers:
                     observer.reported(report)
-            self._watch.mark("other")
+            self._stopwatch.mark("other")
             if evaluates:
                 self._evaluate()
-            if self.saver is not None:
-                self.told_to_stop = self.saver.after_step(self.step, self._snapshot, good=made)
-                self._watch.mark("checkpoint")
-        if self.saver is not None:
-            self.saver.finish(self.step, self._snapshot)
-            self._watch.mark("checkpoint")
-        self._tell_time()
-        self.update.close()
+            if self._saver is not None:
+                self.interrupted = self._saver.after_step(applied=applied)
+                self._stopwatch.mark("checkpoint")
+        self._end()
 
     def _begin(self) -> None:
-        self._reporting.begin(self.step)
+        """Announce the run to the observers and the launcher."""
+        self._step_metrics.begin(self.step)
         start = Start(
             step=self.step,
-            drawn=self.batches.drawn(self.step),
-            total_steps=self.total_steps,
+            drawn=self.batches.samples_consumed(self.step),
+            total_steps=self._total_steps,
             batch=self.batches.global_batch,
-            samples=self.batches.trained,
+            samples=self.batches.train_samples,
         )
         for observer in self.observers:
             observer.begin(start)
         self.update.begin(self._source)
-        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
-        self._watch = Stopwatch()
+        heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
+        self._stopwatch = Stopwatch()
 
-    def _tell_time(self) -> None:
-        seconds = self._watch.lap()
-        for observer in self.observers:
-            observer.spent(seconds)
+    def _step(self) -> tuple[Tensor, Tensor, float, bool]:
+        """Make one step.
 
-    def _make_step(self) -> tuple[Tensor, Tensor, float, bool]:
-        """One step. Returns this rank's loss, the norm of the gradient, the learning rate, and whether it was made."""
+        Returns this rank's part of the loss, the norm of the gradient, the learning rate, and whether the gradient
+        was applied.
+        """
         for observer in self.observers:
             observer.before_step(self.step + 1)
-        learning_rate = self._learning_rate()
-        loss, waited = self._accumulate_gradients()
-        self._watch.mark("passes", waited=waited)
-        if self.saver is not None:
-            self.saver.before_update()
-            self._watch.mark("checkpoint")
-        heartbeat.beat(Phase.UPDATE)
-        norm, made = self.update.step(learning_rate)
-        self._watch.mark("update")
-        self.step += 1
+        learning_rate = self._learning_rate(self.step + 1)
+        loss, data_seconds = self._forward_backward()
+        self._stopwatch.mark("passes", waited=data_seconds)
+        if self._saver is not None:
+            self._saver.before_update()
+            self._stopwatch.mark("checkpoint")
+        heartbeat.beat(Phase.OPTIMIZER)
+        norm, applied = self.update.step(learning_rate)
+        self._stopwatch.mark("update")
+        self.state.step += 1
         heartbeat.beat(Phase.AFTER_STEP, self.step)
         for observer in self.observers:
             observer.after_step(self.step)
-        return loss, norm, learning_rate, made
+        return loss, norm, learning_rate, applied
 
-    def _reports(self, first: int) -> bool:
-        """Whether the step just done is reported anyway: the first of an attempt, every logEverySteps-th, the last."""
-        return self.step in (first, self.total_steps) or self.step % self.config.trainer.log_every_steps == 0
+    def _forward_backward(self) -> tuple[Tensor, float]:
+        """Accumulate the gradient of this rank's share of the global batch; see `Passes.run`."""
+        return self.passes.run(self.batches, self.step)
 
-    def _evaluates(self) -> bool:
-        every = self.config.trainer.evaluation.every_steps
-        now = self.step == self.total_steps or (every is not None and self.step % every == 0)
-        return now and self.batches.eval_fraction > 0
+    def _learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        factor = learning_rate_factor(self._trainer.schedule, step, self._total_steps)
+        return self._trainer.optimizer.learning_rate * factor
+
+    def _handle_bad_step(self, loss: Tensor, norm: Tensor) -> bool:
+        """Skip a bad step, or roll back. Returns True after a rollback.
+
+        Raises:
+            BadSteps: spec.health.badSteps demands that the attempt fails.
+        """
+        if not self._bad_steps.handle(loss.item(), norm.item(), self._saver):
+            return False
+        self._step_metrics.begin(self.step)
+        heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
+        self._stopwatch.mark("other")
+        return True
+
+    def _report_is_due(self, first_step: int) -> bool:
+        """Return whether to report the current step: the first of an attempt, each logEverySteps-th, and the last."""
+        return self.step in (first_step, self._total_steps) or self.step % self._trainer.log_every_steps == 0
+
+    def _evaluation_is_due(self) -> bool:
+        """Return whether to evaluate after the current step: each everySteps-th and the last, if there are samples."""
+        every = self._trainer.evaluation.every_steps
+        due = self.step == self._total_steps or (every is not None and self.step % every == 0)
+        return due and self.batches.eval_samples > 0
 
     def _evaluate(self) -> None:
-        figures = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
-        rounded = {name: float(f"{value:.6g}") for name, value in figures.items()}
+        """Evaluate the model, and end the training if it has converged or reached its target."""
+        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+        rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)
-        self.stopped_because = self._convergence.judge(figures["loss"])
-        if self.stopped_because:
-            log.info(f"stopped after step {self.step}: {self.stopped_because}")
-        self._reporting.skip()
-        self._watch.mark("evaluation")
+        self.state.stopped_because = self.state.convergence.reason_to_stop(metrics["loss"])
+        if self.state.stopped_because:
+            log.info(f"stopped after step {self.step}: {self.state.stopped_because}")
+        self._step_metrics.skip()
+        self._stopwatch.mark("evaluation")
 
-    def _learning_rate(self) -> float:
-        """That of the step to come."""
-        trainer = self.config.trainer
-        factor = learning_rate_factor(trainer.schedule, self.step + 1, self.total_steps)
-        return trainer.optimizer.learning_rate * factor
+    def _record_timing(self) -> None:
+        """Tell the observers how long each phase has taken since the last call."""
+        seconds = self._stopwatch.lap()
+        for observer in self.observers:
+            observer.spent(seconds)
 
-    def _accumulate_gradients(self) -> tuple[Tensor, float]:
-        """Forward and backward over this rank's share of the global batch; see `ForwardBackward.run`."""
-        return self.passes.run(self.batches, self.step)
+    def _end(self) -> None:
+        """Save the last step, and release a parameter server."""
+        if self._saver is not None:
+            self._saver.finish()
+            self._stopwatch.mark("checkpoint")
+        self._record_timing()
+        self.update.close()

@@ -12,7 +12,7 @@ from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, prepare_tokens
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.world import World
@@ -40,10 +40,10 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     config = case.config(program)
     tokens = prepare_tokens(config)
     world = World.from_environment(program.servers)
-    world.join()
+    world.init_process_group()
     log.logger.disabled = True
     if rank >= program.processes:
-        server = ParameterServer(config.trainer.optimizer, world, Guard(config.health.bad_steps, bool))
+        server = ParameterServer(config.trainer.optimizer, world, GradientGuard(config.health.bad_steps, bool))
         with suppress(RuntimeError):  # when its turns are over a worker is killed
             while server.serve():
                 pass

@@ -14,18 +14,19 @@ HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
 FAILS = {"health": {"badSteps": {"action": "Fail"}}}
 SPOIL_GRADIENT = """
+import functools
 import gc
+
 from trainyard_trainer.optim.update import LocalUpdate
 
-def once(learning_rate, update, apply):
-    update.apply_gradients = apply
+def once(learning_rate, update, follow):
+    update.apply_gradients = follow
     update._parameters[0].grad.mul_(float("nan"))
     return apply(learning_rate)
 
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
-        apply = update.apply_gradients
-        update.apply_gradients = lambda rate, update=update, apply=apply, once=once: once(rate, update, apply)
+        update.apply_gradients = functools.partial(once, update=update, follow=update.apply_gradients)
 """
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 

@@ -1,261 +1,305 @@
-"""When a checkpoint is written, and what a run goes on from."""
+"""When a checkpoint is written, and which one a run resumes from."""
 
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch.distributed as dist
 
 from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.agreement import Agreement, Wish
+from trainyard_trainer.checkpoint.consensus import Request, StepConsensus
+from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.metrics.exporter import MetricsExporter
+from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.optim.state import Tensors
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
 
 REMOVAL_SECONDS = 5.0
-"""How long the end of a run waits for old checkpoints to be gone; the next save removes what is left."""
+"""How long the end of a run waits for old checkpoints to be removed; the next save removes what is left."""
 
-Snapshot = Callable[[], tuple[Tensors, dict[str, Any]]]
-"""The tensors of this rank, and what the manifest says besides."""
-Send = Callable[[Path, int, dict[str, Any]], None]
-"""Has a parameter server write a checkpoint; raises OSError."""
+
+class Checkpointable(Protocol):
+    """State of a run that can be saved."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+
+    def snapshot(self) -> tuple[Tensors, Manifest]:
+        """Return the tensors of this rank, and the manifest of a checkpoint after the current step."""
+
+
+RemoteSave = Callable[[Path, Manifest], None]
+"""Has a parameter server write a checkpoint; raises OSError if it cannot."""
+
+
+@dataclass(frozen=True)
+class _PendingSave:
+    """A save that is under way."""
+
+    step: int
+    began: float
+    """Monotonic time."""
+    result: Future[None]
 
 
 class Saver:
     """Writes the checkpoints of a run. All ranks call every method at the same point of the same step."""
 
     def __init__(
-        self, config: CheckpointConfig, root: Path, world: World, metrics: MetricsExporter | None, send: Send | None
+        self,
+        config: CheckpointConfig,
+        root: Path,
+        world: World,
+        state: Checkpointable,
+        observers: list[Observer],
+        remote_save: RemoteSave | None,
     ) -> None:
-        """`send`: with a parameter server, which holds all that is to be saved."""
+        """`remote_save`: set with a parameter server, which holds all tensors of the run."""
         self._config = config
         self._root = root
         self._world = world
-        self._metrics = metrics
-        self._send = send
-        self._agreement = Agreement(self.group)
+        self._state = state
+        self._observers = observers
+        self._remote_save = remote_save
+        self._consensus = StepConsensus(self.group)
         self._background: BackgroundSave | None = None
-        if config.async_ and send is None:
+        if config.async_ and remote_save is None:
             assert world.control is not None
             self._background = BackgroundSave(world.device, world.control)
-        self._started = False
+        self._background_used = False
         self._removal: threading.Thread | None = None
-        """Of checkpoints that are too old, on rank 0."""
-        self._staged: Future[None] | None = None
-        self._pending: tuple[int, float, Future[None]] | None = None
-        """Step, time of the start, and end of the save under way."""
+        """Removes old checkpoints, on rank 0."""
+        self._staging: Future[None] | None = None
+        """Done once the tensors of the save under way have been copied; they must not change before."""
+        self._pending: _PendingSave | None = None
         self._due = False
-        """A save waits for a good step."""
-        self._last: int | None = None
+        """Whether a save waits for the next good step."""
+        self._last_step: int | None = None
         self._last_time = time.monotonic()
         self.step: int | None = None
-        """Step of the newest complete checkpoint, as rank 0 knows it."""
+        """Step of the newest complete checkpoint; known to rank 0."""
         self.resumed_step: int | None = None
-        """Step of the checkpoint that this attempt continues from."""
+        """Step of the checkpoint that this attempt resumes from."""
         self.damaged = 0
-        """Newer checkpoints that were passed over."""
+        """Damaged checkpoints that are newer than the one that this attempt resumes from."""
         self.failures = 0
-        """Checkpoints that could not be written, as rank 0 knows it."""
+        """Checkpoints that could not be written; known to rank 0."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The ranks that save and load together; None if there is only one."""
+        """Ranks that save and load together; None if there is only one."""
         return self._world.control if self._world.size > 1 else None
 
-    # --- going on ------------------------------------------------------------------------------------------------
+    # --- resuming ------------------------------------------------------------------------------------------------
 
-    def find(self) -> Path | None:
-        """The newest checkpoint that is whole; the same on every rank. What never became complete is removed."""
-        self.resumed_step, self.damaged = self._newest(good=False)
-        if self._metrics is not None and (self.resumed_step or self.damaged):
-            self._metrics.resumed(self.resumed_step or 0, self.damaged)
+    def find_checkpoint(self) -> Path | None:
+        """Return the newest intact checkpoint, the same on every rank, and remove incomplete ones.
+
+        Raises:
+            ConfigError: the newest one has been written by a newer version of the trainer.
+        """
+        self.resumed_step, self.damaged = self._newest(before_bad_steps=False)
+        if self.resumed_step or self.damaged:
+            for observer in self._observers:
+                observer.checkpoint_resumed(self.resumed_step or 0, self.damaged)
         return self._folder(self.resumed_step)
 
-    def find_again(self) -> Path | None:
-        """The newest good one in the middle of a run: whole, and not written while steps were bad."""
-        self._settle()
+    def find_rollback_target(self) -> Path | None:
+        """Return the newest intact checkpoint, in the middle of a run, that was not written amid bad steps."""
+        self._finish_pending()
         self._due = False
-        return self._folder(self._newest(good=True)[0])
+        return self._folder(self._newest(before_bad_steps=True)[0])
 
     def _folder(self, step: int | None) -> Path | None:
         return None if step is None else catalog.complete_folder(self._root, step)
 
-    def _settle(self) -> None:
-        """Wait until nothing is being written any more."""
-        heartbeat.beat(Phase.CHECKPOINT)
-        self._wait_for_copy()
-        self._wait()
+    def _newest(self, *, before_bad_steps: bool) -> tuple[int | None, int]:
+        """Return the step of the newest intact checkpoint, and the number of damaged ones that are newer.
 
-    def _newest(self, *, good: bool) -> tuple[int | None, int]:
-        """Step of a checkpoint, and how many newer ones are damaged. `good`: no bad step came just before it."""
+        `before_bad_steps`: pass over those that were written while the last steps were bad.
+        """
         damaged = 0
-        found: list[list[int]] = [[]]
+        steps: list[list[int]] = [[]]
         if self._world.rank == 0:
             catalog.remove_partial(self._root)
-            found = [catalog.complete_steps(self._root)]
+            steps = [catalog.complete_steps(self._root)]
         if self._world.size > 1:
-            dist.broadcast_object_list(found, 0, group=self._world.control)
-        for step in found[0]:
+            dist.broadcast_object_list(steps, 0, group=self._world.control)
+        for step in steps[0]:
             folder = catalog.complete_folder(self._root, step)
-            problem = catalog.damage(folder, self._world.rank, self._world.size)
+            problem = catalog.find_damage(folder, self._world.rank, self._world.size)
             if problem is not None:
                 log.logger.warning("the checkpoint of step %d is damaged: %s", step, problem)
-            if not self._world.agrees_on(problem is None):
+            if not self._world.all_true(problem is None):
                 damaged += 1
-            elif not (good and catalog.read_manifest(folder).get("badSteps")):
-                self._last = self.step = step
+            elif not (before_bad_steps and Manifest.read(folder).bad_steps):
+                self._last_step = self.step = step
                 return step, damaged
         return None, damaged
 
-    # --- during the training -------------------------------------------------------------------------------------
+    # --- during training -----------------------------------------------------------------------------------------
 
-    def ask_to_stop(self) -> None:
-        """Let all ranks save and stop, soon; from any thread of any rank."""
-        self._agreement.want(Wish.STOP)
+    def request_stop(self) -> None:
+        """Have all ranks save and stop after one of the next steps; may be called from any thread of any rank."""
+        self._consensus.request(Request.STOP)
 
     def before_update(self) -> None:
-        """The tensors are about to change: wait until they have been copied."""
-        if self._staged is not None:
-            heartbeat.beat(Phase.COPY)
-            self._wait_for_copy()
+        """Wait until the tensors of the save under way have been copied, since the optimizer changes them next."""
+        if self._staging is not None:
+            heartbeat.beat(Phase.STAGING)
+            self._wait_for_staging()
 
-    def _wait_for_copy(self) -> None:
-        if self._staged is not None:
-            began = time.perf_counter()
-            self._staged.result()
-            self._staged = None
-            self._stalled(began)
+    def after_step(self, *, applied: bool) -> bool:
+        """Save if a checkpoint is due. Returns True if training must stop; everything is saved then.
 
-    def after_step(self, step: int, snapshot: Snapshot, *, good: bool) -> bool:
-        """Save if it is time. Returns True if the training is to stop, with all that it has done saved.
-
-        `good`: the step was made. After one that was not, a save waits for the next good one: who goes back because of
-        bad steps wants to come to where there were none. Only the last save before a stop cannot wait.
+        `applied`: whether the step has changed the parameters. After a bad step a save waits for the next good one,
+        since a rollback needs a checkpoint from before the bad steps. Only the last save before a stop cannot wait.
         """
-        heartbeat.beat(Phase.AGREEMENT)
-        self._poll()
-        every, seconds = self._config.every_steps, self._config.every_seconds
-        late = seconds is not None and time.monotonic() - self._last_time >= seconds
-        if late and self._world.rank == 0 and not self._due:
-            self._agreement.want(Wish.SAVE)
-        agreed = self._agreement.settle()
-        if agreed is Wish.STOP:
-            self.finish(step, snapshot)
+        heartbeat.beat(Phase.CONSENSUS)
+        self._check_pending()
+        # spec.checkpoint.everySeconds: the clock of rank 0 decides, and its request reaches all ranks.
+        seconds = self._config.every_seconds
+        overdue = seconds is not None and time.monotonic() - self._last_time >= seconds
+        if overdue and self._world.rank == 0 and not self._due:
+            self._consensus.request(Request.SAVE)
+        agreed = self._consensus.poll()
+        if agreed is Request.STOP:
+            self.finish()
             return True
-        self._due = self._due or agreed is Wish.SAVE or (every is not None and step % every == 0)
-        if self._due and good:
+        # spec.checkpoint.everySteps: every rank counts for itself.
+        every = self._config.every_steps
+        self._due = self._due or agreed is Request.SAVE or (every is not None and self._state.step % every == 0)
+        if self._due and applied:
             self._due = False
-            self._save(step, snapshot, wait=False)
+            self._save(wait=False)
         return False
 
-    def finish(self, step: int, snapshot: Snapshot) -> None:
-        """No step follows: save what is not saved, and wait until it is."""
-        self._settle()
-        if step != self._last:
-            self._save(step, snapshot, wait=True)
-            self._settle()
+    def finish(self) -> None:
+        """Save the last step unless it is saved already, and wait until all checkpoints are complete."""
+        self._finish_pending()
+        if self._state.step != self._last_step:
+            self._save(wait=True)
+            self._finish_pending()
         if self._removal is not None:
             self._removal.join(REMOVAL_SECONDS)
 
     # --- saving --------------------------------------------------------------------------------------------------
 
-    def _save(self, step: int, snapshot: Snapshot, *, wait: bool) -> None:
-        self._settle()  # one at a time
+    def _save(self, *, wait: bool) -> None:
+        self._finish_pending()  # one save at a time
         began = time.perf_counter()
-        self._last, self._last_time = step, time.monotonic()
-        self._pending = (step, self._last_time, self._start(step, *snapshot(), alone=wait and not self._started))
-        self._stalled(began)
-        self._poll()
+        self._last_step, self._last_time = self._state.step, time.monotonic()
+        result = self._start(*self._state.snapshot(), last=wait)
+        self._pending = _PendingSave(self._state.step, self._last_time, result)
+        self._report_stall(began)
+        self._check_pending()
 
-    def _start(self, step: int, tensors: Tensors, about: dict[str, Any], *, alone: bool) -> Future[None]:
-        """Begin to write. `alone`: no other save will follow, and none has been; that is faster without a process."""
-        if self._send is not None:
-            send = self._send if self._world.rank == 0 else lambda *_: None
-            outcome = _outcome(lambda: send(self._root, step, about))
-            # However long the storage takes, all are known to wait for it: no other rank goes on and seems to hang.
-            self._world.agrees_on(True)
-            return outcome
-        writer = CheckpointWriter(self._root, step, about)
-        if self._background is None or alone:
-            return _outcome(lambda: save(writer, tensors, self.group))
-        self._started = True
+    def _start(self, tensors: Tensors, manifest: Manifest, *, last: bool) -> Future[None]:
+        """Begin to write a checkpoint. `last`: no other save follows."""
+        if self._remote_save is not None:
+            remote_save = self._remote_save if self._world.rank == 0 else lambda *_: None
+            result = _finished(lambda: remote_save(self._root, manifest))
+            # All ranks wait for the storage, however long it takes: none continues and then seems to hang.
+            self._world.all_true(True)
+            return result
+        writer = CheckpointWriter(self._root, manifest)
+        # A background process is not worth its start if it would write one checkpoint only, for which the run waits.
+        if self._background is None or (last and not self._background_used):
+            return _finished(lambda: save(writer, tensors, self.group))
+        self._background_used = True
         response = self._background.start(writer, tensors)
-        self._staged = response.staging_completion
+        self._staging = response.staging_completion
         return response.upload_completion
 
-    def _poll(self) -> None:
-        """See whether the save under way has ended."""
-        if self._pending is not None and self._pending[2].done():
-            self._conclude()
+    def _wait_for_staging(self) -> None:
+        if self._staging is not None:
+            began = time.perf_counter()
+            self._staging.result()
+            self._staging = None
+            self._report_stall(began)
 
-    def _wait(self) -> None:
+    def _finish_pending(self) -> None:
+        """Wait until the save under way has ended."""
+        heartbeat.beat(Phase.CHECKPOINT)
+        self._wait_for_staging()
         if self._pending is not None:
             began = time.perf_counter()
-            self._pending[2].exception()
-            self._conclude()
-            self._stalled(began)
+            self._pending.result.exception()
+            self._conclude(self._pending)
+            self._report_stall(began)
 
-    def _conclude(self) -> None:
-        assert self._pending is not None
-        step, began, end = self._pending
+    def _check_pending(self) -> None:
+        """Conclude the save under way if it has ended."""
+        if self._pending is not None and self._pending.result.done():
+            self._conclude(self._pending)
+
+    def _conclude(self, pending: _PendingSave) -> None:
+        """Report the outcome of a save, and remove old checkpoints.
+
+        Raises:
+            RuntimeError: the background process has died.
+        """
         self._pending = None
-        error = end.exception()
+        error = pending.result.exception()
+        # Not an answer of the storage: the background process has died, and later saves would fail, too. Depending on
+        # when it died this is a broken pipe, an end of file, or an error of torch's that says so.
         if error is not None and (isinstance(error, ConnectionError) or not isinstance(error, FAILURES)):
-            # That is no answer of the storage, and no other save would succeed. What it is depends on when the process
-            # died: a broken pipe, the end of one, or torch's word that it is dead.
             raise RuntimeError(f"the process that writes checkpoints has failed: {_first_line(error)}") from error
         if self._world.rank != 0:
             return
         if error is not None:
-            log.logger.error("the checkpoint of step %d could not be written: %s", step, _first_line(error))
+            log.logger.error("the checkpoint of step %d could not be written: %s", pending.step, _first_line(error))
             catalog.remove_partial(self._root)
             self.failures += 1
-            if self._metrics is not None:
-                self._metrics.save_failed()
+            for observer in self._observers:
+                observer.checkpoint_failed(pending.step)
             return
-        self.step = step
-        seconds = time.monotonic() - began
-        log.info(f"checkpoint of step {step} is complete after {seconds:.1f} s", checkpointStep=step)
-        if self._metrics is not None:
-            self._metrics.saved(step, seconds, self._size(step))
+        self.step = pending.step
+        seconds = time.monotonic() - pending.began
+        log.info(f"saved the checkpoint of step {self.step} in {seconds:.1f} s", checkpointStep=self.step)
+        size = self._size(pending.step)
+        for observer in self._observers:
+            observer.checkpoint_saved(pending.step, seconds, size)
         self._removal = threading.Thread(target=catalog.remove_old, args=(self._root, self._config.keep))
         self._removal.start()
 
     def _size(self, step: int) -> int | None:
-        """Bytes of a checkpoint; not worth the run, should the storage have a bad moment."""
+        """Return the size of a checkpoint in bytes; None if the storage fails, which must not end the run."""
         try:
             return catalog.size(catalog.complete_folder(self._root, step))
         except (OSError, ValueError) as error:
             log.logger.warning("the size of the checkpoint of step %d is not known: %s", step, error)
             return None
 
-    def _stalled(self, began: float) -> None:
-        if self._metrics is not None:
-            self._metrics.stalled(time.perf_counter() - began)
+    def _report_stall(self, began: float) -> None:
+        seconds = time.perf_counter() - began
+        for observer in self._observers:
+            observer.checkpoint_stalled(seconds)
 
 
-def _outcome(act: Callable[[], object]) -> Future[None]:
-    """Do it now."""
-    end: Future[None] = Future()
+def _finished(action: Callable[[], object]) -> Future[None]:
+    """Call a function, and return its outcome as a future that is done; only FAILURES become its exception."""
+    future: Future[None] = Future()
     try:
-        act()
+        action()
     except FAILURES as error:
-        end.set_exception(error)
+        future.set_exception(error)
     else:
-        end.set_result(None)
-    return end
+        future.set_result(None)
+    return future
 
 
 def _first_line(error: BaseException) -> str:
-    """The cause, where torch wraps it: CheckpointException holds one for each rank that failed."""
+    """Return class and first line of an error, or of its cause: CheckpointException holds one for each failed rank."""
     failures = getattr(error, "failures", {})
     cause = next(iter(failures.values()))[0] if failures else error
     return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"

@@ -1,4 +1,4 @@
-"""Tensors to and from a checkpoint, through torch.distributed.checkpoint, which fits them to any layout."""
+"""Saves and loads tensors through torch.distributed.checkpoint, which reshards them for any layout."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,43 +9,43 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.optim.state import Shape, Tensors
+from trainyard_trainer.runtime.torch_internals import shared_memory_stager
 
 FAILURES = (CheckpointException, OSError)
-"""What the storage may answer to a save. A ConnectionError is none: the process that saves has died."""
+"""Errors of the storage. A ConnectionError is not one, though an OSError: the background process has died."""
 
 
 def saved_shapes(folder: Path) -> dict[str, Shape]:
-    """Names and whole shapes of the tensors in a checkpoint."""
+    """Return the full shapes of the tensors in a checkpoint, by name."""
     saved = FileSystemReader(folder).read_metadata().state_dict_metadata
     return {name: tuple(entry.size) for name, entry in saved.items() if hasattr(entry, "size")}
 
 
 def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
-    """Fill tensors in place, each rank its parts. All ranks of the group must call it; None: this process alone."""
+    """Fill tensors in place; each rank reads its parts. All ranks of the group call it; None: this process alone."""
     state_dict_loader.load(
         dict(tensors), storage_reader=FileSystemReader(folder), process_group=group, no_dist=group is None
     )
 
 
 def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
-    """Write tensors, while the caller waits.
+    """Write tensors, and wait until the checkpoint is complete. All ranks of `group` call it; None: one process.
 
     Raises:
-        FAILURES: the storage refuses, on any rank.
+        FAILURES: the storage fails, on any rank.
     """
     state_dict_saver.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
 
 
 def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The same under the first part of each name.
+    """Group tensors by the first part of their names.
 
-    Names on disk are the same, since torch joins them again, in the process that saves. But it handles each entry of
-    the dictionary that it is given by itself, in the thread that trains: of 200 tensors that is half of the stall.
+    Names on disk stay the same, since torch joins them again in the background process. But torch handles each entry
+    of the dictionary separately, in the thread that trains, which for 200 tensors is half of the stall.
     """
     parts: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
@@ -55,17 +55,14 @@ def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 class BackgroundSave:
-    """Writes in a process of its own, which is started with the first save and stays."""
+    """Writes checkpoints in a background process, which starts with the first save and stays."""
 
     def __init__(self, device: torch.device, group: dist.ProcessGroup) -> None:
-        cuda = device.type == "cuda"
-        # The copy is made by another thread; shared memory takes it to the other process.
-        options = StagingOptions(cuda, use_shared_memory=True, use_async_staging=True, use_non_blocking_copy=cuda)
-        self._stager = DefaultStager(options)
+        self._stager = shared_memory_stager(cuda=device.type == "cuda")
         self._group = group
 
     def start(self, writer: CheckpointWriter, tensors: Mapping[str, Any]) -> AsyncSaveResponse:
-        """Begin. The tensors must not change until `staging_completion`; `upload_completion` ends it."""
+        """Begin to write. The tensors must not change before `staging_completion`; `upload_completion` is the end."""
         response = state_dict_saver.async_save(
             _nested(tensors),
             storage_writer=writer,

@@ -1,1 +1,1 @@
-"""Numbered samples, and which of them a rank gets."""
+"""Data sets as numbered samples, and the batches that each rank reads."""

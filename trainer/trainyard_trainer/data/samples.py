@@ -1,4 +1,4 @@
-"""Numbered samples on this node: what the batches are made of."""
+"""Numbered samples on this node, from which batches are read."""
 
 from typing import Protocol
 
@@ -13,24 +13,24 @@ class Samples(Protocol):
 
     @property
     def count(self) -> int:
-        """Number of samples; they are numbered from 0."""
+        """Number of samples. They are numbered from 0."""
 
     @property
     def fingerprint(self) -> int:
-        """63 bits that tell data sets apart."""
+        """63 bits that identify the data set."""
 
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of some samples, stacked. Of sequences it is one of so many equal parts."""
+        """Return inputs and targets of samples [N], stacked; of each sequence, part `part` of `parts` equal parts."""
 
     def __str__(self) -> str:
-        """What it is, for the log."""
+        """Return a description for the log."""
 
 
 def prepare(config: RunConfig) -> Samples:
-    """The samples of a job, prepared once per node.
+    """Return the samples of a job, which are prepared once per node.
 
     Raises:
-        ConfigError: the data is missing, unreadable, or not what spec.trainer.data says.
+        ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
     """
     if config.trainer.data.source == "table":
         from trainyard_trainer.data.table import load_table

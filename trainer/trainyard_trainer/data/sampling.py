@@ -1,8 +1,8 @@
-"""Which sample comes when: a pure function of the seed and of the sample's place in the whole run.
+"""The order of samples: a pure function of the seed and of the sample's position in the run.
 
 Sample number i of a run (i counts over all ranks, from 0) is window `permutation(i mod windows)` of epoch
 `i div windows`. So every layout of processes draws the same samples for the same step, each window is drawn once
-per epoch, and where a run stands is one integer.
+per epoch, and the position of a run is one integer.
 """
 
 from dataclasses import dataclass
@@ -19,54 +19,54 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sampler:
-    """The order of the windows of a data set, epoch after epoch."""
+    """The order of the windows of a data set, which differs from epoch to epoch."""
 
     windows: int
     seed: int
     global_batch: int
     shares: int
-    """Parts of a global batch: the data-parallel ranks."""
+    """Parts of a global batch: one for each data-parallel rank."""
 
-    def windows_of(self, step: int, index: int, origin: int = 0) -> IntArray:
-        """Windows of a share of the batch of a step (both from 0), in order: [global_batch / shares].
+    def batch_windows(self, step: int, index: int, origin: int = 0) -> IntArray:
+        """Return the windows of share `index` of the batch of a step (both from 0), in order: [global_batch / shares].
 
         `origin`: number of the sample that step 0 begins with.
         """
-        block, place = divmod(step, _STEPS_AT_ONCE)
-        drawn: IntArray = _draw(self, block, index, origin)[place]
-        return drawn
+        block, position = divmod(step, _STEPS_AT_ONCE)
+        windows: IntArray = _block_windows(self, block, index, origin)[position]
+        return windows
 
     def windows_at(self, samples: IntArray) -> IntArray:
-        """The window of each sample number."""
-        epochs, places = np.divmod(samples, self.windows)
-        drawn = np.empty_like(samples)
+        """Return the window of each sample number [N]."""
+        epochs, positions = np.divmod(samples, self.windows)
+        windows = np.empty_like(samples)
         for epoch in np.unique(epochs):
-            now = epochs == epoch
-            drawn[now] = permute(places[now], self.windows, self.seed, int(epoch))
-        return drawn
+            selected = epochs == epoch
+            windows[selected] = permute(positions[selected], self.windows, self.seed, int(epoch))
+        return windows
 
 
 @lru_cache(maxsize=4)
-def _draw(sampler: Sampler, block: int, index: int, origin: int) -> IntArray:
-    """Windows of a share for a block of steps [steps, share]: NumPy costs a millisecond per call, however few."""
+def _block_windows(sampler: Sampler, block: int, index: int, origin: int) -> IntArray:
+    """Return the windows of a share for a block of steps [steps, share]: one call costs a millisecond anyway."""
     share = sampler.global_batch // sampler.shares
     steps = block * _STEPS_AT_ONCE + np.arange(_STEPS_AT_ONCE, dtype=np.int64)
     samples = origin + steps[:, None] * sampler.global_batch + index * share + np.arange(share, dtype=np.int64)
-    samples = samples.clip(min=0)  # after a change of the batch, steps before it have none
-    drawn = sampler.windows_at(samples.ravel()).reshape(samples.shape)
-    drawn.setflags(write=False)
-    return drawn
+    samples = samples.clip(min=0)  # after a change of the global batch, earlier steps may have negative numbers
+    windows = sampler.windows_at(samples.ravel()).reshape(samples.shape)
+    windows.setflags(write=False)
+    return windows
 
 
-def permute(places: IntArray, size: int, seed: int, epoch: int) -> IntArray:
-    """Values of a pseudo-random permutation of range(size) at some places, without building all of it.
+def permute(positions: IntArray, size: int, seed: int, epoch: int) -> IntArray:
+    """Return the values of a pseudo-random permutation of range(size) at some positions [N], in O(N) memory.
 
     A balanced Feistel network permutes the numbers of 2k bits (Luby and Rackoff, 1988); walking its cycle until
     the value is below size narrows it down to range(size) (Black and Rogaway, 2002). Since 4^k < 4 size, the
     walk takes fewer than four turns on average.
     """
     half = max(1, ((size - 1).bit_length() + 1) // 2)
-    values = places.astype(np.uint64)
+    values = positions.astype(np.uint64)
     outside = np.ones(len(values), dtype=bool)
     while outside.any():
         values[outside] = _feistel(values[outside], half, seed, epoch)
@@ -85,7 +85,7 @@ def _feistel(values: NDArray[np.uint64], half: int, seed: int, epoch: int) -> ND
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every bit of x changes half of the result."""
+    """Apply the finalizer of SplitMix64 (Steele, Lea and Flood, 2014): each bit of x changes half of the result."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

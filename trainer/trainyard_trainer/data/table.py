@@ -1,4 +1,4 @@
-"""Labelled samples for classification: rows of features, and a class for each."""
+"""Labelled samples for classification: a row of features and a class for each sample."""
 
 import hashlib
 import zipfile
@@ -16,12 +16,12 @@ from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.runtime.errors import ConfigError
 
 _SHUFFLE_SEED = 0
-"""The same for every job, so that held-out samples are the same whatever spec.trainer.seed is."""
+"""Constant, so that the evaluation samples do not depend on spec.trainer.seed."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Features [samples, features], scaled to mean 0 and deviation 1, and classes [samples]; in random order."""
+    """Features [samples, features], scaled to mean 0 and deviation 1, and classes [samples], in random order."""
 
     features: NDArray[np.float32]
     classes: NDArray[np.int64]
@@ -34,7 +34,7 @@ class Table:
 
     @property
     def width(self) -> int:
-        """Features of one sample."""
+        """Number of features of a sample."""
         return int(self.features.shape[1])
 
     @property
@@ -44,13 +44,13 @@ class Table:
 
     @property
     def fingerprint(self) -> int:
-        """63 bits of a digest of features and classes."""
+        """63 bits of the SHA-256 of features and classes."""
         digest = hashlib.sha256(self.features.tobytes() + self.classes.tobytes())
         return int.from_bytes(digest.digest()[:8], "little") >> 1
 
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
-        """Features [N, width] and classes [N] of some samples."""
-        assert parts == 1, "admission leaves the samples of a table whole"
+        """Return features [N, width] and classes [N] of samples; they have no parts."""
+        assert parts == 1, "admission refuses context parallelism for a table"
         return torch.from_numpy(self.features[numbers]), torch.from_numpy(self.classes[numbers])
 
     def __str__(self) -> str:
@@ -58,10 +58,10 @@ class Table:
 
 
 def load_table(config: RunConfig) -> Table:
-    """The samples of spec.trainer.data, shuffled.
+    """Return the samples of spec.trainer.data, shuffled.
 
     Raises:
-        ConfigError: the file is missing or does not hold what it should.
+        ConfigError: the file is missing, or does not hold the arrays x and y.
     """
     data = config.trainer.data
     if data.path is None:
@@ -73,15 +73,15 @@ def load_table(config: RunConfig) -> Table:
         x, y = _read_archive(Path(data.path))
         name = data.path
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
-    # Scaled by what is trained on alone: nothing of the held-out samples may leak into the training.
-    trained = x[order][: len(y) - held_out_count(len(y), data.eval_fraction)]
+    # Mean and deviation of the training samples alone: evaluation samples must not leak into the training.
+    trained = x[order][: len(y) - eval_sample_count(len(y), data.eval_fraction)]
     deviation = trained.std(axis=0)
     scaled = (x[order] - trained.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
     return Table(scaled.astype(np.float32), y[order].astype(np.int64), name)
 
 
-def held_out_count(count: int, share: float) -> int:
-    """Samples at the end of the order that are for evaluation only: at least one, if there are to be any."""
+def eval_sample_count(count: int, share: float) -> int:
+    """Return how many of `count` samples, the last ones, are for evaluation only: at least one if share > 0."""
     return max(1, round(count * share)) if share > 0 else 0
 
 
@@ -96,7 +96,7 @@ def _read_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
             f"{field} cannot be read ({error.strerror or error}); mount it in workers.template"
         ) from error
     except (ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{field} is no NumPy archive with arrays x and y; {fix}") from error
+        raise ConfigError(f"{field} is not a NumPy archive with arrays x and y; {fix}") from error
     if x.ndim != 2 or y.ndim != 1 or len(x) != len(y) or len(y) == 0:
         raise ConfigError(f"{field}: x must be [samples, features] and y [samples], not {x.shape} and {y.shape}; {fix}")
     if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():

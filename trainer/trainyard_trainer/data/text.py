@@ -12,21 +12,21 @@ from trainyard_trainer.runtime.errors import ConfigError
 PIECE = 1 << 20
 """Characters read at a time, so that memory does not grow with the data."""
 
-# Not prose of a programmer: tests, tables that a script generated, and what other projects put there.
+# Not hand-written code of the standard library: tests, generated tables, and packages of other projects.
 _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "idle_test", "__pycache__", "encodings", "pydoc_data", "_bundled"}
 _SKIPPED_FILES = ("_sysconfigdata", "_sysconfig")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Files, in the order in which they are read."""
+    """Text files in the order in which they are read."""
 
     root: Path
     files: tuple[Path, ...]
     field: str
 
     def pieces(self) -> Iterator[str]:
-        """The text, in pieces of at most PIECE characters; files follow each other without a separator.
+        """Yield the text in pieces of at most PIECE characters; files follow each other without a separator.
 
         Raises:
             ConfigError: a file is not UTF-8, or cannot be read.
@@ -46,13 +46,13 @@ class Text:
                 ) from error
 
     def identity(self) -> list[tuple[str, int, int]]:
-        """Name, size and time of change of every file: what tells one text from another without reading it."""
+        """Return name, size and modification time of each file, which identify the text without reading it."""
         status = [(path, path.stat()) for path in self.files]
         return [(str(path), found.st_size, found.st_mtime_ns) for path, found in status]
 
 
 def find_text(config: Data) -> Text:
-    """The files that the configuration names.
+    """Return the text files that spec.trainer.data names.
 
     Raises:
         ConfigError: there are none.
@@ -73,7 +73,7 @@ def find_text(config: Data) -> Text:
 
 
 def _is_data(path: Path, root: Path) -> bool:
-    """Whether a path is a file and not hidden; a mounted ConfigMap keeps hidden copies of its files."""
+    """Return whether a path is a file that is not hidden; a mounted ConfigMap keeps hidden copies of its files."""
     return path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
 
 

@@ -1,4 +1,4 @@
-"""From text to token ids."""
+"""Tokenizers: text to token ids and back."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,29 +13,29 @@ BYTE_VOCABULARY = 256
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back."""
+    """Converts text to token ids and back."""
 
     def encode(self, text: str) -> NDArray[np.uint32] | NDArray[np.uint8]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids."""
+        """Return the text of token ids."""
 
 
 class ByteTokenizer:
-    """One token per byte of UTF-8: nothing to learn."""
+    """One token per byte of UTF-8; needs no training."""
 
     def encode(self, text: str) -> NDArray[np.uint8]:
-        """The bytes of a text."""
+        """Return the bytes of a text."""
         return np.frombuffer(text.encode(), dtype=np.uint8)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of some bytes; a broken character becomes U+FFFD."""
+        """Return the text of bytes; an incomplete character becomes U+FFFD."""
         return bytes(ids).decode(errors="replace")
 
 
 class BpeTokenizer:
-    """Byte-pair encoding over bytes (Sennrich et al., 2016; Radford et al., 2019), so no text is unknown to it."""
+    """Byte-pair encoding over bytes (Sennrich et al., 2016; Radford et al., 2019), which encodes any text."""
 
     def __init__(self, path: Path) -> None:
         from tokenizers import Tokenizer as Encoder
@@ -44,7 +44,7 @@ class BpeTokenizer:
 
     @classmethod
     def train(cls, pieces: Iterator[str], vocab_size: int, path: Path) -> "BpeTokenizer":
-        """Learn up to vocab_size entries from a text and store them; the same text gives the same entries."""
+        """Learn up to vocab_size entries from a text, and store them at a path; the result is deterministic."""
         from tokenizers import Tokenizer as Encoder
         from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -62,16 +62,16 @@ class BpeTokenizer:
         return cls(path)
 
     def encode(self, text: str) -> NDArray[np.uint32]:
-        """Token ids of a text."""
+        """Return the token ids of a text."""
         return np.asarray(self._encoder.encode(text).ids, dtype=np.uint32)
 
     def decode(self, ids: list[int]) -> str:
-        """The text of some ids."""
+        """Return the text of token ids."""
         return str(self._encoder.decode(ids))
 
 
 def build_tokenizer(config: Data, pieces: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
-    """The tokenizer that the configuration asks for; one that must be learned is stored in the folder."""
+    """Return the tokenizer of spec.trainer.data; one that must be trained is stored in the folder."""
     if config.tokenizer == "byte":
         return ByteTokenizer()
     return BpeTokenizer.train(pieces(), config.vocab_size, folder / "tokenizer.json")

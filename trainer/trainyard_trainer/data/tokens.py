@@ -1,4 +1,4 @@
-"""Tokens on disk, prepared once per node, and the batches read from them."""
+"""Tokens on disk, prepared once per node, and the samples that are read from them."""
 
 import fcntl
 import hashlib
@@ -23,12 +23,12 @@ from trainyard_trainer.data.tokenizer import build_tokenizer
 from trainyard_trainer.runtime.errors import ConfigError
 
 _FORMAT = 1
-"""Part of a cache key; to be raised when the same text would give other tokens than before."""
+"""Part of a cache key. Raise it when the same text would give other tokens than before."""
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """Token ids in a flat file of unsigned integers, and what they came from."""
+    """Token ids in a flat file of unsigned integers."""
 
     path: Path
     dtype: str
@@ -42,14 +42,14 @@ class TokenFile:
         return int(self.digest[:16], 16) >> 1
 
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The tokens [count], mapped into memory rather than loaded."""
+        """Return the tokens [count], mapped into memory rather than loaded."""
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
 
 
 def prepare_tokens(config: RunConfig) -> TokenFile:
-    """Tokenize the text, or find the tokens of an earlier run on this node.
+    """Tokenize the text, or return the tokens of an earlier run on this node.
 
-    Any number of processes may call this at the same time: one works, the others wait for it.
+    Any number of processes may call this at the same time: one does the work, the others wait for it.
 
     Raises:
         ConfigError: the text is missing, unreadable, not UTF-8, or shorter than one sample.
@@ -71,7 +71,7 @@ def prepare_tokens(config: RunConfig) -> TokenFile:
 
 
 def cache_folder() -> Path:
-    """Where prepared data is kept on this node."""
+    """Return the folder for prepared data on this node."""
     return Path(os.environ.get(ENV_CACHE) or Path(tempfile.gettempdir(), f"trainyard-{os.getuid()}"))
 
 
@@ -80,7 +80,7 @@ def _make_folder(path: Path) -> Path:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{ENV_CACHE}: {path} cannot be made in the worker ({error.strerror}); mount an emptyDir at /tmp through "
+            f"{ENV_CACHE}: {path} cannot be created in the worker ({error.strerror}); mount an emptyDir at /tmp via "
             f"spec.workers.template, or set {ENV_CACHE} in spec.env to a folder that can be written"
         ) from error
     return path
@@ -108,7 +108,7 @@ def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, however it ends."""
+    """Hold a file lock, which the kernel releases when the process ends."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -121,9 +121,9 @@ def _write(path: Path, text: str) -> None:
 
 
 class Windows:
-    """Samples of text: windows of `length` tokens, and as targets the token after each.
+    """Samples of text: windows of `length` tokens; the target of each token is the next one.
 
-    Neighbouring windows share one token: the last target of one is the first input of the next.
+    Neighbouring windows share one token: the last target of a window is the first input of the next.
     """
 
     def __init__(self, tokens: TokenFile, length: int) -> None:
@@ -142,7 +142,7 @@ class Windows:
         return self._file.fingerprint
 
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
-        """Token ids and those one later, each [N, length / parts]: one of so many parts of each window."""
+        """Return token ids and their successors, each [N, length / parts]: part `part` of `parts` of each window."""
         size = self._length // parts
         offsets = part * size + np.arange(size + 1)
         ids = torch.from_numpy(self._tokens[numbers[:, None] * self._length + offsets].astype(np.int64))

@@ -1,1 +1,1 @@
-"""One worker pod, as its first process sees it: it forks the ranks and watches them. Free of torch."""
+"""The first process of a worker pod: it forks the ranks and watches them. Free of torch."""

@@ -86,7 +86,7 @@ class MetricsExporter(Observer):
         fields = progress_fields(self.page.progress())
         return {name: value for name, value in fields.items() if name not in self._reported_fields}
 
-    def resumed(self, step: int, damaged: int) -> None:
+    def checkpoint_resumed(self, step: int, damaged: int) -> None:
         """Show the checkpoint that this attempt resumes from (0: none), and how many newer ones are damaged."""
         if self._is_rank_0 and step:
             self.page.set(worker_metrics.RESUMED_STEP, step)
@@ -111,7 +111,7 @@ class MetricsExporter(Observer):
         if self._samples_per_epoch:
             self.page.set(worker_metrics.EPOCH, self._samples_consumed / self._samples_per_epoch)
 
-    def saved(self, step: int, seconds: float, size: int | None) -> None:
+    def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
         """Show a checkpoint that is complete; `size`: its bytes, None if not known."""
         if size is not None:
             self.page.set(worker_metrics.CHECKPOINT_SIZE, size)
@@ -119,11 +119,11 @@ class MetricsExporter(Observer):
         self.page.set(worker_metrics.CHECKPOINT_TIME, time.time())
         self.page.set(worker_metrics.CHECKPOINT_DURATION, seconds)
 
-    def save_failed(self) -> None:
+    def checkpoint_failed(self, step: int) -> None:
         """Count a checkpoint that could not be written."""
         self.page.add(worker_metrics.CHECKPOINT_FAILURES)
 
-    def stalled(self, seconds: float) -> None:
+    def checkpoint_stalled(self, seconds: float) -> None:
         """Count the time that training waited for a checkpoint."""
         if self._is_rank_0:
             self.page.add(worker_metrics.CHECKPOINT_STALL, seconds)
@@ -217,7 +217,7 @@ class _RankMemory(Collector):
         metric = worker_metrics.MEMORY
         family = GaugeMetricFamily(metric.name, metric.help, labels=[*constants.METRIC_LABELS, *metric.labels])
         # Without a launcher (torchrun) the ranks share no memory, and only this rank's is known.
-        memories = [Memory(*sizes) for sizes in heartbeat.told()] or [measure(self._device)]
+        memories = [Memory(*sizes) for sizes in heartbeat.collect()] or [measure(self._device)]
         for local_rank, memory in enumerate(memories):
             for kind, size in memory._asdict().items():
                 if size:

@@ -51,3 +51,19 @@ class Observer:
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """Receive the seconds since the previous call, by phase (see `stopwatch.PHASES`); called once per step."""
+
+    def checkpoint_resumed(self, step: int, damaged: int) -> None:
+        """React to the search for a checkpoint, before the training begins.
+
+        `step`: step of the checkpoint that this attempt resumes from, 0 if none is intact. `damaged`: damaged
+        checkpoints that are newer.
+        """
+
+    def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
+        """React to a complete checkpoint, on rank 0. `size`: in bytes; None if not known."""
+
+    def checkpoint_failed(self, step: int) -> None:
+        """React to a checkpoint that could not be written, on rank 0."""
+
+    def checkpoint_stalled(self, seconds: float) -> None:
+        """React to the end of a wait of the training for a checkpoint."""

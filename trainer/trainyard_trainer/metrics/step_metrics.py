@@ -50,7 +50,7 @@ class StepMetrics:
             norm: global norm of the gradient before clipping, a scalar.
             learning_rate: learning rate of the step.
         """
-        heartbeat.tell(measure(self._world.device))
+        heartbeat.publish(measure(self._world.device))
         own = loss if self._counts_loss else torch.zeros_like(loss)
         mean_loss, *compute = self._world.sum(self._stragglers.pack(own)).tolist()
         grad_norm = norm.item()

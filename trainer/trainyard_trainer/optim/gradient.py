@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.runtime.torch_internals import foreach_mul_, foreach_norm
 
 Axis = tuple[DeviceMesh, int]
 """A mesh, and the index of one of its dimensions."""
@@ -42,7 +43,7 @@ def clip_gradient(parameters: Iterable[nn.Parameter], limit: float, norm: Tensor
     gradients = [p.grad for p in parameters if p.grad is not None]
     shards = [g.to_local() if isinstance(g, DTensor) else g for g in gradients]
     # The same formula as torch.nn.utils.clip_grads_with_norm_.
-    torch._foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
+    foreach_mul_(shards, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
 def _local_shard(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
@@ -64,7 +65,7 @@ def _local_shard(gradient: Tensor) -> tuple[Tensor, tuple[Axis, ...]]:
 
 def _square(shards: list[Tensor]) -> Tensor:
     """Return the sum of the squares of all elements, a scalar."""
-    return torch.stack(torch._foreach_norm(shards)).square().sum()
+    return torch.stack(foreach_norm(shards)).square().sum()
 
 
 def _sum_over(axes: tuple[Axis, ...], value: Tensor) -> Tensor:

@@ -1,100 +1,87 @@
-"""Which steps are good: those whose gradient has a norm that is finite, and no spike."""
+"""Which steps are good: those whose gradient has a norm that is finite and not a spike."""
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from statistics import median
+from typing import Literal
 
 from trainyard.resource.health import BadStepPolicy
 
-WINDOW = 100
-"""Good steps that a spike is measured against."""
-FEWEST = 20
-"""Good steps without which nothing is called a spike: at first norms fall fast."""
+SPIKE_WINDOW = 100
+"""Good steps whose median norm a spike is measured against."""
+MIN_GOOD_STEPS = 20
+"""Good steps before the first spike can be detected: norms fall fast at the beginning of training."""
 MAX_ROLLBACKS = 3
-"""To one and the same checkpoint: if what follows it fails each time, other samples do not help."""
+"""Rollbacks to one and the same checkpoint: if what follows it fails each time, other samples do not help."""
 
 
-class Guard:
-    """Judges the steps of a run, one after the other."""
+class GradientGuard:
+    """Decides, step by step, whether a gradient may be applied."""
 
-    def __init__(self, config: BadStepPolicy, agree: Callable[[bool], bool]) -> None:
-        """`agree`: whether something holds on every rank.
+    def __init__(self, policy: BadStepPolicy, all_true: Callable[[bool], bool]) -> None:
+        """`all_true`: whether a condition holds on every rank.
 
-        All ranks compute the same norm, but from gradients of their own: one whose memory or processor has spoilt its
-        copy is alone with what it sees, and the last digit of a norm may differ between unlike processors. Ranks that
-        went on in different ways would never be equal again.
+        All ranks compute the same norm, but each from gradients of its own: a rank with faulty memory or a faulty
+        processor may be the only one to see a bad norm, and the last digit may differ between unlike processors.
+        Ranks that decided differently would diverge for good.
         """
-        self._factor = config.spike_factor
-        self._agree = agree
-        self._norms: deque[float] = deque(maxlen=WINDOW)
+        self._spike_factor = policy.spike_factor
+        self._all_true = all_true
+        self._norms: deque[float] = deque(maxlen=SPIKE_WINDOW)
 
-    def accepts(self, norm: float) -> bool:
-        """Whether a step with this norm of its gradient (before clipping) is to be made."""
-        good = self._agree(math.isfinite(norm) and not self._is_spike(norm))
+    def is_good(self, norm: float) -> bool:
+        """Return whether a gradient with this norm (before clipping) may be applied, the same on every rank."""
+        good = self._all_true(math.isfinite(norm) and not self._is_spike(norm))
         if good:
             self._norms.append(norm)
         return good
 
     def _is_spike(self, norm: float) -> bool:
-        return self._factor is not None and len(self._norms) >= FEWEST and norm > self._factor * median(self._norms)
+        if self._spike_factor is None or len(self._norms) < MIN_GOOD_STEPS:
+            return False
+        return norm > self._spike_factor * median(self._norms)
 
 
-class Strikes:
-    """What is to be done about bad steps, given how many have come in a row."""
+class BadStepCounter:
+    """Counts bad steps, and applies the policy of spec.health.badSteps to the count."""
 
-    def __init__(self, config: BadStepPolicy) -> None:
-        self._config = config
-        self.row = 0
+    def __init__(self, policy: BadStepPolicy) -> None:
+        self._policy = policy
+        self.consecutive = 0
         """Bad steps since the last good one."""
         self.skipped = 0
         """Bad steps of this attempt."""
         self.last: int | None = None
-        """The last of them."""
+        """Number of the last bad step."""
         self._rollbacks: dict[int, int] = {}
+        """Rollbacks of this attempt by the step of the checkpoint."""
 
     @property
     def rollbacks(self) -> int:
-        """How often this attempt has gone back to a checkpoint."""
+        """Rollbacks of this attempt."""
         return sum(self._rollbacks.values())
 
-    def good(self) -> None:
-        """A step was made."""
-        self.row = 0
+    def record_good(self) -> None:
+        """Record a step whose gradient was applied."""
+        self.consecutive = 0
 
-    def bad(self, step: int, can_go_back: bool) -> str:
-        """A step was not made. Returns what follows: Skip, Rollback or Fail."""
-        self.row += 1
+    def record_bad(self, step: int, can_roll_back: bool) -> Literal["Skip", "Rollback", "Fail"]:
+        """Record a bad step, and return what follows from it."""
+        self.consecutive += 1
         self.skipped += 1
         self.last = step
-        if self._config.action == "Fail":
+        if self._policy.action == "Fail":
             return "Fail"
-        if self.row < self._config.limit:
+        if self.consecutive < self._policy.limit:
             return "Skip"
-        return "Rollback" if self._config.action == "Rollback" and can_go_back else "Fail"
+        return "Rollback" if self._policy.action == "Rollback" and can_roll_back else "Fail"
 
-    def gone_back(self, step: int) -> bool:
-        """The run is at a checkpoint again. Whether that may help."""
-        self.row = 0
+    def record_rollback(self, step: int) -> bool:
+        """Record a rollback to the checkpoint of a step, and return whether another try from there may help."""
+        self.consecutive = 0
         self._rollbacks[step] = self._rollbacks.get(step, 0) + 1
         return self._rollbacks[step] <= MAX_ROLLBACKS
 
     def __str__(self) -> str:
-        return f"{self.row} in a row of at most {self._config.limit}"
-
-
-def suspicion(loss: float, norm: float) -> int:
-    """How much speaks for what is no number having come from this rank.
-
-    Args:
-        loss: this rank's own part of it. Sums over ranks spread what is no number, but a part is no sum: 2.
-        norm: of the gradient. It is a sum over ranks; one that is no number on some ranks only became so there: 1.
-    """
-    return 2 if not math.isfinite(loss) else int(not math.isfinite(norm))
-
-
-def suspects(suspicions: Sequence[float]) -> list[int]:
-    """Ranks from which what is no number came, given the suspicion of each; none if all are alike."""
-    most = max(suspicions)
-    found = [rank for rank, s in enumerate(suspicions) if s == most]
-    return found if len(found) < len(suspicions) else []
+        return f"{self.consecutive} in a row, limit {self._policy.limit}"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
-from trainyard_trainer.optim.guard import Guard
+from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.optimizer import build_optimizers
 from trainyard_trainer.optim.state import Shape, Tensors, optimizer_tensors, prepare_optimizers
 from trainyard_trainer.parallel.mesh import RankMesh
@@ -37,7 +37,7 @@ class Update(Protocol):
             Norm of the gradient before clipping, a scalar on the device, and whether the parameters were updated.
         """
 
-    def go_back(self, folder: Path) -> None:
+    def after_rollback(self, folder: Path) -> None:
         """Continue after a rollback: parameters and `tensors` were filled from the checkpoint in `folder`."""
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Update(Protocol):
 class LocalUpdate:
     """Each rank updates the parameters that it holds; their gradients are summed over the ranks already."""
 
-    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: Guard) -> None:
+    def __init__(self, named: Named, config: Optimizer, mesh: RankMesh | None, guard: GradientGuard) -> None:
         """Build the optimizer; without a mesh, this rank holds all parameters."""
         named = list(named)
         self._named = named
@@ -66,7 +66,7 @@ class LocalUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         prepare_optimizers(self._named, self._optimizers, saved)
 
-    def go_back(self, folder: Path) -> None:
+    def after_rollback(self, folder: Path) -> None:
         pass
 
     def step(self, learning_rate: float) -> tuple[Tensor, bool]:
@@ -77,7 +77,7 @@ class LocalUpdate:
     def apply_gradients(self, learning_rate: float) -> tuple[Tensor, bool]:
         """Update the parameters like `step`, but keep the gradient."""
         norm = gradient_norm(self._parameters, self._mesh)
-        if not self._guard.accepts(norm.item()):
+        if not self._guard.is_good(norm.item()):
             return norm, False
         if self._clip > 0:
             clip_gradient(self._parameters, self._clip, norm)

@@ -7,9 +7,9 @@ causal attention over complete sequences for some of the heads, the same amount 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd
 
 from trainyard_trainer.models.family import ParallelPlan
+from trainyard_trainer.runtime.torch_internals import all_to_all_single_autograd
 
 
 def apply_context_parallel(plan: ParallelPlan, group: dist.ProcessGroup) -> None:

@@ -5,11 +5,11 @@ from typing import cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single, all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from trainyard_trainer.models.family import ExpertStack, ParallelPlan
+from trainyard_trainer.runtime.torch_internals import all_to_all_single, all_to_all_single_autograd
 
 
 def apply_expert_parallel(plan: ParallelPlan, mesh: DeviceMesh) -> None:

@@ -62,8 +62,8 @@ def make_forward_backward(
     """Return the passes that a layout needs: through a pipeline, or through all layers on this rank."""
     tokens = batches.global_batch * config.tokens_per_sample
     if mesh.sizes.pipeline > 1:
-        return PipelineSchedule(config, mesh, parts, device, batches.micro_batches, tokens)
-    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batches, tokens)
+        return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, tokens)
+    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, tokens)
 
 
 class GradientAccumulation:
@@ -75,11 +75,11 @@ class GradientAccumulation:
         mesh: RankMesh,
         model: nn.Module,
         device: torch.device,
-        micro_batches: int,
+        micro_batch_count: int,
         tokens: int,
     ) -> None:
         self._model = model
-        self._micro_batches = micro_batches
+        self._micro_batch_count = micro_batch_count
         self._device = device
         self._tokens = tokens
         # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
@@ -90,15 +90,15 @@ class GradientAccumulation:
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         loss = torch.zeros((), device=self._device)
-        arriving = batches.of_step(step)
+        arriving = batches.micro_batches(step)
         waited = 0.0
-        for index in range(self._micro_batches):
+        for index in range(self._micro_batch_count):
             began = time.perf_counter()
             heartbeat.beat(Phase.DATA)
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
-            heartbeat.beat(Phase.PASSES)
-            with self._sync_if(index == self._micro_batches - 1), _loss_context(self._split_logits):
+            heartbeat.beat(Phase.FORWARD_BACKWARD)
+            with self._sync_if(index == self._micro_batch_count - 1), _loss_context(self._split_logits):
                 with self._precision():
                     micro_loss = token_losses(self._model(inputs), targets) / self._tokens
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
@@ -109,7 +109,7 @@ class GradientAccumulation:
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         loss = torch.zeros((), device=self._device)
         predicted = []
-        for x, y in zip(inputs.chunk(self._micro_batches), targets.chunk(self._micro_batches), strict=True):
+        for x, y in zip(inputs.chunk(self._micro_batch_count), targets.chunk(self._micro_batches), strict=True):
             heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
@@ -139,7 +139,7 @@ class PipelineSchedule:
         mesh: RankMesh,
         parts: list[nn.Module],
         device: torch.device,
-        micro_batches: int,
+        micro_batch_count: int,
         tokens: int,
     ) -> None:
         pipeline = config.parallelism.pipeline
@@ -150,7 +150,7 @@ class PipelineSchedule:
         several = issubclass(schedule, PipelineScheduleMulti)
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
-            micro_batches,
+            micro_batch_count,
             loss_fn=lambda logits, targets: token_losses(logits, targets) / tokens,
             scale_grads=False,
         )
@@ -162,9 +162,9 @@ class PipelineSchedule:
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
         heartbeat.beat(Phase.DATA)
-        inputs, targets = batches.whole_step(step) if self._first or self._last else (None, None)
+        inputs, targets = batches.global_share(step) if self._first or self._last else (None, None)
         waited = time.perf_counter() - began
-        heartbeat.beat(Phase.PASSES)
+        heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
         with _loss_context(self._split_logits):
             self._schedule.step(

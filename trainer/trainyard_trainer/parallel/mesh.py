@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from trainyard.mesh import AXES, Mesh
+from trainyard_trainer.runtime.torch_internals import concatenate_meshes, flatten_mesh
 from trainyard_trainer.runtime.world import World
 
 
@@ -59,7 +60,7 @@ class RankMesh:
 
     def _replicated_and_sharded(self, name: str, *axes: str) -> DeviceMesh:
         assert self._mesh is not None
-        return DeviceMesh._concatenate([self._mesh["replicate"], self._mesh[axes]._flatten(name)])
+        return concatenate_meshes([self._mesh["replicate"], flatten_mesh(self._mesh[axes], name)])
 
     @property
     def counts_loss(self) -> bool:

@@ -1,4 +1,4 @@
-"""How the C library returns freed memory to the system."""
+"""Settings of the C library's memory allocator."""
 
 import ctypes
 
@@ -10,12 +10,11 @@ _LARGEST = 1 << 30
 
 
 def keep_freed_memory() -> None:
-    """Keep freed memory for the next step, in this process and those that it forks.
+    """Keep memory that a step has freed for the next step, in this process and those that it forks.
 
-    By default, glibc returns the activations of each step to the system, and the next step gets them back page by page,
-    filled with zeros: up to half of the CPU time of a small model. The price is memory: blocks that are kept are
-    divided for smaller ones and leave gaps, so that a process holds more than the sum of its tensors. Other C libraries
-    than glibc are left as they are.
+    Without this, glibc returns the activations of each step to the system, and the next step gets them back page by
+    page, filled with zeros, which is a few percent of the time of a small model on a CPU. Memory that is kept becomes
+    fragmented, so the peak is higher than with glibc's defaults. Other C libraries are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

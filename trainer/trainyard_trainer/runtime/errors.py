@@ -1,21 +1,20 @@
-"""What ends a run and is no fault of the code: it shows only inside a worker, and needs no traceback."""
+"""Errors that end a run without a fault in the code, so that they need no traceback."""
 
 
 class ConfigError(ValueError):
-    """The job can never work as it is configured, so that no restart helps.
+    """The job can never work as it is configured, so a restart does not help.
 
-    The message names the field, the rule and the fix. The worker ends with EXIT_INVALID_CONFIG and without a
-    traceback.
+    The message names the field, the rule and the fix. The worker exits with EXIT_INVALID_CONFIG.
     """
 
 
 class BadSteps(ArithmeticError):
-    """Steps give no gradient that can be followed, and spec.health.badSteps wants the attempt to fail.
+    """Gradients are not finite or spike, and spec.health.badSteps demands that the attempt fails.
 
-    The worker ends with EXIT_BAD_STEPS and without a traceback.
+    The worker exits with EXIT_BAD_STEPS.
     """
 
-    def __init__(self, message: str, *, elsewhere: bool) -> None:
-        """`elsewhere`: what is no number came from other ranks."""
+    def __init__(self, message: str, *, on_other_ranks: bool) -> None:
+        """`on_other_ranks`: the NaN or Inf came from other ranks."""
         super().__init__(message)
-        self.elsewhere = elsewhere
+        self.on_other_ranks = on_other_ranks

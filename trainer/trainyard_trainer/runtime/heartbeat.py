@@ -1,7 +1,7 @@
-"""Signs of life: each rank says in shared memory what it is doing, and its launcher (`pod.hang`) sees when it stops to.
+"""Heartbeats: each rank writes to shared memory what it is doing, and its launcher detects when that stops.
 
-The launcher makes the memory before it forks. A beat costs a microsecond, and nothing at all where no launcher has
-started the process. Free of torch.
+The launcher allocates the memory before it forks the ranks (see `launcher.hang_detection`). A heartbeat costs a
+microsecond, and almost nothing in a process that no launcher has started. Free of torch.
 """
 
 import mmap
@@ -13,173 +13,176 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple, TextIO
 
-FADE = 0.999
-"""What a beat leaves of the longest interval that a phase has shown: after 700 beats it counts for half."""
+DECAY = 0.999
+"""Factor per heartbeat for the longest interval that a phase has shown: it is halved after 700 heartbeats."""
 
 
 class Phase(IntEnum):
-    """What a rank is doing, in the order in which a step passes these; the number of the step counts those done."""
+    """Phases of a step, in the order in which a rank passes them; a step counts as done from AFTER_STEP on."""
 
     START = 0
     AFTER_STEP = 1
     EVALUATION = 2
-    AGREEMENT = 3
+    CONSENSUS = 3
     CHECKPOINT = 4
     DATA = 5
-    PASSES = 6
-    COPY = 7
-    SERVER = 8
-    UPDATE = 9
-    WORKERS = 10
-    END = 11
+    FORWARD_BACKWARD = 6
+    STAGING = 7
+    SERVER_UPDATE = 8
+    OPTIMIZER = 9
+    WAIT_FOR_WORKERS = 10
+    SHUTDOWN = 11
 
     @property
-    def words(self) -> str:
-        """The phase for a reader."""
-        return _WORDS[self]
+    def label(self) -> str:
+        """Name of the phase for a reader."""
+        return _LABELS[self]
 
 
-_WORDS = {
+_LABELS = {
     Phase.START: "start",
     Phase.AFTER_STEP: "end of the step",
     Phase.EVALUATION: "evaluation",
-    Phase.AGREEMENT: "agreement on a checkpoint",
+    Phase.CONSENSUS: "consensus on checkpoints",
     Phase.CHECKPOINT: "checkpoint",
     Phase.DATA: "data",
-    Phase.PASSES: "forward and backward",
-    Phase.COPY: "copy for a checkpoint",
-    Phase.SERVER: "update at the parameter server",
-    Phase.UPDATE: "update",
-    Phase.WORKERS: "parameter server, waiting for workers",
-    Phase.END: "end of the training",
+    Phase.FORWARD_BACKWARD: "forward and backward",
+    Phase.STAGING: "staging of a checkpoint",
+    Phase.SERVER_UPDATE: "update on the parameter server",
+    Phase.OPTIMIZER: "optimizer",
+    Phase.WAIT_FOR_WORKERS: "parameter server, waiting for workers",
+    Phase.SHUTDOWN: "shutdown",
 }
 
 
-class Beat(NamedTuple):
-    """The last sign of life of a rank. One that is read while it is written may be of two beats: only for a moment."""
+class Heartbeat(NamedTuple):
+    """The last heartbeat of a rank. If it is read while it is written, its fields may briefly mix two heartbeats."""
 
     number: int
-    """Beats so far."""
+    """Number of this heartbeat, counted from 1; 0 before the first one."""
     step: int
     """Optimizer steps of the run that are done."""
-    done: int
-    """Those of this attempt."""
+    attempt_steps: int
+    """Optimizer steps of this attempt that are done."""
     phase: Phase
     time: float
-    """When, by the monotonic clock, which all processes of a machine share."""
-    usual: float
-    """Seconds that this phase takes from beat to beat: the longest, where older ones fade. 0: not known yet, since the
-    phase has not been passed after the first step of the attempt, which may compile."""
+    """Monotonic time, which all processes of a machine share."""
+    longest: float
+    """Longest interval between two heartbeats of this phase in seconds, decaying; 0 until the phase has been completed
+    once after the first step of the attempt, which may compile."""
     timeout: float
-    """spec.health.hangTimeoutSeconds; 0: auto."""
+    """spec.health.hangTimeoutSeconds; 0: automatic."""
 
 
 _RECORD = struct.Struct("<QqqQddd")
-_FIGURES = struct.Struct("<4q")
-_FIGURES_AT = 64
-"""Where in the room of a rank its figures are: another cache line than that of the beats."""
-_ROOM = 128
-"""Bytes of one rank: whole cache lines, so that ranks do not slow each other down."""
+_PUBLISHED = struct.Struct("<4q")
+_PUBLISHED_OFFSET = 64
+"""Offset of the published numbers in a rank's slot: another cache line than that of the heartbeat."""
+_SLOT_BYTES = 128
+"""Size of a rank's slot: complete cache lines, so that ranks do not slow each other down."""
 
 
-class Heart:
-    """A rank's end: it writes."""
+class HeartbeatWriter:
+    """Writes the heartbeats of one rank into its slot of the table."""
 
     def __init__(self, memory: mmap.mmap, offset: int, stacks: int, clock: Callable[[], float] = time.monotonic):
         self.stacks = stacks
-        """Descriptor of the file where this rank says where it is, when asked by a signal."""
+        """Descriptor of the file into which this rank prints its stacks on SIGUSR1."""
         self._memory, self._offset, self._clock = memory, offset, clock
-        self._number = self._step = self._first = 0
+        self._number = self._step = self._first_step = 0
         self._phase = Phase.START
         self._time = self._timeout = 0.0
         self._longest = [0.0] * len(Phase)
-        self._passed = [False] * len(Phase)
+        self._completed = [False] * len(Phase)
 
     def start(self, step: int, timeout: float | None) -> None:
-        """The training is about to begin, after so many steps of earlier attempts."""
-        self._first, self._timeout = step, timeout or 0.0
+        """Announce that training begins after so many steps of earlier attempts. `timeout`: None for automatic."""
+        self._first_step, self._timeout = step, timeout or 0.0
         self.beat(Phase.START, step)
 
     def beat(self, phase: Phase, step: int | None) -> None:
-        """From now on this rank is in a phase, or in the next round of the same."""
-        now, before = self._clock(), self._phase
-        if self._step > self._first:
-            self._longest[before] = max(now - self._time, self._longest[before] * FADE)
-            if phase is not before:
-                self._passed[before] = True
+        """Enter a phase, or the next round of the current one. `step`: steps done, if that has changed."""
+        now, previous = self._clock(), self._phase
+        if self._step > self._first_step:
+            self._longest[previous] = max(now - self._time, self._longest[previous] * DECAY)
+            if phase is not previous:
+                self._completed[previous] = True
         if step is not None:
             self._step = step
         self._number, self._phase, self._time = self._number + 1, phase, now
-        usual = self._longest[phase] if self._passed[phase] else 0.0
-        done = self._step - self._first
-        _RECORD.pack_into(self._memory, self._offset, self._number, self._step, done, phase, now, usual, self._timeout)
+        longest = self._longest[phase] if self._completed[phase] else 0.0
+        attempt_steps = self._step - self._first_step
+        _RECORD.pack_into(
+            self._memory, self._offset, self._number, self._step, attempt_steps, phase, now, longest, self._timeout
+        )
 
-    def tell(self, figures: tuple[int, int, int, int]) -> None:
-        """Leave figures where the other ranks of the pod can read them."""
-        _FIGURES.pack_into(self._memory, self._offset + _FIGURES_AT, *figures)
+    def publish(self, numbers: tuple[int, int, int, int]) -> None:
+        """Publish four numbers to the other ranks of the pod."""
+        _PUBLISHED.pack_into(self._memory, self._offset + _PUBLISHED_OFFSET, *numbers)
 
-    def told(self) -> list[tuple[int, ...]]:
-        """The figures of each rank of the pod, by local rank; zeros of one that has told nothing yet."""
-        return [_FIGURES.unpack_from(self._memory, at + _FIGURES_AT) for at in range(0, len(self._memory), _ROOM)]
+    def collect(self) -> list[tuple[int, ...]]:
+        """Return the published numbers of each rank of the pod, by local rank; zeros before its first ones."""
+        slots = range(0, len(self._memory), _SLOT_BYTES)
+        return [_PUBLISHED.unpack_from(self._memory, slot + _PUBLISHED_OFFSET) for slot in slots]
 
 
-class Hearts:
-    """The launcher's end: it reads. To be made before any rank is forked."""
+class HeartbeatTable:
+    """Heartbeats of all ranks of a pod, as the launcher reads them; it must exist before the first fork."""
 
     def __init__(self, ranks: int) -> None:
-        # The size of an anonymous mapping is what was asked for, though the kernel gives whole pages.
-        self._memory = mmap.mmap(-1, ranks * _ROOM)
+        # An anonymous mapping has the length that was asked for, although the kernel allocates entire pages.
+        self._memory = mmap.mmap(-1, ranks * _SLOT_BYTES)
         self.stacks = [os.memfd_create("stacks") for _ in range(ranks)]
-        """One for each rank, see `Heart.stacks`."""
+        """Descriptors by local rank, see `HeartbeatWriter.stacks`."""
 
-    def of(self, local_rank: int, clock: Callable[[], float] = time.monotonic) -> Heart:
-        """What a rank takes along."""
-        return Heart(self._memory, local_rank * _ROOM, self.stacks[local_rank], clock)
+    def writer(self, local_rank: int, clock: Callable[[], float] = time.monotonic) -> HeartbeatWriter:
+        """Return the writer that a rank inherits."""
+        return HeartbeatWriter(self._memory, local_rank * _SLOT_BYTES, self.stacks[local_rank], clock)
 
-    def read(self, local_rank: int) -> Beat:
-        """The last beat of a rank."""
-        number, step, done, phase, *seconds = _RECORD.unpack_from(self._memory, local_rank * _ROOM)
-        return Beat(number, step, done, Phase(phase), *seconds)
+    def read(self, local_rank: int) -> Heartbeat:
+        """Return the last heartbeat of a rank."""
+        number, step, attempt_steps, phase, *seconds = _RECORD.unpack_from(self._memory, local_rank * _SLOT_BYTES)
+        return Heartbeat(number, step, attempt_steps, Phase(phase), *seconds)
 
     def close(self) -> None:
-        """Give back the memory and the files, once no rank is left."""
+        """Release memory and files; no rank may be left."""
         self._memory.close()
         for file in self.stacks:
             os.close(file)
 
 
-_mine: Heart | None = None
+_writer: HeartbeatWriter | None = None
 
 
-def take(heart: Heart | None) -> None:
-    """Let this process be the rank that a heart is for."""
-    global _mine  # noqa: PLW0603 (as with a log: all of the training beats, and nothing is to be handed around for it)
-    _mine = heart
+def install(writer: HeartbeatWriter | None) -> None:
+    """Install the writer of this process; None: heartbeats are not written."""
+    global _writer  # noqa: PLW0603 (as with a logger: every part of the training sends heartbeats)
+    _writer = writer
 
 
 def start(step: int, timeout: float | None) -> None:
-    """See `Heart.start`."""
-    if _mine is not None:
-        _mine.start(step, timeout)
+    """Announce the start of training, see `HeartbeatWriter.start`."""
+    if _writer is not None:
+        _writer.start(step, timeout)
 
 
 def beat(phase: Phase, step: int | None = None) -> None:
-    """See `Heart.beat`. Only the thread that trains may call it."""
-    if _mine is not None:
-        _mine.beat(phase, step)
+    """Write a heartbeat, see `HeartbeatWriter.beat`. Only the thread that trains may call it."""
+    if _writer is not None:
+        _writer.beat(phase, step)
 
 
-def tell(figures: tuple[int, int, int, int]) -> None:
-    """See `Heart.tell`."""
-    if _mine is not None:
-        _mine.tell(figures)
+def publish(numbers: tuple[int, int, int, int]) -> None:
+    """Publish four numbers of this rank to the other ranks of the pod; no effect without a launcher."""
+    if _writer is not None:
+        _writer.publish(numbers)
 
 
-def told() -> list[tuple[int, ...]]:
-    """See `Heart.told`; nothing without a launcher."""
-    return [] if _mine is None else _mine.told()
+def collect() -> list[tuple[int, ...]]:
+    """Return the published numbers of each rank of the pod, by local rank; empty without a launcher."""
+    return [] if _writer is None else _writer.collect()
 
 
 def stack_file() -> int | TextIO:
-    """Where this process is to say where each of its threads is; the launcher copies that to standard error."""
-    return sys.stderr if _mine is None else _mine.stacks
+    """Return the file into which this process prints its stacks; the launcher copies them to standard error."""
+    return sys.stderr if _writer is None else _writer.stacks

@@ -16,10 +16,10 @@ LEVELS = ("debug", "info", "warning")
 
 
 def configure(job: str, attempt: int, rank: int) -> None:
-    """Send the trainer's log to standard output: that of rank 0 from a level on, warnings and errors of the others.
+    """Log to standard output: rank 0 from the level TRAINYARD_LOG_LEVEL on, other ranks from warnings on.
 
     Raises:
-        ConfigError: there is no such level as TRAINYARD_LOG_LEVEL says.
+        ConfigError: TRAINYARD_LOG_LEVEL is not a level.
     """
     level = os.environ.get(constants.ENV_LOG_LEVEL) or "info"
     if level not in LEVELS:
@@ -32,7 +32,7 @@ def configure(job: str, attempt: int, rank: int) -> None:
 
 
 def info(message: str, **fields: Any) -> None:
-    """Log a message, with fields that stand beside it in JSON."""
+    """Log a message, with additional fields for the JSON format."""
     logger.info(message, extra={"fields": fields})
 
 

@@ -1,4 +1,4 @@
-"""Where a process stands among the others, and what it computes on."""
+"""Ranks, process groups, and the device of this process."""
 
 import os
 from dataclasses import dataclass
@@ -7,39 +7,38 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from trainyard.protocol import launcher_protocol
 from trainyard_trainer.runtime.errors import ConfigError
-from trainyard_trainer.runtime.gloo import use_one_thread
+from trainyard_trainer.runtime.torch_internals import HashStore, PrefixStore, TCPStore, use_one_gloo_thread
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A collective that takes longer than this has lost a peer which nobody saw die."""
+"""A collective that takes longer has lost a peer whose death was not noticed."""
 
 
 @dataclass
 class World:
-    """Rank and device of this process; the launcher says which, in the environment, as torchrun does."""
+    """Rank and device of this process, from the environment variables that the launcher sets as torchrun does."""
 
     rank: int
     local_rank: int
     size: int
-    """Ranks that train."""
+    """Number of ranks that train."""
     local_size: int
     device: torch.device
     servers: int = 0
-    """Parameter servers; their ranks come after those that train."""
+    """Number of parameter servers; their ranks follow those that train."""
     group: dist.ProcessGroup | None = None
-    """The ranks that train; None if there are no others."""
+    """The ranks that train; None means the default group, without parameter servers."""
     control: dist.ProcessGroup | None = None
-    """The same ranks over gloo, for what is said beside the training; only where checkpoints are written."""
+    """The ranks that train, over gloo, for collectives of the control plane; only where checkpoints are written."""
 
     @classmethod
     def from_environment(cls, servers: int = 0) -> "World":
-        """The place that the launcher gave to this process.
+        """Read the variables that the launcher has set.
 
         Raises:
-            ConfigError: the node has GPUs, but fewer than processes.
+            ConfigError: the node has GPUs, but fewer than ranks.
         """
         local_rank = int(os.environ["LOCAL_RANK"])
         return cls(
@@ -51,55 +50,56 @@ class World:
             servers=servers,
         )
 
-    def join(self, *, saves: bool = False) -> None:
-        """Set the device, then form the process group with all other ranks.
+    def init_process_group(self, *, saves: bool = False) -> None:
+        """Set the device, and form the process groups with all other ranks.
 
-        A parameter server may have no GPU, so with one everybody meets over gloo, and those that train also among
-        themselves. `saves`: checkpoints will be written.
+        A parameter server may have no GPU, so the default group uses gloo then, and the ranks that train have another
+        group. `saves`: whether checkpoints will be written.
         """
-        use_one_thread()
+        use_one_gloo_thread()
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "nccl"
-        place = {"timeout": COLLECTIVE_TIMEOUT, **self._meeting()}
+        rendezvous = {"timeout": COLLECTIVE_TIMEOUT, **self._rendezvous()}
         if self.servers:
-            dist.init_process_group("gloo", **place)
+            dist.init_process_group("gloo", **rendezvous)
             group = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, backend)
             self.group = group if isinstance(group, dist.ProcessGroup) else None  # the server is no member
         elif self.size > 1:
             dist.init_process_group(
                 backend,
                 device_id=self.device if backend == "nccl" else None,
-                **place,
+                **rendezvous,
             )
-        elif saves:  # torch's way to save in the background needs a group, be it of one
+        elif saves:  # asynchronous checkpoints need a group, even of a single rank
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if saves:
             control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
             self.control = control if isinstance(control, dist.ProcessGroup) else None
 
-    def _meeting(self) -> dict[str, Any]:
-        """Where the ranks of this attempt meet. One of an earlier attempt that is still about must not count here.
+    def _rendezvous(self) -> dict[str, Any]:
+        """Return the store through which the ranks of this attempt find each other.
 
-        torchrun's agent keeps a store of its own, and sees to that itself.
+        Ranks of an earlier attempt that are still alive must not be counted, so keys carry the number of the attempt.
+        torchrun's agent has a store of its own, and does that itself.
         """
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return {}
         size = self.size + self.servers
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        # Everybody would be counted when it waits for workers by itself.
+        # If the store waited for workers itself, it would count ranks of any attempt.
         store = TCPStore(address, port, size, self.rank == 0, COLLECTIVE_TIMEOUT, wait_for_workers=False)
         prefix = f"attempt {os.environ.get(launcher_protocol.ENV_ATTEMPT, '0')}"
         return {"store": PrefixStore(prefix, store), "rank": self.rank, "world_size": size}
 
     def barrier(self) -> None:
-        """Wait for all ranks, parameter servers too."""
+        """Wait for all ranks, including parameter servers."""
         if self.size + self.servers > 1:
             dist.barrier()
 
-    def agrees(self, value: int) -> bool:
-        """Whether all ranks hold the same number (of up to 63 bits)."""
+    def all_equal(self, value: int) -> bool:
+        """Return whether all ranks that train hold the same number (of up to 63 bits)."""
         if self.size == 1:
             return True
         extremes = torch.tensor([value, -value], device=self.device)
@@ -107,22 +107,22 @@ class World:
         largest, negated_smallest = extremes.tolist()
         return bool(largest == -negated_smallest)
 
-    def agrees_on(self, holds: bool) -> bool:
-        """Whether something holds on every rank that trains."""
+    def all_true(self, condition: bool) -> bool:
+        """Return whether a condition holds on every rank that trains."""
         if self.size == 1:
-            return holds
-        count = torch.tensor([int(holds)], device=None if self.control else self.device)
+            return condition
+        count = torch.tensor([int(condition)], device=None if self.control else self.device)
         dist.all_reduce(count, op=dist.ReduceOp.MIN, group=self.control or self.group)
         return bool(count.item())
 
     def gather(self, value: float) -> list[float]:
-        """The number of each rank that trains, by rank, on each of them."""
+        """Return the numbers of all ranks that train [size], by rank, on each of them."""
         values = torch.zeros(self.size, device=self.device)
         values[self.rank] = value
         return [float(v) for v in self.sum(values).tolist()]
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up a tensor over the ranks that train, in place, on each of them."""
+        """Sum a tensor over the ranks that train, in place, on each of them, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor

@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_reduce
 
 from trainyard.models.moe import MoeConfig
 from trainyard_trainer.models.llama.model import Llama
+from trainyard_trainer.runtime.torch_internals import all_reduce
 
 
 class Moe(Llama):

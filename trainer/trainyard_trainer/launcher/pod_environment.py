@@ -1,4 +1,4 @@
-"""Where a pod stands among all of its group, and what share of its node it may use. Free of torch."""
+"""The ranks of a pod within its group, and the share of its node that it may use. Free of torch."""
 
 import os
 from dataclasses import dataclass
@@ -11,48 +11,50 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where this pod's ranks stand among all."""
+class PodEnvironment:
+    """Ranks of this pod within the group, and the address where all ranks meet."""
 
-    first: int
+    first_rank: int
     local_size: int
-    size: int
-    address: str
-    port: str
+    """Ranks of this pod."""
+    world_size: int
+    """Ranks of all pods."""
+    master_address: str
+    master_port: str
 
     @classmethod
-    def from_environment(cls) -> "Place":
-        """The place that the operator gave to this pod, in the variables of torchrun; without them a group of one pod.
+    def from_environment(cls) -> "PodEnvironment":
+        """Read torchrun's variables, which the operator sets; without them the group is this pod alone.
 
-        RANK and WORLD_SIZE stand above them, for groups whose pods are not all alike.
+        RANK and WORLD_SIZE take precedence, for groups whose pods differ (a parameter server).
 
         Raises:
-            ConfigError: a variable is missing, or no number.
+            ConfigError: a variable is missing, or is not a number.
         """
         local_size = _number("PET_NPROC_PER_NODE", 1)
         pods = _number("PET_NNODES", 1)
-        first = _number("RANK", _number("PET_NODE_RANK", 0) * local_size)
+        first_rank = _number("RANK", _number("PET_NODE_RANK", 0) * local_size)
         address, port = os.environ.get("PET_MASTER_ADDR"), os.environ.get("PET_MASTER_PORT")
         if address is None or port is None:
             if pods > 1:
                 raise ConfigError("PET_MASTER_ADDR and PET_MASTER_PORT: are needed with PET_NNODES > 1; set both")
             address, port = "127.0.0.1", str(free_port())
-        return cls(first, local_size, _number("WORLD_SIZE", pods * local_size), address, port)
+        return cls(first_rank, local_size, _number("WORLD_SIZE", pods * local_size), address, port)
 
-    def environment(self, local_rank: int) -> dict[str, str]:
-        """What a rank finds in its environment, as with torchrun."""
+    def rank_environment(self, local_rank: int) -> dict[str, str]:
+        """Return the environment variables of one rank, as torchrun sets them."""
         return {
-            "RANK": str(self.first + local_rank),
+            "RANK": str(self.first_rank + local_rank),
             "LOCAL_RANK": str(local_rank),
-            "WORLD_SIZE": str(self.size),
+            "WORLD_SIZE": str(self.world_size),
             "LOCAL_WORLD_SIZE": str(self.local_size),
-            "MASTER_ADDR": self.address,
-            "MASTER_PORT": self.port,
+            "MASTER_ADDR": self.master_address,
+            "MASTER_PORT": self.master_port,
         }
 
 
 def set_threads(processes: int) -> None:
-    """Share the processors between this node's processes, unless OMP_NUM_THREADS says otherwise.
+    """Divide the processors among this pod's ranks, unless OMP_NUM_THREADS is set.
 
     torchrun would give each process one thread. It must be set before libgomp is loaded.
     """
@@ -60,14 +62,14 @@ def set_threads(processes: int) -> None:
 
 
 def usable_cpus() -> int:
-    """Processors that this process may use: its affinity, and the quota of its container (whole ones only)."""
+    """Return the processors that this process may use: those of its affinity, limited by its container's quota."""
     cpus = len(os.sched_getaffinity(0))
     quota = _cgroup_quota()
     return cpus if quota is None else max(1, min(cpus, int(quota)))
 
 
 def _cgroup_quota() -> float | None:
-    """Processors that the control group allows (version 2, then 1); None without a limit."""
+    """Return the processors that the control group (version 2, then 1) allows; None without a limit."""
     v2 = CGROUP / "cpu.max"
     v1 = CGROUP / "cpu/cpu.cfs_quota_us", CGROUP / "cpu/cpu.cfs_period_us"
     if v2.exists():
@@ -79,10 +81,10 @@ def _cgroup_quota() -> float | None:
     return None
 
 
-def memory_kills() -> int:
-    """How many processes of this container the kernel has killed for want of memory, by its limit or the node's.
+def oom_kill_count() -> int:
+    """Return how many processes of this container the kernel's OOM killer has killed, by any memory limit.
 
-    Control groups of version 2 count them, then 1 (Linux 4.13); 0 where nobody does.
+    Control groups count them (version 2; version 1 since Linux 4.13); 0 where they do not.
     """
     for name in ("memory.events", "memory/memory.oom_control"):
         if (path := CGROUP / name).exists():

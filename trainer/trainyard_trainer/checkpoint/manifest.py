@@ -1,0 +1,113 @@
+"""The manifest of a checkpoint: which run it belongs to, how far that run is, and the checksums of its files.
+
+Free of torch.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from trainyard.base import ApiModel
+from trainyard.config import RunConfig
+from trainyard.protocol.progress import Progress
+from trainyard_trainer.runtime.errors import ConfigError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the format. Raise it when a trainer that knows only the current one would misread a checkpoint."""
+
+
+@dataclass(frozen=True)
+class FileChecksum:
+    """Size in bytes and CRC-32 of one file of a checkpoint."""
+
+    bytes: int
+    crc32: int
+
+
+class ConvergenceState(ApiModel):
+    """State of `stopping.Convergence` after the evaluations so far."""
+
+    lowest: float | None = None
+    """Lowest evaluation loss; None before the first evaluation."""
+    stale: int = 0
+    """Evaluations since the loss last improved."""
+
+
+class Manifest(ApiModel):
+    """The contents of manifest.json, without its format version."""
+
+    step: int
+    """Optimizer steps done."""
+    samples: int
+    """Samples consumed by these steps, and by bad steps before a rollback."""
+    model: dict[str, Any]
+    """Configuration of the model, all presets resolved."""
+    optimizer: str
+    """Name of the optimizer."""
+    data: int
+    """Fingerprint of the data set (63 bits)."""
+    convergence: ConvergenceState = ConvergenceState()
+    stopped_because: str | None = None
+    """Why an evaluation has ended the training; None if it has not."""
+    bad_steps: int = 0
+    """Consecutive bad steps that precede this checkpoint."""
+    progress: Progress | None = None
+    """Last report of the run; None before the first one."""
+    files: dict[str, FileChecksum] = Field(default_factory=dict)
+    """Size and checksum of each file by name; complete once the checkpoint is committed."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """Read the manifest of a complete checkpoint.
+
+        Raises:
+            ConfigError: a newer version of the trainer has written it.
+            OSError, ValueError: it is damaged.
+        """
+        content = json.loads((folder / MANIFEST).read_text("utf-8"))
+        version = content.pop("format") if isinstance(content, dict) and "format" in content else None
+        if isinstance(version, int) and version > FORMAT:
+            raise ConfigError(
+                f"spec.checkpoint: {folder} has the format {version}, but this version of the trainer reads formats up "
+                f"to {FORMAT}; use the version that wrote it (spec.image), or choose another spec.checkpoint volume"
+            )
+        if version != FORMAT:
+            raise ValueError(f"{folder / MANIFEST} has the format {version}, which does not exist")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise ValueError(f"{folder / MANIFEST}: {field}: {first['msg']}") from error
+
+    def content(self) -> dict[str, Any]:
+        """Return the manifest as JSON, with its format version first."""
+        return {"format": FORMAT, **self.to_dict()}
+
+    def check_compatible(self, config: RunConfig, folder: Path) -> None:
+        """Check that a run of this configuration can resume from the checkpoint in `folder`.
+
+        Raises:
+            ConfigError: it belongs to another model or optimizer; the message names each field and both values.
+        """
+        wanted = _fields(config.model.to_dict(), config.trainer.optimizer.name)
+        saved = _fields(self.model, self.optimizer)
+        differences = [
+            f"{field} is {wanted.get(field, 'not set')}, but {saved.get(field, 'not set')} in the checkpoint"
+            for field in sorted({*wanted, *saved})
+            if wanted.get(field) != saved.get(field)
+        ]
+        if differences:
+            raise ConfigError(
+                f"{'; '.join(differences)} {folder}; change it back, or choose another spec.checkpoint volume"
+            )
+
+
+def _fields(model: dict[str, Any], optimizer: str) -> dict[str, Any]:
+    """Return the values that a checkpoint and its run must share, by the field of the spec."""
+    fields = {f"spec.trainer.model.{name}": value for name, value in model.items()}
+    return {**fields, "spec.trainer.optimizer.name": optimizer}
