@@ -154,7 +154,7 @@ class Trainer:
         return loss, norm, learning_rate, applied
 
     def _forward_backward(self) -> tuple[Tensor, float]:
-        """Accumulate the gradient of this rank's share of the global batch; see `Passes.run`."""
+        """Accumulate the gradient of this rank's share of the global batch; see `ForwardBackward.run`."""
         return self.passes.run(self.batches, self.step)
 
     def _learning_rate(self, step: int) -> float:

@@ -109,7 +109,7 @@ class GradientAccumulation:
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         loss = torch.zeros((), device=self._device)
         predicted = []
-        for x, y in zip(inputs.chunk(self._micro_batch_count), targets.chunk(self._micro_batches), strict=True):
+        for x, y in zip(inputs.chunk(self._micro_batch_count), targets.chunk(self._micro_batch_count), strict=True):
             heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
