@@ -6,36 +6,17 @@ API server, so this module judges the manifest by the very CRD that would have b
 
 import difflib
 import json
-import re
 from functools import cache
 from typing import Any
 
 import celpy
-import yaml
 from celpy.adapter import json_to_cel
 from pydantic import ValidationError
 
-from trainyard import contract
 from trainyard.crd import Schema, openapi_schema
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.resolve import layout_problems, spec_problems
 from trainyard.resource.job import TrainingJob
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as kubectl reads it: 1e-8 is a number (version 1.2), where PyYAML's version 1.1 wants 1.0e-8."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be accepted. `problems` holds one message for each fault."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
 
 
 def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
@@ -45,23 +26,6 @@ def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
         ManifestError: with one message for each fault, naming the field, the rule and the fix.
     """
     return admit(parse_manifest(text), memory=memory)
-
-
-def parse_manifest(text: str) -> dict[str, Any]:
-    """The one TrainingJob in a YAML or JSON text, as it is written.
-
-    Raises:
-        ManifestError: it is not valid, or holds none, or several.
-    """
-    try:
-        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]
-    except yaml.YAMLError as error:
-        raise ManifestError([f"not valid YAML: {' '.join(str(error).split())}"]) from error
-    jobs = [d for d in documents if isinstance(d, dict) and d.get("kind") == contract.KIND]
-    if len(jobs) != 1:
-        raise ManifestError([f"one {contract.KIND} is expected, {len(jobs)} found; give a file that holds one"])
-    found: dict[str, Any] = jobs[0]
-    return found
 
 
 def admit(body: dict[str, Any], *, memory: bool = True) -> TrainingJob:

@@ -1,6 +1,5 @@
-"""`trainyard run` as a user meets it: exit codes, what goes to which stream, and errors without tracebacks."""
+"""`trainyard run` as a process: exit codes, output on each stream, and errors without tracebacks."""
 
-import io
 import json
 import os
 import signal
@@ -13,10 +12,9 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from rich.console import Console
 
 from tests.builders import make_job, trainer_spec
-from trainyard_cli.main import _prepare
+from trainyard_cli.commands.run import prepare_folder
 
 SAMPLE = Path("manifests/samples/gpt-ddp.yaml")
 COMMAND = [sys.executable, "-m", "trainyard_cli.main"]
@@ -39,17 +37,15 @@ def small_sample(**trainer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("fresh", "saves", "left"), [(False, True, True), (True, True, False), (True, False, True)])
 def test_a_folder_with_checkpoints_is_continued_from_or_cleared(
-    tmp_path: Path, fresh: bool, saves: bool, left: bool
+    tmp_path: Path, fresh: bool, saves: bool, left: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "checkpoints" / "step-00000010"
     saved.mkdir(parents=True)
     checkpoint: dict[str, Any] = {"checkpoint": {"claim": {"size": "1Gi"}}} if saves else {}
     job = make_job(trainer=trainer_spec(), **checkpoint)
-    screen = Console(file=io.StringIO())
-    _prepare(tmp_path, job, fresh, screen)
+    prepare_folder(tmp_path, job, fresh=fresh)
     assert saved.exists() == left
-    said = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert ("--fresh starts anew" in said) == (saves and not fresh)
+    assert ("--fresh starts from the beginning" in capsys.readouterr().err) == (saves and not fresh)
 
 
 def test_a_run_prints_the_final_job_as_json_and_its_progress_elsewhere(tmp_path: Path) -> None:

@@ -82,13 +82,13 @@ def test_without_a_limit_nothing_is_checked() -> None:
 def test_a_program_of_ones_own_has_no_figures() -> None:
     done = run("manifests/samples/hello.yaml")
     assert done.returncode == 0
-    assert "its mesh, memory and communication are not known" in done.stdout
+    assert "spec.command: mesh, memory and communication are not known" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: Pod", "one TrainingJob is expected, 0 found"),
+        ("kind: Pod", "one TrainingJob is expected, found kind Pod"),
         (
             yaml.safe_dump({**sample("gpt-ddp"), "spec": {**sample("gpt-ddp")["spec"], "parallelism": {"tensor": 3}}}),
             "spec.parallelism: tensor x context x pipeline.stages must divide the world size",

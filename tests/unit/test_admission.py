@@ -53,15 +53,20 @@ def test_a_good_manifest_is_accepted_and_its_defaults_are_filled_in() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "one TrainingJob is expected, 0 found; give a file that holds one"),
-        ("just words", "one TrainingJob is expected, 0 found; give a file that holds one"),
-        ("kind: Pod", "one TrainingJob is expected, 0 found; give a file that holds one"),
+        ("", "one TrainingJob is expected, found no object; give a file with one TrainingJob"),
+        ("just words", "one TrainingJob is expected, found no object; give a file with one TrainingJob"),
+        ("spec: {}", "one TrainingJob is expected, found an object without kind; give a file with one TrainingJob"),
+        ("kind: Pod", "one TrainingJob is expected, found kind Pod; give a file with one TrainingJob"),
+        (
+            "kind: PyTorchJob\n---\nkind: Pod\n---\nkind: Pod",
+            "one TrainingJob is expected, found kinds Pod, PyTorchJob; give a file with one TrainingJob",
+        ),
         (
             f"{yaml.safe_dump(make_manifest())}---\n{yaml.safe_dump(make_manifest('other'))}",
-            "one TrainingJob is expected, 2 found; give a file that holds one",
+            "one TrainingJob is expected, found 2; give a file with one TrainingJob",
         ),
     ],
-    ids=["empty", "words", "another kind", "two jobs"],
+    ids=["empty", "words", "no kind", "another kind", "other kinds", "two jobs"],
 )
 def test_a_file_must_hold_one_job(text: str, message: str) -> None:
     assert refused(text) == [message]
@@ -72,10 +77,30 @@ def test_other_objects_beside_the_job_are_left_alone() -> None:
     assert load_manifest(text).metadata.name == "job"
 
 
-def test_what_is_not_yaml_is_refused_with_the_place() -> None:
-    (problem,) = refused("spec: [1, 2\nkind: x")
-    assert problem.startswith("not valid YAML: ")
-    assert "line 2" in problem
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("spec: [1, 2\nkind: x", "line 2, column 5: while parsing a flow sequence expected ',' or ']', but got ':'"),
+        ("kind: TrainingJob\nspec: {a: 1}\nspec: {b: 2}\n", "line 3, column 1: duplicate key 'spec'"),
+        ('{"kind": "TrainingJob", "spec": {"a": 1, "a": 1}}', "line 1, column 42: duplicate key 'a'"),
+        ("spec: {a: &x {b: 1}, c: {<<: *x, b: 2, d: !!python/object:os.x {}}}", "line 1, column 43: could not"),
+        ("a: \x00", "unacceptable character #x0000: special characters are not allowed position 3"),
+        ("[" * 5000, "nested too deeply; remove levels of nesting"),
+        ("a: 2020-99-99", "month must be in 1..12"),
+    ],
+    ids=["flow", "duplicate", "duplicate in JSON", "tag", "character", "nested", "date"],
+)
+def test_invalid_yaml_is_refused_with_line_and_column(text: str, message: str) -> None:
+    (problem,) = refused(text)
+    assert problem.startswith(f"not valid YAML: {message}")
+    assert "unicode string" not in problem
+    assert "\n" not in problem
+
+
+def test_merge_keys_are_not_duplicates() -> None:
+    text = yaml.safe_dump(make_manifest())
+    merged = text.replace("metadata:\n", "metadata:\n  <<: {labels: {team: a}}\n")
+    assert load_manifest(merged).metadata.labels == {"team": "a"}
 
 
 @pytest.mark.parametrize(
