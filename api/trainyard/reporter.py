@@ -8,8 +8,8 @@ alerts work for it, too.
         ...
         reporter.step(tokens=batch * length, loss=loss)
 
-with `spec.metrics: {}` in the TrainingJob. It needs the package prometheus-client (pip install 'trainyard[report]') and
-no torch.
+with `spec.metrics: {}` in the TrainingJob. It needs prometheus-client (the extra "report", see
+docs/install.md) and no torch.
 """
 
 import os

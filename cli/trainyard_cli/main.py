@@ -1,11 +1,11 @@
 """The command `trainyard`: its subcommands, put together."""
 
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
 
+from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
 from trainyard_cli.commands.events import events
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
@@ -21,7 +21,6 @@ from trainyard_cli.commands.top import top
 from trainyard_cli.help import HelpCommand, HelpGroup
 from trainyard_cli.streams import guard_streams
 
-DISTRIBUTION = "trainyard-k8s"
 HELP = "Train large models with one resource: TrainingJob."
 
 app = typer.Typer(
@@ -58,7 +57,7 @@ for name, command in CLUSTER.items():
 
 def _show_version(requested: bool) -> None:
     if requested:
-        typer.echo(version(DISTRIBUTION))
+        typer.echo(__version__)
         raise typer.Exit
 
 

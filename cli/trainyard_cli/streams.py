@@ -4,36 +4,56 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BufferedWriter, FileIO, TextIOWrapper
+from typing import Any
 
 from trainyard_cli.exit_codes import EXIT_FAILED
+
+
+class OutputError(Exception):
+    """Standard output cannot be written."""
+
+
+class _Output(FileIO):
+    """Standard output, whose errors differ in type from those of all other files."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes.
+
+        Raises:
+            BrokenPipeError: the reader has closed the pipe, as `| head` does.
+            OutputError: any other error.
+        """
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(error.strerror or str(error)) from error
 
 
 @contextmanager
 def guard_streams() -> Iterator[None]:
     """Replace characters that the streams cannot encode, and end with one line if standard output cannot be written."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    if isinstance(sys.stderr, TextIOWrapper):
+        sys.stderr.reconfigure(errors="replace")
+    if not isinstance(sys.stdout, TextIOWrapper):
+        yield
+        return
+    original = sys.stdout
+    raw = _Output(original.fileno(), "wb", closefd=False)
+    encoding, interactive = original.encoding, original.isatty()
+    sys.stdout = TextIOWrapper(BufferedWriter(raw), encoding, errors="replace", line_buffering=interactive)
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
-    except OSError as error:
-        # Other errors pass: standard output failed only if it still cannot be flushed.
-        if (reason := _flush_error()) is None:
-            raise
-        # Python flushes once more when it exits, and would print a second message.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):  # the reader has closed the pipe, as `| head` does
-            print(f"error: standard output cannot be written: {reason}", file=sys.stderr)
+    except (OutputError, BrokenPipeError) as error:
+        # What is still buffered would fail once more when Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), raw.fileno())
+        if isinstance(error, OutputError):
+            print(f"error: standard output cannot be written: {error}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
-
-
-def _flush_error() -> str | None:
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        return error.strerror or str(error)
-    return None
+    finally:
+        sys.stdout = original

@@ -172,6 +172,6 @@ def _help() -> Panel:
         ("Loss rises", "TrainyardLossDiverging", "Gradient norm and bad steps before it"),
     ]
     table = "| You see | Look at | Runbook |\n|---|---|---|\n" + "\n".join(
-        f"| {sight} | {place} | [{alert}]({RUNBOOKS}/{alert}.md) |" for sight, alert, place in lines
+        f"| {sight} | {place} | {RUNBOOKS}/{alert}.md |" for sight, alert, place in lines
     )
     return page("What to do now", "From what looks bad to what to do.", table, height=7)

@@ -10,7 +10,6 @@ import timeit
 import urllib.request
 from dataclasses import replace
 from datetime import datetime
-from importlib.metadata import version
 
 import psutil
 import pytest
@@ -19,7 +18,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
-from trainyard import contract
+from trainyard import __version__, contract
 from trainyard.parameters import flops_per_token
 from trainyard.resource.status import Progress
 from trainyard_operator.core.progress import parse_progress
@@ -79,7 +78,7 @@ def test_metrics_are_right_while_the_run_goes_on(start: Starter) -> None:
     samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
     assert value(leader, contract.METRIC_EPOCH) == pytest.approx(5 * 8 / samples)
     assert value(leader, contract.METRIC_MFU) == pytest.approx(report["mfu"], abs=1e-4)
-    about = {"model": "gpt", "mesh": "replicate 2", "device": "cpu", "world_size": "2", "version": version("trainyard")}
+    about = {"model": "gpt", "mesh": "replicate 2", "device": "cpu", "world_size": "2", "version": __version__}
     assert value(leader, contract.METRIC_RUN_INFO, **about) == 1
     resident = value(leader, contract.METRIC_MEMORY, rank="0", kind="resident")
     assert resident == pytest.approx(psutil.Process(pods[0].ranks()[0]).memory_info().rss, rel=0.3)

@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from trainyard import __version__
 from trainyard_operator.core.cache import Cache, Key
 from trainyard_operator.core.queue import WorkQueue
 from trainyard_operator.core.reconcile import utc_now
@@ -42,7 +42,7 @@ class OperatorMetrics:
         )
         stalled.set_function(lambda: max(queue.stalled_seconds(), self._silent_seconds()))
         info = Gauge("trainyard_operator_info", "What runs; always 1", ["version"], registry=self.registry)
-        info.labels(version("trainyard")).set(1)
+        info.labels(__version__).set(1)
         self._silent_since: float | None = None
         """When a request first had no answer (time of the event loop), if none has had one since."""
         self.leader = Gauge(

@@ -4,13 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from trainyard import contract
+from trainyard import __version__, contract
 from trainyard.config import RunConfig
 from trainyard.parameters import flops_per_token
 from trainyard_trainer.observe.memory import Memory, measure
@@ -55,7 +54,7 @@ class Metrics(Observer):
 
     def _tell_what_runs(self, world: World) -> None:
         about = {
-            "version": version("trainyard"),
+            "version": __version__,
             "model": self._config.model.name,
             "mesh": str(self._config.mesh),
             "device": world.device.type,
