@@ -3,24 +3,24 @@
 from dataclasses import dataclass
 
 HEAD = """\
-# What faults cost
+# Measured cost of faults
 
-Each row is a fault that `make e2e` makes on a real node while a job trains, and what followed. `make resilience`
-measures anew and rewrites this page.
+Each row is a fault that `make e2e` causes on a real node while a job trains, and its effect. `make resilience` measures
+again and rewrites this page.
 
-The job: two workers on one node with {cpus} processors, a GPT of half a million parameters, {steps} steps of at least
-{pace:g} s, a checkpoint after every {every}, no backoff. Where the pods stay and only their processes start again
-([failures.md](failures.md#restarts-in-place)) that takes about two seconds; else most of the time is the start of new
-pods and the import of torch. The time until a hang is found is `health.hangTimeoutSeconds`, 5 s here.
+The job: two workers on one node with {cpus} processors, a model of half a million parameters, {steps} steps of at least
+{pace:g} s, a checkpoint every {every} steps, no backoff. A restart inside the pods
+([failures.md](failures.md#restarts-in-place)) takes about two seconds; otherwise most of the time is the start of new
+pods and the import of torch. A hang is detected after `health.hangTimeoutSeconds`, 5 s here.
 
-- **Seconds**: the longest time, from the fault on, without a step that had never been made before. They differ from
-  machine to machine and from run to run; all else is what the tests demand.
-- **Steps lost**: from the last step before the restart back to the checkpoint that was taken up. Pods that are told to
-  stop (deletion, eviction, drain) save first.
-- **Repeated, skipped**: samples, of all that the final model has been trained on, by the numbers that each rank drew.
-- **Loss**: relative difference of the last loss from that of a run without a fault. Every step's is compared.
-- **Reason**: `status.lastFailure.reason`, and whether it spent `restartPolicy.limit`. If the API server was away, a
-  worker that merely lost its peer may be seen, and named, before the one that failed.
+- **Seconds**: the longest time after the fault without a new step. This varies between machines and runs; the tests
+  require all other columns.
+- **Steps lost**: from the last step before the restart back to the checkpoint from which it resumed. Pods that are
+  terminated (deletion, eviction, drain) save first.
+- **Repeated, skipped**: samples, among all that the final model was trained on, by the numbers that each rank recorded.
+- **Loss**: relative difference of the last loss from that of a run without a fault. Every step is compared.
+- **Reason**: `status.lastFailure.reason`, and whether the restart counted towards `restartPolicy.maxRestarts`. If the
+  API server was unavailable, a worker that lost its peer may be observed, and reported, before the one that failed.
 
 | Fault | Recovered | Seconds | Steps lost | Repeated, skipped | Loss | Reason | Counted |
 |---|---|---|---|---|---|---|---|
