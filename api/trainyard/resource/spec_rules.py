@@ -30,7 +30,7 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.args: needs spec.command; the built-in trainer takes no arguments, set its fields in spec.trainer",
     ),
     Rule(
-        "has(self.image) || has(self.trainer)",
+        "has(self.image) || !has(self.command)",
         "spec.image: is required with spec.command; name the image that holds your program",
     ),
     Rule(
