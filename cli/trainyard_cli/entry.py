@@ -3,7 +3,8 @@
 import sys
 from importlib import import_module
 
-EXIT_BAD_INSTALLATION = 2
+# Not from exit_codes, which imports the resource types and pydantic.
+EXIT_BAD_INSTALLATION, EXIT_INTERRUPTED = 2, 130
 
 
 def main() -> None:
@@ -20,8 +21,10 @@ def _run(module: str) -> None:
     """Call the module's `main`; without a package of the extra "cli" print one line that names the fix."""
     try:
         function = import_module(module).main
+    except KeyboardInterrupt:  # later ones are handled by typer
+        sys.exit(EXIT_INTERRUPTED)
     except ModuleNotFoundError as error:
-        # A module of Trainyard's own that is missing is a defect, not an incomplete installation.
+        # A missing module of Trainyard itself is a defect, not an incomplete installation.
         if (error.name or "").startswith("trainyard"):
             raise
         fix = 'install the extra "cli" from a checkout of Trainyard: uv tool install ".[cli]"'

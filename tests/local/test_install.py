@@ -66,7 +66,8 @@ def test_the_command_is_installed_from_a_checkout(tmp_path: Path, wheel: Path) -
 
 def test_the_reporter_is_installed_into_an_image_of_a_program(tmp_path: Path, wheel: Path) -> None:
     """The image of a user's program has the wheel beside it."""
-    documented('pip install "trainyard_k8s-0.1.0-py3-none-any.whl[report]"')
+    documented("uv build --wheel")
+    documented(f'pip install "{wheel.name}[report]"')
     uv("venv", "--quiet", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     done = command(UV, "pip", "install", "--quiet", "--python", python, f"{wheel}[report]")

@@ -20,6 +20,7 @@ from tests.builders import elastic, make_job, make_pod, served, trainer_spec
 from tests.support import kubelet
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Condition
+from trainyard_cli import entry
 from trainyard_cli.cluster.client import parse_job
 from trainyard_cli.cluster.errors import ClusterError, NotFoundError, UnavailableError, error_from_response
 from trainyard_cli.cluster.log_streams import merge_lines
@@ -392,3 +393,22 @@ def test_help_prints_every_text_as_it_is_written() -> None:
     assert "<bool>" not in command_help()
     assert "[default: runs/NAME-TIME]" in command_help("run")
     assert "[default: the current one]" in command_help("list")
+
+
+def test_ctrl_c_while_the_command_is_imported_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(module: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("trainyard_cli.entry.import_module", interrupted)
+    with pytest.raises(SystemExit) as exited:
+        entry.main()
+    assert exited.value.code == 130
+
+
+def test_a_missing_module_of_trainyard_itself_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(module: str) -> None:
+        raise ModuleNotFoundError("no module", name="trainyard_cli.views")
+
+    monkeypatch.setattr("trainyard_cli.entry.import_module", missing)
+    with pytest.raises(ModuleNotFoundError):
+        entry.main()
