@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from trainyard.admission import ManifestError
+from trainyard.manifest import ManifestError
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.output import print_error
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -16,16 +17,16 @@ UV = shutil.which("uv") or str(REPOSITORY / ".uv" / "bin" / "uv")
 HELPFUL = ("run", "plan", "submit", "top")
 
 
-def command(*argv: str | Path, cwd: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        argv, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env={**os.environ, **env}
-    )
+def command(
+    *argv: str | Path, cwd: Path = REPOSITORY, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(argv, check=False, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
 
 
-def uv(*arguments: str | Path, **env: str) -> str:
-    done = command(UV, *arguments, "--python", sys.executable, **env)
+def uv(*arguments: str | Path, env: Mapping[str, str] | None = None) -> None:
+    done = command(UV, *arguments, "--python", sys.executable, env=env)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_distribution_has_a_name_that_is_its_own(wheel: Path) -> None:
 def test_the_command_is_installed_from_a_checkout(tmp_path: Path, wheel: Path) -> None:
     words = documented('uv tool install ".[cli]"').replace('"', "").split()
     folders = {"UV_TOOL_DIR": str(tmp_path / "tools"), "UV_TOOL_BIN_DIR": str(tmp_path / "bin")}
-    uv(*words[1:], **folders)
+    uv(*words[1:], env=folders)
     for name in ("trainyard", "kubectl-trainyard"):
         done = command(tmp_path / "bin" / name, "--help", cwd=tmp_path)
         assert done.returncode == 0, done.stderr

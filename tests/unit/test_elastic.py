@@ -8,7 +8,8 @@ import pytest
 from tests.builders import TRAINER_IMAGE, after, elastic, make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard import contract
-from trainyard.admission import ManifestError, admit
+from trainyard.admission import admit
+from trainyard.manifest import ManifestError
 from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason

@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from trainyard.admission import ManifestError, load_manifest
+from trainyard.admission import load_manifest
 from trainyard.estimate import estimate
+from trainyard.manifest import ManifestError
 from trainyard_cli.commands.options import Manifest
 from trainyard_cli.manifest import read_manifest, report_problems
 from trainyard_cli.output import Output, write

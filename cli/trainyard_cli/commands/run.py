@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from trainyard.admission import ManifestError, load_manifest
+from trainyard.admission import load_manifest
+from trainyard.manifest import ManifestError
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.commands.options import Manifest
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, exit_code

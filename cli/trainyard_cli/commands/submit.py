@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from trainyard import contract
-from trainyard.admission import ManifestError, parse_manifest
+from trainyard.manifest import ManifestError, parse_manifest
 from trainyard_cli.cluster.client import Body, Cluster, parse_job
 from trainyard_cli.cluster.errors import ClusterError, NotFoundError, UnavailableError
 from trainyard_cli.cluster.retry import POLL_SECONDS, Retry
