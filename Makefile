@@ -53,7 +53,7 @@ lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint
 	$(RUN) shellcheck .ci/run
 	$(RUN) hadolint Dockerfile
 
-format: setup  ## format the code and mend what can be mended
+format: setup  ## format the code and apply automatic fixes
 	$(RUN) ruff check --fix .
 	$(RUN) ruff format .
 

@@ -7,8 +7,8 @@
         ...
         reporter.step(tokens=batch * length, loss=loss)
 
-The TrainingJob needs `spec.metrics: {}`, and the image the package prometheus-client
-(pip install 'trainyard[report]'); torch is not needed.
+with `spec.metrics: {}` in the TrainingJob. It needs prometheus-client (the extra "report", see
+docs/install.md) and no torch.
 """
 
 import os

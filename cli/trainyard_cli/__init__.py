@@ -1,1 +1,1 @@
-"""The trainyard command."""
+"""The `trainyard` command, also `kubectl trainyard`."""

@@ -1,4 +1,4 @@
-"""`kubectl_complete-trainyard`: kubectl runs it to complete `kubectl trainyard ...`."""
+"""`kubectl_complete-trainyard`: called by kubectl to complete `kubectl trainyard ...`."""
 
 import os
 import shlex
@@ -8,9 +8,9 @@ from trainyard_cli.main import app
 
 
 def main() -> None:
-    """Print what may stand in place of the last argument, one word a line, as the completion of bash gets it.
+    """Print the completions of the last argument, one a line, in the form that kubectl expects.
 
-    The last line is for kubectl, as its own completion has it: 4 means that no file names belong there.
+    The last line is kubectl's directive: 4 means that file names are not completed.
     """
     words = ["trainyard", *sys.argv[1:]]
     os.environ |= {
@@ -20,7 +20,7 @@ def main() -> None:
     }
     try:
         app(prog_name="trainyard")
-    except SystemExit:  # how it ends in any case
+    except SystemExit:  # typer ends every completion this way
         print(":4")
 
 

@@ -1,4 +1,4 @@
-"""A job on this machine: the operator's own loop on the process backend, from admission to the end."""
+"""A job on this machine: the operator's reconciler on the process backend."""
 
 import asyncio
 import contextlib
@@ -12,21 +12,22 @@ from pathlib import Path
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.time import utc_now
+from trainyard_cli.output import print_notice
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.progress import ProgressPoller
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import Pod
 from trainyard_operator.lifecycle.status_builder import Event
-from trainyard_operator.local.backend import ProcessBackend
+from trainyard_operator.local.backend import GRACE, ProcessBackend
 
-POLL = 0.5
-"""Seconds between two readings of the progress: somebody is watching."""
+POLL_SECONDS = 0.5
+"""Seconds between two readings of the progress, which the user is watching."""
 
 
 @dataclass(slots=True)
 class LocalRun:
-    """One job and its world. `job` is the latest version; `changed` is set whenever something has happened."""
+    """One job with its backend, cache and work queue; `changed` is set whenever the job or a pod has changed."""
 
     key: Key
     folder: Path
@@ -38,7 +39,7 @@ class LocalRun:
 
     @property
     def job(self) -> TrainingJob:
-        """The job with its current status."""
+        """Job with its current status."""
         entry = self.cache.get(self.key)
         assert entry is not None
         assert entry.job is not None
@@ -46,22 +47,22 @@ class LocalRun:
 
     @property
     def events(self) -> list[Event]:
-        """What has been told so far."""
+        """Events recorded so far, oldest first."""
         return self.backend.events
 
     @property
-    def over(self) -> bool:
-        """Whether the job has ended, or is suspended, and no process is left."""
-        at_rest = self.job.status.finished or self.job.spec.suspend
-        return at_rest and not any(w.active for w in self.cache.workers(self.key))
+    def finished(self) -> bool:
+        """Whether the job has finished or is suspended, and no process is left."""
+        inactive = self.job.status.finished or self.job.spec.suspend
+        return inactive and not any(worker.active for worker in self.cache.workers(self.key))
 
     def suspend(self) -> None:
-        """Ask for an end in good order, as `kubectl patch` with spec.suspend: true would."""
+        """Suspend the job, as `kubectl patch` with spec.suspend: true does."""
         self.interrupted = True
         self.edit(self.job.spec.replace(suspend=True))
 
     def edit(self, spec: TrainingJobSpec) -> None:
-        """Change what is wanted, as `kubectl edit` would."""
+        """Replace the spec, as `kubectl edit` does."""
         job = self.job
         metadata = job.metadata.model_copy(update={"generation": job.metadata.generation + 1})
         self.cache.put_job(job.replace(metadata=metadata, spec=spec))
@@ -70,7 +71,7 @@ class LocalRun:
 
 @asynccontextmanager
 async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = None) -> AsyncIterator[LocalRun]:
-    """Start a job on this machine. Leaving the context ends every process that it has started.
+    """Start a job on this machine; leaving the context kills every process that it has started.
 
     `capacity`: how many pods may run at a time; see `ProcessBackend`.
     """
@@ -89,7 +90,7 @@ async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = No
     run = LocalRun(job.key, folder, backend, cache, queue)
     reconciler = Reconciler(cache, queue, backend, trainer_image="")
     reconciler.on_reconciled = lambda _seconds, _outcome: run.changed.set()
-    poller = ProgressPoller(cache, queue, backend, utc_now, interval=POLL)
+    poller = ProgressPoller(cache, queue, backend, utc_now, interval=POLL_SECONDS)
     queue.add(cache.put_job(job))
     tasks = [asyncio.create_task(reconciler.run(parallel=1)), asyncio.create_task(poller.run())]
     try:
@@ -104,7 +105,7 @@ async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = No
 
 @contextlib.contextmanager
 def _interrupts(run: LocalRun) -> Iterator[None]:
-    """The first Ctrl-C (or SIGTERM) suspends the job; a second one kills its processes at once."""
+    """Suspend the job on the first Ctrl-C or SIGTERM; kill its processes on the second."""
     loop = asyncio.get_running_loop()
     main = asyncio.current_task()
     assert main is not None
@@ -113,6 +114,9 @@ def _interrupts(run: LocalRun) -> Iterator[None]:
         if run.interrupted:
             main.cancel()
         else:
+            seconds = f"{GRACE:.0f} s"
+            notice = f"asking the processes to end, which takes up to {seconds}; Ctrl-C again kills them"
+            print_notice(notice, label="interrupted", style="yellow")
             run.suspend()
 
     for number in (signal.SIGINT, signal.SIGTERM):

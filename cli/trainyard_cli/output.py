@@ -1,4 +1,4 @@
-"""Forms in which commands print."""
+"""What commands print: results on standard output, notices and errors on standard error."""
 
 import json
 import os
@@ -9,28 +9,50 @@ from typing import Any
 import typer
 import yaml
 from rich.console import Console
+from rich.text import Text
 
 
 class Output(StrEnum):
-    """Form of what a command prints on standard output."""
+    """Format of the result on standard output."""
 
     TABLE = "table"
     JSON = "json"
     YAML = "yaml"
 
 
-def screen() -> Console:
-    """Standard output. What is not a terminal has no edge at which a line would have to be folded.
+def stdout_console() -> Console:
+    """Return a console on standard output; lines are folded on a terminal only.
 
-    Text is shown as it is: messages of workers begin with "[rank0]:", which rich would take for its markup.
+    Text is printed literally: messages of workers may begin with "[rank0]:", which rich would parse as markup.
     """
-    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(width=1000 if wide else None, markup=False)
+    unlimited = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=1000 if unlimited else None, markup=False)
+
+
+def stderr_console() -> Console:
+    """Return a console on standard error."""
+    return Console(stderr=True)
 
 
 def write(value: Any, output: Output) -> None:
-    """Print a value as JSON or YAML."""
+    """Print a value as JSON or YAML on standard output."""
     if output is Output.JSON:
         typer.echo(json.dumps(value, indent=2))
     else:
         typer.echo(yaml.safe_dump(value, sort_keys=False), nl=False)
+
+
+def print_error(message: str) -> None:
+    """Print one line that begins with "error:" on standard error."""
+    print_notice(message, label="error", style="red")
+
+
+def print_notice(message: str, *, label: str = "", style: str = "") -> None:
+    """Print one line on standard error, after a coloured label if one is given."""
+    line = Text.assemble((label, style), f": {message}") if label else Text(message)
+    stderr_console().print(line, highlight=False, soft_wrap=True)
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun, as in "1 worker" and "2 workers"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -177,6 +177,6 @@ def _help() -> Panel:
         ("Loss rises", "TrainyardLossDiverging", "Gradient norm and skipped steps before the rise"),
     ]
     table = "| Symptom | Look at | Runbook |\n|---|---|---|\n" + "\n".join(
-        f"| {symptom} | {place} | [{alert}]({RUNBOOKS}/{alert}.md) |" for symptom, alert, place in lines
+        f"| {symptom} | {place} | {RUNBOOKS}/{alert}.md |" for symptom, alert, place in lines
     )
     return text_panel("Troubleshooting", "Symptoms, where to look, and the runbook.", table, height=7)

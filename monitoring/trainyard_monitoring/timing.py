@@ -78,8 +78,8 @@ SLOW_RATIO: Final = 0.7
 STALE_INTERVALS: Final = 3
 """Number of usual intervals without a checkpoint."""
 
-RUNBOOKS: Final = "https://github.com/trainyard/trainyard/blob/main/docs/runbooks"
-"""URL of docs/runbooks; the chart's value monitoring.runbookBaseUrl replaces it."""
+RUNBOOKS: Final = "docs/runbooks"
+"""Path of the runbooks in the repository; the chart's value monitoring.runbookUrl replaces it by a URL."""
 
 
 def duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """The chart's operator, and manifests/install.yaml: the same as plain manifests, for those who do not use Helm."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cluster import Cluster, ClusterError
-from tests.cluster.chart import render_chart
+from tests.cluster.chart import IMAGES, render_chart
 from tests.cluster.paths import REPOSITORY
 
 INSTALL = REPOSITORY / "manifests" / "install.yaml"
@@ -26,6 +27,29 @@ def test_the_api_server_takes_install_yaml(cluster: Cluster) -> None:
 def objects(*settings: str) -> dict[tuple[str, str], Mapping[str, Any]]:
     found = [body for body in yaml.safe_load_all(render_chart("system", *settings)) if body]
     return {(body["kind"], body["metadata"]["name"]): body for body in found}
+
+
+@pytest.mark.parametrize("name", ["operator", "trainer"])
+def test_an_installation_without_an_image_is_refused_with_the_value_to_set(name: str) -> None:
+    images = [image for image in IMAGES if not image.startswith(name)]
+    with pytest.raises(ClusterError, match=f"{name}.image.repository is required: build the image, push it"):
+        render_chart("system", images=images)
+
+
+def test_the_images_are_those_of_the_values() -> None:
+    settings = ("operator.image.repository=registry/operator", "operator.image.tag=v7")
+    [container] = objects(*settings)["Deployment", "trainyard"]["spec"]["template"]["spec"]["containers"]
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert container["image"] == "registry/operator:v7"
+    assert env["TRAINYARD_TRAINER_IMAGE"] == "trainyard-trainer.invalid/set-this-image:0.1.0"
+
+
+def test_no_default_image_can_be_pulled() -> None:
+    """A registry must not decide what an installation without values runs."""
+    text = INSTALL.read_text("utf-8")
+    images = re.findall(r"(?:image|value): \"?([\w./-]+:\d[\w.]*)\"?$", text, re.MULTILINE)
+    assert len(images) == 2
+    assert all(image.split("/")[0].endswith(".invalid") for image in images)
 
 
 def test_the_operator_knows_its_lease_and_its_name() -> None:

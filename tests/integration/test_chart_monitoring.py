@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,19 +44,47 @@ def test_each_switch_adds_its_own(switch: str, added: set[tuple[str, str]]) -> N
 
 
 def test_rules_and_dashboards_are_the_generated_ones() -> None:
-    found = objects(*ALL)
-    assert found["PrometheusRule", "trainyard"]["spec"] == yaml.safe_load((FILES / "rules.yaml").read_text("utf-8"))
+    found = objects(*ALL, f"monitoring.runbookUrl={WIKI}")
+    assert found["PrometheusRule", "trainyard"]["spec"] == yaml.safe_load(published(FILES / "rules.yaml"))
     for file in (FILES / "dashboards").glob("*.json"):
         body = found["ConfigMap", f"trainyard-dashboard-{file.stem.removeprefix('trainyard-')}"]
-        assert json.loads(body["data"][file.name]) == json.loads(file.read_text("utf-8"))
+        assert json.loads(body["data"][file.name]) == json.loads(published(file))
         assert body["metadata"]["labels"]["grafana_dashboard"] == "1"
         assert "annotations" not in body["metadata"]
 
 
-def test_runbooks_can_be_elsewhere() -> None:
-    text = render_chart("monitored", *ALL, "monitoring.runbookBaseUrl=https://wiki.example.com/trainyard/")
+WIKI = "https://wiki.example.com/trainyard"
+
+
+def published(file: Path) -> str:
+    """Return a generated file with the URL at which the runbooks are published."""
+    return file.read_text("utf-8").replace(f"{RUNBOOKS}/", f"{WIKI}/")
+
+
+def test_runbooks_are_linked_where_they_are_published() -> None:
+    text = render_chart("monitored", *ALL, f"monitoring.runbookUrl={WIKI}/")
     assert RUNBOOKS not in text
-    assert "runbook_url: https://wiki.example.com/trainyard/TrainyardJobStalled.md" in text
+    assert f"runbook_url: {WIKI}/TrainyardJobStalled.md" in text
+    assert f'"url": "{WIKI}/TrainyardJobStalled.md"' in text
+
+
+def test_without_a_url_alerts_have_the_path_and_dashboards_no_broken_links() -> None:
+    found = objects(*ALL)
+    assert found["PrometheusRule", "trainyard"]["spec"] == yaml.safe_load((FILES / "rules.yaml").read_text("utf-8"))
+    notes = [
+        rule["annotations"]
+        for g in found["PrometheusRule", "trainyard"]["spec"]["groups"]
+        for rule in g["rules"]
+        if "alert" in rule
+    ]
+    assert all((REPOSITORY / note["runbook_url"]).is_file() for note in notes)
+    assert len(notes) >= 14
+    for file in (FILES / "dashboards").glob("*.json"):
+        body = found["ConfigMap", f"trainyard-dashboard-{file.stem.removeprefix('trainyard-')}"]
+        generated = json.loads(file.read_text("utf-8"))
+        for panel in generated["panels"]:
+            panel.pop("links", None)
+        assert json.loads(body["data"][file.name]) == generated
 
 
 def test_labels_interval_and_folder() -> None:
@@ -114,7 +143,13 @@ def test_the_plain_annotations_can_be_switched_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["monitoring.podMonitor.enabled=yes", "monitoring.interval=often", "monitoring.x=1"]
+    "setting",
+    [
+        "monitoring.podMonitor.enabled=yes",
+        "monitoring.interval=often",
+        "monitoring.runbookUrl=docs",
+        "monitoring.x=1",
+    ],
 )
 def test_a_wrong_value_is_refused(setting: str) -> None:
     with pytest.raises(ClusterError, match="monitoring"):

@@ -1,4 +1,4 @@
-"""`trainyard` against a real API server with a real operator; the tests play the kubelet."""
+"""`trainyard` against a real API server with a real operator; the tests act as the kubelet."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Namespace, eventually
 from trainyard.protocol.progress import Progress
 from trainyard_cli.cluster.client import Cluster
-from trainyard_cli.cluster.problems import ClusterProblem
+from trainyard_cli.cluster.errors import ClusterError
 
 ENDS = ["WORKERS", "RESTARTS", "GOODPUT", "AGE"]
 
@@ -28,7 +28,7 @@ async def running(namespace: Namespace) -> None:
     await namespace.has_phase("Running")
 
 
-async def test_a_job_is_submitted_looked_at_changed_and_deleted(trainyard: Command, namespace: Namespace) -> None:
+async def test_a_job_is_submitted_shown_changed_and_deleted(trainyard: Command, namespace: Namespace) -> None:
     assert (await trainyard("list")).error == f"there are no TrainingJobs in namespace {namespace.name}"
     created = await trainyard("submit", "-", "-o", "json", stdin=manifest())
     assert (created.code, json.loads(created.out)["metadata"]["name"]) == (0, "job"), created.err
@@ -40,7 +40,7 @@ async def test_a_job_is_submitted_looked_at_changed_and_deleted(trainyard: Comma
         "PHASE",
         "STEP",
         "LOSS",
-        "TOKENS/S",
+        "THROUGHPUT",
         "ETA",
         "WORKERS",
         "RESTARTS",
@@ -53,8 +53,8 @@ async def test_a_job_is_submitted_looked_at_changed_and_deleted(trainyard: Comma
     shown = (await trainyard("status", "job")).out
     assert "attempt 1: 2 workers run" in shown
     assert "phase" in shown
-    told = [line.split()[1:3] for line in (await trainyard("events", "job")).out.splitlines()]
-    assert told == [["TYPE", "REASON"], ["Normal", "Accepted"], ["Normal", "AllWorkersRunning"]]
+    events = [line.split()[1:3] for line in (await trainyard("events", "job")).out.splitlines()]
+    assert events == [["TYPE", "REASON"], ["Normal", "Accepted"], ["Normal", "AllWorkersRunning"]]
 
     assert (await trainyard("scale", "job", "1")).code == 0
     assert (await namespace.job())["spec"]["workers"]["replicas"] == 1
@@ -73,11 +73,11 @@ async def test_a_job_is_submitted_looked_at_changed_and_deleted(trainyard: Comma
     await eventually(nothing_is_left)
 
 
-async def test_a_restart_is_a_new_attempt_that_spends_nothing(trainyard: Command, namespace: Namespace) -> None:
+async def test_a_restart_is_a_new_attempt_that_does_not_count(trainyard: Command, namespace: Namespace) -> None:
     await trainyard("submit", "-", stdin=manifest())
     await running(namespace)
     done = await trainyard("restart", "job")
-    assert done.out == "job restarts: 2 pods of attempt 1 are being deleted\n", done.err
+    assert done.out == "job restarts: deleting 2 pods of attempt 1\n", done.err
     for name in ("job-1-0", "job-1-1"):
         await finish_deletion(namespace, name)
     await namespace.has_pods("job-2-0", "job-2-1")
@@ -101,7 +101,7 @@ async def test_a_job_that_is_watched_to_its_end_gives_its_exit_code(
     assert ("Succeeded" if code == 0 else "Failed") in done.out
 
 
-async def test_what_the_server_refuses_is_said_in_its_words(trainyard: Command) -> None:
+async def test_a_refusal_of_the_server_is_printed_as_it_is(trainyard: Command) -> None:
     bad = make_manifest(trainer=trainer_spec(batch={"global": 15}))
     done = await trainyard("submit", "-", stdin=yaml.safe_dump(without_namespace(bad)))
     assert done.code == 2
@@ -113,12 +113,12 @@ async def test_what_the_server_refuses_is_said_in_its_words(trainyard: Command) 
     assert (nameless.code, nameless.error) == (2, "-: metadata.name: is missing; give the job a name")
     elsewhere = await trainyard("submit", "-", "-n", "default", stdin=yaml.safe_dump(make_manifest(namespace="other")))
     assert elsewhere.code == 2
-    assert elsewhere.error.startswith("-: metadata.namespace: is other, and --namespace is default; make them the same")
+    assert elsewhere.error.startswith("-: metadata.namespace: is other, but --namespace is default; make them equal")
     nothing = await trainyard("submit", "-", stdin="kind: Pod")
     assert (nothing.code, "one TrainingJob is expected, found kind Pod" in nothing.error) == (2, True)
 
 
-async def test_a_name_that_is_taken_or_unknown_is_an_error_with_a_way_out(trainyard: Command) -> None:
+async def test_a_name_that_is_taken_or_unknown_is_an_error_with_a_fix(trainyard: Command) -> None:
     await trainyard("submit", "-", stdin=manifest())
     again = await trainyard("submit", "-", stdin=manifest())
     assert (again.code, again.error.endswith("delete it first, or change it with kubectl apply")) == (2, True)
@@ -147,17 +147,15 @@ async def test_names_are_completed(trainyard: Command) -> None:
         assert out.decode().split() == [*found, ":4"]
 
 
-async def test_the_ranks_of_a_job_are_shown_without_their_figures_where_nothing_answers(
-    trainyard: Command, namespace: Namespace
-) -> None:
+async def test_ranks_are_shown_without_metrics_where_none_can_be_read(trainyard: Command, namespace: Namespace) -> None:
     """There is no kubelet behind this API server; with one, see tests/e2e."""
     await trainyard("submit", "-", stdin=manifest())
     await running(namespace)
     lines = (await trainyard("top", "job", "--once")).out.splitlines()
     rows = [line.split()[:4] for line in lines if line.startswith(("0 ", "1 "))]
-    assert lines[-1].startswith("not all ranks have figures: cannot read the metrics of pod job-1-")
+    assert lines[-1].startswith("some ranks have no metrics: cannot read the metrics of pod job-1-")
     assert rows == [["0", "job-1-0", "node-1", "Running"], ["1", "job-1-1", "node-1", "Running"]]
-    assert (await trainyard("top")).out.splitlines()[0].startswith("1 TrainingJobs in namespace")
+    assert (await trainyard("top")).out.splitlines()[0].startswith("1 TrainingJob in namespace")
     assert (await trainyard("logs", "job", "--rank", "2")).error == "--rank: job has the ranks 0 to 1; choose one"
     assert (await trainyard("logs", "job", "--failed")).error == "no attempt of job has failed"
 
@@ -188,7 +186,7 @@ async def test_events_are_shown_as_they_come(trainyard: Command, namespace: Name
         await terminal.shows("Accepted")
         await running(namespace)
         await terminal.shows("AllWorkersRunning")
-        assert terminal.shown.count("Accepted") == 1, "what is shown already is not shown again"
+        assert terminal.shown.count("Accepted") == 1, "an event that has been printed is not printed again"
         terminal.press("\x03")
         assert await asyncio.to_thread(terminal.process.wait, 30) == 130
     finally:
@@ -210,18 +208,18 @@ async def test_delete_asks_on_a_terminal(
     assert len((await namespace.api.get(namespace.jobs()))["items"]) == left
 
 
-async def test_only_the_job_that_was_looked_at_is_deleted(trainyard: Command, namespace: Namespace) -> None:
+async def test_only_the_job_with_the_uid_is_deleted(trainyard: Command, namespace: Namespace) -> None:
     await trainyard("submit", "-", stdin=manifest())
 
     def delete() -> None:
-        Cluster(trainyard.kubeconfig).delete("job", "uid of an earlier job of that name")
+        Cluster(trainyard.kubeconfig).delete_job("job", "uid of an earlier job of that name")
 
-    with pytest.raises(ClusterProblem, match="it has just been changed"):
+    with pytest.raises(ClusterError, match="it was changed in the meantime"):
         await asyncio.to_thread(delete)
     assert (await namespace.job())["metadata"]["name"] == "job"
 
 
-async def test_who_stops_watching_leaves_the_job_alone(
+async def test_ctrl_c_while_watching_leaves_the_job_alone(
     trainyard: Command, namespace: Namespace, tmp_path: Path
 ) -> None:
     file = tmp_path / "job.yaml"
@@ -232,7 +230,7 @@ async def test_who_stops_watching_leaves_the_job_alone(
         await running(namespace)
         await terminal.shows("AllWorkersRunning")
         terminal.press("\x03")
-        await terminal.shows("job goes on; see: trainyard status job")
+        await terminal.shows("job continues; see: trainyard status job")
         assert await asyncio.to_thread(terminal.process.wait, 30) == 130
     finally:
         terminal.close()

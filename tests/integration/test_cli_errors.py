@@ -1,4 +1,4 @@
-"""What stands between `trainyard` and a cluster: each is one line with a way out, and an exit code."""
+"""Errors of `trainyard` on a cluster: each is one line with a fix, and an exit code."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,30 +20,33 @@ from trainyard.protocol.progress import Progress
 pytestmark = pytest.mark.usefixtures("operator")
 
 
-async def test_a_cluster_that_cannot_be_asked_is_an_error_with_a_way_out(trainyard: Command, tmp_path: Path) -> None:
+async def test_a_cluster_that_cannot_be_reached_is_an_error_with_a_fix(trainyard: Command, tmp_path: Path) -> None:
     unknown = await trainyard("list", "--context", "nowhere")
-    assert (unknown.code, "there is no context nowhere; there are: " in unknown.error) == (2, True)
+    assert (unknown.code, "there is no context nowhere; choose one of: " in unknown.error) == (2, True)
     config = yaml.safe_load(trainyard.kubeconfig.read_text())
     config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
     config["users"] = [{"name": user["name"], "user": {"token": "none"}} for user in config["users"]]
-    gone = tmp_path / "gone"
-    gone.write_text(yaml.safe_dump(config))
-    done = await trainyard("list", "--kubeconfig", str(gone))
+    broken = tmp_path / "broken"
+    broken.write_text(yaml.safe_dump(config))
+    done = await trainyard("list", "--kubeconfig", str(broken))
     assert done.code == 3
-    assert done.error.startswith("https://127.0.0.1:1 does not answer: ")
+    assert done.error.startswith("https://127.0.0.1:1 does not respond: ")
     config["clusters"] = yaml.safe_load(trainyard.kubeconfig.read_text())["clusters"]
-    gone.write_text(yaml.safe_dump(config))
-    stranger = await trainyard("list", "--kubeconfig", str(gone))
-    assert (stranger.code, stranger.error) == (3, "cannot list jobs: the cluster does not know you; log in anew")
+    broken.write_text(yaml.safe_dump(config))
+    refused = await trainyard("list", "--kubeconfig", str(broken))
+    assert (refused.code, refused.error) == (
+        3,
+        "cannot list jobs: the cluster does not accept your credentials; log in again",
+    )
     for cluster in config["clusters"]:
         for trust in ("certificate-authority", "certificate-authority-data"):
             cluster["cluster"].pop(trust, None)
-    gone.write_text(yaml.safe_dump(config))
-    untrusted = await trainyard("list", "--kubeconfig", str(gone))
+    broken.write_text(yaml.safe_dump(config))
+    untrusted = await trainyard("list", "--kubeconfig", str(broken))
     assert untrusted.code == 3
-    assert " does not answer: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " in untrusted.error
+    assert " does not respond: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: " in untrusted.error
     nothing = await trainyard("list", KUBECONFIG=str(tmp_path / "none"))
-    assert (nothing.code, nothing.error.startswith("no cluster to ask: ")) == (3, True)
+    assert (nothing.code, nothing.error.startswith("no cluster is configured: ")) == (3, True)
 
 
 async def test_a_cluster_without_the_crd_says_how_to_install_it(bare_cluster: Cluster, trainyard: Command) -> None:
@@ -53,11 +56,11 @@ async def test_a_cluster_without_the_crd_says_how_to_install_it(bare_cluster: Cl
         done = await trainyard(*arguments, "--kubeconfig", str(bare_cluster.kubeconfig), stdin=manifest())
         assert done.code == 3
         assert done.error.endswith(
-            "the cluster has no TrainingJobs; install it: helm install trainyard charts/trainyard"
+            "the cluster has no TrainingJob resource; install Trainyard on it, see docs/install.md"
         )
 
 
-async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace, tmp_path: Path) -> None:
+async def test_a_missing_permission_is_named(trainyard: Command, namespace: Namespace, tmp_path: Path) -> None:
     account = namespace.core("serviceaccounts")
     await namespace.api.post(account, {"metadata": {"name": "guest"}})
     answer = await namespace.api.post(f"{account}/guest/token", {"spec": {}})
@@ -84,7 +87,7 @@ async def test_who_may_not_is_told_what(trainyard: Command, namespace: Namespace
     assert 'cannot get resource "pods/exec"' in done.error
 
 
-async def test_what_has_ended_or_is_so_already_is_not_changed(trainyard: Command, namespace: Namespace) -> None:
+async def test_a_finished_job_and_an_equal_value_are_not_changed(trainyard: Command, namespace: Namespace) -> None:
     await trainyard("submit", "-", stdin=manifest(restartPolicy={"maxRestarts": 0}))
     await namespace.has_pods("job-1-0", "job-1-1")
     before = (await namespace.job())["metadata"]["generation"]
@@ -97,11 +100,11 @@ async def test_what_has_ended_or_is_so_already_is_not_changed(trainyard: Command
     await namespace.has_phase("Failed")
     for arguments in (["suspend", "job"], ["resume", "job"], ["restart", "job"], ["scale", "job", "3"]):
         done = await trainyard(*arguments)
-        assert done.error == "job has ended (Failed), so this would do nothing; delete it and create it anew"
+        assert done.error == "job has finished (Failed) and cannot be changed; delete it and create it again"
         assert done.code == 2
 
 
-async def test_the_log_of_a_pod_that_is_gone_is_said_to_be(trainyard: Command, namespace: Namespace) -> None:
+async def test_the_log_of_a_deleted_pod_is_reported_as_deleted(trainyard: Command, namespace: Namespace) -> None:
     await trainyard("submit", "-", stdin=manifest(restartPolicy={"backoff": {"initialSeconds": 0}}))
     await namespace.has_pods("job-1-0", "job-1-1")
     await run_all(namespace, "job-1-0", "job-1-1")
@@ -117,13 +120,13 @@ async def test_the_log_of_a_pod_that_is_gone_is_said_to_be(trainyard: Command, n
     await finish_deletion(namespace, "job-1-0")
     await namespace.has_pods("job-2-0", "job-2-1")
     done = await trainyard("logs", "job", "--failed")
-    assert done.error == "pod job-1-1 of attempt 1 is gone, and its log with it; what is known:"
+    assert done.error == "pod job-1-1 of attempt 1 is deleted, and its log with it; from the job's status:"
     assert "[rank1]: bad sample" in done.out
     assert "[rank1]: bad sample" in (await trainyard("status", "job")).out
 
 
 class Relay:
-    """Passes connections on to an API server, which is as good as dead while this is stopped."""
+    """A relay to an API server; while it is stopped the API server is unreachable."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         self._config: dict[str, Any] = yaml.safe_load(kubeconfig.read_text())
@@ -132,7 +135,7 @@ class Relay:
         self._ends: list[asyncio.StreamWriter] = []
         self.port = 0
         self.kubeconfig = folder / "relayed"
-        """Leads to the API server by way of this."""
+        """Kubeconfig that reaches the API server through this relay."""
 
     @property
     def _cluster(self) -> dict[str, Any]:
@@ -172,20 +175,20 @@ async def relay(trainyard: Command, tmp_path: Path) -> AsyncIterator[Relay]:
     relay.stop()
 
 
-async def test_who_watches_bears_with_an_api_server_that_restarts(
+async def test_submit_watch_survives_a_restart_of_the_api_server(
     trainyard: Command, namespace: Namespace, relay: Relay, tmp_path: Path
 ) -> None:
-    told = tmp_path / "told"
+    stderr = tmp_path / "stderr"
     watching = asyncio.create_task(
-        trainyard("submit", "-", "--watch", stdin=manifest(), stderr=told, KUBECONFIG=str(relay.kubeconfig))
+        trainyard("submit", "-", "--watch", stdin=manifest(), stderr=stderr, KUBECONFIG=str(relay.kubeconfig))
     )
     await namespace.has_pods("job-1-0", "job-1-1")
     await run_all(namespace, "job-1-0", "job-1-1")
-    await says(told, "AllWorkersRunning")
+    await says(stderr, "AllWorkersRunning")
     relay.stop()
-    await says(told, f"waiting: https://127.0.0.1:{relay.port} does not answer: ")
+    await says(stderr, f"waiting: https://127.0.0.1:{relay.port} does not respond: ")
     await relay.start()
-    await says(told, "the cluster answers again")
+    await says(stderr, "the cluster responds again")
     words = termination_message(rank=0, progress=Progress(step=100, total_steps=100, loss=1.5))
     await end_all(namespace, "job-1-0", "job-1-1", message=words)
     done = await watching
@@ -193,18 +196,18 @@ async def test_who_watches_bears_with_an_api_server_that_restarts(
     assert "Succeeded" in done.out
 
 
-async def test_top_bears_with_an_api_server_that_restarts(trainyard: Command, relay: Relay) -> None:
+async def test_top_survives_a_restart_of_the_api_server(trainyard: Command, relay: Relay) -> None:
     await trainyard("submit", "-", stdin=manifest())
     env = {**trainyard.env, "KUBECONFIG": str(relay.kubeconfig), "TERM": "xterm"}
     terminal = Terminal([*PROGRAM, "top", "--every", "0.2"], env)
     try:
-        await terminal.shows("1 TrainingJobs in namespace", times=2)
+        await terminal.shows("1 TrainingJob in namespace", times=2)
         relay.stop()
-        await terminal.shows("does not answer", times=2)
+        await terminal.shows("does not respond", times=2)
         await relay.start()
         terminal.shown = ""
-        await terminal.shows("1 TrainingJobs in namespace", times=3)
-        assert "does not answer" not in terminal.shown.rpartition("1 TrainingJobs")[0].rpartition("1 TrainingJobs")[2]
+        await terminal.shows("1 TrainingJob in namespace", times=3)
+        assert "does not respond" not in terminal.shown.rpartition("1 TrainingJob ")[0].rpartition("1 TrainingJob ")[2]
         terminal.press("q")
         assert await asyncio.to_thread(terminal.process.wait, 30) == 0
     finally:
@@ -223,4 +226,4 @@ async def test_a_job_that_is_deleted_while_it_is_watched_has_failed(trainyard: C
     await namespace.has_pods("job-1-0", "job-1-1")
     assert (await trainyard("delete", "job", "--yes")).code == 0
     done = await watching
-    assert (done.code, done.err.splitlines()[-1]) == (1, "error: job was deleted before it had ended")
+    assert (done.code, done.err.splitlines()[-1]) == (1, "error: job was deleted before it finished")

@@ -1,22 +1,21 @@
-"""`trainyard run` as a user meets it: exit codes, what goes to which stream, and errors without tracebacks."""
+"""`trainyard run` as a process: exit codes, output on each stream, and errors without tracebacks."""
 
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from rich.console import Console
 
 from tests.builders import make_job, trainer_spec
-from trainyard_cli.main import _prepare
+from trainyard_cli.commands.run import prepare_folder
 
 SAMPLE = Path("manifests/samples/llama-ddp.yaml")
 COMMAND = [sys.executable, "-m", "trainyard_cli.main"]
@@ -39,17 +38,15 @@ def small_sample(**trainer: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("fresh", "saves", "left"), [(False, True, True), (True, True, False), (True, False, True)])
 def test_a_folder_with_checkpoints_is_continued_from_or_cleared(
-    tmp_path: Path, fresh: bool, saves: bool, left: bool
+    tmp_path: Path, fresh: bool, saves: bool, left: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "checkpoints" / "step-00000010"
     saved.mkdir(parents=True)
     checkpoint: dict[str, Any] = {"checkpoint": {"claim": {"size": "1Gi"}}} if saves else {}
     job = make_job(trainer=trainer_spec(), **checkpoint)
-    screen = Console(file=io.StringIO())
-    _prepare(tmp_path, job, fresh, screen)
+    prepare_folder(tmp_path, job, fresh=fresh)
     assert saved.exists() == left
-    said = screen.file.getvalue()  # type: ignore[attr-defined]
-    assert ("--fresh starts anew" in said) == (saves and not fresh)
+    assert ("--fresh starts from the beginning" in capsys.readouterr().err) == (saves and not fresh)
 
 
 def test_a_run_prints_the_final_job_as_json_and_its_progress_elsewhere(tmp_path: Path) -> None:
@@ -64,30 +61,30 @@ def test_a_run_prints_the_final_job_as_json_and_its_progress_elsewhere(tmp_path:
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_ctrl_c_suspends_and_leaves_no_process_behind(tmp_path: Path) -> None:
+def test_ctrl_c_suspends_the_job_and_ends_its_processes(tmp_path: Path) -> None:
     manifest = tmp_path / "job.yaml"
     manifest.write_text(yaml.safe_dump(small_sample(stop={"steps": 100_000})), "utf-8")
     command = [*COMMAND, "run", str(manifest), "-o", "json", "--folder", str(tmp_path / "run")]
-    told = tmp_path / "stderr"
-    with told.open("w") as stderr:
+    errors = tmp_path / "stderr"
+    with errors.open("w") as stderr:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
     try:
         deadline = time.monotonic() + 60
-        while "Running step " not in told.read_text("utf-8"):
+        while "Running step " not in errors.read_text("utf-8"):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.1)
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert len(family) >= 4, "two launchers and two ranks"
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) >= 4, "two launchers and two ranks"
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == 130, told.read_text()
+    assert process.returncode == 130, errors.read_text()
     status = json.loads(output)["status"]
     assert status["phase"] == "Suspended"
     assert status["progress"]["step"] >= 1
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 @pytest.mark.parametrize(
@@ -134,6 +131,84 @@ def test_a_failed_job_is_exit_code_1(tmp_path: Path) -> None:
     done = run("-", "--folder", str(tmp_path), stdin=yaml.safe_dump(job))
     assert done.returncode == 1
     assert "exit code 9" in done.stderr
+
+
+def test_a_folder_that_cannot_be_created_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder in (file, file / "below", Path("/proc/none")):
+        done = run("manifests/samples/hello.yaml", "--folder", str(folder))
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: --folder: /")
+        assert line.endswith("; choose a folder that can be written")
+        assert done.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["-o", "json"], ["-o", "table"], ["--help"]])
+def test_standard_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        argv = [*COMMAND, "plan", str(SAMPLE), *arguments]
+        done = subprocess.run(argv, check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output cannot be written: No space left on device\n"
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
+    script = f"{' '.join(COMMAND)} plan {SAMPLE} | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_characters_that_the_terminal_cannot_show_are_replaced() -> None:
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "COLUMNS": "200"}
+    argv = [*COMMAND, "plan", str(SAMPLE)]
+    done = subprocess.run(argv, check=False, capture_output=True, env=env, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"activations" in done.stdout
+    assert b"####" in done.stdout
+    assert done.stdout.isascii()
+    missing = subprocess.run([*COMMAND, "plan", "müll.yaml"], check=False, capture_output=True, env=env, timeout=60)
+    assert (missing.returncode, missing.stderr.isascii(), b"Traceback" in missing.stderr) == (2, True, False)
+
+
+def test_a_second_ctrl_c_kills_processes_that_ignore_the_first(tmp_path: Path) -> None:
+    command = ["sh", "-c", "trap '' TERM; touch ready; while true; do sleep 0.1; done"]
+    job = {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "stubborn"},
+        "spec": {"image": "none", "command": command},
+    }
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(yaml.safe_dump(job), "utf-8")
+    errors = tmp_path / "stderr"
+    with errors.open("w") as stderr:
+        argv = [*COMMAND, "run", str(manifest), "--folder", str(tmp_path / "run")]
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, text=True, cwd=tmp_path)
+    try:
+        await_condition((tmp_path / "ready").exists)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGINT)
+        notice = "interrupted: asking the processes to end, which takes up to 10 s; Ctrl-C again kills them"
+        await_condition(lambda: notice in errors.read_text("utf-8"))
+        started = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+        assert time.monotonic() - started < 9, "killed, not awaited"
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert errors.read_text("utf-8").splitlines()[-1] == "interrupted: all processes were killed"
+    assert "Unknown child process" not in errors.read_text("utf-8")
+    assert not [p for p in children if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def await_condition(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "."])

@@ -25,7 +25,7 @@ def shell_job(script: str, *, replicas: int = 2, limit: int = 0, **spec: Any) ->
 
 async def to_the_end(run: LocalRun) -> TrainingJob:
     async with asyncio.timeout(30):
-        while not run.over:
+        while not run.finished:
             await run.changed.wait()
             run.changed.clear()
     return run.job
@@ -59,7 +59,7 @@ async def test_force_kills_processes_that_ignore_signals_at_once(tmp_path: Path)
         run.suspend()
         async with asyncio.timeout(15):  # half the grace period
             await run.backend.delete_pods(run.job, run.cache.workers(run.key), force=True)
-            while not run.over:
+            while not run.finished:
                 await run.changed.wait()
                 run.changed.clear()
         assert alive(pods) == []

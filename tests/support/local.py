@@ -42,7 +42,7 @@ def losses(folder: Path) -> dict[int, float]:
 async def until_over(run: LocalRun, patience: float = PATIENCE) -> None:
     """Wait for the end, or for a suspension to be complete."""
     async with asyncio.timeout(patience):
-        while not run.over:
+        while not run.finished:
             await run.changed.wait()
             run.changed.clear()
 
@@ -50,7 +50,7 @@ async def until_over(run: LocalRun, patience: float = PATIENCE) -> None:
 async def until_step(run: LocalRun, step: int, *, saved: bool = False, patience: float = PATIENCE) -> None:
     """Wait until a step is done (`saved`: and in a checkpoint), as the status has it, or the run is over."""
     async with asyncio.timeout(patience):
-        while not run.over:
+        while not run.finished:
             progress = run.job.status.progress
             if progress is not None and ((progress.checkpoint_step if saved else progress.step) or 0) >= step:
                 return

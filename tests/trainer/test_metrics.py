@@ -10,7 +10,6 @@ import timeit
 import urllib.request
 from dataclasses import replace
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import psutil
@@ -20,6 +19,7 @@ from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
+from trainyard import __version__
 from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.sizing.model_size import flops_per_token
@@ -86,7 +86,7 @@ def test_page_of_a_running_job(start: Starter) -> None:
         "mesh": "replicate 2",
         "device": "cpu",
         "world_size": "2",
-        "version": version("trainyard"),
+        "version": __version__,
     }
     assert value(leader, worker_metrics.RUN_INFO.name, **about) == 1
     resident = value(leader, worker_metrics.MEMORY.name, rank="0", kind="resident")

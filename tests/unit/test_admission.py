@@ -132,6 +132,11 @@ def test_merge_keys_override_what_they_merge() -> None:
     ("body", "message"),
     [
         ({"kind": "TrainingJob", "metadata": {"name": "job"}}, "spec: is required; add it"),
+        (
+            {"kind": "TrainingJob", "metadata": {"name": "job"}, "spec": {}},
+            "spec: exactly one of command (your own program) and trainer (the built-in one) must be given; "
+            "add one or remove the other",
+        ),
         ({**make_manifest(), "metadata": {}}, "metadata.name: is required; add it"),
         ({**make_manifest(), "spec": None}, "spec: must be an object, not None"),
         ({**make_manifest(), "spec": [1]}, "spec: must be an object, not [1]"),
@@ -140,7 +145,7 @@ def test_merge_keys_override_what_they_merge() -> None:
             "apiVersion: must be 'trainyard.dev/v1alpha1', not 'trainyard.dev/v2'",
         ),
     ],
-    ids=["no spec", "no name", "null spec", "list for spec", "other version"],
+    ids=["no spec", "empty spec", "no name", "null spec", "list for spec", "other version"],
 )
 def test_an_invalid_top_level_field_is_refused(body: dict[str, object], message: str) -> None:
     with pytest.raises(ManifestError) as error:

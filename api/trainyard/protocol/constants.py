@@ -69,6 +69,9 @@ EXIT_HANG: Final = 79
 EXIT_BAD_STEPS: Final = 80
 """Exit code of a worker that gave up after too many bad steps (not a code of sysexits.h)."""
 
+PROFILING_MODULE: Final = "trainyard_trainer.metrics.profiling"
+"""Program in the trainer's image that requests a trace from the ranks of its pod."""
+
 METRIC_LABELS: Final = ("namespace", "job_name")
 """Labels of every worker metric. The label `job` is not one of them: Prometheus sets it from its scrape
 configuration."""

@@ -37,14 +37,20 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   resources: [configmaps]
   verbs: [get, create, patch]
 - apiGroups: [""]
-  resources: [secrets]  # a token for each job; none can be read
+  resources: [secrets]  # a token for each job; reading is not allowed
   verbs: [create]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]
 {{- end }}
 
-{{- /* Where the generated files say that the runbooks are (RUNBOOKS in monitoring/). */}}
+{{- /* The path of the runbooks in the generated files (RUNBOOKS in monitoring/). */}}
 {{- define "trainyard.runbooks" -}}
-https://github.com/trainyard/trainyard/blob/main/docs/runbooks
+docs/runbooks
+{{- end }}
+
+{{- /* An image, from a dictionary: name of the section in the values, its image values, appVersion. */}}
+{{- define "trainyard.image" -}}
+{{- $missing := printf "%s.image.repository is required: build the image, push it where the nodes can pull it, and pass --set %s.image.repository=REGISTRY/NAME (docs/install.md)" .section .section -}}
+{{ required $missing .image.repository }}:{{ .image.tag | default .version }}
 {{- end }}

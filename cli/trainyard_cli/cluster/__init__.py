@@ -1,1 +1,1 @@
-"""Commands that talk to a cluster: `trainyard list`, or `kubectl trainyard list`."""
+"""Client of a cluster: login, requests, errors, retries, logs and metrics of ranks."""

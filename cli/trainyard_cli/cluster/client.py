@@ -1,6 +1,6 @@
-"""The cluster as the commands see it: the kubernetes client, and one clear line for whatever goes wrong.
+"""Requests to a cluster through the kubernetes client, and one-line errors.
 
-The client is imported when a cluster is first asked for: `trainyard run` and `plan` need none, and start without it.
+The kubernetes package is imported with the first login: `trainyard run` and `trainyard plan` start without it.
 """
 
 import difflib
@@ -15,28 +15,28 @@ from pydantic import ValidationError
 
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
+from trainyard_cli.cluster.errors import ClusterError, NotFoundError, UnavailableError, error_from_response
 from trainyard_cli.cluster.login import login
-from trainyard_cli.cluster.problems import EXIT_NO_CLUSTER, ClusterProblem, Missing, Unavailable, problem_of
-from trainyard_cli.ending import EXIT_BAD_INPUT
+from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_NO_CLUSTER
 
 Body = dict[str, Any]
-"""An object as the API server has it."""
+"""An object as the API server returns it."""
 
-_WHERE = {"group": constants.GROUP, "version": constants.VERSION, "plural": constants.PLURAL}
-_PATIENCE = (5, 60)
-"""Seconds for a connection, and from one byte of an answer to the next."""
-_PATIENCE_WITH_A_LOG = (5, 86_400)
-"""The same for a log that is followed: a pod may have nothing to say for long."""
+_RESOURCE = {"group": constants.GROUP, "version": constants.VERSION, "plural": constants.PLURAL}
+_TIMEOUT = (5, 60)
+"""Seconds to connect, and between two bytes of a response."""
+_FOLLOW_TIMEOUT = (5, 86_400)
+"""Timeout for a log that is followed: a pod may log nothing for a day."""
 
 
 class Cluster:
-    """One namespace of a cluster, or all."""
+    """Access to the TrainingJobs of one namespace, or of all."""
 
     def __init__(self, kubeconfig: Path | None = None, context: str | None = None, namespace: str | None = None):
-        """Log in as kubectl does.
+        """Log in with a context of the kubeconfig, or with the service account of the pod.
 
         Raises:
-            ClusterProblem: see `login`.
+            ClusterError: see `login`.
         """
         from kubernetes import client
 
@@ -44,136 +44,140 @@ class Cluster:
         self.namespace = namespace or inside
         self._host = api.configuration.host
         self._api = api
-        # Its types say what it returns if it parses the answer; where it need not, that is faster.
+        # Annotated as Any: the package declares parsed results, which most requests here do not ask for.
         self._objects: Any = client.CustomObjectsApi(api)
 
     @cached_property
     def _core(self) -> Any:
-        from kubernetes.client import CoreV1Api  # a second of its own, which commands about jobs alone need not spend
+        from kubernetes.client import CoreV1Api  # importing it takes a second, which commands on jobs alone save
 
         return CoreV1Api(self._api)
 
     # --- jobs ----------------------------------------------------------------------------------------------------
 
-    def bodies(self, *, everywhere: bool = False) -> list[Body]:
-        """All jobs as they are stored, by namespace and name."""
-        with self._asking("list jobs"):
-            if everywhere:
-                found = self._objects.list_cluster_custom_object(**_WHERE, _request_timeout=_PATIENCE)
+    def list_bodies(self, *, all_namespaces: bool = False) -> list[Body]:
+        """Return all jobs as stored, sorted by namespace and name."""
+        with self._request("list jobs"):
+            if all_namespaces:
+                found = self._objects.list_cluster_custom_object(**_RESOURCE, _request_timeout=_TIMEOUT)
             else:
                 found = self._objects.list_namespaced_custom_object(
-                    namespace=self.namespace, **_WHERE, _request_timeout=_PATIENCE
+                    namespace=self.namespace, **_RESOURCE, _request_timeout=_TIMEOUT
                 )
         items: list[Body] = found["items"]
         return sorted(items, key=lambda body: (body["metadata"]["namespace"], body["metadata"]["name"]))
 
-    def body(self, name: str) -> Body:
-        """One job as it is stored.
+    def get_body(self, name: str) -> Body:
+        """Return one job as stored.
 
         Raises:
-            Missing: there is none of that name; like ones are named.
+            NotFoundError: no job has that name; the message suggests similar names.
         """
         try:
-            with self._asking(f"read job {name}"):
+            with self._request(f"read job {name}"):
                 found: Body = self._objects.get_namespaced_custom_object(
-                    name=name, namespace=self.namespace, **_WHERE, _request_timeout=_PATIENCE
+                    name=name, namespace=self.namespace, **_RESOURCE, _request_timeout=_TIMEOUT
                 )
                 return found
-        except Missing:
-            names = [body["metadata"]["name"] for body in self.bodies()]
-            near = difflib.get_close_matches(name, names, 3)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; see: trainyard list"
-            raise Missing(f"there is no TrainingJob {name} in namespace {self.namespace}{hint}") from None
+        except NotFoundError:
+            names = [body["metadata"]["name"] for body in self.list_bodies()]
+            similar = difflib.get_close_matches(name, names, 3)
+            hint = f"; did you mean {' or '.join(similar)}?" if similar else "; see: trainyard list"
+            raise NotFoundError(f"there is no TrainingJob {name} in namespace {self.namespace}{hint}") from None
 
-    def job(self, name: str) -> TrainingJob:
-        """One job. Raises what `body` and `parse` raise."""
-        return parse(self.body(name))
-
-    def create(self, body: Body) -> Body:
-        """Create a job.
+    def get_job(self, name: str) -> TrainingJob:
+        """Return one job, parsed.
 
         Raises:
-            ClusterProblem: the API server refuses it (with its words), or there is one of that name already.
+            ClusterError: see `get_body` and `parse_job`.
         """
-        with self._asking(f"create job {body['metadata'].get('name')}"):
+        return parse_job(self.get_body(name))
+
+    def create_job(self, body: Body) -> Body:
+        """Create a job, and return it as stored.
+
+        Raises:
+            ClusterError: the API server refuses it (its message is kept), or the name is taken.
+        """
+        with self._request(f"create job {body['metadata'].get('name')}"):
             found: Body = self._objects.create_namespaced_custom_object(
-                namespace=self.namespace, body=body, **_WHERE, field_validation="Strict", _request_timeout=_PATIENCE
+                namespace=self.namespace, body=body, **_RESOURCE, field_validation="Strict", _request_timeout=_TIMEOUT
             )
             return found
 
-    def patch(self, name: str, spec: Body) -> Body:
-        """Change fields of a job's spec."""
-        with self._asking(f"change job {name}"):
+    def patch_spec(self, name: str, spec: Body) -> Body:
+        """Change fields of a job's spec, and return the job as stored."""
+        with self._request(f"change job {name}"):
             found: Body = self._objects.patch_namespaced_custom_object(
-                name=name, namespace=self.namespace, body={"spec": spec}, **_WHERE, _request_timeout=_PATIENCE
+                name=name, namespace=self.namespace, body={"spec": spec}, **_RESOURCE, _request_timeout=_TIMEOUT
             )
             return found
 
-    def scale(self, name: str, replicas: int) -> None:
-        """Set the number of workers, as `kubectl scale` does."""
-        with self._asking(f"scale job {name}"):
+    def scale_job(self, name: str, replicas: int) -> None:
+        """Set the number of workers through the scale subresource."""
+        with self._request(f"scale job {name}"):
             self._objects.patch_namespaced_custom_object_scale(
                 name=name,
                 namespace=self.namespace,
                 body={"spec": {"replicas": replicas}},
-                **_WHERE,
-                _request_timeout=_PATIENCE,
+                **_RESOURCE,
+                _request_timeout=_TIMEOUT,
             )
 
-    def delete(self, name: str, uid: str) -> None:
-        """Delete this very job, and none that has taken its name since; what it owns goes with it."""
-        with self._asking(f"delete job {name}"):
+    def delete_job(self, name: str, uid: str) -> None:
+        """Delete the job with this UID and all that it owns; a newer job of the same name is left alone."""
+        with self._request(f"delete job {name}"):
             self._objects.delete_namespaced_custom_object(
                 name=name,
                 namespace=self.namespace,
                 body={"preconditions": {"uid": uid}},
-                **_WHERE,
-                _request_timeout=_PATIENCE,
+                **_RESOURCE,
+                _request_timeout=_TIMEOUT,
             )
 
-    # --- what a job has ------------------------------------------------------------------------------------------
+    # --- pods and events ------------------------------------------------------------------------------------------
 
-    def pods(self, name: str) -> list[Body]:
-        """The pods of a job's group, workers first, without placeholders."""
+    def list_pods(self, name: str) -> list[Body]:
+        """Return the pods of a job: workers first, then the parameter server; no placeholder pods."""
         selector = f"{constants.LABEL_JOB}={name},{constants.LABEL_ROLE}!={constants.ROLE_PLACEHOLDER}"
-        with self._asking(f"list the pods of job {name}"):
+        with self._request(f"list the pods of job {name}"):
             found = self._core.list_namespaced_pod(
-                self.namespace, label_selector=selector, _preload_content=False, _request_timeout=_PATIENCE
+                self.namespace, label_selector=selector, _preload_content=False, _request_timeout=_TIMEOUT
             )
             items: list[Body] = json.loads(found.data)["items"]
-        return sorted(items, key=_place)
+        return sorted(items, key=_pod_order)
 
     def delete_pod(self, pod: Body) -> None:
-        """Delete this very pod, and none that has taken its name since."""
+        """Delete the pod with this UID; a newer pod of the same name is left alone."""
         metadata = pod["metadata"]
         body = {"preconditions": {"uid": metadata["uid"]}}
-        with self._asking(f"delete pod {metadata['name']}"):
+        with self._request(f"delete pod {metadata['name']}"):
             self._core.delete_namespaced_pod(
-                metadata["name"], self.namespace, body=body, _preload_content=False, _request_timeout=_PATIENCE
+                metadata["name"], self.namespace, body=body, _preload_content=False, _request_timeout=_TIMEOUT
             )
 
-    def events(self, uid: str) -> list[Body]:
-        """Events about an object, the oldest first."""
-        with self._asking("list events"):
+    def list_events(self, uid: str) -> list[Body]:
+        """Return the events of an object, oldest first."""
+        with self._request("list events"):
             found = self._core.list_namespaced_event(
                 self.namespace,
                 field_selector=f"involvedObject.uid={uid}",
                 _preload_content=False,
-                _request_timeout=_PATIENCE,
+                _request_timeout=_TIMEOUT,
             )
             items: list[Body] = json.loads(found.data)["items"]
-        return sorted(items, key=_moment)
+        return sorted(items, key=_event_order)
 
-    def log(self, pod: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
-        """Lines of the log of a pod's worker."""
-        with self._asking(f"read the log of pod {pod}"):
+    def stream_log(self, pod: str, *, tail: int | None = None, follow: bool = False) -> Iterator[str]:
+        """Yield the lines of a worker container's log."""
+        with self._request(f"read the log of pod {pod}"):
             answer = self._core.read_namespaced_pod_log(
                 pod,
                 self.namespace,
                 container=constants.WORKER_CONTAINER,
                 follow=follow,
                 _preload_content=False,
-                _request_timeout=_PATIENCE_WITH_A_LOG if follow else _PATIENCE,
+                _request_timeout=_FOLLOW_TIMEOUT if follow else _TIMEOUT,
                 **({} if tail is None else {"tail_lines": tail}),
             )
             rest = b""
@@ -183,26 +187,26 @@ class Cluster:
             if rest:
                 yield rest.decode("utf-8", "replace")
 
-    def metrics(self, pod: Body) -> str:
-        """The metrics page of a pod that has one, through the API server."""
-        about = pod["metadata"]["annotations"]
-        name = f"{pod['metadata']['name']}:{about[constants.ANNOTATION_PORT]}"
-        path = about[constants.ANNOTATION_PATH].lstrip("/")
-        with self._asking(f"read the metrics of pod {pod['metadata']['name']}", passed_on=True):
+    def read_metrics(self, pod: Body) -> str:
+        """Return the metrics page of a pod that has one, through the API server's proxy."""
+        annotations = pod["metadata"]["annotations"]
+        name = f"{pod['metadata']['name']}:{annotations[constants.ANNOTATION_PORT]}"
+        path = annotations[constants.ANNOTATION_PATH].lstrip("/")
+        with self._request(f"read the metrics of pod {pod['metadata']['name']}", proxied=True):
             answer = self._core.connect_get_namespaced_pod_proxy_with_path(
-                name, self.namespace, path, _preload_content=False, _request_timeout=_PATIENCE
+                name, self.namespace, path, _preload_content=False, _request_timeout=_TIMEOUT
             )
             return str(answer.data.decode("utf-8", "replace"))
 
     def execute(self, pod: str, command: list[str]) -> str:
-        """Run a command in a pod's worker, and return what it prints.
+        """Run a command in a pod's worker container, and return its standard output.
 
         Raises:
-            ClusterProblem: it ends with another code than 0.
+            ClusterError: its exit code is not 0.
         """
         from kubernetes.stream import stream
 
-        with self._asking(f"run a command in pod {pod}"):
+        with self._request(f"run a command in pod {pod}"):
             channel = stream(
                 self._core.connect_get_namespaced_pod_exec,
                 pod,
@@ -217,12 +221,12 @@ class Cluster:
             output, errors = channel.read_stdout(), channel.read_stderr()
             code = channel.returncode
         if code != 0:
-            raise ClusterProblem(f"pod {pod}: {' '.join(str(errors or output).split())}", EXIT_BAD_INPUT)
+            raise ClusterError(f"pod {pod}: {' '.join(str(errors or output).split())}", EXIT_BAD_INPUT)
         return str(output)
 
     @contextmanager
-    def _asking(self, what: str, *, passed_on: bool = False) -> Iterator[None]:
-        """Turn what the client raises into a problem of the user's."""
+    def _request(self, action: str, *, proxied: bool = False) -> Iterator[None]:
+        """Convert exceptions of the client into a `ClusterError`."""
         from kubernetes.client import ApiException
         from urllib3.exceptions import HTTPError, SSLError
 
@@ -230,41 +234,44 @@ class Cluster:
             yield
         except ApiException as error:
             status, body = error.status, error.body
-            if not status:  # of a WebSocket the package passes on no answer, but what it has raised before
+            if not status:  # for a refused WebSocket the response is in the exception that caused this one
                 status = getattr(error.__context__, "status_code", 0)
                 body = getattr(error.__context__, "resp_body", None)
             if not status:
-                raise Unavailable(f"cannot {what}: {' '.join(str(error.reason).split())}") from None
-            raise problem_of(status, body, what, passed_on=passed_on) from None
+                raise UnavailableError(f"cannot {action}: {' '.join(str(error.reason).split())}") from None
+            raise error_from_response(status, body, action, proxied=proxied) from None
         except HTTPError as error:
             reason = getattr(error, "reason", None) or error
-            whole = " ".join(str(reason).split())
-            # Of a connection what follows the address is enough; what TLS says is short, and has colons of its own.
-            text = whole if isinstance(reason, SSLError) else whole.rpartition(": ")[2] or whole
+            message = " ".join(str(reason).split())
+            # A connection error repeats the address before its last colon; a TLS error is short and kept as it is.
+            text = message if isinstance(reason, SSLError) else message.rpartition(": ")[2] or message
             fix = "is the cluster up, and the context right?"
-            raise Unavailable(f"{self._host} does not answer: {text}; {fix}", EXIT_NO_CLUSTER) from None
+            raise UnavailableError(f"{self._host} does not respond: {text}; {fix}", EXIT_NO_CLUSTER) from None
 
 
-def parse(body: Body) -> TrainingJob:
-    """A job from its body. Fields that this version does not know, since the cluster has a later one, are left out.
+def parse_job(body: Body) -> TrainingJob:
+    """Return a job from its body; fields that only a newer version of the CRD has are left out.
 
     Raises:
-        ClusterProblem: a field that it knows has a value that it does not.
+        ClusterError: a field has a value that this version does not know.
     """
     try:
         return TrainingJob.model_validate(body, extra="ignore")
     except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
+        field = ".".join(map(str, error.errors()[0]["loc"]))
         name = body["metadata"]["name"]
-        fix = "install the version of trainyard that the cluster has, or use kubectl"
-        raise ClusterProblem(f"job {name}: this version does not understand its field {where}; {fix}") from None
+        fix = "install the version that the cluster runs, or use kubectl"
+        raise ClusterError(
+            f"job {name}: this version of trainyard does not support the value of its field {field}; {fix}"
+        ) from None
 
 
-def _place(pod: Body) -> tuple[bool, int]:
+def _pod_order(pod: Body) -> tuple[bool, int]:
+    """Return the sort key of a pod: workers by index, then the parameter server."""
     labels = pod["metadata"]["labels"]
     return labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER, int(labels.get(constants.LABEL_INDEX, 0))
 
 
-def _moment(event: Body) -> tuple[str, str]:
-    """When an event was; times are whole seconds, and names of the operator's events go on in order."""
+def _event_order(event: Body) -> tuple[str, str]:
+    """Return the sort key of an event: its time in whole seconds, then its name, which the operator numbers."""
     return event.get("lastTimestamp") or event.get("eventTime") or "", event["metadata"]["name"]

@@ -1,4 +1,4 @@
-"""What the metrics pages of a job's pods say of its ranks."""
+"""Metrics of a job's ranks, read from the pods' metrics pages."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,61 +10,61 @@ from prometheus_client.samples import Sample
 from trainyard.protocol import constants, worker_metrics
 from trainyard.resource.job import TrainingJob
 from trainyard_cli.cluster.client import Body, Cluster
-from trainyard_cli.cluster.problems import ClusterProblem
-from trainyard_cli.cluster.tables import pod_row
+from trainyard_cli.cluster.errors import ClusterError
+from trainyard_cli.cluster.pods import pod_state
 
-AT_A_TIME = 16
+PARALLEL_READS = 16
 """Pages that are read in parallel."""
-MOST_PODS = 64
-"""Pods that are looked at; who has more of them looks at dashboards."""
+MAX_PODS = 64
+"""Pods whose pages are read; larger jobs are for dashboards."""
 
 
 @dataclass(slots=True)
 class RankView:
-    """One rank."""
+    """Metrics of one rank."""
 
     rank: int
     pod: str
     node: str
     state: str
     last_step: float | None = None
-    """Time at which its pod last finished a step, in seconds since 1970."""
+    """Unix time, in seconds, at which the rank's pod finished its last step."""
     compute: float | None = None
-    """Seconds that it takes for the same computation as all others (spec.health.straggler)."""
+    """Seconds that the rank takes for a computation that is the same on all ranks (spec.health.straggler)."""
     straggler: float | None = None
-    """How many times as long as the median rank it takes, if it is a straggler."""
+    """Computation time relative to the median rank, if the rank is a straggler."""
     memory: dict[str, float] = field(default_factory=dict)
-    """Bytes by kind."""
+    """Bytes by kind of memory."""
 
 
 @dataclass(slots=True)
 class JobView:
-    """All ranks of a job, and where the time of a step goes."""
+    """Metrics of all ranks of a job, and how the time of a step is divided."""
 
     ranks: list[RankView]
-    hidden: int
-    """Pods that were not looked at."""
+    omitted_pods: int
+    """Number of pods whose pages were not read."""
     phases: dict[str, float]
-    """Seconds of a step by phase, the mean of this attempt; empty before the first."""
+    """Mean seconds of a step by phase in this attempt; empty before the first step."""
     parts: dict[str, float] = field(default_factory=dict)
-    """Of the last step that was sampled: shares of computation, communication, and both at once."""
+    """Shares of computation, communication and their overlap in the last sampled step."""
     problem: str = ""
-    """Why a page could not be read, if one could not."""
+    """Reason why a page could not be read; empty if all could."""
 
 
-def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
-    """Read the pages of the pods. One that cannot be read leaves its ranks without figures, and its problem."""
-    pods = cluster.pods(job.metadata.name)
-    shown = pods[:MOST_PODS]
-    with ThreadPoolExecutor(AT_A_TIME) as readers:
-        found = list(readers.map(lambda pod: _samples(cluster, pod), shown))
-    pages = [one if isinstance(one, list) else [] for one in found]
-    problem = next((one for one in found if isinstance(one, str)), "")
-    ranks = {rank.rank: rank for pod in shown for rank in _ranks_of(job, pod)}
+def read_ranks(cluster: Cluster, job: TrainingJob) -> JobView:
+    """Read the metrics pages of the job's pods; ranks of a page that cannot be read have no metrics."""
+    pods = cluster.list_pods(job.metadata.name)
+    selected = pods[:MAX_PODS]
+    with ThreadPoolExecutor(PARALLEL_READS) as readers:
+        results = list(readers.map(lambda pod: _read_samples(cluster, pod), selected))
+    pages = [result if isinstance(result, list) else [] for result in results]
+    problem = next((result for result in results if isinstance(result, str)), "")
+    ranks = {rank.rank: rank for pod in selected for rank in _ranks_of(job, pod)}
     totals: dict[str, float] = {}
     parts: dict[str, float] = {}
     steps = 0.0
-    for pod, page in zip(shown, pages, strict=True):
+    for pod, page in zip(selected, pages, strict=True):
         for sample in page:
             rank = ranks.get(int(sample.labels.get("rank", -1)))
             if sample.name == worker_metrics.LAST_STEP_TIME.name:
@@ -83,28 +83,29 @@ def look_at(cluster: Cluster, job: TrainingJob) -> JobView:
             elif rank is not None and sample.name == worker_metrics.MEMORY.name:
                 rank.memory[sample.labels["kind"]] = sample.value
     phases = {phase: seconds / steps for phase, seconds in totals.items()} if steps else {}
-    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(shown), phases, parts, problem)
+    return JobView([ranks[number] for number in sorted(ranks)], len(pods) - len(selected), phases, parts, problem)
 
 
 def _ranks_of(job: TrainingJob, pod: Body) -> Iterator[RankView]:
     spec = job.effective_job.spec
     index = int(pod["metadata"]["labels"][constants.LABEL_INDEX])
-    serves = spec.is_parameter_server(index)
-    first = spec.world_size if serves else index * spec.procs_per_worker
-    for local in range(1 if serves else spec.procs_per_worker):
-        yield RankView(first + local, *pod_row(pod))
+    is_server = spec.is_parameter_server(index)
+    first = spec.world_size if is_server else index * spec.procs_per_worker
+    for local_rank in range(1 if is_server else spec.procs_per_worker):
+        yield RankView(first + local_rank, *pod_state(pod))
 
 
-def _samples(cluster: Cluster, pod: Body) -> list[Sample] | str:
-    """What a pod's page says, or why it cannot be read."""
+def _read_samples(cluster: Cluster, pod: Body) -> list[Sample] | str:
+    """Return the samples of a pod's page, or the reason why it cannot be read."""
+    # A pod that does not run has no page yet, or no longer.
     if (pod.get("status") or {}).get("phase") != "Running":
         return []
     if constants.ANNOTATION_PORT not in (pod["metadata"].get("annotations") or {}):
         return "the program serves no metrics, see spec.metrics"
     try:
-        page = cluster.metrics(pod)
+        page = cluster.read_metrics(pod)
         return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-    except ClusterProblem as problem:
-        return str(problem)
+    except ClusterError as error:
+        return str(error)
     except (ValueError, IndexError):
-        return f"the page of pod {pod['metadata']['name']} is not in the Prometheus text format"
+        return f"the metrics page of pod {pod['metadata']['name']} is not in the Prometheus text format"

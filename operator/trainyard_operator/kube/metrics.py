@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from trainyard import __version__
 from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -44,7 +44,7 @@ class OperatorMetrics:
         info = Gauge(
             "trainyard_operator_info", "Version of the operator; always 1", ["version"], registry=self.registry
         )
-        info.labels(version("trainyard")).set(1)
+        info.labels(__version__).set(1)
         self._unanswered_since: float | None = None
         """Time of the event loop when a request first got no response; None if one got a response since."""
         self.leader = Gauge(

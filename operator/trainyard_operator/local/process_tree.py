@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import signal
 import sys
+import time
 
 import psutil
 
@@ -37,4 +38,5 @@ def kill_process_tree(variable: str, value: str) -> None:
         for process in members:
             with contextlib.suppress(psutil.Error):
                 process.kill()
-        psutil.wait_procs(members, timeout=0.05)  # those of another parent stay zombies for a while
+        # Not psutil.wait_procs: it would reap children of this process, whose exit codes asyncio awaits.
+        time.sleep(0.02)

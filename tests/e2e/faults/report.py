@@ -4,24 +4,24 @@ import re
 from dataclasses import dataclass
 
 HEAD = """\
-# What faults cost
+# Measured cost of faults
 
-Each row is a fault that `make resilience` makes on a real node while a job trains, and what followed. It rewrites this
-page. A test fails if a recovery takes five times as long as it does here.
+Each row is a fault that `make e2e` causes on a real node while a job trains, and its effect. `make resilience` measures
+again and rewrites this page.
 
-The job: two workers on one node with {cpus} processors, a transformer of half a million parameters, {steps} steps of at
-least {pace:g} s, a checkpoint after every {every}, no backoff. Where the pods stay and only their processes start again
-([failures.md](failures.md#restarts-in-place)) recovery takes about two seconds; else most of the time is the start of
-new pods and the import of torch. A hang is detected after `health.hangTimeoutSeconds`, 5 s here.
+The job: two workers on one node with {cpus} processors, a model of half a million parameters, {steps} steps of at least
+{pace:g} s, a checkpoint every {every} steps, no backoff. A restart inside the pods
+([failures.md](failures.md#restarts-in-place)) takes about two seconds; otherwise most of the time is the start of new
+pods and the import of torch. A hang is detected after `health.hangTimeoutSeconds`, 5 s here.
 
-- **Seconds**: the longest time after the fault without a step that had never been made before. They differ from machine
-  to machine and from run to run; the tests demand all else.
-- **Steps lost**: from the last step before the restart back to the checkpoint that was resumed from. Pods that are told
-  to stop (deletion, eviction, drain) save first.
-- **Repeated, skipped**: samples, of all that the final model has been trained on, by the numbers that each rank drew.
-- **Loss**: relative difference of the last loss from that of a run without a fault. The loss of every step is compared.
-- **Reason**: `status.lastFailure.reason`, and whether it counts against `restartPolicy.maxRestarts`. If the API server
-  was away, the operator may see, and name, a worker that merely lost its peer before the one that failed.
+- **Seconds**: the longest time after the fault without a new step. This varies between machines and runs; the tests
+  require all other columns.
+- **Steps lost**: from the last step before the restart back to the checkpoint from which it resumed. Pods that are
+  terminated (deletion, eviction, drain) save first.
+- **Repeated, skipped**: samples, among all that the final model was trained on, by the numbers that each rank recorded.
+- **Loss**: relative difference of the last loss from that of a run without a fault. Every step is compared.
+- **Reason**: `status.lastFailure.reason`, and whether the restart counted towards `restartPolicy.maxRestarts`. If the
+  API server was unavailable, a worker that lost its peer may be observed, and reported, before the one that failed.
 
 | Fault | Recovered | Seconds | Steps lost | Repeated, skipped | Loss | Reason | Counted |
 |---|---|---|---|---|---|---|---|

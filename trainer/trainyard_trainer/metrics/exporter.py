@@ -4,12 +4,12 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
 
 from prometheus_client import ProcessCollector, start_http_server
 from prometheus_client.core import GaugeMetricFamily, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
+from trainyard import __version__
 from trainyard.config import RunConfig
 from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.metrics_page import MetricsPage
@@ -54,7 +54,7 @@ class MetricsExporter(Observer):
     def _declare(self, world: World, attempt: int) -> None:
         """Show the metrics of rank 0 that have a value from the start: what runs, and counters at 0."""
         info = {
-            "version": version("trainyard"),
+            "version": __version__,
             "model": self._config.model.name,
             "mesh": str(self._config.mesh),
             "device": world.device.type,

@@ -1,8 +1,7 @@
-"""How jobs, pods and events look in a terminal."""
+"""Tables of jobs, conditions and events."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any
+from datetime import datetime
 
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -11,7 +10,7 @@ from rich.text import Text
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Condition, ConditionType, Phase
 from trainyard_cli.cluster.client import Body
-from trainyard_cli.report import duration
+from trainyard_cli.views.formatting import duration, throughput
 
 COLOURS = {
     Phase.RUNNING: "green",
@@ -21,25 +20,30 @@ COLOURS = {
     Phase.SUSPENDED: "blue",
     Phase.FAILED: "red",
 }
-GOOD = (ConditionType.RUNNING, ConditionType.PROGRESSING, ConditionType.SUCCEEDED, ConditionType.CREATED)
-"""Conditions that are a good sign while they hold."""
+POSITIVE_CONDITIONS = (
+    ConditionType.RUNNING,
+    ConditionType.PROGRESSING,
+    ConditionType.SUCCEEDED,
+    ConditionType.CREATED,
+)
+"""Conditions whose status is True in a healthy job."""
 
 
 def plain_table(*columns: str) -> Table:
-    """Columns without lines, as kubectl has them."""
+    """Return an empty table with these columns and without lines, as kubectl prints it."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=column != "MESSAGE", overflow="fold")
     return table
 
 
-def age(stamp: str | None, now: datetime) -> str:
-    """Time since a time stamp of the API server."""
-    return duration((now - datetime.fromisoformat(stamp)).total_seconds()) if stamp else ""
+def age(timestamp: str | None, now: datetime) -> str:
+    """Return the time since a timestamp of the API server."""
+    return duration((now - datetime.fromisoformat(timestamp)).total_seconds()) if timestamp else ""
 
 
 def phase_text(job: TrainingJob) -> Text:
-    """The phase, in its colour; Degraded where that holds."""
+    """Return the phase in its colour, with "(degraded)" if the job is."""
     phase = job.status.phase or Phase.PENDING
     text = Text(phase, style=COLOURS[phase])
     if job.status.is_true(ConditionType.DEGRADED):
@@ -47,28 +51,30 @@ def phase_text(job: TrainingJob) -> Text:
     return text
 
 
-def job_table(bodies: Sequence[Body], jobs: Sequence[TrainingJob], now: datetime, *, everywhere: bool = False) -> Table:
-    """One line for each job."""
-    columns = ["NAME", "PHASE", "STEP", "LOSS", "TOKENS/S", "ETA", "WORKERS", "RESTARTS", "GOODPUT", "AGE"]
-    table = plain_table(*(["NAMESPACE"] if everywhere else []), *columns)
+def job_table(
+    bodies: Sequence[Body], jobs: Sequence[TrainingJob], now: datetime, *, all_namespaces: bool = False
+) -> Table:
+    """Return a table with one line for each job."""
+    columns = ["NAME", "PHASE", "STEP", "LOSS", "THROUGHPUT", "ETA", "WORKERS", "RESTARTS", "GOODPUT", "AGE"]
+    table = plain_table(*(["NAMESPACE"] if all_namespaces else []), *columns)
     for body, job in zip(bodies, jobs, strict=True):
         status, progress = job.status, job.status.progress
-        figures = ["", "", "", ""]
+        cells = ["", "", "", ""]
         if progress is not None:
             total = f"/{progress.total_steps}" if progress.total_steps else ""
-            speed, eta = progress.tokens_per_second, progress.eta_seconds
-            figures = [
+            eta = progress.eta_seconds
+            cells = [
                 f"{progress.step}{total}",
                 "" if progress.loss is None else f"{progress.loss:.4f}",
-                "" if speed is None else f"{speed:,.0f}",
+                throughput(job) or "",
                 "" if eta is None or status.finished else duration(eta),
             ]
         goodput = status.goodput.ratio if status.goodput else None
         table.add_row(
-            *([job.metadata.namespace] if everywhere else []),
+            *([job.metadata.namespace] if all_namespaces else []),
             job.metadata.name,
             phase_text(job),
-            *figures,
+            *cells,
             f"{status.workers.running}/{job.spec.workers.replicas}",
             str(status.restarts),
             "" if goodput is None else f"{goodput:.0%}",
@@ -78,7 +84,7 @@ def job_table(bodies: Sequence[Body], jobs: Sequence[TrainingJob], now: datetime
 
 
 def progress_bar(job: TrainingJob) -> Table | None:
-    """How far the job is; None if that is not known."""
+    """Return a bar of the steps done, or None if the total is not known."""
     progress = job.status.progress
     if progress is None or not progress.total_steps:
         return None
@@ -89,12 +95,12 @@ def progress_bar(job: TrainingJob) -> Table | None:
 
 
 def condition_table(conditions: Sequence[Condition], now: datetime) -> Table:
-    """One line for each condition, those that hold in colour."""
+    """Return a table with one line for each condition, coloured where its status is True."""
     table = plain_table("CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE")
     for condition in conditions:
-        holds = condition.status == "True"
-        style = ("green" if condition.type in GOOD else "yellow") if holds else "dim"
-        if holds and condition.type == ConditionType.FAILED:
+        is_true = condition.status == "True"
+        style = ("green" if condition.type in POSITIVE_CONDITIONS else "yellow") if is_true else "dim"
+        if is_true and condition.type == ConditionType.FAILED:
             style = "red"
         table.add_row(
             condition.type,
@@ -108,22 +114,10 @@ def condition_table(conditions: Sequence[Condition], now: datetime) -> Table:
 
 
 def event_table(events: Sequence[Body], now: datetime) -> Table:
-    """One line for each event, the oldest first."""
+    """Return a table with one line for each event, oldest first."""
     table = plain_table("AGE", "TYPE", "REASON", "MESSAGE")
     for event in events:
-        stamp = event.get("lastTimestamp") or event.get("eventTime")
+        timestamp = event.get("lastTimestamp") or event.get("eventTime")
         style = "yellow" if event["type"] == "Warning" else ""
-        table.add_row(age(stamp, now), event["type"], event["reason"], event["message"], style=style)
+        table.add_row(age(timestamp, now), event["type"], event["reason"], event["message"], style=style)
     return table
-
-
-def pod_row(pod: Body) -> tuple[str, str, str]:
-    """Name, node and state of a pod."""
-    status: dict[str, Any] = pod.get("status") or {}
-    state = "Terminating" if "deletionTimestamp" in pod["metadata"] else status.get("phase", "")
-    return pod["metadata"]["name"], pod["spec"].get("nodeName", ""), state
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)

@@ -1,15 +1,15 @@
-"""Exit codes of the commands that see a job to its end."""
+"""Exit codes of the commands."""
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_NO_CLUSTER, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 _BAD_INPUT = (Reason.INVALID_CONFIG, Reason.INVALID_SPEC)
 
 
 def exit_code(job: TrainingJob) -> int:
-    """0 the job succeeded; 2 it can never work; 1 it failed, or has not ended."""
+    """Return 0 for a job that succeeded, 2 for one whose configuration is invalid, and 1 for any other."""
     if job.status.is_true(ConditionType.SUCCEEDED):
         return 0
     failed = job.status.condition(ConditionType.FAILED)

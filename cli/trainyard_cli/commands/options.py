@@ -1,0 +1,59 @@
+"""Options that several commands share, and how commands on a cluster report errors."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, ParamSpec
+
+import typer
+
+from trainyard_cli.cluster.client import Cluster
+from trainyard_cli.cluster.errors import ClusterError
+from trainyard_cli.exit_codes import EXIT_INTERRUPTED
+from trainyard_cli.output import Output, print_error
+
+P = ParamSpec("P")
+
+
+def exits_on_error(command: Callable[P, None]) -> Callable[P, None]:
+    """Return the command wrapped so that a `ClusterError` ends it with one line and an exit code."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except ClusterError as error:
+            print_error(str(error))
+            raise typer.Exit(error.code) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(EXIT_INTERRUPTED) from None
+
+    return run
+
+
+def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the names of jobs for shell completion; none on an error, which must not print into a command line."""
+    given = {name: context.params.get(name) for name in ("kubeconfig", "context", "namespace")}
+    try:
+        bodies = Cluster(**given).list_bodies()
+    except ClusterError:
+        return []
+    return [body["metadata"]["name"] for body in bodies if body["metadata"]["name"].startswith(incomplete)]
+
+
+Manifest = Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the TrainingJob.", autocompletion=_complete_job)]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option("--kubeconfig", help="Path of the kubeconfig. [default: as for kubectl]", show_default=False),
+]
+Context = Annotated[
+    str | None,
+    typer.Option("--context", help="Context of the kubeconfig. [default: the current one]", show_default=False),
+]
+Namespace = Annotated[
+    str | None,
+    typer.Option("-n", "--namespace", help="Namespace. [default: that of the context]", show_default=False),
+]
+OutputFormat = Annotated[Output, typer.Option("-o", "--output", help="Format of the output.")]
+AllNamespaces = Annotated[bool, typer.Option("-A", "--all-namespaces", help="Show the jobs of all namespaces.")]

@@ -1,0 +1,137 @@
+"""run: a job on this machine, without a cluster."""
+
+import asyncio
+import errno
+import importlib.util
+import os
+import shutil
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trainyard.admission import load_manifest
+from trainyard.manifest import ManifestError
+from trainyard.resource.job import TrainingJob
+from trainyard_cli.commands.options import Manifest
+from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, exit_code
+from trainyard_cli.manifest import read_manifest, report_problems
+from trainyard_cli.output import Output, print_error, print_notice, stderr_console, stdout_console, write
+from trainyard_cli.views.display import Display
+from trainyard_cli.views.plot import save_plot
+from trainyard_cli.views.status import status_table
+from trainyard_cli.views.step_reports import read_reports
+
+
+def run(
+    file: Manifest,
+    output: Annotated[
+        Output, typer.Option("-o", "--output", help="Format of the final job on standard output.")
+    ] = Output.TABLE,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--folder",
+            help="Folder for logs, configuration, checkpoints and plot. A run continues from checkpoints in it. "
+            "[default: runs/NAME-TIME]",
+            show_default=False,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Remove the checkpoints in --folder first, and start from the beginning.")
+    ] = False,
+) -> None:
+    """Run a TrainingJob on this machine, without a cluster.
+
+    Each worker becomes a process here, with the rendezvous, restarts and status that the operator gives it on a
+    cluster. Ctrl-C suspends the job and ends its processes; a second Ctrl-C kills them.
+
+    Exit codes: 0 the job succeeded; 1 it failed; 2 the manifest or what it names is wrong; 130 interrupted.
+    """
+    try:
+        job = load_manifest(read_manifest(file))
+        _check_machine(job)
+        target = folder or Path("runs") / f"{job.metadata.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    except ManifestError as error:
+        raise report_problems(file, error.problems) from None
+    try:
+        prepare_folder(target, job, fresh=fresh)
+    except OSError as error:
+        problem = f"--folder: {error.filename or target}: {error.strerror}; choose a folder that can be written"
+        print_error(problem)
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    try:
+        job, interrupted = asyncio.run(_run(job, target))
+    except asyncio.CancelledError:
+        print_notice("all processes were killed", label="interrupted", style="yellow")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    if output is Output.TABLE:
+        stdout_console().print(status_table(job, datetime.now(UTC)))
+    else:
+        write(job.to_dict(), output)
+    _save_plot(job, target)
+    print_notice(f"logs: {target}/pods/*/log")
+    raise typer.Exit(EXIT_INTERRUPTED if interrupted else exit_code(job))
+
+
+def _check_machine(job: TrainingJob) -> None:
+    """Check what a local run needs besides a valid manifest.
+
+    Raises:
+        ManifestError: torch is not installed, or the data do not exist on this machine.
+    """
+    if job.spec.trainer is None:
+        return
+    if importlib.util.find_spec("torch") is None:
+        fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
+        raise ManifestError([f"spec.trainer: the built-in trainer needs torch; {fix}"])
+    path = job.spec.trainer.data.path
+    if path is not None and not Path(path).exists():
+        raise ManifestError([f"spec.trainer.data.path: {path} does not exist on this machine; correct the path"])
+
+
+def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:
+    """Create the folder of a run; with `fresh` remove the checkpoints in it, else report that the run continues.
+
+    Raises:
+        OSError: the folder cannot be created or written.
+    """
+    pods = folder / "pods"
+    pods.mkdir(parents=True, exist_ok=True)
+    if not os.access(pods, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(pods))
+    checkpoints = folder / "checkpoints"
+    if job.spec.checkpoint is None or not any(checkpoints.glob("step-*")):
+        return
+    if fresh:
+        shutil.rmtree(checkpoints)
+    else:
+        print_notice(f"continuing from {checkpoints}; --fresh starts from the beginning")
+
+
+async def _run(job: TrainingJob, folder: Path) -> tuple[TrainingJob, bool]:
+    """Run the job until it has finished or is suspended; return it, and whether Ctrl-C interrupted it."""
+    from trainyard_cli.local import local_run  # imported late: other commands need no operator
+
+    async with local_run(job, folder) as local:
+        with Display(stderr_console()) as display:
+            while not local.finished:
+                await local.changed.wait()
+                local.changed.clear()
+                display.show(local.job, local.events)
+        return local.job, local.interrupted
+
+
+def _save_plot(job: TrainingJob, folder: Path) -> None:
+    reports = read_reports(folder)
+    if not reports:
+        return
+    target = folder / "plot.png"
+    try:
+        save_plot(job, reports, target)
+    except OSError as error:
+        print_notice(f"plot: {target} cannot be written: {error.strerror}")
+    else:
+        print_notice(f"plot: {target}")

@@ -1,0 +1,1 @@
+"""How jobs are shown: tables, live progress, plots. No requests to a cluster."""
