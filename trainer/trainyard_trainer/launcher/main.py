@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from trainyard.protocol.launcher import Launcher, become_subreaper, block_signals, clear_termination_message
-from trainyard_trainer import rank_process
 from trainyard_trainer.launcher.pod_environment import PodEnvironment, set_threads
 from trainyard_trainer.launcher.rank_processes import RankProcesses, stopped_before_training
 from trainyard_trainer.runtime import process_exit
@@ -45,6 +44,8 @@ def main() -> NoReturn:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         with _importing():
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
+
+            from trainyard_trainer import rank_process
 
     except Exception as error:  # noqa: BLE001 (every error becomes the termination message of this pod)
         process_exit.exit_with_error(error, rank=None, step=None)
