@@ -39,7 +39,10 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
         )
         data = WindowDataset(tokens, config.trainer.data.sequence_length)
         trainer = Trainer(
-            TransformerWithLoss(cast(DecoderConfig, config.model)), arguments, train_dataset=data, callbacks=[_Paced(pace)]
+            TransformerWithLoss(cast(DecoderConfig, config.model)),
+            arguments,
+            train_dataset=data,
+            callbacks=[_Paced(pace)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
