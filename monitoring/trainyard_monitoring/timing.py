@@ -70,7 +70,7 @@ NONFINITE_STEPS: Final = 3
 """Steps within `nonfinite_window`; a single one occurs in healthy runs."""
 DIVERGING_RATIO: Final = 1.3
 DIVERGING_MARGIN: Final = 0.2
-"""Nats. The loss is too high above `DIVERGING_RATIO` times its lowest mean plus this: near zero a ratio is noise."""
+"""Nats. The loss is too high above `DIVERGING_RATIO` times its lowest mean plus this: near zero, ratios say little."""
 RESTARTS: Final = 3
 """Restarts within `restarts_window`."""
 SLOW_RATIO: Final = 0.7

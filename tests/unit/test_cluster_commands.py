@@ -71,7 +71,7 @@ def running_job(**status: Any) -> TrainingJob:
 
 
 def table_job(**progress: Any) -> TrainingJob:
-    trainer = trainer_spec(model={"name": "mlp"}, data={"source": "classification", "builtin": "digits"})
+    trainer = trainer_spec(model={"name": "mlp"}, data={"source": "table", "builtin": "digits"})
     speed = {"attempt": 1, "step": 5, "tokensPerSecond": 105, "samplesPerSecond": 210, **progress}
     return make_job(trainer=trainer, status={"attempt": 1, "phase": "Running", "progress": speed})
 

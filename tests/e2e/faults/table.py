@@ -163,10 +163,10 @@ TABLE = (
         "SIGKILL",
         represented_by=f"{OF_THIS_TABLE}shim",
     ),
-    Fault("memory", "a rank takes more than its pod's memory limit", run_out_of_memory, "OOMKilled", spec=SMALL),
+    Fault("memory", "a rank exceeds the memory limit of its pod", run_out_of_memory, "OOMKilled", spec=SMALL),
     Fault(
         "number",
-        "a gradient is NaN, once, on one rank",
+        "one gradient is NaN on one rank",
         spoil_gradient,
         "BadSteps",
         spec=FAILS,
@@ -175,13 +175,13 @@ TABLE = (
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
     Fault(
         "partition",
-        "a pod's network drops all packets",
+        "the network of a pod drops all packets",
         cut_off_pod,
         "Hang",
         spec=HANG,
         represented_by=f"{OF_THIS_TABLE}stopped",
     ),
-    Fault("shim", "SIGKILL of containerd's shim of a pod", kill_shim, "Error"),
+    Fault("shim", "SIGKILL of the containerd shim of a pod", kill_shim, "Error"),
     Fault(
         "deleted",
         "`kubectl delete pod`",
@@ -212,13 +212,13 @@ TABLE = (
     ),
     Fault(
         "damaged",
-        "the newest checkpoint is cut short, and all workers are killed",
+        "the newest checkpoint is truncated, and all workers are killed",
         damage_checkpoint,
         "SIGKILL",
         loses=2 * EVERY,
         event="CheckpointDamaged",
     ),
-    Fault("disk", "the checkpoint volume is full for a while", fill_disk, event="CheckpointFailed", volume="tmpfs"),
+    Fault("disk", "the checkpoint volume is full for some time", fill_disk, event="CheckpointFailed", volume="tmpfs"),
     Fault(
         "operator-and-rank",
         "SIGKILL of the operator and of a rank",
@@ -236,14 +236,14 @@ TABLE = (
     ),
     Fault(
         "api-server",
-        "SIGKILL of the API server, which starts again",
+        "SIGKILL of the API server, which restarts",
         restart_api_server,
         pace=0.2,
         represented_by=f"{OF_THIS_TABLE}api-server-and-rank",
     ),
     Fault(
         "api-server-and-rank",
-        "the same, and a rank is killed",
+        "SIGKILL of the API server and of a rank",
         restart_api_server_and_kill_rank,
         "SIGKILL",
         effect="RuntimeError",  # when the operator sees both, it no longer waits for a cause

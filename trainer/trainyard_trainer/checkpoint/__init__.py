@@ -1,1 +1,1 @@
-"""What is saved, when, and how a run goes on from it."""
+"""Checkpoints: what they contain, when they are written, and how a run resumes from one."""

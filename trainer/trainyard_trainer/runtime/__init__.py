@@ -1,1 +1,1 @@
-"""What every process has: its place in the world, its log, its signs of life, its last word."""
+"""What every process of a run uses: process groups, log, heartbeat, exit and termination message."""
