@@ -170,7 +170,7 @@ TABLE = (
         spoil_gradient,
         "BadSteps",
         spec=FAILS,
-        represented_by="tests/trainer/test_bad_steps.py::test_an_attempt_gives_up_and_names_the_rank",
+        represented_by="tests/trainer/test_bad_steps.py::test_an_attempt_fails_and_names_the_rank",
     ),
     Fault("stopped", "SIGSTOP of a rank", stop_rank, "Hang", spec=HANG),
     Fault(
