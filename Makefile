@@ -32,7 +32,7 @@ test: setup lint  ## what each change has to pass: unit, trainer, integration (r
 	$(PYTEST)
 
 test-all: setup lint soak  ## the same, the extended tests and the soak; TRAINYARD_TEST_KUBERNETES=1.34 for an older version
-	$(PYTEST) $(EXTENDED)
+	TRAINYARD_TEST_EXAMPLES=300 $(PYTEST) $(EXTENDED)
 
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from tests.builders import make_job, trainer_spec
 from tests.support.kubelet import zulu
-from tests.trainer.pods import make_config
+from tests.support.run_config import make_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.time import utc_now

@@ -175,7 +175,8 @@ def train() -> dict[str, Any]:
     """Train the family on some layouts, and a llama with the optimizer; return reports and messages."""
     import subprocess
 
-    from tests.trainer.pods import Starter, environment, finish, make_config
+    from tests.support.run_config import make_config
+    from tests.trainer.pods import Starter, environment, finish
     from trainyard.crd import openapi_schema
     from trainyard.manifest import ManifestError
 

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from trainyard.config import RunConfig
 from trainyard.resource.parallelism import PipelineParallelism
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank

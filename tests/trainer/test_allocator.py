@@ -7,7 +7,8 @@ import resource
 import torch
 
 from tests.support.need import require
-from tests.trainer.pods import Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, finish
 from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.train import Trainer
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
-from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config
+from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.bad_steps import nonfinite_score, nonfinite_sources

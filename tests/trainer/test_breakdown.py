@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, Layout, pipe
-from tests.trainer.pods import Pod, Starter, make_config, wait_until
+from tests.trainer.pods import Pod, Starter, wait_until
 from tests.trainer.test_metrics import scrape, value
 from trainyard.protocol import constants, worker_metrics
 from trainyard.resource.training import Profile

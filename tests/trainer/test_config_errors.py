@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.pods import Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, finish
 from trainyard.protocol import constants
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.trainer.pods import Pod, Starter, environment, finish, make_config, wait_until, wait_until_idle
+from tests.support.run_config import make_config
+from tests.trainer.pods import Pod, Starter, environment, finish, wait_until, wait_until_idle
 from trainyard.protocol import constants, launcher_protocol
 
 FAULTS = "tests.trainer.faults"

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.pods import Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, finish
 from trainyard.config import RunConfig
 from trainyard.sizing.memory import Memory, server_memory
 from trainyard.sizing.peak_memory import rank_memory

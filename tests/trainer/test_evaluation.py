@@ -10,7 +10,8 @@ import torch
 from sklearn import metrics
 from torch import Tensor
 
-from tests.trainer.pods import Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, finish
 from trainyard_trainer.data.batches import IGNORED, Batches
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation import evaluate

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.pods import ENTRY, Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import ENTRY, Starter, finish
 
 Run = list[dict[str, Any]]
 Runner = Callable[..., Run]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.builders import make_worker
-from tests.trainer.pods import ENTRY, Pod, Starter, finish, make_config, wait_until
+from tests.support.run_config import make_config
+from tests.trainer.pods import ENTRY, Pod, Starter, finish, wait_until
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard.resource.health import HealthConfig

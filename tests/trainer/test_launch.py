@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.trainer.pods import Starter, environment, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, environment
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.launcher import pod_environment, rank_processes

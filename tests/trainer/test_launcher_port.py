@@ -15,7 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
+from tests.support.run_config import make_config
+from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import Launcher, unblock_launcher_signals, wait_for_signal
 from trainyard.protocol.launcher_port import Port

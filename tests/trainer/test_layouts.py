@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import (
     FSDP,
     HSDP,
@@ -22,7 +23,7 @@ from tests.trainer.layouts import (
     record,
     run,
 )
-from tests.trainer.pods import Starter, finish, make_config
+from tests.trainer.pods import Starter, finish
 from trainyard.optimizers import OPTIMIZERS, OptimizerName
 
 LAYOUTS = (

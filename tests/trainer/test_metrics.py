@@ -18,7 +18,8 @@ import torch
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
+from tests.support.run_config import make_config
+from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard import __version__
 from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.progress import Progress

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from tests.builders import NOW
-from tests.trainer.pods import make_config
+from tests.support.run_config import make_config
 from tests.trainer.test_metrics import SPEED, VALUES, make_world
 from tests.trainer.test_trackers import read_tensorboard
 from trainyard.protocol import worker_metrics

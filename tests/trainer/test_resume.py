@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
-from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
+from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.pods import Starter, finish, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter, finish
 from trainyard.resource.training import Stop
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.stopping import Convergence, total_steps

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from tests.trainer.pods import Starter, make_config
+from tests.support.run_config import make_config
+from tests.trainer.pods import Starter
 from trainyard.resource.health import Straggler
 from trainyard_trainer.metrics.stragglers import EVERY, ROUNDS, ComputeProbe, Stragglers
 

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import Layout
-from tests.trainer.pods import Pod, Starter, finish, make_config, wait_until
+from tests.trainer.pods import Pod, Starter, finish, wait_until
 from tests.trainer.test_metrics import make_report
 from tests.trainer.test_resume import train
 from trainyard_trainer.metrics import trackers as trackers_module

@@ -89,10 +89,6 @@ class Saver:
         """Step of the newest complete checkpoint; known to rank 0."""
         self.resumed_step: int | None = None
         """Step of the checkpoint that this attempt resumes from."""
-        self.damaged = 0
-        """Damaged checkpoints that are newer than the one that this attempt resumes from."""
-        self.failures = 0
-        """Checkpoints that could not be written; known to rank 0."""
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -107,10 +103,10 @@ class Saver:
         Raises:
             ConfigError: the newest one has been written by a newer version of the trainer.
         """
-        self.resumed_step, self.damaged = self._newest(before_bad_steps=False)
-        if self.resumed_step or self.damaged:
+        self.resumed_step, damaged = self._newest(before_bad_steps=False)
+        if self.resumed_step or damaged:
             for observer in self._observers:
-                observer.checkpoint_resumed(self.resumed_step or 0, self.damaged)
+                observer.checkpoint_resumed(self.resumed_step or 0, damaged)
         return self._folder(self.resumed_step)
 
     def find_rollback_target(self) -> Path | None:
@@ -259,7 +255,6 @@ class Saver:
         if error is not None:
             log.logger.error("the checkpoint of step %d could not be written: %s", pending.step, _first_line(error))
             catalog.remove_partial(self._root)
-            self.failures += 1
             for observer in self._observers:
                 observer.checkpoint_failed(pending.step)
             return
