@@ -54,7 +54,7 @@ class Group:
         """What the operator concludes from the ends of the pods."""
         messages = [(pod.folder / "termination").read_text() for pod in self.running]
         workers = [
-            make_worker(i, state="Failed", replicas=len(self.running), exit_code=code, last_words=message)
+            make_worker(i, state="Failed", replicas=len(self.running), exit_code=code, termination_message=message)
             for i, (code, message) in enumerate(zip(self.codes, messages, strict=True))
         ]
         found = diagnose(workers, 1, 0, workers[0].finished_at)  # type: ignore[arg-type]
