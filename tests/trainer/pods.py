@@ -103,13 +103,17 @@ class Pod:
 
 
 def wait_until_idle(pids: list[int], seconds: float = 30) -> None:
-    """Wait until processes use no processor for a fifth of a second: they wait for something."""
+    """Wait until processes sleep and use no processor for a fifth of a second: they wait for something.
+
+    A process that gets no processor on a busy machine does not sleep, it is runnable.
+    """
     processes = [psutil.Process(pid) for pid in pids]
 
     def idle() -> bool:
         before = [process.cpu_times() for process in processes]
         time.sleep(0.2)
-        return [process.cpu_times() for process in processes] == before
+        asleep = all(process.status() == psutil.STATUS_SLEEPING for process in processes)
+        return asleep and [process.cpu_times() for process in processes] == before
 
     wait_until(idle, seconds)
 

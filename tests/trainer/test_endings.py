@@ -109,11 +109,18 @@ def test_pod_that_waits_for_a_dead_one_can_be_stopped(start: Starter) -> None:
     assert pods[0].wait(PROMPT) == 143
 
 
+def is_connected(rank: int) -> bool:
+    """Return whether a rank has a connection: that to the store is its first."""
+    return any(each.status == psutil.CONN_ESTABLISHED for each in psutil.Process(rank).net_connections("tcp"))
+
+
 def test_store_lost_while_the_group_forms(start: Starter) -> None:
     pods = start(make_config(4), 3, entry=f"{FAULTS}:last_pod_never_comes", env={"WORLD_SIZE": "4"})
     for pod in pods[:2]:
         wait_until(lambda pod=pod: len(pod.ranks()) == 1, 30)  # type: ignore[misc]
-    wait_until_idle([rank for pod in pods[:2] for rank in pod.ranks()])  # they wait for ranks 2 and 3
+    ranks = [rank for pod in pods[:2] for rank in pod.ranks()]
+    wait_until(lambda: all(map(is_connected, ranks)), 30)
+    wait_until_idle(ranks)  # they wait for ranks 2 and 3
     os.kill(pods[0].pid, signal.SIGKILL)
     assert pods[1].wait(30) == 1
     word = pods[1].word
