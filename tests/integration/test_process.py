@@ -124,6 +124,6 @@ def test_without_a_cluster_the_operator_says_what_to_set(tmp_path: Path) -> None
         check=False,
     )
     assert done.returncode == 1
-    assert "no cluster to work on" in done.stderr
+    assert "cannot connect to a cluster" in done.stderr
     assert "set KUBECONFIG or run inside a cluster" in done.stderr
     assert "Traceback" not in done.stderr
