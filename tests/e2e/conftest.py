@@ -100,4 +100,6 @@ def _namespace(
     yield namespace
     if request.session.testsfailed > failures:
         print_evidence(namespace, operator_pod)
+    # The next test may need the processors that pods of this one have requested.
+    namespace.kubectl("delete", "tj", "--all", "--cascade=foreground", "--timeout=90s")
     cluster.run([cluster.kubectl, "delete", "namespace", namespace.name, "--wait=false"])

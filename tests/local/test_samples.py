@@ -1,4 +1,8 @@
-"""Every sample of the built-in trainer runs on this machine."""
+"""Every sample of the built-in trainer runs on this machine.
+
+Its first tier has one sample of each kind of data and of model. The layouts of the others are proven by
+tests/trainer/test_layouts.py, and tests/e2e/test_samples.py trains on four pods with two axes.
+"""
 
 import json
 from pathlib import Path
@@ -9,8 +13,12 @@ import yaml
 from tests.local.test_command import run
 from tests.support.samples import TRAINED, sample
 
+FIRST = ("llama-ddp", "mlp-digits", "mlp-parameter-server", "moe-ep")
 
-@pytest.mark.parametrize("name", TRAINED)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FIRST else pytest.mark.extended) for name in TRAINED]
+)
 def test_sample_runs_without_a_cluster(name: str, tmp_path: Path) -> None:
     done = run("-", "-o", "json", "--folder", str(tmp_path), stdin=yaml.safe_dump(sample(name, steps=3)))
     assert done.returncode == 0, done.stderr

@@ -1,20 +1,24 @@
 """Bad steps: all ranks skip the same ones, roll back together, or fail."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.e2e.faults.table import SPOIL_GRADIENT
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
+from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.bad_steps import nonfinite_score, nonfinite_sources
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.optim.guard import MAX_ROLLBACKS, MIN_GOOD_STEPS, BadStepCounter, GradientGuard
+from trainyard_trainer.optim.update import LocalUpdate
 
 NAN = float("nan")
 TOLERANCE = 1e-5
@@ -244,3 +248,18 @@ def test_a_good_step_resets_the_count() -> None:
 )
 def test_ranks_that_a_nan_came_from(ranks: list[tuple[float, float]], expected: list[int]) -> None:
     assert nonfinite_sources([nonfinite_score(loss, norm) for loss, norm in ranks]) == expected
+
+
+def test_the_code_that_end_to_end_tests_inject_spoils_one_step_and_then_removes_itself() -> None:
+    """On a node an error in that code would look like a failure of the product."""
+    layer = torch.nn.Linear(2, 2)
+    guard = GradientGuard(BadStepPolicy(), always)
+    update = LocalUpdate(layer.named_parameters(), Optimizer(), None, guard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it looks at all objects, and some warn of that
+        exec(SPOIL_GRADIENT, {})
+    applied = []
+    for _ in range(3):
+        layer(torch.ones(1, 2)).sum().backward()
+        applied.append(update.step(0.1)[1])
+    assert applied == [False, True, True]

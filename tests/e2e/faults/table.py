@@ -22,7 +22,7 @@ from trainyard_trainer.optim.update import LocalUpdate
 def once(learning_rate, update, follow):
     update.apply_gradients = follow
     update._parameters[0].grad.mul_(float("nan"))
-    return apply(learning_rate)
+    return follow(learning_rate)
 
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
