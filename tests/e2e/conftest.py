@@ -101,5 +101,5 @@ def _namespace(
     if request.session.testsfailed > failures:
         print_evidence(namespace, operator_pod)
     # The next test may need the processors that pods of this one have requested.
-    namespace.kubectl("delete", "tj", "--all", "--cascade=foreground", "--timeout=90s")
+    namespace.kubectl("delete", "tj", "--all", "--cascade=foreground", "--timeout=90s", timeout=100)
     cluster.run([cluster.kubectl, "delete", "namespace", namespace.name, "--wait=false"])
