@@ -51,8 +51,3 @@ def print_notice(message: str, *, label: str = "", style: str = "") -> None:
     """Print one line on standard error, after a coloured label if one is given."""
     line = Text.assemble((label, style), f": {message}") if label else Text(message)
     stderr_console().print(line, highlight=False, soft_wrap=True)
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun, as in "1 worker" and "2 workers"."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -57,8 +57,9 @@ def learning() -> list[Panel]:
                 " right.",
             ),
             Query(
-                f'max by (__name__) ({{__name__=~"trainyard_eval_.+", __name__!~".+_(loss|perplexity)", {S}}})',
-                "{{__name__}}",
+                'label_replace(max by (__name__) ({__name__=~"trainyard_eval_.+", __name__!~".+_(loss|perplexity)", '
+                f'{S}}}), "metric", "$1", "__name__", "trainyard_eval_(.+)")',
+                "{{metric}}",
             ),
             Query(f"max(trainyard_eval_perplexity{{{S}}})", "perplexity"),
             right={"perplexity": "short"},

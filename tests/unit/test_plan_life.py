@@ -17,7 +17,7 @@ def test_a_new_job_is_recorded_before_any_pod_is_created() -> None:
     first = story.step()
     assert (first.status.attempt, first.actions, first.wake_after) == (1, (), 0)
     assert first.status.start_time == NOW
-    assert story.condition("Created").message == "world size 2: 2 workers x 1 ranks"
+    assert story.condition("Created").message == "world size 2: 2 workers x 1 rank"
     assert story.step().actions == (CreateWorkers(1, (0, 1)),)
 
 
@@ -44,7 +44,7 @@ def test_a_job_is_running_only_when_every_worker_runs() -> None:
 def test_a_parameter_server_belongs_to_the_group_but_is_no_worker() -> None:
     story = Story(make_job(**served()))
     assert story.settle().actions == (CreateWorkers(1, (0, 1, 2)),)
-    assert "2 workers x 1 ranks and a parameter server" in story.condition("Created").message
+    assert "2 workers x 1 rank and a parameter server" in story.condition("Created").message
     server = make_worker(2, is_parameter_server=True, state="Pending")
     story.see(make_worker(0), make_worker(1), server).settle()
     assert story.condition("Running").message == "2 of 3 pods run"

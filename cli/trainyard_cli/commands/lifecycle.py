@@ -6,11 +6,11 @@ from typing import Annotated
 import typer
 
 from trainyard.resource.job import TrainingJob
+from trainyard.text import plural
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.errors import ClusterError, NotFoundError
 from trainyard_cli.commands.options import Context, Job, Kubeconfig, Namespace
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
-from trainyard_cli.output import plural
 
 
 def suspend(name: Job, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from trainyard.protocol import constants
+from trainyard.text import plural
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.errors import ClusterError
 from trainyard_cli.cluster.pods import pod_of_rank
 from trainyard_cli.commands.options import Context, Job, Kubeconfig, Namespace
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
-from trainyard_cli.output import plural, print_notice
+from trainyard_cli.output import print_notice
 
 POLL_SECONDS = 1.0
 """Seconds between two checks for the finished trace."""

@@ -15,12 +15,13 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from trainyard.text import plural
 from trainyard.time import utc_now
 from trainyard_cli.cluster.client import Cluster, parse_job
 from trainyard_cli.cluster.errors import UnavailableError
 from trainyard_cli.cluster.ranks import read_ranks
 from trainyard_cli.commands.options import AllNamespaces, Context, Job, Kubeconfig, Namespace
-from trainyard_cli.output import plural, stdout_console
+from trainyard_cli.output import stdout_console
 from trainyard_cli.views import tables
 from trainyard_cli.views.ranks import job_screen
 

@@ -8,7 +8,7 @@ from trainyard.estimate import Axis, Estimate, TrainingEstimate, Work
 from trainyard.resource.quantity import format_bytes
 from trainyard.sizing.fit import Fit
 from trainyard.sizing.traffic import Traffic
-from trainyard_cli.output import plural
+from trainyard.text import plural
 
 BAR_WIDTH = 32
 """Characters of the longest bar."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainyard.resource.job import TrainingJob
-from trainyard_cli.output import plural
+from trainyard.text import plural
 from trainyard_cli.views.formatting import throughput_unit
 from trainyard_cli.views.step_reports import StepReport
 

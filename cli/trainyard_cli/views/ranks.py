@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trainyard.resource.job import TrainingJob
+from trainyard.text import plural
 from trainyard_cli.cluster.ranks import JobView, RankView
-from trainyard_cli.output import plural
 from trainyard_cli.views import tables
 from trainyard_cli.views.formatting import duration, progress_line
 

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
-from trainyard_cli.output import plural
+from trainyard.text import plural
 from trainyard_cli.views.formatting import duration, throughput
 
 

@@ -17,6 +17,7 @@ from trainyard.mesh import make_mesh
 from trainyard.resolve import spec_problems
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
+from trainyard.text import plural
 from trainyard_operator.lifecycle.actions import (
     CreateWorkers,
     DeleteWorkers,
@@ -111,7 +112,8 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
     spec = builder.effective_job.spec
     builder.attempt = 1
     builder.start_time = builder.now
-    message = f"world size {spec.world_size}: {spec.workers.replicas} workers x {spec.procs_per_worker} ranks"
+    counts = f"{plural(spec.workers.replicas, 'worker')} x {plural(spec.procs_per_worker, 'rank')}"
+    message = f"world size {spec.world_size}: {counts}"
     if spec.servers:
         message += " and a parameter server"
     if spec.parallelism:
@@ -124,7 +126,7 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
 def _suspend(builder: StatusBuilder, observation: Observation) -> Plan:
     """Return the plan that records the suspension, or then deletes all pods."""
     if not builder.is_true(C.SUSPENDED):
-        message = "spec.suspend is true; the job holds no pods"
+        message = "spec.suspend is true; the job's pods are deleted"
         builder.set_condition(C.SUSPENDED, True, Reason.SUSPENDED, message, event="Normal")
         clear_active_conditions(builder, Reason.SUSPENDED, "the job is suspended")
         return record_decision(builder)
