@@ -147,7 +147,8 @@ def test_promtool_parses_every_query(tmp_path: Path) -> None:
     """Each query is checked as a recording rule: Debian's promtool cannot check an expression without a server."""
     rules = [{"record": f"query:{number}", "expr": query.expression} for number, query in enumerate(QUERIES)]
     assert len(rules) > 80
-    assert "$" not in "".join(rule["expr"] for rule in rules)
+    # No variable of Grafana is left; "$1" is a group of label_replace.
+    assert "$" not in "".join(rule["expr"] for rule in rules).replace('"$1"', "")
     file = tmp_path / "queries.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": rules}]}), "utf-8")
     done = promtool("check", "rules", file)
