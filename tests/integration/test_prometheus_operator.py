@@ -40,7 +40,7 @@ def monitored(cluster: Cluster) -> Cluster:
 
 
 def apply(cluster: Cluster, *bodies: object) -> str:
-    """Have the API server judge objects, fields that it does not know included; nothing is stored."""
+    """Have the API server validate objects, including unknown fields; nothing is stored."""
     strict = ["--server-side", "--dry-run=server", "--validate=strict"]
     return cluster.run([cluster.kubectl, "apply", *strict, "-f", "-"], input=yaml.safe_dump_all(bodies)).stdout
 

@@ -48,7 +48,7 @@ STORM = [
         {},
         [21, 22, 23, 24, 40],
     ),
-    Case("made anew under the same name", "TrainyardRestartStorm", RUNS | {RESTARTS: "5x20 0x60"}, {}, [21, 40]),
+    Case("created again under the same name", "TrainyardRestartStorm", RUNS | {RESTARTS: "5x20 0x60"}, {}, [21, 40]),
     Case("seen for the first time", "TrainyardRestartStorm", RUNS | {RESTARTS: "_x20 9x60"}, {}, [21, 40]),
     Case(
         "it has failed: that is told already",

@@ -165,7 +165,7 @@ DIVERGING = [
         [90, 120],
     ),
     Case(
-        "begun anew, without a checkpoint",
+        "started again, without a checkpoint",
         "TrainyardLossDiverging",
         RUNS | _run("trainyard_loss", "3x60 10-0.1x100") | worker("trainyard_steps_total", "0+10x60 0+10x55"),
         {},

@@ -48,7 +48,7 @@ def uids(cluster: FakeCluster) -> set[str]:
     return {pod["metadata"]["uid"] for pod in cluster.pods.values()}
 
 
-def go_on(life: Simulation, seconds: float = 5) -> None:
+def advance(life: Simulation, seconds: float = 5) -> None:
     """Time passes, and nothing else goes wrong."""
     for _ in range(int(seconds)):
         life.run_smoothly(4)
@@ -61,7 +61,7 @@ def test_a_group_whose_processes_fail_is_restarted_inside_its_pods(make: Any, pr
     life = make(**program)
     before = uids(life.cluster)
     life.cluster.fail_inside("job-1-1", 137, WORDS)
-    go_on(life)
+    advance(life)
     found = status(life)
     assert uids(life.cluster) == before
     assert (found.attempt, found.pod_attempt_override, found.restarts, found.restarts_counted) == (2, 1, 1, 1)
@@ -77,11 +77,11 @@ def test_restarts_in_place_repeat_until_the_limit(make: Any) -> None:
     life = make()
     for _ in range(3):
         life.cluster.fail_inside("job-1-0", 1, WORDS)
-        go_on(life, 10)
+        advance(life, 10)
     found = status(life)
     assert (found.attempt, found.pod_attempt_override, found.restarts_counted) == (4, 1, 3)
     life.cluster.fail_inside("job-1-0", 3, WORDS)
-    go_on(life)
+    advance(life)
     found = status(life)
     assert found.is_true(C.FAILED)
     pods = {name: observe_pod(pod) for name, pod in life.cluster.pods.items()}
@@ -94,7 +94,7 @@ def test_an_unresponsive_launcher_leads_to_new_pods(make: Any) -> None:
     before = uids(life.cluster)
     life.cluster.unresponsive = {"job-1-0"}
     life.cluster.fail_inside("job-1-1", 137, WORDS)
-    go_on(life)
+    advance(life)
     found = status(life)
     assert not before & uids(life.cluster)
     assert (found.attempt, found.pod_attempt_override, found.restarts) == (2, None, 1)
@@ -108,7 +108,7 @@ def test_a_pod_lost_meanwhile_leads_to_new_pods_and_does_not_count(make: Any) ->
     life.reconcile()
     assert status(life).pod_attempt_override == 1
     life.cluster.remove_pod("job-1-0")
-    go_on(life)
+    advance(life)
     found = status(life)
     assert set(life.cluster.pods) == {"job-2-0", "job-2-1"}
     assert (found.attempt, found.restarts, found.restarts_counted) == (2, 1, 1)
@@ -132,7 +132,7 @@ def test_a_group_gets_new_pods_where_a_restart_in_place_is_impossible(
         assert not life.cluster.launchers, "no pod accepts restart requests"
         loss = "fail_pod"
     getattr(life.cluster, loss)("job-1-1", 137, WORDS)
-    go_on(life, 60)
+    advance(life, 60)
     assert not before & uids(life.cluster)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, None)
 
@@ -140,12 +140,12 @@ def test_a_group_gets_new_pods_where_a_restart_in_place_is_impossible(
 def test_a_new_operator_queries_which_attempt_the_pods_run(make: Any) -> None:
     life = make()
     life.cluster.fail_inside("job-1-1", 137, WORDS)
-    go_on(life)
+    advance(life)
     life.start_operator()
-    go_on(life)
+    advance(life)
     assert (status(life).attempt, status(life).restarts) == (2, 1)
     life.cluster.fail_inside("job-1-0", 137, WORDS)
-    go_on(life)
+    advance(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, 1)
     failure = status(life).last_failure
     assert failure is not None
@@ -159,7 +159,7 @@ def test_an_operator_killed_between_two_restart_requests_sends_the_others(make: 
     life.reconcile()
     life.cluster.pass_time(2)
     life.cluster.writes_until_crash = 2  # the status of the next reconciliation, then after the first restart request
-    go_on(life)
+    advance(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (2, 1)
     assert {life.cluster.running_attempt(name) for name in life.cluster.pods} == {2}
 
@@ -167,12 +167,12 @@ def test_an_operator_killed_between_two_restart_requests_sends_the_others(make: 
 def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
     life = make()
     life.cluster.fail_inside("job-1-1", 137, WORDS)
-    go_on(life)
+    advance(life)
     life.cluster.edit(suspend=True)
-    go_on(life)
+    advance(life)
     assert life.cluster.pods == {}
     life.cluster.edit(suspend=False)
-    go_on(life)
+    advance(life)
     assert (status(life).attempt, status(life).pod_attempt_override) == (3, None)
     assert set(life.cluster.pods) == {"job-3-0", "job-3-1"}
 
@@ -180,11 +180,11 @@ def test_suspension_ends_pods_that_run_a_later_attempt(make: Any) -> None:
 def test_a_pending_restart_in_place_is_reported(make: Any) -> None:
     life = make(restartPolicy={"backoff": {"initialSeconds": 20}})
     life.cluster.fail_inside("job-1-1", 137, WORDS)
-    go_on(life, 3)
+    advance(life, 3)
     found = status(life).condition(C.RUNNING)
     assert found is not None
     assert (found.status, found.reason) == ("False", Reason.BACKING_OFF)
-    go_on(life, 20)
+    advance(life, 20)
     assert status(life).is_true(C.RUNNING)
     assert status(life).pod_attempt_override == 1
 

@@ -23,7 +23,7 @@ SLOWEST = TIMES.retry * 1.2
 
 
 @dataclass
-class Fate:
+class RequestOutcome:
     """What becomes of one request."""
 
     way: float = 0.0
@@ -46,7 +46,7 @@ class Server:
 
     stored: Object | None = None
     version: int = 0
-    fates: Callable[[], Fate] = Fate
+    outcomes: Callable[[], RequestOutcome] = RequestOutcome
     requests: list[tuple[float, str]] = field(default_factory=list)
     history: list[Object] = field(default_factory=list)
     """Each record that was stored."""
@@ -55,29 +55,31 @@ class Server:
     async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         """As `KubeApi.request`."""
         self.requests.append((now(), verb))
-        return await self.transmit(self.fates(), verb, path, body, timeout_seconds)
+        return await self.transmit(self.outcomes(), verb, path, body, timeout_seconds)
 
-    async def transmit(self, fate: Fate, verb: str, path: str, body: Any, timeout_seconds: float) -> Object:
+    async def transmit(
+        self, outcome: RequestOutcome, verb: str, path: str, body: Any, timeout_seconds: float
+    ) -> Object:
         """A request that was sent arrives even if its sender does not wait for the response any more."""
-        task = asyncio.create_task(self._serve(fate, verb, path, body))
+        task = asyncio.create_task(self._serve(outcome, verb, path, body))
         self.underway.add(task)
         task.add_done_callback(self.underway.discard)
         try:
             async with asyncio.timeout(timeout_seconds):
                 code, answer = await asyncio.shield(task)
-                if not (fate.arrives and fate.answered):
+                if not (outcome.arrives and outcome.answered):
                     await asyncio.sleep(1000)
-                await asyncio.sleep(fate.back)
+                await asyncio.sleep(outcome.back)
         except TimeoutError:
             raise ApiError(0, "NoAnswer", "TimeoutError") from None
         if code >= 300:
             raise ApiError(code, "", f"HTTP {code}")
         return answer
 
-    async def _serve(self, fate: Fate, verb: str, path: str, body: Any) -> tuple[int, Object]:
-        await asyncio.sleep(fate.way)
-        if not fate.arrives or fate.code:
-            return fate.code, {}
+    async def _serve(self, outcome: RequestOutcome, verb: str, path: str, body: Any) -> tuple[int, Object]:
+        await asyncio.sleep(outcome.way)
+        if not outcome.arrives or outcome.code:
+            return outcome.code, {}
         assert path == (PATH if verb == "POST" else f"{PATH}/trainyard")
         if verb == "GET":
             return (200, _copy(self.stored)) if self.stored else (404, {})
@@ -221,7 +223,15 @@ def test_a_process_takes_the_lease_of_its_own_dead_predecessor_at_once() -> None
 
 def test_of_two_candidates_the_faster_one_gets_a_free_lease() -> None:
     async def scenario(server: Server) -> None:
-        server.fates = iter([Fate(), Fate(), Fate(way=0.2), Fate(way=0.1), *[Fate()] * 9]).__next__
+        server.outcomes = iter(
+            [
+                RequestOutcome(),
+                RequestOutcome(),
+                RequestOutcome(way=0.2),
+                RequestOutcome(way=0.1),
+                *[RequestOutcome()] * 9,
+            ]
+        ).__next__
         tasks = [asyncio.create_task(server.candidate(name).acquire()) for name in ("slow", "fast")]
         await asyncio.sleep(1)
         assert [task.done() for task in tasks] == [False, True]
@@ -231,14 +241,19 @@ def test_of_two_candidates_the_faster_one_gets_a_free_lease() -> None:
     play(scenario)
 
 
-@pytest.mark.parametrize("fate", [Fate(code=403), Fate(code=500), Fate(arrives=False), Fate(answered=False)])
-def test_a_candidate_keeps_trying_and_logs_an_error_once(fate: Fate, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "outcome",
+    [RequestOutcome(code=403), RequestOutcome(code=500), RequestOutcome(arrives=False), RequestOutcome(answered=False)],
+)
+def test_a_candidate_keeps_trying_and_logs_an_error_once(
+    outcome: RequestOutcome, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario(server: Server) -> None:
-        server.fates = lambda: fate
+        server.outcomes = lambda: outcome
         acquiring = asyncio.create_task(server.candidate("a").acquire())
         await asyncio.sleep(60)
         assert not acquiring.done()
-        server.fates = Fate
+        server.outcomes = RequestOutcome
         await acquiring
 
     play(scenario)
@@ -259,27 +274,27 @@ async def _lost_after(server: Server, lease: Lease, seconds: float) -> tuple[flo
 
 
 @pytest.mark.parametrize(
-    ("fate", "why"),
+    ("outcome", "why"),
     [
-        (Fate(code=500), "500: HTTP 500"),
-        (Fate(arrives=False), "no response: TimeoutError"),
-        (Fate(back=60), "no response: TimeoutError"),
-        (Fate(code=409), "no response"),
+        (RequestOutcome(code=500), "500: HTTP 500"),
+        (RequestOutcome(arrives=False), "no response: TimeoutError"),
+        (RequestOutcome(back=60), "no response: TimeoutError"),
+        (RequestOutcome(code=409), "no response"),
     ],
 )
-def test_a_holder_that_cannot_renew_gives_up_in_time(fate: Fate, why: str) -> None:
+def test_a_holder_that_cannot_renew_gives_up_in_time(outcome: RequestOutcome, why: str) -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
-        fates = Fate
-        server.fates = lambda: fate if now() > 20 else fates()
+        outcomes = RequestOutcome
+        server.outcomes = lambda: outcome if now() > 20 else outcomes()
         after, words = await _lost_after(server, lease, 20)
         assert after == pytest.approx(TIMES.renew)
         assert words == f"the lease system/trainyard could not be renewed for 10 s: {why}"
 
     async def reading_works(server: Server) -> None:
         """GET is answered and PUT is not."""
-        lease, reads = server.candidate("a"), iter([Fate(), fate] * 99)
-        server.fates = lambda: next(reads) if now() > 20 else Fate()
+        lease, reads = server.candidate("a"), iter([RequestOutcome(), outcome] * 99)
+        server.outcomes = lambda: next(reads) if now() > 20 else RequestOutcome()
         after, _ = await _lost_after(server, lease, 20)
         assert after <= TIMES.renew
 
@@ -296,7 +311,7 @@ def test_a_request_that_hangs_for_ever_does_not_outlive_the_deadline() -> None:
 
     async def scenario() -> None:
         server = Hanging()
-        server.fates = lambda: Fate(arrives=now() < 5)
+        server.outcomes = lambda: RequestOutcome(arrives=now() < 5)
         after, _ = await _lost_after(server, server.candidate("a"), 5)
         assert after == pytest.approx(TIMES.renew)
 
@@ -307,7 +322,7 @@ def test_a_holder_survives_what_is_shorter_than_its_deadline() -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
-        server.fates = lambda: Fate(arrives=not 10 < now() % 30 < 15)
+        server.outcomes = lambda: RequestOutcome(arrives=not 10 < now() % 30 < 15)
         await hold_for(lease, 300)
         assert server.holder == "a"
         assert len({record["acquireTime"] for record in server.history}) == 1
@@ -376,7 +391,7 @@ def test_a_candidate_that_is_not_the_holder_releases_nothing() -> None:
 
 def test_a_candidate_that_is_stopped_while_its_first_write_is_on_its_way_leaves_no_lease_behind() -> None:
     async def scenario(server: Server) -> None:
-        server.fates = lambda: Fate(back=1.0)
+        server.outcomes = lambda: RequestOutcome(back=1.0)
         lease = server.candidate("a")
         acquiring = asyncio.create_task(lease.acquire())
         await asyncio.sleep(1.5)
@@ -389,14 +404,14 @@ def test_a_candidate_that_is_stopped_while_its_first_write_is_on_its_way_leaves_
     play(scenario)
 
 
-@pytest.mark.parametrize("fate", [Fate(code=500), Fate(arrives=False)])
+@pytest.mark.parametrize("outcome", [RequestOutcome(code=500), RequestOutcome(arrives=False)])
 def test_a_lease_that_cannot_be_released_does_not_keep_the_operator_from_ending(
-    fate: Fate, caplog: pytest.LogCaptureFixture
+    outcome: RequestOutcome, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(server: Server) -> None:
         lease = server.candidate("a")
         await lease.acquire()
-        server.fates = lambda: fate
+        server.outcomes = lambda: outcome
         await lease.release()
         assert now() <= TIMES.request_timeout
 
@@ -406,11 +421,19 @@ def test_a_lease_that_cannot_be_released_does_not_keep_the_operator_from_ending(
 
 # --- never two --------------------------------------------------------------------------------------------------
 
-FATES = [Fate(), Fate(arrives=False), Fate(answered=False), Fate(code=409), Fate(code=500)]
-FATES += [Fate(way=way, back=back) for way, back in ((0.05, 0.05), (3, 0), (0, 3), (1.5, 1.5), (20, 0), (20, 20))]
-Weather = list[tuple[float, Fate]]
+OUTCOMES = [
+    RequestOutcome(),
+    RequestOutcome(arrives=False),
+    RequestOutcome(answered=False),
+    RequestOutcome(code=409),
+    RequestOutcome(code=500),
+]
+OUTCOMES += [
+    RequestOutcome(way=way, back=back) for way, back in ((0.05, 0.05), (3, 0), (0, 3), (1.5, 1.5), (20, 0), (20, 20))
+]
+OutcomeSchedule = list[tuple[float, RequestOutcome]]
 """For so many seconds, what becomes of the requests of one pod; after that all is well."""
-weathers = st.lists(st.tuples(st.sampled_from([1.0, 5.0, 13.0, 30.0]), st.sampled_from(FATES)), max_size=8)
+weathers = st.lists(st.tuples(st.sampled_from([1.0, 5.0, 13.0, 30.0]), st.sampled_from(OUTCOMES)), max_size=8)
 
 
 @dataclass
@@ -418,20 +441,20 @@ class Link:
     """The network between one pod and the server."""
 
     server: Server
-    weather: Weather
+    schedule: OutcomeSchedule
 
     @property
     def calm_from(self) -> float:
         """When the last of the trouble has begun and ended, with the requests that were underway."""
-        return sum(seconds for seconds, _ in self.weather) + 40
+        return sum(seconds for seconds, _ in self.schedule) + 40
 
     async def request(self, verb: str, path: str, body: Any = None, *, timeout_seconds: float) -> Object:
         end = 0.0
-        for seconds, fate in self.weather:
+        for seconds, outcome in self.schedule:
             end += seconds
             if now() < end:
-                return await self.server.transmit(fate, verb, path, body, timeout_seconds)
-        return await self.server.transmit(Fate(), verb, path, body, timeout_seconds)
+                return await self.server.transmit(outcome, verb, path, body, timeout_seconds)
+        return await self.server.transmit(RequestOutcome(), verb, path, body, timeout_seconds)
 
 
 @dataclass
@@ -476,10 +499,10 @@ class Elections:
     jitter=st.lists(st.floats(0, 1), min_size=1, max_size=7),
 )
 def test_there_are_never_two_leaders_and_there_is_one_after_the_faults(
-    storms: list[Weather], ends: list[tuple[float, bool]], jitter: list[float]
+    storms: list[OutcomeSchedule], ends: list[tuple[float, bool]], jitter: list[float]
 ) -> None:
     async def scenario(server: Server) -> None:
-        links = [Link(server, weather) for weather in storms]
+        links = [Link(server, schedule) for schedule in storms]
         elections = Elections(cycle(jitter).__next__, cycle(ends).__next__)
         async with asyncio.TaskGroup() as group:
             pods = [group.create_task(elections.pod(link, f"pod-{number}")) for number, link in enumerate(links)]

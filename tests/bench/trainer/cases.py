@@ -48,7 +48,7 @@ class Case:
     rounds: int
     """Turns of each program."""
     starts: int = 1
-    """Times that all programs start anew. What a process happens to be given (addresses, a place in the caches) makes
+    """Times that all programs are started. What a process happens to be given (addresses, a place in the caches) makes
     it a percent faster or slower in all its turns. Of several starts, each counts as one: its speed over all rounds."""
 
     @property

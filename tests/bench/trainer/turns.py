@@ -26,7 +26,7 @@ def rounds(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[Sp
         for program in programs:
             _turn(case, program, groups[program])
         for number in range(case.rounds):
-            # Another one is first each time, and the direction changes, so that nobody always follows the same one.
+            # Another one is first each time, and the direction changes, so that no program always follows the same one.
             order = [programs[(number + place) % len(programs)] for place in range(len(programs))]
             order = order if number % 2 == 0 else order[::-1]
             yield {program: case.tokens / _turn(case, program, groups[program]) for program in order}

@@ -1,4 +1,4 @@
-"""The built-in trainer without metrics and samples of its steps. Its reports tell nobody."""
+"""The built-in trainer without metrics and samples of its steps. No observer receives its reports."""
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig

@@ -1,7 +1,7 @@
-"""Python imports this before all else in the pods of the fault tests (PYTHONPATH): the image stays as it is.
+"""Python imports this before everything else in the pods of the fault tests (PYTHONPATH): the image stays as it is.
 
-Each rank says on standard output which samples it draws for each step, takes at least TRAINYARD_TEST_STEP_SECONDS for
-it, and runs the file fault-RANK.py, once, if somebody puts one onto the checkpoint volume.
+Each rank prints which samples it reads for each step, takes at least TRAINYARD_TEST_STEP_SECONDS for
+it, and runs the file fault-RANK.py, once, if a test puts one onto the checkpoint volume.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ def change(batches: Any) -> None:
         numbers, missing = draw(self, step)
         message = f"rank {rank} has drawn the samples of step {step + 1}"
         who = {"attempt": attempt, "step": step + 1, "rank": rank}
-        with contextlib.suppress(BrokenPipeError):  # nobody listens any more: that is not the program's fault
+        with contextlib.suppress(BrokenPipeError):  # no reader is left: not a fault of the program
             os.write(1, json.dumps({"message": message, **who, "drawn": numbers.tolist()}).encode() + b"\n")
         return numbers, missing
 
