@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -10,6 +9,7 @@ from multiprocessing.process import BaseProcess
 
 from tests.bench.trainer import rank
 from tests.bench.trainer.cases import Case, Program
+from trainyard.net import free_port
 
 Speeds = dict[Program, float]
 """Tokens per second of each program in one round."""
@@ -57,7 +57,7 @@ def _started(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[
         for program in programs:
             groups[program] = []
             for _ in range(program.groups):
-                port = _free_port()
+                port = free_port()
                 for place in range(program.processes + program.servers):
                     ours, theirs = _CONTEXT.Pipe()
                     arguments = (case, program, place, port, cache, theirs)
@@ -74,10 +74,3 @@ def _started(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[
         for process in processes:
             process.kill()
             process.join()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
