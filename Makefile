@@ -9,6 +9,9 @@ UV := $(shell command -v uv || echo .uv/bin/uv)
 RUN := $(UV) run --frozen
 # Each run records how long every test took (build/tests.xml) and prints the slowest.
 PYTEST := $(RUN) pytest --durations=25 --durations-min=1 --junitxml=build/tests.xml
+# Two processes: in one the tests that mostly wait, in the other, at the lowest priority, those that compute
+# (tests/conftest.py). They share two processors well.
+BOTH := -n 2 --dist loadgroup --no-loadscope-reorder
 # The tests marked `extended` as well, which pyproject.toml leaves out.
 EXTENDED := -m ''
 
@@ -29,10 +32,10 @@ demo: setup  ## train a small transformer with two workers on this machine (unde
 	$(RUN) trainyard run manifests/samples/llama-ddp.yaml --folder build/demo
 
 test: setup lint  ## what each change has to pass: unit, trainer, integration (real API server), e2e (real node, needs root)
-	$(PYTEST)
+	$(PYTEST) $(BOTH)
 
 test-all: setup lint soak  ## the same, the extended tests and the soak; TRAINYARD_TEST_KUBERNETES=1.34 for an older version
-	TRAINYARD_TEST_EXAMPLES=300 $(PYTEST) $(EXTENDED)
+	TRAINYARD_TEST_EXAMPLES=300 $(PYTEST) $(BOTH) $(EXTENDED)
 
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit

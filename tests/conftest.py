@@ -1,4 +1,4 @@
-"""Hooks of all tests: how examples are drawn, what a skip means, and how long each folder took."""
+"""Hooks of all tests: how examples are drawn, what runs side by side, what a skip means, how long each folder took."""
 
 import os
 from collections import defaultdict
@@ -23,17 +23,37 @@ settings.register_profile(
 )
 settings.load_profile("trainyard")
 
+WAITING = ("integration", "e2e")
+"""Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2 --dist
+loadgroup` they run in one process, beside another one with all tests that compute."""
+
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first test that needs a cluster of some kind the time to build one."""
+    """Tell waiting tests from computing ones, and give the first that needs a cluster the time to build one."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("waiting" if _folder(item.nodeid) in WAITING else "computing"))
     for kind in ("integration", "e2e"):
         first = next((item for item in items if item.get_closest_marker(kind)), None)
         if first is not None:
             first.add_marker(pytest.mark.timeout(BUILD_SECONDS))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give way to the waiting tests, if these run in another process: their time counts, that of a computing one not.
+
+    The pods and the control plane are in no test's process, so they come before the computing tests as well.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ and _folder(item.nodeid) not in WAITING:
+        os.nice(max(0, 19 - os.nice(0)))
+
+
+def _folder(nodeid: str) -> str:
+    """Return the folder of a test below tests/."""
+    return Path(nodeid).parts[1]
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,7 +78,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for reports in terminalreporter.stats.values():
         for report in reports:
             if isinstance(report, pytest.TestReport):
-                seconds[Path(report.nodeid).parts[1]] += report.duration
+                seconds[_folder(report.nodeid)] += report.duration
     if seconds:
         listed = ", ".join(f"{folder} {took:.0f}" for folder, took in seconds.items())
         terminalreporter.write_line(f"seconds by folder: {listed}")

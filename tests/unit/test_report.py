@@ -18,6 +18,7 @@ TRACE = "[rank0]: RuntimeError at [/opt/pair.cc:534] [1]"
 
 def text_of(status: dict[str, Any], *, now: float = 120) -> str:
     console = stdout_console()
+    console.width = 200  # whatever the width of the terminal is
     with console.capture() as captured:
         console.print(status_table(make_job(status=status), after(now)))
     return " ".join(captured.get().split())
