@@ -112,15 +112,23 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
+        container=worker.container or None,
         rank=message.rank if message else None,
         exit_code=worker.exit_code,
         reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker),
-        message=(message.message if message else _last_line(worker.termination_message))[:_MAX_MESSAGE],
+        message=_message(worker)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
     secondary_since = worker.finished_at if effect else None
     return Diagnosis(failure, counts=True, unrecoverable=unrecoverable, secondary_since=secondary_since)
+
+
+def _message(worker: WorkerPod) -> str:
+    """Return the trainer's own message, that of an init container, or the last line of the log."""
+    if worker.trainer_message:
+        return worker.trainer_message.message
+    return worker.termination_message if worker.container else _last_line(worker.termination_message)
 
 
 def _reason(worker: WorkerPod) -> str:

@@ -32,6 +32,7 @@ from trainyard_operator.lifecycle.conditions import (
     count_workers,
     overdue_message,
     progress_summary,
+    seconds_until_slow_start,
     set_running,
     set_waiting,
 )
@@ -170,8 +171,10 @@ def _clean_up(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
     # A pod that awaits a restart exits by itself, so that its exit code and log stay available.
     released = tuple(w for w in workers if w.awaiting_restart and w.accepts_restart)
     actions = (ReleaseWorkers(released),) if released else ()
-    # Every other pod that holds resources is deleted.
-    return act_now(builder, delete=[w for w in workers if w.active and w not in released], actions=actions)
+    # Every other pod that holds resources is deleted, also one that a sidecar keeps alive. A pod that is about to end
+    # stays, so that its log can be read.
+    left = [w for w in workers if w.active and w not in released and not w.ends_by_itself]
+    return act_now(builder, delete=left, actions=actions)
 
 
 # --- one attempt ----------------------------------------------------------------------------------------------
@@ -238,6 +241,7 @@ def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tup
     # follow.
     set_waiting(builder, observation, workers)
     timers = [seconds_until_shrink(builder), READMIT_AFTER.total_seconds() if builder.avoided_nodes else None]
+    timers.append(seconds_until_slow_start(workers, builder.now))
     return act_now(builder, wake_after=min((s for s in timers if s is not None), default=None))
 
 

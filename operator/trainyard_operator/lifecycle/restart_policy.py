@@ -63,7 +63,13 @@ def failure_message(diagnosis: Diagnosis) -> str:
     """Return one sentence about a failure: attempt, pod, rank, node, exit code, step, reason, and last log line."""
     failure = diagnosis.failure
     subject = f"pod {failure.pod}" if failure.pod else "the group"
-    facts = {"rank": failure.rank, "node": failure.node, "exit code": failure.exit_code, "step": failure.step}
+    facts = {
+        "container": failure.container,
+        "rank": failure.rank,
+        "node": failure.node,
+        "exit code": failure.exit_code,
+        "step": failure.step,
+    }
     detail = ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
     message = f"attempt {failure.attempt}: {subject} {'failed' if diagnosis.counts else 'was lost'}"
     message += f" ({detail})" if detail else ""
