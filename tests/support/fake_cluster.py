@@ -19,6 +19,7 @@ from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavaila
 from trainyard_operator.controller.cache import owner_uid
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.lifecycle.successes import parse_indexes
 
 MARGIN = 30
 """Seconds after its grace period before a pod may be deleted by force."""
@@ -46,6 +47,7 @@ class FakeCluster:
         self.events: list[Event] = []
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
+        self.succeeded: dict[int, set[int]] = {}
         self.failed: set[int] = set()
         self.last_run: dict[str, int] = {}
         """Attempt that the processes in a pod took part in last, by UID, where it differs from the pod's own."""
@@ -95,6 +97,8 @@ class FakeCluster:
             self.unschedulable.add(identity(pod)[0])
         if "running" in state or "terminated" in state:
             self.started.setdefault(self.running_attempt(name), set()).add(index)
+        if state.get("terminated", {}).get("exitCode") == 0:
+            self.succeeded.setdefault(self.running_attempt(name), set()).add(index)
         if "running" not in state:
             self.launchers.pop(uid, None)
         elif uid not in self.launchers and observe_pod(pod).has_launcher:
@@ -211,11 +215,20 @@ class FakeCluster:
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
             assert len(self.started.get(new.attempt, ())) >= pods, "reported Running before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
-            workers = {name: pod for name, pod in self.pods.items() if not observe_pod(pod).is_placeholder}
-            done = [name for name, pod in workers.items() if pod["status"]["phase"] == "Succeeded"]
-            assert sum(self.running_attempt(name) == new.attempt for name in done) >= pods, (
-                "reported Succeeded too early"
-            )
+            assert len(self.succeeded.get(new.attempt, ())) >= pods, "reported Succeeded too early"
+        self._check_successes(old, new)
+
+    def _check_successes(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """Check that only real successes are remembered, and that none is forgotten or repeated."""
+        remembered, before = parse_indexes(new.succeeded_indexes), parse_indexes(old.succeeded_indexes)
+        assert remembered <= self.succeeded.get(new.attempt, set()), "a success was invented"
+        if (new.attempt, new.pod_attempt) == (old.attempt, old.pod_attempt):
+            assert remembered >= before, "a success was forgotten"
+        elif new.last_failure != old.last_failure and new.last_failure and new.last_failure.reason == "WorkerLost":
+            assert self.job is not None
+            there = {identity(pod)[1] for pod in self.pods.values() if identity(pod)[0] == old.pod_attempt}
+            needed = set(range(self.job.replace(status=old).effective_job.spec.pods))
+            assert needed - there - before, "a pod that has succeeded was missed"
 
     def _check_counted_restart(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """Check that a restart may be counted: the program failed, or a rule of the user says so."""

@@ -9,7 +9,8 @@ from trainyard.resolve import spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
+from trainyard_operator.lifecycle.observation import CreationError
 
 
 def test_a_new_job_is_recorded_before_any_pod_is_created() -> None:

@@ -9,7 +9,8 @@ from tests.support import kubelet
 from tests.support.story import Story, running
 from trainyard.resource.status import Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
-from trainyard_operator.lifecycle.observation import SchedulingBlocker, WorkerPod, WorkerState, observe_pod
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState, observe_pod
 
 RUNS = {"running": {"startedAt": kubelet.zulu(NOW)}}
 

@@ -22,9 +22,10 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import DeleteWorkers, Plan, ReleaseWorkers, RestartInPlace
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
 from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
 from trainyard_operator.lifecycle.goodput import account_time
-from trainyard_operator.lifecycle.observation import Observation, Pod, SchedulingBlocker, WorkerState, observe_pod
+from trainyard_operator.lifecycle.observation import Observation, Pod, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
 
 which = st.integers(0, 9)
@@ -235,6 +236,14 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         names = self.pods("Pending", "Running", placeholders=True)
         self.cluster.lose_node(names[which % len(names)])
 
+    @precondition(lambda self: self.pods("Succeeded", "Failed"))
+    @rule(count=few, noticed=often)
+    def ended_pods_are_collected(self, count: int, noticed: bool) -> None:
+        if noticed:
+            self.life.run_smoothly(5)
+        for name in self.pods("Succeeded", "Failed")[:count]:
+            self.cluster.remove_pod(name)
+
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
         workers = map(observe_pod, self.cluster.pods.values())
@@ -362,6 +371,17 @@ class CountsDisruptions(Simulation):
 
         with patch("trainyard_operator.lifecycle.plan.diagnose", charge):
             return plan(observation)
+
+
+class ForgetsSuccesses(Simulation):
+    """Takes a pod that has succeeded and was removed for a lost one."""
+
+    def decide(self, observation: Observation) -> Plan:
+        job = observation.desired_job
+        if job.status.finished:
+            return plan(observation)
+        forgotten = job.replace(status=job.status.replace(succeeded_indexes=""))
+        return plan(replace(observation, desired_job=forgotten))
 
 
 class IgnoresRestartRules(Simulation):
@@ -496,6 +516,7 @@ class ReconcilesWithoutChange(Simulation):
         (ActsBeforeRecording, "acted on before it was recorded"),
         (ExceedsRestartLimit, "the restart limit was exceeded"),
         (CountsDisruptions, "not the program's fault"),
+        (ForgetsSuccesses, "was forgotten|was missed"),
         (AssumesNoSteps, "failed the startup timeout"),
         (AccountsFromProcessStart, "do not add up"),
         (ReportsRunningEarly, "reported Running before every worker ran"),

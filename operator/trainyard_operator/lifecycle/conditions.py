@@ -17,15 +17,21 @@ _URGENCY = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.CRASH_LOOP
 """Reasons of blockers: those that only a user can remove come first."""
 
 
-def count_workers(job: TrainingJob, workers: tuple[WorkerPod, ...]) -> WorkerCounts:
-    """Return how many workers are in each state; a parameter server is not counted."""
+def count_workers(job: TrainingJob, workers: tuple[WorkerPod, ...], succeeded: set[int]) -> WorkerCounts:
+    """Return how many workers are in each state; a parameter server is not counted.
+
+    Args:
+        job: the job at the size of its current attempt.
+        workers: the pods of the attempt that exist.
+        succeeded: indexes of its pods that have succeeded, whether or not they still exist.
+    """
     workers = tuple(w for w in workers if not w.is_parameter_server)
     states = [w.state for w in workers]
     return WorkerCounts(
         desired=0 if job.spec.suspend else job.spec.workers.replicas,
         running=states.count(WorkerState.RUNNING),
         ready=sum(w.ready and w.state is WorkerState.RUNNING for w in workers),
-        succeeded=states.count(WorkerState.SUCCEEDED),
+        succeeded=sum(not job.spec.is_parameter_server(index) for index in succeeded),
         failed=states.count(WorkerState.FAILED),
     )
 

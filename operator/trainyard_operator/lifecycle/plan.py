@@ -36,7 +36,6 @@ from trainyard_operator.lifecycle.conditions import (
     set_running,
     set_waiting,
 )
-from trainyard_operator.lifecycle.degradation import report_degradation
 from trainyard_operator.lifecycle.diagnosis import diagnose
 from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
 from trainyard_operator.lifecycle.goodput import account_time
@@ -45,6 +44,7 @@ from trainyard_operator.lifecycle.observation import Observation, WorkerPod, Wor
 from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
+from trainyard_operator.lifecycle.successes import remember_successes
 
 FORCE_DELETE_AFTER = timedelta(seconds=30)
 """How long after its grace period a terminating pod is deleted by force, since its node is considered lost."""
@@ -52,15 +52,20 @@ FORCE_DELETE_AFTER = timedelta(seconds=30)
 
 def plan(observation: Observation) -> Plan:
     """Return the next step in the lifecycle of a job."""
-    step = _decide(observation)
-    return replace(step, status=account_time(observation.desired_job, step.status, observation.now))
+    step, before = _decide(observation), observation.desired_job.status
+    after = step.status
+    # Successes belong to the pods of one attempt.
+    if (after.attempt, after.pod_attempt) != (before.attempt, before.pod_attempt):
+        after = after.replace(succeeded_indexes="")
+    return replace(step, status=account_time(observation.desired_job, after, observation.now))
 
 
 def _decide(observation: Observation) -> Plan:
     job = observation.desired_job
     status, builder = job.status, StatusBuilder.from_job(job, observation.now)
     current = tuple(w for w in observation.workers if w.attempt == builder.pod_attempt and not w.is_placeholder)
-    builder.workers = count_workers(builder.effective_job, current)
+    succeeded = remember_successes(builder, () if status.finished else current)
+    builder.workers = count_workers(builder.effective_job, current, succeeded)
     # A finished job never changes again; it only releases its resources.
     if status.finished:
         return _clean_up(builder, observation.workers)
@@ -87,7 +92,7 @@ def _decide(observation: Observation) -> Plan:
     if earlier := [w for w in observation.workers if w.attempt < status.pod_attempt]:
         return _await_previous_attempt(builder, earlier)
     # All pods belong to the current attempt.
-    return _sync_attempt(builder, observation, current)
+    return _sync_attempt(builder, observation, current, succeeded)
 
 
 # --- start, suspension, end -----------------------------------------------------------------------------------
@@ -148,18 +153,11 @@ def _resume(builder: StatusBuilder) -> Plan:
 
 
 def _succeed(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that ends the job with the condition Succeeded and the final progress of rank 0."""
-    first = min(workers, key=lambda w: w.index)
-    message = first.trainer_message
-    # The built-in trainer leaves its final progress; of a user's own program the last known progress remains.
-    if message and message.progress:
-        finished_at = first.finished_at or builder.now
-        final = message.progress.replace(attempt=builder.attempt, updated_at=finished_at, eta_seconds=0.0)
-        report_degradation(builder, final)
-        builder.progress = final
+    """Return the plan that ends the job with the condition Succeeded and the message of rank 0."""
     builder.completion_time = builder.now
     clear_active_conditions(builder, Reason.FINISHED, "the job has succeeded")
     text = f"all workers succeeded{progress_summary(builder.progress)}"
+    message = next((w.trainer_message for w in workers if w.index == 0), None)
     if message and message.message:
         text += f"; {message.message}"
     builder.set_condition(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, text, event="Normal")
@@ -202,14 +200,26 @@ def _await_previous_attempt(builder: StatusBuilder, earlier: list[WorkerPod]) ->
     return act_now(builder, delete=earlier, actions=actions, wake_after=wake_after)
 
 
-def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that creates, monitors or concludes the current attempt."""
+def _sync_attempt(
+    builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...], succeeded: set[int]
+) -> Plan:
+    """Return the plan that creates, monitors or concludes the current attempt.
+
+    Args:
+        builder: the status.
+        observation: the observation.
+        workers: the pods of the attempt that exist.
+        succeeded: indexes of its pods that have succeeded, whether or not they still exist.
+    """
     spec = builder.effective_job.spec
+    # Rank 0 has succeeded: its final progress stays, whatever its page showed last.
+    if 0 in succeeded:
+        observation = replace(observation, progress=None)
     # The pods were created for another number of workers than is desired now.
     if any(w.replicas != spec.workers.replicas for w in workers):
         return handle_size_change(builder, observation, workers)
     report_size(builder, observation.desired_job.spec.workers.replicas)
-    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
+    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers} - succeeded))
     # The attempt is being started inside the pods of an earlier one.
     if builder.pod_attempt_override is not None and not builder.is_true(C.RUNNING):
         # A pod is gone or rejects the restart: the attempt gets new pods.
@@ -223,7 +233,7 @@ def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tup
     if diagnosis := diagnose(workers, builder.attempt, lost, builder.now):
         return handle_failure(builder, diagnosis, workers)
     # Every worker succeeded: the job is done.
-    if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
+    if succeeded >= set(range(spec.pods)):
         return _succeed(builder, workers)
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
@@ -260,7 +270,8 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
     seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
     wake_after = seconds if seconds > 0 else None
     # The group has fewer workers than desired, and none of them is about to end: probe for capacity.
-    if all(w.state is WorkerState.RUNNING for w in workers) and (growth := grow(builder, observation)):
+    complete = len(workers) == builder.effective_job.spec.pods and all(w.state is WorkerState.RUNNING for w in workers)
+    if complete and (growth := grow(builder, observation)):
         timers = [s for s in (wake_after, growth.wake_after) if s is not None]
         return replace(growth, wake_after=min(timers, default=None))
     return act_now(builder, wake_after=wake_after)
