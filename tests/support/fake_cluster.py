@@ -206,6 +206,7 @@ class FakeCluster:
         assert old.restarts_counted <= new.restarts_counted <= limit, (
             "the restart limit was exceeded, or counted restarts were forgotten"
         )
+        assert new.disruptions <= self.job.spec.restart_policy.max_disruptions, "the disruption limit was exceeded"
         if new.restarts_counted > old.restarts_counted:
             self._check_counted_restart(old, new)
         self._check_size(old, new)

@@ -38,6 +38,7 @@ RULES: list[list[dict[str, Any]]] = [
     [{"onExitCodes": [137], "action": "RestartIgnoringLimit"}],
     [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
 ]
+PATIENCE: list[dict[str, Any]] = [{}, {}, {"maxDisruptions": 2}]
 
 
 class JobLifecycleMachine(RuleBasedStateMachine):
@@ -52,12 +53,21 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         rests=seldom,
         serves=st.booleans(),
         rules=st.sampled_from(RULES),
+        patience=st.sampled_from(PATIENCE),
         runs=often,
     )
     def begin(
-        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
+        self,
+        replicas: int,
+        limit: int,
+        wait: int,
+        rests: bool,
+        serves: bool,
+        rules: list[dict[str, Any]],
+        patience: dict[str, Any],
+        runs: bool,
     ) -> None:
-        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules, **patience}
         program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
         self.life.run_smoothly(20 if runs else 0)  # more can happen to a running job than to a new one
@@ -144,10 +154,27 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         self.cluster.set_pod(names[which % len(names)], kubelet.waiting("ImagePullBackOff"))
 
     @precondition(lambda self: self.pods("Running"))
-    @rule(count=few)
-    def pods_succeed(self, count: int) -> None:
+    @rule(count=few, sidecar=st.booleans())
+    def pods_succeed(self, count: int, sidecar: bool) -> None:
+        status = kubelet.ended(self.cluster.now, 0)
         for name in self.pods("Running")[:count]:
-            self.cluster.set_pod(name, kubelet.ended(self.cluster.now, 0))
+            self.cluster.set_pod(name, kubelet.beside_sidecar(status) if sidecar else status)
+
+    @precondition(lambda self: self.pods("Pending"))
+    @rule(which=which, code=st.sampled_from([1, 3]))
+    def init_container_fails(self, which: int, code: int) -> None:
+        names = self.pods("Pending")
+        name = names[which % len(names)]
+        self.cluster.failed.add(self.cluster.running_attempt(name))
+        self.cluster.set_pod(name, kubelet.init_failed(self.cluster.now, code))
+
+    @precondition(lambda self: self.pods("Running"))
+    @rule(which=which)
+    def pod_exceeds_its_own_limit(self, which: int) -> None:
+        names = self.pods("Running")
+        name = names[which % len(names)]
+        self.cluster.failed.add(self.cluster.running_attempt(name))
+        self.cluster.set_pod(name, kubelet.over_its_limit(self.cluster.now))
 
     @precondition(lambda self: self.pods("Running"))
     @rule(
@@ -217,7 +244,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         self.life.reconcile()
 
     @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
-    @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
+    @rule(which=which, how=st.sampled_from(["evicted", "preempted", "refused", "deleted", "vanished"]))
     def pod_is_removed(self, which: int, how: str) -> None:
         names = self.pods("Pending", "Running", placeholders=True)
         name = names[which % len(names)]
@@ -225,6 +252,8 @@ class JobLifecycleMachine(RuleBasedStateMachine):
             self.cluster.set_pod(name, kubelet.evicted())
         elif how == "preempted":
             self.cluster.set_pod(name, kubelet.disrupted(kubelet.ended(self.cluster.now, 137)))
+        elif how == "refused":
+            self.cluster.set_pod(name, kubelet.refused())
         elif how == "deleted":
             self.cluster.mark_deleted(name)
         else:
@@ -373,6 +402,24 @@ class CountsDisruptions(Simulation):
             return plan(observation)
 
 
+class ExceedsDisruptionLimit(Simulation):
+    """Allows one disruption more than maxDisruptions."""
+
+    def decide(self, observation: Observation) -> Plan:
+        spec = observation.desired_job.spec
+        policy = spec.restart_policy.replace(max_disruptions=spec.restart_policy.max_disruptions + 1)
+        return plan(
+            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
+        )
+
+
+class IgnoresSidecars(Simulation):
+    """Takes a pod whose worker has ended for one that holds nothing any more."""
+
+    def decide(self, observation: Observation) -> Plan:
+        return plan(replace(observation, workers=tuple(replace(w, outlived=False) for w in observation.workers)))
+
+
 class ForgetsSuccesses(Simulation):
     """Takes a pod that has succeeded and was removed for a lost one."""
 
@@ -516,6 +563,8 @@ class ReconcilesWithoutChange(Simulation):
         (ActsBeforeRecording, "acted on before it was recorded"),
         (ExceedsRestartLimit, "the restart limit was exceeded"),
         (CountsDisruptions, "not the program's fault"),
+        (ExceedsDisruptionLimit, "the disruption limit was exceeded"),
+        (IgnoresSidecars, "still holds pods"),
         (ForgetsSuccesses, "was forgotten|was missed"),
         (AssumesNoSteps, "failed the startup timeout"),
         (AccountsFromProcessStart, "do not add up"),

@@ -43,6 +43,7 @@ def set_running(builder: StatusBuilder, observation: Observation, workers: tuple
     message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
     builder.set_condition(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     builder.clear_condition(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
+    builder.refusing_nodes = ()
     report_blocked_sidecars(builder, workers)
     # A metrics page of another attempt, or without a step, is not progress of this attempt.
     if progress is not None and progress.attempt == attempt and progress.step > 0:

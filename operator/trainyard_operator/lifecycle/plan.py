@@ -39,7 +39,7 @@ from trainyard_operator.lifecycle.conditions import (
 from trainyard_operator.lifecycle.diagnosis import diagnose
 from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
 from trainyard_operator.lifecycle.goodput import account_time
-from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_slow_nodes, replace_straggler
+from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_nodes, replace_straggler
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
@@ -229,17 +229,19 @@ def _sync_attempt(
         if behind := tuple(w for w in workers if w.running_attempt < builder.attempt):
             return restart_in_place(builder, behind)
     # A worker failed, or disappeared from a group that was running: apply the restart policy.
-    lost = len(missing) if builder.is_true(C.RUNNING) else 0
-    if diagnosis := diagnose(workers, builder.attempt, lost, builder.now):
-        return handle_failure(builder, diagnosis, workers)
+    running = builder.is_true(C.RUNNING)
+    unstarted = 0 if running else len(missing) + sum(w.state is WorkerState.PENDING for w in workers)
+    lost = len(missing) if running else 0
+    if diagnosis := diagnose(workers, builder.attempt, lost, builder.now, unstarted):
+        return handle_failure(builder, diagnosis, workers, observation.progress)
     # Every worker succeeded: the job is done.
     if succeeded >= set(range(spec.pods)):
         return _succeed(builder, workers)
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
         return _monitor(builder, observation, workers)
-    # The group cannot be scheduled without the nodes that it avoids: use them again.
-    if not missing and (restart := readmit_slow_nodes(builder, workers)):
+    # The group cannot be scheduled without the nodes that it avoids: use them again, refusing nodes first.
+    if not missing and (restart := readmit_nodes(builder, workers)):
         return restart
     # Pods of an elastic group were unschedulable for too long: restart with fewer workers.
     if smaller := shrink(builder, observation, workers, missing):
@@ -264,7 +266,7 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
         return replacement
     # The first step is overdue. No launcher awaits a restart, so the group gets new pods.
     if diagnosis := check_startup_timeout(builder, observation.progress):
-        return handle_failure(builder, diagnosis, ())
+        return handle_failure(builder, diagnosis, (), observation.progress)
     # Reconcile again at the deadline of the first step.
     deadline = first_step_deadline(builder)
     seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
