@@ -210,6 +210,8 @@ class FakeCluster:
         if new.restarts_counted > old.restarts_counted:
             self._check_counted_restart(old, new)
         self._check_size(old, new)
+        if new.is_true(ConditionType.SUSPENDED) and not old.is_true(ConditionType.SUSPENDED):
+            assert self.pods == {}, "reported Suspended while pods exist"
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
@@ -254,7 +256,7 @@ class FakeCluster:
             assert after >= self.job.spec.elastic.min_replicas, "a group was shrunk below its minimum"
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
             assert runs or old.attempt in self.unschedulable, "a group was shrunk without need"
-        if after > before and not old.is_true(ConditionType.SUSPENDED):
+        if after > before and not (old.is_true(ConditionType.SUSPENDED) or old.suspending):
             assert old.pod_attempt in self.capacity_proven, "a group was grown without capacity"
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was counted"
@@ -265,7 +267,8 @@ class FakeCluster:
         status = self.job.status
         assert attempt == status.attempt, "an attempt was started in a pod that is not recorded"
         assert not status.finished, "an attempt was started in a pod of a finished job"
-        assert not status.is_true(ConditionType.SUSPENDED), "an attempt was started in a pod of a suspended job"
+        suspended = status.is_true(ConditionType.SUSPENDED) or status.suspending
+        assert not suspended, "an attempt was started in a pod of a suspended job"
 
     def check_release(self, state: PodState) -> None:
         """Check that a launcher may be asked to exit."""
@@ -298,7 +301,8 @@ class FakeCluster:
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
         assert not self.job.status.finished, "a pod was created for a finished job"
-        assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
+        suspended = self.job.status.is_true(ConditionType.SUSPENDED) or self.job.status.suspending
+        assert not suspended, "a pod was created for a suspended job"
 
     def _check_replicas(self, pod: dict[str, Any]) -> None:
         """Check that all pods of an attempt are created for one size, which is not larger than the recorded one."""

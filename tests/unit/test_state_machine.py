@@ -303,6 +303,16 @@ class RestartRulesMachine(JobLifecycleMachine):
         self.life.run_smoothly(20)
 
 
+class DisruptionMachine(JobLifecycleMachine):
+    """One random lifecycle of a running job that few disruptions may hit."""
+
+    @initialize(replicas=st.integers(1, 3), limit=st.integers(0, 1))
+    def begin(self, replicas: int, limit: int) -> None:
+        policy = {"maxRestarts": 0, "maxDisruptions": limit, "backoff": {"initialSeconds": 0}}
+        self.life = self.simulation(replicas=replicas, restartPolicy=policy)
+        self.life.run_smoothly(20)
+
+
 class ElasticLifecycleMachine(JobLifecycleMachine):
     """One random lifecycle of an elastic group that starts with less capacity than it needs."""
 
@@ -418,6 +428,16 @@ class IgnoresSidecars(Simulation):
 
     def decide(self, observation: Observation) -> Plan:
         return plan(replace(observation, workers=tuple(replace(w, outlived=False) for w in observation.workers)))
+
+
+class SuspendsEarly(Simulation):
+    """Reports Suspended while pods end, and does not list them first."""
+
+    backend = BackendWithoutPodList
+
+    def decide(self, observation: Observation) -> Plan:
+        suspends = observation.desired_job.spec.suspend
+        return plan(replace(observation, workers=()) if suspends else observation)
 
 
 class ForgetsSuccesses(Simulation):
@@ -563,8 +583,8 @@ class ReconcilesWithoutChange(Simulation):
         (ActsBeforeRecording, "acted on before it was recorded"),
         (ExceedsRestartLimit, "the restart limit was exceeded"),
         (CountsDisruptions, "not the program's fault"),
-        (ExceedsDisruptionLimit, "the disruption limit was exceeded"),
         (IgnoresSidecars, "still holds pods"),
+        (SuspendsEarly, "reported Suspended while pods exist"),
         (ForgetsSuccesses, "was forgotten|was missed"),
         (AssumesNoSteps, "failed the startup timeout"),
         (AccountsFromProcessStart, "do not add up"),
@@ -579,6 +599,10 @@ class ReconcilesWithoutChange(Simulation):
 )
 def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], message: str) -> None:
     assert_caught(JobLifecycleMachine, mutant, message)
+
+
+def test_an_operator_that_exceeds_the_disruption_limit_is_caught() -> None:
+    assert_caught(DisruptionMachine, ExceedsDisruptionLimit, "the disruption limit was exceeded")
 
 
 def test_an_operator_that_ignores_the_rules_is_caught() -> None:

@@ -45,6 +45,7 @@ from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, r
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 from trainyard_operator.lifecycle.successes import remember_successes
+from trainyard_operator.lifecycle.suspension import suspend
 
 FORCE_DELETE_AFTER = timedelta(seconds=30)
 """How long after its grace period a terminating pod is deleted by force, since its node is considered lost."""
@@ -75,15 +76,16 @@ def _decide(observation: Observation) -> Plan:
         return _adopt_newest_attempt(builder, observation, newest)
     # A spec that cannot work fails the job, whether or not it is suspended. It is validated once per generation, and
     # again before pods are created from it.
-    starts = not job.spec.suspend and (status.attempt == 0 or status.is_true(C.SUSPENDED))
+    inactive = status.is_true(C.SUSPENDED) or status.suspending
+    starts = not job.spec.suspend and (status.attempt == 0 or inactive)
     changed = job.metadata.generation != status.observed_generation
     if (starts or changed) and (problems := spec_problems(job)):
         return fail_job(builder, Reason.INVALID_SPEC, "; ".join(problems))
     # The user wants the job to be suspended.
     if job.spec.suspend:
-        return _suspend(builder, observation)
-    # The job was suspended, and the user wants it to run again.
-    if status.is_true(C.SUSPENDED):
+        return suspend(builder, observation)
+    # The job was suspended, or its pods are ending, and the user wants it to run again.
+    if inactive:
         return _resume(builder)
     # The job is new.
     if status.attempt == 0:
@@ -127,16 +129,6 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
     builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
     return record_decision(builder)
-
-
-def _suspend(builder: StatusBuilder, observation: Observation) -> Plan:
-    """Return the plan that records the suspension, or then deletes all pods."""
-    if not builder.is_true(C.SUSPENDED):
-        message = "spec.suspend is true; the job's pods are deleted"
-        builder.set_condition(C.SUSPENDED, True, Reason.SUSPENDED, message, event="Normal")
-        clear_active_conditions(builder, Reason.SUSPENDED, "the job is suspended")
-        return record_decision(builder)
-    return act_now(builder, delete=observation.workers)
 
 
 def _resume(builder: StatusBuilder) -> Plan:
