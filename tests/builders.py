@@ -117,6 +117,7 @@ def make_worker(
     fields.setdefault("exit_code", {"Succeeded": 0, "Failed": 1}.get(state))
     if state in ("Succeeded", "Failed"):
         fields.setdefault("finished_at", NOW)
+        fields.setdefault("ended", not fields.get("awaiting_restart", False))
     return WorkerPod(
         name=f"job-{attempt}-{index}",
         uid=f"pod-{attempt}-{index}",

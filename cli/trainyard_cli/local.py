@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import TrainingJobSpec
+from trainyard.resource.status import ConditionType
 from trainyard.time import utc_now
 from trainyard_cli.output import print_notice
 from trainyard_operator.controller.cache import Cache, Key
@@ -53,7 +54,7 @@ class LocalRun:
     @property
     def finished(self) -> bool:
         """Whether the job has finished or is suspended, and no process is left."""
-        inactive = self.job.status.finished or self.job.spec.suspend
+        inactive = self.job.status.finished or self.job.status.is_true(ConditionType.SUSPENDED)
         return inactive and not any(worker.active for worker in self.cache.workers(self.key))
 
     def suspend(self) -> None:

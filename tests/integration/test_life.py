@@ -180,11 +180,20 @@ async def test_suspension_deletes_the_pods_and_resuming_creates_new_ones(namespa
 
 
 async def test_a_change_right_after_suspending_is_refused_until_the_job_is_suspended(namespace: Namespace) -> None:
+    refusal = r"only suspend, workers.replicas and restartPolicy may change"
     await namespace.create_job(make_manifest())
-    await running(namespace)
-    with pytest.raises(ApiRefusal, match=r"only suspend, workers.replicas and restartPolicy may change"):
+    names = await running(namespace)
+    with pytest.raises(ApiRefusal, match=refusal):
         await namespace.edit({"suspend": True, "image": "example.com/other"})
     await namespace.edit({"suspend": True})
+    status = await namespace.has_phase("Suspending")
+    assert status["workers"]["running"] == 2
+    with pytest.raises(ApiRefusal, match=refusal):
+        await namespace.edit({"image": "example.com/other"})
+    await finish_deletion(namespace, names[0])
+    await namespace.has_pods(names[1])
+    await namespace.has_phase("Suspending")
+    await finish_deletion(namespace, names[1])
     await namespace.has_phase("Suspended")
     await namespace.edit({"image": "example.com/other"})
 

@@ -19,6 +19,7 @@ from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavaila
 from trainyard_operator.controller.cache import owner_uid
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.lifecycle.successes import parse_indexes
 
 MARGIN = 30
 """Seconds after its grace period before a pod may be deleted by force."""
@@ -46,6 +47,7 @@ class FakeCluster:
         self.events: list[Event] = []
         # What really happened, by attempt.
         self.started: dict[int, set[int]] = {}
+        self.succeeded: dict[int, set[int]] = {}
         self.failed: set[int] = set()
         self.last_run: dict[str, int] = {}
         """Attempt that the processes in a pod took part in last, by UID, where it differs from the pod's own."""
@@ -95,6 +97,8 @@ class FakeCluster:
             self.unschedulable.add(identity(pod)[0])
         if "running" in state or "terminated" in state:
             self.started.setdefault(self.running_attempt(name), set()).add(index)
+        if state.get("terminated", {}).get("exitCode") == 0:
+            self.succeeded.setdefault(self.running_attempt(name), set()).add(index)
         if "running" not in state:
             self.launchers.pop(uid, None)
         elif uid not in self.launchers and observe_pod(pod).has_launcher:
@@ -202,20 +206,32 @@ class FakeCluster:
         assert old.restarts_counted <= new.restarts_counted <= limit, (
             "the restart limit was exceeded, or counted restarts were forgotten"
         )
+        assert new.disruptions <= self.job.spec.restart_policy.max_disruptions, "the disruption limit was exceeded"
         if new.restarts_counted > old.restarts_counted:
             self._check_counted_restart(old, new)
         self._check_size(old, new)
+        if new.is_true(ConditionType.SUSPENDED) and not old.is_true(ConditionType.SUSPENDED):
+            assert self.pods == {}, "reported Suspended while pods exist"
         if old.finished:
             same = old.replace(workers=new.workers, observed_generation=new.observed_generation)
             assert new == same, "a finished job changed"
         if new.is_true(ConditionType.RUNNING) and not old.is_true(ConditionType.RUNNING):
             assert len(self.started.get(new.attempt, ())) >= pods, "reported Running before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
-            workers = {name: pod for name, pod in self.pods.items() if not observe_pod(pod).is_placeholder}
-            done = [name for name, pod in workers.items() if pod["status"]["phase"] == "Succeeded"]
-            assert sum(self.running_attempt(name) == new.attempt for name in done) >= pods, (
-                "reported Succeeded too early"
-            )
+            assert len(self.succeeded.get(new.attempt, ())) >= pods, "reported Succeeded too early"
+        self._check_successes(old, new)
+
+    def _check_successes(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """Check that only real successes are remembered, and that none is forgotten or repeated."""
+        remembered, before = parse_indexes(new.succeeded_indexes), parse_indexes(old.succeeded_indexes)
+        assert remembered <= self.succeeded.get(new.attempt, set()), "a success was invented"
+        if (new.attempt, new.pod_attempt) == (old.attempt, old.pod_attempt):
+            assert remembered >= before, "a success was forgotten"
+        elif new.last_failure != old.last_failure and new.last_failure and new.last_failure.reason == "WorkerLost":
+            assert self.job is not None
+            there = {identity(pod)[1] for pod in self.pods.values() if identity(pod)[0] == old.pod_attempt}
+            needed = set(range(self.job.replace(status=old).effective_job.spec.pods))
+            assert needed - there - before, "a pod that has succeeded was missed"
 
     def _check_counted_restart(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """Check that a restart may be counted: the program failed, or a rule of the user says so."""
@@ -240,7 +256,7 @@ class FakeCluster:
             assert after >= self.job.spec.elastic.min_replicas, "a group was shrunk below its minimum"
             runs = new.attempt == old.attempt and old.is_true(ConditionType.RUNNING)  # more are wanted than before
             assert runs or old.attempt in self.unschedulable, "a group was shrunk without need"
-        if after > before and not old.is_true(ConditionType.SUSPENDED):
+        if after > before and not (old.is_true(ConditionType.SUSPENDED) or old.suspending):
             assert old.pod_attempt in self.capacity_proven, "a group was grown without capacity"
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was counted"
@@ -251,7 +267,8 @@ class FakeCluster:
         status = self.job.status
         assert attempt == status.attempt, "an attempt was started in a pod that is not recorded"
         assert not status.finished, "an attempt was started in a pod of a finished job"
-        assert not status.is_true(ConditionType.SUSPENDED), "an attempt was started in a pod of a suspended job"
+        suspended = status.is_true(ConditionType.SUSPENDED) or status.suspending
+        assert not suspended, "an attempt was started in a pod of a suspended job"
 
     def check_release(self, state: PodState) -> None:
         """Check that a launcher may be asked to exit."""
@@ -284,7 +301,8 @@ class FakeCluster:
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
         assert not self.job.status.finished, "a pod was created for a finished job"
-        assert not self.job.status.is_true(ConditionType.SUSPENDED), "a pod was created for a suspended job"
+        suspended = self.job.status.is_true(ConditionType.SUSPENDED) or self.job.status.suspending
+        assert not suspended, "a pod was created for a suspended job"
 
     def _check_replicas(self, pod: dict[str, Any]) -> None:
         """Check that all pods of an attempt are created for one size, which is not larger than the recorded one."""

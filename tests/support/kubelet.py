@@ -73,6 +73,29 @@ def evicted(message: str = "The node was low on resource: memory.") -> Status:
     return {"phase": "Failed", "reason": "Evicted", "message": message}
 
 
+def refused(reason: str = "OutOfcpu") -> Status:
+    """The kubelet refused to run the pod: no container was ever started."""
+    return {"phase": "Failed", "reason": reason, "message": "Pod was rejected: the node has no free CPU"}
+
+
+def over_its_limit(at: datetime) -> Status:
+    """The kubelet threw the pod out because it used more storage than its own spec allows."""
+    message = 'Usage of EmptyDir volume "scratch" exceeds the limit "1Gi". '
+    return {**ended(at, 137), "phase": "Failed", "reason": "Evicted", "message": message}
+
+
+def init_failed(at: datetime, code: int = 3) -> Status:
+    """An init container has failed, so the worker was never started."""
+    failed = ended(at, code)["containerStatuses"][0] | {"name": "setup"}
+    return {**_status("Failed", {"waiting": {"reason": "PodInitializing"}}), "initContainerStatuses": [failed]}
+
+
+def beside_sidecar(status: Status) -> Status:
+    """The same worker, in a pod with a sidecar that never ends by itself."""
+    sidecar = {"name": "istio-proxy", "image": "example.com/proxy", "state": {"running": {}}}
+    return {**status, "phase": "Running", "containerStatuses": [*status["containerStatuses"], sidecar]}
+
+
 def disrupted(status: Status, reason: str = "PreemptionByScheduler") -> Status:
     """The same, with the condition that the cluster sets before it takes a pod away."""
     mark = {"type": "DisruptionTarget", "status": "True", "reason": reason, "message": "preempted"}

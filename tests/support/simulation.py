@@ -17,6 +17,7 @@ from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import Plan
 from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
+from trainyard_operator.lifecycle.successes import parse_indexes
 
 KEY = ("default", "job")
 TRAINER_IMAGE = "trainer"
@@ -176,7 +177,8 @@ class Simulation:
         there = [w for w in map(observe_pod, cluster.pods.values()) if w.uid not in cluster.lost]
         workers = [w for w in there if not w.is_placeholder]
         assert cluster.job is not None
-        if len(workers) < cluster.job.effective_job.spec.pods or not to_the_end:
+        removed = parse_indexes(cluster.job.status.succeeded_indexes) - {worker.index for worker in workers}
+        if len(workers) + len(removed) < cluster.job.effective_job.spec.pods or not to_the_end:
             return False
         running = [worker.name for worker in workers if worker.state is WorkerState.RUNNING]
         awaiting_restart = [name for name in running if cluster.awaits_restart(name)]

@@ -14,7 +14,8 @@ from trainyard.resolve import largest_size, resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason
 from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers, Plan
-from trainyard_operator.lifecycle.observation import CreationError, SchedulingBlocker, WorkerPod, observe_pod
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
+from trainyard_operator.lifecycle.observation import CreationError, WorkerPod, observe_pod
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 

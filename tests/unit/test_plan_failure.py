@@ -12,8 +12,8 @@ from tests.support.story import Story, running
 from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.backoff import backoff_seconds
 from trainyard_operator.lifecycle.observation import WorkerPod
-from trainyard_operator.lifecycle.restart_policy import backoff_seconds
 
 
 def failure(story: Story) -> Failure:
@@ -344,20 +344,23 @@ def effect(index: int, seconds: float) -> WorkerPod:
 def test_an_effect_waits_for_its_cause() -> None:
     story = running().later(10).see(effect(0, 9), make_worker(1))
     step = story.step()
-    assert (story.phase, step.actions) == (Phase.RUNNING, ())
-    assert step.wake_after is not None
-    assert 0 < step.wake_after <= 3
+    assert (story.phase, step.actions, step.wake_after) == (Phase.RUNNING, (), 89)
     cause = crash(1, exit_code=137, reason="OOMKilled", finished_at=after(11))  # it ended later, by the kubelet's clock
     story.later(1).see(effect(0, 9), cause).step()
     assert (failure(story).pod, failure(story).reason) == ("job-1-1", "OOMKilled")
 
 
 def test_an_effect_without_a_cause_is_the_failure_in_the_end() -> None:
-    story = running().later(10).see(effect(0, 9), make_worker(1))
-    story.step()
+    """At once if all peers have failed, else as late as the cluster may delete the pod of a peer on a lost node."""
+    story = running().later(10).see(effect(0, 9), effect(1, 9))
+    assert story.step().wake_after == 2
     story.later(2.5).step()
-    assert story.status.attempt == 2
-    assert failure(story).reason == "PeerLost"
+    assert (story.status.attempt, failure(story).reason) == (2, "PeerLost")
+    story = running().later(10).see(effect(0, 9), make_worker(1))
+    story.later(88).step()
+    assert story.phase == Phase.RUNNING
+    story.later(1).step()
+    assert (story.status.attempt, story.status.restarts_counted) == (2, 1)
 
 
 @pytest.mark.parametrize("seconds", [-3600, 3600])
@@ -380,13 +383,15 @@ def test_a_restart_waits_for_the_backoff_and_then_happens() -> None:
     story = running(restartPolicy={"maxRestarts": 9, "backoff": {"initialSeconds": 20}})
     story.see(crash(0), make_worker(1)).settle()
     step = story.later(5).see().settle()
-    assert (step.actions, step.wake_after) == ((), 15.0)
+    assert step.actions == ()
+    assert step.wake_after is not None
+    assert 10 <= step.wake_after <= 15
     assert story.condition("Running").reason == "BackingOff"
     assert story.phase == Phase.RESTARTING
     assert story.later(15).settle().actions == (CreateWorkers(2, (0, 1)),)
 
 
-def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
+def test_each_restart_in_a_row_waits_longer_up_to_a_limit() -> None:
     policy = Backoff(initial_seconds=2, factor=3, max_seconds=40)
     assert [backoff_seconds(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
 
@@ -399,9 +404,11 @@ def test_each_restart_that_counts_waits_longer_up_to_a_limit() -> None:
         factor=st.floats(1, 10),
     ),
     restarts=st.integers(0, 10_000),
+    share=st.floats(0, 1),
 )
-def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int) -> None:
-    assert 0 <= backoff_seconds(policy, restarts) <= policy.max_seconds
+def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int, share: float) -> None:
+    longest = backoff_seconds(policy, restarts)
+    assert 0.75 * longest <= backoff_seconds(policy, restarts, share) <= longest <= policy.max_seconds
     assert backoff_seconds(policy, restarts) <= backoff_seconds(policy, restarts + 1)
 
 

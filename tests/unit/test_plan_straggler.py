@@ -8,7 +8,7 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story, running
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import SchedulingBlocker
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
 from trainyard_operator.manifests.pod import build_pod
 
 SLOW = {"straggler_rank": 1, "straggler_ratio": 2.5}
@@ -105,8 +105,8 @@ def test_pods_stay_away_from_slow_nodes_whatever_the_template_wants(
 ) -> None:
     job = make_job(workers={"template": {"spec": template}}, status={"attempt": 2, "slowNodes": ["b", "c"]})
     affinity = build_pod(job, 2, 0, trainer_image="")["spec"]["affinity"]
-    away = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["b", "c"]}
-    expected = [{"matchExpressions": [*term.get("matchExpressions", ()), away]} for term in terms]
+    away = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("b", "c")]
+    expected = [{**term, "matchFields": away} for term in terms]
     assert affinity[AFFINITY[0]][AFFINITY[1]][AFFINITY[2]] == expected
     needed = job.replace(status=job.status.replace(slow_nodes_readmitted=True))
     assert build_pod(needed, 2, 0, trainer_image="")["spec"].get("affinity") == template.get("affinity")

@@ -22,9 +22,10 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import DeleteWorkers, Plan, ReleaseWorkers, RestartInPlace
+from trainyard_operator.lifecycle.containers import SchedulingBlocker
 from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
 from trainyard_operator.lifecycle.goodput import account_time
-from trainyard_operator.lifecycle.observation import Observation, Pod, SchedulingBlocker, WorkerState, observe_pod
+from trainyard_operator.lifecycle.observation import Observation, Pod, WorkerState, observe_pod
 from trainyard_operator.lifecycle.plan import plan
 
 which = st.integers(0, 9)
@@ -37,6 +38,7 @@ RULES: list[list[dict[str, Any]]] = [
     [{"onExitCodes": [137], "action": "RestartIgnoringLimit"}],
     [{"onReasons": ["Oops"], "action": "Fail"}, {"onReasons": ["Evicted", "Deleted"], "action": "Restart"}],
 ]
+PATIENCE: list[dict[str, Any]] = [{}, {}, {"maxDisruptions": 2}]
 
 
 class JobLifecycleMachine(RuleBasedStateMachine):
@@ -51,12 +53,21 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         rests=seldom,
         serves=st.booleans(),
         rules=st.sampled_from(RULES),
+        patience=st.sampled_from(PATIENCE),
         runs=often,
     )
     def begin(
-        self, replicas: int, limit: int, wait: int, rests: bool, serves: bool, rules: list[dict[str, Any]], runs: bool
+        self,
+        replicas: int,
+        limit: int,
+        wait: int,
+        rests: bool,
+        serves: bool,
+        rules: list[dict[str, Any]],
+        patience: dict[str, Any],
+        runs: bool,
     ) -> None:
-        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules}
+        policy = {"maxRestarts": limit, "backoff": {"initialSeconds": wait}, "rules": rules, **patience}
         program = {**served(), "health": {"startupTimeoutSeconds": 100}} if serves else {}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy, suspend=rests, **program)
         self.life.run_smoothly(20 if runs else 0)  # more can happen to a running job than to a new one
@@ -143,10 +154,27 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         self.cluster.set_pod(names[which % len(names)], kubelet.waiting("ImagePullBackOff"))
 
     @precondition(lambda self: self.pods("Running"))
-    @rule(count=few)
-    def pods_succeed(self, count: int) -> None:
+    @rule(count=few, sidecar=st.booleans())
+    def pods_succeed(self, count: int, sidecar: bool) -> None:
+        status = kubelet.ended(self.cluster.now, 0)
         for name in self.pods("Running")[:count]:
-            self.cluster.set_pod(name, kubelet.ended(self.cluster.now, 0))
+            self.cluster.set_pod(name, kubelet.beside_sidecar(status) if sidecar else status)
+
+    @precondition(lambda self: self.pods("Pending"))
+    @rule(which=which, code=st.sampled_from([1, 3]))
+    def init_container_fails(self, which: int, code: int) -> None:
+        names = self.pods("Pending")
+        name = names[which % len(names)]
+        self.cluster.failed.add(self.cluster.running_attempt(name))
+        self.cluster.set_pod(name, kubelet.init_failed(self.cluster.now, code))
+
+    @precondition(lambda self: self.pods("Running"))
+    @rule(which=which)
+    def pod_exceeds_its_own_limit(self, which: int) -> None:
+        names = self.pods("Running")
+        name = names[which % len(names)]
+        self.cluster.failed.add(self.cluster.running_attempt(name))
+        self.cluster.set_pod(name, kubelet.over_its_limit(self.cluster.now))
 
     @precondition(lambda self: self.pods("Running"))
     @rule(
@@ -216,7 +244,7 @@ class JobLifecycleMachine(RuleBasedStateMachine):
         self.life.reconcile()
 
     @precondition(lambda self: self.pods("Pending", "Running", placeholders=True))
-    @rule(which=which, how=st.sampled_from(["evicted", "preempted", "deleted", "vanished"]))
+    @rule(which=which, how=st.sampled_from(["evicted", "preempted", "refused", "deleted", "vanished"]))
     def pod_is_removed(self, which: int, how: str) -> None:
         names = self.pods("Pending", "Running", placeholders=True)
         name = names[which % len(names)]
@@ -224,6 +252,8 @@ class JobLifecycleMachine(RuleBasedStateMachine):
             self.cluster.set_pod(name, kubelet.evicted())
         elif how == "preempted":
             self.cluster.set_pod(name, kubelet.disrupted(kubelet.ended(self.cluster.now, 137)))
+        elif how == "refused":
+            self.cluster.set_pod(name, kubelet.refused())
         elif how == "deleted":
             self.cluster.mark_deleted(name)
         else:
@@ -234,6 +264,14 @@ class JobLifecycleMachine(RuleBasedStateMachine):
     def node_is_lost(self, which: int) -> None:
         names = self.pods("Pending", "Running", placeholders=True)
         self.cluster.lose_node(names[which % len(names)])
+
+    @precondition(lambda self: self.pods("Succeeded", "Failed"))
+    @rule(count=few, noticed=often)
+    def ended_pods_are_collected(self, count: int, noticed: bool) -> None:
+        if noticed:
+            self.life.run_smoothly(5)
+        for name in self.pods("Succeeded", "Failed")[:count]:
+            self.cluster.remove_pod(name)
 
     @rule(count=few)
     def deletions_end(self, count: int) -> None:
@@ -261,6 +299,16 @@ class RestartRulesMachine(JobLifecycleMachine):
     @initialize(replicas=st.integers(1, 3), limit=st.integers(1, 3))
     def begin(self, replicas: int, limit: int) -> None:
         policy = {"maxRestarts": limit, "backoff": {"initialSeconds": 0}, "rules": RULES[1]}
+        self.life = self.simulation(replicas=replicas, restartPolicy=policy)
+        self.life.run_smoothly(20)
+
+
+class DisruptionMachine(JobLifecycleMachine):
+    """One random lifecycle of a running job that few disruptions may hit."""
+
+    @initialize(replicas=st.integers(1, 3), limit=st.integers(0, 1))
+    def begin(self, replicas: int, limit: int) -> None:
+        policy = {"maxRestarts": 0, "maxDisruptions": limit, "backoff": {"initialSeconds": 0}}
         self.life = self.simulation(replicas=replicas, restartPolicy=policy)
         self.life.run_smoothly(20)
 
@@ -362,6 +410,45 @@ class CountsDisruptions(Simulation):
 
         with patch("trainyard_operator.lifecycle.plan.diagnose", charge):
             return plan(observation)
+
+
+class ExceedsDisruptionLimit(Simulation):
+    """Allows one disruption more than maxDisruptions."""
+
+    def decide(self, observation: Observation) -> Plan:
+        spec = observation.desired_job.spec
+        policy = spec.restart_policy.replace(max_disruptions=spec.restart_policy.max_disruptions + 1)
+        return plan(
+            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
+        )
+
+
+class IgnoresSidecars(Simulation):
+    """Takes a pod whose worker has ended for one that holds nothing any more."""
+
+    def decide(self, observation: Observation) -> Plan:
+        return plan(replace(observation, workers=tuple(replace(w, outlived=False) for w in observation.workers)))
+
+
+class SuspendsEarly(Simulation):
+    """Reports Suspended while pods end, and does not list them first."""
+
+    backend = BackendWithoutPodList
+
+    def decide(self, observation: Observation) -> Plan:
+        suspends = observation.desired_job.spec.suspend
+        return plan(replace(observation, workers=()) if suspends else observation)
+
+
+class ForgetsSuccesses(Simulation):
+    """Takes a pod that has succeeded and was removed for a lost one."""
+
+    def decide(self, observation: Observation) -> Plan:
+        job = observation.desired_job
+        if job.status.finished:
+            return plan(observation)
+        forgotten = job.replace(status=job.status.replace(succeeded_indexes=""))
+        return plan(replace(observation, desired_job=forgotten))
 
 
 class IgnoresRestartRules(Simulation):
@@ -496,6 +583,9 @@ class ReconcilesWithoutChange(Simulation):
         (ActsBeforeRecording, "acted on before it was recorded"),
         (ExceedsRestartLimit, "the restart limit was exceeded"),
         (CountsDisruptions, "not the program's fault"),
+        (IgnoresSidecars, "still holds pods"),
+        (SuspendsEarly, "reported Suspended while pods exist"),
+        (ForgetsSuccesses, "was forgotten|was missed"),
         (AssumesNoSteps, "failed the startup timeout"),
         (AccountsFromProcessStart, "do not add up"),
         (ReportsRunningEarly, "reported Running before every worker ran"),
@@ -509,6 +599,10 @@ class ReconcilesWithoutChange(Simulation):
 )
 def test_an_operator_that_breaks_a_rule_is_caught(mutant: type[Simulation], message: str) -> None:
     assert_caught(JobLifecycleMachine, mutant, message)
+
+
+def test_an_operator_that_exceeds_the_disruption_limit_is_caught() -> None:
+    assert_caught(DisruptionMachine, ExceedsDisruptionLimit, "the disruption limit was exceeded")
 
 
 def test_an_operator_that_ignores_the_rules_is_caught() -> None:

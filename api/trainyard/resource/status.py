@@ -16,6 +16,7 @@ class Phase(StrEnum):
     PENDING = "Pending"
     RUNNING = "Running"
     RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
@@ -39,6 +40,7 @@ class Reason(StrEnum):
 
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
+    SUSPENDING = "Suspending"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     WAITING_FOR_PODS = "WaitingForPods"
@@ -49,6 +51,8 @@ class Reason(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
+    CONTAINER_CREATING = "ContainerCreating"
+    CRASH_LOOP = "CrashLoopBackOff"
     NAME_TAKEN = "NameTaken"
     PODS_REFUSED = "PodsRefused"
     ALL_WORKERS_RUNNING = "AllWorkersRunning"
@@ -57,6 +61,8 @@ class Reason(StrEnum):
     WORKER_FAILED = "WorkerFailed"
     WORKER_LOST = "WorkerLost"
     INVALID_CONFIG = "InvalidConfig"
+    FINAL_CHECKPOINT_FAILED = "FinalCheckpointFailed"
+    CANNOT_START = "ContainerCannotStart"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
     RESIZED = "Resized"
@@ -69,6 +75,7 @@ class Reason(StrEnum):
     CHECKPOINT_DAMAGED = "CheckpointDamaged"
     CHECKPOINT_FAILED = "CheckpointFailed"
     RESTART_LIMIT = "RestartLimitReached"
+    DISRUPTION_LIMIT = "DisruptionLimitReached"
     RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
     FINISHED = "Finished"
@@ -116,13 +123,15 @@ class Failure(ApiModel):
     """Name of the failed pod."""
     node: str | None = None
     """Name of the node that the pod ran on."""
+    container: Annotated[str, Field(max_length=63)] | None = None
+    """Name of the container that failed, if it is not the worker: an init container."""
     rank: Count | None = None
     """Global rank of the failed process; absent if it is not known."""
     exit_code: int | None = None
-    """Exit code of the worker container; absent if it has none, for example after the loss of a node."""
+    """Exit code of the container; absent if it has none, for example after the loss of a node."""
     reason: Annotated[str, Field(max_length=1024)]
-    """What happened, in one word: the name of an exception or a signal, OOMKilled, Evicted, WorkerLost, Hang, ... Rules
-    of restartPolicy match it with onReasons."""
+    """What happened, in one word: the name of an exception or a signal, OOMKilled, Evicted, OutOfcpu, WorkerLost, Hang,
+    ... Rules of restartPolicy match it with onReasons."""
     message: Annotated[str, Field(max_length=4096)] = ""
     """Message of the exception, or the last line that the worker wrote."""
     step: Count | None = None
@@ -144,7 +153,8 @@ class Goodput(ApiModel):
     """Breakdown of the wall time from startTime to accountedAt. The parts add up to it, to the second."""
 
     productive_seconds: Count = 0
-    """Seconds of training that made new steps. For your own program: seconds during which all workers ran."""
+    """Seconds of training that made new steps. For your own program without spec.metrics: seconds during which all
+    workers ran."""
     startup_seconds: Count = 0
     """Seconds from the start, or from the end of a suspension, to the first new step: waiting for pods, loading data,
     compiling."""
@@ -153,7 +163,7 @@ class Goodput(ApiModel):
     recovery_seconds: Count = 0
     """Seconds from a failure, a disruption or a resize until training had reached the same step again."""
     suspended_seconds: Count = 0
-    """Seconds during which the job was suspended."""
+    """Seconds during which the job was suspended, including the time in which its pods ended."""
     ratio: Measurement = None
     """Goodput: productiveSeconds divided by the sum of all parts, from 0 to 1."""
     activity: Activity | None = None
@@ -182,9 +192,11 @@ class TrainingJobStatus(ApiModel):
     """Observed state of a TrainingJob. The operator writes it; other changes are overwritten."""
 
     phase: Phase | None = None
-    """Summary of the conditions: Pending, Running, Restarting, Suspended, Succeeded or Failed."""
+    """Summary of the conditions: Pending, Running, Restarting, Suspending (its pods are ending), Suspended, Succeeded
+    or Failed."""
     conditions: tuple[Condition, ...] = ()
-    """Conditions of the job. Succeeded and Failed are final; kubectl wait --for=condition=Succeeded works."""
+    """Conditions of the job. Succeeded and Failed are final; kubectl wait --for=condition=Succeeded works. Suspended is
+    True only when no pod of the job is left."""
     observed_generation: Count = 0
     """metadata.generation of the job that this status was computed for."""
     attempt: Count = 0
@@ -203,6 +215,15 @@ class TrainingJobStatus(ApiModel):
     """Number of restarts: attempts that followed a failure, a disruption or a resize of the one before."""
     restarts_counted: Count = 0
     """Number of restarts that count against restartPolicy.maxRestarts."""
+    disruptions: Count = 0
+    """Number of restarts after disruptions since the last good run; they count against restartPolicy.maxDisruptions."""
+    restarts_without_progress: Count = 0
+    """Number of restarts since the last attempt that made progress; restartPolicy.backoff grows with it."""
+    refusing_nodes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Names of nodes that refused a pod since all workers last ran, and that the pods therefore avoid."""
+    succeeded_indexes: Annotated[str, Field(max_length=65_536)] = ""
+    """Indexes of the pods of the current attempt that have succeeded, for example 0,2-5. They are remembered here, so a
+    pod that has succeeded may be removed while others still run."""
     start_time: Timestamp | None = None
     """Time at which the operator accepted the job."""
     completion_time: Timestamp | None = None
@@ -235,7 +256,14 @@ class TrainingJobStatus(ApiModel):
     @property
     def avoided_nodes(self) -> tuple[str, ...]:
         """Return the names of the nodes that pods of the current attempt avoid."""
-        return () if self.slow_nodes_readmitted else self.slow_nodes
+        slow = () if self.slow_nodes_readmitted else self.slow_nodes
+        return (*slow, *(node for node in self.refusing_nodes if node not in slow))
+
+    @property
+    def suspending(self) -> bool:
+        """Whether the job is to be suspended and its pods are ending."""
+        condition = self.condition(ConditionType.SUSPENDED)
+        return condition is not None and condition.status == "False" and condition.reason == Reason.SUSPENDING
 
     @property
     def finished(self) -> bool:

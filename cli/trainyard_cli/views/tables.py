@@ -17,6 +17,7 @@ COLOURS = {
     Phase.SUCCEEDED: "bright_green",
     Phase.RESTARTING: "yellow",
     Phase.PENDING: "yellow",
+    Phase.SUSPENDING: "blue",
     Phase.SUSPENDED: "blue",
     Phase.FAILED: "red",
 }

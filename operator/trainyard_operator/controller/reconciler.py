@@ -99,6 +99,9 @@ class Reconciler:
         await self._query_launchers(job, entry, key)
         observation = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error)
         step = plan(observation)
+        # Others rely on the condition Suspended, so the API server confirms that no pod is left.
+        if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):
+            await self._confirm_no_pods(job)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
             job = await self.backend.write_status(job, step.status)
@@ -108,6 +111,20 @@ class Reconciler:
             await self.backend.record_event(job, event)
         await self._act(job, entry, step)
         return step.wake_after
+
+    async def _confirm_no_pods(self, job: TrainingJob) -> None:
+        """Check that the job has no pods, since the cache may lag behind.
+
+        Raises:
+            Stale: there are pods, which are cached now.
+        """
+        # A job without an attempt never had any.
+        if job.status.attempt == 0:
+            return
+        if pods := await self.backend.list_pods(job):
+            for pod in pods:
+                self.cache.put_pod(pod)
+            raise Stale(f"{len(pods)} pods of a suspended job exist")
 
     async def _query_launchers(self, job: TrainingJob, entry: Entry, key: Key) -> None:
         """Query the launchers of pods whose state the API server does not show.

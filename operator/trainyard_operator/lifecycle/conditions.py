@@ -1,26 +1,37 @@
 """The conditions Running and Progressing of a group of pods, worker counts, and messages about them."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, WorkerCounts
-from trainyard_operator.lifecycle.degradation import report_degradation
+from trainyard_operator.lifecycle.degradation import report_blocked_sidecars, report_degradation
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.startup_timeout import has_stepped, startup_message
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
+SLOW_START = timedelta(seconds=120)
+"""How long the kubelet may prepare the containers of a pod before that is reported."""
+_URGENCY = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.CRASH_LOOP, Reason.UNSCHEDULABLE)
+"""Reasons of blockers: those that only a user can remove come first."""
 
-def count_workers(job: TrainingJob, workers: tuple[WorkerPod, ...]) -> WorkerCounts:
-    """Return how many workers are in each state; a parameter server is not counted."""
+
+def count_workers(job: TrainingJob, workers: tuple[WorkerPod, ...], succeeded: set[int]) -> WorkerCounts:
+    """Return how many workers are in each state; a parameter server is not counted.
+
+    Args:
+        job: the job at the size of its current attempt.
+        workers: the pods of the attempt that exist.
+        succeeded: indexes of its pods that have succeeded, whether or not they still exist.
+    """
     workers = tuple(w for w in workers if not w.is_parameter_server)
     states = [w.state for w in workers]
     return WorkerCounts(
         desired=0 if job.spec.suspend else job.spec.workers.replicas,
         running=states.count(WorkerState.RUNNING),
         ready=sum(w.ready and w.state is WorkerState.RUNNING for w in workers),
-        succeeded=states.count(WorkerState.SUCCEEDED),
+        succeeded=sum(not job.spec.is_parameter_server(index) for index in succeeded),
         failed=states.count(WorkerState.FAILED),
     )
 
@@ -32,6 +43,8 @@ def set_running(builder: StatusBuilder, observation: Observation, workers: tuple
     message = f"attempt {attempt}: {spec.workers.replicas} {noun}"
     builder.set_condition(C.RUNNING, True, Reason.ALL_WORKERS_RUNNING, message, event="Normal")
     builder.clear_condition(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
+    builder.refusing_nodes = ()
+    report_blocked_sidecars(builder, workers)
     # A metrics page of another attempt, or without a step, is not progress of this attempt.
     if progress is not None and progress.attempt == attempt and progress.step > 0:
         report_degradation(builder, progress, workers)
@@ -55,15 +68,37 @@ def set_waiting(builder: StatusBuilder, observation: Observation, workers: tuple
         builder.set_condition(C.RUNNING, False, error.reason, error.message, event="Warning")
     # Pods exist but cannot start: report the blocker that only a user can remove before one that may pass.
     elif blockers:
-        urgency = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.UNSCHEDULABLE)
-        first = min(blockers, key=lambda blocker: urgency.index(blocker.reason))
+        first = min(blockers, key=lambda blocker: _URGENCY.index(blocker.reason))
         affected = sum(blocker.reason is first.reason for blocker in blockers)
         message = f"{affected} of {spec.pods} {noun}: {first.message}"
         builder.set_condition(C.RUNNING, False, first.reason, message, event="Warning")
+    # A kubelet has been preparing a pod for long: the API server does not say why.
+    elif slow := [w for w in workers if w.creating_since and builder.now - w.creating_since >= SLOW_START]:
+        builder.set_condition(
+            C.RUNNING, False, Reason.CONTAINER_CREATING, _slow_start_message(builder, slow), event="Warning"
+        )
     # Nothing is wrong: the pods just have not started yet.
     else:
         running = sum(w.state is not WorkerState.PENDING for w in workers)
         builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {spec.pods} {noun} run")
+
+
+def _slow_start_message(builder: StatusBuilder, slow: list[WorkerPod]) -> str:
+    """Return the message about pods whose containers have been prepared for long."""
+    spec, first = builder.effective_job.spec, min(slow, key=lambda w: w.index)
+    noun = "pods" if spec.servers else "workers"
+    return (
+        f"{len(slow)} of {spec.pods} {noun}: pod {first.name} has been starting on node {first.node} for more than "
+        f"{SLOW_START.total_seconds():.0f} s: its images are being pulled, or a volume, ConfigMap or Secret of "
+        "spec.workers.template is missing, or an init container has not ended; see: kubectl "
+        f"describe pod {first.name}"
+    )
+
+
+def seconds_until_slow_start(workers: tuple[WorkerPod, ...], now: datetime) -> float | None:
+    """Return the seconds until the next pod has been starting for long; None if no pod is starting."""
+    left = [(w.creating_since + SLOW_START - now).total_seconds() for w in workers if w.creating_since]
+    return min((seconds for seconds in left if seconds > 0), default=None)
 
 
 def overdue_message(worker: WorkerPod, patience: timedelta) -> str:

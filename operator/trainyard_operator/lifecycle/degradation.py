@@ -6,11 +6,12 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 RECENT_STEPS = 100
 """Steps after a skipped step for which the job counts as degraded."""
+_SIDECAR_REASONS = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.CRASH_LOOP)
 
 
 def report_degradation(builder: StatusBuilder, progress: Progress, workers: Iterable[WorkerPod] = ()) -> None:
@@ -80,6 +81,18 @@ def set_degraded_condition(builder: StatusBuilder, progress: Progress, straggler
     elif degraded is not None and degraded.reason in (Reason.BAD_STEPS, Reason.STRAGGLER):
         text = f"attempt {attempt}: no straggler, and no skipped step in the last {RECENT_STEPS} steps"
         builder.clear_condition(C.DEGRADED, Reason.HEALTHY, text)
+
+
+def report_blocked_sidecars(builder: StatusBuilder, workers: Iterable[WorkerPod]) -> None:
+    """Set Degraded while a sidecar of a running worker cannot start, and clear it afterwards."""
+    degraded = builder.condition(C.DEGRADED)
+    set_by_sidecar = degraded is not None and degraded.status == "True" and degraded.reason in _SIDECAR_REASONS
+    blocked = next((w.blocker for w in workers if w.blocker and w.state is WorkerState.RUNNING), None)
+    # Any other reason of Degraded is more urgent, and stays.
+    if blocked is not None and (set_by_sidecar or not builder.is_true(C.DEGRADED)):
+        builder.set_condition(C.DEGRADED, True, blocked.reason, blocked.message, event="Warning")
+    elif blocked is None and set_by_sidecar:
+        builder.clear_condition(C.DEGRADED, Reason.HEALTHY, "all containers run")
 
 
 def straggler_message(job: TrainingJob, progress: Progress, workers: Iterable[WorkerPod]) -> str | None:

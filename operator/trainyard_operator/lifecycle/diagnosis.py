@@ -4,13 +4,20 @@ import json
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from trainyard.protocol import constants
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
+from trainyard_operator.lifecycle.containers import names_no_program
+from trainyard_operator.lifecycle.echo import is_echo
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 
+CAUSE_WINDOW = timedelta(seconds=3)
+"""How long a failure that is probably the effect of another one waits for its cause to be observed."""
+LOST_NODE_WINDOW = timedelta(seconds=90)
+"""How long it waits while a peer is still shown as running: the peer may be on a lost node, whose pods the cluster
+deletes after 80 s (docs/failures.md)."""
 _MAX_REASON = 200
 _MAX_MESSAGE = 1000
 
@@ -23,12 +30,16 @@ class Diagnosis:
     counts: bool
     """The user's program failed, so a restart counts against restartPolicy.maxRestarts."""
     unrecoverable: bool = False
-    """Every restart would fail in the same way: the configuration is invalid."""
+    """Every restart would fail in the same way: the configuration is invalid, or there is no such program."""
     secondary_since: datetime | None = None
     """When it happened, if it may be the effect of another failure that is not observed yet; else None."""
+    cause_window: timedelta = CAUSE_WINDOW
+    """How long after `secondary_since` the cause may still be observed."""
 
 
-def diagnose(workers: Iterable[WorkerPod], attempt: int, missing: int, now: datetime) -> Diagnosis | None:
+def diagnose(
+    workers: Iterable[WorkerPod], attempt: int, missing: int, now: datetime, unstarted: int = 0
+) -> Diagnosis | None:
     """Return the first failure among the pods of an attempt; None if nothing has failed.
 
     Args:
@@ -36,6 +47,7 @@ def diagnose(workers: Iterable[WorkerPod], attempt: int, missing: int, now: date
         attempt: its number.
         missing: how many pods that were running do not exist any more.
         now: time of the observation, for failures without a time of their own.
+        unstarted: how many pods of a group that was never complete have not started yet.
     """
     workers = list(workers)
     failed = [w for w in workers if w.state is WorkerState.FAILED]
@@ -48,8 +60,14 @@ def diagnose(workers: Iterable[WorkerPod], attempt: int, missing: int, now: date
         # Ranks hang: every pod notices it, so the culprit is searched in all of them.
         if _hangs(first):
             return _hang([w for w in failed if _hangs(w)], first, workers, now)
+        # A worker lost a peer, or never found it.
+        if _is_echo(first):
+            return _echo(first, workers, unstarted, now)
         # A program failed.
         return _program_failure(first, now)
+    # A container can never start, whatever the kubelet retries.
+    if blocked := [w for w in workers if w.state is WorkerState.PENDING and w.blocker and w.blocker.permanent]:
+        return _never_starts(min(blocked, key=lambda w: w.index), now)
     # Pods disappeared without a trace: deleted by force, or with their node.
     if missing:
         message = f"{missing} worker pods are gone: they or their nodes were deleted"
@@ -59,9 +77,7 @@ def diagnose(workers: Iterable[WorkerPod], attempt: int, missing: int, now: date
 
 def _cause_first(worker: WorkerPod) -> tuple[bool, float, int]:
     """Return a sort key: causes before effects, then by time (whole seconds only), then by index."""
-    message = worker.trainer_message
-    effect = message is not None and message.peer_lost
-    return effect, worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
+    return _is_echo(worker), worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
 
 
 def _hangs(worker: WorkerPod) -> bool:
@@ -105,22 +121,81 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
-    effect = message is not None and message.peer_lost
-    # The trainer reports an invalid configuration by an exit code; another program may use that code as it likes.
-    unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and message is not None
+    reason = _reason(worker)
+    # The trainer reports these failures by exit codes; another program may use the codes as it likes.
+    if message is not None and worker.exit_code == constants.EXIT_INVALID_CONFIG:
+        reason = Reason.INVALID_CONFIG
+    elif message is not None and worker.exit_code == constants.EXIT_FINAL_CHECKPOINT_FAILED:
+        reason = Reason.FINAL_CHECKPOINT_FAILED
+    unrecoverable = reason in (Reason.INVALID_CONFIG, Reason.FINAL_CHECKPOINT_FAILED) or _has_no_program(worker)
     failure = Failure(
         attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
+        container=worker.container or None,
         rank=message.rank if message else None,
         exit_code=worker.exit_code,
-        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker),
-        message=(message.message if message else _last_line(worker.termination_message))[:_MAX_MESSAGE],
+        reason=reason,
+        message=_message(worker)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
-    secondary_since = worker.finished_at if effect else None
-    return Diagnosis(failure, counts=True, unrecoverable=unrecoverable, secondary_since=secondary_since)
+    return Diagnosis(failure, counts=True, unrecoverable=unrecoverable)
+
+
+def _echo(worker: WorkerPod, workers: list[WorkerPod], unstarted: int, now: datetime) -> Diagnosis:
+    """Return the failure of a worker that has lost a peer: it waits for the cause."""
+    diagnosis = replace(_program_failure(worker, now), secondary_since=worker.finished_at)
+    # Part of the group never ran, so its workers waited in vain, which is not the program's failure.
+    if unstarted:
+        message = f"{unstarted} pods of the group have not started; {diagnosis.failure.message}"
+        failure = diagnosis.failure.replace(message=message[:_MAX_MESSAGE])
+        return replace(diagnosis, failure=failure, counts=False)
+    # A peer is still shown as running: it has no failure of its own yet, or its node is lost.
+    if any(w.state is WorkerState.RUNNING for w in workers):
+        return replace(diagnosis, cause_window=LOST_NODE_WINDOW)
+    return diagnosis
+
+
+def _is_echo(worker: WorkerPod) -> bool:
+    """Return whether the failure of a worker only shows that it lost a peer."""
+    message = worker.trainer_message
+    if message is not None:
+        return message.peer_lost
+    if worker.state is not WorkerState.FAILED or worker.container:
+        return False
+    return is_echo(f"{_reason(worker)}: {_message(worker)}", worker.termination_message, worker.exit_code)
+
+
+def _never_starts(worker: WorkerPod, now: datetime) -> Diagnosis:
+    """Return the failure of a pod with a container that can never start."""
+    assert worker.blocker is not None
+    failure = Failure(
+        attempt=worker.running_attempt,
+        pod=worker.name,
+        node=worker.node,
+        reason=worker.blocker.permanent,
+        message=worker.blocker.message[:_MAX_MESSAGE],
+        at=now,
+    )
+    return Diagnosis(failure, counts=True, unrecoverable=True)
+
+
+def not_started(worker: WorkerPod) -> bool:
+    """Return whether the container runtime could not start a container, so that the program never ran."""
+    return worker.state is WorkerState.FAILED and worker.reason in ("StartError", "ContainerCannotRun")
+
+
+def _has_no_program(worker: WorkerPod) -> bool:
+    """Return whether the command does not exist in the image, or cannot be executed."""
+    return not_started(worker) and names_no_program(worker.termination_message)
+
+
+def _message(worker: WorkerPod) -> str:
+    """Return the trainer's own message, that of an init container, or the last line of the log."""
+    if worker.trainer_message:
+        return worker.trainer_message.message
+    return worker.termination_message if worker.container else _last_line(worker.termination_message)
 
 
 def _reason(worker: WorkerPod) -> str:

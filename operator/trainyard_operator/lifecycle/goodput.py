@@ -82,7 +82,7 @@ def _activity(job: TrainingJob, after: TrainingJobStatus, goodput: Goodput) -> A
     before = job.status
     if after.finished:
         return None
-    if after.is_true(ConditionType.SUSPENDED):
+    if after.is_true(ConditionType.SUSPENDED) or after.suspending:
         return Activity.SUSPENDED
     # Steps are made that no attempt has made before.
     if _makes_new_steps(job, after, goodput.highest_step):

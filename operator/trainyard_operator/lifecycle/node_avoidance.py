@@ -1,4 +1,4 @@
-"""Avoidance of slow nodes: the next attempt is scheduled on other nodes, where that is possible."""
+"""Avoidance of slow and refusing nodes: the next attempt is scheduled on other nodes, where that is possible."""
 
 from datetime import timedelta
 
@@ -38,12 +38,18 @@ def replace_straggler(builder: StatusBuilder, observation: Observation, workers:
     return restart(builder, Reason.STRAGGLER, message, counts=False)
 
 
-def readmit_slow_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan | None:
-    """Return a restart that may use the slow nodes again; None unless the group is unschedulable without them."""
+def readmit_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan | None:
+    """Return a restart that may use avoided nodes again; None unless the group is unschedulable without them."""
     unschedulable = any(w.blocker is not None and w.blocker.reason is Reason.UNSCHEDULABLE for w in workers)
     # The pods can be scheduled, no node is avoided, or the group has not waited long enough.
     if not unschedulable or not builder.avoided_nodes or _time_in_state(builder) < READMIT_AFTER:
         return None
+    # Nodes that refused a pod may accept it by now.
+    if builder.refusing_nodes:
+        nodes = ", ".join(builder.refusing_nodes)
+        builder.refusing_nodes = ()
+        cause = f"the group cannot be scheduled without the nodes that refused its pods: {nodes}"
+        return restart(builder, Reason.UNSCHEDULABLE, cause, counts=False)
     nodes = ", ".join(builder.slow_nodes)
     builder.slow_nodes_readmitted = True
     cause = f"the group cannot be scheduled without the slow nodes: {nodes}"

@@ -12,6 +12,8 @@ from trainyard.protocol.progress import Progress
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
+from trainyard_operator.lifecycle.containers import Container, SchedulingBlocker, container_blocker, read_containers
+from trainyard_operator.lifecycle.pod_end import ENDED_PHASES, read_end
 
 Pod = Mapping[str, Any]
 """A pod as the API server returns it. The process backend keeps its pods in the same form."""
@@ -24,14 +26,6 @@ class WorkerState(StrEnum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
-
-
-@dataclass(frozen=True, slots=True)
-class SchedulingBlocker:
-    """Why a pod does not start, as reported by the scheduler or the kubelet."""
-
-    reason: Reason
-    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +52,19 @@ class WorkerPod:
     is_placeholder: bool = False
     """The pod only proves that there is capacity for one more worker."""
     ready: bool = False
+    ended: bool = False
+    """The phase of the pod is Succeeded or Failed: no container runs any more, and its resources are free."""
+    outlived: bool = False
+    """The worker has ended, but an ordinary sidecar has not, so the pod does not end by itself."""
     deletion_deadline: datetime | None = None
     """End of the grace period of a pod that is being deleted; None for any other pod."""
     disrupted: bool = False
     """The cluster removes the pod (eviction, preemption, node shutdown), so its program is not at fault."""
+    rejected: bool = False
+    """The kubelet refused to run the pod on its node, for example because the node has no free CPU any more."""
     node: str | None = None
+    container: str = ""
+    """Name of the init container that failed; empty if none did, so that the failure is the worker's."""
     exit_code: int | None = None
     reason: str = ""
     """Reason of the container's termination, or of the disruption."""
@@ -70,6 +72,8 @@ class WorkerPod:
     """Termination message of the container, or the message of the pod."""
     finished_at: datetime | None = None
     blocker: SchedulingBlocker | None = None
+    creating_since: datetime | None = None
+    """Since when the kubelet has been preparing the containers: pulling images, mounting volumes; else None."""
 
     @property
     def terminating(self) -> bool:
@@ -79,7 +83,14 @@ class WorkerPod:
     @property
     def active(self) -> bool:
         """Whether the pod holds resources."""
-        return self.awaiting_restart or self.state in (WorkerState.PENDING, WorkerState.RUNNING)
+        return not self.ended
+
+    @property
+    def ends_by_itself(self) -> bool:
+        """Whether all containers that keep the pod alive have ended, so that its kubelet is about to end it."""
+        return self.state in (WorkerState.SUCCEEDED, WorkerState.FAILED) and not (
+            self.outlived or self.awaiting_restart
+        )
 
     @property
     def accepts_restart(self) -> bool:
@@ -90,7 +101,9 @@ class WorkerPod:
     @property
     def trainer_message(self) -> TerminationMessage | None:
         """The decoded termination message of the built-in trainer; None for any other text."""
-        return TerminationMessage.decode(self.termination_message) if self.termination_message else None
+        if not self.termination_message or self.container:
+            return None
+        return TerminationMessage.decode(self.termination_message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,22 +128,6 @@ class Observation:
     creation_error: CreationError | None = None
 
 
-_DISRUPTIONS = frozenset(
-    {
-        "Evicted",
-        "NodeLost",
-        "NodeShutdown",
-        "Shutdown",
-        "Terminated",
-        "Preempting",
-        "NodeAffinity",
-        "UnexpectedAdmissionError",
-    }
-)
-_IMAGE_REASONS = frozenset(
-    {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
-)
-_CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
 
 
@@ -154,18 +151,13 @@ def observe_pod(pod: Pod) -> WorkerPod:
     """
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata["labels"]
-    container = _worker_container(status)
-    terminated = container.get("state", {}).get("terminated") or {}
+    containers = read_containers(pod)
+    worker = next((c for c in containers if c.is_worker), Container())
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    reason = terminated.get("reason") or status.get("reason")
-    message = terminated.get("message") or status.get("message")
-    target = conditions.get("DisruptionTarget", {})
-    state = _state(status.get("phase", "Pending"), container)
-    disruption_target = target.get("status") == "True" and state is not WorkerState.SUCCEEDED
-    # The condition says why the cluster removes the pod; the container only shows how it was killed.
-    if disruption_target:
-        reason = status.get("reason") or target.get("reason")
-        message = status.get("message") or target.get("message")
+    phase = status.get("phase", "Pending")
+    state = _state(phase, worker)
+    end = read_end(status, containers, conditions.get("DisruptionTarget", {}))
+    scheduled = conditions.get("PodScheduled", {})
     return WorkerPod(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -178,15 +170,20 @@ def observe_pod(pod: Pod) -> WorkerPod:
         is_parameter_server=labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER,
         is_placeholder=labels.get(constants.LABEL_ROLE) == constants.ROLE_PLACEHOLDER,
         ready=conditions.get("Ready", {}).get("status") == "True",
+        ended=phase in ENDED_PHASES,
+        outlived=phase not in ENDED_PHASES and any(c.outlives_worker for c in containers),
         # The API server sets it to the time of the deletion request plus the grace period.
         deletion_deadline=_timestamp(metadata.get("deletionTimestamp")),
-        disrupted=disruption_target or status.get("reason") in _DISRUPTIONS,
+        disrupted=end.disrupted,
+        rejected=end.rejected,
         node=(pod.get("spec") or {}).get("nodeName"),
-        exit_code=terminated.get("exitCode"),
-        reason=reason or "",
-        termination_message=(message or "").strip(),
-        finished_at=_timestamp(terminated.get("finishedAt")),
-        blocker=_scheduling_blocker(metadata["name"], container, conditions),
+        container=end.container,
+        exit_code=end.exit_code,
+        reason=end.reason,
+        termination_message=end.message.strip(),
+        finished_at=_timestamp(end.finished_at),
+        blocker=_scheduling_blocker(metadata["name"], containers, scheduled),
+        creating_since=_creating_since(phase, worker, scheduled),
     )
 
 
@@ -227,43 +224,31 @@ def _has_launcher(pod: Pod) -> bool:
     )
 
 
-def _worker_container(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the status of the worker container; empty before the kubelet has reported one."""
-    for container in status.get("containerStatuses") or ():
-        if container["name"] == constants.WORKER_CONTAINER:
-            found: Mapping[str, Any] = container
-            return found
-    return {}
-
-
-def _state(phase: str, container: Mapping[str, Any]) -> WorkerState:
+def _state(phase: str, worker: Container) -> WorkerState:
     """Return the state of the worker container, which a sidecar may outlive; of an evicted pod its phase."""
-    state = container.get("state", {})
-    if "terminated" in state:
-        return WorkerState.SUCCEEDED if state["terminated"].get("exitCode") == 0 else WorkerState.FAILED
-    if phase in ("Succeeded", "Failed"):
+    if worker.terminated:
+        return WorkerState.SUCCEEDED if worker.terminated.get("exitCode") == 0 else WorkerState.FAILED
+    if phase in ENDED_PHASES:
         return WorkerState(phase)
-    return WorkerState.RUNNING if "running" in state else WorkerState.PENDING
+    return WorkerState.RUNNING if worker.running else WorkerState.PENDING
+
+
+def _creating_since(phase: str, worker: Container, scheduled: Mapping[str, Any]) -> datetime | None:
+    """Return when the pod got its node, while its kubelet has not started the worker yet; else None."""
+    if phase != "Pending" or scheduled.get("status") != "True" or worker.started:
+        return None
+    return _timestamp(scheduled.get("lastTransitionTime"))
 
 
 def _scheduling_blocker(
-    pod: str, container: Mapping[str, Any], conditions: Mapping[str, Any]
+    pod: str, containers: list[Container], scheduled: Mapping[str, Any]
 ) -> SchedulingBlocker | None:
     """Return what keeps a pod from starting, with the fix; None if nothing does."""
-    waiting = container.get("state", {}).get("waiting") or {}
-    detail = " ".join((waiting.get("message") or waiting.get("reason") or "").split())
-    # The kubelet cannot pull the image.
-    if waiting.get("reason") in _IMAGE_REASONS:
-        fix = "check spec.image, spec.imagePullSecrets and the registry"
-        message = f"pod {pod}: cannot pull image {container.get('image')}: {detail}; {fix}"
-        return SchedulingBlocker(Reason.IMAGE_PULL_FAILED, message)
-    # The kubelet cannot create the container.
-    if waiting.get("reason") in _CONFIG_REASONS:
-        fix = "check spec.env, spec.command and spec.workers.template"
-        message = f"pod {pod}: container cannot be created: {detail}; {fix}"
-        return SchedulingBlocker(Reason.CONTAINER_CONFIG, message)
+    # The kubelet cannot start a container; init containers come first, since the others wait for them.
+    for container in containers:
+        if (blocker := container_blocker(pod, container)) is not None:
+            return blocker
     # The scheduler finds no node.
-    scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
         fix = "check spec.workers.resources and spec.workers.template, or add nodes"
         message = f"pod {pod}: cannot be scheduled: {scheduled.get('message', '')} {fix}"

@@ -32,18 +32,20 @@ from trainyard_operator.lifecycle.conditions import (
     count_workers,
     overdue_message,
     progress_summary,
+    seconds_until_slow_start,
     set_running,
     set_waiting,
 )
-from trainyard_operator.lifecycle.degradation import report_degradation
 from trainyard_operator.lifecycle.diagnosis import diagnose
 from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
 from trainyard_operator.lifecycle.goodput import account_time
-from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_slow_nodes, replace_straggler
+from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_nodes, replace_straggler
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
+from trainyard_operator.lifecycle.successes import remember_successes
+from trainyard_operator.lifecycle.suspension import suspend
 
 FORCE_DELETE_AFTER = timedelta(seconds=30)
 """How long after its grace period a terminating pod is deleted by force, since its node is considered lost."""
@@ -51,15 +53,20 @@ FORCE_DELETE_AFTER = timedelta(seconds=30)
 
 def plan(observation: Observation) -> Plan:
     """Return the next step in the lifecycle of a job."""
-    step = _decide(observation)
-    return replace(step, status=account_time(observation.desired_job, step.status, observation.now))
+    step, before = _decide(observation), observation.desired_job.status
+    after = step.status
+    # Successes belong to the pods of one attempt.
+    if (after.attempt, after.pod_attempt) != (before.attempt, before.pod_attempt):
+        after = after.replace(succeeded_indexes="")
+    return replace(step, status=account_time(observation.desired_job, after, observation.now))
 
 
 def _decide(observation: Observation) -> Plan:
     job = observation.desired_job
     status, builder = job.status, StatusBuilder.from_job(job, observation.now)
     current = tuple(w for w in observation.workers if w.attempt == builder.pod_attempt and not w.is_placeholder)
-    builder.workers = count_workers(builder.effective_job, current)
+    succeeded = remember_successes(builder, () if status.finished else current)
+    builder.workers = count_workers(builder.effective_job, current, succeeded)
     # A finished job never changes again; it only releases its resources.
     if status.finished:
         return _clean_up(builder, observation.workers)
@@ -69,15 +76,16 @@ def _decide(observation: Observation) -> Plan:
         return _adopt_newest_attempt(builder, observation, newest)
     # A spec that cannot work fails the job, whether or not it is suspended. It is validated once per generation, and
     # again before pods are created from it.
-    starts = not job.spec.suspend and (status.attempt == 0 or status.is_true(C.SUSPENDED))
+    inactive = status.is_true(C.SUSPENDED) or status.suspending
+    starts = not job.spec.suspend and (status.attempt == 0 or inactive)
     changed = job.metadata.generation != status.observed_generation
     if (starts or changed) and (problems := spec_problems(job)):
         return fail_job(builder, Reason.INVALID_SPEC, "; ".join(problems))
     # The user wants the job to be suspended.
     if job.spec.suspend:
-        return _suspend(builder, observation)
-    # The job was suspended, and the user wants it to run again.
-    if status.is_true(C.SUSPENDED):
+        return suspend(builder, observation)
+    # The job was suspended, or its pods are ending, and the user wants it to run again.
+    if inactive:
         return _resume(builder)
     # The job is new.
     if status.attempt == 0:
@@ -86,7 +94,7 @@ def _decide(observation: Observation) -> Plan:
     if earlier := [w for w in observation.workers if w.attempt < status.pod_attempt]:
         return _await_previous_attempt(builder, earlier)
     # All pods belong to the current attempt.
-    return _sync_attempt(builder, observation, current)
+    return _sync_attempt(builder, observation, current, succeeded)
 
 
 # --- start, suspension, end -----------------------------------------------------------------------------------
@@ -123,16 +131,6 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
     return record_decision(builder)
 
 
-def _suspend(builder: StatusBuilder, observation: Observation) -> Plan:
-    """Return the plan that records the suspension, or then deletes all pods."""
-    if not builder.is_true(C.SUSPENDED):
-        message = "spec.suspend is true; the job's pods are deleted"
-        builder.set_condition(C.SUSPENDED, True, Reason.SUSPENDED, message, event="Normal")
-        clear_active_conditions(builder, Reason.SUSPENDED, "the job is suspended")
-        return record_decision(builder)
-    return act_now(builder, delete=observation.workers)
-
-
 def _resume(builder: StatusBuilder) -> Plan:
     """Return the plan that starts a new attempt, since pods of the last one may still be terminating."""
     builder.attempt += 1
@@ -147,18 +145,11 @@ def _resume(builder: StatusBuilder) -> Plan:
 
 
 def _succeed(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that ends the job with the condition Succeeded and the final progress of rank 0."""
-    first = min(workers, key=lambda w: w.index)
-    message = first.trainer_message
-    # The built-in trainer leaves its final progress; of a user's own program the last known progress remains.
-    if message and message.progress:
-        finished_at = first.finished_at or builder.now
-        final = message.progress.replace(attempt=builder.attempt, updated_at=finished_at, eta_seconds=0.0)
-        report_degradation(builder, final)
-        builder.progress = final
+    """Return the plan that ends the job with the condition Succeeded and the message of rank 0."""
     builder.completion_time = builder.now
     clear_active_conditions(builder, Reason.FINISHED, "the job has succeeded")
     text = f"all workers succeeded{progress_summary(builder.progress)}"
+    message = next((w.trainer_message for w in workers if w.index == 0), None)
     if message and message.message:
         text += f"; {message.message}"
     builder.set_condition(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, text, event="Normal")
@@ -170,8 +161,10 @@ def _clean_up(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
     # A pod that awaits a restart exits by itself, so that its exit code and log stay available.
     released = tuple(w for w in workers if w.awaiting_restart and w.accepts_restart)
     actions = (ReleaseWorkers(released),) if released else ()
-    # Every other pod that holds resources is deleted.
-    return act_now(builder, delete=[w for w in workers if w.active and w not in released], actions=actions)
+    # Every other pod that holds resources is deleted, also one that a sidecar keeps alive. A pod that is about to end
+    # stays, so that its log can be read.
+    left = [w for w in workers if w.active and w not in released and not w.ends_by_itself]
+    return act_now(builder, delete=left, actions=actions)
 
 
 # --- one attempt ----------------------------------------------------------------------------------------------
@@ -199,14 +192,26 @@ def _await_previous_attempt(builder: StatusBuilder, earlier: list[WorkerPod]) ->
     return act_now(builder, delete=earlier, actions=actions, wake_after=wake_after)
 
 
-def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that creates, monitors or concludes the current attempt."""
+def _sync_attempt(
+    builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...], succeeded: set[int]
+) -> Plan:
+    """Return the plan that creates, monitors or concludes the current attempt.
+
+    Args:
+        builder: the status.
+        observation: the observation.
+        workers: the pods of the attempt that exist.
+        succeeded: indexes of its pods that have succeeded, whether or not they still exist.
+    """
     spec = builder.effective_job.spec
+    # Rank 0 has succeeded: its final progress stays, whatever its page showed last.
+    if 0 in succeeded:
+        observation = replace(observation, progress=None)
     # The pods were created for another number of workers than is desired now.
     if any(w.replicas != spec.workers.replicas for w in workers):
         return handle_size_change(builder, observation, workers)
     report_size(builder, observation.desired_job.spec.workers.replicas)
-    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
+    missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers} - succeeded))
     # The attempt is being started inside the pods of an earlier one.
     if builder.pod_attempt_override is not None and not builder.is_true(C.RUNNING):
         # A pod is gone or rejects the restart: the attempt gets new pods.
@@ -216,17 +221,19 @@ def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tup
         if behind := tuple(w for w in workers if w.running_attempt < builder.attempt):
             return restart_in_place(builder, behind)
     # A worker failed, or disappeared from a group that was running: apply the restart policy.
-    lost = len(missing) if builder.is_true(C.RUNNING) else 0
-    if diagnosis := diagnose(workers, builder.attempt, lost, builder.now):
-        return handle_failure(builder, diagnosis, workers)
+    running = builder.is_true(C.RUNNING)
+    unstarted = 0 if running else len(missing) + sum(w.state is WorkerState.PENDING for w in workers)
+    lost = len(missing) if running else 0
+    if diagnosis := diagnose(workers, builder.attempt, lost, builder.now, unstarted):
+        return handle_failure(builder, diagnosis, workers, observation.progress)
     # Every worker succeeded: the job is done.
-    if not missing and all(w.state is WorkerState.SUCCEEDED for w in workers):
+    if succeeded >= set(range(spec.pods)):
         return _succeed(builder, workers)
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
         return _monitor(builder, observation, workers)
-    # The group cannot be scheduled without the nodes that it avoids: use them again.
-    if not missing and (restart := readmit_slow_nodes(builder, workers)):
+    # The group cannot be scheduled without the nodes that it avoids: use them again, refusing nodes first.
+    if not missing and (restart := readmit_nodes(builder, workers)):
         return restart
     # Pods of an elastic group were unschedulable for too long: restart with fewer workers.
     if smaller := shrink(builder, observation, workers, missing):
@@ -238,6 +245,7 @@ def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tup
     # follow.
     set_waiting(builder, observation, workers)
     timers = [seconds_until_shrink(builder), READMIT_AFTER.total_seconds() if builder.avoided_nodes else None]
+    timers.append(seconds_until_slow_start(workers, builder.now))
     return act_now(builder, wake_after=min((s for s in timers if s is not None), default=None))
 
 
@@ -250,13 +258,14 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
         return replacement
     # The first step is overdue. No launcher awaits a restart, so the group gets new pods.
     if diagnosis := check_startup_timeout(builder, observation.progress):
-        return handle_failure(builder, diagnosis, ())
+        return handle_failure(builder, diagnosis, (), observation.progress)
     # Reconcile again at the deadline of the first step.
     deadline = first_step_deadline(builder)
     seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
     wake_after = seconds if seconds > 0 else None
     # The group has fewer workers than desired, and none of them is about to end: probe for capacity.
-    if all(w.state is WorkerState.RUNNING for w in workers) and (growth := grow(builder, observation)):
+    complete = len(workers) == builder.effective_job.spec.pods and all(w.state is WorkerState.RUNNING for w in workers)
+    if complete and (growth := grow(builder, observation)):
         timers = [s for s in (wake_after, growth.wake_after) if s is not None]
         return replace(growth, wake_after=min(timers, default=None))
     return act_now(builder, wake_after=wake_after)

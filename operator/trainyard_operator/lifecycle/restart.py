@@ -2,41 +2,65 @@
 
 from datetime import timedelta
 
+from trainyard.protocol.progress import Progress
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.actions import Plan, RestartInPlace, act_now, fail_job, record_decision
-from trainyard_operator.lifecycle.diagnosis import Diagnosis
+from trainyard_operator.lifecycle.backoff import backoff, note_failure
+from trainyard_operator.lifecycle.diagnosis import Diagnosis, not_started
 from trainyard_operator.lifecycle.observation import WorkerPod
-from trainyard_operator.lifecycle.restart_policy import apply_restart_policy, backoff_seconds
+from trainyard_operator.lifecycle.restart_policy import apply_restart_policy
 from trainyard_operator.lifecycle.status_builder import EventType, StatusBuilder
 
-CAUSE_WINDOW = timedelta(seconds=3)
-"""How long a failure that is probably the effect of another one waits for its cause to be observed."""
 MAX_IN_PLACE_BACKOFF = 30.0
 """Longest restartPolicy.backoff, in seconds, that pods wait for a restart in place; launchers exit after a longer
 wait."""
+MAX_REFUSING_NODES = 64
+"""How many nodes that refused a pod are avoided, the latest ones."""
 
 
-def handle_failure(builder: StatusBuilder, diagnosis: Diagnosis, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that follows a failure: wait for its cause, fail the job, or restart the group."""
-    # A failure that is probably an effect waits a moment, so that the cause is recorded instead.
-    if diagnosis.secondary_since and timedelta(0) <= builder.now - diagnosis.secondary_since < CAUSE_WINDOW:
-        return act_now(builder, wake_after=CAUSE_WINDOW.total_seconds())
+def handle_failure(
+    builder: StatusBuilder, diagnosis: Diagnosis, workers: tuple[WorkerPod, ...], progress: Progress | None
+) -> Plan:
+    """Return the plan that follows a failure: wait for its cause, fail the job, or restart the group.
+
+    Args:
+        builder: the status.
+        diagnosis: the failure.
+        workers: the pods of the attempt.
+        progress: newest progress of the attempt, if any is known.
+    """
+    # A failure that is probably an effect waits for a while, so that the cause is recorded instead.
+    if diagnosis.secondary_since is not None:
+        elapsed = builder.now - diagnosis.secondary_since
+        if timedelta(0) <= elapsed < diagnosis.cause_window:
+            return act_now(builder, wake_after=(diagnosis.cause_window - elapsed).total_seconds())
     builder.last_failure = diagnosis.failure
-    decision = apply_restart_policy(diagnosis, builder.effective_job.spec.restart_policy, builder.restarts_counted)
+    note_failure(builder, progress)
+    policy = builder.effective_job.spec.restart_policy
+    decision = apply_restart_policy(diagnosis, policy, builder.restarts_counted, builder.disruptions)
     # The restart policy allows no restart.
     if decision.fail_job:
         return fail_job(builder, decision.reason, decision.message)
     # It allows one: restart inside the pods where that is possible, since nothing is scheduled or pulled again.
-    in_place = _can_restart_in_place(builder, workers, builder.restarts_counted + decision.counts)
+    in_place = _can_restart_in_place(builder, workers)
+    builder.disruptions += decision.disruption
+    _avoid_refusing_nodes(builder, workers)
     return restart(builder, decision.reason, decision.message, counts=decision.counts, in_place=in_place)
 
 
-def _can_restart_in_place(builder: StatusBuilder, workers: tuple[WorkerPod, ...], restarts_counted: int) -> bool:
+def _avoid_refusing_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> None:
+    """Add the nodes that refused a pod, or could not start its container, to those that the next attempt avoids."""
+    nodes = dict.fromkeys(builder.refusing_nodes)
+    nodes |= dict.fromkeys(w.node for w in workers if w.node and (w.rejected or not_started(w)))
+    builder.refusing_nodes = tuple(nodes)[-MAX_REFUSING_NODES:]
+
+
+def _can_restart_in_place(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> bool:
     """Return whether all pods accept a restart, and the failed ones are still waiting after the back-off."""
     spec = builder.effective_job.spec
     all_accept = len(workers) == spec.pods and all(w.accepts_restart for w in workers)
-    short_wait = backoff_seconds(spec.restart_policy.backoff, restarts_counted) <= MAX_IN_PLACE_BACKOFF
+    short_wait = backoff(builder, builder.attempt + 1) <= MAX_IN_PLACE_BACKOFF
     return spec.restarts_in_place and all_accept and any(w.awaiting_restart for w in workers) and short_wait
 
 
@@ -100,8 +124,7 @@ def wait_for_backoff(builder: StatusBuilder) -> Plan | None:
     # Only an attempt that follows directly on a failure waits; one after a resize or a resumption does not.
     if failure is None or failure.attempt != builder.attempt - 1:
         return None
-    wait = backoff_seconds(builder.effective_job.spec.restart_policy.backoff, builder.restarts_counted)
-    remaining = wait - (builder.now - failure.at).total_seconds()
+    remaining = backoff(builder, builder.attempt) - (builder.now - failure.at).total_seconds()
     if remaining <= 0:
         return None
     message = "waiting before the next attempt (restartPolicy.backoff)"

@@ -44,6 +44,10 @@ class StatusFields:
     slow_nodes_readmitted: bool
     restarts: int
     restarts_counted: int
+    disruptions: int
+    restarts_without_progress: int
+    refusing_nodes: tuple[str, ...]
+    succeeded_indexes: str
     start_time: datetime | None
     completion_time: datetime | None
     workers: WorkerCounts
@@ -79,6 +83,10 @@ class StatusBuilder(StatusFields):
             slow_nodes_readmitted=status.slow_nodes_readmitted,
             restarts=status.restarts,
             restarts_counted=status.restarts_counted,
+            disruptions=status.disruptions,
+            restarts_without_progress=status.restarts_without_progress,
+            refusing_nodes=status.refusing_nodes,
+            succeeded_indexes=status.succeeded_indexes,
             start_time=status.start_time,
             completion_time=status.completion_time,
             workers=status.workers,
@@ -105,7 +113,8 @@ class StatusBuilder(StatusFields):
     @property
     def avoided_nodes(self) -> tuple[str, ...]:
         """Nodes that the pods of the current attempt must not be scheduled on."""
-        return () if self.slow_nodes_readmitted else self.slow_nodes
+        slow = () if self.slow_nodes_readmitted else self.slow_nodes
+        return (*slow, *(node for node in self.refusing_nodes if node not in slow))
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """Return the condition of a type; None if it was never set."""
@@ -115,6 +124,12 @@ class StatusBuilder(StatusFields):
         """Return whether the condition of a type is True."""
         condition = self.condition(kind)
         return condition is not None and condition.status == "True"
+
+    @property
+    def suspending(self) -> bool:
+        """Whether the job is to be suspended and its pods are ending."""
+        condition = self.condition(ConditionType.SUSPENDED)
+        return condition is not None and condition.status == "False" and condition.reason == Reason.SUSPENDING
 
     def set_condition(
         self, kind: ConditionType, holds: bool, reason: Reason, message: str, event: EventType | None = None
@@ -154,4 +169,5 @@ class StatusBuilder(StatusFields):
             (ConditionType.RUNNING, Phase.RUNNING),
             (ConditionType.RESTARTING, Phase.RESTARTING),
         )
-        return next((phase for kind, phase in ranking if self.is_true(kind)), Phase.PENDING)
+        default = Phase.SUSPENDING if self.suspending else Phase.PENDING
+        return next((phase for kind, phase in ranking if self.is_true(kind)), default)

@@ -116,12 +116,13 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
 
 def _avoiding(nodes: Sequence[str], template_affinity: Any) -> Manifest:
     """Return the template's affinity with the requirement to avoid nodes."""
-    expression = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(nodes)}
+    # By name, since a node's label may differ from it. The API server accepts one value in each such requirement.
+    avoided = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
     affinity: Manifest = copy.deepcopy(template_affinity) if isinstance(template_affinity, dict) else {}
     required = affinity.setdefault("nodeAffinity", {}).setdefault(_REQUIRED, {})
     # The scheduler needs only one of the terms to match, so each must contain the requirement.
     for term in required.setdefault("nodeSelectorTerms", [{}]):
-        term["matchExpressions"] = [*term.get("matchExpressions", ()), expression]
+        term["matchFields"] = [*term.get("matchFields", ()), *avoided]
     return affinity
 
 
