@@ -158,7 +158,7 @@ SPECS = (
         says="BackingOff|back-?off|restart",
         spec={
             "restartPolicy": {
-                "backoff": {"initialSeconds": 1, "maxSeconds": 2},
+                "backoff": {"initialSeconds": 0, "maxSeconds": 0},
                 "rules": [{"onReasons": ["Error"], "action": "RestartIgnoringLimit"}],
             }
         },

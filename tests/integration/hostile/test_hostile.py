@@ -199,9 +199,9 @@ async def _limit(namespace: Namespace) -> None:
 async def _store(cluster: Cluster, namespace: Namespace, kinds: Sequence[Hostile]) -> None:
     """Store jobs that the present CRD refuses, as a CRD of another version has let them in."""
     crd = yaml.safe_load(CRD.read_text("utf-8"))
-    crd["spec"]["versions"][0]["schema"] = {
-        "openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    }
+    [version] = crd["spec"]["versions"]
+    version["schema"] = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
+    del version["subresources"]["scale"]  # it requires an integer
     apply: list[str | Path] = [cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
     await asyncio.to_thread(lambda: cluster.run(apply, input=yaml.safe_dump(crd)))
     try:
