@@ -43,7 +43,9 @@ API server use them, too."""
 MEMORY_LIMIT = 512 * 1024 * 1024
 """Bytes of memory at which the kernel kills the operator: the chart's limit."""
 LOG_LIMIT = 20_000
-"""Bytes of the operator's log for each hostile job."""
+"""Bytes of the operator's log for each job."""
+CREATION_SECONDS = 0.1
+"""Time between the creations of two hostile jobs: all at once would measure how fast this machine stores objects."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,15 @@ class Part:
     """Time for which the jobs are left alone and etcd is measured."""
 
 
-QUICK = Part(tuple(kind for kind in KINDS if kind.quick), rounds=2, tell_seconds=20, steady_seconds=8)
-ALL = Part(KINDS, rounds=5, tell_seconds=60, steady_seconds=40)
+QUICK = Part(tuple(kind for kind in KINDS if kind.quick), rounds=3, tell_seconds=20, steady_seconds=6)
+ALL = Part(KINDS, rounds=10, tell_seconds=60, steady_seconds=40)
 
-STEADY_BYTES_PER_SECOND = 2_000
-"""What etcd may write for each hostile job once nothing new happens to it: less than one status in a second."""
-TOTAL_BYTES = 1_000_000
-"""What etcd may write for each hostile job in the whole test, with all that the test itself writes: pods, annotations
-of 200 kB, requests of 300 kB."""
+STEADY_BYTES_PER_SECOND = 250
+"""Bytes that etcd may write for each job once nothing new happens to it: a status of 4 kB every 16 s. One job whose
+page is stored as it is (900 kB, every second) exceeds this for all."""
+TOTAL_BYTES = 200_000
+"""Bytes that etcd may write for each job in the whole test, with all that the test itself writes: pods and their
+statuses, annotations of 200 kB, specs of 300 kB."""
 
 
 @dataclass
@@ -123,7 +126,8 @@ async def _prove(part: Part, cluster: Cluster, folder: Path, capsys: pytest.Capt
                 seen = await _while_alive(operator, _play(part, scene, operator, Etcd(cluster)))
             with capsys.disabled():
                 print(f"\n{_summary(part, seen, liveness, operator)}")
-            _check(part, seen, liveness, operator)
+            problems = _problems(part, seen, liveness, operator)
+            assert problems == [], "\n".join(["", *problems])
         finally:
             operator.kill()
 
@@ -297,7 +301,8 @@ async def _create(part: Part, scene: Scene) -> dict[str, str]:
     """Create the hostile jobs, and let their tenants act. Returns the API server's refusals by name of the job."""
     refusals: dict[str, str] = {}
 
-    async def create(kind: Hostile) -> None:
+    async def create(turn: int, kind: Hostile) -> None:
+        await asyncio.sleep(turn * CREATION_SECONDS)
         namespace = scene.namespace_of(kind)
         if not kind.stored:
             try:
@@ -308,7 +313,8 @@ async def _create(part: Part, scene: Scene) -> dict[str, str]:
         if kind.act is not None:
             await kind.act(namespace, kind.name)
 
-    results = await asyncio.gather(*(create(kind) for kind in part.kinds), return_exceptions=True)
+    creations = (create(turn, kind) for turn, kind in enumerate(part.kinds))
+    results = await asyncio.gather(*creations, return_exceptions=True)
     for kind, result in zip(part.kinds, results, strict=True):
         if isinstance(result, BaseException):
             refusals[kind.name] = f"(the tenant could not act: {result})"
@@ -339,28 +345,35 @@ async def _unsaid(part: Part, scene: Scene, refusals: dict[str, str]) -> list[st
 
 def _summary(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProcess) -> str:
     quiet, beside = (", ".join(f"{seconds:.2f}" for seconds in starts) for starts in (seen.quiet, seen.beside))
+    log = operator.log.stat().st_size
     return (
-        f"{len(part.kinds)} hostile jobs; operator process {operator.process.pid} without restart, "
-        f"{seen.memory >> 20} MiB, slowest probe {liveness.slowest:.2f} s, log {len(operator.log.read_bytes()) >> 10} "
-        f"KiB; honest starts {quiet} s without, {beside} s beside them; etcd {seen.total / 1e6:.1f} MB in all, "
+        f"{len(part.kinds)} hostile jobs, {len(seen.finished)} honest ones; operator process {operator.process.pid}, "
+        f"no restart, {seen.memory >> 20} MiB, slowest probe {liveness.slowest:.2f} s, {log >> 10} KiB of log; "
+        f"honest starts {quiet} s without, {beside} s beside them; etcd {seen.total / 1e6:.1f} MB in all, "
         f"{seen.steady / 1e3:.1f} kB/s at the end"
     )
 
 
-def _check(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProcess) -> None:
-    """Compare what was measured with what is promised."""
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
-    others = [line for line in operator.log.read_text().splitlines() if not line.startswith("{")]
-    assert others == [], "something that a pod said has broken a line of the log"
-    assert len(operator.log.read_bytes()) < LOG_LIMIT * len(part.kinds), "the log grows too fast"
-    assert liveness.worst < PROBE_FAILURES, f"a kubelet would have restarted the operator: {liveness.answers}"
-    assert 0 < seen.memory < MEMORY_LIMIT, f"the operator has used {seen.memory >> 20} MiB"
-    assert seen.elsewhere == 0, "the operator has called an address that belongs to no pod"
+def _problems(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProcess) -> list[str]:
+    """Return all promises that were not kept."""
+    log = operator.log.read_text()
+    bugs = [line["message"] for line in operator.lines if "exception" in line]
+    broken = [line for line in log.splitlines() if not line.startswith("{")]
     allowed = SLOWDOWN * max(seen.quiet) + NOISE_SECONDS
-    assert max(seen.beside) <= allowed, f"honest starts took {seen.beside}, without hostile jobs {seen.quiet}"
-    assert seen.steady <= STEADY_BYTES_PER_SECOND * len(part.kinds), f"etcd writes {seen.steady:.0f} bytes per second"
-    assert seen.total <= TOTAL_BYTES * len(part.kinds), f"etcd has written {seen.total:.0f} bytes"
+    jobs = len(part.kinds) + len(seen.finished)
+    checks = {
+        f"the operator logged bugs: {bugs[:10]}": not bugs,
+        f"something that a pod said has broken lines of the log: {broken[:3]}": not broken,
+        f"the log has grown by {len(log)} bytes": len(log) < LOG_LIMIT * jobs,
+        f"a kubelet would have restarted the operator: {liveness.answers}": liveness.worst < PROBE_FAILURES,
+        f"the operator has used {seen.memory >> 20} MiB": 0 < seen.memory < MEMORY_LIMIT,
+        f"the operator has called an address that belongs to no pod {seen.elsewhere} times": seen.elsewhere == 0,
+        f"honest jobs took {max(seen.beside):.2f} s to start, allowed are {allowed:.2f} s": max(seen.beside) <= allowed,
+        f"etcd writes {seen.steady:.0f} bytes per second": seen.steady <= STEADY_BYTES_PER_SECOND * jobs,
+        f"etcd has written {seen.total:.0f} bytes": seen.total <= TOTAL_BYTES * jobs,
+    }
+    problems = [problem for problem, kept in checks.items() if not kept]
     for status in seen.finished:
-        assert (status["restarts"], status["attempt"]) == (0, 1), "an honest job was restarted"
-        assert status["progress"]["step"] == STEPS
-    assert seen.unsaid == [], "\n".join(["", *seen.unsaid])
+        if (status["restarts"], status["attempt"], status.get("progress", {}).get("step", STEPS)) != (0, 1, STEPS):
+            problems.append(f"an honest job has ended otherwise than it should: {status}")
+    return problems + seen.unsaid
