@@ -60,7 +60,7 @@ def described(status: Object) -> str:
     lines = [f"phase {status.get('phase')}"]
     for condition in status.get("conditions") or ():
         lines.append("{type}={status} {reason}: {message}".format(**{"message": "", **condition}))
-    for name in ("lastFailure", "progress"):
+    for name in ("workers", "lastFailure", "progress"):
         if name in status:
             lines.append(f"{name} {json.dumps(status[name])}")
     return "\n".join(lines)

@@ -3,10 +3,13 @@
 import json
 
 from tests.integration.hostile import servers
-from tests.integration.hostile.kind import ELSEWHERE, ELSEWHERE_PORT, Hostile, fails, line_with, loses_readiness
+from tests.integration.hostile.kind import ELSEWHERE, ELSEWHERE_PORT, Hostile, fails, loses_readiness
 from tests.integration.hostile.servers import Handler, page
 
 _DEEP = "[" * 4000
+_NOT_READY = '^workers .*"ready": 0|launcher'
+"""Without an answer that can be used, the status shows what the readiness probe has found."""
+_SAID_OR_NOT_READY = f"{_NOT_READY}|boom"
 _AT = "2026-01-01T00:00:00Z"
 
 
@@ -28,20 +31,20 @@ def _ended(**changes: object) -> Handler:
 
 
 LAUNCHERS = (
-    _launcher("silent", line_with("launcher|not ready"), servers.silent, quick=True),
-    _launcher("endless", line_with("launcher|not ready"), servers.endless(b"{" * 65_536)),
-    _launcher("redirect", line_with("launcher|not ready"), servers.redirect(f"http://{ELSEWHERE}:{ELSEWHERE_PORT}/x")),
-    _launcher("html", line_with("launcher|not ready"), page("<html></html>")),
-    _launcher("deep", line_with("launcher|not ready"), page('{"attempt": ' + "[" * 60_000)),
-    _launcher("attempt-max", line_with("launcher|not ready"), page('{"attempt": 2147483647}'), quick=True),
-    _launcher("attempt-1e30", line_with("launcher|not ready"), page(json.dumps({"attempt": 10**30}))),
-    _launcher("code-1e30", line_with("launcher|not ready|boom"), _ended(exitCode=10**30), quick=True),
-    _launcher("code-true", line_with("launcher|not ready|boom"), _ended(exitCode=True)),
-    _launcher("year-1", line_with("launcher|not ready|boom"), _ended(at="0001-01-01T00:00:00Z"), quick=True),
-    _launcher("year-9999", line_with("launcher|not ready|boom"), _ended(at="9999-12-31T23:59:59Z")),
-    _launcher("no-zone", line_with("launcher|not ready|boom"), _ended(at="2026-01-01T00:00:00")),
-    _launcher("surrogate", line_with("launcher|not ready|boom"), _ended(message="boom \udce9")),
-    _launcher("message-60kb", line_with("launcher|not ready|boom"), _ended(message="boom " + "x" * 60_000)),
+    _launcher("silent", _NOT_READY, servers.silent, quick=True),
+    _launcher("endless", _NOT_READY, servers.endless(b"{" * 65_536)),
+    _launcher("redirect", _NOT_READY, servers.redirect(f"http://{ELSEWHERE}:{ELSEWHERE_PORT}/x")),
+    _launcher("html", _NOT_READY, page("<html></html>")),
+    _launcher("deep", _NOT_READY, page('{"attempt": ' + "[" * 60_000)),
+    _launcher("attempt-max", _NOT_READY, page('{"attempt": 2147483647}'), quick=True),
+    _launcher("attempt-1e30", _NOT_READY, page(json.dumps({"attempt": 10**30}))),
+    _launcher("code-1e30", _SAID_OR_NOT_READY, _ended(exitCode=10**30), quick=True),
+    _launcher("code-true", _SAID_OR_NOT_READY, _ended(exitCode=True)),
+    _launcher("year-1", _SAID_OR_NOT_READY, _ended(at="0001-01-01T00:00:00Z"), quick=True),
+    _launcher("year-9999", _SAID_OR_NOT_READY, _ended(at="9999-12-31T23:59:59Z")),
+    _launcher("no-zone", _SAID_OR_NOT_READY, _ended(at="2026-01-01T00:00:00")),
+    _launcher("surrogate", _SAID_OR_NOT_READY, _ended(message="boom \udce9")),
+    _launcher("message-60kb", _SAID_OR_NOT_READY, _ended(message="boom " + "x" * 60_000)),
 )
 
 
@@ -70,6 +73,6 @@ MESSAGES = (
     _failing("hang-nan", '{"message": "boom", "hang": {"phase": 1, "lastHeartbeat": NaN}}'),
     _failing("exception-4kb", json.dumps({"rank": 0, "exception": "E" * 3900, "message": "boom"})),
     _failing("control", "\x1b[31mboom\x1b[0m \x00\x07\u202e\u2066 \r"),
-    _failing("deep", _DEEP, r"^lastFailure .*\[\["),
-    _failing("deep-object", '{"a":' * 800, r"^lastFailure "),
+    _failing("deep", _DEEP, "^lastFailure "),
+    _failing("deep-object", '{"a":' * 800, "^lastFailure "),
 )

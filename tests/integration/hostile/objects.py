@@ -30,9 +30,9 @@ def _annotated(name: str, annotations: dict[str, str], *, quick: bool = False) -
 
 
 def _labelled(
-    name: str, label: str, value: str | None, says: str = "label|WorkerLost", *, quick: bool = False
+    name: str, label: str, value: str | None, says: str = "label|WorkerLost|^Running=True", *, quick: bool = False
 ) -> Hostile:
-    """A job one of whose pods gets another label."""
+    """A job one of whose pods gets another label: either the pod is the job's no longer, or nothing changes."""
     return Hostile(name=f"label-{name}", says=says, act=edits({"labels": {label: value}}), quick=quick)
 
 
@@ -86,13 +86,15 @@ PODS = (
     _annotated("empty", {constants.ANNOTATION_PORT: "", constants.ANNOTATION_PATH: ""}),
     _annotated("200kb", {"example.com/note": "x" * 200_000}),
     _labelled("attempt-62-digits", constants.LABEL_ATTEMPT, "9" * 62, quick=True),
-    _labelled("attempt-max", constants.LABEL_ATTEMPT, str(_MAX), f"label|WorkerLost|{_MAX}"),
+    _labelled("attempt-max", constants.LABEL_ATTEMPT, str(_MAX)),
     _labelled("index-62-digits", constants.LABEL_INDEX, "9" * 62),
-    _labelled("replicas-62-digits", constants.LABEL_REPLICAS, "9" * 62, "label|WorkerLost|Resized|replicas|workers"),
+    _labelled(
+        "replicas-62-digits", constants.LABEL_REPLICAS, "9" * 62, "label|WorkerLost|^Running=True|Resized|workers"
+    ),
     _labelled("job-removed", constants.LABEL_JOB, None),
     Hostile(name="pod-forged", says="attempt 7|label", act=_forge_pod),
     Hostile(name="pod-pinned", says=line_with("WaitingForOldPods", "pod-pinned-1-0|1 pod"), act=_pin_pod),
-    Hostile(name="status-max", says=f"attempt|{_MAX}", act=_overwrite_status),
+    Hostile(name="status-max", says="^phase ", act=_overwrite_status),
     Hostile(name="name-taken", says="NameTaken", spec={"suspend": True}, act=_take_service, quick=True),
 )
 
@@ -104,7 +106,7 @@ def _template(name: str, spec: dict[str, Any], says: str, *, quick: bool = False
     """A job with a malformed pod template."""
     return Hostile(
         name=f"template-{name}",
-        says=line_with("InvalidSpec|PodsRefused|invalid", says),
+        says=line_with("InvalidSpec|PodsRefused|invalid", f"template|{says}"),
         spec={"workers": {"replicas": 1, "template": {"spec": spec}}, **more},
         quick=quick,
     )
@@ -128,7 +130,7 @@ TEMPLATES = (
     ),
     Hostile(
         name="template-annotation-300kb",
-        says=line_with("InvalidSpec|PodsRefused|invalid", "annotations|long"),
+        says=line_with("InvalidSpec|PodsRefused|invalid", "template|annotations|long"),
         spec={"workers": {"replicas": 1, "template": {"metadata": {"annotations": {"note": "x" * 300_000}}}}},
     ),
 )

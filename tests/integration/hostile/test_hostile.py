@@ -61,7 +61,7 @@ class Part:
     """Time for which the jobs are left alone and etcd is measured."""
 
 
-QUICK = Part(tuple(kind for kind in KINDS if kind.quick), rounds=3, tell_seconds=20, steady_seconds=6)
+QUICK = Part(tuple(kind for kind in KINDS if kind.quick), rounds=3, tell_seconds=35, steady_seconds=6)
 ALL = Part(KINDS, rounds=10, tell_seconds=60, steady_seconds=40)
 
 STEADY_BYTES_PER_SECOND = 250
