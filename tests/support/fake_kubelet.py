@@ -12,6 +12,8 @@ from tests.support.kube import ApiRefusal, Namespace, Object
 
 Policy = Callable[[Object], kubelet.Status | None]
 """Returns the next status of a running pod; None: it keeps running."""
+Start = Callable[[Object], kubelet.Status]
+"""Returns the first status of a new pod."""
 
 
 async def report(namespace: Namespace, name: str, status: kubelet.Status) -> None:
@@ -105,7 +107,9 @@ async def recording(namespace: Namespace, since: str = "") -> AsyncIterator[Reco
 
 
 @asynccontextmanager
-async def fake_kubelet(namespace: Namespace, policy: Policy = lambda _: None) -> AsyncIterator[None]:
+async def fake_kubelet(
+    namespace: Namespace, policy: Policy = lambda _: None, start: Start = lambda _: kubelet.running(now())
+) -> AsyncIterator[None]:
     """Play a kubelet: pods start, do what the policy says, and end when they are deleted."""
 
     async def handle(pod: Object) -> None:
@@ -113,7 +117,7 @@ async def fake_kubelet(namespace: Namespace, policy: Policy = lambda _: None) ->
         if pod["metadata"].get("deletionTimestamp"):
             await finish_deletion(namespace, name)
         elif not pod["status"].get("containerStatuses"):
-            await report(namespace, name, kubelet.running(now()))
+            await report(namespace, name, start(pod))
         elif "running" in pod["status"]["containerStatuses"][0]["state"] and (status := policy(pod)):
             await report(namespace, name, status)
 
