@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from trainyard.protocol import constants
 from trainyard_trainer import rank_process
+from trainyard_trainer.checkpoint import saver
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
@@ -310,6 +311,40 @@ def disk_full_at_step_3() -> None:
         return write_data(self, *arguments)
 
     CheckpointWriter.write_data = faulty  # type: ignore
+    launcher_main.main()
+
+
+def disk_full_after_step_3() -> None:
+    """The disk of the last rank is full from step 4 on."""
+    _fill_disk(lambda attempts: True)
+
+
+def disk_full_for_two_saves_after_step_3() -> None:
+    """The disk of the last rank is full when it saves for the second and the third time."""
+    _fill_disk(lambda attempts: attempts <= 2)
+
+
+def _fill_disk(full: Callable[[int], bool]) -> None:
+    """Let the last rank fail to write checkpoints after step 3 while `full` is true of its number of attempts."""
+    write_data = CheckpointWriter.write_data
+    attempts = 0
+
+    def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
+        nonlocal attempts
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if last and "00000003" not in str(self.path):
+            attempts += 1
+            if full(attempts):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *arguments)
+
+    CheckpointWriter.write_data = faulty  # type: ignore
+    launcher_main.main()
+
+
+def little_shared_memory() -> None:
+    """The pod has 1 kB of shared memory."""
+    saver.free_shared_memory = lambda: 1000
     launcher_main.main()
 
 

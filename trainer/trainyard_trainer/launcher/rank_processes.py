@@ -32,11 +32,6 @@ from trainyard_trainer.launcher.pod_environment import PodEnvironment, oom_kill_
 from trainyard_trainer.runtime import heartbeat, process_exit
 from trainyard_trainer.runtime.heartbeat import Heartbeat, HeartbeatTable
 
-STOP_SECONDS = 10.0
-"""Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
-END_SECONDS = 2.0
-"""Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
-
 
 class RankProcesses:
     """The training processes of this pod in one attempt, and the single-threaded loop that watches them."""
@@ -125,14 +120,14 @@ class RankProcesses:
             oom_killed = oom_kill_count() > self._oom_kills
             self._code = _explain_exit(self._environment.first_rank + local_rank, code, oom_killed)
             self._signal(signal.SIGINT)
-            self._deadline = time.monotonic() + END_SECONDS
+            self._deadline = time.monotonic() + process_exit.LAUNCHER_SECONDS
 
     def _stop(self, received: signal.Signals) -> None:
         """Forward a signal to the ranks, and give them time to save and to write their termination message."""
         self._stop_signal = received
         self._signal(received)
         if self._deadline == math.inf:
-            self._deadline = time.monotonic() + float(os.environ.get(constants.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
+            self._deadline = time.monotonic() + process_exit.grace_seconds()
 
     def _check_for_hang(self) -> None:
         """If the ranks hang, report the state of each of them, and kill them."""

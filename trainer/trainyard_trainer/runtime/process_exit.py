@@ -14,10 +14,19 @@ from typing import NoReturn
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.runtime.errors import BadSteps, ConfigError
+from trainyard_trainer.runtime.errors import BadSteps, ConfigError, FinalCheckpointFailed
 
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
+STOP_SECONDS = 10.0
+"""Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
+LAUNCHER_SECONDS = 2.0
+"""Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
+
+
+def grace_seconds() -> float:
+    """Return the seconds from a signal to stop until the launcher kills the ranks that are left."""
+    return float(os.environ.get(constants.ENV_GRACE) or STOP_SECONDS) - LAUNCHER_SECONDS
 
 
 def write_termination_message(message: TerminationMessage) -> None:
@@ -55,6 +64,9 @@ def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoR
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         exit_now(constants.EXIT_INVALID_CONFIG)
+    if isinstance(error, FinalCheckpointFailed):
+        print(f"error: {process}: {error}", file=sys.stderr)
+        exit_now(constants.EXIT_FINAL_CHECKPOINT_FAILED)
     if isinstance(error, BadSteps):
         print(f"error: {process}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
@@ -75,7 +87,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost:
         # Gloo puts a location in its source before the message, and advice after it.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
-    lost = lost or (isinstance(error, BadSteps) and error.on_other_ranks)
+    lost = lost or (isinstance(error, BadSteps | FinalCheckpointFailed) and error.on_other_ranks)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 
