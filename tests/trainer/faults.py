@@ -344,7 +344,7 @@ def _fill_disk(full: Callable[[int], bool]) -> None:
 
 def little_shared_memory() -> None:
     """The pod has 1 kB of shared memory."""
-    saver.free_shared_memory = lambda: 1000
+    saver.free_shared_memory = lambda: 1000  # type: ignore[attr-defined]
     launcher_main.main()
 
 

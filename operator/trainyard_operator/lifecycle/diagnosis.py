@@ -1,18 +1,21 @@
 """Diagnosis of a failed attempt: which worker failed first, and what caused it. The plan decides what follows."""
 
-import json
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from trainyard.protocol import constants
+from trainyard.protocol.log_tail import LogFailure
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
+from trainyard_operator.pod_input.log_tail import read_log_tail
 
 _MAX_REASON = 200
 _MAX_MESSAGE = 1000
+NO_EXPLANATION = "the program failed after it had reported its final figures; see the log of the pod"
+"""Message for a termination message that holds figures (`trainyard.reporter`), which replaces the end of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +108,18 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
+    log = read_log_tail(worker.termination_message) if message is None else LogFailure(NO_EXPLANATION)
     effect = message is not None and message.peer_lost
     # The trainer reports an invalid configuration by an exit code; another program may use that code as it likes.
-    unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and message is not None
+    unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and bool(message and message.exception)
     failure = Failure(
         attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
-        rank=message.rank if message else None,
+        rank=message.rank if message and message.exception else log.rank,
         exit_code=worker.exit_code,
-        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker),
-        message=(message.message if message else _last_line(worker.termination_message))[:_MAX_MESSAGE],
+        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker, log),
+        message=(message.message if message and message.exception else log.message)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
@@ -123,13 +127,17 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     return Diagnosis(failure, counts=True, unrecoverable=unrecoverable, secondary_since=secondary_since)
 
 
-def _reason(worker: WorkerPod) -> str:
-    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error."""
+def _reason(worker: WorkerPod, log: LogFailure) -> str:
+    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error.
+
+    `log`: what the end of the log says, of a program that has left no message like the built-in trainer's.
+    """
     if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
         return worker.reason
     if worker.trainer_message and worker.trainer_message.exception:
         return worker.trainer_message.exception[:_MAX_REASON]
-    return _signal_name((worker.exit_code or 0) - 128) or "Error"
+    # A process that a signal has ended raised no exception: one in its log was caught before.
+    return _signal_name((worker.exit_code or 0) - 128) or log.exception or "Error"
 
 
 def _signal_name(number: int) -> str | None:
@@ -141,16 +149,3 @@ def _signal_name(number: int) -> str | None:
         return signal.Signals(number).name
     except ValueError:
         return None
-
-
-def _last_line(text: str) -> str:
-    """Return the last line of a log; if it is a JSON object with a message, that message."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    try:
-        entry = json.loads(lines[-1])
-    except (ValueError, RecursionError):
-        return lines[-1]
-    message = entry.get("message") if isinstance(entry, dict) else None
-    return message if isinstance(message, str) else lines[-1]

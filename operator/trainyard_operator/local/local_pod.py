@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trainyard.protocol.log_tail import MAX_CHARACTERS, excerpt
+from trainyard.protocol.termination import MAX_BYTES
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.controller.backend import Refused
 from trainyard_operator.lifecycle.observation import Pod
 
 HOST = "127.0.0.1"
-_LOG_TAIL = 2048
 
 
 @dataclass(slots=True)
@@ -58,9 +59,19 @@ def env_value(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str
 
 
 def read_termination_message(folder: Path, code: int) -> str:
-    """Return the termination message; after a failure without one the end of the log, as the kubelet does."""
+    """Return the termination message; after a failure without one the end of the log, as the kubelet does.
+
+    The kubelet takes the last 2 KiB. Here there is no such limit, so the excerpt contains the exception.
+    """
     message = folder / "termination-log"
     text = message.read_text("utf-8", "replace") if message.exists() else ""
     if text or code == 0:
         return text
-    return (folder / "log").read_bytes()[-_LOG_TAIL:].decode("utf-8", "replace")
+    return log_excerpt(folder / "log", MAX_BYTES)
+
+
+def log_excerpt(log: Path, max_bytes: int) -> str:
+    """Return what the end of a log says about a failure, at most `max_bytes` bytes."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - MAX_CHARACTERS))
+        return excerpt(file.read().decode("utf-8", "replace"), max_bytes)
