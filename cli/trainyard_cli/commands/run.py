@@ -102,12 +102,13 @@ def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:
     pods.mkdir(parents=True, exist_ok=True)
     if not os.access(pods, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(pods))
-    checkpoints = folder / "checkpoints"
-    if job.spec.checkpoint is None or not any(checkpoints.glob("step-*")):
+    if job.spec.checkpoint is None:
         return
-    if fresh:
+    checkpoints = folder / "checkpoints"
+    if fresh and checkpoints.exists():
         shutil.rmtree(checkpoints)
-    else:
+    checkpoints.mkdir(exist_ok=True)
+    if any(checkpoints.glob("step-*")):
         print_notice(f"continuing from {checkpoints}; --fresh starts from the beginning")
 
 

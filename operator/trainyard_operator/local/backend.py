@@ -35,6 +35,8 @@ POD_UID_VARIABLE = "TRAINYARD_POD_UID"
 """Environment variable that identifies the process tree of a pod."""
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a pod."""
+CHECKPOINT_FOLDER = "checkpoints"
+"""Folder of the checkpoints in that of a run."""
 PROBE_SECONDS = 0.25
 """Period of the readiness probe, in seconds."""
 
@@ -50,7 +52,7 @@ class ProcessBackend:
             on_pod: called with each new state of a pod, and with True once it is gone.
             capacity: how many pods may run at a time; the others are unschedulable. None: any number.
         """
-        self.folder = folder
+        self.folder = folder.absolute()  # a program may change its working directory
         self._capacity = capacity
         self._scheduling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -242,7 +244,9 @@ class ProcessBackend:
         environment[launcher_protocol.ENV_LAUNCHER_PORT] = str(running.launcher_port)
         environment[constants.ENV_GRACE] = str(GRACE)
         if constants.ENV_CHECKPOINTS in running.container_env:
-            environment[constants.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
+            checkpoints = self.folder / CHECKPOINT_FOLDER
+            checkpoints.mkdir(exist_ok=True)
+            environment[constants.ENV_CHECKPOINTS] = str(checkpoints)
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[constants.ENV_CONFIG] = str(config / constants.CONFIG_FILE)
         return environment
