@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +29,7 @@ from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
-from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime import heartbeat, world
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -231,7 +232,7 @@ def wait_in_rank_0() -> None:
 def die_while_joining() -> None:
     join = World.init_process_group
 
-    def faulty(self: World, **options: bool) -> None:
+    def faulty(self: World, **options: Any) -> None:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         join(self, **options)
@@ -243,13 +244,37 @@ def die_while_joining() -> None:
 def second_pod_joins_late() -> None:
     join = World.init_process_group
 
-    def faulty(self: World, **options: bool) -> None:
+    def faulty(self: World, **options: Any) -> None:
         if self.rank == 1:
             time.sleep(2)
         join(self, **options)
 
     World.init_process_group = faulty  # type: ignore[method-assign]
     launcher_main.main()
+
+
+def second_pod_joins_later_than_a_collective_may_take() -> None:
+    world.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+    join = World.init_process_group
+
+    def faulty(self: World, **options: Any) -> None:
+        if self.rank == 1:
+            time.sleep(8)
+        join(self, **options)
+
+    World.init_process_group = faulty  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def abort_in_rank_1_as_nccl_does() -> None:
+    """The watchdog of rank 1 notices that another rank is gone, and aborts the process."""
+    _in_rank_1_at_step_3(_abort)
+
+
+def _abort() -> None:
+    print("[rank1]:[E ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective operation timeout", file=sys.stderr)
+    sys.stderr.flush()
+    os.abort()
 
 
 def last_pod_never_comes() -> None:

@@ -40,7 +40,7 @@ class RankProcess:
 
     def __init__(self) -> None:
         self.rank = int(os.environ["RANK"])
-        self._attempt = int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0"))
+        self._attempt = launcher_protocol.attempt_number()
         self._run: Run | None = None
         self._server: ParameterServer | None = None
         self._saves = False
@@ -90,7 +90,7 @@ class RankProcess:
         exporter = None
         if world.local_rank == 0:
             exporter = MetricsExporter(config, world, self._attempt)
-            exporter.serve(int(os.environ.get(constants.ENV_METRICS_PORT) or constants.METRICS_PORT))
+            exporter.serve(launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT))
         if world.device.type == "cpu":
             keep_freed_memory()
         if self.rank >= world.size:
@@ -104,7 +104,7 @@ class RankProcess:
 
     def _serve(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
         """Be the parameter server until the workers are done."""
-        world.init_process_group(saves=self._saves)
+        world.init_process_group(saves=self._saves, patience=config.health.startup_timeout_seconds)
         guard = GradientGuard(config.health.bad_steps, bool)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)

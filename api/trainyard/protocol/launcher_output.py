@@ -44,6 +44,12 @@ class OutputCopy:
                 self._tail = (self._tail + chunk)[-MAX_CHARACTERS:]
                 _write(self._stream, chunk)
 
+    def divert(self) -> None:
+        """Let this process, forked by the launcher, write to the pipe."""
+        os.dup2(self.write_end, self._stream)
+        os.close(self.write_end)
+        os.close(self._input)
+
     def close_write_end(self) -> None:
         """Close the launcher's own copy of the end that its processes write to."""
         os.close(self.write_end)

@@ -14,6 +14,7 @@ import re
 import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 MAX_CHARACTERS = 65_536
 """Length of the end of a log that is looked at, in characters."""
@@ -52,7 +53,7 @@ _NOISE = re.compile(
 
 _PEER_LOSS = re.compile(
     r"gloo/transport"
-    r"|connection (?:was )?(?:closed|reset|refused)|broken pipe|failed to recv, got 0 bytes"
+    r"|connection (?:was )?(?:closed|reset) by (?:remote )?peer|failed to recv, got 0 bytes"
     r"|remote process exited or there was a network error|ncclRemoteError"
     r"|communicator was aborted|watchdog caught collective operation timeout"
     r"|DistStoreError|DistNetworkError|RendezvousConnectionError|RendezvousTimeoutError"
@@ -73,6 +74,17 @@ class LogFailure:
     """Global rank of the process that failed."""
     peer_lost: bool = False
     """Whether the failure is only an effect: the process has lost the connection to another one."""
+
+
+def read_end(log: Path) -> str:
+    """Return the end of a log file, as much of it as is looked at.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - MAX_CHARACTERS))
+        return file.read(MAX_CHARACTERS).decode("utf-8", "replace")
 
 
 def is_peer_loss(text: str) -> bool:

@@ -108,7 +108,10 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
-    log = read_log_tail(worker.termination_message) if message is None else LogFailure(NO_EXPLANATION)
+    # Final figures only: the failure came after them.
+    if message is not None and not message.exception and not message.message:
+        message = message.replace(rank=None, message=NO_EXPLANATION)
+    log = read_log_tail(worker.termination_message) if message is None else LogFailure()
     effect = message is not None and message.peer_lost
     # The trainer reports an invalid configuration by an exit code; another program may use that code as it likes.
     unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and bool(message and message.exception)
@@ -116,10 +119,10 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
-        rank=message.rank if message and message.exception else log.rank,
+        rank=message.rank if message else log.rank,
         exit_code=worker.exit_code,
         reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker, log),
-        message=(message.message if message and message.exception else log.message)[:_MAX_MESSAGE],
+        message=(message.message if message else log.message)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
+from trainyard.protocol.log_tail import is_peer_loss
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.runtime.errors import BadSteps, ConfigError, FinalCheckpointFailed
 
@@ -95,16 +96,18 @@ def is_peer_lost(error: Exception) -> bool:
     """Return whether an exception only means that another process has ended, or does not answer.
 
     Gloo raises a plain RuntimeError that names its transport, the store a DistStoreError or DistNetworkError
-    (which can also mean that the port of rank 0 is in use), NCCL a DistBackendError.
+    (which can also mean that the port of rank 0 is in use), NCCL a DistBackendError, and after its watchdog has aborted
+    the communicator any RuntimeError that says so.
     """
     from torch import distributed as dist
 
     text = str(error)
     if isinstance(error, dist.DistBackendError):
-        return "remote process exited" in text or "timeout" in text.lower()
+        return is_peer_loss(text) or "timeout" in text.lower()
     if isinstance(error, dist.DistError):
         return "failed to listen" not in text
-    return isinstance(error, RuntimeError) and "gloo/transport" in text
+    aborted = "communicator was aborted" in text
+    return isinstance(error, RuntimeError) and ("gloo/transport" in text or aborted)
 
 
 def exit_now(code: int) -> NoReturn:
