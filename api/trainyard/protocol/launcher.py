@@ -218,7 +218,7 @@ def _processes() -> Iterator[tuple[int, int]]:
 def read_termination_message() -> str:
     """Return the current termination message of the pod; empty if there is none."""
     try:
-        return termination_message_path().read_text()
+        return termination_message_path().read_text("utf-8", "replace")
     except OSError:
         return ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
+import select
 
 if __package__:
     from trainyard.protocol.launcher_port import signal_on_input
@@ -61,9 +61,11 @@ class OutputCopy:
 
 
 def _write(stream: int, data: bytes) -> None:
-    """Write all of the data, as long as the stream takes it."""
-    try:
-        while data:
+    """Write all of the data."""
+    while data:
+        try:
             data = data[os.write(stream, data) :]
-    except OSError as error:  # for example a full disk: the processes continue all the same
-        print(f"output is lost: {error.strerror}", file=sys.stderr)
+        except BlockingIOError:  # another process has made the stream non-blocking
+            select.select((), (stream,), ())
+        except OSError:  # for example a full disk: the processes continue all the same
+            return

@@ -1,8 +1,9 @@
 """A pod of the process backend: its process, its environment, and its termination message."""
 
 import asyncio
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from trainyard_operator.controller.backend import Refused
 from trainyard_operator.lifecycle.observation import Pod
 
 HOST = "127.0.0.1"
+_REFERENCE = re.compile(r"\$\$|\$\(([^()]*)\)")
+"""A reference to a variable, or an escaped `$`."""
 _POD_FIELDS = ("metadata.name", "metadata.namespace", "metadata.uid")
 
 
@@ -26,8 +29,10 @@ class LocalPod:
     pod: dict[str, Any]
     container: dict[str, Any]
     container_env: dict[str, str]
-    """Environment variables of the container."""
+    """Environment variables of the container, before references to others are replaced."""
     folder: Path
+    variables: dict[str, str] = field(default_factory=dict)
+    """Environment variables of the container on this machine; set when it starts."""
     metrics_port: int = 0
     launcher_port: int = 0
     process: asyncio.subprocess.Process | None = None
@@ -85,6 +90,14 @@ def env_value(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str
     if entry.get("valueFrom") is None:
         return str(entry.get("value", ""))
     return str(pod["metadata"][_source(entry, "fieldRef")["fieldPath"].removeprefix("metadata.")])
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """Return a text with `$(NAME)` replaced by variables of the container, as the kubelet does in env and arguments.
+
+    `$$` is an escaped `$`; a reference to a variable that the container does not have stays as it is.
+    """
+    return _REFERENCE.sub(lambda found: "$" if found[1] is None else variables.get(found[1], found[0]), text)
 
 
 def read_termination_message(folder: Path, code: int) -> str:
