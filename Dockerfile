@@ -61,4 +61,4 @@ ENV PATH=/opt/trainyard/bin:$PATH PYTHONUNBUFFERED=1
 WORKDIR /
 USER 65532:65532
 EXPOSE 9400 29500
-CMD ["python", "-m", "trainyard_trainer"]
+CMD ["python", "-P", "-m", "trainyard_trainer"]

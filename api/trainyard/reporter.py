@@ -11,7 +11,11 @@ with `spec.metrics: {}` in the TrainingJob. It needs prometheus-client (the extr
 docs/install.md) and no torch.
 """
 
+import atexit
+import json
+import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +23,7 @@ from collections.abc import Callable
 from prometheus_client import ProcessCollector, start_http_server
 
 from trainyard.protocol import constants, launcher_protocol, worker_metrics
+from trainyard.protocol.launcher import termination_message_path
 from trainyard.protocol.metrics_page import MetricsPage
 
 WINDOW = 30.0
@@ -30,6 +35,9 @@ class Reporter:
 
     Create one in each process, and call it from each. Rank 0 reports the metrics of the whole job, the first process of
     each pod serves its page, and all other processes do nothing. Values are for the whole job, over all ranks.
+
+    The operator reads the page every few seconds. So that the last steps reach the status as well, rank 0 leaves its
+    final figures as the termination message of its pod when it ends without an uncaught exception.
     """
 
     def __init__(
@@ -56,15 +64,19 @@ class Reporter:
         self._tokens_done = self._samples_done = 0
         self._steps_before = resumed_step
         """Steps of earlier attempts whose tokens and samples are not counted yet."""
+        self._evaluation: dict[str, float] = {}
+        """Figures of the last evaluation."""
+        self._process = os.getpid()
         if self._is_rank_0:
             self._declare(total_steps, resumed_step)
+            atexit.register(self._leave_final_figures)
         if self._serves:
             ProcessCollector(registry=self.registry)
-            port = int(env(constants.ENV_METRICS_PORT) or constants.METRICS_PORT)
+            port = launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT)
             self._server, self._thread = start_http_server(port, registry=self.registry)
 
     def _declare(self, total_steps: int | None, resumed_step: int) -> None:
-        self._page.set(worker_metrics.ATTEMPT, int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0")))
+        self._page.set(worker_metrics.ATTEMPT, launcher_protocol.attempt_number())
         self._page.add(worker_metrics.STEP, resumed_step)
         self._page.add(worker_metrics.TOKENS, 0)
         self._page.add(worker_metrics.SAMPLES, 0)
@@ -137,6 +149,7 @@ class Reporter:
     def evaluated(self, **values: float) -> None:
         """Report an evaluation on held-out samples: loss, accuracy, perplexity, ..."""
         if self._is_rank_0:
+            self._evaluation = {name: float(value) for name, value in values.items()}
             for name, value in values.items():
                 self._page.set(worker_metrics.EVALUATION.named(name), value)
 
@@ -147,8 +160,48 @@ class Reporter:
             self._page.set(worker_metrics.CHECKPOINT_TIME, time.time())
 
     def close(self) -> None:
-        """Stop serving the metrics page."""
+        """Leave the final figures, and stop serving the metrics page. A program that ends does not need to call it."""
+        if self._is_rank_0:
+            self._leave_final_figures()
+            atexit.unregister(self._leave_final_figures)
         if self._serves:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
+
+    def _leave_final_figures(self) -> None:
+        """Write the figures as the termination message of the pod, which the operator reads when the job succeeds."""
+        path = termination_message_path()
+        # Not in a pod of a job, or in a child process that has inherited this object.
+        if constants.ENV_JOB not in os.environ or self._process != os.getpid():
+            return
+        # The program fails: the kubelet takes the end of its log, unless there is a message.
+        if getattr(sys, "last_value", None) is not None:
+            return
+        try:
+            # In place, not by rename: in a pod the file is a mount point.
+            figures = self._figures()
+            path.write_text(json.dumps({"rank": 0, "step": figures["step"], "progress": figures}))
+        except OSError as error:
+            print(f"the final figures cannot be written to {path}: {error.strerror}", file=sys.stderr)
+
+    def _figures(self) -> dict[str, object]:
+        """Return the figures in the form of status.progress."""
+        values = {name: value for name, value in self._page.progress().items() if math.isfinite(value)}
+        metrics = {metric.field: metric for metric in worker_metrics.METRICS if metric.field is not None}
+        figures: dict[str, object] = {
+            _camel_case(name): int(value) if metrics[name].integer else metrics[name].rounded(value)
+            for name, value in values.items()
+        }
+        evaluation = {name: value for name, value in self._evaluation.items() if math.isfinite(value)}
+        if evaluation:
+            figures["metrics"] = evaluation
+        if "loss" in evaluation:
+            figures["evalLoss"] = evaluation["loss"]
+        return figures
+
+
+def _camel_case(name: str) -> str:
+    """Return the name of a field in the API."""
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)

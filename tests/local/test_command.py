@@ -133,6 +133,61 @@ def test_a_failed_job_is_exit_code_1(tmp_path: Path) -> None:
     assert "exit code 9" in done.stderr
 
 
+def own_program(script: str, **spec: Any) -> str:
+    job = {
+        "apiVersion": "trainyard.dev/v1alpha1",
+        "kind": "TrainingJob",
+        "metadata": {"name": "own"},
+        "spec": {"image": "none", "command": ["sh", "-c", script], "restartPolicy": {"maxRestarts": 0}, **spec},
+    }
+    return yaml.safe_dump(job)
+
+
+def test_the_end_of_the_log_of_the_pod_that_failed_is_printed(tmp_path: Path) -> None:
+    script = "for i in $(seq 30); do echo [line] $i of $RANK; done; [ $RANK = 0 ] && sleep 60; exit 3"
+    done = run("-", "--folder", str(tmp_path), stdin=own_program(script, workers={"replicas": 2}))
+    assert done.returncode == 1
+    _, heading, printed = done.stderr.partition(f"end of {tmp_path}/pods/own-1-1/log:\n")
+    assert heading, done.stderr
+    assert printed.splitlines()[:20] == [f"[line] {i} of 1" for i in range(11, 31)]
+    assert "of 0" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            "spec.env TOKEN: valueFrom needs a cluster; give it a value, or remove it and set it in your shell",
+        ),
+        (
+            {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+            "spec.env IP: valueFrom needs a cluster; give it a value, or remove it and set it in your shell",
+        ),
+        ({"name": "A=B", "value": "1"}, "spec.env 'A=B': a name must not be empty or contain = or NUL; correct it"),
+    ],
+)
+def test_an_environment_that_cannot_exist_here_is_refused_at_once(
+    entry: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    done = run("-", "--folder", str(tmp_path / "run"), stdin=own_program("true", env=[entry]))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_in_the_working_directory_does_not_replace_one_of_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "random.py").write_text("raise SystemExit('the wrong module')")
+    (tmp_path / "texts").mkdir()
+    body = yaml.safe_dump(small_sample(data={"source": "text", "path": str(tmp_path / "texts")}))
+    command = [sys.executable, "-P", "-m", "trainyard_cli.main", "run", "-", "--folder", "run"]
+    done = subprocess.run(command, check=False, input=body, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert "the wrong module" not in done.stderr
+    assert "holds no files" in done.stderr, done.stderr
+    assert done.returncode == 2
+
+
 def test_a_folder_that_cannot_be_created_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()

@@ -191,6 +191,18 @@ async def test_a_value_from_a_secret_is_refused_with_its_name(tmp_path: Path) ->
         assert running.message.startswith("spec.env TOKEN: valueFrom needs a cluster")
 
 
+async def test_references_to_variables_are_replaced_as_on_a_cluster(tmp_path: Path) -> None:
+    env = [
+        {"name": "FIRST", "value": "$(PET_MASTER_ADDR)-$(LAST)-$$(FIRST)-$(HOME)"},
+        {"name": "LAST", "value": "[$(FIRST)]"},
+    ]
+    job = make_job("local", replicas=1, command=["echo", "$(LAST)", "$(RANK)"], args=["$(MASTER_ADDR)", "$x"], env=env)
+    ended, run = await finish(job, tmp_path)
+    assert ended.status.phase is Phase.SUCCEEDED
+    expected = "[127.0.0.1-$(LAST)-$(FIRST)-$(HOME)] 0 127.0.0.1 $x"
+    assert run.backend.log_file("local-1-0").read_text().strip() == expected
+
+
 async def test_fields_of_the_pod_are_set_as_on_a_cluster(tmp_path: Path) -> None:
     env = [{"name": "POD", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]
     job, run = await finish(shell_job("echo $POD", replicas=1, env=env), tmp_path)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.builders import make_job
 from tests.support.local import until_over, worker_of
-from trainyard.protocol import launcher
+from trainyard.protocol import constants, launcher
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
 from trainyard_cli.local import LocalRun, local_run
@@ -43,7 +43,7 @@ def short_attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second is long enough: pods are other processes, so they learn it from the file itself."""
     text = Path(launcher.__file__).read_text()
     folder = Path(launcher.__file__).parent
-    for name in ("launcher_port.py", "launcher_protocol.py"):
+    for name in constants.LAUNCHER_FILES:
         (tmp_path / name).write_text((folder / name).read_text())
     changed = text.replace("MIN_ATTEMPT_SECONDS = 30.0", "MIN_ATTEMPT_SECONDS = 0.5")
     assert changed != text
@@ -97,6 +97,60 @@ async def test_a_command_that_is_not_there_says_so(tmp_path: Path) -> None:
         assert "no-such-command: No such file or directory" in run.job.status.last_failure.message
 
 
+BAD_SAMPLE = """
+import os
+import torch.distributed as dist
+dist.init_process_group("gloo")
+if os.environ["RANK"] == "1":
+    raise ValueError("bad sample 17")
+dist.barrier()
+"""
+
+
+@pytest.mark.usefixtures("short_attempts")
+@pytest.mark.parametrize("in_place", [False, True])
+async def test_a_failure_under_torchrun_is_named_with_exception_and_rank(tmp_path: Path, in_place: bool) -> None:
+    (tmp_path / "train.py").write_text(BAD_SAMPLE)
+    policy = {
+        "maxRestarts": 3,
+        "backoff": {"initialSeconds": 0},
+        "inPlace": in_place,
+        "rules": [{"onReasons": ["ValueError"], "action": "Fail"}],
+    }
+    command = ["torchrun", str(tmp_path / "train.py")]
+    workers = {"replicas": 1, "procsPerWorker": 2}
+    own = make_job("own", command=command, workers=workers, restartPolicy=policy)
+    async with local_run(own, tmp_path / "run") as run:
+        await until_over(run)
+        status = run.job.status
+        log = run.backend.log_file("own-1-0").read_text()
+    assert (status.phase, status.attempt) == (Phase.FAILED, 1)
+    failure = status.last_failure
+    assert failure is not None
+    assert (failure.pod, failure.reason, failure.message) == ("own-1-0", "ValueError", "bad sample 17")
+    assert (failure.rank, failure.exit_code) == (1, 1)
+    # The launcher passes on what its processes write.
+    assert "[rank1]: ValueError: bad sample 17" in log
+    assert "Root Cause (first observed failure):" in log
+
+
+@pytest.mark.usefixtures("short_attempts")
+async def test_a_launcher_names_what_a_program_in_its_pod_has_said_last(tmp_path: Path) -> None:
+    """Output of both streams is copied, also if it is more than a pipe holds; the exception stands before noise."""
+    program = "import sys, time; time.sleep(1); print('x' * 300_000); sys.stdout.flush(); raise KeyError('a' * 30)"
+    own = make_job(
+        "own", replicas=1, command=[sys.executable, "-c", program], restartPolicy={"maxRestarts": 0, "inPlace": True}
+    )
+    async with local_run(own, tmp_path) as run:
+        await until_over(run)
+        failure = run.job.status.last_failure
+        log = run.backend.log_file("own-1-0").read_text()
+    assert failure is not None
+    assert (failure.reason, failure.message) == ("KeyError", repr("a" * 30))
+    assert log.count("x") >= 300_000
+    assert "Traceback" in log
+
+
 REPORTING = """
 import time
 from trainyard.reporter import Reporter
@@ -122,3 +176,32 @@ async def test_a_program_that_reports_has_its_step_and_loss_in_the_status(tmp_pa
         assert status.is_true(ConditionType.PROGRESSING)
         run.suspend()
         await until_over(run, 60)
+
+
+FINISHING = """
+import os
+from trainyard.reporter import Reporter
+os.chdir("/")
+open(os.path.join(os.environ["TRAINYARD_CHECKPOINTS"], "model"), "w").close()
+reporter = Reporter(total_steps=1000)
+for step in range(1000):
+    reporter.step(samples=64, loss=1 / (step + 1))
+reporter.saved(1000)
+"""
+
+
+async def test_final_figures_and_checkpoints_of_a_program_outlive_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done between two readings of the page, and the folder of the run is given as a relative path."""
+    monkeypatch.chdir(tmp_path)
+    command = [sys.executable, "-c", FINISHING]
+    own = make_job("own", replicas=1, command=command, metrics={}, checkpoint={"claim": {"size": "1Gi"}})
+    async with local_run(own, Path("run")) as run:
+        await until_over(run)
+        status = run.job.status
+    assert status.phase is Phase.SUCCEEDED, status.last_failure
+    assert status.progress is not None
+    assert (status.progress.step, status.progress.total_steps, status.progress.loss) == (1000, 1000, 0.001)
+    assert status.progress.checkpoint_step == 1000
+    assert (tmp_path / "run" / "checkpoints" / "model").exists()

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from trainyard.protocol import constants
 from trainyard_trainer import rank_process
+from trainyard_trainer.checkpoint import saver
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
@@ -27,7 +29,7 @@ from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
-from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime import heartbeat, world
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -230,7 +232,7 @@ def wait_in_rank_0() -> None:
 def die_while_joining() -> None:
     join = World.init_process_group
 
-    def faulty(self: World, **options: bool) -> None:
+    def faulty(self: World, **options: Any) -> None:
         if self.rank == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         join(self, **options)
@@ -242,13 +244,37 @@ def die_while_joining() -> None:
 def second_pod_joins_late() -> None:
     join = World.init_process_group
 
-    def faulty(self: World, **options: bool) -> None:
+    def faulty(self: World, **options: Any) -> None:
         if self.rank == 1:
             time.sleep(2)
         join(self, **options)
 
     World.init_process_group = faulty  # type: ignore[method-assign]
     launcher_main.main()
+
+
+def second_pod_joins_later_than_a_collective_may_take() -> None:
+    world.COLLECTIVE_TIMEOUT = timedelta(seconds=5)
+    join = World.init_process_group
+
+    def faulty(self: World, **options: Any) -> None:
+        if self.rank == 1:
+            time.sleep(8)
+        join(self, **options)
+
+    World.init_process_group = faulty  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def abort_in_rank_1_as_nccl_does() -> None:
+    """The watchdog of rank 1 notices that another rank is gone, and aborts the process."""
+    _in_rank_1_at_step_3(_abort)
+
+
+def _abort() -> None:
+    print("[rank1]:[E ProcessGroupNCCL.cpp:629] [Rank 1] Watchdog caught collective operation timeout", file=sys.stderr)
+    sys.stderr.flush()
+    os.abort()
 
 
 def last_pod_never_comes() -> None:
@@ -310,6 +336,40 @@ def disk_full_at_step_3() -> None:
         return write_data(self, *arguments)
 
     CheckpointWriter.write_data = faulty  # type: ignore
+    launcher_main.main()
+
+
+def disk_full_after_step_3() -> None:
+    """The disk of the last rank is full from step 4 on."""
+    _fill_disk(lambda attempts: True)
+
+
+def disk_full_for_two_saves_after_step_3() -> None:
+    """The disk of the last rank is full when it saves for the second and the third time."""
+    _fill_disk(lambda attempts: attempts <= 2)
+
+
+def _fill_disk(full: Callable[[int], bool]) -> None:
+    """Let the last rank fail to write checkpoints after step 3 while `full` is true of its number of attempts."""
+    write_data = CheckpointWriter.write_data
+    attempts = 0
+
+    def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
+        nonlocal attempts
+        last = int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1
+        if last and "00000003" not in str(self.path):
+            attempts += 1
+            if full(attempts):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *arguments)
+
+    CheckpointWriter.write_data = faulty  # type: ignore
+    launcher_main.main()
+
+
+def little_shared_memory() -> None:
+    """The pod has 1 kB of shared memory."""
+    saver.free_shared_memory = lambda: 1000  # type: ignore[attr-defined]
     launcher_main.main()
 
 

@@ -14,6 +14,7 @@ import pytest
 from tests.support.run_config import make_config
 from tests.trainer.pods import Pod, Starter, environment, finish, wait_until, wait_until_idle
 from trainyard.protocol import constants, launcher_protocol
+from trainyard_trainer.launcher.rank_processes import explain_signal
 
 FAULTS = "tests.trainer.faults"
 PROMPT = 6.0
@@ -99,6 +100,58 @@ def assert_lost_peer(pod: Pod, pods: int) -> None:
     assert "/" not in word.message.partition("[")[0]
     assert "Traceback" not in pod.stderr
     assert "lost a peer" in pod.stderr
+
+
+def test_the_group_waits_for_a_late_pod_longer_than_for_a_collective(start: Starter) -> None:
+    """Its pod may wait for a node or an image, as long as spec.health.startupTimeoutSeconds allows."""
+    pods = start(make_config(2), 2, entry=f"{FAULTS}:second_pod_joins_later_than_a_collective_may_take")
+    assert finish(pods) == [0, 0], [pod.stderr for pod in pods]
+
+
+def test_a_group_that_stays_incomplete_says_how_many_have_arrived(start: Starter) -> None:
+    config = make_config(2)
+    config = config.replace(health=config.health.replace(startup_timeout_seconds=2))
+    first, second = start(config, 2, entry=f"{FAULTS}:second_pod_never_comes")
+    assert finish([first, second]) == [1, 0]
+    assert first.word is not None
+    assert first.word.message == "1 of 2 ranks arrived within 2 s (spec.health.startupTimeoutSeconds)"
+    assert first.word.peer_lost
+
+
+def test_a_rank_that_the_watchdog_of_nccl_aborts_has_lost_a_peer(start: Starter) -> None:
+    (pod,) = start(make_config(2, stop={"steps": 9}), 1, 2, entry=f"{FAULTS}:abort_in_rank_1_as_nccl_does")
+    assert pod.wait(60) == 134
+    word = pod.word
+    assert word is not None
+    assert (word.rank, word.exception, word.peer_lost) == (1, "SIGABRT", True)
+    assert word.message == "rank 1 was killed by SIGABRT: Watchdog caught collective operation timeout"
+    assert "[E ProcessGroupNCCL.cpp:629]" in pod.stderr
+
+
+@pytest.mark.parametrize(
+    ("stderr", "lost", "message"),
+    [
+        ("", False, "rank 3 was killed by SIGABRT"),
+        ("double free or corruption (out)\n", False, "rank 3 was killed by SIGABRT"),
+        (
+            "[rank3]:[E ProcessGroupNCCL.cpp:1895] [PG ID 0 Rank 3] Process group watchdog thread terminated with "
+            "exception: CUDA error: an illegal memory access was encountered\n",
+            False,
+            "rank 3 was killed by SIGABRT: CUDA error: an illegal memory access was encountered",
+        ),
+        (
+            "terminate called after throwing an instance of 'c10::DistBackendError'\n"
+            "  what():  [PG ID 0 Rank 3] Process group watchdog thread terminated with exception: NCCL error: "
+            "remote process exited or there was a network error, NCCL version 2.27\n",
+            True,
+            "rank 3 was killed by SIGABRT: NCCL error: remote process exited or there was a network error, NCCL "
+            "version 2.27",
+        ),
+    ],
+)
+def test_what_an_aborted_rank_has_written_says_whether_it_is_the_cause(stderr: str, lost: bool, message: str) -> None:
+    found = explain_signal(3, signal.SIGABRT, False, stderr)
+    assert (found.rank, found.exception, found.peer_lost, found.message) == (3, "SIGABRT", lost, message)
 
 
 def test_pod_that_waits_for_a_dead_one_can_be_stopped(start: Starter) -> None:

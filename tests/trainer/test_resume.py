@@ -1,10 +1,12 @@
 """A run that resumes from a checkpoint equals a run that was never interrupted."""
 
+import errno
 import itertools
 import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants
+from trainyard_trainer import run
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
+from trainyard_trainer.runtime.errors import ConfigError
 
 FAULTS = "tests.trainer.faults"
 STEPS = 6
@@ -29,7 +33,11 @@ TOLERANCE = 1e-5
 def train(
     start: Starter, folder: Path, layout: Layout, *, stop: int = STEPS, entry: str | None = None, **changes: Any
 ) -> list[Pod]:
-    """Start a run that keeps its checkpoints in a folder, by default one after each third step."""
+    """Start a run that keeps its checkpoints in a folder, by default one after each third step.
+
+    `grace`: seconds of the pods' grace period.
+    """
+    grace = {constants.ENV_GRACE: str(seconds)} if (seconds := changes.pop("grace", None)) else {}
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
     checkpoint = {name: value for name, value in checkpoint.items() if value is not None}
     settings = {
@@ -42,7 +50,7 @@ def train(
     }
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
     entry = entry or "trainyard_trainer.launcher.main:main"
-    return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder)})
+    return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder), **grace})
 
 
 def losses(pod: Pod) -> dict[int, float]:
@@ -286,6 +294,75 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert catalog.complete_steps(tmp_path) == [6]
     assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})])
+def test_a_final_save_that_fails_is_repeated(start: Starter, tmp_path: Path, layout: Layout) -> None:
+    pods = train(start, tmp_path, layout, entry=f"{FAULTS}:disk_full_for_two_saves_after_step_3", grace=30)
+    assert set(finish(pods, 60)) == {0}, pods[0].stderr
+    assert catalog.complete_steps(tmp_path) == [6, 3]
+    assert final(pods[0]) == (6, None, None, 2)
+
+
+@pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP})])
+def test_a_run_whose_final_state_cannot_be_saved_fails(start: Starter, tmp_path: Path, layout: Layout) -> None:
+    (pod,) = train(start, tmp_path, layout, entry=f"{FAULTS}:disk_full_after_step_3", grace=6)
+    assert pod.wait(60) == constants.EXIT_FINAL_CHECKPOINT_FAILED, pod.stderr
+    assert catalog.complete_steps(tmp_path) == [3]
+    assert pod.word is not None
+    assert (pod.word.exception, pod.word.step, pod.word.peer_lost) == ("FinalCheckpointFailed", 6, False)
+    assert pod.word.message.startswith(
+        "the state after step 6 could not be saved, tried 2 times: OSError: [Errno 28] No space left on device ("
+    )
+    assert pod.word.message.endswith(
+        " MB are free on the volume); the newest checkpoint is of step 3; free or enlarge the volume of spec.checkpoint"
+    )
+    assert "Traceback" not in pod.stderr
+
+
+def test_a_stop_whose_state_cannot_be_saved_says_so_and_is_no_failure_of_the_program(
+    start: Starter, tmp_path: Path
+) -> None:
+    entry = f"{FAULTS}:disk_full_after_step_3"
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), stop=1_000_000, entry=entry, grace=6)
+    pod.wait_for_step(4)
+    began = time.monotonic()
+    os.kill(pod.pid, signal.SIGTERM)
+    assert pod.wait(60) == 143, pod.stderr
+    assert time.monotonic() - began < 6
+    assert pod.word is not None
+    assert pod.word.exception == "SIGTERM"
+    assert "was told to stop by SIGTERM; the state after step " in pod.word.message
+    assert "No space left on device" in pod.word.message
+
+
+def test_a_run_with_too_little_shared_memory_saves_without_it(start: Starter, tmp_path: Path) -> None:
+    entry = f"{FAULTS}:little_shared_memory"
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), entry=entry, checkpoint={"async": True})
+    assert pod.wait(60) == 0, pod.stderr
+    assert catalog.complete_steps(tmp_path) == [6, 3]
+    assert "enlarge /dev/shm, or set spec.checkpoint.async: false" in pod.stdout
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome"),
+    [(errno.EROFS, ConfigError), (errno.EACCES, ConfigError), (errno.EIO, OSError), (errno.ENOSPC, None)],
+)
+def test_a_folder_that_exists_is_tested_for_writing(
+    number: int, outcome: type[Exception] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setenv(constants.ENV_CHECKPOINTS, str(tmp_path))
+    assert run._checkpoint_root() == tmp_path
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    if outcome is None:
+        assert run._checkpoint_root() == tmp_path
+    else:
+        with pytest.raises(outcome):
+            run._checkpoint_root()
 
 
 def test_the_death_of_the_background_process_ends_the_run(start: Starter, tmp_path: Path) -> None:

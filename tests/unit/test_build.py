@@ -76,6 +76,29 @@ def test_a_pod_is_as_it_was(job: TrainingJob, snapshot: SnapshotAssertion) -> No
     assert yaml.safe_dump(pod_of(job)) == snapshot
 
 
+def test_the_folder_for_the_checkpoints_of_a_users_program_is_created_by_its_own_image() -> None:
+    security = {"runAsUser": 1000}
+    job = make_job(
+        "train",
+        image="example.com/mine:2",
+        imagePullPolicy="Always",
+        checkpoint={"claim": {"size": "1Gi"}},
+        workers={
+            "resources": {"limits": {"nvidia.com/gpu": 4}},
+            "template": {"spec": {"containers": [{"name": "worker", "securityContext": security}]}},
+        },
+    )
+    pod = pod_of(job)
+    (init,) = pod["spec"]["initContainers"]
+    assert init["command"] == ["mkdir", "-p", env_of(job)["TRAINYARD_CHECKPOINTS"]]
+    worker = worker_of(pod)
+    for field in ("image", "imagePullPolicy", "resources", "securityContext"):
+        assert init[field] == worker[field], field
+    assert init["volumeMounts"][0] in worker["volumeMounts"]
+    trainer = make_job(trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}})
+    assert "initContainers" not in pod_of(trainer)["spec"]
+
+
 def test_a_service_is_as_it_was(job: TrainingJob, snapshot: SnapshotAssertion) -> None:
     assert yaml.safe_dump(build_service(job)) == snapshot
 

@@ -13,6 +13,7 @@ from trainyard.resource.restart import Backoff
 from trainyard.resource.status import Failure, Phase, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers
 from trainyard_operator.lifecycle.backoff import backoff_seconds
+from trainyard_operator.lifecycle.diagnosis import NO_EXPLANATION
 from trainyard_operator.lifecycle.observation import WorkerPod
 
 
@@ -66,9 +67,14 @@ def test_the_first_failure_is_recorded_with_every_detail() -> None:
     [
         (
             {"exit_code": 1, "reason": "Error", "termination_message": "Traceback\n  File x\nKeyError: 'a'\n"},
-            "Error",
-            "KeyError: 'a'",
+            "KeyError",
+            "'a'",
         ),
+        # Its process was killed: the exception in the log was caught before.
+        ({"exit_code": 137, "termination_message": "KeyError: 'a'\n"}, "SIGKILL", "'a'"),
+        # The final figures of a reporter have replaced the end of the log.
+        ({"exit_code": 1, "termination_message": termination_message(rank=0, step=9)}, "Error", NO_EXPLANATION),
+        ({"exit_code": 78, "termination_message": termination_message(rank=0, step=9)}, "Error", NO_EXPLANATION),
         ({"exit_code": 137, "reason": "OOMKilled"}, "OOMKilled", ""),
         ({"exit_code": 139, "reason": "Error"}, "SIGSEGV", ""),
         (

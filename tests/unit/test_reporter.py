@@ -1,14 +1,19 @@
 """`trainyard.reporter`: progress reports of your own training program."""
 
 import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from trainyard.protocol import constants, launcher_protocol, worker_metrics
+from trainyard.protocol.launcher import Launcher
 from trainyard.protocol.progress import Progress
+from trainyard.protocol.termination import TerminationMessage
 from trainyard.reporter import WINDOW, Reporter
 from trainyard_operator.controller.progress import parse_progress
 
@@ -117,6 +122,76 @@ def test_rank_0_reports_the_job_and_one_process_of_each_pod_serves(program: Prog
     program.begin(total_steps=10).step(tokens=5, loss=1.0)  # it does not serve, so the port in use is no problem
     names = {line.split("{")[0] for line in program.page.splitlines() if line.startswith("trainyard_")}
     assert names == {worker_metrics.LAST_STEP_TIME.name}
+
+
+PROGRAM = """
+import sys
+from trainyard.reporter import Reporter
+reporter = Reporter(total_steps=40)
+for _ in range(40):
+    reporter.step(samples=8, loss=0.25)
+reporter.evaluated(loss=0.5, accuracy=0.75, ratio=float("nan"))
+{end}
+"""
+
+
+def run(program: Program, message: Path, end: str = "") -> subprocess.CompletedProcess[str]:
+    program.set(**{launcher_protocol.ENV_TERMINATION_LOG: str(message)})
+    command = [sys.executable, "-c", PROGRAM.format(end=end)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("end", ["", "reporter.close()", "sys.exit(0)"])
+def test_final_figures_are_the_termination_message_of_a_program_that_succeeds(
+    program: Program, tmp_path: Path, end: str
+) -> None:
+    message = tmp_path / "termination-log"
+    done = run(program, message, end)
+    assert done.returncode == 0, done.stderr
+    decoded = TerminationMessage.decode(message.read_text())
+    assert decoded is not None
+    assert (decoded.rank, decoded.step, decoded.exception) == (0, 40, None)
+    progress = decoded.progress
+    assert progress is not None
+    assert (progress.attempt, progress.step, progress.total_steps, progress.loss) == (3, 40, 40, 0.25)
+    assert (progress.eval_loss, progress.metrics) == (0.5, {"loss": 0.5, "accuracy": 0.75})
+
+
+def test_a_program_that_fails_leaves_the_end_of_its_log_and_no_figures(program: Program, tmp_path: Path) -> None:
+    message = tmp_path / "termination-log"
+    done = run(program, message, "raise ValueError('bad sample')")
+    assert done.returncode == 1
+    assert done.stderr.endswith("ValueError: bad sample\n")
+    assert not message.exists()
+
+
+def test_other_processes_and_other_pods_leave_no_figures(program: Program, tmp_path: Path) -> None:
+    message = tmp_path / "termination-log"
+    # A child that has inherited the reporter.
+    run(program, message, "import os\nif os.fork() == 0: sys.exit(0)\nos.wait(); os._exit(0)")
+    assert not message.exists()
+    program.set(RANK="1")
+    assert run(program, message).returncode == 0
+    assert not message.exists()
+    program.set(RANK="0")
+    program.env.delenv(constants.ENV_JOB)
+    assert run(program, message).returncode == 0
+    assert not message.exists()
+
+
+def test_a_message_that_cannot_be_written_does_not_fail_the_program(program: Program, tmp_path: Path) -> None:
+    done = run(program, tmp_path / "missing" / "termination-log")
+    assert done.returncode == 0
+    assert "the final figures cannot be written to" in done.stderr
+
+
+def test_variables_that_the_kubelet_sets_for_a_service_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (constants.ENV_METRICS_PORT, launcher_protocol.ENV_LAUNCHER_PORT, launcher_protocol.ENV_ATTEMPT):
+        monkeypatch.setenv(name, "tcp://10.96.0.17:9400")
+    assert launcher_protocol.port_number(constants.ENV_METRICS_PORT, 9400) == 9400
+    assert launcher_protocol.port_number(launcher_protocol.ENV_LAUNCHER_PORT, 9401) == 9401
+    assert launcher_protocol.attempt_number() == 0
+    assert Launcher.from_environment().attempt == 0
 
 
 def test_port_in_use_is_an_error(program: Program) -> None:

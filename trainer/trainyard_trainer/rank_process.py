@@ -3,6 +3,7 @@
 import faulthandler
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from trainyard_trainer.parameter_server import ParameterServer
 from trainyard_trainer.run import Run, build_run
 from trainyard_trainer.runtime import heartbeat, log, process_exit
 from trainyard_trainer.runtime.allocator import keep_freed_memory
-from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.errors import ConfigError, FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
 
@@ -39,7 +40,7 @@ class RankProcess:
 
     def __init__(self) -> None:
         self.rank = int(os.environ["RANK"])
-        self._attempt = int(os.environ.get(launcher_protocol.ENV_ATTEMPT, "0"))
+        self._attempt = launcher_protocol.attempt_number()
         self._run: Run | None = None
         self._server: ParameterServer | None = None
         self._saves = False
@@ -61,9 +62,9 @@ class RankProcess:
                 return
         self._exit_stopped(received)
 
-    def _exit_stopped(self, received: signal.Signals) -> NoReturn:
-        """End the process at once, because of a signal."""
-        message = f"rank {self.rank} was told to stop by {received.name}"
+    def _exit_stopped(self, received: signal.Signals, problem: str = "") -> NoReturn:
+        """End the process at once, because of a signal. `problem`: why its state is not saved."""
+        message = f"rank {self.rank} was told to stop by {received.name}" + (problem and f"; {problem}")
         process_exit.write_termination_message(
             TerminationMessage(rank=self.rank, exception=received.name, message=message, step=self.step())
         )
@@ -75,6 +76,7 @@ class RankProcess:
         Raises:
             ConfigError: the job cannot work as it is configured.
             BadSteps: spec.health.badSteps demands that the attempt fails.
+            FinalCheckpointFailed: the training is complete, but could not be saved.
         """
         config = read_config()
         self._saves = config.checkpoint is not None
@@ -88,7 +90,7 @@ class RankProcess:
         exporter = None
         if world.local_rank == 0:
             exporter = MetricsExporter(config, world, self._attempt)
-            exporter.serve(int(os.environ.get(constants.ENV_METRICS_PORT) or constants.METRICS_PORT))
+            exporter.serve(launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT))
         if world.device.type == "cpu":
             keep_freed_memory()
         if self.rank >= world.size:
@@ -102,7 +104,7 @@ class RankProcess:
 
     def _serve(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
         """Be the parameter server until the workers are done."""
-        world.init_process_group(saves=self._saves)
+        world.init_process_group(saves=self._saves, patience=config.health.startup_timeout_seconds)
         guard = GradientGuard(config.health.bad_steps, bool)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)
@@ -113,8 +115,16 @@ class RankProcess:
     def _train(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
         """Train, and leave the final progress as the termination message (rank 0)."""
         self._run = build_run(config, world, self._attempt, exporter)
-        self._run.train()
         trainer = self._run.trainer
+        try:
+            self._run.train()
+        except FinalCheckpointFailed as error:
+            # Training is complete, so the job fails: a restart would only repeat its last steps.
+            if self._run.saver is None or not self._run.saver.stopping:
+                raise
+            # The pod was told to stop: it ends as it would otherwise, and the next attempt repeats the steps.
+            print(f"error: rank {self.rank}: {error}", file=sys.stderr)
+            self._exit_stopped(signal.SIGTERM, str(error))
         if self.rank == 0 and not trainer.interrupted:
             process_exit.write_termination_message(
                 TerminationMessage(

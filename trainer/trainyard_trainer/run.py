@@ -1,6 +1,8 @@
 """Builds everything that takes part in the training of one rank: the only place where it is wired together."""
 
+import errno
 import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
+
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+"""Errors of a volume on which no file can be created, after a restart either."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     samples = prepare(config)
-    world.init_process_group(saves=config.checkpoint is not None)
+    world.init_process_group(saves=config.checkpoint is not None, patience=config.health.startup_timeout_seconds)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
@@ -95,15 +100,24 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
 
 
 def _checkpoint_root() -> Path:
-    """Return the folder of the job on the checkpoint volume; it exists then.
+    """Return the folder of the job on the checkpoint volume; it exists then, and files can be created in it.
 
     Raises:
         ConfigError: the volume is not writable.
+        OSError: the storage fails.
     """
     root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
     try:
         root.mkdir(parents=True, exist_ok=True)
+        # The folder may be another user's, or the volume may be mounted read-only.
+        with tempfile.TemporaryFile(dir=root):
+            pass
     except OSError as error:
+        # A full volume costs the checkpoints that do not fit; an unavailable one may be back after a restart.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and root.is_dir():
+            return root
+        if error.errno not in _NOT_WRITABLE:
+            raise
         raise ConfigError(
             f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
             f"{os.getuid()} may write to"

@@ -90,6 +90,9 @@ class Trainer:
         """Train to the last step.
 
         Between reports and evaluations only the update waits for the device, since it needs the gradient's norm.
+
+        Raises:
+            FinalCheckpointFailed: training has ended or was told to stop, and its state could not be saved.
         """
         self._begin()
         first_step = self.step + 1

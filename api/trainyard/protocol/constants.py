@@ -35,7 +35,7 @@ CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
 LAUNCHER_FILE: Final = "launcher.py"
 """Program in `CONFIG_FOLDER` that starts a user's command."""
-LAUNCHER_FILES: Final = (LAUNCHER_FILE, "launcher_port.py", "launcher_protocol.py")
+LAUNCHER_FILES: Final = (LAUNCHER_FILE, "launcher_output.py", "launcher_port.py", "launcher_protocol.py", "log_tail.py")
 """Files of `trainyard.protocol` that the launcher program consists of."""
 CHECKPOINT_MOUNT: Final = "/checkpoints"
 

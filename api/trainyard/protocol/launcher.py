@@ -7,9 +7,9 @@ The operator sees that the pod is not ready, asks the launcher how the attempt e
 attempt or deletes the pod. A launcher that receives no request for a while exits with the exit code of its attempt.
 
 The launcher of the built-in trainer uses the classes of this module. For a user's own program (`restartPolicy.inPlace`)
-the module is run as a program: it starts the command given by its arguments, once per attempt. The operator mounts this
-file, `launcher_port.py` and `launcher_protocol.py` into the user's image, so they need only the standard library of
-Python 3.8.
+the module is run as a program: it starts the command given by its arguments, once per attempt, and copies its output.
+If the command fails without a termination message, the end of its output becomes one. The operator mounts this file and
+the other `constants.LAUNCHER_FILES` into the user's image, so they need only the standard library of Python 3.8.
 
 The launcher has a single thread. It alternates between checking its processes and serving its port; the kernel sends
 SIGIO when a connection has input, which ends the wait in between.
@@ -33,10 +33,14 @@ from typing import NoReturn
 
 if __package__:
     from trainyard.protocol import launcher_protocol as protocol
+    from trainyard.protocol.launcher_output import STDERR, STDOUT, OutputCopy
     from trainyard.protocol.launcher_port import Port, Response
+    from trainyard.protocol.log_tail import excerpt
 else:  # run as a program: the operator mounts the files into one folder of the user's image
     import launcher_protocol as protocol  # type: ignore[import-not-found, no-redef]
+    from launcher_output import STDERR, STDOUT, OutputCopy  # type: ignore[import-not-found, no-redef]
     from launcher_port import Port, Response  # type: ignore[import-not-found, no-redef]
+    from log_tail import excerpt  # type: ignore[import-not-found, no-redef]
 
 REQUEST_TIMEOUT_SECONDS = 60.0
 """Time that a launcher waits for a request after its attempt has failed."""
@@ -45,6 +49,8 @@ MIN_ATTEMPT_SECONDS = 30.0
 never have begun to train; its pod exits at once, so that the next attempt gets new pods."""
 REAP_SECONDS = 1.0
 """Time within which a killed process is gone, unless it is stuck in the kernel."""
+MAX_MESSAGE_BYTES = 4096
+"""Largest termination message that the kubelet keeps."""
 PORTS = 100
 """Number of rendezvous ports that a user's own program uses in turn, one per attempt in a pod, so that processes of an
 earlier attempt cannot meet those of a later one."""
@@ -78,11 +84,11 @@ class Launcher:
 
         The token is removed from the environment, so that ranks and their children do not inherit it.
         """
-        attempt = int(os.environ.get(protocol.ENV_ATTEMPT, "0"))
+        attempt = protocol.attempt_number()
         token = os.environ.pop(protocol.ENV_TOKEN, "")
         if not token:
             return cls(attempt)
-        number = int(os.environ.get(protocol.ENV_LAUNCHER_PORT) or protocol.LAUNCHER_PORT)
+        number = protocol.port_number(protocol.ENV_LAUNCHER_PORT, protocol.LAUNCHER_PORT)
         try:
             return cls(attempt, Port(token, number))
         except OSError as error:
@@ -212,7 +218,7 @@ def _processes() -> Iterator[tuple[int, int]]:
 def read_termination_message() -> str:
     """Return the current termination message of the pod; empty if there is none."""
     try:
-        return termination_message_path().read_text()
+        return termination_message_path().read_text("utf-8", "replace")
     except OSError:
         return ""
 
@@ -241,10 +247,16 @@ def main() -> NoReturn:
     while True:
         launcher.begin_attempt()
         started = time.monotonic()
-        code, stopped = _run(launcher, _environment(launcher.attempt - first))
+        output = [OutputCopy(STDOUT), OutputCopy(STDERR)]
+        code, stopped = _run(launcher, _environment(launcher.attempt - first), output)
         # The pod was told to stop, or a process cannot be killed: no other attempt may run in this pod.
-        if stopped or not kill_children():
+        ended = kill_children()
+        for copy in output:
+            copy.close()
+        if stopped or not ended:
             sys.exit(code)
+        if code != 0:
+            _explain_failure(output)
         # The attempt has ended by itself: another one helps only after a failure of a program that had begun to train.
         if not launcher.restart_requested:
             restartable = code != 0 and time.monotonic() - started >= MIN_ATTEMPT_SECONDS
@@ -267,7 +279,21 @@ def _unblock_all_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _run(launcher: Launcher, environment: dict[str, str]) -> tuple[int, bool]:
+def _explain_failure(output: list[OutputCopy]) -> None:
+    """Leave the end of the output as the termination message, unless the program has written one about its failure."""
+    try:
+        written = json.loads(read_termination_message())
+    except (ValueError, RecursionError):
+        written = read_termination_message()
+    # The final figures of `trainyard.reporter` are no explanation.
+    is_progress = isinstance(written, dict) and "progress" in written and not written.get("exception")
+    text = "\n".join(copy.text for copy in output)
+    if text.strip() and (is_progress or not written):
+        with contextlib.suppress(OSError):
+            termination_message_path().write_bytes(excerpt(text, MAX_MESSAGE_BYTES).encode())
+
+
+def _run(launcher: Launcher, environment: dict[str, str], output: list[OutputCopy]) -> tuple[int, bool]:
     """Run one attempt. Return its exit code as a shell would, and whether the pod was told to stop.
 
     The attempt also ends, with its processes still alive, when the operator requests another one.
@@ -276,15 +302,22 @@ def _run(launcher: Launcher, environment: dict[str, str]) -> tuple[int, bool]:
         child = subprocess.Popen(
             sys.argv[1:],
             env=environment,
+            stdout=output[0].write_end,
+            stderr=output[1].write_end,
             start_new_session=True,
             preexec_fn=_unblock_all_signals,  # noqa: PLW1509 (this process has no other thread)
         )
     except OSError as error:
         print(f"{sys.argv[1]}: {error.strerror}", file=sys.stderr)
         return 127, False  # as a shell: command not found
+    finally:
+        for copy in output:
+            copy.close_write_end()
     stopped = False
     while child.poll() is None and not launcher.poll_requests():
         received = wait_for_signal(1.0)
+        for copy in output:
+            copy.copy()
         if received in STOP_SIGNALS:
             stopped = True
             child.send_signal(received)

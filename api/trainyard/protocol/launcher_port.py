@@ -54,7 +54,7 @@ class Port:
         self._connections: list[_Connection] = []
         self._listener = socket.create_server(("", number), backlog=64)
         self.number: int = self._listener.getsockname()[1]
-        self._signal_on_input(self._listener)
+        signal_on_input(self._listener.fileno())
 
     def close(self) -> None:
         """Stop listening, and close all connections."""
@@ -85,7 +85,7 @@ class Port:
                 client, _ = self._listener.accept()
             except OSError:  # none is pending, or the client has closed it again
                 return
-            self._signal_on_input(client)
+            signal_on_input(client.fileno())
             self._connections.append(_Connection(client, time.monotonic() + _REQUEST_TIMEOUT_SECONDS))
 
     def _receive(self, connection: _Connection) -> bool:
@@ -111,13 +111,14 @@ class Port:
         trusted = hmac.compare_digest(token, self._token)
         return method.decode("ascii", "replace"), path.decode("ascii", "replace"), trusted
 
-    def _signal_on_input(self, connection: socket.socket) -> None:
-        """Make a socket non-blocking, and let the kernel send SIGIO when it has input."""
-        connection.setblocking(False)
-        # The signal goes to this thread, which blocks it. In any other thread it would end the process.
-        owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
-        fcntl.fcntl(connection, _F_SETOWN_EX, owner)
-        fcntl.fcntl(connection, fcntl.F_SETFL, fcntl.fcntl(connection, fcntl.F_GETFL) | os.O_ASYNC)
+
+def signal_on_input(descriptor: int) -> None:
+    """Make a socket or pipe non-blocking, and let the kernel send SIGIO when it has input."""
+    os.set_blocking(descriptor, False)
+    # The signal goes to this thread, which blocks it. In any other thread it would end the process.
+    owner = struct.pack("ii", _F_OWNER_TID, threading.get_native_id())
+    fcntl.fcntl(descriptor, _F_SETOWN_EX, owner)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _respond(connection: socket.socket, code: HTTPStatus, text: str) -> None:

@@ -10,6 +10,8 @@ Mounted into images of users together with `launcher.py`: standard library of Py
 All requests except /readyz need the job's token, as `Authorization: Bearer TOKEN`.
 """
 
+import os
+
 ENV_ATTEMPT = "TRAINYARD_ATTEMPT"
 """Number of the attempt that the processes of the pod take part in."""
 ENV_TOKEN = "TRAINYARD_TOKEN"
@@ -26,3 +28,19 @@ READY_PATH = "/readyz"
 STATE_PATH = "/v1/state"
 ATTEMPT_PATH = "/v1/attempt/"
 RELEASE_PATH = "/v1/release"
+
+
+def port_number(variable: str, default: int) -> int:
+    """Return the TCP port that an environment variable holds; the default if it is not set, or is no port.
+
+    A Service of the namespace may have a name such that the kubelet sets the variable to an address of it
+    (enableServiceLinks), for example to tcp://10.0.0.1:80.
+    """
+    text = os.environ.get(variable, "")
+    return int(text) if text.isdecimal() and int(text) < 65536 else default
+
+
+def attempt_number() -> int:
+    """Return the number of the attempt that this process takes part in; 0 outside of a job."""
+    text = os.environ.get(ENV_ATTEMPT, "")
+    return int(text) if text.isdecimal() else 0

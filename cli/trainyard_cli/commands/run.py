@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
+from trainyard.protocol.log_tail import read_end
 from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import ConditionType, Reason
 from trainyard_cli.commands.options import Manifest
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, report_problems
@@ -23,6 +26,9 @@ from trainyard_cli.views.display import Display
 from trainyard_cli.views.plot import save_plot
 from trainyard_cli.views.status import status_table
 from trainyard_cli.views.step_reports import read_reports
+
+LOG_LINES = 20
+"""Lines that are printed of the log of the pod that failed."""
 
 
 def run(
@@ -72,6 +78,7 @@ def run(
     else:
         write(job.to_dict(), output)
     _save_plot(job, target)
+    _print_log_of_failure(job, target)
     print_notice(f"logs: {target}/pods/*/log")
     raise typer.Exit(EXIT_INTERRUPTED if interrupted else exit_code(job))
 
@@ -80,8 +87,12 @@ def _check_machine(job: TrainingJob) -> None:
     """Check what a local run needs besides a valid manifest.
 
     Raises:
-        ManifestError: torch is not installed, or the data do not exist on this machine.
+        ManifestError: torch is not installed, or the data or an environment variable do not exist on this machine.
     """
+    from trainyard_operator.local.local_pod import env_problems  # imported late: other commands need no operator
+
+    if problems := env_problems(job):
+        raise ManifestError(problems)
     if job.spec.trainer is None:
         return
     if importlib.util.find_spec("torch") is None:
@@ -102,12 +113,13 @@ def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:
     pods.mkdir(parents=True, exist_ok=True)
     if not os.access(pods, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(pods))
-    checkpoints = folder / "checkpoints"
-    if job.spec.checkpoint is None or not any(checkpoints.glob("step-*")):
+    if job.spec.checkpoint is None:
         return
-    if fresh:
+    checkpoints = folder / "checkpoints"
+    if fresh and checkpoints.exists():
         shutil.rmtree(checkpoints)
-    else:
+    checkpoints.mkdir(exist_ok=True)
+    if any(checkpoints.glob("step-*")):
         print_notice(f"continuing from {checkpoints}; --fresh starts from the beginning")
 
 
@@ -122,6 +134,22 @@ async def _run(job: TrainingJob, folder: Path) -> tuple[TrainingJob, bool]:
                 local.changed.clear()
                 display.show(local.job, local.events)
         return local.job, local.interrupted
+
+
+def _print_log_of_failure(job: TrainingJob, folder: Path) -> None:
+    """Print the end of the log of the pod that failed first, unless the failure says all there is to say."""
+    failure = job.status.last_failure
+    failed = job.status.is_true(ConditionType.FAILED)
+    if not failed or failure is None or failure.pod is None or failure.reason == Reason.INVALID_CONFIG:
+        return
+    log = folder / "pods" / failure.pod / "log"
+    try:
+        lines = read_end(log).splitlines()[-LOG_LINES:]
+    except OSError:  # the pod was never started
+        return
+    if lines:
+        print_notice(f"end of {log}:")
+        stderr_console().print(Text.from_ansi("\n".join(lines)), highlight=False, soft_wrap=True)
 
 
 def _save_plot(job: TrainingJob, folder: Path) -> None:

@@ -1,17 +1,17 @@
 """Diagnosis of a failed attempt: which worker failed first, and what caused it. The plan decides what follows."""
 
-import json
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from trainyard.protocol import constants
+from trainyard.protocol.log_tail import LogFailure
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
 from trainyard_operator.lifecycle.containers import names_no_program
-from trainyard_operator.lifecycle.echo import is_echo
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
+from trainyard_operator.pod_input.log_tail import read_log_tail
 
 CAUSE_WINDOW = timedelta(seconds=3)
 """How long a failure that is probably the effect of another one waits for its cause to be observed."""
@@ -20,6 +20,8 @@ LOST_NODE_WINDOW = timedelta(seconds=90)
 deletes after 80 s (docs/failures.md)."""
 _MAX_REASON = 200
 _MAX_MESSAGE = 1000
+NO_EXPLANATION = "the program failed after it had reported its final figures; see the log of the pod"
+"""Message for a termination message that holds figures (`trainyard.reporter`), which replaces the end of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,11 +123,16 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
-    reason = _reason(worker)
+    # Final figures only: the failure came after them.
+    if message is not None and not message.exception and not message.message:
+        message = message.replace(rank=None, message=NO_EXPLANATION)
+    log = _log_failure(worker)
+    reason = _reason(worker, log)
     # The trainer reports these failures by exit codes; another program may use the codes as it likes.
-    if message is not None and worker.exit_code == constants.EXIT_INVALID_CONFIG:
+    own = message is not None and bool(message.exception)
+    if own and worker.exit_code == constants.EXIT_INVALID_CONFIG:
         reason = Reason.INVALID_CONFIG
-    elif message is not None and worker.exit_code == constants.EXIT_FINAL_CHECKPOINT_FAILED:
+    elif own and worker.exit_code == constants.EXIT_FINAL_CHECKPOINT_FAILED:
         reason = Reason.FINAL_CHECKPOINT_FAILED
     unrecoverable = reason in (Reason.INVALID_CONFIG, Reason.FINAL_CHECKPOINT_FAILED) or _has_no_program(worker)
     failure = Failure(
@@ -133,10 +140,10 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         pod=worker.name,
         node=worker.node,
         container=worker.container or None,
-        rank=message.rank if message else None,
+        rank=message.rank if message else log.rank,
         exit_code=worker.exit_code,
         reason=reason,
-        message=_message(worker)[:_MAX_MESSAGE],
+        message=(message.message if message else log.message)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
@@ -162,9 +169,7 @@ def _is_echo(worker: WorkerPod) -> bool:
     message = worker.trainer_message
     if message is not None:
         return message.peer_lost
-    if worker.state is not WorkerState.FAILED or worker.container:
-        return False
-    return is_echo(f"{_reason(worker)}: {_message(worker)}", worker.termination_message, worker.exit_code)
+    return worker.state is WorkerState.FAILED and _log_failure(worker).peer_lost
 
 
 def _never_starts(worker: WorkerPod, now: datetime) -> Diagnosis:
@@ -191,20 +196,27 @@ def _has_no_program(worker: WorkerPod) -> bool:
     return not_started(worker) and names_no_program(worker.termination_message)
 
 
-def _message(worker: WorkerPod) -> str:
-    """Return the trainer's own message, that of an init container, or the last line of the log."""
-    if worker.trainer_message:
-        return worker.trainer_message.message
-    return worker.termination_message if worker.container else _last_line(worker.termination_message)
+def _log_failure(worker: WorkerPod) -> LogFailure:
+    """Return what the end of the log of a program says, which leaves no message like the built-in trainer's."""
+    # The trainer has said it itself, and the message of an init container stays as it is.
+    if worker.trainer_message is not None:
+        return LogFailure()
+    if worker.container:
+        return LogFailure(worker.termination_message)
+    return read_log_tail(worker.termination_message)
 
 
-def _reason(worker: WorkerPod) -> str:
-    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error."""
+def _reason(worker: WorkerPod, log: LogFailure) -> str:
+    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error.
+
+    `log`: what the end of the log says, of a program that has left no message like the built-in trainer's.
+    """
     if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
         return worker.reason
     if worker.trainer_message and worker.trainer_message.exception:
         return worker.trainer_message.exception[:_MAX_REASON]
-    return _signal_name((worker.exit_code or 0) - 128) or "Error"
+    # A process that a signal has ended raised no exception: one in its log was caught before.
+    return _signal_name((worker.exit_code or 0) - 128) or log.exception or "Error"
 
 
 def _signal_name(number: int) -> str | None:
@@ -216,16 +228,3 @@ def _signal_name(number: int) -> str | None:
         return signal.Signals(number).name
     except ValueError:
         return None
-
-
-def _last_line(text: str) -> str:
-    """Return the last line of a log; if it is a JSON object with a message, that message."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    try:
-        entry = json.loads(lines[-1])
-    except (ValueError, RecursionError):
-        return lines[-1]
-    message = entry.get("message") if isinstance(entry, dict) else None
-    return message if isinstance(message, str) else lines[-1]

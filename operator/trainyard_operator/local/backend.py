@@ -28,13 +28,15 @@ from trainyard_operator.controller import launcher_client
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.local import pod_status
-from trainyard_operator.local.local_pod import HOST, LocalPod, env_value, read_termination_message
+from trainyard_operator.local.local_pod import HOST, LocalPod, env_value, expand, read_termination_message
 from trainyard_operator.local.process_tree import die_with_parent, kill_process_tree
 
 POD_UID_VARIABLE = "TRAINYARD_POD_UID"
 """Environment variable that identifies the process tree of a pod."""
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a pod."""
+CHECKPOINT_FOLDER = "checkpoints"
+"""Folder of the checkpoints in that of a run."""
 PROBE_SECONDS = 0.25
 """Period of the readiness probe, in seconds."""
 
@@ -50,7 +52,7 @@ class ProcessBackend:
             on_pod: called with each new state of a pod, and with True once it is gone.
             capacity: how many pods may run at a time; the others are unschedulable. None: any number.
         """
-        self.folder = folder
+        self.folder = folder.absolute()  # a program may change its working directory
         self._capacity = capacity
         self._scheduling = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -207,8 +209,8 @@ class ProcessBackend:
         with (running.folder / "log").open("wb") as output:
             try:
                 running.process = await asyncio.create_subprocess_exec(
-                    *(self._local(part) for part in container["command"]),
-                    *container.get("args", ()),
+                    *(self._local(expand(part, running.variables)) for part in container["command"]),
+                    *(expand(part, running.variables) for part in container.get("args", ())),
                     env=environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
@@ -226,23 +228,34 @@ class ProcessBackend:
 
     def _environment(self, running: LocalPod) -> dict[str, str]:
         """Return the environment of this process, overridden by the container's and then by this machine's values."""
+        environment = self._machine_environment(running)
+        for name, value in running.container_env.items():
+            environment.setdefault(name, expand(value, environment))
+        running.variables = environment
+        environment = {**os.environ, **environment}
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        share = max(1, len(os.sched_getaffinity(0)) // running.job.spec.world_size)
+        environment.setdefault("OMP_NUM_THREADS", str(share))
+        return environment
+
+    def _machine_environment(self, running: LocalPod) -> dict[str, str]:
+        """Return the variables whose values on this machine differ from those on a cluster."""
         labels = running.pod["metadata"]["labels"]
         port = self._ports.setdefault(labels[constants.LABEL_ATTEMPT], free_port())
-        job, environment = running.job, {**os.environ, **running.container_env}
-        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', os.defpath)}"
+        job, environment = running.job, dict[str, str]()
         for name in ("MASTER_ADDR", "PET_MASTER_ADDR"):
             environment[name] = HOST
         for name in ("MASTER_PORT", "PET_MASTER_PORT"):
             environment[name] = str(port)
-        share = max(1, len(os.sched_getaffinity(0)) // job.spec.world_size)
-        environment.setdefault("OMP_NUM_THREADS", str(share))
         environment[POD_UID_VARIABLE] = running.pod["metadata"]["uid"]
         environment[launcher_protocol.ENV_TERMINATION_LOG] = str(running.folder / "termination-log")
         environment[constants.ENV_METRICS_PORT] = str(running.metrics_port)
         environment[launcher_protocol.ENV_LAUNCHER_PORT] = str(running.launcher_port)
         environment[constants.ENV_GRACE] = str(GRACE)
         if constants.ENV_CHECKPOINTS in running.container_env:
-            environment[constants.ENV_CHECKPOINTS] = str(self.folder / "checkpoints")
+            checkpoints = self.folder / CHECKPOINT_FOLDER
+            checkpoints.mkdir(exist_ok=True)
+            environment[constants.ENV_CHECKPOINTS] = str(checkpoints)
         if (config := self._config.get(job.metadata.name)) is not None:
             environment[constants.ENV_CONFIG] = str(config / constants.CONFIG_FILE)
         return environment

@@ -8,10 +8,12 @@ from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import ParameterServerSpec, Workers
+from trainyard_operator.manifests.checkpoint_folder import folder_container
 from trainyard_operator.manifests.children import Manifest, child_metadata
 from trainyard_operator.manifests.merge import merge_pod_spec
 
-TRAINER_COMMAND = ["python", "-m", "trainyard_trainer"]
+TRAINER_COMMAND = ["python", "-P", "-m", "trainyard_trainer"]
+"""Command of the built-in trainer. -P: a module in the working directory must not replace one of the trainer's."""
 
 NON_ROOT = 65532
 """User and group ID of the built-in trainer."""
@@ -95,6 +97,10 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     if job.spec.checkpoint is not None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({"name": "checkpoints", **source})
+        if job.spec.trainer is None:  # the trainer creates the folder itself
+            template = _role_spec(job, index).template.spec.get("containers")
+            containers = template if isinstance(template, list) else []
+            spec["initContainers"] = [folder_container(worker, checkpoint_folder(job), containers)]
     if job.spec.trainer is not None and job.spec.checkpoint is not None:
         spec["terminationGracePeriodSeconds"] = _grace_seconds(job, index)
     if job.spec.image_pull_secrets:
@@ -206,6 +212,11 @@ def _add_launcher(worker: Manifest, secret: str) -> None:
     }
 
 
+def checkpoint_folder(job: TrainingJob) -> str:
+    """Return the path of the job's folder on the checkpoint volume."""
+    return f"{constants.CHECKPOINT_MOUNT}/{job.metadata.name}"
+
+
 def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str, Any]]:
     """Return the environment variables of the rendezvous, which a user's own program gets too.
 
@@ -233,7 +244,7 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
     if procs == 1 or job.spec.servers:
         values["WORLD_SIZE"] = str(job.spec.world_size + job.spec.servers)
     if job.spec.checkpoint is not None:
-        values[constants.ENV_CHECKPOINTS] = f"{constants.CHECKPOINT_MOUNT}/{job.metadata.name}"
+        values[constants.ENV_CHECKPOINTS] = checkpoint_folder(job)
         if job.spec.trainer is not None:
             values[constants.ENV_GRACE] = str(_grace_seconds(job, index))
     if job.spec.trainer is not None:

@@ -68,6 +68,14 @@ def size(folder: Path) -> int:
     return sum(file.bytes for file in Manifest.read(folder).files.values())
 
 
+def free_space(root: Path) -> str:
+    """Return in words how many bytes are free on the volume, for an error message."""
+    try:
+        return f"{shutil.disk_usage(root).free / 1e6:,.0f} MB are free on the volume"
+    except OSError as error:
+        return f"the volume does not respond: {error.strerror}"
+
+
 def file_checksum(path: Path) -> FileChecksum:
     """Read a file and return its size and checksum."""
     size = crc = 0

@@ -14,14 +14,21 @@ from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.consensus import Request, StepConsensus
 from trainyard_trainer.checkpoint.manifest import Manifest
-from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, save
+from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, free_shared_memory, local_bytes, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.optim.state import Tensors
-from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime import heartbeat, log, process_exit
+from trainyard_trainer.runtime.errors import FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
 
+RETRY_SECONDS = 1.0
+"""Pause before the first repetition of a final save that has failed; each further pause is twice as long."""
+MAX_RETRY_SECONDS = 30.0
+"""Longest pause between two attempts to save the final state."""
+EXIT_SECONDS = 1.0
+"""Part of the grace period that is left for the process to exit."""
 REMOVAL_SECONDS = 5.0
 """How long the end of a run waits for old checkpoints to be removed; the next save removes what is left."""
 
@@ -83,10 +90,15 @@ class Saver:
         self._pending: _PendingSave | None = None
         self._due = False
         """Whether a save waits for the next good step."""
-        self._last_step: int | None = None
         self._last_time = time.monotonic()
+        self._problem = ""
+        """Why the last save has failed; empty if it has not."""
+        self._told_to_stop: float | None = None
+        """Monotonic time at which this rank was told to stop."""
+        self.stopping = False
+        """Whether all ranks have agreed to save and stop before the training is complete."""
         self.step: int | None = None
-        """Step of the newest complete checkpoint; known to rank 0."""
+        """Step of the newest complete checkpoint."""
         self.resumed_step: int | None = None
         """Step of the checkpoint that this attempt resumes from."""
 
@@ -138,7 +150,7 @@ class Saver:
             if not self._world.all_true(problem is None):
                 damaged += 1
             elif not (before_bad_steps and Manifest.read(folder).bad_steps):
-                self._last_step = self.step = step
+                self.step = step
                 return step, damaged
         return None, damaged
 
@@ -146,6 +158,7 @@ class Saver:
 
     def request_stop(self) -> None:
         """Have all ranks save and stop after one of the next steps; may be called from any thread of any rank."""
+        self._told_to_stop = self._told_to_stop or time.monotonic()
         self._consensus.request(Request.STOP)
 
     def before_update(self) -> None:
@@ -159,6 +172,9 @@ class Saver:
 
         `applied`: whether the step has changed the parameters. After a bad step a save waits for the next good one,
         since a rollback needs a checkpoint from before the bad steps. Only the last save before a stop cannot wait.
+
+        Raises:
+            FinalCheckpointFailed: training must stop, and its state could not be saved.
         """
         heartbeat.beat(Phase.CONSENSUS)
         self._check_pending()
@@ -169,6 +185,7 @@ class Saver:
             self._consensus.request(Request.SAVE)
         agreed = self._consensus.poll()
         if agreed is Request.STOP:
+            self.stopping = True
             self.finish()
             return True
         # spec.checkpoint.everySteps: every rank counts for itself.
@@ -180,20 +197,46 @@ class Saver:
         return False
 
     def finish(self) -> None:
-        """Save the last step unless it is saved already, and wait until all checkpoints are complete."""
+        """Save the last step unless it is saved already, and wait until all checkpoints are complete.
+
+        A save that fails is repeated for as long as the grace period of the pod, since no later one can follow.
+
+        Raises:
+            FinalCheckpointFailed: no attempt has succeeded.
+        """
         self._finish_pending()
-        if self._state.step != self._last_step:
+        began, pause, attempts = time.monotonic(), RETRY_SECONDS, 0
+        while not self._world.all_true(self.step == self._state.step):
+            # The first attempt, or one more that can be complete in time on every rank.
+            if attempts > 0:
+                deadline = (self._told_to_stop or began) + process_exit.grace_seconds() - EXIT_SECONDS
+                took = time.monotonic() - self._last_time
+                if not self._world.all_true(time.monotonic() + pause + took < deadline):
+                    raise FinalCheckpointFailed(self._explain_failure(attempts), on_other_ranks=not self._problem)
+                time.sleep(pause)
+                pause = min(2 * pause, MAX_RETRY_SECONDS)
+            attempts += 1
             self._save(wait=True)
             self._finish_pending()
         if self._removal is not None:
             self._removal.join(REMOVAL_SECONDS)
+
+    def _explain_failure(self, attempts: int) -> str:
+        """Return why the final state is not saved, and what to do."""
+        newest = f"the newest checkpoint is of step {self.step}" if self.step else "there is no checkpoint"
+        tries = "once" if attempts == 1 else f"{attempts} times"
+        problem = self._problem or "the log of rank 0 says why"
+        return (
+            f"the state after step {self._state.step} could not be saved, tried {tries}: {problem}; {newest}; free or "
+            "enlarge the volume of spec.checkpoint"
+        )
 
     # --- saving --------------------------------------------------------------------------------------------------
 
     def _save(self, *, wait: bool) -> None:
         self._finish_pending()  # one save at a time
         began = time.perf_counter()
-        self._last_step, self._last_time = self._state.step, time.monotonic()
+        self._last_time = time.monotonic()
         result = self._start(*self._state.snapshot(), last=wait)
         self._pending = _PendingSave(self._state.step, self._last_time, result)
         self._report_stall(began)
@@ -209,12 +252,29 @@ class Saver:
             return result
         writer = CheckpointWriter(self._root, manifest)
         # A background process is not worth its start if it would write one checkpoint only, for which the run waits.
-        if self._background is None or (last and not self._background_used):
+        if last and not self._background_used:
+            self._background = None
+        elif not self._background_used:
+            self._check_shared_memory(tensors)
+        if self._background is None:
             return _finished(lambda: save(writer, tensors, self.group))
         self._background_used = True
         response = self._background.start(writer, tensors)
         self._staging = response.staging_completion
         return response.upload_completion
+
+    def _check_shared_memory(self, tensors: Tensors) -> None:
+        """Save without a background process if there is no memory for the copy of the tensors that it would write."""
+        free, needed = free_shared_memory(), local_bytes(tensors) * self._world.local_size
+        if self._background is None or self._world.all_true(free is None or needed <= free):
+            return
+        self._background = None
+        log.logger.warning(
+            "training waits for each checkpoint: a copy of the state needs %d MB of /dev/shm, which has %d MB; enlarge "
+            "/dev/shm, or set spec.checkpoint.async: false",
+            needed / 1e6,
+            (free or 0) / 1e6,
+        )
 
     def _wait_for_staging(self) -> None:
         if self._staging is not None:
@@ -250,17 +310,19 @@ class Saver:
         # when it died this is a broken pipe, an end of file, or an error of torch's that says so.
         if error is not None and (isinstance(error, ConnectionError) or not isinstance(error, FAILURES)):
             raise RuntimeError(f"the process that writes checkpoints has failed: {_first_line(error)}") from error
+        self._problem = "" if error is None else f"{_first_line(error)} ({catalog.free_space(self._root)})"
+        if error is None:
+            self.step = pending.step
         if self._world.rank != 0:
             return
         if error is not None:
-            log.logger.error("the checkpoint of step %d could not be written: %s", pending.step, _first_line(error))
+            log.logger.error("the checkpoint of step %d could not be written: %s", pending.step, self._problem)
             catalog.remove_partial(self._root)
             for observer in self._observers:
                 observer.checkpoint_failed(pending.step)
             return
-        self.step = pending.step
         seconds = time.monotonic() - pending.began
-        log.info(f"saved the checkpoint of step {self.step} in {seconds:.1f} s", checkpointStep=self.step)
+        log.info(f"saved the checkpoint of step {pending.step} in {seconds:.1f} s", checkpointStep=pending.step)
         size = self._size(pending.step)
         for observer in self._observers:
             observer.checkpoint_saved(pending.step, seconds, size)

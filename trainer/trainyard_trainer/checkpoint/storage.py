@@ -1,5 +1,6 @@
 """Saves and loads tensors through torch.distributed.checkpoint, which reshards them for any layout."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
+from torch.distributed.tensor import DTensor
 
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.optim.state import Shape, Tensors
@@ -39,6 +41,18 @@ def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | 
         FAILURES: the storage fails, on any rank.
     """
     state_dict_saver.save(dict(tensors), storage_writer=writer, process_group=group, no_dist=group is None)
+
+
+def local_bytes(tensors: Tensors) -> int:
+    """Return the bytes of this rank's parts of the tensors."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors.values())
+    return sum(t.numel() * t.element_size() for t in local if isinstance(t, torch.Tensor))
+
+
+def free_shared_memory() -> int | None:
+    """Return the bytes that are free in /dev/shm; None where there is none."""
+    folder = Path("/dev/shm")
+    return shutil.disk_usage(folder).free if folder.is_dir() else None
 
 
 def _nested(tensors: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

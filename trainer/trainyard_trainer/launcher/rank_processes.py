@@ -18,6 +18,8 @@ from trainyard.protocol.launcher import (
     unblock_launcher_signals,
     wait_for_signal,
 )
+from trainyard.protocol.launcher_output import STDERR, OutputCopy
+from trainyard.protocol.log_tail import find_failure
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.launcher.hang_detection import (
     CHECK_SECONDS,
@@ -32,11 +34,6 @@ from trainyard_trainer.launcher.pod_environment import PodEnvironment, oom_kill_
 from trainyard_trainer.runtime import heartbeat, process_exit
 from trainyard_trainer.runtime.heartbeat import Heartbeat, HeartbeatTable
 
-STOP_SECONDS = 10.0
-"""Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
-END_SECONDS = 2.0
-"""Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
-
 
 class RankProcesses:
     """The training processes of this pod in one attempt, and the single-threaded loop that watches them."""
@@ -46,6 +43,8 @@ class RankProcesses:
         self._launcher = launcher
         self._alive: dict[int, int] = {}
         """Local rank by process id."""
+        self._output: dict[int, OutputCopy] = {}
+        """Standard error of each rank, by local rank: NCCL ends a process without a word to Python."""
         self._heartbeats = HeartbeatTable(environment.local_size)
         self._stacks = StackTraces(self._heartbeats.stacks)
         self._detector = HangDetector(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
@@ -65,13 +64,17 @@ class RankProcesses:
         launcher = os.getpid()
         for local_rank in range(self._environment.local_size):
             sys.stdout.flush()
+            output = OutputCopy(STDERR)
             pid = os.fork()
             if pid == 0:
+                output.divert()
                 os.environ.update(self._environment.rank_environment(local_rank))
                 heartbeat.install(self._heartbeats.writer(local_rank))
                 self._launcher.close_port()
                 _run_rank(run, launcher)
+            output.close_write_end()
             self._alive[pid] = local_rank
+            self._output[local_rank] = output
 
     def wait(self) -> int:
         """Watch the ranks until all have ended, and return the pod's exit code.
@@ -81,6 +84,8 @@ class RankProcesses:
         """
         while self._alive and not (self._killed and time.monotonic() > self._deadline):
             received = wait_for_signal(min(CHECK_SECONDS, self._deadline - time.monotonic()))
+            for output in self._output.values():
+                output.copy()
             self._reap()
             # The operator has requested another attempt.
             if self._launcher.poll_requests() and not self._killed:
@@ -94,6 +99,8 @@ class RankProcesses:
             # Ranks have not ended in time.
             elif time.monotonic() > self._deadline and not self._killed:
                 self._kill()
+        for output in self._output.values():
+            output.close()
         self._log_stacks()
         local_ranks = range(self._environment.local_size)
         self._stepped = any(self._heartbeats.read(rank).attempt_steps > 0 for rank in local_ranks)
@@ -123,16 +130,18 @@ class RankProcesses:
             if local_rank is None or code == 0 or self._deadline < math.inf:
                 continue
             oom_killed = oom_kill_count() > self._oom_kills
-            self._code = _explain_exit(self._environment.first_rank + local_rank, code, oom_killed)
+            self._output[local_rank].copy()
+            rank, stderr = self._environment.first_rank + local_rank, self._output[local_rank].text
+            self._code = _explain_exit(rank, code, oom_killed, stderr)
             self._signal(signal.SIGINT)
-            self._deadline = time.monotonic() + END_SECONDS
+            self._deadline = time.monotonic() + process_exit.LAUNCHER_SECONDS
 
     def _stop(self, received: signal.Signals) -> None:
         """Forward a signal to the ranks, and give them time to save and to write their termination message."""
         self._stop_signal = received
         self._signal(received)
         if self._deadline == math.inf:
-            self._deadline = time.monotonic() + float(os.environ.get(constants.ENV_GRACE, STOP_SECONDS)) - END_SECONDS
+            self._deadline = time.monotonic() + process_exit.grace_seconds()
 
     def _check_for_hang(self) -> None:
         """If the ranks hang, report the state of each of them, and kill them."""
@@ -213,20 +222,33 @@ def stopped_before_training(received: signal.Signals) -> int:
     return 128 + received
 
 
-def _explain_exit(rank: int, code: int, oom_killed: bool) -> int:
+def _explain_exit(rank: int, code: int, oom_killed: bool, stderr: str) -> int:
     """Return the pod's exit code for that of a rank, and write the termination message of a rank killed by a signal.
 
-    `oom_killed`: whether the OOM killer has killed a process of this pod since the ranks were started.
+    Args:
+        rank: the rank.
+        code: its exit code; negative: the number of the signal.
+        oom_killed: whether the OOM killer has killed a process of this pod since the ranks were started.
+        stderr: the end of what it has written to standard error.
     """
     if code >= 0:
         return code
-    name = signal.Signals(-code).name
+    process_exit.write_termination_message(explain_signal(rank, signal.Signals(-code), oom_killed, stderr))
+    return 128 - code
+
+
+def explain_signal(rank: int, number: signal.Signals, oom_killed: bool, stderr: str) -> TerminationMessage:
+    """Return the termination message of a rank that was killed by a signal; for the arguments see `_explain_exit`."""
+    name, peer_lost = number.name, False
     # The exception is "OOMKilled", as Kubernetes has it where the entire container is killed.
-    if -code == signal.SIGKILL and oom_killed:
+    if number == signal.SIGKILL and oom_killed:
         exception, message = "OOMKilled", f"rank {rank} was killed by the OOM killer ({name})"
-    elif -code == signal.SIGKILL:
+    elif number == signal.SIGKILL:
         exception, message = name, f"rank {rank} was killed by {name}; the usual reason is a lack of memory"
+    # A process aborts itself after an error in C++; NCCL's watchdog does so when another rank is gone.
+    elif number == signal.SIGABRT and (failure := find_failure(stderr)).exception is not None:
+        exception, message = name, f"rank {rank} was killed by {name}: {failure.message}"
+        peer_lost = failure.peer_lost
     else:
         exception, message = name, f"rank {rank} was killed by {name}"
-    process_exit.write_termination_message(TerminationMessage(rank=rank, exception=exception, message=message))
-    return 128 - code
+    return TerminationMessage(rank=rank, exception=exception, message=message, peer_lost=peer_lost)

@@ -8,6 +8,18 @@ class ConfigError(ValueError):
     """
 
 
+class FinalCheckpointFailed(Exception):
+    """The state at the end of the training could not be saved, although the save was tried repeatedly.
+
+    The worker exits with EXIT_FINAL_CHECKPOINT_FAILED.
+    """
+
+    def __init__(self, message: str, *, on_other_ranks: bool) -> None:
+        """`on_other_ranks`: another rank has failed to save, and only that one knows why."""
+        super().__init__(message)
+        self.on_other_ranks = on_other_ranks
+
+
 class BadSteps(ArithmeticError):
     """Gradients are not finite or spike, and spec.health.badSteps demands that the attempt fails.
 

@@ -13,11 +13,21 @@ from typing import NoReturn
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
+from trainyard.protocol.log_tail import is_peer_loss
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.runtime.errors import BadSteps, ConfigError
+from trainyard_trainer.runtime.errors import BadSteps, ConfigError, FinalCheckpointFailed
 
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
+STOP_SECONDS = 10.0
+"""Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
+LAUNCHER_SECONDS = 2.0
+"""Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
+
+
+def grace_seconds() -> float:
+    """Return the seconds from a signal to stop until the launcher kills the ranks that are left."""
+    return float(os.environ.get(constants.ENV_GRACE) or STOP_SECONDS) - LAUNCHER_SECONDS
 
 
 def write_termination_message(message: TerminationMessage) -> None:
@@ -55,6 +65,9 @@ def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoR
     if isinstance(error, ConfigError):
         print(f"error: {error}", file=sys.stderr)
         exit_now(constants.EXIT_INVALID_CONFIG)
+    if isinstance(error, FinalCheckpointFailed):
+        print(f"error: {process}: {error}", file=sys.stderr)
+        exit_now(constants.EXIT_FINAL_CHECKPOINT_FAILED)
     if isinstance(error, BadSteps):
         print(f"error: {process}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
@@ -75,7 +88,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost:
         # Gloo puts a location in its source before the message, and advice after it.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
-    lost = lost or (isinstance(error, BadSteps) and error.on_other_ranks)
+    lost = lost or (isinstance(error, BadSteps | FinalCheckpointFailed) and error.on_other_ranks)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 
@@ -83,16 +96,18 @@ def is_peer_lost(error: Exception) -> bool:
     """Return whether an exception only means that another process has ended, or does not answer.
 
     Gloo raises a plain RuntimeError that names its transport, the store a DistStoreError or DistNetworkError
-    (which can also mean that the port of rank 0 is in use), NCCL a DistBackendError.
+    (which can also mean that the port of rank 0 is in use), NCCL a DistBackendError, and after its watchdog has aborted
+    the communicator any RuntimeError that says so.
     """
     from torch import distributed as dist
 
     text = str(error)
     if isinstance(error, dist.DistBackendError):
-        return "remote process exited" in text or "timeout" in text.lower()
+        return is_peer_loss(text) or "timeout" in text.lower()
     if isinstance(error, dist.DistError):
         return "failed to listen" not in text
-    return isinstance(error, RuntimeError) and "gloo/transport" in text
+    aborted = "communicator was aborted" in text
+    return isinstance(error, RuntimeError) and ("gloo/transport" in text or aborted)
 
 
 def exit_now(code: int) -> NoReturn:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from trainyard.protocol import launcher_protocol
+from trainyard.resource.health import DEFAULT_STARTUP_TIMEOUT
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.torch_internals import HashStore, PrefixStore, TCPStore, use_one_gloo_thread
 
@@ -50,18 +51,25 @@ class World:
             servers=servers,
         )
 
-    def init_process_group(self, *, saves: bool = False) -> None:
+    def init_process_group(self, *, saves: bool = False, patience: float = DEFAULT_STARTUP_TIMEOUT) -> None:
         """Set the device, and form the process groups with all other ranks.
 
         A parameter server may have no GPU, so the default group uses gloo then, and the ranks that train have another
-        group. `saves`: whether checkpoints will be written.
+        group.
+
+        Args:
+            saves: whether checkpoints will be written.
+            patience: seconds to wait for the other ranks, whose pods may still wait for a node or an image.
+
+        Raises:
+            DistStoreError: other ranks did not arrive in time.
         """
         use_one_gloo_thread()
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "nccl"
-        rendezvous = {"timeout": COLLECTIVE_TIMEOUT, **self._rendezvous()}
+        rendezvous = {"timeout": COLLECTIVE_TIMEOUT, **self._rendezvous(patience)}
         if self.servers:
             dist.init_process_group("gloo", **rendezvous)
             group = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, backend)
@@ -78,7 +86,7 @@ class World:
             control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
             self.control = control if isinstance(control, dist.ProcessGroup) else None
 
-    def _rendezvous(self) -> dict[str, Any]:
+    def _rendezvous(self, patience: float) -> dict[str, Any]:
         """Return the store through which the ranks of this attempt find each other.
 
         Ranks of an earlier attempt that are still alive must not be counted, so keys carry the number of the attempt.
@@ -89,9 +97,11 @@ class World:
         size = self.size + self.servers
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         # If the store waited for workers itself, it would count ranks of any attempt.
-        store = TCPStore(address, port, size, self.rank == 0, COLLECTIVE_TIMEOUT, wait_for_workers=False)
-        prefix = f"attempt {os.environ.get(launcher_protocol.ENV_ATTEMPT, '0')}"
-        return {"store": PrefixStore(prefix, store), "rank": self.rank, "world_size": size}
+        tcp_store = TCPStore(address, port, size, self.rank == 0, timedelta(seconds=patience), wait_for_workers=False)
+        store = PrefixStore(f"attempt {launcher_protocol.attempt_number()}", tcp_store)
+        _await_ranks(store, size, patience)
+        store.set_timeout(COLLECTIVE_TIMEOUT)
+        return {"store": store, "rank": self.rank, "world_size": size}
 
     def barrier(self) -> None:
         """Wait for all ranks, including parameter servers."""
@@ -126,6 +136,24 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
+
+
+def _await_ranks(store: PrefixStore, size: int, patience: float) -> None:
+    """Wait until all ranks of the attempt have reached the store.
+
+    Raises:
+        DistStoreError: they have not in `patience` seconds.
+        DistNetworkError: the process of rank 0 has ended.
+    """
+    if store.add("arrived", 1) == size:
+        store.set("all arrived", "")
+    try:
+        store.wait(["all arrived"], timedelta(seconds=patience))
+    except dist.DistStoreError as error:
+        raise dist.DistStoreError(
+            f"{store.add('arrived', 0)} of {size} ranks arrived within {patience:.0f} s "
+            "(spec.health.startupTimeoutSeconds)"
+        ) from error
 
 
 def _device(local_rank: int) -> torch.device:
