@@ -40,9 +40,11 @@ class Recorder(FakeClusterBackend):
         self.note("status")
         return await super().write_status(job, status)
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
-        return await super().create(job, manifests)
+        return await super().create(job, manifests, first=first)
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
