@@ -8,7 +8,7 @@ from datetime import datetime
 
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType
+from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
 from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.backoff import Backoff
@@ -27,6 +27,7 @@ from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
+from trainyard_operator.manifests.template import TemplateError
 
 log = logging.getLogger(__name__)
 
@@ -209,18 +210,21 @@ class Reconciler:
 
         Raises:
             Stale: pods of another attempt exist.
+            Refused: no pod can be built from the template.
         """
+        token = self.backend.launcher_token(job)
+        secret = secret_name(job, token) if job.spec.restarts_in_place else None
+        image = self.trainer_image
+        try:
+            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
+        except TemplateError as error:
+            raise Refused(Reason.PODS_REFUSED, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
         if others:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        token = self.backend.launcher_token(job)
         await self.backend.create(job, build_shared(job, token))
-        secret = secret_name(job, token) if job.spec.restarts_in_place else None
-        pods = [
-            build_pod(job, action.attempt, i, trainer_image=self.trainer_image, secret=secret) for i in action.indexes
-        ]
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(w.attempt == action.attempt for w in self.cache.workers(job.key))
         first = 1 if self.creation_backoff.has_failed(job.key) else max(1, accepted)
