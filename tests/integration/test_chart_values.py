@@ -47,6 +47,11 @@ def test_the_operator_runs_without_privileges() -> None:
     assert pod_spec()["securityContext"] == {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
 
 
+def test_no_service_of_the_namespace_sets_options_of_the_operator() -> None:
+    """A Service named trainyard would set TRAINYARD_PORT, as Kubernetes defines variables for Services."""
+    assert pod_spec()["enableServiceLinks"] is False
+
+
 def test_one_of_two_operators_may_be_drained_at_a_time() -> None:
     assert rendered("operator.replicas=2")["PodDisruptionBudget", "trainyard"]["spec"]["maxUnavailable"] == 1
 

@@ -341,11 +341,14 @@ class FakeClusterBackend:
         self.cluster._count_write(after=True)
         return answer
 
-    async def list_pods(self, job: TrainingJob) -> list[Pod]:
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         self._ask(job)
-        return [p for p in self.cluster.pods.values() if owner_uid(p) == job.metadata.uid]
+        pods = [p for p in self.cluster.pods.values() if owner_uid(p) == job.metadata.uid]
+        return [pod for pod in pods if identity(pod)[0] != other_than]
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
         return [self._create_one(job, manifest) for manifest in manifests]
 
     def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:

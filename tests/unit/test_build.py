@@ -4,8 +4,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
-from hypothesis import strategies as st
 from syrupy.assertion import SnapshotAssertion
 
 from tests.builders import make_job, served, trainer_spec
@@ -14,7 +12,6 @@ from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.lifecycle.observation import job_name_of
 from trainyard_operator.manifests.children import build_claim, build_config_map, build_service
-from trainyard_operator.manifests.merge import merge_pod_spec
 from trainyard_operator.manifests.pod import build_pod
 
 JOBS = {
@@ -170,8 +167,8 @@ def test_checkpoints_have_a_volume_a_folder_and_time_to_be_written(
         else make_job("train", checkpoint=checkpoint)
     )
     pod, env = pod_of(job), env_of(job)
-    assert {"name": "checkpoints", **source} in pod["spec"]["volumes"]
-    assert {"name": "checkpoints", "mountPath": "/checkpoints"} in worker_of(pod)["volumeMounts"]
+    assert {"name": "trainyard-checkpoints", **source} in pod["spec"]["volumes"]
+    assert {"name": "trainyard-checkpoints", "mountPath": "/checkpoints"} in worker_of(pod)["volumeMounts"]
     assert env["TRAINYARD_CHECKPOINTS"] == "/checkpoints/train"
     grace = "120" if trainer else None
     assert env.get("TRAINYARD_GRACE_SECONDS") == grace
@@ -282,70 +279,3 @@ def test_a_template_may_have_its_own_toleration_of_a_lost_node() -> None:
 def test_invalid_tolerations_are_left_to_the_api_server(given: Any) -> None:
     pod = pod_of(make_job(workers={"template": {"spec": {"tolerations": given}}}))
     assert pod["spec"]["tolerations"] == given
-
-
-# --- merging --------------------------------------------------------------------------------------------------
-
-
-def merged(template: dict[str, Any], own: dict[str, Any] | None = None) -> dict[str, Any]:
-    return merge_pod_spec(template, own or {"containers": [{"name": "worker", "image": "own"}]})
-
-
-def test_what_the_operator_sets_stands_and_the_rest_is_the_templates() -> None:
-    own = {"containers": [{"name": "worker", "image": "own"}], "restartPolicy": "Never"}
-    result = merged({"restartPolicy": "Always", "nodeName": "n"}, own)
-    assert (result["restartPolicy"], result["nodeName"]) == ("Never", "n")
-
-
-def test_the_worker_comes_first_and_other_containers_stay_as_they_are() -> None:
-    sidecar = {"name": "side", "image": "s", "env": [{"name": "A", "value": "1"}]}
-    assert merged({"containers": [sidecar]})["containers"] == [{"name": "worker", "image": "own"}, sidecar]
-
-
-def test_the_workers_container_is_merged_field_by_field() -> None:
-    own = {"containers": [{"name": "worker", "image": "own", "env": [{"name": "A", "value": "own"}]}]}
-    theirs = {"name": "worker", "image": "theirs", "tty": True, "env": [{"name": "A", "value": "x"}, {"name": "B"}]}
-    assert merged({"containers": [theirs]}, own)["containers"] == [
-        {"name": "worker", "image": "own", "tty": True, "env": [{"name": "A", "value": "own"}, {"name": "B"}]}
-    ]
-
-
-def test_a_volume_of_the_operator_replaces_one_of_the_same_name() -> None:
-    own = {"containers": [{"name": "worker", "image": "own"}], "volumes": [{"name": "shm", "emptyDir": {}}]}
-    template = {"volumes": [{"name": "shm", "hostPath": {"path": "/"}}, {"name": "data", "emptyDir": {}}]}
-    assert merged(template, own)["volumes"] == [{"name": "shm", "emptyDir": {}}, {"name": "data", "emptyDir": {}}]
-
-
-@pytest.mark.parametrize("name", ["securityContext", "automountServiceAccountToken"])
-def test_a_template_overrides_the_operators_defaults(name: str) -> None:
-    own = {"containers": [{"name": "worker", "image": "own"}], name: "ours"}
-    assert merged({name: "theirs"}, own)[name] == "theirs"
-    assert merged({}, own)[name] == "ours"
-
-
-def test_a_list_without_keys_is_the_operators_where_both_have_one() -> None:
-    own = {"containers": [{"name": "worker", "image": "own", "command": ["own"]}]}
-    template = {"containers": [{"name": "worker", "command": ["theirs", "long"]}]}
-    assert merged(template, own)["containers"][0]["command"] == ["own"]
-
-
-names = st.sampled_from(["worker", "a", "b", "c"])
-containers = st.lists(
-    st.fixed_dictionaries({"name": names, "image": st.text(max_size=3)}), unique_by=lambda c: str(c["name"])
-)
-volumes = st.lists(st.fixed_dictionaries({"name": names, "emptyDir": st.just({})}), unique_by=lambda v: str(v["name"]))
-
-
-@given(theirs=containers, their_volumes=volumes, our_volumes=volumes)
-def test_a_merge_loses_nothing_doubles_nothing_and_changes_no_input(
-    theirs: list[dict[str, Any]], their_volumes: list[dict[str, Any]], our_volumes: list[dict[str, Any]]
-) -> None:
-    template = {"containers": theirs, "volumes": their_volumes}
-    own = {"containers": [{"name": "worker", "image": "own"}], "volumes": our_volumes}
-    before = yaml.safe_dump([template, own])
-    result = merge_pod_spec(template, own)
-    assert yaml.safe_dump([template, own]) == before
-    for field in ("containers", "volumes"):
-        got = [entry["name"] for entry in result[field]]
-        assert sorted(got) == sorted({entry["name"] for side in (template, own) for entry in side[field]})
-    assert merge_pod_spec(result, own) == result, "merging again changes nothing"

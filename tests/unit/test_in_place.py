@@ -224,8 +224,8 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     worker = pod["spec"]["containers"][0]
     assert worker["command"] == ["python3", "/etc/trainyard/launcher.py", "train"]
     assert worker["args"] == ["--steps", "10"]
-    assert {"name": "config", "configMap": {"name": "job"}} in pod["spec"]["volumes"]
-    assert {"name": "config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
+    assert {"name": "trainyard-config", "configMap": {"name": "job"}} in pod["spec"]["volumes"]
+    assert {"name": "trainyard-config", "mountPath": "/etc/trainyard", "readOnly": True} in worker["volumeMounts"]
 
 
 def test_the_launcher_needs_only_the_standard_library_of_an_older_python() -> None:

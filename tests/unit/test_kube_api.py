@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import math
 from typing import Any
 
 import pytest
 
 from tests.builders import make_job, make_pod
 from tests.support import clock
-from trainyard_operator.kube.api import IN_FLIGHT, ApiError, KubeApi
+from trainyard_operator.kube.api import DIRECT, IN_FLIGHT, MAX_MESSAGE, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.backend import KubernetesBackend
 
 SECONDS = 0.1
@@ -17,22 +18,24 @@ SECONDS = 0.1
 class SlowApi(KubeApi):
     """A server that needs a tenth of a second for each answer."""
 
-    def __init__(self, *answers: tuple[int, str]) -> None:
+    def __init__(self, *answers: tuple[int, str], retry_after: str = "") -> None:
         self.counted: list[tuple[str, int]] = []
         super().__init__(None, lambda verb, code: self.counted.append((verb, code)))  # type: ignore[arg-type]
         self.answers = list(answers)
+        self.retry_after = retry_after
         self.now = self.most = 0
         self.queries: list[dict[str, str] | None] = []
 
     async def _send(
         self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, patience: float
-    ) -> tuple[int, str]:
+    ) -> tuple[int, str, str]:
         self.queries.append(query)
         self.now += 1
         self.most = max(self.most, self.now)
         await asyncio.sleep(SECONDS)
         self.now -= 1
-        return self.answers.pop(0) if self.answers else (201, json.dumps(body))
+        code, text = self.answers.pop(0) if self.answers else (201, json.dumps(body))
+        return code, text, self.retry_after
 
 
 def test_children_of_a_job_are_created_many_at_a_time_and_not_too_many() -> None:
@@ -41,8 +44,9 @@ def test_children_of_a_job_are_created_many_at_a_time_and_not_too_many() -> None
         pods = [make_pod(make_job(replicas=200), index) for index in range(200)]
         created = await KubernetesBackend(api, b"key").create(make_job(), pods)
         assert [pod["metadata"]["name"] for pod in created] == [pod["metadata"]["name"] for pod in pods]
-        assert api.most == IN_FLIGHT
-        rounds = len(pods) / IN_FLIGHT
+        assert api.most == PER_JOB
+        slow_start = [1, 2, 4, 8, 16, 32]
+        rounds = len(slow_start) + math.ceil((len(pods) - sum(slow_start)) / PER_JOB)
         assert asyncio.get_running_loop().time() == pytest.approx(rounds * SECONDS, rel=0.1), "not 20 s one by one"
 
     clock.run(scenario())
@@ -92,5 +96,39 @@ def test_a_response_other_than_success_is_an_error_with_the_servers_message(code
         assert (error.value.code, str(error.value)) == (code, message)
         assert api.counted == [("POST", code)]
         assert api.now == 0
+
+    clock.run(scenario())
+
+
+@pytest.mark.parametrize(("header", "seconds"), [("", 0), ("7", 7), ("Wed, 21 Oct 2037 07:28:00 GMT", 0), ("-1", 0)])
+def test_an_error_says_when_the_server_wants_to_be_asked_again(header: str, seconds: float) -> None:
+    async def scenario() -> None:
+        api = SlowApi((429, '{"message": "too many requests"}'), retry_after=header)
+        with pytest.raises(ApiError) as error:
+            await api.request("POST", "/pods", {})
+        assert error.value.retry_after == seconds
+
+    clock.run(scenario())
+
+
+def test_a_message_of_any_length_is_bounded_and_cleaned() -> None:
+    message = str(ApiError(422, "Invalid", "field is \x1b[31m" + "x" * 1_000_000 + "\udce9 wrong"))
+    assert len(message) == MAX_MESSAGE
+    assert message.startswith("field is [31mx")
+    assert message.endswith("x\N{REPLACEMENT CHARACTER} wrong")
+
+
+def test_many_requests_of_one_job_leave_slots_for_other_jobs_and_for_single_requests() -> None:
+    async def scenario() -> None:
+        api = SlowApi()
+        start = asyncio.get_running_loop().time()
+        flood = [asyncio.create_task(api.request("POST", "/pods", {}, flow="team/big")) for _ in range(10 * IN_FLIGHT)]
+        await clock.settle()
+        assert api.now == PER_JOB
+        others = [api.request("POST", "/pods", {}, flow="team/small") for _ in range(IN_FLIGHT - PER_JOB)]
+        await asyncio.gather(*others, *(api.request("GET", "/jobs") for _ in range(DIRECT)))
+        assert asyncio.get_running_loop().time() - start == pytest.approx(SECONDS)
+        assert api.most == IN_FLIGHT + DIRECT
+        await asyncio.gather(*flood)
 
     clock.run(scenario())

@@ -26,9 +26,11 @@ class Api:
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
         self.requests: list[tuple[str, str, Any]] = []
+        self.options: list[dict[str, Any]] = []
 
-    async def request(self, verb: str, path: str, body: Any = None, **_: Any) -> dict[str, Any]:
+    async def request(self, verb: str, path: str, body: Any = None, **options: Any) -> dict[str, Any]:
         self.requests.append((verb, path, body))
+        self.options.append(options)
         answer = self.answers.pop(0)
         if isinstance(answer, ApiError):
             raise answer
@@ -44,8 +46,12 @@ def make_backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
     return KubernetesBackend(api, b"key"), api  # type: ignore[arg-type]
 
 
-def error(code: int, message: str = "no") -> ApiError:
-    return ApiError(code, "Reason", message)
+def error(code: int, message: str = "no", **details: Any) -> ApiError:
+    return ApiError(code, "Reason", message, details=details)
+
+
+NO_NAMESPACE = error(404, 'namespaces "default" not found', name="default", kind="namespaces")
+TERMINATING = error(403, "being terminated", causes=[{"reason": "NamespaceTerminating", "field": "metadata.namespace"}])
 
 
 @pytest.mark.parametrize(
@@ -82,8 +88,18 @@ async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
 @pytest.mark.parametrize(
     ("answer", "meaning", "text"),
     [
-        (error(404), Gone, "the namespace of Service job does not exist any more"),
-        (error(403, "unable to create: namespace x is being terminated"), Gone, "being terminated"),
+        (NO_NAMESPACE, Gone, "the namespace of Service job does not exist any more"),
+        (TERMINATING, Gone, "being terminated"),
+        (
+            error(404, "a webhook finds nothing"),
+            Refused,
+            "the API server refuses Service job: a webhook finds nothing;",
+        ),
+        (
+            error(403, "a webhook says: x is being terminated"),
+            Refused,
+            "a webhook says: x is being terminated; correct",
+        ),
         (error(403, "exceeded quota: q"), Refused, "the API server refuses Service job: exceeded quota: q; correct "),
         (error(422, "invalid"), Refused, "the API server refuses Service job: invalid; correct "),
         (error(0, "down"), Unavailable, "down"),
@@ -167,12 +183,35 @@ async def test_a_claim_that_an_earlier_job_left_is_taken_over_if_it_was_to_be_re
             await backend.create(JOB, [wanted])
 
 
-async def test_one_refused_child_does_not_keep_the_others_from_being_created() -> None:
-    pods = [make_pod(JOB, index) for index in range(3)]
-    backend, api = make_backend(pods[0], error(403), pods[2])
+async def test_after_a_refused_pod_no_other_is_sent() -> None:
+    pods = [make_pod(JOB, index) for index in range(100)]
+    backend, api = make_backend(*pods[:3], error(403), *pods[4:])
     with pytest.raises(Refused):
         await backend.create(JOB, pods)
-    assert len(api.requests) == 3
+    assert len(api.requests) <= 7, "1, 2 and at most 4 in flight"
+
+
+async def test_objects_other_than_pods_are_created_although_one_is_refused() -> None:
+    config = build_config_map(JOB)
+    assert config is not None
+    backend, api = make_backend(error(403), config)
+    with pytest.raises(Refused):
+        await backend.create(JOB, [SERVICE, config])
+    assert len(api.requests) == 2
+
+
+async def test_a_child_with_an_unknown_field_is_not_created_without_it() -> None:
+    """The API server drops unknown fields unless it is asked to be strict."""
+    backend, api = make_backend(SERVICE)
+    await backend.create(JOB, [SERVICE])
+    assert api.options == [{"query": {"fieldValidation": "Strict"}, "flow": "default/job"}]
+
+
+async def test_the_time_after_which_a_server_wants_to_be_asked_again_is_kept() -> None:
+    backend, _ = make_backend(ApiError(429, "TooManyRequests", "slow down", retry_after=7))
+    with pytest.raises(Unavailable) as failure:
+        await backend.create(JOB, [SERVICE])
+    assert failure.value.retry_after == 7
 
 
 async def test_only_the_jobs_own_pods_are_listed() -> None:
@@ -180,8 +219,9 @@ async def test_only_the_jobs_own_pods_are_listed() -> None:
     unlabelled = make_pod(JOB, 2)
     unlabelled["metadata"]["labels"] = {"trainyard.dev/job-name": "job"}
     backend, api = make_backend({"items": [mine, foreign, unlabelled]})
-    assert await backend.list_pods(JOB) == [mine]
-    assert api.requests[0][1] == "/api/v1/namespaces/default/pods?trainyard.dev/job-name=job"
+    assert await backend.list_pods(JOB, other_than=7) == [mine]
+    selector = "trainyard.dev/job-name=job,trainyard.dev/attempt!=7"
+    assert api.requests[0][1] == f"/api/v1/namespaces/default/pods?{selector}"
 
 
 async def test_a_pod_is_deleted_under_its_uid() -> None:
@@ -221,6 +261,12 @@ async def test_an_event_points_at_the_job() -> None:
     assert body["involvedObject"]["uid"] == "uid-1"
     assert (body["type"], body["reason"], len(body["message"])) == ("Warning", "WorkerFailed", 1024)
     json.dumps(body)
+
+
+async def test_an_event_says_in_one_line_what_a_pod_wrote() -> None:
+    backend, api = make_backend({})
+    await backend.record_event(JOB, Event("Warning", "WorkerFailed", "line 1\n\x1b[31mline 2\udce9"))
+    assert api.requests[0][2]["message"] == "line 1 [31mline 2\N{REPLACEMENT CHARACTER}"
 
 
 async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.support import clock
-from trainyard_operator.controller.work_queue import MAX_BACKOFF, MIN_BACKOFF, WorkQueue
+from trainyard_operator.controller.backoff import MAX_BACKOFF, MIN_BACKOFF
+from trainyard_operator.controller.work_queue import WorkQueue
 
 Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
 
@@ -134,6 +135,46 @@ def test_a_dropped_key_leaves_no_timer_and_no_failures_behind() -> None:
         await asyncio.sleep(1000)
         assert len(queue) == 0
         assert queue.retry("a") == MIN_BACKOFF
+
+    play(scenario)
+
+
+def test_nothing_that_is_added_ends_a_backoff_but_a_change_by_a_user_does() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for _ in range(12):
+            queue.add("a")
+            assert await queue.get() == "a"
+            wait = queue.retry("a")
+            queue.add("a")  # an event while it is processed
+            queue.done("a")
+            queue.add("a")
+            queue.add_after("a", wait / 2)
+            assert len(queue) == 0
+            failed = now()
+            assert await queue.get() == "a"
+            assert now() - failed == pytest.approx(wait, abs=0.01)
+            queue.retry("a")
+            queue.done("a")
+            queue.add_now("a")
+            assert len(queue) == 1
+            assert await queue.get() == "a"
+            assert queue.retry("a") == MIN_BACKOFF, "what the user has changed has not failed yet"
+            queue.add_now("a")
+            queue.done("a")
+            assert await taken(queue) == ["a"], "a change during a try that fails is not lost"
+            queue.done("a")
+        await asyncio.sleep(1000)
+        assert len(queue) == 0
+
+    play(scenario)
+
+
+def test_a_server_may_ask_for_more_time_than_the_backoff_but_not_for_hours() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        assert queue.retry("a", at_least=7) == 7
+        assert queue.retry("a", at_least=0) == 2 * MIN_BACKOFF
+        assert queue.retry("a", at_least=10_000) == MAX_BACKOFF
+        assert [queue.retry("a", at_most=1) for _ in range(9)][-1] == 1
 
     play(scenario)
 

@@ -12,10 +12,10 @@ from tests.builders import TRAINER_IMAGE, make_job, make_pod, make_worker, train
 from tests.support import clock, kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
+from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.reconciler import Reconciler
+from trainyard_operator.controller.reconciler import CREATED_AT_ONCE, Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod
 from trainyard_operator.manifests.children import secret_name
@@ -40,9 +40,11 @@ class Recorder(FakeClusterBackend):
         self.note("status")
         return await super().write_status(job, status)
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
-        return await super().create(job, manifests)
+        return await super().create(job, manifests, first=first)
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
@@ -254,6 +256,47 @@ def test_a_refused_pod_is_reported_in_the_status_until_it_is_created() -> None:
             condition = operator.job.status.condition(ConditionType.RUNNING)
             assert condition is not None
             assert condition.reason == "WaitingForPods"
+
+    clock.run(scenario())
+
+
+def test_a_template_from_which_no_pod_can_be_built_is_reported_with_the_fix(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        operator = Operator(workers={"template": {"spec": {"containers": [{"image": "y"}]}}})
+        async with operator.working():
+            await asyncio.sleep(30)
+            condition = operator.job.status.condition(ConditionType.RUNNING)
+            assert condition is not None
+            assert (condition.reason, condition.message) == (
+                "PodsRefused",
+                "spec.workers.template.spec.containers[0].name: is required and must be a text; add it",
+            )
+            assert "bug" not in operator.outcomes
+            assert not any(call.startswith("create") for call in operator.backend.calls)
+
+    clock.run(scenario())
+    assert not any(record.exc_info for record in caplog.records)
+
+
+def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between_them() -> None:
+    async def scenario() -> None:
+        operator = Operator(replicas=3 * CREATED_AT_ONCE)
+        parts: list[int] = []
+        create = operator.backend.create
+
+        async def count(job: TrainingJob, manifests: Sequence[dict[str, Any]], **kw: Any) -> list[dict[str, Any]]:
+            if manifests[0]["kind"] == "Pod":
+                parts.append(len(manifests))
+                if len(parts) == 2:
+                    operator.cluster.edit(suspend=True)
+                    operator.cache.put_job(operator.job)
+            return await create(job, manifests, **kw)
+
+        operator.backend.create = count  # type: ignore[method-assign]
+        async with operator.working():
+            await asyncio.sleep(1)
+            assert parts == [CREATED_AT_ONCE] * 2
+            assert operator.job.status.phase == Phase.SUSPENDING
 
     clock.run(scenario())
 

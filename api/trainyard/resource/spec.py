@@ -52,9 +52,12 @@ class PodTemplate(ApiModel):
     """Labels and annotations that are added to every pod."""
     spec: OpaqueObject = Field(default_factory=dict)
     """Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... A container named worker is
-    merged into the operator's own, for example to add volumeMounts, env or a securityContext; other containers run
-    beside it as they are. The API server checks these fields only when pods are created, and a pod that it refuses is
-    reported in the condition Running."""
+    merged into the operator's own, for example to add volumeMounts, env, ports or a securityContext; other containers
+    run beside it as they are. The fields of a securityContext are added to the operator's one by one. A volume that is
+    mounted at /dev/shm or /tmp replaces the operator's there; by default /dev/shm is as large as the memory limit, or
+    without one 8Gi per rank. Names of volumes that start with trainyard- and the port name launcher are reserved. The
+    API server checks these fields only when pods are created, and a pod that it refuses is reported in the condition
+    Running."""
 
 
 class Workers(ApiModel):
@@ -112,7 +115,8 @@ class EnvVar(ApiModel):
     name: Annotated[str, Field(min_length=1, max_length=256)]
     """Name of the variable. The operator sets those of the rendezvous (MASTER_ADDR, PET_NNODES, ...) itself."""
     value: Annotated[str, Field(max_length=32_768)] | None = None
-    """Value of the variable. Give either value or valueFrom."""
+    """Value of the variable; it may refer to others, also to the operator's: $(TRAINYARD_JOB_NAME). Give either value
+    or valueFrom."""
     value_from: OpaqueObject | None = None
     """Source of the value, as in a pod: fieldRef, resourceFieldRef, configMapKeyRef or secretKeyRef."""
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard_operator.controller.backoff import MAX_BACKOFF
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
 
@@ -18,12 +19,17 @@ class BackendError(Exception):
     """Level at which the reconciler logs the error."""
     explanation: ClassVar[str] = "the request failed; retrying"
     """What the error means, and what the operator does about it."""
+    max_backoff: ClassVar[float] = MAX_BACKOFF
+    """Limit of the back-off in seconds."""
+    retry_after: float = 0.0
+    """Seconds that the API server wants the operator to wait."""
 
 
 class Stale(BackendError):
     """The decision was made from outdated data."""
 
     log_level = logging.DEBUG
+    max_backoff = 1.0  # the data is updated within moments
     explanation = "the cached state was outdated; reconciling again"
 
 
@@ -38,6 +44,10 @@ class Unavailable(BackendError):
     """The API server does not answer, or asks for a delay."""
 
     explanation = "the API server did not answer; retrying"
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Refused(BackendError):
@@ -64,12 +74,23 @@ class Backend(Protocol):
         """
         ...
 
-    async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """Return the pods of the job as they are now, not as a cache has them."""
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return the job's pods as they are now, not as a cache has them.
+
+        Args:
+            job: the job.
+            other_than: only pods of other attempts than this one; None: all pods.
+        """
         ...
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Create children in parallel and return them; a child that the job already owns is returned as it is."""
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
+        """Create children in parallel and return them; a child that the job already owns is returned as it is.
+
+        Pods are created with slow start: `first` at a time in the beginning, then more and more, and none after a
+        failure.
+        """
         ...
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:

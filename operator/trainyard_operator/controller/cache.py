@@ -66,6 +66,17 @@ class Cache:
         """Return an iterator over the keys and entries of all jobs."""
         return ((key, entry) for key, entry in list(self._entries.items()) if entry.job is not None)
 
+    def changes_spec(self, job: TrainingJob) -> bool:
+        """Return whether a user has created, changed or deleted a job since the version of it that is cached."""
+        entry = self._entries.get(job.key)
+        cached = entry.job.metadata if entry is not None and entry.job is not None else None
+        given = job.metadata
+        return cached is None or (cached.uid, cached.generation, cached.deletion_timestamp) != (
+            given.uid,
+            given.generation,
+            given.deletion_timestamp,
+        )
+
     def put_job(self, job: TrainingJob) -> Key:
         """Cache a job, unless a newer version of it is cached. Return its key."""
         key = job.key

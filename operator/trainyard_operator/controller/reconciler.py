@@ -3,15 +3,15 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from trainyard.protocol import constants
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType
+from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
-from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale
+from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.backoff import Backoff
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import (
@@ -22,13 +22,31 @@ from trainyard_operator.lifecycle.actions import (
     ReleaseWorkers,
     RestartInPlace,
 )
-from trainyard_operator.lifecycle.observation import CreationError, Observation, Pod, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
+from trainyard_operator.manifests.template import TemplateError
 
 log = logging.getLogger(__name__)
+
+CREATED_AT_ONCE = 500
+"""Pods that one reconciliation creates at most (as in the Job controller): so a large group takes turns with other
+jobs, and a suspension takes effect soon."""
+
+
+class CreationFailed(Exception):
+    """Pods could not be created; everything else about the job is reconciled as before.
+
+    Args:
+        error: why they could not.
+        wait: seconds until the next try.
+    """
+
+    def __init__(self, error: BackendError, wait: float) -> None:
+        super().__init__(str(error))
+        self.error, self.wait = error, wait
 
 
 @dataclass(slots=True)
@@ -42,8 +60,10 @@ class Reconciler:
     clock: Callable[[], datetime] = utc_now
     on_reconciled: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
     """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
+    creation_backoff: Backoff[Key] = field(default_factory=Backoff)
+    """Holds creations back after a failure, so that other events of a job lead to none."""
 
-    async def run(self, parallel: int = 16) -> None:
+    async def run(self, parallel: int = 64) -> None:
         """Reconcile until cancelled, up to `parallel` jobs at a time."""
         async with asyncio.TaskGroup() as group:
             for _ in range(parallel):
@@ -66,12 +86,18 @@ class Reconciler:
             wake_after = await self.reconcile(key)
         # The job does not exist any more: there is nothing to retry.
         except Gone:
-            self.queue.drop(key)
+            self._forget(key)
+        # Pods could not be created: report that in the status, and create no others before the back-off has ended.
+        except CreationFailed as failure:
+            outcome = type(failure.error).__name__
+            _log_failure(key, failure.error, failure.wait)
+            self.queue.forget(key)
+            self.queue.add(key)
         # A request failed: retry with back-off.
         except BackendError as error:
             outcome = type(error).__name__
-            wait = self.queue.retry(key)
-            log.log(error.log_level, "%s/%s: %s: %s; next try in %.2f s", *key, error.explanation, error, wait)
+            wait = self.queue.retry(key, at_least=error.retry_after, at_most=error.max_backoff)
+            _log_failure(key, error, wait)
         # The operator has a bug: log the traceback, and retry with back-off.
         except Exception:
             outcome = "bug"
@@ -93,7 +119,7 @@ class Reconciler:
         entry = self.cache.get(key)
         # The job is gone or being deleted: the garbage collector deletes its children.
         if entry is None or entry.job is None or entry.job.metadata.deletion_timestamp:
-            self.queue.drop(key)
+            self._forget(key)
             return None
         job = entry.job
         await self._query_launchers(job, entry, key)
@@ -109,8 +135,13 @@ class Reconciler:
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
             await self.backend.record_event(job, event)
-        await self._act(job, entry, step)
-        return step.wake_after
+        more_after = await self._act(job, entry, step)
+        return min((seconds for seconds in (step.wake_after, more_after) if seconds is not None), default=None)
+
+    def _forget(self, key: Key) -> None:
+        """Forget the failures of a job that is gone."""
+        self.queue.drop(key)
+        self.creation_backoff.reset(key)
 
     async def _confirm_no_pods(self, job: TrainingJob) -> None:
         """Check that the job has no pods, since the cache may lag behind.
@@ -146,11 +177,13 @@ class Reconciler:
             states = await self.backend.get_launcher_states(job, [entry.pods[w.name] for w in unclear])
             entry.launcher_states.update({w.uid: state for w, state in zip(unclear, states, strict=True) if state})
 
-    async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
+    async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> float | None:
+        """Take the actions of a plan. Return the seconds after which more pods may be created (None: no more)."""
+        more_after = None
         for action in step.actions:
             match action:
                 case CreateWorkers():
-                    await self._create(job.effective_job, entry, action)
+                    more_after = await self._create(job.effective_job, entry, action)
                 case CreatePlaceholders():
                     await self._create_placeholders(job, action)
                 case DeleteWorkers():
@@ -161,36 +194,58 @@ class Reconciler:
                 case ReleaseWorkers(workers=workers):
                     pods = [entry.pods[w.name] for w in workers]
                     _note_states(entry, workers, await self.backend.release(job, pods))
+        return more_after
 
-    async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
-        """Create pods, and remember for the status whether the API server refused one."""
+    async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
+        """Create pods as far as the back-off allows, and remember for the status whether one was refused.
+
+        Return the seconds after which the others may be created; None if all exist.
+
+        Raises:
+            CreationFailed: a request failed; nothing is created before the back-off has ended.
+        """
+        # What was refused is not sent again because of an event, but at once when the user has changed the spec.
+        version = (job.metadata.uid, job.metadata.generation, action.attempt)
+        if wait := self.creation_backoff.remaining(job.key, version):
+            return wait
+        indexes = action.indexes[:CREATED_AT_ONCE]
         try:
-            await self._create_group(job, action)
-        except Refused as error:
-            entry.creation_error = CreationError(error.reason, str(error))
-            raise
+            await self._create_group(job, replace(action, indexes=indexes))
+        except (Refused, Unavailable) as error:
+            if isinstance(error, Refused):
+                entry.creation_error = CreationError(error.reason, str(error))
+            wait = self.creation_backoff.fail(job.key, version, at_least=error.retry_after)
+            raise CreationFailed(error, wait) from error
         entry.creation_error = None
+        self.creation_backoff.reset(job.key)
+        return 0.0 if len(indexes) < len(action.indexes) else None
 
     async def _create_group(self, job: TrainingJob, action: CreateWorkers) -> None:
         """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
 
-        The cache may lag behind, so the fence between attempts costs one list per group.
+        The cache may lag behind, so the fence between attempts costs one list.
 
         Raises:
             Stale: pods of another attempt exist.
+            Refused: no pod can be built from the template.
         """
-        others = [p for p in await self.backend.list_pods(job) if _attempt(p) != action.attempt]
+        token = self.backend.launcher_token(job)
+        secret = secret_name(job, token) if job.spec.restarts_in_place else None
+        image = self.trainer_image
+        try:
+            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
+        except TemplateError as error:
+            raise Refused(Reason.PODS_REFUSED, str(error)) from error
+        others = await self.backend.list_pods(job, other_than=action.attempt)
         if others:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        token = self.backend.launcher_token(job)
         await self.backend.create(job, build_shared(job, token))
-        secret = secret_name(job, token) if job.spec.restarts_in_place else None
-        pods = [
-            build_pod(job, action.attempt, i, trainer_image=self.trainer_image, secret=secret) for i in action.indexes
-        ]
-        for pod in await self.backend.create(job, pods):
+        # What the API server has accepted of this attempt shows how many more it will.
+        accepted = sum(w.attempt == action.attempt for w in self.cache.workers(job.key))
+        first = 1 if self.creation_backoff.has_failed(job.key) else max(1, accepted)
+        for pod in await self.backend.create(job, pods, first=first):
             self.cache.put_pod(pod)
 
     async def _create_placeholders(self, job: TrainingJob, action: CreatePlaceholders) -> None:
@@ -216,5 +271,5 @@ def _note_states(entry: Entry, workers: tuple[WorkerPod, ...], states: list[PodS
             entry.launcher_states[worker.uid] = state
 
 
-def _attempt(pod: Pod) -> int:
-    return int(pod["metadata"]["labels"][constants.LABEL_ATTEMPT])
+def _log_failure(key: Key, error: BackendError, wait: float) -> None:
+    log.log(error.log_level, "%s/%s: %s: %s; next try in %.2f s", *key, error.explanation, error, wait)

@@ -5,25 +5,28 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
-K = TypeVar("K", bound=Hashable)
+from trainyard_operator.controller.backoff import MAX_BACKOFF, Backoff
 
-MIN_BACKOFF = 0.05
-MAX_BACKOFF = 60.0
+K = TypeVar("K", bound=Hashable)
 
 
 class WorkQueue(Generic[K]):
     """A queue of keys with the semantics of client-go's: deduplicated, delayed, with back-off per key.
 
-    A key that is added while it is being processed is queued once more after `done`. Times are those of the event loop,
-    in seconds. All methods must be called in the thread of the loop.
+    A key that is added while it is being processed is queued once more after `done`. A key that has failed is held
+    until its back-off ends, whatever is added meanwhile. Times are those of the event loop, in seconds. All methods
+    must be called in the thread of the loop.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[K, float] = OrderedDict()  # key -> time of arrival
         self._processing: set[K] = set()
         self._dirty: set[K] = set()
+        self._urgent: set[K] = set()
         self._timers: dict[K, asyncio.TimerHandle] = {}
-        self._failures: dict[K, int] = {}
+        self._held: set[K] = set()
+        """Keys in their back-off, each with a timer."""
+        self._backoff: Backoff[K] = Backoff()
         self._arrival = asyncio.Event()
         self._last_done = self._now()
 
@@ -31,7 +34,9 @@ class WorkQueue(Generic[K]):
         return len(self._waiting)
 
     def add(self, key: K) -> None:
-        """Queue `key` at once."""
+        """Queue `key`: at once, or if it has failed at the end of its back-off."""
+        if key in self._held:
+            return
         self._cancel_timer(key)
         if key in self._processing:
             self._dirty.add(key)
@@ -41,8 +46,18 @@ class WorkQueue(Generic[K]):
             self._waiting[key] = self._now()
             self._arrival.set()
 
+    def add_now(self, key: K) -> None:
+        """Queue `key` at once, also during its back-off, since a user has changed what it stands for."""
+        if key in self._processing:
+            self._urgent.add(key)
+            return
+        self.drop(key)
+        self.add(key)
+
     def add_after(self, key: K, seconds: float) -> None:
-        """Queue `key` in `seconds`; of several deadlines the earliest wins."""
+        """Queue `key` in `seconds`; of several deadlines the earliest wins, but none ends a back-off."""
+        if key in self._held:
+            return
         if seconds <= 0:
             self.add(key)
             return
@@ -51,19 +66,19 @@ class WorkQueue(Generic[K]):
         if timer is not None and timer.when() <= due:
             return
         self._cancel_timer(key)
-        self._timers[key] = asyncio.get_running_loop().call_at(due, self._on_timer, key)
+        self._set_timer(key, due)
 
-    def retry(self, key: K) -> float:
-        """Queue `key` again after a failure, with exponential back-off. Return the wait in seconds."""
-        failures = self._failures.get(key, 0)
-        self._failures[key] = failures + 1
-        wait = min(MAX_BACKOFF, MIN_BACKOFF * 2.0 ** min(failures, 32))
-        self.add_after(key, wait)
+    def retry(self, key: K, *, at_least: float = 0.0, at_most: float = MAX_BACKOFF) -> float:
+        """Hold `key` after a failure, with exponential back-off, then queue it again. Return the wait in seconds."""
+        wait = self._backoff.fail(key, at_least=at_least, at_most=at_most)
+        self._cancel_timer(key)
+        self._set_timer(key, self._now() + wait)
+        self._held.add(key)
         return wait
 
     def forget(self, key: K) -> None:
         """Reset the back-off of `key` after a success."""
-        self._failures.pop(key, None)
+        self._backoff.reset(key)
 
     def drop(self, key: K) -> None:
         """Reset the back-off and the delay of a key whose job is gone.
@@ -71,6 +86,7 @@ class WorkQueue(Generic[K]):
         A key that was added meanwhile stays queued: it may belong to a new job of that name.
         """
         self.forget(key)
+        self._held.discard(key)
         self._cancel_timer(key)
 
     async def get(self) -> K:
@@ -86,8 +102,12 @@ class WorkQueue(Generic[K]):
         """Mark a key as processed, successfully or not."""
         self._processing.discard(key)
         self._last_done = self._now()
-        if key in self._dirty:
-            self._dirty.discard(key)
+        dirty, urgent = key in self._dirty, key in self._urgent
+        self._dirty.discard(key)
+        self._urgent.discard(key)
+        if urgent:
+            self.add_now(key)
+        elif dirty:
             self.add(key)
 
     def stalled_seconds(self) -> float:
@@ -96,8 +116,12 @@ class WorkQueue(Generic[K]):
             return 0.0
         return self._now() - self._last_done
 
+    def _set_timer(self, key: K, due: float) -> None:
+        self._timers[key] = asyncio.get_running_loop().call_at(due, self._on_timer, key)
+
     def _on_timer(self, key: K) -> None:
         self._timers.pop(key, None)
+        self._held.discard(key)
         self.add(key)
 
     def _cancel_timer(self, key: K) -> None:

@@ -7,7 +7,7 @@ pool and token refresh are the package's.
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlencode
@@ -16,9 +16,18 @@ import aiohttp
 from kubernetes.aio import config
 from kubernetes.aio.client import ApiClient, Configuration
 
-IN_FLIGHT = 50
-"""Requests in flight at a time. With 50 an API server creates about 340 pods per second; its own priority and fairness
-queues protect it from more, so the client has no rate limit."""
+from trainyard_operator.kube.fair_slots import FairSlots
+from trainyard_operator.pod_input.text import clean_text
+
+PER_JOB = 50
+"""Creations and deletions of one job in flight at a time. With 50 an API server creates about 340 pods per second; its
+own priority and fairness queues protect it from more, so the client has no rate limit."""
+
+IN_FLIGHT = 75
+"""Creations and deletions of all jobs in flight at a time: a job whose requests hang leaves slots for the others."""
+
+DIRECT = 25
+"""All other requests in flight at a time: each reconciliation sends them one by one, so they need no division."""
 
 PAGE = 500
 """Objects per page of a list."""
@@ -26,21 +35,42 @@ PAGE = 500
 MERGE_PATCH = "application/merge-patch+json"
 
 
-class ApiError(Exception):
-    """A response other than success. `code` is the HTTP status, or 0 if there was no response."""
+MAX_MESSAGE = 2048
+"""Characters of a message of the API server that are kept: it may quote what a user wrote, of any length."""
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
-        super().__init__(message)
+
+class ApiError(Exception):
+    """A response other than success.
+
+    Args:
+        code: HTTP status, or 0 if there was no response.
+        reason: reason in the response, in one word.
+        message: message in the response.
+        retry_after: seconds that the server wants the client to wait; 0 if it says nothing.
+        details: `details` of the response, which say what the error is about.
+    """
+
+    def __init__(
+        self, code: int, reason: str, message: str, retry_after: float = 0.0, details: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(clean_text(message, MAX_MESSAGE))
         self.code = code
         self.reason = reason
+        self.retry_after = retry_after
+        self.details = details or {}
+
+    def has_cause(self, reason: str) -> bool:
+        """Return whether the response names a cause with this reason."""
+        return any(cause.get("reason") == reason for cause in self.details.get("causes") or ())
 
 
 class KubeApi:
-    """Requests against one API server, at most `IN_FLIGHT` at a time."""
+    """Requests against one API server, a limited number at a time (`PER_JOB`, `IN_FLIGHT`, `DIRECT`)."""
 
     def __init__(self, client: ApiClient, count: Callable[[str, int], None] = lambda _verb, _code: None) -> None:
         self._client = client
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._slots = FairSlots(IN_FLIGHT, PER_JOB)
+        self._direct = asyncio.Semaphore(DIRECT)
         self._count = count
 
     async def request(
@@ -52,14 +82,25 @@ class KubeApi:
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
         timeout_seconds: float = 30.0,
+        flow: str | None = None,
     ) -> dict[str, Any]:
         """Send one request and return the object in the response.
+
+        Args:
+            verb: HTTP method.
+            path: path of the object or collection.
+            body: object to send, if any.
+            query: parameters of the query.
+            content_type: media type of the body.
+            timeout_seconds: time for the response.
+            flow: name of the job for which many requests are sent at a time, which share slots of their own fairly
+                with those of other jobs; None for a single request.
 
         Raises:
             ApiError: the server rejected the request, or did not answer within `timeout_seconds`.
         """
-        async with self._slots:
-            code, text = await self._send(verb, path, body, query, content_type, timeout_seconds)
+        async with self._direct if flow is None else self._slots.slot(flow):
+            code, text, retry_after = await self._send(verb, path, body, query, content_type, timeout_seconds)
         self._count(verb, code)
         try:
             answer: dict[str, Any] = json.loads(text)
@@ -67,11 +108,13 @@ class KubeApi:
             answer = {"message": text[:500]}
         if 200 <= code < 300:
             return answer
-        raise ApiError(code, str(answer.get("reason", "")), str(answer.get("message", "")) or f"HTTP {code}")
+        message = str(answer.get("message", "")) or f"HTTP {code}"
+        raise ApiError(code, str(answer.get("reason", "")), message, _seconds(retry_after), answer.get("details"))
 
     async def _send(
         self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, timeout_seconds: float
-    ) -> tuple[int, str]:
+    ) -> tuple[int, str, str]:
+        """Send one request and return the status, the text and the header Retry-After of the response."""
         client = self._client
         url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
@@ -79,7 +122,7 @@ class KubeApi:
             # Read for each request, since the token of a service account is rotated.
             await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
             response = await client.call_api(verb, url, headers, body, _request_timeout=timeout_seconds)
-            return response.status, (await response.read()).decode()
+            return response.status, (await response.read()).decode(), response.headers.get("Retry-After", "")
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             self._count(verb, 0)
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
@@ -100,6 +143,11 @@ class KubeApi:
             query = {**query, "continue": page["metadata"]["continue"]}
 
 
+def _seconds(retry_after: str) -> float:
+    """Return the seconds of a header Retry-After; 0 if it is absent or a date, which API servers do not send."""
+    return float(retry_after) if retry_after.isdecimal() else 0.0
+
+
 @asynccontextmanager
 async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None) -> AsyncIterator[KubeApi]:
     """Log in by the pod's service account, or else by kubeconfig, and close the connections at the end.
@@ -112,7 +160,7 @@ async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None)
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
-    configuration.connection_pool_maxsize = IN_FLIGHT
+    configuration.connection_pool_maxsize = IN_FLIGHT + DIRECT
     configuration.retries = False  # the work queue retries
     async with ApiClient(configuration) as client:
         yield KubeApi(client, count)

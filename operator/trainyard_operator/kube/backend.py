@@ -1,8 +1,8 @@
 """The Kubernetes backend: children of jobs as objects of a cluster."""
 
-import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
@@ -13,9 +13,11 @@ from trainyard.time import format_time, utc_now
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import owner_uid
-from trainyard_operator.kube.api import MERGE_PATCH, ApiError, KubeApi
+from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
+from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.pod_input.text import clean_text
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +28,12 @@ _PLURALS = {
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Secret": "secrets",
 }
+
+_STRICT = {"fieldValidation": "Strict"}
+"""Makes the API server refuse unknown fields, which it would otherwise drop: a template may have a typo."""
+
+MAX_EVENT_MESSAGE = 1024
+"""Characters of the message of an event that the API server accepts."""
 
 
 def jobs_path(namespace: str | None = None) -> str:
@@ -66,31 +74,31 @@ class KubernetesBackend:
             raise Gone(str(error)) if error.code == 404 else _translate(error) from error
         return TrainingJob.from_dict(body)
 
-    async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """Return the job's pods as of now: without a resource version the API server reads from etcd."""
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return pods as of now: without a resource version the API server reads from etcd."""
         namespace, name = job.key
+        selector = f"{constants.LABEL_JOB}={name}"
+        if other_than is not None:
+            selector += f",{constants.LABEL_ATTEMPT}!={other_than}"
         try:
-            pods, _ = await self._api.list(core_path("pods", namespace), f"{constants.LABEL_JOB}={name}")
+            pods, _ = await self._api.list(core_path("pods", namespace), selector)
         except ApiError as error:
             raise _translate(error) from error
         return [pod for pod in pods if owner_uid(pod) == job.metadata.uid and job_name_of(pod)]
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Create children in parallel; the API client limits the requests in flight."""
-        results = await asyncio.gather(*(self._create_one(job, m) for m in manifests), return_exceptions=True)
-        failures = [r for r in results if isinstance(r, BaseException)]
-        for failure in failures:
-            if not isinstance(failure, BackendError):
-                raise failure
-        if failures:
-            raise failures[0]
-        return [r for r in results if not isinstance(r, BaseException)]
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
+        """Create pods with slow start, and the few objects of another kind at once."""
+        are_pods = any(manifest["kind"] == "Pod" for manifest in manifests)
+        first = first if are_pods else len(manifests)
+        return await send_all(partial(self._create_one, job), manifests, first=first, most=PER_JOB)
 
     async def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         kind, metadata = manifest["kind"], manifest["metadata"]
         path = core_path(_PLURALS[kind], metadata["namespace"])
         try:
-            return await self._api.request("POST", path, manifest)
+            return await self._api.request("POST", path, manifest, query=_STRICT, flow=_flow(job))
         except ApiError as error:
             if error.code != 409:
                 raise _refusal(error, kind, metadata["name"]) from error
@@ -128,14 +136,15 @@ class KubernetesBackend:
 
         With `force` the pod leaves the API at once, whatever its kubelet does; docs/failures.md describes the risk.
         """
-        await asyncio.gather(*(self._delete_one(job, worker, force) for worker in workers))
+        await send_all(partial(self._delete_one, job, force), workers, first=PER_JOB, most=PER_JOB)
 
-    async def _delete_one(self, job: TrainingJob, worker: WorkerPod, force: bool) -> None:
+    async def _delete_one(self, job: TrainingJob, force: bool, worker: WorkerPod) -> None:
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
         if force:
             body["gracePeriodSeconds"] = 0
         try:
-            await self._api.request("DELETE", f"{core_path('pods', job.metadata.namespace)}/{worker.name}", body)
+            path = f"{core_path('pods', job.metadata.namespace)}/{worker.name}"
+            await self._api.request("DELETE", path, body, flow=_flow(job))
         except ApiError as error:
             if error.code not in (404, 409):  # the pod is gone, or another one has its name
                 raise _translate(error) from error
@@ -158,7 +167,7 @@ class KubernetesBackend:
             },
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:1024],
+            "message": clean_text(event.message, MAX_EVENT_MESSAGE),
             "source": {"component": "trainyard-operator"},
             "reportingComponent": "trainyard.dev/operator",
             "firstTimestamp": format_time(now),
@@ -195,6 +204,11 @@ class KubernetesBackend:
         return url and f"{url}{annotations[constants.ANNOTATION_PATH]}"
 
 
+def _flow(job: TrainingJob) -> str:
+    """Return the name under which requests of a job share slots with those of other jobs."""
+    return "/".join(job.key)
+
+
 def _launcher_urls(pods: Sequence[Pod]) -> list[str | None]:
     return [_url(pod, launcher_protocol.LAUNCHER_PORT) for pod in pods]
 
@@ -219,15 +233,16 @@ def _translate(error: ApiError) -> BackendError:
     if error.code == 409:
         return Stale(str(error))
     if error.code in (0, 408, 429) or error.code >= 500:
-        return Unavailable(str(error))
+        return Unavailable(str(error), error.retry_after)
     return Refused(Reason.PODS_REFUSED, str(error))
 
 
 def _refusal(error: ApiError, kind: str, name: str) -> BackendError:
     """Return the error that a failed creation stands for."""
-    if error.code == 404:
+    # A webhook may refuse with any code and any message, so both are read together with what the error is about.
+    if error.code == 404 and error.details.get("kind") == "namespaces":
         return Gone(f"the namespace of {kind} {name} does not exist any more")
-    if error.code == 403 and "being terminated" in str(error):
+    if error.code == 403 and error.has_cause("NamespaceTerminating"):
         return Gone(str(error))
     translated = _translate(error)
     if isinstance(translated, Refused):

@@ -29,7 +29,9 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
             cache.remove_job(key, body["metadata"]["uid"])
             queue.add(key)
         elif (job := parse_job(body)) is not None:
-            queue.add(cache.put_job(job))
+            # What the user has changed may be what the job fails of: it ends the back-off.
+            add = queue.add_now if cache.changes_spec(job) else queue.add
+            add(cache.put_job(job))
 
     @kopf.on.event("", "v1", "pods", labels={constants.LABEL_JOB: kopf.PRESENT}, registry=registry)
     async def on_pod(event: Any, **_: Any) -> None:

@@ -25,7 +25,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import TrainingJobStatus
 from trainyard_operator.controller import launcher_client
-from trainyard_operator.lifecycle.observation import Pod, WorkerPod
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.local import pod_status
 from trainyard_operator.local.local_pod import HOST, LocalPod, env_value, expand, read_termination_message
@@ -70,11 +70,13 @@ class ProcessBackend:
         metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
         return job.replace(metadata=metadata, status=status)
 
-    async def list_pods(self, job: TrainingJob) -> list[Pod]:
-        """Return all pods; a backend runs one job."""
-        return [r.pod for r in self._running.values()]
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return the pods; a backend runs one job."""
+        return [r.pod for r in self._running.values() if observe_pod(r.pod).attempt != other_than]
 
-    async def create(self, job: TrainingJob, manifests: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
         """Write configuration files, and start processes as far as there is capacity; no Service is needed."""
         created = []
         for manifest in manifests:

@@ -5,34 +5,31 @@ as, so neither the operator nor a `subPath`, which the kubelet creates as root, 
 does, with the program's security context.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
-from trainyard.protocol import constants
+from trainyard_operator.manifests.template import Manifest
 
 FOLDER_CONTAINER = "trainyard-checkpoint-folder"
 
 
-def folder_container(worker: dict[str, Any], folder: str, template: Sequence[Any]) -> dict[str, Any]:
-    """Return an init container that creates `folder`.
+def folder_container(worker: Manifest, template: Manifest, mount: Manifest, folder: str) -> Manifest:
+    """Return an init container that creates a folder on the checkpoint volume.
 
     Args:
         worker: the worker container, before the user's template is merged. The init container gets its image and its
             resources, so that it fits every quota and adds nothing to the requests of the pod.
-        folder: path of the folder on the checkpoint volume.
-        template: containers of the user's pod template; that of the worker may have a security context.
+        template: the worker container of the user's template, which may have a security context.
+        mount: mount of the checkpoint volume.
+        folder: path of the folder.
     """
     container = {
         "name": FOLDER_CONTAINER,
         "image": worker["image"],
         "command": ["mkdir", "-p", folder],
         "resources": worker["resources"],
-        "volumeMounts": [{"name": "checkpoints", "mountPath": constants.CHECKPOINT_MOUNT}],
+        "volumeMounts": [mount],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if "imagePullPolicy" in worker:
         container["imagePullPolicy"] = worker["imagePullPolicy"]
-    for entry in template:
-        if isinstance(entry, dict) and entry.get("name") == constants.WORKER_CONTAINER and "securityContext" in entry:
-            container["securityContext"] = entry["securityContext"]
+    if "securityContext" in template:
+        container["securityContext"] = template["securityContext"]
     return container

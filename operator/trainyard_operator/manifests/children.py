@@ -3,14 +3,11 @@
 import hashlib
 import json
 from importlib.resources import files
-from typing import Any
 
 from trainyard.protocol import constants
 from trainyard.resolve import resolve
 from trainyard.resource.job import TrainingJob
-
-Manifest = dict[str, Any]
-"""A Kubernetes object as a plain dictionary."""
+from trainyard_operator.manifests.template import Manifest
 
 
 def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = None) -> Manifest:
@@ -38,6 +35,9 @@ def child_metadata(job: TrainingJob, name: str, labels: dict[str, str] | None = 
 
 def build_service(job: TrainingJob) -> Manifest:
     """Return the headless Service that gives every worker a DNS name, which the rendezvous needs before readiness."""
+    ports = [{"name": "rendezvous", "port": constants.RENDEZVOUS_PORT}]
+    if job.spec.metrics_endpoint is not None:
+        ports.append({"name": "metrics", "port": job.spec.metrics_endpoint.port})
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -46,10 +46,7 @@ def build_service(job: TrainingJob) -> Manifest:
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
             "selector": {constants.LABEL_JOB: job.metadata.name},
-            "ports": [
-                {"name": "rendezvous", "port": constants.RENDEZVOUS_PORT},
-                {"name": "metrics", "port": constants.METRICS_PORT},
-            ],
+            "ports": ports,
         },
     }
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.manifests.children import Manifest, child_metadata
+from trainyard_operator.manifests.children import child_metadata
 from trainyard_operator.manifests.pod import build_pod
+from trainyard_operator.manifests.template import Manifest
 
 WAIT = "import signal; end = {signal.SIGTERM}; signal.pthread_sigmask(signal.SIG_BLOCK, end); signal.sigwait(end)"
 """Program that waits for SIGTERM, which process 1 of a container ignores unless it waits for it."""

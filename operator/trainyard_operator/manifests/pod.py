@@ -1,16 +1,24 @@
 """Manifests of the pods of a job: the user's template, overridden by the operator's own pod spec."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.spec import ParameterServerSpec, Workers
+from trainyard.resource.spec import GPU_RESOURCE, ParameterServerSpec, Workers
 from trainyard_operator.manifests.checkpoint_folder import folder_container
-from trainyard_operator.manifests.children import Manifest, child_metadata
-from trainyard_operator.manifests.merge import merge_pod_spec
+from trainyard_operator.manifests.children import child_metadata
+from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources
+from trainyard_operator.manifests.template import (
+    VOLUME_PREFIX,
+    Manifest,
+    Template,
+    TemplateError,
+    child_list,
+    child_object,
+    read_template,
+)
 
 TRAINER_COMMAND = ["python", "-P", "-m", "trainyard_trainer"]
 """Command of the built-in trainer. -P: a module in the working directory must not replace one of the trainer's."""
@@ -20,6 +28,15 @@ NON_ROOT = 65532
 
 GRACE_SECONDS = 120
 """Default grace period of pods that write checkpoints."""
+
+SHARED_MEMORY_GIB = 8
+"""Size of /dev/shm per rank in GiB, for workers without a memory limit."""
+
+SHARED_MEMORY_VOLUME = f"{VOLUME_PREFIX}shm"
+CHECKPOINT_VOLUME = f"{VOLUME_PREFIX}checkpoints"
+CONFIG_VOLUME = f"{VOLUME_PREFIX}config"
+TMP_VOLUME = f"{VOLUME_PREFIX}tmp"
+CONFIG_MOUNT = {"name": CONFIG_VOLUME, "mountPath": constants.CONFIG_FOLDER, "readOnly": True}
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -38,8 +55,13 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
         index: node rank of the pod in its group, from 0.
         trainer_image: image of the built-in trainer, unless spec.image names another.
         secret: name of the Secret with the job's token, if the pod accepts restart requests; else None.
+
+    Raises:
+        TemplateError: no pod can be built from the user's template.
     """
+    role = "parameterServer" if job.spec.is_parameter_server(index) else "workers"
     template = _role_spec(job, index).template
+    given = read_template(template.spec, f"spec.{role}.template.spec")
     labels = {
         **(template.metadata.labels or {}),
         constants.LABEL_ATTEMPT: str(attempt),
@@ -55,7 +77,7 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": metadata,
-        "spec": merge_pod_spec(template.spec, _own_spec(job, attempt, index, trainer_image, secret)),
+        "spec": merge_pod_spec(given, _own_spec(job, attempt, index, trainer_image, secret, given)),
     }
 
 
@@ -78,37 +100,41 @@ def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
     }
 
 
-def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None) -> Manifest:
+def _own_spec(
+    job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None, template: Template
+) -> Manifest:
     """Return the pod spec that overrides the template."""
-    worker = _worker_container(job, attempt, index, trainer_image)
-    if secret is not None:
-        _add_launcher(worker, secret)
+    worker = _worker_container(job, attempt, index, trainer_image, secret, template)
     spec: Manifest = {
         "restartPolicy": "Never",  # the operator restarts the complete group
         "hostname": job.pod_name(attempt, index),
         "subdomain": job.metadata.name,
+        # The variables of a Service named trainyard-... would be taken for those of the operator.
+        "enableServiceLinks": False,
         "containers": [worker],
-        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
+        "volumes": [_shared_memory(job, index, template)],
     }
-    if (tolerations := _tolerations(_role_spec(job, index).template.spec.get("tolerations") or [])) is not None:
+    # Pods in the network of their node find the group's Service only with this policy.
+    if template.spec.get("hostNetwork") is True:
+        spec["dnsPolicy"] = "ClusterFirstWithHostNet"
+    if (tolerations := _tolerations(template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
     if job.status.avoided_nodes:
-        spec["affinity"] = _avoiding(job.status.avoided_nodes, _role_spec(job, index).template.spec.get("affinity"))
+        spec["affinity"] = _avoiding(job.status.avoided_nodes, template)
     if job.spec.checkpoint is not None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
-        spec["volumes"].append({"name": "checkpoints", **source})
+        spec["volumes"].append({**source, "name": CHECKPOINT_VOLUME})
         if job.spec.trainer is None:  # the trainer creates the folder itself
-            template = _role_spec(job, index).template.spec.get("containers")
-            containers = template if isinstance(template, list) else []
-            spec["initContainers"] = [folder_container(worker, checkpoint_folder(job), containers)]
+            mount = {"name": CHECKPOINT_VOLUME, "mountPath": constants.CHECKPOINT_MOUNT}
+            spec["initContainers"] = [folder_container(worker, template.worker, mount, checkpoint_folder(job))]
     if job.spec.trainer is not None and job.spec.checkpoint is not None:
-        spec["terminationGracePeriodSeconds"] = _grace_seconds(job, index)
+        spec["terminationGracePeriodSeconds"] = _grace_seconds(template)
     if job.spec.image_pull_secrets:
         spec["imagePullSecrets"] = [s.to_dict() for s in job.spec.image_pull_secrets]
     if job.spec.trainer is not None or secret is not None:
-        spec["volumes"].append({"name": "config", "configMap": {"name": job.metadata.name}})
+        spec["volumes"].append({"name": CONFIG_VOLUME, "configMap": {"name": job.metadata.name}})
     if job.spec.trainer is not None:
-        spec["volumes"].append({"name": "tmp", "emptyDir": {}})
+        spec["volumes"].append({"name": TMP_VOLUME, "emptyDir": {}})
         spec["automountServiceAccountToken"] = False  # workers need no credentials
         spec["securityContext"] = {
             "runAsNonRoot": True,
@@ -120,16 +146,35 @@ def _own_spec(job: TrainingJob, attempt: int, index: int, trainer_image: str, se
     return spec
 
 
-def _avoiding(nodes: Sequence[str], template_affinity: Any) -> Manifest:
-    """Return the template's affinity with the requirement to avoid nodes."""
+def _shared_memory(job: TrainingJob, index: int, template: Template) -> Manifest:
+    """Return the volume for /dev/shm, as large as the worker's memory limit, since it is charged to that limit.
+
+    Without a limit it is bounded by the number of ranks, so that it cannot use up the memory of a node.
+    """
+    resources = merge_resources(template, _role_spec(job, index).resources.to_dict())
+    ranks = 1 if job.spec.is_parameter_server(index) else job.spec.procs_per_worker
+    size = resources.get("limits", {}).get("memory", f"{SHARED_MEMORY_GIB * ranks}Gi")
+    return {"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": size}}
+
+
+def _avoiding(nodes: Sequence[str], template: Template) -> Manifest:
+    """Return the template's affinity with the requirement to avoid nodes.
+
+    Raises:
+        TemplateError: the template's affinity has another shape than in the API.
+    """
     # By name, since a node's label may differ from it. The API server accepts one value in each such requirement.
     avoided = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    affinity: Manifest = copy.deepcopy(template_affinity) if isinstance(template_affinity, dict) else {}
-    required = affinity.setdefault("nodeAffinity", {}).setdefault(_REQUIRED, {})
+    field = f"{template.field}.affinity"
+    affinity = child_object(template.spec, "affinity", template.field)
+    node_affinity = child_object(affinity, "nodeAffinity", field)
+    required = child_object(node_affinity, _REQUIRED, f"{field}.nodeAffinity")
+    terms = child_list(required, "nodeSelectorTerms", f"{field}.nodeAffinity.{_REQUIRED}") or [{}]
     # The scheduler needs only one of the terms to match, so each must contain the requirement.
-    for term in required.setdefault("nodeSelectorTerms", [{}]):
-        term["matchFields"] = [*term.get("matchFields", ()), *avoided]
-    return affinity
+    required["nodeSelectorTerms"] = [
+        {**term, "matchFields": [*child_list(term, "matchFields", field), *avoided]} for term in terms
+    ]
+    return {**affinity, "nodeAffinity": {**node_affinity, _REQUIRED: required}}
 
 
 def _tolerations(given: Any) -> list[Any] | None:
@@ -152,25 +197,32 @@ def _tolerates_eviction_by(toleration: Manifest, key: str) -> bool:
     return toleration.get("key", "") in (key, "") and toleration.get("effect", "") in ("NoExecute", "")
 
 
-def _grace_seconds(job: TrainingJob, index: int) -> int:
+def _grace_seconds(template: Template) -> int:
     """Return the seconds in which a terminating pod can write a last checkpoint."""
-    return int(_role_spec(job, index).template.spec.get("terminationGracePeriodSeconds", GRACE_SECONDS))
+    given = template.grace_seconds
+    return GRACE_SECONDS if given is None else given
 
 
-def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image: str) -> Manifest:
+def _worker_container(
+    job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None, template: Template
+) -> Manifest:
     """Return the worker container, before the user's template is merged."""
     spec = job.spec
+    fixed = rendezvous_env(job, attempt, index, grace_seconds=_grace_seconds(template))
+    if secret is not None:
+        source = {"secretKeyRef": {"name": secret, "key": constants.TOKEN_KEY}}
+        fixed.append({"name": launcher_protocol.ENV_TOKEN, "valueFrom": source})
     container: Manifest = {
         "name": constants.WORKER_CONTAINER,
         "image": spec.image or trainer_image,
-        "env": [*(e.to_dict() for e in spec.env or ()), *rendezvous_env(job, attempt, index)],
-        "resources": _role_spec(job, index).resources.to_dict(),
+        "env": _environment(fixed, template.env, [e.to_dict() for e in spec.env or ()]),
+        "resources": _resources(job, index, template),
         # NCCL and data loaders share memory between processes; the default /dev/shm has 64 MB.
-        "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if spec.checkpoint is not None:
-        container["volumeMounts"].append({"name": "checkpoints", "mountPath": constants.CHECKPOINT_MOUNT})
+        container["volumeMounts"].append({"name": CHECKPOINT_VOLUME, "mountPath": constants.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
     if spec.metrics_endpoint is not None:
@@ -179,32 +231,59 @@ def _worker_container(job: TrainingJob, attempt: int, index: int, trainer_image:
         container["command"] = list(spec.command or ())
         if spec.args:
             container["args"] = list(spec.args)
-        return container
-    container["command"] = TRAINER_COMMAND
-    container["volumeMounts"] += [
-        {"name": "config", "mountPath": constants.CONFIG_FOLDER, "readOnly": True},
-        {"name": "tmp", "mountPath": "/tmp"},
-    ]
-    container["securityContext"] = {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
+    else:
+        container["command"] = TRAINER_COMMAND
+        container["volumeMounts"] += [CONFIG_MOUNT, {"name": TMP_VOLUME, "mountPath": "/tmp"}]
+        container["securityContext"] = {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    if secret is not None:
+        _add_launcher(container)
     return container
 
 
-def _add_launcher(worker: Manifest, secret: str) -> None:
+def _environment(fixed: list[Manifest], template: list[Manifest], spec: list[Manifest]) -> list[Manifest]:
+    """Return the variables of a worker: the operator's, then the template's, then those of spec.env.
+
+    A value may refer to a variable before it, for example `$(TRAINYARD_JOB_NAME)`. The operator's cannot be replaced,
+    and a variable of spec.env replaces the template's.
+    """
+    taken = {entry["name"] for entry in fixed}
+    given = [entry for entry in spec if entry["name"] not in taken]
+    taken |= {entry["name"] for entry in given}
+    return [*fixed, *(entry for entry in template if entry["name"] not in taken), *given]
+
+
+def _resources(job: TrainingJob, index: int, template: Template) -> Manifest:
+    """Return the resources of the worker.
+
+    Raises:
+        TemplateError: the template has GPUs, by which the number of ranks would not be set.
+    """
+    own = _role_spec(job, index).resources.to_dict()
+    counted = job.spec.workers.procs_per_worker == "auto" and not job.spec.is_parameter_server(index)
+    merged = merge_resources(template, own)
+    asked = any(GPU_RESOURCE in merged.get(kind, {}) for kind in ("limits", "requests"))
+    if counted and asked and GPU_RESOURCE not in (own.get("limits") or {}):
+        raise TemplateError(
+            f"{template.worker_field}.resources: {GPU_RESOURCE} does not set the number of ranks here; move it to "
+            "spec.workers.resources.limits, or set spec.workers.procsPerWorker"
+        )
+    return own
+
+
+def _add_launcher(worker: Manifest) -> None:
     """Enable restarts in place: the worker runs under a launcher, and is ready only while its attempt runs.
 
     The operator notices the end of an attempt by the lost readiness.
     """
-    source = {"secretKeyRef": {"name": secret, "key": constants.TOKEN_KEY}}
-    worker["env"].append({"name": launcher_protocol.ENV_TOKEN, "valueFrom": source})
     port = {"name": constants.LAUNCHER_PORT_NAME, "containerPort": launcher_protocol.LAUNCHER_PORT}
-    worker.setdefault("ports", []).append(port)
+    worker["ports"] = [*worker.get("ports", ()), port]
     if worker["command"] != TRAINER_COMMAND:  # the trainer has its own launcher
         worker["command"] = ["python3", f"{constants.CONFIG_FOLDER}/{constants.LAUNCHER_FILE}", *worker["command"]]
-        worker["volumeMounts"].append({"name": "config", "mountPath": constants.CONFIG_FOLDER, "readOnly": True})
+        worker["volumeMounts"].append(CONFIG_MOUNT)
     worker["readinessProbe"] = {
         "httpGet": {"path": READY_PATH, "port": constants.LAUNCHER_PORT_NAME},
         "periodSeconds": 1,
@@ -217,7 +296,9 @@ def checkpoint_folder(job: TrainingJob) -> str:
     return f"{constants.CHECKPOINT_MOUNT}/{job.metadata.name}"
 
 
-def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str, Any]]:
+def rendezvous_env(
+    job: TrainingJob, attempt: int, index: int, *, grace_seconds: int = GRACE_SECONDS
+) -> list[dict[str, Any]]:
     """Return the environment variables of the rendezvous, which a user's own program gets too.
 
     `torchrun` reads the PET_ variables; a program with one process per worker finds its peers by `env://`, which needs
@@ -246,7 +327,7 @@ def rendezvous_env(job: TrainingJob, attempt: int, index: int) -> list[dict[str,
     if job.spec.checkpoint is not None:
         values[constants.ENV_CHECKPOINTS] = checkpoint_folder(job)
         if job.spec.trainer is not None:
-            values[constants.ENV_GRACE] = str(_grace_seconds(job, index))
+            values[constants.ENV_GRACE] = str(grace_seconds)
     if job.spec.trainer is not None:
         values[constants.ENV_CONFIG] = f"{constants.CONFIG_FOLDER}/{constants.CONFIG_FILE}"
     if job.spec.metrics_endpoint is not None:
