@@ -8,6 +8,7 @@ must say. The part for each change has the kinds marked `quick`; the extended te
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,8 @@ class Seen:
     steady: float = 0.0
     """Bytes that etcd wrote per second when nothing new happened."""
     memory: int = 0
+    part_failures: list[str] = field(default_factory=list)
+    """Series of the operator's metrics that count parts of it which were restarted."""
     unsaid: list[str] = field(default_factory=list)
     """Hostile jobs whose status does not say what is wrong."""
     finished: list[Object] = field(default_factory=list)
@@ -273,6 +276,8 @@ async def _play(part: Part, scene: Scene, operator: OperatorProcess, etcd: Etcd)
     seen.total = await etcd.bytes_written() - before
     seen.elsewhere = scene.elsewhere.count
     seen.memory = peak_memory(operator)
+    _, metrics = await operator.page("/metrics")
+    seen.part_failures = re.findall(r"^\w+_part_failures_total\{.*\} [^0].*$", metrics, re.MULTILINE)
     return seen
 
 
@@ -363,6 +368,7 @@ def _problems(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProc
     jobs = len(part.kinds) + len(seen.finished)
     checks = {
         f"the operator logged bugs: {bugs[:10]}": not bugs,
+        f"parts of the operator were restarted: {seen.part_failures}": not seen.part_failures,
         f"something that a pod said has broken lines of the log: {broken[:3]}": not broken,
         f"the log has grown by {len(log)} bytes": len(log) < LOG_LIMIT * jobs,
         f"a kubelet would have restarted the operator: {liveness.answers}": liveness.worst < PROBE_FAILURES,
