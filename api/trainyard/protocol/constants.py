@@ -70,7 +70,7 @@ EXIT_BAD_STEPS: Final = 80
 """Exit code of a worker that gave up after too many bad steps (not a code of sysexits.h)."""
 EXIT_FINAL_CHECKPOINT_FAILED: Final = 81
 """Exit code of a worker whose training is complete, but whose final state could not be saved (not a code of
-sysexits.h)."""
+sysexits.h): the job fails without a restart."""
 
 PROFILING_MODULE: Final = "trainyard_trainer.metrics.profiling"
 """Program in the trainer's image that requests a trace from the ranks of its pod."""

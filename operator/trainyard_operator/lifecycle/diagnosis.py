@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from trainyard.protocol import constants
-from trainyard.protocol.log_tail import LogFailure
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
@@ -108,10 +107,6 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
-    # Final figures only: the failure came after them.
-    if message is not None and not message.exception and not message.message:
-        message = message.replace(rank=None, message=NO_EXPLANATION)
-    log = read_log_tail(worker.termination_message) if message is None else LogFailure()
     effect = message is not None and message.peer_lost
     # The trainer reports an invalid configuration by an exit code; another program may use that code as it likes.
     unrecoverable = worker.exit_code == constants.EXIT_INVALID_CONFIG and bool(message and message.exception)
@@ -119,10 +114,10 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         attempt=worker.running_attempt,
         pod=worker.name,
         node=worker.node,
-        rank=message.rank if message else log.rank,
+        rank=_rank(worker),
         exit_code=worker.exit_code,
-        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker, log),
-        message=(message.message if message else log.message)[:_MAX_MESSAGE],
+        reason=Reason.INVALID_CONFIG if unrecoverable else _reason(worker),
+        message=_message(worker)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
@@ -130,17 +125,32 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     return Diagnosis(failure, counts=True, unrecoverable=unrecoverable, secondary_since=secondary_since)
 
 
-def _reason(worker: WorkerPod, log: LogFailure) -> str:
-    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error.
+def _rank(worker: WorkerPod) -> int | None:
+    """Return the rank that failed, as the trainer or the end of the log names it; None if neither does."""
+    message = worker.trainer_message
+    if message is None:
+        return read_log_tail(worker.termination_message).rank
+    return message.rank if message.message or message.exception else None
 
-    `log`: what the end of the log says, of a program that has left no message like the built-in trainer's.
-    """
+
+def _message(worker: WorkerPod) -> str:
+    """Return the trainer's own message, or what the end of the log says about the failure."""
+    message = worker.trainer_message
+    if message is None:
+        return read_log_tail(worker.termination_message).message
+    # Final figures only: the failure came after them.
+    return message.message if message.message or message.exception else NO_EXPLANATION
+
+
+def _reason(worker: WorkerPod) -> str:
+    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error."""
     if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
         return worker.reason
     if worker.trainer_message and worker.trainer_message.exception:
         return worker.trainer_message.exception[:_MAX_REASON]
     # A process that a signal has ended raised no exception: one in its log was caught before.
-    return _signal_name((worker.exit_code or 0) - 128) or log.exception or "Error"
+    named = None if worker.trainer_message else read_log_tail(worker.termination_message).exception
+    return _signal_name((worker.exit_code or 0) - 128) or named or "Error"
 
 
 def _signal_name(number: int) -> str | None:
