@@ -70,7 +70,7 @@ def test_a_rank_that_was_killed_is_named_by_what_killed_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, oom_killed: bool, name: str, message: str
 ) -> None:
     monkeypatch.setenv("TRAINYARD_TERMINATION_LOG", str(tmp_path / "word"))
-    assert rank_processes._explain_exit(3, code, oom_killed) == 128 - code
+    assert rank_processes._explain_exit(3, code, oom_killed, "KeyError: 1") == 128 - code
     word = TerminationMessage.decode((tmp_path / "word").read_text())
     assert word is not None
     assert (word.rank, word.exception, word.message) == (3, name, message)

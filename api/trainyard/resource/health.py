@@ -81,6 +81,8 @@ class Health(ApiModel):
 class HealthConfig(ApiModel):
     """`spec.health` as the trainer reads it: all defaults filled in."""
 
+    startup_timeout_seconds: int = DEFAULT_STARTUP_TIMEOUT
+    """Time in seconds that a rank waits for the others, whose pods may not have started yet."""
     hang_timeout_seconds: int | None = None
     """Time in seconds without a heartbeat after which a rank is considered hung; None: measured by the run (auto)."""
     bad_steps: BadStepPolicy = BadStepPolicy()
@@ -94,6 +96,7 @@ def health_config(spec: Health | None) -> HealthConfig:
     spec = spec or Health()
     timeout = spec.hang_timeout_seconds
     return HealthConfig(
+        startup_timeout_seconds=spec.startup_timeout_seconds,
         hang_timeout_seconds=None if timeout == "auto" else timeout,
         bad_steps=spec.bad_steps,
         straggler=spec.straggler,

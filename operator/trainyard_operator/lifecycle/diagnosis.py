@@ -123,11 +123,7 @@ def _disruption(worker: WorkerPod, now: datetime) -> Diagnosis:
 def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     """Return the failure of the program in a pod."""
     message = worker.trainer_message
-    # Final figures only: the failure came after them.
-    if message is not None and not message.exception and not message.message:
-        message = message.replace(rank=None, message=NO_EXPLANATION)
-    log = _log_failure(worker)
-    reason = _reason(worker, log)
+    reason = _reason(worker)
     # The trainer reports these failures by exit codes; another program may use the codes as it likes.
     own = message is not None and bool(message.exception)
     if own and worker.exit_code == constants.EXIT_INVALID_CONFIG:
@@ -140,10 +136,10 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         pod=worker.name,
         node=worker.node,
         container=worker.container or None,
-        rank=message.rank if message else log.rank,
+        rank=_rank(worker),
         exit_code=worker.exit_code,
         reason=reason,
-        message=(message.message if message else log.message)[:_MAX_MESSAGE],
+        message=_message(worker)[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
@@ -206,17 +202,31 @@ def _log_failure(worker: WorkerPod) -> LogFailure:
     return read_log_tail(worker.termination_message)
 
 
-def _reason(worker: WorkerPod, log: LogFailure) -> str:
-    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error.
+def _rank(worker: WorkerPod) -> int | None:
+    """Return the rank that failed, as the trainer or the end of the log names it; None if neither does."""
+    message = worker.trainer_message
+    if message is None:
+        return _log_failure(worker).rank
+    return message.rank if message.message or message.exception else None
 
-    `log`: what the end of the log says, of a program that has left no message like the built-in trainer's.
-    """
+
+def _message(worker: WorkerPod) -> str:
+    """Return the trainer's own message, or what the end of the log says about the failure."""
+    message = worker.trainer_message
+    if message is None:
+        return _log_failure(worker).message
+    # Final figures only: the failure came after them.
+    return message.message if message.message or message.exception else NO_EXPLANATION
+
+
+def _reason(worker: WorkerPod) -> str:
+    """Return the kubelet's reason if it is specific, else the exception, else the signal, else Error."""
     if worker.reason and worker.reason != "Error":  # OOMKilled, ContainerCannotRun, ...
         return worker.reason
     if worker.trainer_message and worker.trainer_message.exception:
         return worker.trainer_message.exception[:_MAX_REASON]
     # A process that a signal has ended raised no exception: one in its log was caught before.
-    return _signal_name((worker.exit_code or 0) - 128) or log.exception or "Error"
+    return _signal_name((worker.exit_code or 0) - 128) or _log_failure(worker).exception or "Error"
 
 
 def _signal_name(number: int) -> str | None:
