@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from unittest.mock import patch
 
+from tests.builders import NOW
 from tests.support import kubelet
 from tests.support.clock import JumpingLoop
 from tests.support.fake_cluster import Crash, FakeCluster, FakeClusterBackend
@@ -12,7 +13,7 @@ from trainyard.protocol.progress import Progress
 from trainyard_operator.controller.backend import BackendError, Gone
 from trainyard_operator.controller.cache import Cache
 from trainyard_operator.controller.progress import rank_zero
-from trainyard_operator.controller.reconciler import Reconciler
+from trainyard_operator.controller.reconciler import CreationFailed, Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import Plan
 from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_pod
@@ -30,7 +31,8 @@ class Simulation:
 
     def __init__(self, **spec: Any) -> None:
         self.cluster = FakeCluster(**spec)
-        self._runner = asyncio.Runner(loop_factory=JumpingLoop)
+        self._loop = JumpingLoop()
+        self._runner = asyncio.Runner(loop_factory=lambda: self._loop)
         self._due: datetime | None = None
         self._failed = False
         self._patch = patch("trainyard_operator.controller.reconciler.plan", self._checked_plan)
@@ -109,6 +111,7 @@ class Simulation:
         if not self.due:
             return
         self._due = None
+        self._loop.now = (self.cluster.now - NOW).total_seconds()  # back-off is in the time of the loop
         try:
             wake_after = self._runner.run(self.operator.reconcile(KEY))
         except Crash:
@@ -118,6 +121,8 @@ class Simulation:
         except AssertionError:
             self._failed = True
             raise
+        except CreationFailed:
+            self._due = self.cluster.now
         except BackendError:
             self._due = self.cluster.now + timedelta(seconds=0.5)
         else:
