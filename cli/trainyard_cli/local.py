@@ -7,6 +7,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 from trainyard.resource.job import TrainingJob
@@ -89,7 +90,8 @@ async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = No
 
     backend = ProcessBackend(folder, on_pod, capacity)
     run = LocalRun(job.key, folder, backend, cache, queue)
-    reconciler = Reconciler(cache, queue, backend, trainer_image="")
+    # Nothing but this process reads the status, so each reading of the progress is shown.
+    reconciler = Reconciler(cache, queue, backend, trainer_image="", progress_interval=timedelta(0))
     reconciler.on_reconciled = lambda _seconds, _outcome: run.changed.set()
     poller = ProgressPoller(cache, queue, backend, utc_now, interval=POLL_SECONDS)
     queue.add(cache.put_job(job))

@@ -229,7 +229,8 @@ class FakeCluster:
             assert remembered >= before, "a success was forgotten"
         elif new.last_failure != old.last_failure and new.last_failure and new.last_failure.reason == "WorkerLost":
             assert self.job is not None
-            there = {identity(pod)[1] for pod in self.pods.values() if identity(pod)[0] == old.pod_attempt}
+            pods = [observe_pod(pod) for pod in self.pods.values()]
+            there = {w.index for w in pods if w.attempt == old.pod_attempt and not w.is_placeholder}
             needed = set(range(self.job.replace(status=old).effective_job.spec.pods))
             assert needed - there - before, "a pod that has succeeded was missed"
 

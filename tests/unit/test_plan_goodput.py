@@ -264,3 +264,11 @@ def test_a_status_with_accounts_is_one_that_the_api_server_takes() -> None:
         "highestStep": 50,
         "pendingCheckpointSeconds": 0.25,
     }
+
+
+def test_time_of_a_program_that_reports_steps_is_productive_only_while_it_makes_them() -> None:
+    story = trained(trainer=None, metrics={})
+    story.later(100).fails()
+    assert story.parts() == {"startup": 120}, "an attempt that never reported a step"
+    story.trains(5, seconds=30).trains(9, seconds=10)
+    assert story.parts() == {"startup": 120, "recovery": 30, "productive": 10}

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
@@ -24,6 +24,7 @@ from trainyard_operator.lifecycle.actions import (
 )
 from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.plan import plan
+from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
@@ -58,6 +59,7 @@ class Reconciler:
     backend: Backend
     trainer_image: str
     clock: Callable[[], datetime] = utc_now
+    progress_interval: timedelta = PROGRESS_INTERVAL
     on_reconciled: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
     """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
     creation_backoff: Backoff[Key] = field(default_factory=Backoff)
@@ -123,7 +125,9 @@ class Reconciler:
             return None
         job = entry.job
         await self._query_launchers(job, entry, key)
-        observation = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error)
+        observation = Observation(
+            job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error, self.progress_interval
+        )
         step = plan(observation)
         # Others rely on the condition Suspended, so the API server confirms that no pod is left.
         if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):

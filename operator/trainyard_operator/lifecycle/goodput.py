@@ -100,9 +100,9 @@ def _activity(job: TrainingJob, after: TrainingJobStatus, goodput: Goodput) -> A
 def _makes_new_steps(job: TrainingJob, status: TrainingJobStatus, highest_step: int) -> bool:
     """Return whether the job makes steps that no attempt has made before.
 
-    Of a user's own program it is only known whether it runs.
+    Of a user's own program without a metrics page it is only known whether it runs.
     """
-    if job.spec.trainer is None:
+    if job.spec.metrics_endpoint is None:
         return status.is_true(ConditionType.RUNNING)
     progress = status.progress
     return has_stepped(progress, status.attempt) and progress is not None and progress.step >= highest_step

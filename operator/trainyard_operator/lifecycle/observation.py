@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
@@ -126,6 +126,8 @@ class Observation:
     progress: Progress | None = None
     """Progress from rank 0's metrics page when it was last read, with step 0 before the first step."""
     creation_error: CreationError | None = None
+    progress_interval: timedelta = timedelta(0)
+    """Longest time between two writes of progress that changes; 0: every reading is written."""
 
 
 _NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)

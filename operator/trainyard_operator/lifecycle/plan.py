@@ -41,6 +41,7 @@ from trainyard_operator.lifecycle.elastic import grow, handle_size_change, repor
 from trainyard_operator.lifecycle.goodput import account_time
 from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_nodes, replace_straggler
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.progress_writes import hold_back_progress, with_newest_progress
 from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
@@ -58,7 +59,12 @@ def plan(observation: Observation) -> Plan:
     # Successes belong to the pods of one attempt.
     if (after.attempt, after.pod_attempt) != (before.attempt, before.pod_attempt):
         after = after.replace(succeeded_indexes="")
-    return replace(step, status=account_time(observation.desired_job, after, observation.now))
+    after = with_newest_progress(before, after, observation.progress)
+    after = account_time(observation.desired_job, after, observation.now)
+    # An event is recorded once, so the status that shows it is written with it.
+    if not step.events:
+        after = hold_back_progress(before, after, observation.progress_interval)
+    return replace(step, status=after)
 
 
 def _decide(observation: Observation) -> Plan:
