@@ -1,6 +1,7 @@
 """Base of all API types: immutable pydantic models whose validation rules are CEL expressions."""
 
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
@@ -30,7 +31,11 @@ class Rule(NamedTuple):
 
 
 class ApiModel(BaseModel):
-    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused."""
+    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused.
+
+    A reader of stored objects, which another version may have written, ignores unknown fields instead:
+    ``model_validate(body, extra="ignore")``.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -82,6 +87,31 @@ def models_in(annotation: Any) -> list[type["ApiModel"]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation] if issubclass(annotation, ApiModel) else []
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
+
+
+def unknown_fields(model: type[ApiModel], body: dict[str, Any], path: str) -> list[str]:
+    """Return the paths of the fields in `body` that a type does not have, at any depth, such as ``spec.workers.speed``.
+
+    `path` is the path of `body` itself.
+    """
+    found = []
+    known = _types_by_field(model)
+    for name, value in body.items():
+        at = f"{path}.{name}"
+        if name not in known:
+            found.append(at)
+        for nested in known.get(name, ()):
+            if isinstance(value, dict):
+                found += unknown_fields(nested, value, at)
+            for index, item in enumerate(value if isinstance(value, list) else ()):
+                found += unknown_fields(nested, item, f"{at}[{index}]") if isinstance(item, dict) else []
+    return found
+
+
+@cache
+def _types_by_field(model: type[ApiModel]) -> dict[str, list[type[ApiModel]]]:
+    """Return the API types inside each field of a type, by the name of the field in JSON."""
+    return {field.alias or name: models_in(field.annotation) for name, field in model.model_fields.items()}
 
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]

@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.alias_generators import to_camel
 
-from trainyard.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule, unknown_fields
 from trainyard.protocol import constants
 from trainyard.resource.immutability import mutable_fields, unchanged
 from trainyard.resource.spec import TrainingJobSpec
@@ -57,6 +57,8 @@ class TrainingJob(ApiModel):
     status: TrainingJobStatus = TrainingJobStatus()
     """Observed state of the job, written by the operator."""
 
+    _unknown_fields: tuple[str, ...] = PrivateAttr(())
+
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"size(self.metadata.name) <= {MAX_NAME}",
@@ -99,11 +101,20 @@ class TrainingJob(ApiModel):
         """Return the name of a placeholder: a pod that detects and holds capacity for one more worker of a group."""
         return f"{self.metadata.name}-{group}-{constants.ROLE_PLACEHOLDER}-{index}"
 
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Return the paths of the fields below spec that this version of Trainyard does not know, and so ignores."""
+        return self._unknown_fields
+
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":
-        """Parse an object as the API server returns it.
+        """Parse an object as the API server returns it, which another version of Trainyard may have written.
+
+        Fields that this version does not know are ignored; `unknown_fields` names those of the spec.
 
         Raises:
-            pydantic.ValidationError: the object does not match the types.
+            pydantic.ValidationError: a field that this version knows does not match its type.
         """
-        return cls.model_validate(body)
+        job = cls.model_validate(body, extra="ignore")
+        job._unknown_fields = tuple(unknown_fields(TrainingJobSpec, body["spec"], "spec"))
+        return job

@@ -9,8 +9,8 @@ import kopf
 
 from trainyard.protocol import constants
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.kube.resync import parse_job
 
 
 def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
@@ -28,8 +28,8 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
             cache.remove_job(key, body["metadata"]["uid"])
             queue.add(key)
-        elif (job := parse_job(body)) is not None:
-            queue.add(cache.put_job(job))
+        else:
+            queue.add(cache.put_job(read_job(body)))
 
     @kopf.on.event("", "v1", "pods", labels={constants.LABEL_JOB: kopf.PRESENT}, registry=registry)
     async def on_pod(event: Any, **_: Any) -> None:
