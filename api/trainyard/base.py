@@ -9,6 +9,8 @@ from pydantic.alias_generators import to_camel
 
 from trainyard.time import format_time
 
+MAX_INT64 = 9_223_372_036_854_775_807
+"""Largest integer of 64 bits."""
 POSITIVE_INT32 = 2_147_483_647
 """Largest integer of 32 bits, the upper limit of integers in the API."""
 
@@ -74,9 +76,19 @@ MUTABLE = _Mutable()
 """Marks a field of a spec that may change while the job is active: ``Annotated[bool, MUTABLE]``. All other fields are
 immutable then (see `trainyard.resource.immutability`)."""
 
+PART_OF_POD = "x-trainyard-part-of-pod"
+"""Marks a schema without declared fields in `json_schema_extra`: its content becomes a part of each pod, and so the API
+server checks it when the operator sends a pod as a dry run. The CRD generator refuses other schemas of that kind."""
+
 OpaqueObject = Annotated[
     dict[str, Any],
-    Field(max_length=128, json_schema_extra={"additionalProperties": {"x-kubernetes-preserve-unknown-fields": True}}),
+    Field(
+        max_length=128,
+        json_schema_extra={
+            "additionalProperties": {"x-kubernetes-preserve-unknown-fields": True},
+            PART_OF_POD: True,
+        },
+    ),
 ]
 """Part of a Kubernetes object whose fields Trainyard does not declare, for example the spec of a pod. The API server
 checks it when the pod is created."""

@@ -115,7 +115,7 @@ MALFORMED = (
     error(400, 'Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal string'),
     ApiError(422, "Invalid", 'Pod "job-1-0" is invalid: spec.containers[0].name: Required value'),
 )
-UNDECIDED = (
+UNDECIDED: tuple[Answer, ...] = (
     error(400, 'admission webhook "x" does not support dry run'),
     ApiError(
         422, "Invalid", 'pods "a" is forbidden: ValidatingAdmissionPolicy "p" with binding "b" denied request: no'

@@ -96,7 +96,7 @@ class Reconciler:
             BackendError: a request failed.
         """
         entry = self.cache.get(key)
-        newest = entry and entry.newest
+        newest = entry.newest if entry is not None else None
         # The job is gone or being deleted: the garbage collector deletes its children.
         if entry is None or newest is None or newest.metadata.deletion_timestamp:
             self.queue.drop(key)
