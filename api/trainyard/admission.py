@@ -24,7 +24,12 @@ _TOO_DEEP = "the manifest is nested too deeply; remove the superfluous levels"
 def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
     """Parse one TrainingJob from YAML or JSON and check it as the API server and the operator would.
 
-    `memory`: also refuse a job whose estimated memory exceeds that of its devices.
+    A status in the object is ignored.
+
+    Args:
+        body: the object, as parsed from JSON or YAML.
+        memory: also refuse a job whose estimated memory exceeds that of its devices.
+        old: the stored object that `body` updates; transition rules (immutable fields) are then evaluated, too.
 
     Raises:
         ManifestError: the manifest is invalid; one message per fault.
@@ -35,12 +40,18 @@ def load_manifest(text: str, *, memory: bool = True) -> TrainingJob:
 def admit(body: dict[str, Any], *, memory: bool = True, old: TrainingJob | None = None) -> TrainingJob:
     """Check one object as the API server and the operator would, and return it parsed, with defaults.
 
-    `memory`: also refuse a job whose estimated memory exceeds that of its devices. `old`: the stored object that
-    `body` updates; transition rules (immutable fields) are then evaluated, too.
+    A status in the object is ignored.
+
+    Args:
+        body: the object, as parsed from JSON or YAML.
+        memory: whether to refuse a job whose estimated memory exceeds that of its devices.
+        old: the stored object that `body` updates; transition rules (immutable fields) are then evaluated, too.
 
     Raises:
         ManifestError: the object is invalid; one message per fault.
     """
+    # As on the API server, only the operator sets the status.
+    body = {name: value for name, value in body.items() if name != "status"}
     try:
         # Strict JSON, as for the API server: "3" is not an integer, and a tuple is a list.
         job = TrainingJob.model_validate_json(json.dumps(body, default=str), strict=True)
@@ -50,6 +61,8 @@ def admit(body: dict[str, Any], *, memory: bool = True, old: TrainingJob | None 
         # The JSON is ours: pydantic's parser refuses nothing else in it.
         too_deep = error.errors()[0]["type"] == "json_invalid"
         raise ManifestError([_TOO_DEEP] if too_deep else schema_messages(error, body)) from error
+    if old is not None:
+        job = job.replace(status=old.status)
     variables = {"self": job.to_dict()} | ({} if old is None else {"oldSelf": old.to_dict()})
     problems = _broken_rules(openapi_schema(), variables)
     problems = problems or (spec_problems if memory else layout_problems)(job)
@@ -67,8 +80,9 @@ def _broken_rules(schema: Schema, variables: dict[str, Any]) -> list[str]:
     problems = []
     for rule in schema.get("x-kubernetes-validations", ()):
         applies = "oldSelf" in variables or "oldSelf" not in rule["rule"]
-        if applies and not _holds(rule["rule"], variables):
-            problems.append(rule["message"])
+        if applies and not _evaluate(rule["rule"], variables):
+            by_object = rule.get("messageExpression")
+            problems.append(str(_evaluate(by_object, variables)) if by_object else rule["message"])
     value = variables["self"]
     for name, child in schema.get("properties", {}).items():
         inner = {key: at[name] for key, at in variables.items() if isinstance(at, dict) and name in at}
@@ -86,5 +100,5 @@ def _program(expression: str) -> Any:
     return environment.program(environment.compile(expression))
 
 
-def _holds(expression: str, variables: dict[str, Any]) -> bool:
-    return bool(_program(expression).evaluate({name: json_to_cel(value) for name, value in variables.items()}))
+def _evaluate(expression: str, variables: dict[str, Any]) -> Any:
+    return _program(expression).evaluate({name: json_to_cel(value) for name, value in variables.items()})

@@ -25,6 +25,8 @@ class Rule(NamedTuple):
 
     cel: str
     message: str
+    message_cel: str = ""
+    """CEL expression for the message, where it depends on the object; `message` is used if it cannot be evaluated."""
 
     @property
     def is_transition(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainyard.base import PART_OF_POD, ApiModel, models_in
+from trainyard.base import PART_OF_POD, ApiModel, Rule, models_in
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 
@@ -186,11 +186,16 @@ def _rename_limits(node: Schema) -> Schema:
 def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
     """Add the CEL rules of each type to its object in the schema."""
     if issubclass(model, ApiModel) and model.cel_rules:
-        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
+        schema["x-kubernetes-validations"] = [_validation(rule) for rule in model.cel_rules]
     for name, field in model.model_fields.items():
         child = schema.get("properties", {}).get(field.alias or name)
         for nested in models_in(field.annotation):
             _attach_rules(child.get("items", child), nested)
+
+
+def _validation(rule: Rule) -> dict[str, str]:
+    by_object = {"messageExpression": rule.message_cel} if rule.message_cel else {}
+    return {"rule": rule.cel, "message": rule.message, **by_object}
 
 
 def main() -> None:

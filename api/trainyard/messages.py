@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainyard.crd import Schema, openapi_schema
+from trainyard.resource import quantity
 
 _MAX_SHOWN = 200
 """Characters of a wrong value that a message shows."""
@@ -76,6 +77,8 @@ def _explain(fault: dict[str, Any], path: str) -> str:
     """Return what a field must be, as a phrase; pydantic's own message where `_PHRASES` has none."""
     if fault["type"] == "extra_forbidden":
         return "unknown field" + _suggestion(path)
+    if fault.get("ctx", {}).get("pattern") == quantity.PATTERN:
+        return "must be a quantity such as 500m, 2 or 64Gi"
     phrase = _PHRASES.get(fault["type"], fault["msg"])
     return str(phrase).format(**fault.get("ctx", {}))
 

@@ -35,10 +35,10 @@ class Crash(Exception):
 class FakeCluster:
     """etcd, the API server, the kubelets and the users of one job."""
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, *, of: TrainingJob | None = None, **spec: Any) -> None:
         self.now: datetime = NOW
         self.version = 1
-        self.job: TrainingJob | None = make_job(**spec)
+        self.job: TrainingJob | None = of or make_job(**spec)
         self.pods: dict[str, dict[str, Any]] = {}
         self.children: dict[tuple[str, str], dict[str, Any]] = {}
         self.job_stream: list[Change] = []

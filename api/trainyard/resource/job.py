@@ -43,6 +43,16 @@ _INACTIVE = (
     " && self.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))"
 )
 
+_FINISHED = (
+    "has(self.status) && has(self.status.conditions)"
+    " && self.status.conditions.exists(c, c.type in ['Succeeded', 'Failed'] && c.status == 'True')"
+)
+_ACTIVE_MESSAGE = (
+    f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition Suspended, "
+    "change it, set suspend: false"
+)
+_FINISHED_MESSAGE = "spec: the job has ended, and a change would have no effect; delete it and create it again"
+
 
 class TrainingJob(ApiModel):
     """A training run of one model by a group of pods that start, run and restart together."""
@@ -53,7 +63,7 @@ class TrainingJob(ApiModel):
     spec: TrainingJobSpec
     """Desired state of the job: what to train, and with which workers. suspend, workers.replicas and restartPolicy may
     be changed at any time. All other fields are immutable while the job is active: to change them, set suspend: true,
-    wait for the condition Suspended, change them, and set suspend: false."""
+    wait for the condition Suspended, change them, and set suspend: false. A job that has ended cannot be changed."""
     status: TrainingJobStatus = TrainingJobStatus()
     """Observed state of the job, written by the operator."""
 
@@ -71,9 +81,9 @@ class TrainingJob(ApiModel):
             "Service; choose another name",
         ),
         Rule(
-            f"{_INACTIVE} || ({unchanged(TrainingJobSpec, 'spec')})",
-            f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition "
-            "Suspended, change it, set suspend: false",
+            f"({_INACTIVE}) && !({_FINISHED}) || ({unchanged(TrainingJobSpec, 'spec')})",
+            _ACTIVE_MESSAGE,
+            f"{_FINISHED} ? '{_FINISHED_MESSAGE}' : '{_ACTIVE_MESSAGE}'",
         ),
     )
 

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import MAX_INT64, MUTABLE, ApiModel, OpaqueObject, Rule
+from trainyard.resource import quantity
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
@@ -17,10 +18,7 @@ from trainyard.resource.training import TrainerSpec
 Quantity = Annotated[
     Annotated[
         str,
-        Field(
-            max_length=64,
-            pattern=r"^\+?([0-9]+\.?[0-9]*|\.[0-9]+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?[0-9]+)?$",
-        ),
+        Field(max_length=64, pattern=quantity.PATTERN),
     ]
     | Annotated[int, Field(ge=0, le=MAX_INT64)],
     Field(union_mode="left_to_right"),

@@ -16,6 +16,7 @@ from datetime import timedelta
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.acceptance import (
+    RETRY_SECONDS,
     accept,
     await_known_revision,
     check_spec,
@@ -181,7 +182,10 @@ def _sync_attempt(builder: StatusBuilder, observation: Observation, workers: tup
     spec = builder.effective_job.spec
     known = observation.revision_problem is None
     # The pods were created for another number of workers than is desired now.
-    if known and any(w.replicas != spec.workers.replicas for w in workers):
+    if any(w.replicas != spec.workers.replicas for w in workers):
+        # A new group could get no pods, so the old one continues.
+        if not known:
+            return act_now(builder, wake_after=RETRY_SECONDS)
         return handle_size_change(builder, observation, workers)
     report_size(builder, observation.desired_job.spec.workers.replicas)
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers}))
