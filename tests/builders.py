@@ -78,7 +78,9 @@ def make_job(
     """A job as the API server returns it; the rest of the arguments are those of `make_manifest`."""
     body = make_manifest(name, **manifest)
     body["metadata"] |= {"uid": uid, "generation": generation, "resourceVersion": str(version)}
-    return TrainingJob.from_dict({**body, "status": status or {}})
+    job = TrainingJob.from_dict({**body, "status": status or {}})
+    assert job.unknown_fields == (), "a typo in a test"
+    return job
 
 
 def make_pod(

@@ -1,6 +1,7 @@
 """Base of all API types: immutable pydantic models whose validation rules are CEL expressions."""
 
 from datetime import datetime
+from functools import cache
 from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
@@ -8,6 +9,8 @@ from pydantic.alias_generators import to_camel
 
 from trainyard.time import format_time
 
+MAX_INT64 = 9_223_372_036_854_775_807
+"""Largest integer of 64 bits."""
 POSITIVE_INT32 = 2_147_483_647
 """Largest integer of 32 bits, the upper limit of integers in the API."""
 
@@ -22,6 +25,8 @@ class Rule(NamedTuple):
 
     cel: str
     message: str
+    message_cel: str = ""
+    """CEL expression for the message, where it depends on the object; `message` is used if it cannot be evaluated."""
 
     @property
     def is_transition(self) -> bool:
@@ -30,7 +35,11 @@ class Rule(NamedTuple):
 
 
 class ApiModel(BaseModel):
-    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused."""
+    """Base of all types of the resource: immutable, camelCase in JSON, snake_case in Python, unknown fields refused.
+
+    A reader of stored objects, which another version may have written, ignores unknown fields instead:
+    ``model_validate(body, extra="ignore")``.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -69,9 +78,19 @@ MUTABLE = _Mutable()
 """Marks a field of a spec that may change while the job is active: ``Annotated[bool, MUTABLE]``. All other fields are
 immutable then (see `trainyard.resource.immutability`)."""
 
+PART_OF_POD = "x-trainyard-part-of-pod"
+"""Marks a schema without declared fields in `json_schema_extra`: its content becomes a part of each pod, and so the API
+server checks it when the operator sends a pod as a dry run. The CRD generator refuses other schemas of that kind."""
+
 OpaqueObject = Annotated[
     dict[str, Any],
-    Field(max_length=128, json_schema_extra={"additionalProperties": {"x-kubernetes-preserve-unknown-fields": True}}),
+    Field(
+        max_length=128,
+        json_schema_extra={
+            "additionalProperties": {"x-kubernetes-preserve-unknown-fields": True},
+            PART_OF_POD: True,
+        },
+    ),
 ]
 """Part of a Kubernetes object whose fields Trainyard does not declare, for example the spec of a pod. The API server
 checks it when the pod is created."""
@@ -82,6 +101,31 @@ def models_in(annotation: Any) -> list[type["ApiModel"]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation] if issubclass(annotation, ApiModel) else []
     return [model for part in getattr(annotation, "__args__", ()) for model in models_in(part)]
+
+
+def unknown_fields(model: type[ApiModel], body: dict[str, Any], path: str) -> list[str]:
+    """Return the paths of the fields in `body` that a type does not have, at any depth, such as ``spec.workers.speed``.
+
+    `path` is the path of `body` itself.
+    """
+    found = []
+    known = _types_by_field(model)
+    for name, value in body.items():
+        at = f"{path}.{name}"
+        if name not in known:
+            found.append(at)
+        for nested in known.get(name, ()):
+            if isinstance(value, dict):
+                found += unknown_fields(nested, value, at)
+            for index, item in enumerate(value if isinstance(value, list) else ()):
+                found += unknown_fields(nested, item, f"{at}[{index}]") if isinstance(item, dict) else []
+    return found
+
+
+@cache
+def _types_by_field(model: type[ApiModel]) -> dict[str, list[type[ApiModel]]]:
+    """Return the API types inside each field of a type, by the name of the field in JSON."""
+    return {field.alias or name: models_in(field.annotation) for name, field in model.model_fields.items()}
 
 
 Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]

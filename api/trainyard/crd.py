@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from trainyard.base import ApiModel, models_in
+from trainyard.base import PART_OF_POD, ApiModel, Rule, models_in
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 
@@ -29,7 +29,7 @@ _COLUMNS = (
     ("ETA", "number", ".status.progress.etaSeconds", "Seconds until the last step at the current speed", 1),
 )
 
-_DROPPED = ("title", "discriminator", "additionalProperties")
+_DROPPED = ("title", "discriminator", "additionalProperties", PART_OF_POD)
 """Keys of JSON Schema that a structural schema must not have. `additionalProperties: false` is replaced by the field
 validation of the API server, which refuses unknown fields; `_structural` keeps the schema of a map's values."""
 
@@ -94,30 +94,64 @@ def openapi_schema() -> Schema:
     return schema
 
 
-def _structural(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """Inline references and rewrite what JSON Schema allows and a structural schema does not."""
+def _structural(node: Schema, definitions: dict[str, Schema], path: str = "", *, checked: bool = False) -> Schema:
+    """Inline references and rewrite what JSON Schema allows and a structural schema does not.
+
+    `checked`: the API server checks undeclared fields below this node, as parts of a pod.
+
+    Raises:
+        TypeError: a part of the schema would admit values that nothing checks.
+    """
     if "description" in node:
         node = {**node, "description": _unwrap(node["description"])}
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[-1]]
         node = {**target, **{k: v for k, v in node.items() if k != "$ref"}}
-    if node.get("x-kubernetes-int-or-string"):
-        keep = ("description", "default", "x-kubernetes-int-or-string")
-        return {k: node[k] for k in keep if node.get(k) is not None}
     alternatives = node.get("allOf") or [n for n in node.get("anyOf", ()) if n.get("type") != "null"]
+    if len(alternatives) > 1:
+        return _int_or_string(node, alternatives, path)
     if alternatives:
-        node = _merge_alternatives(node, alternatives, definitions)
+        node = _merge_optional(node, alternatives[0], definitions)
+    checked = checked or bool(node.get(PART_OF_POD))
+    if node.get("x-kubernetes-preserve-unknown-fields") and not checked:
+        raise TypeError(f"{path}: nothing checks its fields; declare them, or mark it with PART_OF_POD if it is one")
     result = {k: v for k, v in node.items() if k not in _DROPPED and k != "$defs" and v is not None}
     result = _rename_limits(result)
     if "properties" in result:
         if "default" in result:
             result["default"] = _without_nulls(result["default"])
-        result["properties"] = {k: _structural(v, definitions) for k, v in result["properties"].items()}
+        result["properties"] = {
+            k: _structural(v, definitions, f"{path}.{k}".lstrip("."), checked=checked)
+            for k, v in result["properties"].items()
+        }
     elif isinstance(node.get("additionalProperties"), dict):
-        result["additionalProperties"] = _structural(node["additionalProperties"], definitions)
+        inner = _structural(node["additionalProperties"], definitions, f"{path}[]", checked=checked)
+        result["additionalProperties"] = inner
     if "items" in result:
-        result["items"] = _structural(result["items"], definitions)
+        result["items"] = _structural(result["items"], definitions, f"{path}[]", checked=checked)
     return result
+
+
+def _int_or_string(node: Schema, alternatives: list[Schema], path: str) -> Schema:
+    """Return the schema of `int | "auto"`, or of an integer or a text with a pattern, with a guard of both.
+
+    Raises:
+        TypeError: it is another union, or one of the two has no limits.
+    """
+    by_type = {a.get("type"): a for a in alternatives}
+    number, text = by_type.get("integer", {}), by_type.get("string", {})
+    if len(alternatives) != 2 or not {"minimum", "maximum"} <= number.keys() or not {"const", "pattern"} & text.keys():
+        raise TypeError(f"{path}: a union must be of an integer with limits, and a constant or a text with a pattern")
+    result = {k: node[k] for k in ("description", "default") if node.get(k) is not None}
+    result["x-kubernetes-int-or-string"] = True
+    low, high = number["minimum"], number["maximum"]
+    # Limits of a text apply to texts only, and those of a number to numbers only.
+    if "pattern" in text:
+        limits = {k: text[k] for k in ("pattern", "maxLength") if k in text}
+        return {**result, **limits, "minimum": low, "maximum": high}
+    rule = f"type(self) == int ? self >= {low} && self <= {high} : self == '{text['const']}'"
+    message = f"{path}: must be {text['const']} or a whole number from {low} to {high}; correct it"
+    return {**result, "x-kubernetes-validations": [{"rule": rule, "message": message}]}
 
 
 def _unwrap(text: str) -> str:
@@ -130,20 +164,12 @@ def _without_nulls(value: Any) -> Any:
     return {k: _without_nulls(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
-def _merge_alternatives(node: Schema, alternatives: list[Schema], definitions: dict[str, Schema]) -> Schema:
-    """Merge a union into one schema: `X | None` becomes X, and `int | "auto"` becomes int-or-string.
-
-    Other unions do not occur in the API types.
-    """
+def _merge_optional(node: Schema, inner: Schema, definitions: dict[str, Schema]) -> Schema:
+    """Return the schema of `X | None`, which is X."""
     rest = {k: v for k, v in node.items() if k not in ("anyOf", "allOf")}
-    if len(alternatives) == 1:
-        inner = alternatives[0]
-        if "$ref" in inner:
-            inner = definitions[inner["$ref"].rsplit("/", 1)[-1]]
-        return {**inner, **rest}
-    types = {a.get("type") for a in alternatives}
-    assert types == {"integer", "string"}, f"no structural form for {alternatives}"
-    return {**rest, "x-kubernetes-int-or-string": True}
+    if "$ref" in inner:
+        inner = definitions[inner["$ref"].rsplit("/", 1)[-1]]
+    return {**inner, **rest}
 
 
 def _rename_limits(node: Schema) -> Schema:
@@ -160,11 +186,16 @@ def _rename_limits(node: Schema) -> Schema:
 def _attach_rules(schema: Schema, model: type[BaseModel]) -> None:
     """Add the CEL rules of each type to its object in the schema."""
     if issubclass(model, ApiModel) and model.cel_rules:
-        schema["x-kubernetes-validations"] = [{"rule": r.cel, "message": r.message} for r in model.cel_rules]
+        schema["x-kubernetes-validations"] = [_validation(rule) for rule in model.cel_rules]
     for name, field in model.model_fields.items():
         child = schema.get("properties", {}).get(field.alias or name)
         for nested in models_in(field.annotation):
             _attach_rules(child.get("items", child), nested)
+
+
+def _validation(rule: Rule) -> dict[str, str]:
+    by_object = {"messageExpression": rule.message_cel} if rule.message_cel else {}
+    return {"rule": rule.cel, "message": rule.message, **by_object}
 
 
 def main() -> None:

@@ -32,6 +32,9 @@ from trainyard_operator.options import Options, parse_options
 
 log = logging.getLogger("trainyard_operator")
 
+MAX_JSON_DEPTH = 10_000
+"""Levels of nesting that the API server admits. Python's parser must read them, since one object that it cannot read
+would make a complete list unreadable; `controller.unreadable` refuses such a job afterwards."""
 LIST_RETRY = 2.0
 """Seconds between two attempts to fill the cache."""
 
@@ -146,6 +149,7 @@ def _configure_logging(level: str) -> None:
 def main() -> None:
     """Run the command `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
+    sys.setrecursionlimit(MAX_JSON_DEPTH + 1000)
     _configure_logging(level)
     # kopf needs a name: its default is the user name, which does not exist in a container.
     os.environ.setdefault("POD_ID", socket.gethostname())

@@ -166,6 +166,17 @@ async def test_an_immutable_field_changes_only_while_the_job_is_suspended(
         await own_namespace.edit({"image": "example.com/third"})
 
 
+@pytest.mark.parametrize("status", [{"attempt": 1}, {"attempt": 0}])
+async def test_a_job_that_has_ended_cannot_be_changed(own_namespace: Namespace, status: dict[str, Any]) -> None:
+    await own_namespace.create_job(make_manifest())
+    await with_status(own_namespace, **status, conditions=[condition("Failed")])
+    with pytest.raises(ApiRefusal) as refused:
+        await own_namespace.edit({"image": "example.com/other"})
+    ended = "spec: the job has ended, and a change would have no effect; delete it and create it again"
+    assert ended in refused.value.message
+    await own_namespace.edit({"suspend": True})  # a mutable field, without effect
+
+
 def is_mutable(change: Change) -> bool:
     return any(change.field == field or change.field.startswith(f"{field}.") for field in MUTABLE_FIELDS)
 

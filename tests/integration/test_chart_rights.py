@@ -25,7 +25,12 @@ RESOURCES = (
     *("trainyard.dev/trainingjobs", "trainyard.dev/trainingjobs/status", "trainyard.dev/trainingjobs/scale"),
     *("trainyard.dev/trainingjobs/finalizers", "pods", "pods/exec", "pods/log", "pods/status", "services", "nodes"),
     *("persistentvolumeclaims", "configmaps", "secrets", "events", "namespaces", "serviceaccounts/token"),
-    *("coordination.k8s.io/leases", "apps/deployments", "rbac.authorization.k8s.io/clusterroles"),
+    *(
+        "coordination.k8s.io/leases",
+        "apps/deployments",
+        "apps/controllerrevisions",
+        "rbac.authorization.k8s.io/clusterroles",
+    ),
     "apiextensions.k8s.io/customresourcedefinitions",
 )
 """Every resource that a review asks about, as GROUP/RESOURCE[/SUBRESOURCE], or RESOURCE for the core group."""
@@ -35,13 +40,14 @@ Rights = dict[str, str]
 
 OPERATOR_RIGHTS: Rights = {
     "trainyard.dev/trainingjobs": "get list watch",
-    "trainyard.dev/trainingjobs/status": "update",
+    "trainyard.dev/trainingjobs/status": "patch",
     "trainyard.dev/trainingjobs/finalizers": "update",
     "pods": "get list watch create delete",
     "services": "get create",
     "persistentvolumeclaims": "get create",
     "configmaps": "get create patch",
     "secrets": "create",
+    "apps/controllerrevisions": "get create",
     "events": "create",
 }
 EDIT_RIGHTS: Rights = {

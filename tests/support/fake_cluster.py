@@ -3,7 +3,7 @@
 It checks every write: what the operator must never do raises an `AssertionError` at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import owner_uid
+from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.lifecycle.successes import parse_indexes
@@ -35,10 +36,10 @@ class Crash(Exception):
 class FakeCluster:
     """etcd, the API server, the kubelets and the users of one job."""
 
-    def __init__(self, **spec: Any) -> None:
+    def __init__(self, *, of: TrainingJob | None = None, **spec: Any) -> None:
         self.now: datetime = NOW
         self.version = 1
-        self.job: TrainingJob | None = make_job(**spec)
+        self.job: TrainingJob | None = of or make_job(**spec)
         self.pods: dict[str, dict[str, Any]] = {}
         self.children: dict[tuple[str, str], dict[str, Any]] = {}
         self.job_stream: list[Change] = []
@@ -63,7 +64,17 @@ class FakeCluster:
         """Attempts with a placeholder that has run."""
         self.lost: set[str] = set()
         """UIDs of pods on a lost node: no kubelet ever reports their end."""
+        self.revisions: dict[str, dict[str, Any]] = {}
+        """Snapshots of specs, by name."""
+        self.dry_runs = self.loads = 0
+        """Pods that were dry-run, and snapshots that were read."""
+        self.unreadable: list[str] = []
+        """Problems of unreadable jobs that were reported."""
         # Faults.
+        self.malformed: str | None = None
+        """Why the API server refuses the pods in a dry run."""
+        self.revisions_refused = ""
+        """Why the API server refuses snapshots."""
         self.quota_exceeded = False
         self.unavailable = False
         self.writes_until_crash: int | None = None
@@ -299,11 +310,19 @@ class FakeCluster:
         else:
             self._check_replicas(pod)
             assert attempt == status.attempt, "a pod was created whose attempt is not recorded"
+        self._check_revision(pod)
         others = [name for name, other in self.pods.items() if identity(other)[0] != attempt]
         assert not others, f"a pod of attempt {attempt} was created while {others} exist"
         assert not self.job.status.finished, "a pod was created for a finished job"
         suspended = self.job.status.is_true(ConditionType.SUSPENDED) or self.job.status.suspending
         assert not suspended, "a pod was created for a suspended job"
+
+    def _check_revision(self, pod: dict[str, Any]) -> None:
+        """Check that a pod is built from a snapshot that is stored and recorded."""
+        assert self.job is not None
+        name = self.job.status.accepted_revision
+        assert name in self.revisions, "a pod was created whose spec was not stored before"
+        assert name == f"{self.job.metadata.name}-{pod['metadata']['labels'][constants.LABEL_REVISION]}"
 
     def _check_replicas(self, pod: dict[str, Any]) -> None:
         """Check that all pods of an attempt are created for one size, which is not larger than the recorded one."""
@@ -341,6 +360,28 @@ class FakeClusterBackend:
         answer = self.cluster._store_job(stored.replace(status=status))
         self.cluster._count_write(after=True)
         return answer
+
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+        self.cluster.unreadable.append(job.problem)
+
+    async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        self._ask(job)
+        self.cluster.dry_runs += 1
+        return self.cluster.malformed
+
+    async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
+        self._ask(job)
+        self.cluster._count_write(after=False)
+        if self.cluster.revisions_refused:
+            raise Refused(Reason.PODS_REFUSED, self.cluster.revisions_refused)
+        stored = self.cluster.revisions.setdefault(revision["metadata"]["name"], deepcopy(revision))
+        self.cluster._count_write(after=True)
+        return stored
+
+    async def load_revision(self, job: TrainingJob, name: str) -> dict[str, Any] | None:
+        self._ask(job)
+        self.cluster.loads += 1
+        return self.cluster.revisions.get(name)
 
     async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         self._ask(job)

@@ -314,6 +314,31 @@ RULES = (
         "spec.parallelism.pipeline.stages: each stage needs a layer, and with Interleaved1F1B and ZBV each rank "
         "has two stages; use fewer stages, another schedule, or more layers",
     ),
+    *(
+        Fault(
+            f"batch.micro of {value}",
+            partial(_trainer, batch={"global": 16, "micro": value}),
+            f"spec.trainer.batch.micro: must be {rule} or must be 'auto', not {value!r}",
+            server="spec.trainer.batch.micro: must be auto or a whole number from 1 to 2147483647; correct it",
+        )
+        for value, rule in (("abc", "a whole number"), (-4, "at least 1"), ("4", "a whole number"))
+    ),
+    Fault(
+        "data.shard that is a word",
+        lambda: make_manifest(trainer=trainer_spec(), parallelism={"data": {"mode": "hsdp", "shard": "foo"}}),
+        "spec.parallelism.data.shard: must be a whole number or must be 'auto', not 'foo'",
+        server="spec.parallelism.data.shard: must be auto or a whole number from 1 to 65536; correct it",
+    ),
+    *(
+        Fault(
+            f"{value!r} GPUs",
+            partial(
+                make_manifest, trainer=trainer_spec(), workers={"resources": {"limits": {"nvidia.com/gpu": value}}}
+            ),
+            "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number; correct it, without a unit",
+        )
+        for value in ("1.5", "2k", "1Gi", "1000")
+    ),
     Fault(
         "procsPerWorker that is a word",
         lambda: make_manifest(workers={"procsPerWorker": "many"}),
@@ -615,6 +640,28 @@ RULES = (
 )
 
 SCHEMA = (
+    *(
+        Fault(
+            f"memory of {value!r}",
+            partial(make_manifest, workers={"resources": {"limits": {"memory": value}}}),
+            "spec.workers.resources.limits.memory: must be a quantity such as 500m, 2 or 64Gi or must be a whole "
+            f"number, not {value!r}",
+            server="spec.workers.resources.limits.memory: Invalid value: ",
+        )
+        for value in ("2GB", "two", "2 Gi", "-1", "")
+    ),
+    Fault(
+        "a negative number of CPUs",
+        lambda: make_manifest(workers={"resources": {"requests": {"cpu": -1}}}),
+        "spec.workers.resources.requests.cpu: must be a string or must be at least 0, not -1",
+        server="spec.workers.resources.requests.cpu: Invalid value: ",
+    ),
+    Fault(
+        "a fraction of a CPU without quotes",
+        lambda: make_manifest(workers={"resources": {"requests": {"cpu": 0.5}}}),
+        "spec.workers.resources.requests.cpu: must be a string or must be a whole number, not 0.5",
+        server="spec.workers.resources.requests.cpu: Invalid value: ",
+    ),
     Fault(
         "an unknown field with a likely meaning",
         lambda: make_manifest(workers={"replica": 2}),

@@ -1,6 +1,6 @@
 """The lifecycle of one job as a series of plans, each made from the status that the previous one wrote."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Self
 
@@ -8,10 +8,12 @@ from tests.builders import NOW, make_job, make_worker
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Condition, ConditionType, Phase, TrainingJobStatus
-from trainyard_operator.lifecycle.actions import Plan
-from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod
+from trainyard_operator.lifecycle.actions import AcceptSpec, Plan
+from trainyard_operator.lifecycle.observation import Acceptance, CreationError, Observation, WorkerPod
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.status_builder import Event
+
+ACCEPTED = Acceptance(revision="job-0123456789abcdef")
 
 
 @dataclass
@@ -23,6 +25,8 @@ class Story:
     now: datetime = NOW
     progress: Progress | None = None
     creation_error: CreationError | None = None
+    acceptance: Acceptance = ACCEPTED
+    """The answer to a job that starts."""
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -40,7 +44,10 @@ class Story:
 
     def step(self) -> Plan:
         """Plan once, and store the status."""
-        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.creation_error))
+        observation = Observation(self.job, self.workers, self.now, self.progress, self.creation_error)
+        step = plan(observation)
+        if any(isinstance(action, AcceptSpec) for action in step.actions):
+            step = plan(replace(observation, acceptance=self.acceptance))
         self.job = self.job.replace(status=step.status)
         self.events += step.events
         return step

@@ -12,6 +12,7 @@ from trainyard.admission import admit, load_manifest
 from trainyard.crd import Schema, openapi_schema
 from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import TrainingJobStatus
 
 
 def refused(text: str) -> list[str]:
@@ -191,6 +192,26 @@ def test_an_update_is_checked_against_the_stored_job(
         "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set suspend: "
         "true, wait for the condition Suspended, change it, set suspend: false"
     ]
+
+
+@pytest.mark.parametrize("kind", ["Succeeded", "Failed"])
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_a_job_that_has_ended_cannot_be_changed(kind: str, attempt: int) -> None:
+    condition = {**SUSPENDED["conditions"][0], "type": kind}
+    manifest = make_manifest()
+    old = TrainingJob.from_dict({**manifest, "status": {"attempt": attempt, "conditions": [condition]}})
+    with pytest.raises(ManifestError) as error:
+        admit({**manifest, "spec": {**manifest["spec"], "image": "other"}}, old=old)
+    assert error.value.problems == [
+        "spec: the job has ended, and a change would have no effect; delete it and create it again"
+    ]
+
+
+def test_the_status_of_a_manifest_is_ignored() -> None:
+    """For example the output of an earlier run: a new job starts from the beginning."""
+    ended = {"attempt": 3, "phase": "Succeeded", "conditions": [{**SUSPENDED["conditions"][0], "type": "Succeeded"}]}
+    job = load_manifest(yaml.safe_dump({**make_manifest(), "status": {**ended, "invalid": 1}}))
+    assert job.status == TrainingJobStatus()
 
 
 def test_problems_that_need_resolved_presets_are_reported() -> None:

@@ -57,7 +57,7 @@ def test_a_job_round_trips_through_json() -> None:
 def test_unread_metadata_is_preserved() -> None:
     body = make_manifest()
     body["metadata"]["annotations"] = {"a": "b"}
-    assert TrainingJob.from_dict(body).to_dict()["metadata"]["annotations"] == {"a": "b"}
+    assert TrainingJob.model_validate(body).to_dict()["metadata"]["annotations"] == {"a": "b"}
 
 
 def test_api_objects_are_immutable() -> None:
@@ -65,9 +65,36 @@ def test_api_objects_are_immutable() -> None:
         make_job().spec.suspend = True  # type: ignore[misc]
 
 
-def test_unknown_fields_are_refused() -> None:
+def test_unknown_fields_are_refused_in_what_a_user_writes() -> None:
     with pytest.raises(ValidationError, match="colour"):
-        make_job(colour="red")
+        TrainingJob.model_validate(make_manifest(colour="red"))
+
+
+def test_unknown_fields_of_a_stored_object_are_ignored_and_named() -> None:
+    """Another version of the CRD may have admitted them."""
+    body = make_manifest(
+        colour="red",
+        workers={"speed": 3, "template": {"spec": {"anything": {"goes": 1}}}},
+        trainer=trainer_spec(model={"name": "llama", "preset": "nano", "mood": "good"}),
+        restartPolicy={
+            "rules": [{"onReasons": ["Hang"], "action": "Fail"}, {"onReasons": ["X"], "action": "Fail", "a": 1}]
+        },
+    )
+    body["status"] = {
+        "attempt": 2,
+        "phase": "Dreaming",
+        "new": {"a": 1},
+        "goodput": {"activity": "Zen", "accountedAt": "2030-01-01T12:00:00Z"},
+    }
+    job = TrainingJob.from_dict(body)
+    assert job.unknown_fields == (
+        "spec.workers.speed",
+        "spec.trainer.model.mood",
+        "spec.colour",
+        "spec.restartPolicy.rules[1].a",
+    )
+    assert (job.status.attempt, job.status.phase) == (2, None)
+    assert job.replace(status=job.status).unknown_fields == job.unknown_fields
 
 
 @pytest.mark.parametrize(

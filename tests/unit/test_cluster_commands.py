@@ -279,8 +279,10 @@ def test_fields_of_a_newer_version_are_ignored_or_reported() -> None:
     body["spec"]["workers"]["hats"] = 2
     assert parse_job(body).status.progress == running_job().status.progress, "unknown fields are left out"
     body["status"]["phase"] = "Dreaming"
+    assert parse_job(body).status.phase is None
+    body["spec"]["imagePullPolicy"] = "Sometimes"
     with pytest.raises(
-        ClusterError, match=r"does not support the value of its field status.phase; install the version"
+        ClusterError, match=r"does not support the value of its field spec.imagePullPolicy; install the version"
     ):
         parse_job(body)
 

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from tests.builders import make_job, make_pod, make_worker, trainer_spec
+from tests.builders import NOW, make_job, make_pod, make_progress, make_worker, trainer_spec
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard.resource.status import Condition, Failure, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.backend import KubernetesBackend
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.manifests.children import build_claim, build_config_map, build_secret, build_service
+from trainyard_operator.manifests.revision import build_revision, make_revision
 
 JOB = make_job(trainer=trainer_spec())
 SERVICE = build_service(JOB)
@@ -66,13 +67,99 @@ TERMINATING = error(403, "being terminated", causes=[{"reason": "NamespaceTermin
         (503, Unavailable),
         (400, Refused),
         (403, Refused),
+        (410, Refused),
+        (413, Refused),
         (422, Refused),
     ],
 )
 async def test_each_response_to_a_status_write_has_its_error(code: int, meaning: type[BackendError]) -> None:
-    backend, _ = make_backend(error(code))
+    # A status that is refused is followed by a minimal one, and if that is refused as well by an event.
+    backend, api = make_backend(error(code), error(code), {})
     with pytest.raises(meaning):
         await backend.write_status(JOB, TrainingJobStatus())
+    verbs = [verb for verb, _, _ in api.requests]
+    assert verbs == (["PATCH", "PATCH", "POST"] if meaning is Refused else ["PATCH"])
+
+
+@pytest.mark.parametrize("code", [400, 403, 410, 413, 422])
+async def test_a_status_that_is_refused_is_replaced_by_a_minimal_one(code: int) -> None:
+    stored = make_job(version=2, status={"attempt": 2})
+    backend, api = make_backend(error(code, "status.progress: no\x1b[1m"), stored.to_dict())
+    failure = Failure(attempt=1, reason="Error", message="x" * 4096, exit_code=3, at=NOW)
+    complete = TrainingJobStatus(
+        attempt=2,
+        restarts=1,
+        progress=make_progress(),
+        last_failure=failure,
+        conditions=(
+            Condition(type="Running", status="True", reason="r", message="m" * 30_000, last_transition_time=NOW),
+        ),
+    )
+    await backend.write_status(JOB, complete)
+    patch = api.requests[1][2]["status"]
+    assert (patch["attempt"], patch["restarts"]) == (2, 1), "decisions are kept"
+    assert "progress" not in patch
+    assert patch["lastFailure"] == {"attempt": 1, "reason": "Error", "message": "", "at": "2030-01-01T12:00:00Z"}
+    running, refused = patch["conditions"]
+    assert len(running["message"]) == 256
+    assert (refused["type"], refused["status"], refused["reason"]) == ("StatusRefused", "True", "StatusRefused")
+    assert refused["message"].endswith("not up to date: status.progress: no[1m")
+
+
+async def test_fields_of_another_version_stay_in_the_status() -> None:
+    """The patch names nothing but what this version has changed."""
+    body = make_job(status={"attempt": 1, "phase": "Pending"}).to_dict()
+    body["status"]["fromTheFuture"] = {"a": 1}
+    job = TrainingJob.from_dict(body)
+    backend, api = make_backend(body)
+    await backend.write_status(job, job.status.replace(attempt=2, phase=None))
+    assert api.requests[0][2]["status"] == {"attempt": 2, "phase": None}
+
+
+MALFORMED = (
+    error(400, 'strict decoding error: unknown field "spec.nodeselector"'),
+    error(400, 'Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal string'),
+    ApiError(422, "Invalid", 'Pod "job-1-0" is invalid: spec.containers[0].name: Required value'),
+)
+UNDECIDED: tuple[Answer, ...] = (
+    error(400, 'admission webhook "x" does not support dry run'),
+    ApiError(
+        422, "Invalid", 'pods "a" is forbidden: ValidatingAdmissionPolicy "p" with binding "b" denied request: no'
+    ),
+    error(403, "exceeded quota: q"),
+    error(403, 'pods "a" is forbidden: violates PodSecurity "restricted:latest"'),
+    error(409, "exists"),
+    error(500, 'failed calling webhook "x"'),
+    {},
+)
+
+
+@pytest.mark.parametrize("answer", MALFORMED, ids=str)
+async def test_a_dry_run_shows_that_a_pod_is_malformed(answer: ApiError) -> None:
+    backend, _ = make_backend(answer)
+    assert await backend.dry_run(JOB, make_pod(JOB)) == str(answer)
+
+
+@pytest.mark.parametrize("answer", UNDECIDED, ids=str)
+async def test_a_refusal_that_an_administrator_can_lift_does_not_make_a_pod_malformed(answer: Answer) -> None:
+    backend, _ = make_backend(answer)
+    assert await backend.dry_run(JOB, make_pod(JOB)) is None
+
+
+@pytest.mark.parametrize("code", [0, 429, 503])
+async def test_a_dry_run_without_an_answer_is_repeated(code: int) -> None:
+    backend, _ = make_backend(error(code))
+    with pytest.raises(Unavailable):
+        await backend.dry_run(JOB, make_pod(JOB))
+
+
+async def test_a_snapshot_of_another_owner_does_not_count() -> None:
+    mine = build_revision(JOB, make_revision(JOB, "image"))
+    foreign = build_revision(make_job(uid="uid-0", trainer=trainer_spec()), make_revision(JOB, "image"))
+    backend, api = make_backend(mine, foreign, error(404))
+    found = [await backend.load_revision(JOB, mine["metadata"]["name"]) for _ in range(3)]
+    assert found == [mine, None, None]
+    assert api.requests[0][1].startswith("/apis/apps/v1/namespaces/default/controllerrevisions/job-")
 
 
 async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
@@ -80,9 +167,9 @@ async def test_a_status_is_written_for_one_version_of_one_job_only() -> None:
     job = await backend.write_status(JOB, TrainingJobStatus(attempt=1))
     assert (job.metadata.resource_version, job.status.attempt) == ("2", 1)
     ((verb, path, body),) = api.requests
-    assert (verb, path) == ("PUT", "/apis/trainyard.dev/v1alpha1/namespaces/default/trainingjobs/job/status")
-    assert body["metadata"] == {"name": "job", "namespace": "default", "uid": "uid-1", "resourceVersion": "1"}
-    assert body["status"]["attempt"] == 1
+    assert (verb, path) == ("PATCH", "/apis/trainyard.dev/v1alpha1/namespaces/default/trainingjobs/job/status")
+    assert body["metadata"] == {"uid": "uid-1", "resourceVersion": "1"}
+    assert body["status"] == {"attempt": 1}
 
 
 @pytest.mark.parametrize(
@@ -303,6 +390,7 @@ def test_every_kind_that_is_built_can_be_created() -> None:
         lambda: build_claim(claiming()),
         lambda: build_secret(JOB, "token"),
         lambda: make_pod(JOB),
+        lambda: build_revision(JOB, make_revision(JOB, "image")),
     ]
     from trainyard_operator.kube.backend import _PLURALS
 

@@ -9,16 +9,17 @@ import aiohttp
 import pytest
 from prometheus_client import generate_latest
 
-from tests.builders import make_job, make_manifest
+from tests.builders import make_job
 from tests.support import clock
 from trainyard.json_log import JsonFormatter
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.probes import STALLED, Health, serve
-from trainyard_operator.kube.resync import GRACE, Resync, parse_job
+from trainyard_operator.kube.resync import GRACE, Resync
 from trainyard_operator.options import parse_options
 
 KEY = ("default", "job")
@@ -157,16 +158,27 @@ def test_without_a_response_the_cache_is_not_filled() -> None:
     clock.run(scenario())
 
 
-def test_a_job_of_another_version_of_the_crd_is_skipped_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_that_cannot_be_read_is_neither_gone_nor_missed() -> None:
     async def scenario() -> None:
-        strange = {**make_manifest("strange"), "spec": {"colour": "red"}}
-        resync = make_resync(Api([strange, body()], []))
+        strange = body("strange")
+        api = Api([strange, body()], [])
+        resync = make_resync(api)
         await resync.prime()
-        assert len(resync.cache) == 1
+        strange["spec"]["workers"] = {"replicas": "many"}
+        strange["metadata"]["resourceVersion"] = "20"
+        resync.cache.put_job(read_job(strange))  # the stream
+        await resync.check()
+        assert not resync.watch_lost
+        entry = resync.cache.get(("default", "strange"))
+        assert entry is not None
+        assert entry.unreadable is not None
+        assert entry.unreadable.problem.startswith("spec.workers.replicas: must be a whole number, not 'many'; ")
+        assert len(resync.cache) == len(resync.queue) == 2
+        api.jobs = [body()]
+        await resync.check()
+        assert len(resync.cache) == 1, "it is gone when the API server says so"
 
     clock.run(scenario())
-    assert "cannot be parsed; install the CRD of this operator's version" in caplog.text
-    assert parse_job({"metadata": None}) is None
 
 
 def test_a_stream_that_delivers_in_time_is_healthy() -> None:

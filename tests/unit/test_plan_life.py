@@ -302,7 +302,7 @@ def validations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         found.append(job.metadata.generation)
         return spec_problems(job)
 
-    monkeypatch.setattr("trainyard_operator.lifecycle.plan.spec_problems", count)
+    monkeypatch.setattr("trainyard_operator.lifecycle.acceptance.spec_problems", count)
     return found
 
 

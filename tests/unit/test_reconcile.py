@@ -40,6 +40,14 @@ class Recorder(FakeClusterBackend):
         self.note("status")
         return await super().write_status(job, status)
 
+    async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        self.note(f"dry-run Pod {pod['metadata']['name']}")
+        return await super().dry_run(job, pod)
+
+    async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
+        self.note("store ControllerRevision")
+        return await super().store_revision(job, revision)
+
     async def create(
         self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
     ) -> list[dict[str, Any]]:
@@ -93,6 +101,8 @@ def test_the_status_is_written_first_then_shared_objects_then_pods() -> None:
         async with operator.working():
             secret = secret_name(operator.job, "token")
             assert operator.backend.calls == [
+                "dry-run Pod job-1-0",
+                "store ControllerRevision",
                 "status",  # the attempt, before anything is done for it
                 "status",  # what it waits for
                 f"create Service job, ConfigMap job, Secret {secret}",
@@ -217,7 +227,7 @@ def test_a_job_that_is_gone_is_not_reconciled_again() -> None:
         operator.cluster.job = None
         async with operator.working():
             await asyncio.sleep(1000)
-            assert operator.backend.calls == ["status"]
+            assert operator.backend.calls == ["dry-run Pod job-1-0"]
 
     clock.run(scenario())
 

@@ -14,6 +14,8 @@ LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 LABEL_INDEX: Final = f"{GROUP}/index"
 LABEL_REPLICAS: Final = f"{GROUP}/replicas"
 LABEL_ROLE: Final = f"{GROUP}/role"
+LABEL_REVISION: Final = f"{GROUP}/revision"
+"""Hash of the snapshot of the spec that a pod was built from (status.acceptedRevision: JOB-HASH)."""
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 

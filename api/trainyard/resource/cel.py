@@ -5,10 +5,15 @@ from trainyard.resource.models import families_with, preset_is_known, size_in_ce
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 
 _GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
+WHOLE_GPUS = (
+    "(!has(self.workers.resources.limits) || !('nvidia.com/gpu' in self.workers.resources.limits) ||"
+    f" type({_GPUS}) == int || {_GPUS}.matches('^[0-9]{{1,3}}$'))"
+)
+"""Expression for: the number of GPUs, if there is one, is a whole number, so that it can be converted."""
 _PROCS = (
     "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
     " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"
-    f" && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
+    f" && {WHOLE_GPUS} && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
 )
 TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
 CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
@@ -58,37 +63,33 @@ class Layout:
     """CEL expressions about the layout of the ranks; `replicas` is the expression for the number of workers."""
 
     def __init__(self, replicas: str) -> None:
-        world = f"({replicas} * {_PROCS})"  # as `TrainingJobSpec.world_size` has it in Python
-        self.world = world
-        data = f"({world} / {MODEL_PARALLEL})"
-        self.mesh_fits = f"{world} % {MODEL_PARALLEL} == 0"
-        self.shard_fits = (
+        self._world = f"{replicas} * {_PROCS}"  # as `TrainingJobSpec.world_size` has it in Python
+        data = f"(world / {MODEL_PARALLEL})"
+        mesh = f"world % {MODEL_PARALLEL} == 0"
+        shard = (
             "!has(self.parallelism) || type(self.parallelism.data.shard) != int ||"
-            f" !({self.mesh_fits}) || {data} % {EXPERT} != 0 ||"
-            f" {data} / {EXPERT} % self.parallelism.data.shard == 0"
+            f" !({mesh}) || {data} % {EXPERT} != 0 || {data} / {EXPERT} % self.parallelism.data.shard == 0"
         )
-        self.expert_fits = f"!({self.mesh_fits}) || {data} % {EXPERT} == 0"
+        expert = f"!({mesh}) || {data} % {EXPERT} == 0"
         # Where the mesh does not fit, the rule about the mesh alone reports it.
-        batched = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({self.mesh_fits}) ||"
-        self.batch_fits = f"{batched} self.trainer.batch.global % {data} == 0"
-        self.micro_batch_fits = (
+        batched = f"!has(self.trainer) || !has(self.trainer.batch.global) || !({mesh}) ||"
+        batch = f"{batched} self.trainer.batch.global % {data} == 0"
+        micro_batch = (
             f"{batched} type(self.trainer.batch.micro) != int ||"
             f" self.trainer.batch.global % ({data} * self.trainer.batch.micro) == 0"
         )
-        self.pipeline_fits = (
+        pipeline = (
             f"{batched} {STAGES} == 1 || self.trainer.batch.global % ({data} * {STAGES} *"
             " (type(self.trainer.batch.micro) == int ? self.trainer.batch.micro : 1)) == 0"
         )
-
-    @property
-    def all_fits(self) -> str:
-        """Expression for: every rule about the layout holds."""
-        rules = (
-            self.mesh_fits,
-            self.shard_fits,
-            self.expert_fits,
-            self.batch_fits,
-            self.micro_batch_fits,
-            self.pipeline_fits,
+        self.mesh_fits, self.shard_fits, self.expert_fits = map(self.with_world, (mesh, shard, expert))
+        self.batch_fits, self.micro_batch_fits, self.pipeline_fits = map(
+            self.with_world, (batch, micro_batch, pipeline)
         )
-        return " && ".join(f"({rule})" for rule in rules)
+        together = " && ".join(f"({rule})" for rule in (mesh, shard, expert, batch, micro_batch, pipeline))
+        self.all_fits = self.with_world(together)
+        """Expression for: every rule about the layout holds."""
+
+    def with_world(self, expression: str) -> str:
+        """Return an expression in which `world` is the world size, which is computed once."""
+        return f"[{self._world}].all(world, {expression})"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Positive, Rule
+from trainyard.base import PART_OF_POD, ApiModel, Positive, Rule
 
 DEFAULT_EVERY_SECONDS = 600
 """Seconds between checkpoints if neither everySteps nor everySeconds is given."""
@@ -23,6 +23,7 @@ VolumeSource = Annotated[
     dict[str, Any],
     Field(
         json_schema_extra={
+            PART_OF_POD: True,
             "x-kubernetes-preserve-unknown-fields": True,
             "properties": {
                 name: {

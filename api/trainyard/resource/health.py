@@ -1,10 +1,10 @@
 """`spec.health`: when a run that stops making progress is ended, so that it is restarted."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, Rule
+from trainyard.base import ApiModel
 
 DEFAULT_STARTUP_TIMEOUT = 1800
 """Default of `spec.health.startupTimeoutSeconds`, in seconds; it also applies to a job without `spec.health`."""
@@ -51,10 +51,7 @@ class Health(ApiModel):
     must cover loading the data, compiling the model and reading a checkpoint. When it has passed, the group restarts
     with reason StartupTimeout, which counts against restartPolicy.maxRestarts. The operator reads steps from the
     metrics page of rank 0: while that cannot be read, the timeout has no effect. Defaults to 1800."""
-    hang_timeout_seconds: Annotated[
-        Annotated[int, Field(ge=1, le=_MAX_SECONDS)] | Literal["auto"] | None,
-        Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
-    ] = None
+    hang_timeout_seconds: Annotated[int, Field(ge=1, le=_MAX_SECONDS)] | Literal["auto"] | None = None
     """Time in seconds without a heartbeat of a rank, after its first step, after which the run is considered hung, or
     auto. Ranks write heartbeats many times in each step and evaluation. The pods of a hung run report where each rank
     stands and end with exit code 79; the group restarts with reason Hang, which counts against
@@ -67,15 +64,6 @@ class Health(ApiModel):
 
     straggler: Straggler | None = None
     """Detection of ranks that are slower than the others. Without it nothing is measured."""
-
-    cel_rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.hangTimeoutSeconds) || (type(self.hangTimeoutSeconds) == int ?"
-            f" (self.hangTimeoutSeconds >= 1 && self.hangTimeoutSeconds <= {_MAX_SECONDS})"
-            " : self.hangTimeoutSeconds == 'auto')",
-            f"spec.health.hangTimeoutSeconds: must be auto or a whole number from 1 to {_MAX_SECONDS}; correct it",
-        ),
-    )
 
 
 class HealthConfig(ApiModel):

@@ -8,10 +8,14 @@ keys that both sides have, so replacing a key goes unnoticed. `trainyard.base.Op
 arbitrary values, whose keys and values the API server compares completely (`k8s.io/apiserver/pkg/cel/common`).
 """
 
+from functools import cache
+from typing import Any
+
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from trainyard.base import MUTABLE, models_in
+from trainyard.resource.spec import TrainingJobSpec
 
 
 def unchanged(model: type[BaseModel], path: str) -> str:
@@ -29,6 +33,51 @@ def mutable_fields(model: type[BaseModel], path: str = "") -> list[str]:
         else:
             marked += [found for child in models_in(field.annotation) for found in mutable_fields(child, at)]
     return marked
+
+
+def immutable_part(spec: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a spec (as JSON holds it) without the fields that may change while the job is active."""
+    return _without(spec, _mutable_paths())
+
+
+def with_mutable_part(spec: dict[str, Any], live: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a spec in which the fields that may change while the job is active have their live values."""
+    return _with(_without(spec, _mutable_paths()), live, _mutable_paths())
+
+
+def differences(before: Any, after: Any, path: str) -> list[str]:
+    """Return the paths at which two JSON values differ: those of the innermost objects that both have."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [path]
+    names = [*before, *(name for name in after if name not in before)]
+    return [found for name in names for found in differences(before.get(name), after.get(name), f"{path}.{name}")]
+
+
+@cache
+def _mutable_paths() -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(path.split(".")) for path in mutable_fields(TrainingJobSpec))
+
+
+def _without(value: dict[str, Any], paths: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """Return a copy of a JSON object without the values at some paths."""
+    result = {}
+    for name, inner in value.items():
+        below = tuple(path[1:] for path in paths if path[0] == name)
+        if () in below:
+            continue
+        result[name] = _without(inner, below) if below and isinstance(inner, dict) else inner
+    return result
+
+
+def _with(value: dict[str, Any], source: dict[str, Any], paths: tuple[tuple[str, ...], ...]) -> dict[str, Any]:
+    """Return a copy of a JSON object with the values that another one has at some paths."""
+    result = dict(value)
+    for first, *rest in paths:
+        if first not in source:
+            continue
+        inner = result.get(first, {})
+        result[first] = _with(inner, source[first], (tuple(rest),)) if rest else source[first]
+    return result
 
 
 def _comparisons(model: type[BaseModel], path: str) -> list[str]:

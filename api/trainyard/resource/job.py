@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 from pydantic.alias_generators import to_camel
 
-from trainyard.base import ApiModel, Rule
+from trainyard.base import ApiModel, Rule, unknown_fields
 from trainyard.protocol import constants
 from trainyard.resource.immutability import mutable_fields, unchanged
 from trainyard.resource.spec import TrainingJobSpec
@@ -43,6 +43,16 @@ _INACTIVE = (
     " && self.status.conditions.exists(c, c.type == 'Suspended' && c.status == 'True'))"
 )
 
+_FINISHED = (
+    "has(self.status) && has(self.status.conditions)"
+    " && self.status.conditions.exists(c, c.type in ['Succeeded', 'Failed'] && c.status == 'True')"
+)
+_ACTIVE_MESSAGE = (
+    f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition Suspended, "
+    "change it, set suspend: false"
+)
+_FINISHED_MESSAGE = "spec: the job has ended, and a change would have no effect; delete it and create it again"
+
 
 class TrainingJob(ApiModel):
     """A training run of one model by a group of pods that start, run and restart together."""
@@ -53,9 +63,11 @@ class TrainingJob(ApiModel):
     spec: TrainingJobSpec
     """Desired state of the job: what to train, and with which workers. suspend, workers.replicas and restartPolicy may
     be changed at any time. All other fields are immutable while the job is active: to change them, set suspend: true,
-    wait for the condition Suspended, change them, and set suspend: false."""
+    wait for the condition Suspended, change them, and set suspend: false. A job that has ended cannot be changed."""
     status: TrainingJobStatus = TrainingJobStatus()
     """Observed state of the job, written by the operator."""
+
+    _unknown_fields: tuple[str, ...] = PrivateAttr(())
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
@@ -69,9 +81,9 @@ class TrainingJob(ApiModel):
             "Service; choose another name",
         ),
         Rule(
-            f"{_INACTIVE} || ({unchanged(TrainingJobSpec, 'spec')})",
-            f"spec: only {_MUTABLE} may change while the job is active; set suspend: true, wait for the condition "
-            "Suspended, change it, set suspend: false",
+            f"({_INACTIVE}) && !({_FINISHED}) || ({unchanged(TrainingJobSpec, 'spec')})",
+            _ACTIVE_MESSAGE,
+            f"{_FINISHED} ? '{_FINISHED_MESSAGE}' : '{_ACTIVE_MESSAGE}'",
         ),
     )
 
@@ -99,11 +111,20 @@ class TrainingJob(ApiModel):
         """Return the name of a placeholder: a pod that detects and holds capacity for one more worker of a group."""
         return f"{self.metadata.name}-{group}-{constants.ROLE_PLACEHOLDER}-{index}"
 
+    @property
+    def unknown_fields(self) -> tuple[str, ...]:
+        """Return the paths of the fields below spec that this version of Trainyard does not know, and so ignores."""
+        return self._unknown_fields
+
     @classmethod
     def from_dict(cls, body: dict[str, Any]) -> "TrainingJob":
-        """Parse an object as the API server returns it.
+        """Parse an object as the API server returns it, which another version of Trainyard may have written.
+
+        Fields that this version does not know are ignored; `unknown_fields` names those of the spec.
 
         Raises:
-            pydantic.ValidationError: the object does not match the types.
+            pydantic.ValidationError: a field that this version knows does not match its type.
         """
-        return cls.model_validate(body)
+        job = cls.model_validate(body, extra="ignore")
+        job._unknown_fields = tuple(unknown_fields(TrainingJobSpec, body["spec"], "spec"))
+        return job

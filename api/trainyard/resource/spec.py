@@ -4,7 +4,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import MUTABLE, ApiModel, OpaqueObject, Rule
+from trainyard.base import MAX_INT64, MUTABLE, ApiModel, OpaqueObject, Rule
+from trainyard.resource import quantity
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
@@ -15,12 +16,14 @@ from trainyard.resource.spec_rules import SPEC_RULES
 from trainyard.resource.training import TrainerSpec
 
 Quantity = Annotated[
-    str | int,
-    Field(
-        union_mode="left_to_right",
-        json_schema_extra={"x-kubernetes-int-or-string": True},
-    ),
+    Annotated[
+        str,
+        Field(max_length=64, pattern=quantity.PATTERN),
+    ]
+    | Annotated[int, Field(ge=0, le=MAX_INT64)],
+    Field(union_mode="left_to_right"),
 ]
+"""A quantity as in a pod, at least 0: a number with or without a unit, or a whole number."""
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
 
 GPU_RESOURCE = "nvidia.com/gpu"
@@ -31,7 +34,7 @@ class Resources(ApiModel):
 
     limits: ResourceList | None = None
     """Most that the container may use, for example {nvidia.com/gpu: 8, memory: 64Gi}. The number of GPUs
-    (nvidia.com/gpu) also sets workers.procsPerWorker: auto."""
+    (nvidia.com/gpu) also sets workers.procsPerWorker: auto. A fraction needs quotes: {cpu: "0.5"}."""
     requests: ResourceList | None = None
     """What the scheduler reserves on a node for the container. Defaults to limits."""
 
@@ -67,10 +70,7 @@ class Workers(ApiModel):
     """Number of worker pods. May be changed at any time, also by kubectl scale: the group then restarts with the new
     number from its newest checkpoint, without counting against restartPolicy.maxRestarts. With spec.elastic the group
     keeps training while it waits for capacity for additional workers. Defaults to 1."""
-    procs_per_worker: Annotated[
-        Annotated[int, Field(ge=1, le=64)] | Literal["auto"],
-        Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
-    ] = "auto"
+    procs_per_worker: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
     """Number of training processes (ranks) in each pod, from 1 to 64, or auto: one for each GPU in resources.limits
     (nvidia.com/gpu), and one without GPUs. The world size is replicas x procsPerWorker. Defaults to auto."""
     resources: Resources = Resources()
@@ -85,11 +85,6 @@ class Workers(ApiModel):
     """Additional parts of the worker pods: labels, annotations and any field of a pod's spec."""
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "type(self.procsPerWorker) == int ? (self.procsPerWorker >= 1 && self.procsPerWorker <= 64)"
-            " : self.procsPerWorker == 'auto'",
-            "spec.workers.procsPerWorker: must be auto or a whole number from 1 to 64; correct it",
-        ),
         Rule(
             "!has(self.gpuMemory) || (has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
             "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "

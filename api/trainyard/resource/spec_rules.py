@@ -10,6 +10,7 @@ from trainyard.resource.cel import (
     MODEL_PARALLEL,
     STAGES,
     TENSOR,
+    WHOLE_GPUS,
     WITHOUT_ZBV,
     Layout,
     model_rule,
@@ -95,6 +96,10 @@ SPEC_RULES: tuple[Rule, ...] = (
         f"{reasons_against('parameterServer')}; choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Rule(
+        WHOLE_GPUS,
+        "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number; correct it, without a unit",
+    ),
+    Rule(
         _LAYOUT.mesh_fits,
         "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
         "workers.procsPerWorker); change an axis or the number of workers",
@@ -126,8 +131,8 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
     ),
     Rule(
-        f"!has(self.trainer) || !has(self.trainer.profile) ||"
-        f" self.trainer.profile.ranks.all(rank, rank < {_LAYOUT.world})",
+        "!has(self.trainer) || !has(self.trainer.profile) ||"
+        f" {_LAYOUT.with_world('self.trainer.profile.ranks.all(rank, rank < world)')}",
         "spec.trainer.profile.ranks: must be ranks of this job, which are numbered from 0 to workers.replicas x "
         "workers.procsPerWorker - 1; correct them",
     ),

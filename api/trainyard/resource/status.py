@@ -3,7 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from trainyard.base import ApiModel, Count, Timestamp
 from trainyard.protocol.progress import Measurement, Progress
@@ -22,6 +22,11 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+def _known_value(kind: type[StrEnum]) -> BeforeValidator:
+    """Return a validator that reads a value of another version as None: the next status has a value of this version."""
+    return BeforeValidator(lambda value: None if isinstance(value, str) and value not in set(kind) else value)
+
+
 class ConditionType(StrEnum):
     """Types of the conditions of a job. Several can be True at one time."""
 
@@ -33,6 +38,10 @@ class ConditionType(StrEnum):
     RESTARTING = "Restarting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    UNREADABLE = "Unreadable"
+    UNKNOWN_FIELDS = "UnknownFields"
+    SPEC_CHANGED = "SpecChanged"
+    STATUS_REFUSED = "StatusRefused"
 
 
 class Reason(StrEnum):
@@ -41,6 +50,16 @@ class Reason(StrEnum):
     ACCEPTED = "Accepted"
     INVALID_SPEC = "InvalidSpec"
     SUSPENDING = "Suspending"
+    UNREADABLE = "Unreadable"
+    READABLE = "Readable"
+    UNKNOWN_FIELDS = "UnknownFields"
+    ALL_FIELDS_KNOWN = "AllFieldsKnown"
+    AS_ACCEPTED = "AsAccepted"
+    REVISION_MISSING = "RevisionMissing"
+    REVISION_ALTERED = "RevisionAltered"
+    REVISION_REFUSED = "RevisionRefused"
+    STATUS_REFUSED = "StatusRefused"
+    STATUS_STORED = "StatusStored"
     SUSPENDED = "Suspended"
     RESUMED = "Resumed"
     WAITING_FOR_PODS = "WaitingForPods"
@@ -86,7 +105,8 @@ class Condition(ApiModel):
     """One aspect of the job's state (Kubernetes API conventions, typical status properties)."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Type of the condition: Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded or Failed."""
+    """Type of the condition: Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded or Failed; and
+    Unreadable, UnknownFields, SpecChanged or StatusRefused where the object itself needs attention."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds: True, False or Unknown."""
     reason: Annotated[str, Field(max_length=1024)]
@@ -166,7 +186,7 @@ class Goodput(ApiModel):
     """Seconds during which the job was suspended, including the time in which its pods ended."""
     ratio: Measurement = None
     """Goodput: productiveSeconds divided by the sum of all parts, from 0 to 1."""
-    activity: Activity | None = None
+    activity: Annotated[Activity | None, _known_value(Activity)] = None
     """What the time since accountedAt counts as: Startup, Productive, Recovery or Suspended; absent once the job has
     finished."""
     accounted_at: Timestamp
@@ -191,7 +211,7 @@ class Goodput(ApiModel):
 class TrainingJobStatus(ApiModel):
     """Observed state of a TrainingJob. The operator writes it; other changes are overwritten."""
 
-    phase: Phase | None = None
+    phase: Annotated[Phase | None, _known_value(Phase)] = None
     """Summary of the conditions: Pending, Running, Restarting, Suspending (its pods are ending), Suspended, Succeeded
     or Failed."""
     conditions: tuple[Condition, ...] = ()
@@ -202,6 +222,9 @@ class TrainingJobStatus(ApiModel):
     attempt: Count = 0
     """Number of the current attempt, from 1; 0 before the first. The group of workers starts, runs and fails as one:
     each restart is a new attempt. Pods are named JOB-ATTEMPT-INDEX."""
+    accepted_revision: Annotated[str, Field(max_length=253)] | None = None
+    """Name of the ControllerRevision that holds what the operator accepted when it started or resumed the job: the
+    immutable part of the spec, and the image. The pods of the job are built from it, whatever is changed later."""
     pod_attempt_override: Count | None = None
     """Attempt number in the names of the current pods, if the group was restarted inside pods of an earlier attempt
     (restartPolicy.inPlace); absent: the same as attempt."""

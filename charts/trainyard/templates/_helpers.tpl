@@ -20,7 +20,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   verbs: [get, list, watch]
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs/status]
-  verbs: [update]
+  verbs: [patch]
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs/finalizers]  # owner references that block the owner's deletion
   verbs: [update]
@@ -39,6 +39,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [secrets]  # a token for each job; reading is not allowed
   verbs: [create]
+- apiGroups: [apps]
+  resources: [controllerrevisions]  # snapshots of accepted specs
+  verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
   verbs: [create]

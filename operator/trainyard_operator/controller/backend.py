@@ -1,13 +1,14 @@
 """The interface between the controller and the place where pods run, and the errors that it raises."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.controller.backoff import MAX_BACKOFF
+from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
 
@@ -72,6 +73,25 @@ class Backend(Protocol):
         Raises:
             Stale: the stored job has another resource version than `job`.
         """
+        ...
+
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+        """Merge a patch into the status of a job that this operator cannot read."""
+        ...
+
+    async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        """Return why a pod is malformed, in the words of the API server; None if it is not, or if that is not known.
+
+        A refusal that an administrator can lift (a quota, a policy) does not make a pod malformed.
+        """
+        ...
+
+    async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
+        """Store a ControllerRevision, unless the job has one of that name already; return the stored one."""
+        ...
+
+    async def load_revision(self, job: TrainingJob, name: str) -> dict[str, Any] | None:
+        """Return the ControllerRevision of a job with this name; None if there is none."""
         ...
 
     async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:

@@ -13,6 +13,8 @@ from typing import Any
 from trainyard.protocol.launcher_state import PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
+from trainyard_operator.controller.acceptance import AcceptedJob
+from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import (
     CreationError,
     Pod,
@@ -34,6 +36,11 @@ class Entry:
     """One job with everything that is cached about it."""
 
     job: TrainingJob | None = None
+    """The newest version of the job that can be read."""
+    unreadable: UnreadableJob | None = None
+    """The job, if its newest version cannot be read; `job` is outdated then, or None."""
+    accepted: AcceptedJob | None = None
+    """What the job runs, made from the snapshot of its spec when that was last needed."""
     pods: dict[str, Pod] = field(default_factory=dict)
     workers: dict[str, WorkerPod] = field(default_factory=dict)
     progress: Progress | None = None
@@ -43,6 +50,11 @@ class Entry:
     """Last state that each launcher reported, by the UID of its pod."""
     unresponsive: set[str] = field(default_factory=set)
     """UIDs of pods whose launcher rejected or did not answer a restart request."""
+
+    @property
+    def newest(self) -> TrainingJob | UnreadableJob | None:
+        """The newest version of the job, whether or not it can be read."""
+        return self.unreadable or self.job
 
 
 class Cache:
@@ -55,21 +67,21 @@ class Cache:
         """Whether a complete list has been read, so that an object that is not cached does not exist."""
 
     def __len__(self) -> int:
-        return sum(entry.job is not None for entry in self._entries.values())
+        return sum(entry.newest is not None for entry in self._entries.values())
 
     def get(self, key: Key) -> Entry | None:
         """Return the entry of a job; None if the job does not exist."""
         entry = self._entries.get(key)
-        return entry if entry is not None and entry.job is not None else None
+        return entry if entry is not None and entry.newest is not None else None
 
     def jobs(self) -> Iterator[tuple[Key, Entry]]:
-        """Return an iterator over the keys and entries of all jobs."""
-        return ((key, entry) for key, entry in list(self._entries.items()) if entry.job is not None)
+        """Return an iterator over the keys and entries of all jobs, those that cannot be read included."""
+        return ((key, entry) for key, entry in list(self._entries.items()) if entry.newest is not None)
 
-    def changes_spec(self, job: TrainingJob) -> bool:
+    def changes_spec(self, job: TrainingJob | UnreadableJob) -> bool:
         """Return whether a user has created, changed or deleted a job since the version of it that is cached."""
         entry = self._entries.get(job.key)
-        cached = entry.job.metadata if entry is not None and entry.job is not None else None
+        cached = entry.newest.metadata if entry is not None and entry.newest is not None else None
         given = job.metadata
         return cached is None or (cached.uid, cached.generation, cached.deletion_timestamp) != (
             given.uid,
@@ -77,25 +89,28 @@ class Cache:
             given.deletion_timestamp,
         )
 
-    def put_job(self, job: TrainingJob) -> Key:
+    def put_job(self, job: TrainingJob | UnreadableJob) -> Key:
         """Cache a job, unless a newer version of it is cached. Return its key."""
         key = job.key
         if job.metadata.uid in self._tombstones:
             return key
         entry = self._entries.setdefault(key, Entry())
-        cached = entry.job
+        cached = entry.newest
         if cached is None or _version(job) >= _version(cached):
             if cached is not None and cached.metadata.uid != job.metadata.uid:  # deleted and created again
-                entry.progress = entry.creation_error = None
-            entry.job = job
+                entry.job = entry.accepted = entry.progress = entry.creation_error = None
+            if isinstance(job, UnreadableJob):
+                entry.unreadable = job
+            else:
+                entry.job, entry.unreadable = job, None
         return key
 
     def remove_job(self, key: Key, uid: str) -> None:
         """Remove a job; its pods stay until they are removed too."""
         self._record_deletion(uid)
         entry = self._entries.get(key)
-        if entry is not None and entry.job is not None and entry.job.metadata.uid == uid:
-            entry.job = entry.progress = entry.creation_error = None
+        if entry is not None and entry.newest is not None and entry.newest.metadata.uid == uid:
+            entry.job = entry.unreadable = entry.accepted = entry.progress = entry.creation_error = None
             self._drop_if_empty(key)
 
     def put_pod(self, pod: Pod) -> Key | None:
@@ -139,7 +154,7 @@ class Cache:
             if owner_uid(entry.pods[name]) == uid
         )
 
-    def replace(self, jobs: Iterable[TrainingJob], pods: Iterable[Pod], version: int) -> int:
+    def replace(self, jobs: Iterable[TrainingJob | UnreadableJob], pods: Iterable[Pod], version: int) -> int:
         """Cache a complete list made at resource version `version`, and remove what it does not contain.
 
         Objects that were cached at a later version stay. Return how many objects were new, newer or gone, which is how
@@ -153,8 +168,9 @@ class Cache:
                 if pod["metadata"]["uid"] not in listed and _pod_version(pod) <= version:
                     self.remove_pod(pod)
                     missed += 1
-            if entry.job and entry.job.metadata.uid not in listed and _version(entry.job) <= version:
-                self.remove_job(key, entry.job.metadata.uid)
+            job = entry.newest
+            if job and job.metadata.uid not in listed and _version(job) <= version:
+                self.remove_job(key, job.metadata.uid)
                 missed += 1
         for job in jobs:
             self.put_job(job)
@@ -163,11 +179,11 @@ class Cache:
         self.primed = True
         return missed
 
-    def _is_newer_job(self, job: TrainingJob) -> bool:
+    def _is_newer_job(self, job: TrainingJob | UnreadableJob) -> bool:
         if job.metadata.uid in self._tombstones:
             return False
         entry = self._entries.get(job.key)
-        return entry is None or entry.job is None or _version(entry.job) < _version(job)
+        return entry is None or entry.newest is None or _version(entry.newest) < _version(job)
 
     def _is_newer_pod(self, pod: Pod) -> bool:
         name, metadata = job_name_of(pod), pod["metadata"]
@@ -185,7 +201,7 @@ class Cache:
 
     def _drop_if_empty(self, key: Key) -> None:
         entry = self._entries.get(key)
-        if entry is not None and entry.job is None and not entry.pods:
+        if entry is not None and entry.newest is None and not entry.pods:
             del self._entries[key]
 
 
@@ -198,7 +214,7 @@ def owner_uid(body: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _version(job: TrainingJob) -> int:
+def _version(job: TrainingJob | UnreadableJob) -> int:
     """Return the resource version, a number that also grows from an object to its namesake (KEP-5504)."""
     return int(job.metadata.resource_version or 0)
 

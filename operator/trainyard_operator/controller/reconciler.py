@@ -10,11 +10,13 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
+from trainyard_operator.controller.acceptance import accept, load_accepted
 from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.backoff import Backoff
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import (
+    AcceptSpec,
     CreatePlaceholders,
     CreateWorkers,
     DeleteWorkers,
@@ -48,6 +50,10 @@ class CreationFailed(Exception):
     def __init__(self, error: BackendError, wait: float) -> None:
         super().__init__(str(error))
         self.error, self.wait = error, wait
+
+
+STATUS_REFUSED_WAIT = 10.0
+"""Seconds until a status is written again that the API server has refused."""
 
 
 @dataclass(slots=True)
@@ -119,27 +125,49 @@ class Reconciler:
             BackendError: a request failed.
         """
         entry = self.cache.get(key)
+        newest = entry.newest if entry is not None else None
         # The job is gone or being deleted: the garbage collector deletes its children.
-        if entry is None or entry.job is None or entry.job.metadata.deletion_timestamp:
+        if entry is None or newest is None or newest.metadata.deletion_timestamp:
             self._forget(key)
             return None
-        job = entry.job
+        # The operator cannot read the job: its pods stay, and it is reconciled again when it changes.
+        if entry.unreadable is not None or entry.job is None:
+            await self._report_unreadable(entry)
+            return None
+        entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
+        accepted = entry.accepted
+        job = entry.job.replace(spec=accepted.spec)
         await self._query_launchers(job, entry, key)
         observation = Observation(
-            job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error, self.progress_interval
+            job,
+            self.cache.workers(key),
+            self.clock(),
+            entry.progress,
+            entry.creation_error,
+            self.progress_interval,
+            changed_fields=accepted.changed,
+            revision_problem=accepted.problem,
         )
         step = plan(observation)
+        # The job starts: find out whether its spec can be accepted, then plan again.
+        if acceptances := [action for action in step.actions if isinstance(action, AcceptSpec)]:
+            acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
+            step = plan(replace(observation, acceptance=acceptance))
         # Others rely on the condition Suspended, so the API server confirms that no pod is left.
         if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):
             await self._confirm_no_pods(job)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
-            job = await self.backend.write_status(job, step.status)
-            self.cache.put_job(job)
+            stored = await self.backend.write_status(job, step.status)
+            self.cache.put_job(stored)
+            job = stored.replace(spec=accepted.spec)
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
             await self.backend.record_event(job, event)
         more_after = await self._act(job, entry, step)
+        # A status that is never stored completely differs from every plan: do not write it again at once.
+        if job.status.is_true(ConditionType.STATUS_REFUSED):
+            return STATUS_REFUSED_WAIT
         return min((seconds for seconds in (step.wake_after, more_after) if seconds is not None), default=None)
 
     def _forget(self, key: Key) -> None:
@@ -160,6 +188,13 @@ class Reconciler:
             for pod in pods:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(pods)} pods of a suspended job exist")
+
+    async def _report_unreadable(self, entry: Entry) -> None:
+        """Write to the status of a job why the operator cannot read it."""
+        job = entry.unreadable
+        if job is not None and (patch := job.status_patch(self.clock().replace(microsecond=0))) is not None:
+            log.warning("%s/%s: %s: %s", *job.key, Reason.UNREADABLE, job.problem)
+            await self.backend.report_unreadable(job, patch)
 
     async def _query_launchers(self, job: TrainingJob, entry: Entry, key: Key) -> None:
         """Query the launchers of pods whose state the API server does not show.
@@ -186,6 +221,8 @@ class Reconciler:
         more_after = None
         for action in step.actions:
             match action:
+                case AcceptSpec():
+                    raise AssertionError("a spec is accepted before a plan is carried out")
                 case CreateWorkers():
                     more_after = await self._create(job.effective_job, entry, action)
                 case CreatePlaceholders():

@@ -1,25 +1,30 @@
 """The Kubernetes backend: children of jobs as objects of a cluster."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
-from trainyard.resource.job import TrainingJob
+from trainyard.resource.job import Metadata, TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard.time import format_time, utc_now
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import owner_uid
+from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.slow_start import send_all
+from trainyard_operator.lifecycle.minimal_status import minimal_status
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.pod_input.text import clean_text
 
 log = logging.getLogger(__name__)
+
+_STATUS_REFUSALS = (400, 403, 410, 413, 422)
+"""HTTP codes of a status that cannot be stored as it is: repeating the request would not help."""
 
 _PLURALS = {
     "Pod": "pods",
@@ -27,6 +32,7 @@ _PLURALS = {
     "ConfigMap": "configmaps",
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Secret": "secrets",
+    "ControllerRevision": "controllerrevisions",
 }
 
 _STRICT = {"fieldValidation": "Strict"}
@@ -48,6 +54,26 @@ def core_path(plural: str, namespace: str | None = None) -> str:
     return f"/api/v1{within}/{plural}"
 
 
+def _collection(kind: str, namespace: str) -> str:
+    """Return the path of the children of a kind in a namespace."""
+    if kind == "ControllerRevision":
+        return f"/apis/apps/v1/namespaces/{namespace}/{_PLURALS[kind]}"
+    return core_path(_PLURALS[kind], namespace)
+
+
+def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the JSON merge patch (RFC 7396) that changes one JSON object into another, and leaves all else alone."""
+    patch: dict[str, Any] = {name: None for name in before if name not in after}
+    for name, value in after.items():
+        old = before.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            if inner := merge_patch(old, value):
+                patch[name] = inner
+        elif value != old or name not in before:
+            patch[name] = value
+    return patch
+
+
 class KubernetesBackend:
     """Keeps the children of jobs in a cluster (see `trainyard_operator.controller.backend.Backend`)."""
 
@@ -57,22 +83,83 @@ class KubernetesBackend:
         self._key = key
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
-        """Replace the status subresource, with resource version and UID as preconditions."""
-        namespace, name = job.key
-        identity = {"name": name, "namespace": namespace, "uid": job.metadata.uid}
-        body = {
-            "apiVersion": job.api_version,
-            "kind": job.kind,
-            "metadata": {**identity, "resourceVersion": job.metadata.resource_version},
-            "spec": job.spec.to_dict(),
-            "status": status.to_dict(),
-        }
-        path = f"{jobs_path(namespace)}/{name}/status"
+        """Merge the changes into the status subresource, with the resource version as a precondition.
+
+        Fields that another version of the operator has written stay. If the API server refuses the status, a minimal
+        one is stored, which says so.
+        """
+        stored = job.status.to_dict()
         try:
-            body = await self._api.request("PUT", path, body)
+            body = await self._patch_status(job.metadata, merge_patch(stored, status.to_dict()))
+        except ApiError as error:
+            if error.code not in _STATUS_REFUSALS:
+                raise Gone(str(error)) if error.code == 404 else _translate(error) from error
+            body = await self._write_minimal_status(job, status, error)
+        return TrainingJob.from_dict(body)
+
+    async def _write_minimal_status(
+        self, job: TrainingJob, status: TrainingJobStatus, refusal: ApiError
+    ) -> dict[str, Any]:
+        """Store the decisions of a status that was refused.
+
+        Raises:
+            Refused: the API server refuses this one, too, so that only an event can say so.
+        """
+        log.error("%s/%s: the API server refuses the status: %s", *job.key, refusal)
+        minimal = minimal_status(job.status, status, str(refusal))
+        try:
+            return await self._patch_status(job.metadata, merge_patch(job.status.to_dict(), minimal.to_dict()))
+        except ApiError as error:
+            if error.code not in _STATUS_REFUSALS:
+                raise Gone(str(error)) if error.code == 404 else _translate(error) from error
+            message = clean_text(f"the API server refuses every status of the job: {error}", 1024)
+            await self.record_event(job, Event("Warning", Reason.STATUS_REFUSED, message))
+            raise Refused(Reason.STATUS_REFUSED, message) from error
+
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+        """Merge a patch into the status of a job, with the resource version as a precondition."""
+        try:
+            await self._patch_status(job.metadata, patch)
         except ApiError as error:
             raise Gone(str(error)) if error.code == 404 else _translate(error) from error
-        return TrainingJob.from_dict(body)
+
+    async def _patch_status(self, metadata: Metadata, patch: Mapping[str, Any]) -> dict[str, Any]:
+        path = f"{jobs_path(metadata.namespace)}/{metadata.name}/status"
+        identity = {"uid": metadata.uid, "resourceVersion": metadata.resource_version}
+        return await self._api.request("PATCH", path, {"metadata": identity, "status": patch}, content_type=MERGE_PATCH)
+
+    async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        """Send a pod as a dry run with strict field validation."""
+        query = {"dryRun": "All", "fieldValidation": "Strict"}
+        try:
+            await self._api.request(
+                "POST", core_path("pods", job.metadata.namespace), pod, query=query, flow=_flow(job)
+            )
+        except ApiError as error:
+            if _is_malformed(error):
+                return str(error)
+            # Nothing was learnt about the pod: ask again.
+            if error.code in (0, 408, 429, 503):
+                raise _translate(error) from error
+            # A quota, a policy, a webhook without support for dry runs: the creation shows what it means.
+            log.info("%s/%s: the dry run of a pod shows nothing: %s", *job.key, error)
+        return None
+
+    async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
+        """Create a ControllerRevision, whose content the API server never changes."""
+        return await self._create_one(job, revision)
+
+    async def load_revision(self, job: TrainingJob, name: str) -> dict[str, Any] | None:
+        """Read a ControllerRevision; one of another owner does not count."""
+        try:
+            found = await self._api.request(
+                "GET", f"{_collection('ControllerRevision', job.metadata.namespace)}/{name}"
+            )
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise _translate(error) from error
+        return found if owner_uid(found) == job.metadata.uid else None
 
     async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         """Return pods as of now: without a resource version the API server reads from etcd."""
@@ -96,7 +183,7 @@ class KubernetesBackend:
 
     async def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         kind, metadata = manifest["kind"], manifest["metadata"]
-        path = core_path(_PLURALS[kind], metadata["namespace"])
+        path = _collection(kind, metadata["namespace"])
         try:
             return await self._api.request("POST", path, manifest, query=_STRICT, flow=_flow(job))
         except ApiError as error:
@@ -235,6 +322,17 @@ def _translate(error: ApiError) -> BackendError:
     if error.code in (0, 408, 429) or error.code >= 500:
         return Unavailable(str(error), error.retry_after)
     return Refused(Reason.PODS_REFUSED, str(error))
+
+
+def _is_malformed(error: ApiError) -> bool:
+    """Return whether a refusal says that an object is malformed: it can only be created after a change of it.
+
+    A webhook or a policy may refuse with any code. It says so in the message, and may be changed by an administrator.
+    """
+    policy = ("admission webhook", "is forbidden", "denied the request", "ValidatingAdmissionPolicy")
+    if any(words in str(error) for words in policy):
+        return False
+    return error.code == 400 or (error.code == 422 and error.reason in ("Invalid", ""))
 
 
 def _refusal(error: ApiError, kind: str, name: str) -> BackendError:

@@ -4,11 +4,10 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from pydantic import ValidationError
-
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
 from trainyard_operator.kube.backend import core_path, jobs_path
@@ -60,18 +59,8 @@ class Resync:
         for key, _ in self.cache.jobs():
             self.queue.add(key)
 
-    async def _lists(self) -> tuple[list[TrainingJob], list[dict[str, object]], int]:
+    async def _lists(self) -> tuple[list[TrainingJob | UnreadableJob], list[dict[str, object]], int]:
         bodies, version = await self.api.list(jobs_path(self.namespace))
         pods, later = await self.api.list(core_path("pods", self.namespace), constants.LABEL_JOB)
         # A job or pod that appears between the two lists is newer than `version`, so it stays in the cache.
-        return [job for body in bodies if (job := parse_job(body))], pods, min(version, later)
-
-
-def parse_job(body: dict[str, object]) -> TrainingJob | None:
-    """Return the job; None, with a log line, if it does not fit this operator's version of the API."""
-    try:
-        return TrainingJob.from_dict(body)
-    except ValidationError as error:
-        metadata = body.get("metadata")
-        log.error("TrainingJob %s cannot be parsed; install the CRD of this operator's version: %s", metadata, error)
-        return None
+        return [read_job(body) for body in bodies], pods, min(version, later)

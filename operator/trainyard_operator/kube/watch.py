@@ -9,8 +9,8 @@ import kopf
 
 from trainyard.protocol import constants
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.kube.resync import parse_job
 
 
 def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
@@ -28,7 +28,8 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
             cache.remove_job(key, body["metadata"]["uid"])
             queue.add(key)
-        elif (job := parse_job(body)) is not None:
+        else:
+            job = read_job(body)
             # What the user has changed may be what the job fails of: it ends the back-off.
             add = queue.add_now if cache.changes_spec(job) else queue.add
             add(cache.put_job(job))

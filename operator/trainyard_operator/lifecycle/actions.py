@@ -10,6 +10,14 @@ from trainyard_operator.lifecycle.status_builder import Event, StatusBuilder
 
 
 @dataclass(frozen=True, slots=True)
+class AcceptSpec:
+    """Store a snapshot of the spec, and plan again with the result (`Observation.acceptance`)."""
+
+    dry_run: bool
+    """Whether the API server is asked first whether it would create the pods of the job."""
+
+
+@dataclass(frozen=True, slots=True)
 class CreateWorkers:
     """Create pods of the current attempt, after the objects that they need (Service, ConfigMap, Secret, claim)."""
 
@@ -49,7 +57,7 @@ class ReleaseWorkers:
     workers: tuple[WorkerPod, ...]
 
 
-Action = CreateWorkers | CreatePlaceholders | DeleteWorkers | RestartInPlace | ReleaseWorkers
+Action = AcceptSpec | CreateWorkers | CreatePlaceholders | DeleteWorkers | RestartInPlace | ReleaseWorkers
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,8 @@ class WorkerPod:
     """Its ranks have failed, as `state` says, but the pod is alive and awaits a restart request."""
     unresponsive: bool = False
     """Its launcher rejected or did not answer a restart request."""
+    revision: str | None = None
+    """Name of the snapshot of the spec that it was built from; None for a pod of an earlier version of the operator."""
     is_parameter_server: bool = False
     is_placeholder: bool = False
     """The pod only proves that there is capacity for one more worker."""
@@ -115,11 +117,24 @@ class CreationError:
 
 
 @dataclass(frozen=True, slots=True)
+class Acceptance:
+    """The result of the acceptance of a spec."""
+
+    revision: str | None = None
+    """Name of the snapshot, if it was stored."""
+    problem: str = ""
+    """Why no pod can be created from the spec."""
+    refusal: CreationError | None = None
+    """Why the API server did not store the snapshot."""
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """Everything that a plan depends on."""
 
     desired_job: TrainingJob
-    """The job as the user wants it, with its stored status."""
+    """The job as the user wants it, with its stored status. While the job is active its spec is the accepted one, with
+    the values that the user has given since then to the fields that may change."""
     workers: tuple[WorkerPod, ...]
     """All pods of the job, of every attempt."""
     now: datetime
@@ -128,6 +143,12 @@ class Observation:
     creation_error: CreationError | None = None
     progress_interval: timedelta = timedelta(0)
     """Longest time between two writes of progress that changes; 0: every reading is written."""
+    changed_fields: tuple[str, ...] = ()
+    """Paths of the immutable fields in which the stored spec differs from the accepted one."""
+    revision_problem: CreationError | None = None
+    """Why it is not known what was accepted: the snapshot is missing, or does not hold what the operator stored."""
+    acceptance: Acceptance | None = None
+    """The result of an `AcceptSpec`, if this observation follows one."""
 
 
 _NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
@@ -169,6 +190,7 @@ def observe_pod(pod: Pod) -> WorkerPod:
         state=state,
         running_attempt=int(labels[constants.LABEL_ATTEMPT]),
         has_launcher=_has_launcher(pod),
+        revision=_revision_name(labels),
         is_parameter_server=labels.get(constants.LABEL_ROLE) == constants.ROLE_SERVER,
         is_placeholder=labels.get(constants.LABEL_ROLE) == constants.ROLE_PLACEHOLDER,
         ready=conditions.get("Ready", {}).get("status") == "True",
@@ -213,6 +235,12 @@ def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unrespons
         termination_message=end.message.strip(),
         finished_at=end.at,
     )
+
+
+def _revision_name(labels: Mapping[str, str]) -> str | None:
+    """Return the name of the ControllerRevision whose hash a pod has as a label."""
+    label = labels.get(constants.LABEL_REVISION)
+    return f"{labels[constants.LABEL_JOB]}-{label}" if label else None
 
 
 def _has_launcher(pod: Pod) -> bool:

@@ -13,11 +13,17 @@ request stops the processes of every earlier attempt first.
 from dataclasses import replace
 from datetime import timedelta
 
-from trainyard.mesh import make_mesh
-from trainyard.resolve import spec_problems
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
-from trainyard.text import plural
+from trainyard_operator.lifecycle.acceptance import (
+    RETRY_SECONDS,
+    accept,
+    await_known_revision,
+    check_spec,
+    record_revision,
+    report_spec,
+    starts,
+)
 from trainyard_operator.lifecycle.actions import (
     CreateWorkers,
     DeleteWorkers,
@@ -25,7 +31,6 @@ from trainyard_operator.lifecycle.actions import (
     ReleaseWorkers,
     act_now,
     clear_active_conditions,
-    fail_job,
     record_decision,
 )
 from trainyard_operator.lifecycle.conditions import (
@@ -73,6 +78,7 @@ def _decide(observation: Observation) -> Plan:
     current = tuple(w for w in observation.workers if w.attempt == builder.pod_attempt and not w.is_placeholder)
     succeeded = remember_successes(builder, () if status.finished else current)
     builder.workers = count_workers(builder.effective_job, current, succeeded)
+    builder.clear_condition(C.UNREADABLE, Reason.READABLE, "the operator understands the object")
     # A finished job never changes again; it only releases its resources.
     if status.finished:
         return _clean_up(builder, observation.workers)
@@ -80,22 +86,20 @@ def _decide(observation: Observation) -> Plan:
     newest = max((w.running_attempt for w in observation.workers), default=0)
     if newest > status.attempt:
         return _adopt_newest_attempt(builder, observation, newest)
-    # A spec that cannot work fails the job, whether or not it is suspended. It is validated once per generation, and
-    # again before pods are created from it.
-    inactive = status.is_true(C.SUSPENDED) or status.suspending
-    starts = not job.spec.suspend and (status.attempt == 0 or inactive)
-    changed = job.metadata.generation != status.observed_generation
-    if (starts or changed) and (problems := spec_problems(job)):
-        return fail_job(builder, Reason.INVALID_SPEC, "; ".join(problems))
+    builder.clear_condition(C.STATUS_REFUSED, Reason.STATUS_STORED, "the complete status is stored")
+    report_spec(builder, observation)
+    # A spec that cannot work fails the job.
+    if failed := check_spec(builder, observation):
+        return failed
     # The user wants the job to be suspended.
     if job.spec.suspend:
         return suspend(builder, observation)
-    # The job was suspended, or its pods are ending, and the user wants it to run again.
-    if inactive:
-        return _resume(builder)
-    # The job is new.
-    if status.attempt == 0:
-        return _start_first_attempt(builder)
+    # The job is new, or was suspended, or its pods are ending, and it is to run again.
+    if starts(observation):
+        return accept(builder, observation)
+    # An earlier version of the operator has started the job.
+    if status.accepted_revision is None:
+        return record_revision(builder, observation)
     # Two groups must never share a job: pods of earlier attempts must be gone before this attempt gets its own.
     if earlier := [w for w in observation.workers if w.attempt < status.pod_attempt]:
         return _await_previous_attempt(builder, earlier)
@@ -115,38 +119,11 @@ def _adopt_newest_attempt(builder: StatusBuilder, observation: Observation, newe
     builder.attempt = newest
     builder.pod_attempt_override = pod_attempt if pod_attempt < newest else None
     builder.start_time = builder.start_time or builder.now
+    # The pods say which spec they were built from.
+    builder.accepted_revision = max(observation.workers, key=lambda w: w.running_attempt).revision
     # The spec has not been validated for this status yet: keep the generation that has been.
     builder.observed_generation = observation.desired_job.status.observed_generation
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, f"adopted the pods of attempt {newest}")
-    return record_decision(builder)
-
-
-def _start_first_attempt(builder: StatusBuilder) -> Plan:
-    """Return the plan that accepts a new job."""
-    spec = builder.effective_job.spec
-    builder.attempt = 1
-    builder.start_time = builder.now
-    counts = f"{plural(spec.workers.replicas, 'worker')} x {plural(spec.procs_per_worker, 'rank')}"
-    message = f"world size {spec.world_size}: {counts}"
-    if spec.servers:
-        message += " and a parameter server"
-    if spec.parallelism:
-        message += f", mesh {make_mesh(spec)}"
-    builder.set_condition(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
-    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
-    return record_decision(builder)
-
-
-def _resume(builder: StatusBuilder) -> Plan:
-    """Return the plan that starts a new attempt, since pods of the last one may still be terminating."""
-    builder.attempt += 1
-    builder.pod_attempt_override = None
-    builder.start_time = builder.start_time or builder.now
-    builder.elastic = None
-    builder.set_condition(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
-    message = f"resumed as attempt {builder.attempt}"
-    builder.set_condition(C.SUSPENDED, False, Reason.RESUMED, message, event="Normal")
-    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
     return record_decision(builder)
 
 
@@ -213,8 +190,12 @@ def _sync_attempt(
     # Rank 0 has succeeded: its final progress stays, whatever its page showed last.
     if 0 in succeeded:
         observation = replace(observation, progress=None)
+    known = observation.revision_problem is None
     # The pods were created for another number of workers than is desired now.
     if any(w.replicas != spec.workers.replicas for w in workers):
+        # A new group could get no pods, so the old one continues.
+        if not known:
+            return act_now(builder, wake_after=RETRY_SECONDS)
         return handle_size_change(builder, observation, workers)
     report_size(builder, observation.desired_job.spec.workers.replicas)
     missing = tuple(sorted(set(range(spec.pods)) - {w.index for w in workers} - succeeded))
@@ -238,6 +219,9 @@ def _sync_attempt(
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
         return _monitor(builder, observation, workers)
+    # Pods are missing, and what they should be is not known.
+    if missing and not known:
+        return await_known_revision(builder, observation)
     # The group cannot be scheduled without the nodes that it avoids: use them again, refusing nodes first.
     if not missing and (restart := readmit_nodes(builder, workers)):
         return restart
@@ -271,7 +255,7 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
     wake_after = seconds if seconds > 0 else None
     # The group has fewer workers than desired, and none of them is about to end: probe for capacity.
     complete = len(workers) == builder.effective_job.spec.pods and all(w.state is WorkerState.RUNNING for w in workers)
-    if complete and (growth := grow(builder, observation)):
+    if complete and observation.revision_problem is None and (growth := grow(builder, observation)):
         timers = [s for s in (wake_after, growth.wake_after) if s is not None]
         return replace(growth, wake_after=min(timers, default=None))
     return act_now(builder, wake_after=wake_after)

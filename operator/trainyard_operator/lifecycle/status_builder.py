@@ -39,6 +39,7 @@ class StatusFields:
 
     observed_generation: int
     attempt: int
+    accepted_revision: str | None
     pod_attempt_override: int | None
     slow_nodes: tuple[str, ...]
     slow_nodes_readmitted: bool
@@ -78,6 +79,7 @@ class StatusBuilder(StatusFields):
             conditions=status.conditions,
             observed_generation=job.metadata.generation,
             attempt=status.attempt,
+            accepted_revision=status.accepted_revision,
             pod_attempt_override=status.pod_attempt_override,
             slow_nodes=status.slow_nodes,
             slow_nodes_readmitted=status.slow_nodes_readmitted,
@@ -148,8 +150,9 @@ class StatusBuilder(StatusFields):
         if event and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             self.record_event(event, reason, message)
         others = [c for c in self.conditions if c.type != kind]
-        order = list(ConditionType)
-        self.conditions = tuple(sorted([*others, after], key=lambda c: order.index(ConditionType(c.type))))
+        # Conditions of other versions of the operator come last.
+        order = {str(known): number for number, known in enumerate(ConditionType)}
+        self.conditions = tuple(sorted([*others, after], key=lambda c: order.get(c.type, len(order))))
 
     def clear_condition(self, kind: ConditionType, reason: Reason, message: str) -> None:
         """Set a condition to False, unless it was never set."""

@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import TrainingJobStatus
+from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.controller import launcher_client
+from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.local import pod_status
@@ -60,6 +61,7 @@ class ProcessBackend:
         self._on_pod = on_pod
         self._running: dict[str, LocalPod] = {}
         self._config: dict[str, Path] = {}
+        self._revisions: dict[str, dict[str, Any]] = {}
         self._secrets: dict[str, dict[str, str]] = {}
         self._key = secrets.token_bytes(32)
         self._ports: dict[str, int] = {}
@@ -69,6 +71,22 @@ class ProcessBackend:
         """Return the job with its new status; there are no other writers, so it is never stale."""
         metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
         return job.replace(metadata=metadata, status=status)
+
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+        """Record the problem as an event, for the command to print."""
+        self.events.append(Event("Warning", Reason.UNREADABLE, job.problem))
+
+    async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
+        """Return None: this machine runs a pod's command, and uses nothing else that a template may hold."""
+        return None
+
+    async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
+        """Keep a snapshot as long as this run lasts."""
+        return self._revisions.setdefault(revision["metadata"]["name"], revision)
+
+    async def load_revision(self, job: TrainingJob, name: str) -> dict[str, Any] | None:
+        """Return a snapshot that this run has stored."""
+        return self._revisions.get(name)
 
     async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         """Return the pods; a backend runs one job."""

@@ -10,6 +10,7 @@ from trainyard.resource.spec import GPU_RESOURCE, ParameterServerSpec, Workers
 from trainyard_operator.manifests.checkpoint_folder import folder_container
 from trainyard_operator.manifests.children import child_metadata
 from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources
+from trainyard_operator.manifests.revision import revision_hash
 from trainyard_operator.manifests.template import (
     VOLUME_PREFIX,
     Manifest,
@@ -69,6 +70,8 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
         constants.LABEL_REPLICAS: str(job.spec.workers.replicas),
         constants.LABEL_ROLE: constants.ROLE_SERVER if job.spec.is_parameter_server(index) else constants.ROLE_WORKER,
     }
+    if job.status.accepted_revision:
+        labels[constants.LABEL_REVISION] = revision_hash(job.status.accepted_revision)
     metadata = child_metadata(job, job.pod_name(attempt, index), labels)
     annotations = {**(template.metadata.annotations or {}), **_scrape_annotations(job)}
     if annotations:
