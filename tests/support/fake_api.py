@@ -87,30 +87,32 @@ class FakeApiServer:
 
     def _answer(self, verb: str, path: str, query: dict[str, str], body: Any, job: str) -> Response:
         if verb == "POST":
-            return self._create(path, body, job)
+            return self._create(path, query, body, job)
         if verb == "GET" and path in self.objects:
             return Response(200, self.objects[path])
         if verb == "GET" and path.rpartition("/")[2] in ("pods", "trainingjobs"):
             return self._list(path, query.get("labelSelector", ""))
-        if verb == "PUT":
-            return self._put_status(path.removesuffix("/status"), body)
+        if verb == "PATCH":
+            return self._patch_status(path.removesuffix("/status"), body)
         raise AssertionError(f"{verb} {path}")
 
-    def _create(self, path: str, body: Object, job: str) -> Response:
-        namespace, is_pod = path.split("/")[-2], path.endswith("/pods")
+    def _create(self, path: str, query: dict[str, str], body: Object, job: str) -> Response:
+        namespace, is_pod, is_dry_run = path.split("/")[-2], path.endswith("/pods"), "dryRun" in query
         if path.endswith("/events"):
             return Response(201, body)
-        self.requests[job] += is_pod
+        self.requests[job] += is_pod and not is_dry_run
         key = f"{path}/{body['metadata']['name']}"
         if key in self.objects:
             return Response(409, {"reason": "AlreadyExists", "message": f"{key} already exists"})
         if is_pod and job in self.answers and (answer := self.answers[job]()):
-            self.refused[job] += 1
+            self.refused[job] += not is_dry_run
             return Response(*answer)
         pods = sum(k.startswith(path + "/") for k in self.objects) if namespace in self.pod_quota else 0
         if is_pod and pods >= self.pod_quota.get(namespace, 1_000_000):
-            self.refused[job] += 1
+            self.refused[job] += not is_dry_run
             return Response(403, {"reason": "Forbidden", "message": "exceeded quota: few"})
+        if is_dry_run:
+            return Response(201, body)
         stored = self.store(key, body)
         if is_pod:
             self.first_pod.setdefault(job, asyncio.get_running_loop().time())
@@ -122,11 +124,11 @@ class FakeApiServer:
         self.listed += len(found)
         return Response(200, {"items": found, "metadata": {"resourceVersion": str(self._version)}})
 
-    def _put_status(self, path: str, body: Object) -> Response:
+    def _patch_status(self, path: str, body: Object) -> Response:
         stored = self.objects[path]
         if body["metadata"]["resourceVersion"] != stored["metadata"]["resourceVersion"]:
             return Response(409, {"reason": "Conflict", "message": "the object has been modified"})
-        return Response(200, self.store(path, {**stored, "status": body["status"]}))
+        return Response(200, self.store(path, {**stored, "status": _merged(stored.get("status", {}), body["status"])}))
 
     def store(self, path: str, body: Object) -> Object:
         """Store an object as a user or the operator does, and deliver it to the watch streams."""
@@ -136,6 +138,16 @@ class FakeApiServer:
         for watcher in self.watchers:
             asyncio.get_running_loop().call_later(WATCH_LAG, watcher, deepcopy(stored))
         return stored
+
+
+def _merged(value: Any, patch: Any) -> Any:
+    """Return a value after a JSON merge patch (RFC 7386)."""
+    if not isinstance(patch, dict):
+        return patch
+    kept = dict(value) if isinstance(value, dict) else {}
+    for name, change in patch.items():
+        kept[name] = _merged(kept.get(name), change)
+    return {name: entry for name, entry in kept.items() if entry is not None}
 
 
 def _matches(body: Object, selector: str) -> bool:

@@ -27,6 +27,7 @@ class Story:
     creation_error: CreationError | None = None
     acceptance: Acceptance = ACCEPTED
     """The answer to a job that starts."""
+    progress_interval: timedelta = timedelta(0)
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -44,7 +45,9 @@ class Story:
 
     def step(self) -> Plan:
         """Plan once, and store the status."""
-        observation = Observation(self.job, self.workers, self.now, self.progress, self.creation_error)
+        observation = Observation(
+            self.job, self.workers, self.now, self.progress, self.creation_error, self.progress_interval
+        )
         step = plan(observation)
         if any(isinstance(action, AcceptSpec) for action in step.actions):
             step = plan(replace(observation, acceptance=self.acceptance))

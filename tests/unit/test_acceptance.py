@@ -24,6 +24,7 @@ from trainyard.base import PART_OF_POD
 from trainyard.crd import Schema, _structural
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
+from trainyard_operator.controller import acceptance as acceptance_module
 from trainyard_operator.controller.acceptance import accept, load_accepted
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.reconciler import STATUS_REFUSED_WAIT, Reconciler
@@ -265,12 +266,16 @@ async def problem_of(**fields: Any) -> str:
     return (await accept(FakeClusterBackend(FakeCluster(of=job)), job, DRY_RUN, TRAINER_IMAGE)).problem
 
 
-async def test_an_exception_while_pods_are_built_names_the_template() -> None:
-    grace = {"template": {"spec": {"terminationGracePeriodSeconds": None}}}
-    problem = await problem_of(workers=grace, trainer=trainer_spec(), checkpoint={"claim": {"size": "1Gi"}})
-    assert problem.startswith("spec.workers.template: is not a part of a pod (TypeError: ")
+async def test_what_cannot_be_merged_names_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
     server = {"template": {"spec": {"containers": [3]}}}
-    assert (await problem_of(**served(), parameterServer=server)).startswith("spec.parameterServer.template: ")
+    assert (await problem_of(**served(), parameterServer=server)).startswith("spec.parameterServer.template.spec.cont")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise TypeError("unhashable")
+
+    # A shape that no check expects.
+    monkeypatch.setattr(acceptance_module, "build_pod", fail)
+    assert await problem_of() == "spec.workers.template: is not a part of a pod (TypeError: unhashable); correct it"
 
 
 async def test_a_pod_of_each_role_is_sent_as_a_dry_run() -> None:

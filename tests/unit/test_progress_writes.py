@@ -8,8 +8,6 @@ from tests.builders import make_job, make_progress, make_worker, trainer_spec
 from tests.support.story import Story
 from trainyard.protocol.progress import Progress
 from trainyard.resource.status import Activity, Phase
-from trainyard_operator.lifecycle.observation import Observation
-from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
 
 POLL = 5
@@ -22,19 +20,9 @@ class Quiet(Story):
     writes: int = 0
 
     def step(self) -> Any:
-        step = plan(
-            Observation(
-                self.job,
-                self.workers,
-                self.now,
-                self.progress,
-                self.creation_error,
-                progress_interval=PROGRESS_INTERVAL,
-            )
-        )
-        self.writes += step.status != self.status
-        self.job = self.job.replace(status=step.status)
-        self.events += step.events
+        before = self.status
+        step = super().step()
+        self.writes += step.status != before
         return step
 
     def reads(self, step: int, *, seconds: float = POLL, **fields: Any) -> bool:
@@ -48,7 +36,7 @@ class Quiet(Story):
 
 
 def training(**spec: Any) -> Quiet:
-    story = Quiet(make_job(**{"trainer": trainer_spec(), **spec}))
+    story = Quiet(make_job(**{"trainer": trainer_spec(), **spec}), progress_interval=PROGRESS_INTERVAL)
     story.settle()
     story.all("Running").settle()
     assert story.reads(10), "the first step"

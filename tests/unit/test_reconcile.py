@@ -275,10 +275,10 @@ def test_a_template_from_which_no_pod_can_be_built_is_reported_with_the_fix(capl
         operator = Operator(workers={"template": {"spec": {"containers": [{"image": "y"}]}}})
         async with operator.working():
             await asyncio.sleep(30)
-            condition = operator.job.status.condition(ConditionType.RUNNING)
+            condition = operator.job.status.condition(ConditionType.FAILED)
             assert condition is not None
             assert (condition.reason, condition.message) == (
-                "PodsRefused",
+                "InvalidSpec",
                 "spec.workers.template.spec.containers[0].name: is required and must be a text; add it",
             )
             assert "bug" not in operator.outcomes

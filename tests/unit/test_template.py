@@ -63,7 +63,7 @@ def test_the_workers_container_is_merged_field_by_field() -> None:
     )
     assert (worker["image"], worker["command"], worker["tty"]) == (
         "example.com/trainer:1",
-        ["python", "-m", "trainyard_trainer"],
+        ["python", "-P", "-m", "trainyard_trainer"],
         True,
     )
     assert worker["env"][-2:] == [{"name": "B"}, {"name": "A", "value": "own"}]
@@ -140,7 +140,7 @@ def test_a_malformed_worker_container_is_named(container: dict[str, Any], messag
         {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [None]}}},
         {
             "nodeAffinity": {
-                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchExpressions": "x"}]}
+                "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [{"matchFields": "x"}]}
             }
         },
     ],
