@@ -56,13 +56,20 @@ async def says(namespace: Namespace, name: str, *patterns: str) -> None:
 
 
 async def test_in_the_namespace_of_the_samples_jobs_run_as_the_page_says(team: Namespace) -> None:
+    container = {
+        "name": "c",
+        "image": kubelet.IMAGE,
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+    }
+    restricted = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    pod: Object = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "probe", "labels": {constants.LABEL_JOB: "probe"}},
+        "spec": {"serviceAccountName": "admin", "securityContext": restricted, "containers": [container]},
+    }
+
     async def policy_holds() -> None:
-        pod: Object = {
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {"name": "probe", "labels": {constants.LABEL_JOB: "probe"}},
-            "spec": {"serviceAccountName": "admin", "containers": [{"name": "c", "image": kubelet.IMAGE}]},
-        }
         with pytest.raises(ApiRefusal, match="must use the ServiceAccount default"):
             await team.api.post(team.core("pods"), pod, dryRun="All")
 
