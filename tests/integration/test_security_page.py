@@ -34,7 +34,7 @@ async def team(cluster: Cluster, api: Api, operator: OperatorProcess) -> AsyncIt
     quotas = [body for body in objects if body["kind"] == "ResourceQuota"]
     others = [body for body in objects if body["kind"] != "ResourceQuota"]
     cluster.run([cluster.kubectl, "apply", "--server-side", "-f", "-"], input=yaml.safe_dump_all(others))
-    dry_run = [cluster.kubectl, "apply", "--server-side", "--dry-run=server", "-f", "-"]
+    dry_run: list[str | Path] = [cluster.kubectl, "apply", "--server-side", "--dry-run=server", "-f", "-"]
     cluster.run(dry_run, input=yaml.safe_dump_all(quotas))
     namespace = Namespace(api, TEAM)
     try:
