@@ -112,13 +112,17 @@ async def fake_kubelet(
 ) -> AsyncIterator[None]:
     """Play a kubelet: pods start, do what the policy says, and end when they are deleted."""
 
+    started: set[str] = set()
+
     async def handle(pod: Object) -> None:
-        name = pod["metadata"]["name"]
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         if pod["metadata"].get("deletionTimestamp"):
             await finish_deletion(namespace, name)
-        elif not pod["status"].get("containerStatuses"):
+        # Once: the event of the binding shows the pod as it was before its first status.
+        elif uid not in started and not pod["status"].get("containerStatuses"):
+            started.add(uid)
             await report(namespace, name, start(pod))
-        elif "running" in pod["status"]["containerStatuses"][0]["state"] and (status := policy(pod)):
+        elif _runs(pod) and (status := policy(pod)):
             await report(namespace, name, status)
 
     async def work() -> None:
@@ -132,6 +136,12 @@ async def fake_kubelet(
 
     async with _background(work()):
         yield
+
+
+def _runs(pod: Object) -> bool:
+    """Whether the first container of a pod runs."""
+    containers = pod["status"].get("containerStatuses")
+    return bool(containers) and "running" in containers[0]["state"]
 
 
 @asynccontextmanager

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.builders import NOW, make_job, make_pod
@@ -21,7 +21,10 @@ text = st.one_of(
     # Surrogates, control characters, other directions, what JSON and terminals treat in a special way.
     st.text(st.sampled_from('aZ0 \n\r\x00\x1b[\u202e\udce9\ud800é😀"\\{}'), max_size=50),
 )
+stored = text.map(lambda text: text.encode(errors="replace").decode())
+"""What the API server can store: surrogates reach the operator only as escape sequences in JSON of a pod's own."""
 long_text = st.builds(lambda part, times: part * times, text, st.sampled_from([1, 1000]))
+long_stored = st.builds(lambda part, times: part * times, stored, st.sampled_from([1, 1000]))
 number = st.one_of(st.integers(), st.floats(), st.sampled_from([10**30, -1, INT32, 2**63, 1e308]))
 value = st.recursive(
     st.one_of(st.none(), st.booleans(), number, text),
@@ -34,7 +37,7 @@ progress = st.fixed_dictionaries(
 )
 hang = st.fixed_dictionaries({"phase": number, "lastHeartbeat": number})
 message = st.one_of(
-    long_text,
+    long_stored,
     value.map(json.dumps),
     st.fixed_dictionaries(
         {},
@@ -62,7 +65,7 @@ def terminated(draw: st.DrawFn) -> dict[str, Any]:
     state = {
         "exitCode": draw(st.integers(-INT32, INT32)),
         "message": draw(message),
-        "reason": draw(text),
+        "reason": draw(stored),
         "finishedAt": draw(time),
     }
     return {"terminated": state}
@@ -71,16 +74,23 @@ def terminated(draw: st.DrawFn) -> dict[str, Any]:
 @st.composite
 def statuses(draw: st.DrawFn) -> dict[str, Any]:
     """The status of a pod, in which all texts may be anything."""
-    waiting = st.fixed_dictionaries({"reason": text, "message": long_text}).map(lambda state: {"waiting": state})
+    waiting = st.fixed_dictionaries({"reason": stored, "message": long_stored}).map(lambda state: {"waiting": state})
     state = draw(st.one_of(terminated(), waiting, st.just({"running": {"startedAt": "2030-01-01T12:00:00Z"}})))
-    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": draw(long_text)}
+    condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": draw(long_stored)}
     return {
         "phase": draw(st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"])),
-        "reason": draw(st.one_of(text, st.just("Evicted"))),
+        "reason": draw(st.one_of(stored, st.just("Evicted"))),
         "message": draw(message),
         "conditions": draw(st.sampled_from([[], [condition]])),
-        "containerStatuses": [{"name": constants.WORKER_CONTAINER, "image": draw(text), "state": state}],
+        "containerStatuses": [{"name": constants.WORKER_CONTAINER, "image": draw(stored), "state": state}],
     }
+
+
+def ended(message: str, code: int = 1) -> dict[str, Any]:
+    """The status of a pod that has ended with a termination message."""
+    end = {"exitCode": code, "message": message, "finishedAt": "2030-01-01T12:00:00Z"}
+    container = {"name": constants.WORKER_CONTAINER, "image": "", "state": {"terminated": end}}
+    return {"phase": "Failed" if code else "Succeeded", "containerStatuses": [container]}
 
 
 def assert_storable(body: Any) -> None:
@@ -100,17 +110,23 @@ def assert_storable(body: Any) -> None:
 @given(
     status=statuses(),
     labels=st.one_of(st.just({}), st.dictionaries(st.sampled_from(NUMERIC_LABELS), label, max_size=2)),
-    annotations=st.dictionaries(st.sampled_from([constants.ANNOTATION_PORT, constants.ANNOTATION_PATH]), text),
+    annotations=st.dictionaries(st.sampled_from([constants.ANNOTATION_PORT, constants.ANNOTATION_PATH]), stored),
     limit=st.integers(0, 1),
 )
+@example(ended('{"message": "boom \\udce9"}'), {}, {}, 0)
+@example(ended('{"rank": 0, "progress": {"step": 9, "metrics": {"a": Infinity}}}', code=0), {}, {}, 0)
+@example(ended('{"rank": 0, "progress": {"step": 9, "metrics": {"' + "a" * 3900 + '": 1}}}', code=0), {}, {}, 0)
+@example(ended(json.dumps({"rank": 10**30, "message": "boom"})), {}, {}, 0)
+@example(ended(""), {constants.LABEL_ATTEMPT: "9" * 62}, {}, 0)
+@example(ended(""), {constants.LABEL_REPLICAS: "9" * 62}, {}, 0)
 def test_any_pod_leaves_a_status_that_can_be_stored(
     status: dict[str, Any], labels: dict[str, str], annotations: dict[str, str], limit: int
 ) -> None:
-    stored = TrainingJobStatus()
+    known = TrainingJobStatus()
     pod = None
     # Accept the job, create its pod, read what the pod says, and act on it.
     for step in range(5):
-        job = make_job(replicas=1, status=stored.to_dict(), restartPolicy={"maxRestarts": limit})
+        job = make_job(replicas=1, status=known.to_dict(), restartPolicy={"maxRestarts": limit})
         cache = Cache()
         key = cache.put_job(job)
         if pod is None and step >= 2:
@@ -119,5 +135,5 @@ def test_any_pod_leaves_a_status_that_can_be_stored(
             pod["metadata"]["annotations"] = annotations
         if pod is not None:
             cache.put_pod(pod)
-        stored = plan(Observation(job, cache.workers(key), NOW)).status
-        assert_storable(stored.to_dict())
+        known = plan(Observation(job, cache.workers(key), NOW)).status
+        assert_storable(known.to_dict())
