@@ -147,7 +147,7 @@ async def test_a_program_that_does_not_exist_fails_with_its_name(tmp_path: Path)
 
 async def test_processes_that_left_their_session_are_killed_with_their_pod(tmp_path: Path) -> None:
     """Workers of torchrun lead sessions of their own, and survive when it is killed."""
-    script = "setsid sleep 61 & setsid sh -c 'sleep 62 & wait' & kill -9 $$"
+    script = "setsid sleep 61 & setsid sh -c 'sleep 62 & wait' & kill -9 $$$$"  # $$$$: the kubelet makes $$ of it
     job, run = await finish(shell_job(script), tmp_path)
     assert job.status.phase is Phase.FAILED
     assert job.status.last_failure is not None

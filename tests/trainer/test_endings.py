@@ -119,8 +119,8 @@ def test_a_group_that_stays_incomplete_says_how_many_have_arrived(start: Starter
 
 
 def test_a_rank_that_the_watchdog_of_nccl_aborts_has_lost_a_peer(start: Starter) -> None:
-    (pod,) = start(make_config(2, stop={"steps": 9}), 1, 2, entry=f"{FAULTS}:abort_in_rank_1_as_nccl_does")
-    assert pod.wait(60) == 134
+    _, pod = pods = start(make_config(2, stop={"steps": 9}), 2, entry=f"{FAULTS}:abort_in_rank_1_as_nccl_does")
+    assert finish(pods)[-1] == 134
     word = pod.word
     assert word is not None
     assert (word.rank, word.exception, word.peer_lost) == (1, "SIGABRT", True)

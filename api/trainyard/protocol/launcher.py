@@ -249,11 +249,11 @@ def main() -> NoReturn:
         started = time.monotonic()
         output = [OutputCopy(STDOUT), OutputCopy(STDERR)]
         code, stopped = _run(launcher, _environment(launcher.attempt - first), output)
-        # The pod was told to stop, or a process cannot be killed: no other attempt may run in this pod.
-        ended = kill_children()
+        none_left = kill_children()
         for copy in output:
             copy.close()
-        if stopped or not ended:
+        # The pod was told to stop, or a process cannot be killed: no other attempt may run in this pod.
+        if stopped or not none_left:
             sys.exit(code)
         if code != 0:
             _explain_failure(output)

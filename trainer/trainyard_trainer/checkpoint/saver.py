@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.consensus import Request, StepConsensus
 from trainyard_trainer.checkpoint.manifest import Manifest
+from trainyard_trainer.checkpoint.outcome import PendingSave, finished, first_line
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, free_shared_memory, local_bytes, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.metrics.observer import Observer
@@ -48,16 +48,6 @@ RemoteSave = Callable[[Path, Manifest], None]
 """Has a parameter server write a checkpoint; raises OSError if it cannot."""
 
 
-@dataclass(frozen=True)
-class _PendingSave:
-    """A save that is under way."""
-
-    step: int
-    began: float
-    """Monotonic time."""
-    result: Future[None]
-
-
 class Saver:
     """Writes the checkpoints of a run. All ranks call every method at the same point of the same step."""
 
@@ -87,7 +77,7 @@ class Saver:
         """Removes old checkpoints, on rank 0."""
         self._staging: Future[None] | None = None
         """Done once the tensors of the save under way have been copied; they must not change before."""
-        self._pending: _PendingSave | None = None
+        self._pending: PendingSave | None = None
         self._due = False
         """Whether a save waits for the next good step."""
         self._last_time = time.monotonic()
@@ -238,7 +228,7 @@ class Saver:
         began = time.perf_counter()
         self._last_time = time.monotonic()
         result = self._start(*self._state.snapshot(), last=wait)
-        self._pending = _PendingSave(self._state.step, self._last_time, result)
+        self._pending = PendingSave(self._state.step, self._last_time, result)
         self._report_stall(began)
         self._check_pending()
 
@@ -246,7 +236,7 @@ class Saver:
         """Begin to write a checkpoint. `last`: no other save follows."""
         if self._remote_save is not None:
             remote_save = self._remote_save if self._world.rank == 0 else lambda *_: None
-            result = _finished(lambda: remote_save(self._root, manifest))
+            result = finished(lambda: remote_save(self._root, manifest))
             # All ranks wait for the storage, however long it takes: none continues and then seems to hang.
             self._world.all_true(True)
             return result
@@ -257,7 +247,7 @@ class Saver:
         elif not self._background_used:
             self._check_shared_memory(tensors)
         if self._background is None:
-            return _finished(lambda: save(writer, tensors, self.group))
+            return finished(lambda: save(writer, tensors, self.group))
         self._background_used = True
         response = self._background.start(writer, tensors)
         self._staging = response.staging_completion
@@ -298,7 +288,7 @@ class Saver:
         if self._pending is not None and self._pending.result.done():
             self._conclude(self._pending)
 
-    def _conclude(self, pending: _PendingSave) -> None:
+    def _conclude(self, pending: PendingSave) -> None:
         """Report the outcome of a save, and remove old checkpoints.
 
         Raises:
@@ -309,8 +299,8 @@ class Saver:
         # Not an answer of the storage: the background process has died, and later saves would fail, too. Depending on
         # when it died this is a broken pipe, an end of file, or an error of torch's that says so.
         if error is not None and (isinstance(error, ConnectionError) or not isinstance(error, FAILURES)):
-            raise RuntimeError(f"the process that writes checkpoints has failed: {_first_line(error)}") from error
-        self._problem = "" if error is None else f"{_first_line(error)} ({catalog.free_space(self._root)})"
+            raise RuntimeError(f"the process that writes checkpoints has failed: {first_line(error)}") from error
+        self._problem = "" if error is None else f"{first_line(error)} ({catalog.free_space(self._root)})"
         if error is None:
             self.step = pending.step
         if self._world.rank != 0:
@@ -341,22 +331,3 @@ class Saver:
         seconds = time.perf_counter() - began
         for observer in self._observers:
             observer.checkpoint_stalled(seconds)
-
-
-def _finished(action: Callable[[], object]) -> Future[None]:
-    """Call a function, and return its outcome as a future that is done; only FAILURES become its exception."""
-    future: Future[None] = Future()
-    try:
-        action()
-    except FAILURES as error:
-        future.set_exception(error)
-    else:
-        future.set_result(None)
-    return future
-
-
-def _first_line(error: BaseException) -> str:
-    """Return class and first line of an error, or of its cause: CheckpointException holds one for each failed rank."""
-    failures = getattr(error, "failures", {})
-    cause = next(iter(failures.values()))[0] if failures else error
-    return f"{type(cause).__name__}: {str(cause).splitlines()[0] if str(cause) else ''}"
