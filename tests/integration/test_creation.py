@@ -108,7 +108,7 @@ async def test_a_malformed_template_is_reported_and_creates_no_pod(
 async def test_what_the_operator_builds_from_a_full_template_is_accepted_by_strict_validation(
     namespace: Namespace,
 ) -> None:
-    scratch = [{"name": name, "emptyDir": {}} for name in ("tmp", "config", "shm", "checkpoints")]
+    scratch: list[Object] = [{"name": name, "emptyDir": {}} for name in ("tmp", "config", "shm", "checkpoints")]
     worker = {
         "name": "worker",
         "volumeMounts": [{"name": "tmp", "mountPath": "/tmp/"}, {"name": "shm", "mountPath": "/dev/shm"}],

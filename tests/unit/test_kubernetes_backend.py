@@ -340,6 +340,21 @@ async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:
         await backend.delete_pods(JOB, [make_worker(0)])
 
 
+async def test_a_pod_that_may_not_be_deleted_does_not_keep_the_others() -> None:
+    workers = [make_worker(index) for index in range(200)]
+    backend, api = make_backend(error(403, "a webhook says no"), *[{}] * 199)
+    with pytest.raises(Refused, match="a webhook says no"):
+        await backend.delete_pods(JOB, workers)
+    assert len(api.requests) == 200
+
+
+async def test_an_api_server_that_does_not_answer_is_not_asked_for_each_deletion() -> None:
+    backend, api = make_backend(*[error(0)] * 200)
+    with pytest.raises(Unavailable):
+        await backend.delete_pods(JOB, [make_worker(index) for index in range(200)])
+    assert len(api.requests) <= 50
+
+
 async def test_an_event_points_at_the_job() -> None:
     backend, api = make_backend({})
     await backend.record_event(JOB, Event("Warning", "WorkerFailed", "x" * 2000))

@@ -17,7 +17,7 @@ from trainyard_operator.controller.backend import BackendError, Refused, Stale, 
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.reconciler import CREATED_AT_ONCE, Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.manifests.children import secret_name
 
 KEY = ("default", "job")
@@ -307,6 +307,23 @@ def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between
             await asyncio.sleep(1)
             assert parts == [CREATED_AT_ONCE] * 2
             assert operator.job.status.phase == Phase.SUSPENDING
+
+    clock.run(scenario())
+
+
+def test_a_job_that_is_deleted_while_its_pods_are_created_is_no_bug() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        list_pods = operator.backend.list_pods
+
+        async def delete_meanwhile(job: TrainingJob, *, other_than: int) -> list[Pod]:
+            operator.cache.remove_job(KEY, job.metadata.uid)
+            return await list_pods(job, other_than=other_than)
+
+        operator.backend.list_pods = delete_meanwhile  # type: ignore[method-assign]
+        async with operator.working():
+            await asyncio.sleep(1)
+            assert set(operator.outcomes) == {"ok"}
 
     clock.run(scenario())
 

@@ -279,10 +279,10 @@ def test_a_mount_where_the_operator_needs_its_own_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("workers", "size"),
     [
-        ({}, "8Gi"),
-        ({"procsPerWorker": 4}, "32Gi"),
-        ({"procsPerWorker": 4, "resources": {"limits": {"memory": "64Gi"}}}, "64Gi"),
-        ({"resources": {"requests": {"memory": "64Gi"}}}, "8Gi"),
+        ({}, "64Gi"),
+        ({"procsPerWorker": 4}, "256Gi"),
+        ({"procsPerWorker": 4, "resources": {"limits": {"memory": "8Gi"}}}, "8Gi"),
+        ({"resources": {"requests": {"memory": "8Gi"}}}, "64Gi"),
     ],
 )
 def test_shared_memory_cannot_use_up_a_node(workers: dict[str, Any], size: str) -> None:

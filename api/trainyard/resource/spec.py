@@ -58,7 +58,7 @@ class PodTemplate(ApiModel):
     merged into the operator's own, for example to add volumeMounts, env, ports or a securityContext; other containers
     run beside it as they are. The fields of a securityContext are added to the operator's one by one. A volume that is
     mounted at /dev/shm or /tmp replaces the operator's there; by default /dev/shm is as large as the memory limit, or
-    without one 8Gi per rank. Names of volumes that start with trainyard- and the port name launcher are reserved. The
+    without one 64Gi per rank. Names of volumes that start with trainyard- and the port name launcher are reserved. The
     API server checks these fields only when pods are created, and a pod that it refuses is reported in the condition
     Running."""
 

@@ -251,7 +251,7 @@ class Reconciler:
             return wait
         indexes = action.indexes[:CREATED_AT_ONCE]
         try:
-            await self._create_group(job, replace(action, indexes=indexes))
+            await self._create_group(job, entry, replace(action, indexes=indexes))
         except (Refused, Unavailable) as error:
             if isinstance(error, Refused):
                 entry.creation_error = CreationError(error.reason, str(error))
@@ -261,7 +261,7 @@ class Reconciler:
         self.creation_backoff.reset(job.key)
         return 0.0 if len(indexes) < len(action.indexes) else None
 
-    async def _create_group(self, job: TrainingJob, action: CreateWorkers) -> None:
+    async def _create_group(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
         """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
 
         The cache may lag behind, so the fence between attempts costs one list.
@@ -284,7 +284,7 @@ class Reconciler:
             raise Stale(f"{len(others)} pods of another attempt exist")
         await self.backend.create(job, build_shared(job, token))
         # What the API server has accepted of this attempt shows how many more it will.
-        accepted = sum(w.attempt == action.attempt for w in self.cache.workers(job.key))
+        accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.creation_backoff.has_failed(job.key) else max(1, accepted)
         for pod in await self.backend.create(job, pods, first=first):
             self.cache.put_pod(pod)

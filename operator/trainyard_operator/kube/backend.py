@@ -223,9 +223,13 @@ class KubernetesBackend:
 
         With `force` the pod leaves the API at once, whatever its kubelet does; docs/failures.md describes the risk.
         """
-        await send_all(partial(self._delete_one, job, force), workers, first=PER_JOB, most=PER_JOB)
+        refusals = await send_all(partial(self._delete_one, job, force), workers, first=PER_JOB, most=PER_JOB)
+        # A pod that may not be deleted does not keep the others.
+        if refusal := next(filter(None, refusals), None):
+            raise refusal
 
-    async def _delete_one(self, job: TrainingJob, force: bool, worker: WorkerPod) -> None:
+    async def _delete_one(self, job: TrainingJob, force: bool, worker: WorkerPod) -> Refused | None:
+        """Delete a pod, and return the refusal if the API server refuses that."""
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
         if force:
             body["gracePeriodSeconds"] = 0
@@ -233,8 +237,13 @@ class KubernetesBackend:
             path = f"{core_path('pods', job.metadata.namespace)}/{worker.name}"
             await self._api.request("DELETE", path, body, flow=_flow(job))
         except ApiError as error:
-            if error.code not in (404, 409):  # the pod is gone, or another one has its name
-                raise _translate(error) from error
+            if error.code in (404, 409):  # the pod is gone, or another one has its name
+                return None
+            translated = _translate(error)
+            if not isinstance(translated, Refused):
+                raise translated from error
+            return translated
+        return None
 
     async def record_event(self, job: TrainingJob, event: Event) -> None:
         """Create an event. An event that cannot be stored is only logged, since the job does not depend on it."""

@@ -30,8 +30,9 @@ NON_ROOT = 65532
 GRACE_SECONDS = 120
 """Default grace period of pods that write checkpoints."""
 
-SHARED_MEMORY_GIB = 8
-"""Size of /dev/shm per rank in GiB, for workers without a memory limit."""
+SHARED_MEMORY_GIB = 64
+"""Size of /dev/shm per rank in GiB, for workers without a memory limit: enough for a copy of the parameters and the
+optimizer state of a GPU with 80 GB, which an asynchronous checkpoint keeps there."""
 
 SHARED_MEMORY_VOLUME = f"{VOLUME_PREFIX}shm"
 CHECKPOINT_VOLUME = f"{VOLUME_PREFIX}checkpoints"
