@@ -9,8 +9,9 @@ from pydantic.alias_generators import to_camel
 
 from trainyard.time import format_time
 
-MAX_INT64 = 9_223_372_036_854_775_807
-"""Largest integer of 64 bits."""
+MAX_QUANTITY = 1_000_000_000_000_000
+"""Largest quantity that can be written as a number. The API server reads the limits of a schema as floating-point
+numbers, which changes larger ones."""
 POSITIVE_INT32 = 2_147_483_647
 """Largest integer of 32 bits, the upper limit of integers in the API."""
 
@@ -92,8 +93,8 @@ OpaqueObject = Annotated[
         },
     ),
 ]
-"""Part of a Kubernetes object whose fields Trainyard does not declare, for example the spec of a pod. The API server
-checks it when the pod is created."""
+"""Part of a pod whose fields Trainyard does not declare, for example its spec. The API server checks it in a dry run
+before the job starts."""
 
 
 def models_in(annotation: Any) -> list[type["ApiModel"]]:

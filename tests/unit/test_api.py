@@ -87,12 +87,8 @@ def test_unknown_fields_of_a_stored_object_are_ignored_and_named() -> None:
         "goodput": {"activity": "Zen", "accountedAt": "2030-01-01T12:00:00Z"},
     }
     job = TrainingJob.from_dict(body)
-    assert job.unknown_fields == (
-        "spec.workers.speed",
-        "spec.trainer.model.mood",
-        "spec.colour",
-        "spec.restartPolicy.rules[1].a",
-    )
+    unknown = ("spec.colour", "spec.restartPolicy.rules[1].a", "spec.trainer.model.mood", "spec.workers.speed")
+    assert job.unknown_fields == unknown
     assert (job.status.attempt, job.status.phase) == (2, None)
     assert job.replace(status=job.status).unknown_fields == job.unknown_fields
 

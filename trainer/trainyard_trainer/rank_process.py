@@ -144,7 +144,8 @@ def read_config() -> RunConfig:
     """
     path = Path(os.environ.get(constants.ENV_CONFIG) or Path(constants.CONFIG_FOLDER, constants.CONFIG_FILE))
     try:
-        return RunConfig.model_validate_json(path.read_bytes())
+        # A later version of the operator, which adds fields, keeps the image that was accepted.
+        return RunConfig.model_validate_json(path.read_bytes(), extra="ignore")
     except OSError as error:
         raise ConfigError(
             f"{constants.ENV_CONFIG}: {path} cannot be read ({error.strerror}); set it to a configuration that "

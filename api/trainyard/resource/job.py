@@ -126,5 +126,5 @@ class TrainingJob(ApiModel):
             pydantic.ValidationError: a field that this version knows does not match its type.
         """
         job = cls.model_validate(body, extra="ignore")
-        job._unknown_fields = tuple(unknown_fields(TrainingJobSpec, body["spec"], "spec"))
+        job._unknown_fields = tuple(sorted(unknown_fields(TrainingJobSpec, body["spec"], "spec")))
         return job

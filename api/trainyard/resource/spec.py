@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import MAX_INT64, MUTABLE, ApiModel, OpaqueObject, Rule
+from trainyard.base import MAX_QUANTITY, MUTABLE, ApiModel, OpaqueObject, Rule
 from trainyard.resource import quantity
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
@@ -20,7 +20,7 @@ Quantity = Annotated[
         str,
         Field(max_length=64, pattern=quantity.PATTERN),
     ]
-    | Annotated[int, Field(ge=0, le=MAX_INT64)],
+    | Annotated[int, Field(ge=0, le=MAX_QUANTITY)],
     Field(union_mode="left_to_right"),
 ]
 """A quantity as in a pod, at least 0: a number with or without a unit, or a whole number."""
@@ -59,8 +59,8 @@ class PodTemplate(ApiModel):
     run beside it as they are. The fields of a securityContext are added to the operator's one by one. A volume that is
     mounted at /dev/shm or /tmp replaces the operator's there; by default /dev/shm is as large as the memory limit, or
     without one 64Gi per rank. Names of volumes that start with trainyard- and the port name launcher are reserved. The
-    API server checks these fields only when pods are created, and a pod that it refuses is reported in the condition
-    Running."""
+    API server checks these fields before the job starts: a malformed one fails the job with reason InvalidSpec. A pod
+    that a quota or a policy refuses is reported in the condition Running."""
 
 
 class Workers(ApiModel):
@@ -132,8 +132,8 @@ class TrainingJobSpec(ApiModel):
     newest checkpoint. May be changed at any time. Defaults to false."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Container image of the workers. Required with command. With trainer it defaults to the trainer image that the
-    operator was installed with, so that an upgrade of the operator changes it from the next attempt on; set it to keep
-    one image for all attempts of a job."""
+    operator was installed with when the job was started or last resumed: an upgrade of the operator does not change it
+    (status.acceptedRevision)."""
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """When the kubelet pulls the image, as in a pod: Always, IfNotPresent or Never. Defaults to the default of
     Kubernetes: Always for the tag latest, else IfNotPresent."""
