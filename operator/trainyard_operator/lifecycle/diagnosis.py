@@ -75,6 +75,12 @@ def diagnose(
     return None
 
 
+def unsaved_state(workers: Iterable[WorkerPod], now: datetime) -> Failure | None:
+    """Return the failure of a pod that could not save its state before it ended; None if there is none."""
+    failures = (_program_failure(w, now).failure for w in workers if w.state is WorkerState.FAILED)
+    return next((f for f in failures if f.reason == Reason.FINAL_CHECKPOINT_FAILED), None)
+
+
 def _cause_first(worker: WorkerPod) -> tuple[bool, float, int]:
     """Return a sort key: causes before effects, then by time (whole seconds only), then by index."""
     return _is_echo(worker), worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
