@@ -101,7 +101,8 @@ def _hang(hanging: list[WorkerPod], first: WorkerPod, workers: list[WorkerPod], 
     message = culprit.trainer_message
     no_answer = message is not None and message.hang is not None and message.hang.no_stack_trace
     # A rank that does not answer is the cause, and without other pods nothing more can be learned.
-    if no_answer or not any(w.active for w in workers):
+    others = any(w.awaiting_restart or w.state in (WorkerState.PENDING, WorkerState.RUNNING) for w in workers)
+    if no_answer or not others:
         return diagnosis
     # The pod with the real culprit may report it in a moment.
     return replace(diagnosis, secondary_since=first.finished_at)
