@@ -181,6 +181,18 @@ def test_what_pods_do_while_they_are_suspended_is_no_failure() -> None:
     assert (story.phase, story.status.restarts, story.status.last_failure) == (Phase.SUSPENDED, 0, None)
 
 
+def test_a_state_that_was_not_saved_before_a_suspension_is_reported_once() -> None:
+    story = running(trainer=trainer_spec(), restartPolicy={"maxRestarts": 0}).edit(suspend=True)
+    story.settle()
+    words = termination_message(rank=0, exception="FinalCheckpointFailed", message="disk is full", step=70)
+    unsaved = make_worker(0, state="Failed", exit_code=81, termination_message=words, terminating=True)
+    story.see(unsaved, make_worker(1, terminating=True)).settle()
+    story.later(5).settle()
+    assert (story.phase, story.status.restarts) == (Phase.SUSPENDING, 0)
+    told = [e.message for e in story.events if e.reason == "FinalCheckpointFailed"]
+    assert told == ["pod job-1-0 ended without saving its state: disk is full"]
+
+
 def test_a_suspended_job_has_no_pods() -> None:
     story = running().edit(suspend=True)
     story.settle()

@@ -114,10 +114,13 @@ def test_the_end_of_a_recovery_is_written_at_once() -> None:
     story.see().later(5).settle()
     story.all("Running").settle()
     story.reads(2999, resumed_step=2000)
-    assert story.status.goodput is not None
-    assert story.status.goodput.activity is Activity.RECOVERY
+    assert activity(story) is Activity.RECOVERY
     assert story.reads(3001, resumed_step=2000)
-    assert story.status.goodput.activity is Activity.PRODUCTIVE
+    assert activity(story) is Activity.PRODUCTIVE
+
+
+def activity(story: Story) -> Activity | None:
+    return story.status.goodput and story.status.goodput.activity
 
 
 def test_time_alone_is_no_news() -> None:

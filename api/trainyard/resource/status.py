@@ -79,6 +79,7 @@ class Reason(StrEnum):
     NO_STEP_YET = "NoStepYet"
     WORKER_FAILED = "WorkerFailed"
     WORKER_LOST = "WorkerLost"
+    PEER_LOST = "PeerLost"
     INVALID_CONFIG = "InvalidConfig"
     FINAL_CHECKPOINT_FAILED = "FinalCheckpointFailed"
     CANNOT_START = "ContainerCannotStart"

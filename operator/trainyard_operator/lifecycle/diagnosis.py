@@ -77,6 +77,12 @@ def diagnose(
     return None
 
 
+def unsaved_state(workers: Iterable[WorkerPod], now: datetime) -> Failure | None:
+    """Return the failure of a pod that could not save its state before it ended; None if there is none."""
+    failures = (_program_failure(w, now).failure for w in workers if w.state is WorkerState.FAILED)
+    return next((f for f in failures if f.reason == Reason.FINAL_CHECKPOINT_FAILED), None)
+
+
 def _cause_first(worker: WorkerPod) -> tuple[bool, float, int]:
     """Return a sort key: causes before effects, then by time (whole seconds only), then by index."""
     return _is_echo(worker), worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
@@ -97,7 +103,8 @@ def _hang(hanging: list[WorkerPod], first: WorkerPod, workers: list[WorkerPod], 
     message = culprit.trainer_message
     no_answer = message is not None and message.hang is not None and message.hang.no_stack_trace
     # A rank that does not answer is the cause, and without other pods nothing more can be learned.
-    if no_answer or not any(w.active for w in workers):
+    others = any(w.awaiting_restart or w.state in (WorkerState.PENDING, WorkerState.RUNNING) for w in workers)
+    if no_answer or not others:
         return diagnosis
     # The pod with the real culprit may report it in a moment.
     return replace(diagnosis, secondary_since=first.finished_at)

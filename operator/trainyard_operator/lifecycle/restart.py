@@ -7,7 +7,7 @@ from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.actions import Plan, RestartInPlace, act_now, fail_job, record_decision
 from trainyard_operator.lifecycle.backoff import backoff, note_failure
-from trainyard_operator.lifecycle.diagnosis import Diagnosis, not_started
+from trainyard_operator.lifecycle.diagnosis import CAUSE_WINDOW, Diagnosis, not_started
 from trainyard_operator.lifecycle.observation import WorkerPod
 from trainyard_operator.lifecycle.restart_policy import apply_restart_policy
 from trainyard_operator.lifecycle.status_builder import EventType, StatusBuilder
@@ -34,6 +34,11 @@ def handle_failure(
     if diagnosis.secondary_since is not None:
         elapsed = builder.now - diagnosis.secondary_since
         if timedelta(0) <= elapsed < diagnosis.cause_window:
+            # A long wait is reported, since the group makes no steps meanwhile.
+            if diagnosis.cause_window > CAUSE_WINDOW:
+                message = f"pod {diagnosis.failure.pod} has lost a peer; waiting for the cause, at most "
+                message += f"{diagnosis.cause_window.total_seconds():.0f} s"
+                builder.set_condition(C.PROGRESSING, False, Reason.PEER_LOST, message, event="Warning")
             return act_now(builder, wake_after=(diagnosis.cause_window - elapsed).total_seconds())
     builder.last_failure = diagnosis.failure
     note_failure(builder, progress)

@@ -6,6 +6,7 @@ Others may rely on the condition Suspended: a queue gives the quota of the job a
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.actions import Plan, act_now, clear_active_conditions, record_decision
+from trainyard_operator.lifecycle.diagnosis import unsaved_state
 from trainyard_operator.lifecycle.observation import Observation
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
@@ -26,5 +27,10 @@ def suspend(builder: StatusBuilder, observation: Observation) -> Plan:
         builder.set_condition(C.SUSPENDED, False, Reason.SUSPENDING, message, event="Normal")
         clear_active_conditions(builder, Reason.SUSPENDING, "the job is being suspended")
         return record_decision(builder)
-    # They are ending.
+    # They are ending. One could not save its state, so the job will resume from an older checkpoint: say so once.
+    failure, known = unsaved_state(observation.workers, builder.now), builder.last_failure
+    if failure is not None and (known is None or (known.reason, known.attempt) != (failure.reason, failure.attempt)):
+        builder.last_failure = failure
+        message = f"pod {failure.pod} ended without saving its state: {failure.message}"
+        builder.record_event("Warning", Reason.FINAL_CHECKPOINT_FAILED, message)
     return act_now(builder, delete=observation.workers)
