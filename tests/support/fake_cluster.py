@@ -8,6 +8,8 @@ from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
 
+from yarl import URL
+
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
 from trainyard.protocol import constants
@@ -16,8 +18,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
-from trainyard_operator.controller.cache import owner_uid
-from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
 
 MARGIN = 30
@@ -27,8 +28,8 @@ Change = tuple[str, Any]
 """What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
 
 
-class Crash(Exception):
-    """Raised where the operator's process is killed."""
+class Crash(BaseException):
+    """Raised where the operator's process is killed, which no handler of exceptions can catch."""
 
 
 class FakeCluster:
@@ -370,46 +371,40 @@ class FakeClusterBackend:
     def launcher_token(self, job: TrainingJob) -> str:
         return "token"
 
-    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        return [self._launcher(pod) for pod in pods]
+    async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        return self._launcher(worker)
 
-    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
-        return [self._start_one(pod, attempt) for pod in pods]
-
-    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        return [self._release_one(pod) for pod in pods]
-
-    def _start_one(self, pod: Pod, attempt: int) -> PodState | None:
-        cluster, name = self.cluster, pod["metadata"]["name"]
+    async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
+        cluster = self.cluster
         cluster._count_write(after=False)
-        state = self._launcher(pod)
-        if state is None or name in cluster.unresponsive:
+        state = self._launcher(worker)
+        if state is None or worker.name in cluster.unresponsive:
             return None
         if attempt > state.attempt:
             cluster.check_restart_request(attempt)
-            state = cluster.restart_in_place(name, attempt)
+            state = cluster.restart_in_place(worker.name, attempt)
         cluster._count_write(after=True)
         return state
 
-    def _release_one(self, pod: Pod) -> PodState | None:
-        cluster, name = self.cluster, pod["metadata"]["name"]
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        cluster = self.cluster
         cluster._count_write(after=False)
-        state = self._launcher(pod)
-        if state is None or name in cluster.unresponsive:
+        state = self._launcher(worker)
+        if state is None or worker.name in cluster.unresponsive:
             return None
         cluster.check_release(state)
-        cluster.release(name)
+        cluster.release(worker.name)
         cluster._count_write(after=True)
         return state
 
-    def _launcher(self, pod: Pod) -> PodState | None:
+    def _launcher(self, worker: WorkerPod) -> PodState | None:
         """Return the state of the launcher in a pod; None if the pod is gone or does not run."""
-        known = self.cluster.pods.get(pod["metadata"]["name"])
-        if known is None or known["metadata"]["uid"] != pod["metadata"]["uid"]:
+        known = self.cluster.pods.get(worker.name)
+        if known is None or known["metadata"]["uid"] != worker.uid:
             return None
-        return self.cluster.launchers.get(pod["metadata"]["uid"])
+        return self.cluster.launchers.get(worker.uid)
 
-    def metrics_url(self, pod: Pod) -> str | None:
+    def metrics_url(self, job: TrainingJob, worker: WorkerPod) -> URL | None:
         return None
 
 

@@ -10,7 +10,7 @@ import pytest
 from trainyard.protocol import constants, launcher_protocol, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.reporter import WINDOW, Reporter
-from trainyard_operator.controller.progress import parse_progress
+from trainyard_operator.pod_input.metrics_page import parse_progress
 
 
 class Program:

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     BAD_STEPS = "BadSteps"
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
+    METRICS_REFUSED = "MetricsRefused"
     HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
     CHECKPOINT_LOADED = "CheckpointLoaded"

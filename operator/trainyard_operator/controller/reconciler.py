@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from trainyard.protocol import constants
-from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType
 from trainyard.time import utc_now
 from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale
 from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.launchers import LauncherCalls
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import (
     CreatePlaceholders,
@@ -22,7 +21,7 @@ from trainyard_operator.lifecycle.actions import (
     ReleaseWorkers,
     RestartInPlace,
 )
-from trainyard_operator.lifecycle.observation import CreationError, Observation, Pod, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.observation import CreationError, Observation, Pod
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
@@ -42,12 +41,19 @@ class Reconciler:
     clock: Callable[[], datetime] = utc_now
     on_reconciled: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
     """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
+    launchers: LauncherCalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.launchers = LauncherCalls(self.cache, self.queue, self.backend)
 
     async def run(self, parallel: int = 16) -> None:
         """Reconcile until cancelled, up to `parallel` jobs at a time."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(parallel):
-                group.create_task(self._work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(parallel):
+                    group.create_task(self._work())
+        finally:
+            await self.launchers.close()
 
     async def _work(self) -> None:
         """Process keys of the queue, one at a time."""
@@ -96,8 +102,14 @@ class Reconciler:
             self.queue.drop(key)
             return None
         job = entry.job
-        await self._query_launchers(job, entry, key)
-        observation = Observation(job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error)
+        outlook = self.launchers.query(key, job, entry)
+        # The first answer of a launcher, or its absence, queues the job.
+        if outlook.must_wait:
+            return None
+        problem = entry.page_problem.message if entry.page_problem is not None else None
+        observation = Observation(
+            job, self.cache.workers(key), self.clock(), entry.progress, entry.creation_error, problem
+        )
         step = plan(observation)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
@@ -106,30 +118,10 @@ class Reconciler:
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
             await self.backend.record_event(job, event)
-        await self._act(job, entry, step)
-        return step.wake_after
+        await self._act(key, job, entry, step)
+        return min((s for s in (step.wake_after, outlook.wake_after) if s is not None), default=None)
 
-    async def _query_launchers(self, job: TrainingJob, entry: Entry, key: Key) -> None:
-        """Query the launchers of pods whose state the API server does not show.
-
-        A pod that is not ready may have finished its attempt and await a restart. And a new operator does not know
-        which attempt a pod runs that was created for an earlier one. Neither is possible while a group starts:
-        launchers await a restart only after a step, and no step is made before all workers run.
-        """
-        status = job.status
-        if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt_override is not None or status.finished):
-            return
-        unclear = [
-            w
-            for w in self.cache.workers(key)
-            if w.has_launcher and not w.terminating and (w.state is WorkerState.RUNNING or w.awaiting_restart)
-            if not w.ready or w.running_attempt < status.attempt
-        ]
-        if unclear:
-            states = await self.backend.get_launcher_states(job, [entry.pods[w.name] for w in unclear])
-            entry.launcher_states.update({w.uid: state for w, state in zip(unclear, states, strict=True) if state})
-
-    async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> None:
+    async def _act(self, key: Key, job: TrainingJob, entry: Entry, step: Plan) -> None:
         for action in step.actions:
             match action:
                 case CreateWorkers():
@@ -139,11 +131,9 @@ class Reconciler:
                 case DeleteWorkers():
                     await self.backend.delete_pods(job, action.workers, force=action.force)
                 case RestartInPlace(workers=workers, attempt=attempt):
-                    pods = [entry.pods[w.name] for w in workers]
-                    _note_states(entry, workers, await self.backend.start_attempt(job, pods, attempt))
+                    self.launchers.start_attempt(key, job, entry, workers, attempt)
                 case ReleaseWorkers(workers=workers):
-                    pods = [entry.pods[w.name] for w in workers]
-                    _note_states(entry, workers, await self.backend.release(job, pods))
+                    self.launchers.release(key, job, entry, workers)
 
     async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
         """Create pods, and remember for the status whether the API server refused one."""
@@ -188,15 +178,6 @@ class Reconciler:
                 self.cache.put_pod(pod)
         except Refused as error:
             log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
-
-
-def _note_states(entry: Entry, workers: tuple[WorkerPod, ...], states: list[PodState | None]) -> None:
-    """Remember the launchers' answers to a request, and which launchers rejected or did not answer it."""
-    for worker, state in zip(workers, states, strict=True):
-        if state is None:
-            entry.unresponsive.add(worker.uid)
-        else:
-            entry.launcher_states[worker.uid] = state
 
 
 def _attempt(pod: Pod) -> int:

@@ -82,6 +82,18 @@ def set_degraded_condition(builder: StatusBuilder, progress: Progress, straggler
         builder.clear_condition(C.DEGRADED, Reason.HEALTHY, text)
 
 
+def report_page_problem(builder: StatusBuilder, problem: str | None) -> None:
+    """Set Degraded while rank 0's metrics page cannot be used, unless it already says something more important."""
+    degraded = builder.condition(C.DEGRADED)
+    reported = degraded is not None and degraded.reason == Reason.METRICS_REFUSED
+    # The page has a problem, and nothing else degrades the job.
+    if problem is not None and (reported or not builder.is_true(C.DEGRADED)):
+        builder.set_condition(C.DEGRADED, True, Reason.METRICS_REFUSED, problem, event="Warning")
+    # The problem is gone.
+    elif problem is None and reported:
+        builder.clear_condition(C.DEGRADED, Reason.HEALTHY, "the metrics page can be read")
+
+
 def straggler_message(job: TrainingJob, progress: Progress, workers: Iterable[WorkerPod]) -> str | None:
     """Return which rank is slow, where, and by how much; None if no rank is slow."""
     worker = find_straggler(job, progress, workers)

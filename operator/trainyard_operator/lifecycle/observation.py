@@ -1,9 +1,11 @@
 """The observation that a plan is made from: each pod reduced to what decides the lifecycle of its group."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
+from ipaddress import ip_address
+from sys import intern
 from typing import Any
 
 from trainyard.protocol import constants
@@ -12,6 +14,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
+from trainyard_operator.pod_input.text import bounded_message
 
 Pod = Mapping[str, Any]
 """A pod as the API server returns it. The process backend keeps its pods in the same form."""
@@ -70,6 +73,11 @@ class WorkerPod:
     """Termination message of the container, or the message of the pod."""
     finished_at: datetime | None = None
     blocker: SchedulingBlocker | None = None
+    address: str | None = field(default=None, compare=False)
+    """IP address of the pod; None before it has one."""
+    owner_uid: str | None = field(default=None, compare=False)
+    """UID of the job that owns the pod. A label alone, which any user may set, makes no pod the job's."""
+    resource_version: int = field(default=0, compare=False)
 
     @property
     def terminating(self) -> bool:
@@ -113,6 +121,8 @@ class Observation:
     progress: Progress | None = None
     """Progress from rank 0's metrics page when it was last read, with step 0 before the first step."""
     creation_error: CreationError | None = None
+    page_problem: str | None = None
+    """What is wrong with rank 0's metrics page; None if it can be read and all of it can be used."""
 
 
 _DISRUPTIONS = frozenset(
@@ -132,6 +142,8 @@ _IMAGE_REASONS = frozenset(
 )
 _CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 _NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
+MAX_LABEL = 99_999
+"""Largest number in a label of a pod: names of pods hold as many digits (`trainyard.resource.job.MAX_NAME`)."""
 
 
 def job_name_of(pod: Pod) -> str | None:
@@ -140,8 +152,10 @@ def job_name_of(pod: Pod) -> str | None:
     Any user may set the label with the job's name on a pod of their own.
     """
     labels = pod["metadata"].get("labels") or {}
-    if not all(labels.get(label, "").isdecimal() for label in _NUMERIC_LABELS):
-        return None
+    for label in _NUMERIC_LABELS:
+        text = labels.get(label, "")
+        if not text.isdecimal() or len(text) > len(str(MAX_LABEL)):
+            return None
     name: str | None = labels.get(constants.LABEL_JOB)
     return name
 
@@ -184,10 +198,21 @@ def observe_pod(pod: Pod) -> WorkerPod:
         node=(pod.get("spec") or {}).get("nodeName"),
         exit_code=terminated.get("exitCode"),
         reason=reason or "",
-        termination_message=(message or "").strip(),
+        termination_message=bounded_message(message or ""),
         finished_at=_timestamp(terminated.get("finishedAt")),
         blocker=_scheduling_blocker(metadata["name"], container, conditions),
+        address=_address(status),
+        owner_uid=owner_uid(pod),
+        resource_version=int(metadata.get("resourceVersion") or 0),
     )
+
+
+def owner_uid(body: Mapping[str, Any]) -> str | None:
+    """Return the UID of the controller that owns an object; None if it has none."""
+    for reference in body["metadata"].get("ownerReferences") or ():
+        if reference.get("controller"):
+            return intern(reference["uid"])  # one string for all pods of a job
+    return None
 
 
 def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unresponsive: bool) -> WorkerPod:
@@ -214,6 +239,15 @@ def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unrespons
         termination_message=end.message.strip(),
         finished_at=end.at,
     )
+
+
+def _address(status: Mapping[str, Any]) -> str | None:
+    """Return the address of a pod; None if it has none, or one that no pod can have."""
+    try:
+        address = ip_address(status.get("podIP") or "")
+    except ValueError:
+        return None
+    return None if address.is_link_local or address.is_multicast or address.is_unspecified else str(address)
 
 
 def _has_launcher(pod: Pod) -> bool:
