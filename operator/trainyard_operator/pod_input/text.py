@@ -17,6 +17,9 @@ def clean_text(text: str, max_characters: int) -> str:
     """
     # A text of many megabytes is cut before each of its characters is looked at.
     text = shorten(text, 4 * max_characters)
+    # Most texts have nothing to remove: no control or format character, and no white space but spaces.
+    if text.isprintable():
+        return shorten(" ".join(text.split()), max_characters)
     words = "".join(_clean_character(character) for character in text).split()
     return shorten(" ".join(words), max_characters)
 
