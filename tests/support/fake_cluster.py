@@ -3,7 +3,8 @@
 It checks every write: what the operator must never do raises an `AssertionError` at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
@@ -65,6 +66,8 @@ class FakeCluster:
         # Faults.
         self.quota_exceeded = False
         self.unavailable = False
+        self.violation: AssertionError | None = None
+        """What the operator must never do and has done in a call to a launcher."""
         self.writes_until_crash: int | None = None
         """Writes until the operator crashes; odd: after the write, even: before it."""
 
@@ -246,6 +249,15 @@ class FakeCluster:
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was counted"
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Remember what a check raises, since the operator survives errors in its calls to launchers."""
+        try:
+            yield
+        except AssertionError as violation:
+            self.violation = violation
+            raise
+
     def check_restart_request(self, attempt: int) -> None:
         """Check that an attempt may be started inside a pod."""
         assert self.job is not None
@@ -381,7 +393,8 @@ class FakeClusterBackend:
         if state is None or worker.name in cluster.unresponsive:
             return None
         if attempt > state.attempt:
-            cluster.check_restart_request(attempt)
+            with cluster.judging():
+                cluster.check_restart_request(attempt)
             state = cluster.restart_in_place(worker.name, attempt)
         cluster._count_write(after=True)
         return state
@@ -392,7 +405,8 @@ class FakeClusterBackend:
         state = self._launcher(worker)
         if state is None or worker.name in cluster.unresponsive:
             return None
-        cluster.check_release(state)
+        with cluster.judging():
+            cluster.check_release(state)
         cluster.release(worker.name)
         cluster._count_write(after=True)
         return state

@@ -144,6 +144,8 @@ class Simulation:
     async def _launchers_answered(self) -> bool:
         """Let all calls to launchers end; return whether that has queued the job."""
         await self.operator.launchers.settle()
+        if self.cluster.violation is not None:
+            raise self.cluster.violation
         queue = self.operator.queue
         queued = len(queue) > 0
         while len(queue):

@@ -14,7 +14,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
-from trainyard_operator.pod_input.text import bounded_message
+from trainyard_operator.pod_input.text import bounded_message, clean_text
 
 Pod = Mapping[str, Any]
 """A pod as the API server returns it. The process backend keeps its pods in the same form."""
@@ -29,12 +29,19 @@ class WorkerState(StrEnum):
     FAILED = "Failed"
 
 
+MAX_BLOCKER = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulingBlocker:
     """Why a pod does not start, as reported by the scheduler or the kubelet."""
 
     reason: Reason
     message: str
+    """In one line of at most `MAX_BLOCKER` characters: it may quote an image name of any length."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", clean_text(self.message, MAX_BLOCKER))
 
 
 @dataclass(frozen=True, slots=True)
