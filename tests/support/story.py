@@ -23,6 +23,7 @@ class Story:
     now: datetime = NOW
     progress: Progress | None = None
     creation_error: CreationError | None = None
+    page_problem: str | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -40,7 +41,8 @@ class Story:
 
     def step(self) -> Plan:
         """Plan once, and store the status."""
-        step = plan(Observation(self.job, self.workers, self.now, self.progress, self.creation_error))
+        pods = (self.workers, self.now, self.progress, self.creation_error, self.page_problem)
+        step = plan(Observation(self.job, *pods))
         self.job = self.job.replace(status=step.status)
         self.events += step.events
         return step

@@ -152,6 +152,7 @@ def test_a_silent_launcher_is_asked_less_and_less_often() -> None:
         asked = operator.calls("query", "job-1")
         waits = [round(b - a - TARPIT) for a, b in pairwise(asked)]
         assert waits[:7] == [1, 2, 4, 8, 16, 32, 60]
+        assert [w.launcher_silent for w in operator.cache.workers(("default", "job"))] == [False, True]
         # A change of the pod is no reason to ask one at once that was silent twice.
         before = len(asked)
         for _ in range(20):

@@ -64,6 +64,7 @@ class Reason(StrEnum):
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
     METRICS_REFUSED = "MetricsRefused"
+    LAUNCHER_SILENT = "LauncherSilent"
     HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
     CHECKPOINT_LOADED = "CheckpointLoaded"

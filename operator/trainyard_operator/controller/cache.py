@@ -7,14 +7,14 @@ everything from time to time.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import NamedTuple, Self
 
 from trainyard.protocol.launcher_state import PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.controller.pod_calls import Turn
+from trainyard_operator.controller.pod_calls import SILENT_AFTER, Turn
 from trainyard_operator.lifecycle.observation import (
     CreationError,
     Pod,
@@ -82,6 +82,14 @@ class Entry:
     def forget_run(self) -> None:
         """Forget what is known of the job besides its pods: another job has its name, or none."""
         self.progress = self.page_problem = self.creation_error = None
+
+    def observe(self, worker: WorkerPod) -> WorkerPod:
+        """Return a pod with what is known from its launcher."""
+        turn = self.launcher_turns.get(worker.uid)
+        if turn is not None and turn.failures >= SILENT_AFTER:
+            worker = replace(worker, launcher_silent=True)
+        state = self.launcher_states.get(worker.uid)
+        return apply_launcher_state(worker, state, unresponsive=worker.uid in self.unresponsive)
 
     def forget_launcher(self, uid: str) -> None:
         """Forget what is known of the launcher in a pod that is gone."""
@@ -180,11 +188,7 @@ class Cache:
         """Return the pods that a job owns; pods of a deleted job of the same name have another owner."""
         entry = self._entries[key]
         uid = entry.job.metadata.uid if entry.job else None
-        return tuple(
-            apply_launcher_state(w, entry.launcher_states.get(w.uid), unresponsive=w.uid in entry.unresponsive)
-            for w in entry.workers.values()
-            if w.owner_uid == uid
-        )
+        return tuple(entry.observe(worker) for worker in entry.workers.values() if worker.owner_uid == uid)
 
     def count_missed(self, jobs: Iterable[TrainingJob], pods: Iterable[CachedPod], version: int) -> ByKind:
         """Return how many objects of a complete list are new, newer or gone: what the watch streams have missed."""

@@ -14,7 +14,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
 from trainyard_operator.controller.cache import Cache, Entry, Key
-from trainyard_operator.controller.pod_calls import Lanes, Turn, backoff
+from trainyard_operator.controller.pod_calls import SILENT_AFTER, Lanes, Turn, backoff
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 
@@ -24,8 +24,6 @@ _CALLS_IN_FLIGHT = 400
 _CALLS_TO_SILENT_PODS = 40
 _FIRST_WAIT = 1.0
 """Seconds from a query until the next one of the same pod, if nothing happens in between; then twice the time, ..."""
-_SILENT_AFTER = 2
-"""Queries without an answer after which a change of the pod is no reason to query it at once."""
 
 
 class Outlook(NamedTuple):
@@ -62,8 +60,8 @@ class LauncherCalls:
             if not _is_unclear(worker, status.attempt):
                 continue
             turn = entry.launcher_turns.setdefault(worker.uid, Turn(worker.uid))
-            # The pod has changed: what its launcher answered before that is outdated.
-            if turn.version != worker.resource_version and turn.failures < _SILENT_AFTER:
+            # The pod has changed, and its launcher answers: what it answered before the change is outdated.
+            if turn.version != worker.resource_version and turn.failures < SILENT_AFTER:
                 turn.due, turn.calls = 0.0, 0
             if turn.due <= now and not turn.in_flight:
                 turn.in_flight, turn.version = True, worker.resource_version

@@ -6,6 +6,8 @@ from typing import Final
 
 MAX_WAIT: Final = 60.0
 """Seconds between two requests to a pod that has not answered for long."""
+SILENT_AFTER: Final = 2
+"""Queries in a row without an answer after which a pod counts as silent."""
 
 
 @dataclass(slots=True)

@@ -64,6 +64,8 @@ class WorkerPod:
     """Its ranks have failed, as `state` says, but the pod is alive and awaits a restart request."""
     unresponsive: bool = False
     """Its launcher rejected or did not answer a restart request."""
+    launcher_silent: bool = False
+    """Its launcher was queried several times and has not answered as a launcher does."""
     is_parameter_server: bool = False
     is_placeholder: bool = False
     """The pod only proves that there is capacity for one more worker."""
