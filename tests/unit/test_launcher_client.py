@@ -115,3 +115,13 @@ async def test_without_permission_to_store_the_key_it_lasts_as_long_as_the_opera
     keys = {await operator_key(api, "system", "trainyard-key") for _ in range(2)}  # type: ignore[arg-type]
     assert len(keys) == 2
     assert "groups that fail get new pods instead of a restart in place" in caplog.text
+
+
+@pytest.mark.parametrize("data", [{}, {"other": "eA=="}, {"key": "no base64"}, {"key": ""}, None])
+async def test_a_secret_without_a_valid_key_does_not_end_the_operator(
+    data: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = Secrets()
+    api.stored = {"data": data}
+    assert len(await operator_key(api, "system", "trainyard-key")) == 32  # type: ignore[arg-type]
+    assert "the Secret system/trainyard-key has no valid field key; delete it" in caplog.text

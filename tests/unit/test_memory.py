@@ -18,7 +18,7 @@ LIMIT = 5 * 1024
 def real_pod(job: TrainingJob, index: int, status: kubelet.Status) -> dict[str, Any]:
     """A pod as an API server returns it: with managedFields, and each object with strings of its own."""
     pod = make_pod(job, index, status=status, uid=f"0c5a1b2e-5d0f-4c0c-8a43-{index:012}", version=index + 1)
-    managed = {"f:spec": {f"f:field-{i}": {"f:value": {}} for i in range(60)}}
+    managed: dict[str, Any] = {"f:spec": {f"f:field-{i}": {"f:value": {}} for i in range(60)}}
     pod["metadata"]["managedFields"] = [{"manager": "trainyard-operator", "fieldsV1": managed}] * 2
     pod["spec"]["containers"][0]["image"] = TRAINER_IMAGE
     found: dict[str, Any] = json.loads(json.dumps(pod))
