@@ -9,7 +9,7 @@ _PRESENCE = "trainyard_operator_queue_depth"
 
 def operator_alerts(timing: Timing) -> list[Alert]:
     """Return the alerts on operators."""
-    return [down(timing), absent(timing), no_leader(timing), queue_stuck(timing)]
+    return [down(timing), absent(timing), no_leader(timing), queue_stuck(timing), part_failing(timing)]
 
 
 def down(timing: Timing) -> Alert:
@@ -68,4 +68,19 @@ def queue_stuck(timing: Timing) -> Alert:
         "Jobs waited for the operator in namespace {{ $labels.namespace }} for"
         f" {{{{ humanizeDuration $value }}}} within the last {window}, and no job was reconciled. Either the API server"
         " does not respond, or the operator hangs; the kubelet restarts an operator that has hung for 120 s.",
+    )
+
+
+def part_failing(timing: Timing) -> Alert:
+    """Alert on a part of the operator that fails although nothing outside of it has ended it."""
+    window = duration(timing.part_failures_window)
+    return Alert(
+        "TrainyardOperatorPartFailing",
+        "warning",
+        f"sum by (namespace, part) (increase(trainyard_operator_part_failures_total[{window}])) > 0",
+        0,
+        "A part of a Trainyard operator fails",
+        f"Within the last {window}, the part {{{{ $labels.part }}}} of the operator in namespace"
+        ' {{ $labels.namespace }} failed {{ printf "%.0f" $value }} times. It was restarted, and the other parts'
+        " continue; its log has the traceback.",
     )

@@ -139,4 +139,19 @@ def _requests() -> list[Panel]:
             levels=((None, "green"), (0.05, "orange")),
             least=0,
         ),
+        graph(
+            PanelInfo(
+                "Failures of parts",
+                "none",
+                "Parts of the operator (watch, reconcile, progress, resync) that failed and were restarted. Any: see"
+                " the operator's log.",
+                ("TrainyardOperatorPartFailing",),
+                width=24,
+            ),
+            Query(
+                f"sum by (namespace, part) (increase(trainyard_operator_part_failures_total[{RATE}]))",
+                "{{namespace}}/{{part}}",
+            ),
+            least=0,
+        ),
     ]

@@ -53,6 +53,8 @@ class Timing:
     """Longer than a failover (a lease lasts 15 s) and a few failed scrapes of the leader."""
     queue_stalled: float = 90
     """Longer than the longest request with its timeout, shorter than the 120 s after which the kubelet restarts it."""
+    part_failures_window: float = 900
+    """How long the failure of a part of the operator is reported."""
     queue_window: float = 600
     """How long a stuck queue is reported, because a restart ends it, perhaps only until the next time."""
 

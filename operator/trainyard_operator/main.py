@@ -29,6 +29,7 @@ from trainyard_operator.kube.probes import Health, serve
 from trainyard_operator.kube.resync import Resync
 from trainyard_operator.kube.watch import make_registry, make_settings
 from trainyard_operator.options import Options, parse_options
+from trainyard_operator.parts import Part, run_parts
 
 log = logging.getLogger("trainyard_operator")
 
@@ -42,7 +43,7 @@ LIST_RETRY = 2.0
 
 
 async def operate(options: Options) -> None:
-    """Run the operator until SIGTERM or SIGINT, or until a part of it fails.
+    """Run the operator until SIGTERM or SIGINT. A part of it that fails is restarted; only a lost lease ends it.
 
     Raises:
         ConfigException: there is neither a service account nor a kubeconfig.
@@ -81,16 +82,28 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         backend = KubernetesBackend(api, key)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
-        watching = kopf.operator(
-            registry=make_registry(cache, queue),
-            settings=make_settings(),
-            clusterwide=options.namespace is None,
-            namespaces=[options.namespace] if options.namespace else [],
-            ready_flag=(watched := asyncio.Event()),
+        await run_parts(
+            {
+                Part.WATCH: partial(_watch, cache, queue, options.namespace, stop),
+                Part.RECONCILE: reconciler.run,
+                Part.PROGRESS: poller.run,
+                Part.RESYNC: resync.run,
+            },
+            metrics.count_failure,
         )
-        await _until_first(
-            watching, reconciler.run(), poller.run(), resync.run(), _restore_signal_handlers(watched, stop)
-        )
+
+
+async def _watch(cache: Cache, queue: WorkQueue[Key], namespace: str | None, stop: asyncio.Event) -> None:
+    """Feed the cache from watch streams until cancelled."""
+    watched = asyncio.Event()
+    watching = kopf.operator(
+        registry=make_registry(cache, queue),
+        settings=make_settings(),
+        clusterwide=namespace is None,
+        namespaces=[namespace] if namespace else [],
+        ready_flag=watched,
+    )
+    await _until_first(watching, _restore_signal_handlers(watched, stop))
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:
@@ -106,7 +119,7 @@ async def _restore_signal_handlers(watched: asyncio.Event, stop: asyncio.Event) 
     """
     await watched.wait()
     _set_on_signals(stop)
-    await stop.wait()
+    await asyncio.Event().wait()
 
 
 async def _prime(resync: Resync) -> None:

@@ -206,6 +206,8 @@ STUCK, LEADERLESS, DOWN, ABSENT = OPERATOR = (
     "TrainyardOperatorAbsent",
 )
 """Alerts about the operator rather than a job."""
+DEFECTS = ("TrainyardOperatorPartFailing",)
+"""Alerts about defects of the operator, which no fault of a node causes; tests/local/test_monitoring.py causes them."""
 
 TABLE = (
     Trouble("bad-numbers", {"TrainyardNonFiniteSteps": {}}, spoil_gradients, nothing),

@@ -23,6 +23,7 @@ from trainyard_monitoring.timing import TIMING
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.metrics import OperatorMetrics
+from trainyard_operator.parts import Part
 
 FACTOR = 1 / 75
 """A day is 19 minutes, 15 minutes are 12 s, and two minutes 1.6 s: three scrapes."""
@@ -45,7 +46,7 @@ class Targets:
 
     def __post_init__(self) -> None:
         self.scenarios = [scenario(self.cache) for scenario in SCENARIOS]
-        for name in ("system", "spare", "down", "leaderless", "stuck", "late"):
+        for name in ("system", "spare", "down", "leaderless", "stuck", "failing", "late"):
             self.queues[name] = WorkQueue[Key]()
             # Only one of them has jobs.
             cache = self.cache if name == "system" else Cache()
@@ -73,6 +74,7 @@ class Targets:
             {"alertname": "TrainyardOperatorDown", "namespace": "down"},
             {"alertname": "TrainyardOperatorNoLeader", "namespace": "leaderless"},
             {"alertname": "TrainyardOperatorQueueStuck", "namespace": "stuck"},
+            {"alertname": "TrainyardOperatorPartFailing", "namespace": "failing", "part": "progress"},
             {"alertname": "TrainyardOperatorAbsent"},
         ]
         for scenario in self.scenarios:
@@ -90,6 +92,7 @@ class Targets:
         self.gone.add("down")
         self.operators["leaderless"].leader.set(0)
         self.queues["stuck"].add(("ml", "job"))
+        self.operators["failing"].count_failure(Part.PROGRESS)
 
     async def recover(self) -> None:
         """Remove all problems."""

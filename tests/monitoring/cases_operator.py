@@ -114,4 +114,20 @@ STUCK = [
     Case("a slow request", "TrainyardOperatorQueueStuck", {STALLED: "0x10 60 0x60"}, {}, [11, 15]),
 ]
 
-CASES = [*DOWN, *ABSENT, *NO_LEADER, *STUCK]
+FAILURES = 'trainyard_operator_part_failures_total{namespace="system",instance="a",part="progress"}'
+PARTS = [
+    Case(
+        "a part fails twice and is restarted",
+        "TrainyardOperatorPartFailing",
+        {FAILURES: "0x10 1 2x60"},
+        {
+            14: "Within the last 15m, the part progress of the operator in namespace system failed 2 times. It was"
+            " restarted, and the other parts continue; its log has the traceback."
+        },
+        [5, 10, 40],
+        {"namespace": "system", "part": "progress"},
+    ),
+    Case("nothing fails", "TrainyardOperatorPartFailing", {FAILURES: "0x60"}, {}, [5, 30, 60]),
+]
+
+CASES = [*DOWN, *ABSENT, *NO_LEADER, *STUCK, *PARTS]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.alerts import OPERATOR, TABLE
+from tests.e2e.alerts import DEFECTS, OPERATOR, TABLE
 from tests.monitoring import cases_life, cases_operator, cases_run
 from tests.monitoring.promtool import ALERTS, RULES, Case, promtool, run_cases
 
@@ -32,7 +32,7 @@ def test_every_alert_has_cases_that_fire_resolve_and_stay_silent(alert: str) -> 
 
 def test_every_alert_is_proven_by_a_real_fault() -> None:
     """See tests/e2e/test_alerts.py, on a real node."""
-    assert {*OPERATOR, *(name for trouble in TABLE for name in trouble.alerts)} == set(ALERTS)
+    assert {*OPERATOR, *DEFECTS, *(name for trouble in TABLE for name in trouble.alerts)} == set(ALERTS)
 
 
 def test_wrong_expectation_fails(tmp_path: Path) -> None:

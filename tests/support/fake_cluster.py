@@ -3,10 +3,13 @@
 It checks every write: what the operator must never do raises an `AssertionError` at once.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import datetime, timedelta
 from typing import Any
+
+from yarl import URL
 
 from tests.builders import GRACE, NOW, make_job
 from tests.support import kubelet
@@ -16,9 +19,8 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
-from trainyard_operator.controller.cache import owner_uid
 from trainyard_operator.controller.unreadable import UnreadableJob
-from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.lifecycle.successes import parse_indexes
 
@@ -29,8 +31,8 @@ Change = tuple[str, Any]
 """What a watch stream delivers: ADDED/MODIFIED or DELETED, and the object."""
 
 
-class Crash(Exception):
-    """Raised where the operator's process is killed."""
+class Crash(BaseException):
+    """Raised where the operator's process is killed, which no handler of exceptions can catch."""
 
 
 class FakeCluster:
@@ -77,6 +79,8 @@ class FakeCluster:
         """Why the API server refuses snapshots."""
         self.quota_exceeded = False
         self.unavailable = False
+        self.violation: AssertionError | None = None
+        """What the operator must never do and has done in a call to a launcher."""
         self.writes_until_crash: int | None = None
         """Writes until the operator crashes; odd: after the write, even: before it."""
 
@@ -273,6 +277,15 @@ class FakeCluster:
         if after != before and new.attempt > old.attempt:
             assert new.restarts_counted == old.restarts_counted, "a change of the size was counted"
 
+    @contextmanager
+    def judging(self) -> Iterator[None]:
+        """Remember what a check raises, since the operator survives errors in its calls to launchers."""
+        try:
+            yield
+        except AssertionError as violation:
+            self.violation = violation
+            raise
+
     def check_restart_request(self, attempt: int) -> None:
         """Check that an attempt may be started inside a pod."""
         assert self.job is not None
@@ -433,46 +446,42 @@ class FakeClusterBackend:
     def launcher_token(self, job: TrainingJob) -> str:
         return "token"
 
-    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        return [self._launcher(pod) for pod in pods]
+    async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        return self._launcher(worker)
 
-    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
-        return [self._start_one(pod, attempt) for pod in pods]
-
-    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        return [self._release_one(pod) for pod in pods]
-
-    def _start_one(self, pod: Pod, attempt: int) -> PodState | None:
-        cluster, name = self.cluster, pod["metadata"]["name"]
+    async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
+        cluster = self.cluster
         cluster._count_write(after=False)
-        state = self._launcher(pod)
-        if state is None or name in cluster.unresponsive:
+        state = self._launcher(worker)
+        if state is None or worker.name in cluster.unresponsive:
             return None
         if attempt > state.attempt:
-            cluster.check_restart_request(attempt)
-            state = cluster.restart_in_place(name, attempt)
+            with cluster.judging():
+                cluster.check_restart_request(attempt)
+            state = cluster.restart_in_place(worker.name, attempt)
         cluster._count_write(after=True)
         return state
 
-    def _release_one(self, pod: Pod) -> PodState | None:
-        cluster, name = self.cluster, pod["metadata"]["name"]
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        cluster = self.cluster
         cluster._count_write(after=False)
-        state = self._launcher(pod)
-        if state is None or name in cluster.unresponsive:
+        state = self._launcher(worker)
+        if state is None or worker.name in cluster.unresponsive:
             return None
-        cluster.check_release(state)
-        cluster.release(name)
+        with cluster.judging():
+            cluster.check_release(state)
+        cluster.release(worker.name)
         cluster._count_write(after=True)
         return state
 
-    def _launcher(self, pod: Pod) -> PodState | None:
+    def _launcher(self, worker: WorkerPod) -> PodState | None:
         """Return the state of the launcher in a pod; None if the pod is gone or does not run."""
-        known = self.cluster.pods.get(pod["metadata"]["name"])
-        if known is None or known["metadata"]["uid"] != pod["metadata"]["uid"]:
+        known = self.cluster.pods.get(worker.name)
+        if known is None or known["metadata"]["uid"] != worker.uid:
             return None
-        return self.cluster.launchers.get(pod["metadata"]["uid"])
+        return self.cluster.launchers.get(worker.uid)
 
-    def metrics_url(self, pod: Pod) -> str | None:
+    def metrics_url(self, job: TrainingJob, worker: WorkerPod) -> URL | None:
         return None
 
 

@@ -11,7 +11,7 @@ from tests.support.clock import JumpingLoop
 from tests.support.fake_cluster import Crash, FakeCluster, FakeClusterBackend
 from trainyard.protocol.progress import Progress
 from trainyard_operator.controller.backend import BackendError, Gone
-from trainyard_operator.controller.cache import Cache
+from trainyard_operator.controller.cache import Cache, CachedPod
 from trainyard_operator.controller.progress import rank_zero
 from trainyard_operator.controller.reconciler import CreationFailed, Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -34,7 +34,7 @@ class Simulation:
         self._loop = JumpingLoop()
         self._runner = asyncio.Runner(loop_factory=lambda: self._loop)
         self._due: datetime | None = None
-        self._failed = False
+        self._failed = self._planned = False
         self._patch = patch("trainyard_operator.controller.reconciler.plan", self._checked_plan)
         self._patch.start()
         self.start_operator()
@@ -48,6 +48,7 @@ class Simulation:
         return plan(observation)
 
     def _checked_plan(self, observation: Observation) -> Plan:
+        self._planned = True
         step = self.decide(observation)
         assert step == self.decide(observation), "the same observation led to another plan"
         if step.wake_after == 0:
@@ -74,7 +75,8 @@ class Simulation:
     def resync(self) -> None:
         """Read a complete list, as at start and periodically."""
         job = self.cluster.job
-        self.operator.cache.replace([job] if job else [], self.cluster.pods.values(), self.cluster.version)
+        pods = [known for pod in self.cluster.pods.values() if (known := CachedPod.read(pod))]
+        self.operator.cache.replace([job] if job else [], pods, self.cluster.version)
         self._due = self.cluster.now
 
     def deliver(self, *, jobs: int = 0, pods: int = 0) -> None:
@@ -94,9 +96,9 @@ class Simulation:
         """Read rank 0's metrics page under the same conditions as `ProgressPoller`."""
         entry = self.operator.cache.get(KEY)
         pod = entry and rank_zero(entry)
-        if entry is None or not pod or pod["metadata"]["name"] not in self.cluster.pods:
+        if entry is None or not pod or pod.name not in self.cluster.pods:
             return
-        attempt = self.cluster.running_attempt(pod["metadata"]["name"])
+        attempt = self.cluster.running_attempt(pod.name)
         page = self.cluster.pages.get(attempt) or Progress(attempt=attempt)
         entry.progress = page.replace(updated_at=self.cluster.now.replace(microsecond=0))
         self._due = self.cluster.now
@@ -113,7 +115,7 @@ class Simulation:
         self._due = None
         self._loop.now = (self.cluster.now - NOW).total_seconds()  # back-off is in the time of the loop
         try:
-            wake_after = self._runner.run(self.operator.reconcile(KEY))
+            wake_after = self._runner.run(self._reconcile())
         except Crash:
             self.start_operator()
         except Gone:
@@ -128,6 +130,32 @@ class Simulation:
         else:
             if wake_after is not None:
                 self._due = self.cluster.now + timedelta(seconds=wake_after)
+
+    async def _reconcile(self) -> float | None:
+        """Reconcile once, and let launchers answer, which queues the job again."""
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingLoop)
+        loop.now = (self.cluster.now - NOW).total_seconds()
+        self._planned = False
+        wake_after = await self.operator.reconcile(KEY)
+        if not await self._launchers_answered():
+            return wake_after
+        # It has waited for the first answer of a launcher.
+        if not self._planned:
+            wake_after = await self.operator.reconcile(KEY)
+            return 0 if await self._launchers_answered() else wake_after
+        return 0
+
+    async def _launchers_answered(self) -> bool:
+        """Let all calls to launchers end; return whether that has queued the job."""
+        await self.operator.launchers.settle()
+        if self.cluster.violation is not None:
+            raise self.cluster.violation
+        queue = self.operator.queue
+        queued = len(queue) > 0
+        while len(queue):
+            queue.done(await queue.get())
+        return queued
 
     # --- without faults -------------------------------------------------------------------------------
 

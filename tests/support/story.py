@@ -28,6 +28,7 @@ class Story:
     acceptance: Acceptance = ACCEPTED
     """The answer to a job that starts."""
     progress_interval: timedelta = timedelta(0)
+    page_problem: str | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -46,7 +47,13 @@ class Story:
     def step(self) -> Plan:
         """Plan once, and store the status."""
         observation = Observation(
-            self.job, self.workers, self.now, self.progress, self.creation_error, self.progress_interval
+            self.job,
+            self.workers,
+            self.now,
+            self.progress,
+            self.creation_error,
+            page_problem=self.page_problem,
+            progress_interval=self.progress_interval,
         )
         step = plan(observation)
         if any(isinstance(action, AcceptSpec) for action in step.actions):

@@ -24,7 +24,7 @@ from trainyard import __version__
 from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.progress import Progress
 from trainyard.sizing.model_size import flops_per_token
-from trainyard_operator.controller.progress import parse_progress
+from trainyard_operator.pod_input.metrics_page import parse_progress
 from trainyard_trainer.metrics import exporter
 from trainyard_trainer.metrics.device_flops import peak_flops
 from trainyard_trainer.metrics.exporter import MetricsExporter

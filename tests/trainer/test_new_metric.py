@@ -13,7 +13,7 @@ from tests.trainer.test_trackers import read_tensorboard
 from trainyard.protocol import worker_metrics
 from trainyard.protocol.progress import Measurement, Progress
 from trainyard.protocol.worker_metrics import WorkerMetric
-from trainyard_operator.controller import progress as operator_progress
+from trainyard_operator.pod_input import metrics_page as operator_progress
 from trainyard_trainer.metrics import step_report
 from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.step_report import StepReport

@@ -26,7 +26,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
 from trainyard_operator.controller import acceptance as acceptance_module
 from trainyard_operator.controller.acceptance import accept, load_accepted
-from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.cache import Cache, CachedPod, Key
 from trainyard_operator.controller.reconciler import STATUS_REFUSED_WAIT, Reconciler
 from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -395,10 +395,14 @@ def test_an_unreadable_job_keeps_its_place_and_its_pods() -> None:
     entry = cache.get(KEY)
     assert entry is not None
     assert entry.unreadable is not None, "an older version does not replace a newer one"
-    assert cache.replace([unreadable({"suspend": 7}, version=5)], [make_pod(make_job())], 6) == 0
+    pod = CachedPod.read(make_pod(make_job()))
+    assert pod is not None
+    assert cache.replace([unreadable({"suspend": 7}, version=5)], [pod], 6) == 0
     assert [worker.name for worker in cache.workers(KEY)] == ["job-1-0"]
     cache.put_job(make_job(version=7))
-    assert entry.unreadable is None
+    readable = cache.get(KEY)
+    assert readable is not None
+    assert readable.unreadable is None
     cache.put_job(unreadable({"suspend": 7}, version=8))
     cache.remove_job(KEY, "uid-1")
     assert cache.get(KEY) is None

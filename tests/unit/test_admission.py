@@ -38,7 +38,9 @@ def test_every_validation_rule_has_a_fault_in_the_table() -> None:
         children = [*schema.get("properties", {}).values(), *([schema["items"]] if "items" in schema else ())]
         return here + [message for child in children for message in rules(child)]
 
-    assert set(rules(openapi_schema())) == {fault.server or fault.message for fault in RULES}
+    # Nobody applies a status, so its rules have no faults of users.
+    found = {message for message in rules(openapi_schema()) if not message.startswith("status.")}
+    assert found == {fault.server or fault.message for fault in RULES}
 
 
 def test_all_faults_are_reported_at_once() -> None:
@@ -156,7 +158,7 @@ def test_an_invalid_top_level_field_is_refused(body: dict[str, object], message:
 
 TEMPLATE = {"template": {"spec": {"nodeSelector": {"a": "b"}}}}
 ACTIVE = {"attempt": 1}
-SUSPENDED = {
+SUSPENDED: dict[str, Any] = {
     "attempt": 1,
     "conditions": [
         {"type": "Suspended", "status": "True", "reason": "Suspended", "lastTransitionTime": "2030-01-01T00:00:00Z"}

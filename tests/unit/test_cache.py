@@ -8,7 +8,7 @@ from tests.builders import make_job, make_pod, make_progress
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
-from trainyard_operator.controller.cache import Cache
+from trainyard_operator.controller.cache import Cache, CachedPod
 from trainyard_operator.lifecycle.observation import CreationError
 
 KEY = ("default", "job")
@@ -25,7 +25,12 @@ def known_pods(cache: Cache) -> dict[str, str]:
     """Resource versions of the job's pods, by name."""
     entry = cache.get(KEY)
     assert entry is not None
-    return {name: pod["metadata"]["resourceVersion"] for name, pod in entry.pods.items()}
+    return {name: str(worker.resource_version) for name, worker in entry.workers.items()}
+
+
+def replace(cache: Cache, jobs: list[TrainingJob], pods: list[dict[str, Any]], version: int) -> int:
+    """Give the cache a complete list."""
+    return cache.replace(jobs, [known for pod in pods if (known := CachedPod.read(pod))], version)
 
 
 def filled(*pods: dict[str, Any]) -> Cache:
@@ -136,8 +141,14 @@ def test_a_job_and_all_its_pods_leave_nothing_behind() -> None:
             constants.LABEL_INDEX: "-1",
             constants.LABEL_REPLICAS: "2",
         },
+        {
+            constants.LABEL_JOB: "job",
+            constants.LABEL_ATTEMPT: "100000",
+            constants.LABEL_INDEX: "0",
+            constants.LABEL_REPLICAS: "2",
+        },
     ],
-    ids=["none", "job only", "no replicas", "attempt in words", "negative index"],
+    ids=["none", "job only", "no replicas", "attempt in words", "negative index", "attempt that no name can hold"],
 )
 def test_a_pod_with_invalid_labels_is_ignored(labels: dict[str, str]) -> None:
     """Anybody may put labels on a pod."""
@@ -145,8 +156,8 @@ def test_a_pod_with_invalid_labels_is_ignored(labels: dict[str, str]) -> None:
     pod["metadata"]["labels"] = labels
     cache = filled(make_pod(make_job(), 1, version=4))
     assert cache.put_pod(pod) is None
-    assert cache.replace([make_job(version=10)], [pod, make_pod(make_job(), 1, version=4)], 20) == 0
-    assert cache.replace([make_job(version=10)], [pod, make_pod(make_job(), 1, version=4)], 21) == 0
+    assert replace(cache, [make_job(version=10)], [pod, make_pod(make_job(), 1, version=4)], 20) == 0
+    assert replace(cache, [make_job(version=10)], [pod, make_pod(make_job(), 1, version=4)], 21) == 0
     assert cache.remove_pod(pod) is None
 
 
@@ -157,14 +168,14 @@ def test_a_list_that_holds_what_is_known_has_missed_nothing() -> None:
     cache = filled()
     pods = [make_pod(make_job(), 0, version=10), make_pod(make_job(), 1, version=11)]
     assert not cache.primed
-    assert cache.replace([make_job(version=10)], pods, 50) == 0
+    assert replace(cache, [make_job(version=10)], pods, 50) == 0
     assert cache.primed
 
 
 def test_a_list_counts_and_repairs_what_was_missed() -> None:
     cache = filled()
     pods = [make_pod(make_job(), 1, version=30), make_pod(make_job(), 2, version=31)]
-    missed = cache.replace([make_job(version=29)], pods, 50)
+    missed = replace(cache, [make_job(version=29)], pods, 50)
     assert missed == 4  # the job and pod 1 are newer, pod 2 is new, pod 0 is gone
     assert known_pods(cache) == {"job-1-1": "30", "job-1-2": "31"}
     assert known_job(cache).metadata.resource_version == "29"
@@ -172,7 +183,7 @@ def test_a_list_counts_and_repairs_what_was_missed() -> None:
 
 def test_a_list_removes_a_job_that_is_gone() -> None:
     cache = filled()
-    assert cache.replace([], [], 50) == 3
+    assert replace(cache, [], [], 50) == 3
     assert cache.get(KEY) is None
 
 
@@ -181,7 +192,7 @@ def test_what_was_seen_after_the_list_stays() -> None:
     cache.put_pod(make_pod(make_job(), 2, version=60))
     cache.put_job(make_job("later", uid="uid-9", version=61))
     pods = [make_pod(make_job(), 0, version=10), make_pod(make_job(), 1, version=11)]
-    assert cache.replace([make_job(version=10)], pods, 50) == 0
+    assert replace(cache, [make_job(version=10)], pods, 50) == 0
     assert "job-1-2" in known_pods(cache)
     assert cache.get(("default", "later")) is not None
 
@@ -190,16 +201,16 @@ def test_what_was_deleted_after_the_list_was_not_missed_and_does_not_come_back()
     cache = filled()
     pods = [make_pod(make_job(), 0, version=10), make_pod(make_job(), 1, version=11)]
     cache.remove_pod(make_pod(make_job(), 0, version=55))
-    assert cache.replace([make_job(version=10)], pods, 50) == 0
+    assert replace(cache, [make_job(version=10)], pods, 50) == 0
     assert known_pods(cache) == {"job-1-1": "11"}
     cache.remove_job(KEY, "uid-1")
     cache.remove_pod(make_pod(make_job(), 1, version=57))
-    assert cache.replace([make_job(version=10)], pods, 50) == 0
+    assert replace(cache, [make_job(version=10)], pods, 50) == 0
     assert cache.get(KEY) is None
 
 
 def test_a_namesake_made_after_the_list_was_not_missed() -> None:
     cache = filled()
     cache.put_job(make_job(uid="uid-2", version=60))
-    assert cache.replace([make_job(version=10)], [], 12) == 2  # the two pods, which really are gone
+    assert replace(cache, [make_job(version=10)], [], 12) == 2  # the two pods, which really are gone
     assert known_job(cache).metadata.uid == "uid-2"

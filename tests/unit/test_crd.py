@@ -123,6 +123,6 @@ def test_every_rule_message_names_the_field_and_the_fix() -> None:
     assert len(rules) >= 14
     for rule in rules:
         field, _, rest = rule["message"].partition(": ")
-        assert field.startswith(("spec", "metadata.name")), rule
+        assert field.startswith(("spec", "metadata.name", "status.progress.")), rule
         assert ("; " in rest) or ("must be" in rest), rule
         assert len(rule["message"]) <= 2048, rule

@@ -79,6 +79,16 @@ def test_the_series_of_a_job_show_its_state_and_disappear_with_it() -> None:
     assert 'trainyard_operator_jobs{phase="Running"} 0.0' in page.text
 
 
+@pytest.mark.parametrize(("kind", "hours"), [("Succeeded", 2), ("Failed", 25)])
+def test_a_job_that_finished_long_ago_has_no_series(kind: str, hours: int) -> None:
+    page = Page()
+    page.put(phase=kind, conditions=[condition(kind, True, 0)], completionTime=START.isoformat())
+    for seconds, shown in ((-1, True), (1, False)):
+        page.now = START + timedelta(hours=hours, seconds=seconds)
+        assert ('job_name="job"' in page.text) is shown
+        assert f'trainyard_operator_jobs{{phase="{kind}"}} 1.0' in page.text
+
+
 @pytest.mark.parametrize(
     ("conditions", "pending"),
     [

@@ -12,6 +12,7 @@ from trainyard.resource.status import Condition, Failure, Reason, TrainingJobSta
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.backend import KubernetesBackend
+from trainyard_operator.lifecycle.observation import observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.manifests.children import build_claim, build_config_map, build_secret, build_service
 from trainyard_operator.manifests.revision import build_revision, make_revision
@@ -383,19 +384,35 @@ async def test_an_event_that_is_not_stored_stops_nothing(caplog: pytest.LogCaptu
         ("10.0.0.7", "http://10.0.0.7:9400/metrics"),
         ("fd00::7", "http://[fd00::7]:9400/metrics"),
         (None, None),
+        ("169.254.169.254", None),
+        ("fe80::1", None),
+        ("a.host", None),
+        ("me@10.0.0.7", None),
     ],
 )
 def test_metrics_are_at_the_pods_address(address: str | None, url: str | None) -> None:
     backend, _ = make_backend()
     job = make_job(metrics={})
-    assert backend.metrics_url(make_pod(job, status={"podIP": address})) == url
+    found = backend.metrics_url(job, observe_pod(make_pod(job, status={"podIP": address})))
+    assert (found and str(found)) == url
 
 
 def test_metrics_of_a_program_are_where_its_spec_says() -> None:
     backend, _ = make_backend()
     job = make_job(metrics={"port": 8000, "path": "/stats/prom"})
-    assert backend.metrics_url(make_pod(job, status={"podIP": "10.0.0.7"})) == "http://10.0.0.7:8000/stats/prom"
-    assert backend.metrics_url(make_pod(make_job(), status={"podIP": "10.0.0.7"})) is None, "nothing is said of any"
+    worker = observe_pod(make_pod(job, status={"podIP": "10.0.0.7"}))
+    assert str(backend.metrics_url(job, worker)) == "http://10.0.0.7:8000/stats/prom"
+    assert backend.metrics_url(make_job(), worker) is None, "nothing is said of any"
+
+
+@pytest.mark.parametrize("annotation", [{"prometheus.io/port": "abc"}, {"prometheus.io/path": "@10.0.0.9:80/x"}])
+def test_annotations_of_a_pod_do_not_change_what_is_called(annotation: dict[str, str]) -> None:
+    """Anybody who may edit pods may set them: they must neither stop the operator nor choose whom it calls."""
+    backend, _ = make_backend()
+    job = make_job(metrics={})
+    pod = make_pod(job, status={"podIP": "10.0.0.7"})
+    pod["metadata"]["annotations"] |= annotation
+    assert str(backend.metrics_url(job, observe_pod(pod))) == "http://10.0.0.7:9400/metrics"
 
 
 def test_every_kind_that_is_built_can_be_created() -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from aiohttp import web
+from yarl import URL
 
 from tests.builders import make_job
 from trainyard.protocol.launcher_state import PodState
@@ -14,10 +15,11 @@ from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.operator_key import operator_key
 
 STATE = PodState(attempt=3)
+JOB = make_job(status={"attempt": 3})
 
 
 @asynccontextmanager
-async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[tuple[str, list[str]]]:
+async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[tuple[URL, list[str]]]:
     """Serve a launcher that gives one response, and yield its URL and the requests it got."""
     asked: list[str] = []
 
@@ -31,31 +33,43 @@ async def launcher(status: int = 200, text: str | None = None) -> AsyncIterator[
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}", asked
+        yield URL.build(scheme="http", host="127.0.0.1", port=runner.addresses[0][1]), asked
     finally:
         await runner.cleanup()
 
 
 async def test_each_request_has_its_path_and_the_token() -> None:
     async with launcher() as (url, asked):
-        assert await launcher_client.get_launcher_states([url, None], "t") == [STATE, None]
-        assert await launcher_client.start_attempt([url], "t", 4) == [STATE]
-        assert await launcher_client.release([url], "t") == [STATE]
+        assert await launcher_client.get_state(None, "t", JOB) is None
+        assert await launcher_client.get_state(url, "t", JOB) == STATE
+        assert await launcher_client.start_attempt(url, "t", JOB, 4) == STATE
+        assert await launcher_client.release(url, "t", JOB) == STATE
     assert asked == ["GET /v1/state Bearer t", "POST /v1/attempt/4 Bearer t", "POST /v1/release Bearer t"]
 
 
 @pytest.mark.parametrize(
-    ("status", "text"), [(401, None), (409, None), (302, None), (200, "what?"), (200, "{}"), (200, "x" * 70_000)]
+    ("status", "text"),
+    [
+        (401, None),
+        (409, None),
+        (302, None),
+        (200, "what?"),
+        (200, "{}"),
+        (200, "x" * 70_000),
+        (200, '{"attempt": 20}'),
+        (200, '{"attempt": 2147483647}'),
+        (200, "[" * 30_000),
+    ],
 )
 async def test_an_invalid_response_counts_as_no_response(status: int, text: str | None) -> None:
     async with launcher(status, text) as (url, _):
-        assert await launcher_client.start_attempt([url], "t", 4) == [None]
+        assert await launcher_client.start_attempt(url, "t", JOB, 4) is None
 
 
 async def test_an_unreachable_launcher_has_no_state() -> None:
     async with launcher() as (url, _):
         pass
-    assert await launcher_client.get_launcher_states([url], "t") == [None]
+    assert await launcher_client.get_state(url, "t", JOB) is None
 
 
 def test_tokens_differ_by_job_and_by_key() -> None:
@@ -101,3 +115,13 @@ async def test_without_permission_to_store_the_key_it_lasts_as_long_as_the_opera
     keys = {await operator_key(api, "system", "trainyard-key") for _ in range(2)}  # type: ignore[arg-type]
     assert len(keys) == 2
     assert "groups that fail get new pods instead of a restart in place" in caplog.text
+
+
+@pytest.mark.parametrize("data", [{}, {"other": "eA=="}, {"key": "no base64"}, {"key": ""}, None])
+async def test_a_secret_without_a_valid_key_does_not_end_the_operator(
+    data: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    api = Secrets()
+    api.stored = {"data": data}
+    assert len(await operator_key(api, "system", "trainyard-key")) == 32  # type: ignore[arg-type]
+    assert "the Secret system/trainyard-key has no valid field key; delete it" in caplog.text

@@ -1,28 +1,16 @@
-"""Progress: the table of metrics, the parser of metrics pages, and the poller."""
+"""Progress: the table of metrics, and what the status shows of a page."""
 
-import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.builders import NOW, make_job, make_pod, trainer_spec
-from tests.support import kubelet
-from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
+from tests.builders import NOW
 from trainyard.protocol.progress import Progress
 from trainyard.protocol.worker_metrics import METRICS, WorkerMetric
-from trainyard.resource.job import TrainingJob
-from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.progress import ProgressPoller, parse_progress, significant
-from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.observation import Pod
+from trainyard_operator.pod_input.metrics_page import parse_progress, significant
 
 PAGE = """\
 # HELP trainyard_steps_total Optimizer steps done
@@ -90,12 +78,6 @@ def test_evaluation_metrics_are_read_by_name() -> None:
     assert progress.metrics == {"accuracy": 0.983287, "loss": 0.25}
 
 
-def test_more_evaluation_metrics_than_a_status_holds_are_a_value_error() -> None:
-    page = PAGE + "".join(f"trainyard_eval_metric{i} 1\n" for i in range(33))
-    with pytest.raises(ValueError, match="metrics"):
-        parse_progress(page, attempt=1, now=NOW)
-
-
 @pytest.mark.parametrize(
     "page", ["", "up 1\n", "trainyard_loss 1\n", "trainyard_steps_total NaN\n", "trainyard_steps_total +Inf\n"]
 )
@@ -134,28 +116,10 @@ def test_value_that_is_not_finite_is_left_out(value: str) -> None:
     assert (progress.step, progress.loss, progress.tokens_per_second, progress.grad_norm) == (5, None, None, 2.0)
 
 
-@pytest.mark.parametrize(
-    "page", ["<html>", "trainyard_loss many\n", "trainyard_steps_total -1\n", "trainyard_steps_total 1e300\n"]
-)
-def test_invalid_page_is_a_value_error(page: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 - the message is the parser's
-        parse_progress(page, attempt=1, now=NOW)
-
-
 def test_eta_is_0_after_the_planned_steps() -> None:
     progress = parse_progress(PAGE.replace("} 200.0", "} 40.0"), attempt=1, now=NOW)
     assert progress is not None
     assert progress.eta_seconds == 0
-
-
-@given(
-    st.lists(st.sampled_from(["a", "trainyard_loss", *'{}"=,# \n1-é', "# TYPE", "\\", '{a="b"}', '{""', "1e999"])).map(
-        "".join
-    )
-)
-def test_any_page_raises_at_most_a_value_error(page: str) -> None:
-    with contextlib.suppress(ValueError):
-        assert parse_progress(page, attempt=1, now=NOW) is None
 
 
 @given(st.floats(-1e307, 1e307).filter(lambda v: abs(v) > 1e-300), st.integers(1, 15))
@@ -163,102 +127,3 @@ def test_rounding_to_significant_digits(value: float, digits: int) -> None:
     rounded = significant(value, digits)
     assert math.isclose(rounded, value, rel_tol=10.0 ** (1 - digits))
     assert significant(rounded, digits) == rounded
-
-
-# --- the poller -----------------------------------------------------------------------------------------------
-
-
-class Backend(FakeClusterBackend):
-    url: str | None = None
-
-    def __init__(self) -> None:
-        super().__init__(FakeCluster())
-        self.asked: list[str] = []
-        self.asked_again = asyncio.Event()
-
-    def metrics_url(self, pod: Pod) -> str | None:
-        self.asked.append(pod["metadata"]["name"])
-        if len(self.asked) > 1:
-            self.asked_again.set()
-        return self.url
-
-
-@asynccontextmanager
-async def serving(text: str, status: int = 200) -> AsyncIterator[str]:
-    """Serve a metrics page."""
-
-    async def page(_: web.Request) -> web.Response:
-        return web.Response(text=text, status=status)
-
-    app = web.Application()
-    app.router.add_get("/metrics", page)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/metrics"
-    finally:
-        await runner.cleanup()
-
-
-def running_job(**spec: Any) -> TrainingJob:
-    condition = {"type": "Running", "status": "True", "reason": "r", "lastTransitionTime": kubelet.zulu(NOW)}
-    return make_job(status={"attempt": 2, "conditions": [condition]}, **spec)
-
-
-async def poll(job: TrainingJob, url: str | None, *, until: str) -> tuple[Cache, list[str]]:
-    """Run the poller until a page is in the cache, or until the URL of a pod was requested twice."""
-    cache, queue = Cache(), WorkQueue[Key]()
-    cache.put_job(job)
-    for index in range(2):
-        cache.put_pod(make_pod(job, index, attempt=2, status=kubelet.running(NOW)))
-    backend = Backend()
-    backend.url = url
-    poller = asyncio.create_task(ProgressPoller(cache, queue, backend, lambda: NOW, interval=0.01).run())
-    try:
-        async with asyncio.timeout(20):
-            await (queue.get() if until == "queued" else backend.asked_again.wait())
-    finally:
-        poller.cancel()
-        await asyncio.gather(poller, return_exceptions=True)
-    return cache, backend.asked
-
-
-async def test_progress_of_rank_0_is_cached_and_its_job_queued() -> None:
-    async with serving(PAGE) as url:
-        cache, asked = await poll(running_job(trainer=trainer_spec()), url, until="queued")
-    entry = cache.get(("default", "job"))
-    assert entry is not None
-    assert entry.progress is not None
-    assert (entry.progress.step, entry.progress.attempt) == (50, 2)
-    assert set(asked) == {"job-2-0"}
-
-
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [("<html>", 200), ("gone", 404), ("moved", 307), ("trainyard_steps_total 1e300\n", 200), ("#" * 2_000_000, 200)],
-    ids=["no metrics", "not found", "moved", "number too large", "too long"],
-)
-async def test_worker_with_an_invalid_answer_is_polled_again(text: str, status: int) -> None:
-    async with serving(text, status) as url:
-        cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
-    entry = cache.get(("default", "job"))
-    assert entry is not None
-    assert entry.progress is None
-
-
-async def test_worker_without_an_answer_is_polled_again() -> None:
-    async with serving(PAGE) as url:
-        pass
-    cache, _ = await poll(running_job(trainer=trainer_spec()), url, until="asked")
-    entry = cache.get(("default", "job"))
-    assert entry is not None
-    assert entry.progress is None
-
-
-@pytest.mark.parametrize("kind", ["your own program", "a job that is not running"])
-async def test_jobs_without_metrics_are_not_polled(kind: str) -> None:
-    job = running_job() if kind == "your own program" else make_job(trainer=trainer_spec())
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.1):
-            await poll(job, None, until="asked")

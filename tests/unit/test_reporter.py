@@ -15,7 +15,7 @@ from trainyard.protocol.launcher import Launcher
 from trainyard.protocol.progress import Progress
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.reporter import WINDOW, Reporter
-from trainyard_operator.controller.progress import parse_progress
+from trainyard_operator.pod_input.metrics_page import parse_progress
 
 
 class Program:

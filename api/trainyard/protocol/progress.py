@@ -4,12 +4,13 @@ Names, descriptions and rounding of the values are those of `trainyard.protocol.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import AfterValidator, Field
 
-from trainyard.base import ApiModel, Count, Timestamp
+from trainyard.base import ApiModel, Count, Rule, Timestamp
 from trainyard.protocol import worker_metrics
 from trainyard.protocol.worker_metrics import WorkerMetric
 
@@ -20,6 +21,25 @@ def _finite(value: float | None) -> float | None:
 
 Measurement = Annotated[float | None, AfterValidator(_finite)]
 """A measured number. NaN and Inf are left out: JSON has neither, and the API server would refuse the whole status."""
+
+MAX_METRICS: Final = 32
+"""Evaluation metrics that the status holds."""
+METRIC_NAME: Final = re.compile(r"[A-Za-z0-9_]{1,63}")
+"""Names of evaluation metrics that the status holds."""
+
+
+def _storable(metrics: dict[str, float] | None) -> dict[str, float] | None:
+    """Return the first `MAX_METRICS` finite values with a valid name; what a program calls them is up to it."""
+    if metrics is None:
+        return None
+    valid = {name: v for name, v in metrics.items() if math.isfinite(v) and METRIC_NAME.fullmatch(name)}
+    return dict(list(valid.items())[:MAX_METRICS]) or None
+
+
+EvaluationMetrics = Annotated[
+    dict[str, float] | None, AfterValidator(_storable), Field(json_schema_extra={"maxProperties": MAX_METRICS})
+]
+"""Evaluation metrics by name. Values that a status cannot hold are left out."""
 
 
 def _described(metric: WorkerMetric) -> Any:
@@ -35,7 +55,7 @@ class Progress(ApiModel):
     loss: Annotated[Measurement, _described(worker_metrics.LOSS)] = None
     eval_loss: Measurement = None
     """Loss on the held-out samples, at the last evaluation."""
-    metrics: Annotated[dict[str, float] | None, Field(max_length=32), _described(worker_metrics.EVALUATION)] = None
+    metrics: Annotated[EvaluationMetrics, _described(worker_metrics.EVALUATION)] = None
     learning_rate: Annotated[Measurement, _described(worker_metrics.LEARNING_RATE)] = None
     grad_norm: Annotated[Measurement, _described(worker_metrics.GRAD_NORM)] = None
     tokens_per_second: Annotated[Measurement, _described(worker_metrics.TOKENS_PER_SECOND)] = None
@@ -56,6 +76,13 @@ class Progress(ApiModel):
     checkpoint_stall_seconds: Annotated[Measurement, _described(worker_metrics.CHECKPOINT_STALL)] = None
     updated_at: Timestamp | None = None
     """When the operator read these values from the worker."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!has(self.metrics) || self.metrics.all(name, size(name) <= 63)",
+            "status.progress.metrics: a name must have at most 63 characters; choose a shorter one",
+        ),
+    )
 
     @property
     def steps_made(self) -> int:

@@ -89,6 +89,8 @@ class Reason(StrEnum):
     BAD_STEPS = "BadSteps"
     STRAGGLER = "Straggler"
     ROLLED_BACK = "RolledBack"
+    METRICS_REFUSED = "MetricsRefused"
+    LAUNCHER_SILENT = "LauncherSilent"
     HEALTHY = "Healthy"
     STARTUP_TIMEOUT = "StartupTimeout"
     CHECKPOINT_LOADED = "CheckpointLoaded"

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
+from yarl import URL
+
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
@@ -125,21 +127,21 @@ class Backend(Protocol):
         """Return the secret that authenticates the operator to the launchers in the job's pods."""
         ...
 
-    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Return the state of each launcher, None for one that does not answer. Raises nothing."""
+    async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Return the state of the launcher in a pod, None if it does not answer. Raises nothing."""
         ...
 
-    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
-        """Request from launchers that they start an attempt; return their states.
+    async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
+        """Request from the launcher in a pod that it starts an attempt; return its state.
 
         The state of a launcher that rejects or does not answer the request is None. Raises nothing.
         """
         ...
 
-    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Request from launchers that they exit with the code of their failed ranks; otherwise as `start_attempt`."""
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Request from a launcher that it exits with the code of its failed ranks; otherwise as `start_attempt`."""
         ...
 
-    def metrics_url(self, pod: Pod) -> str | None:
+    def metrics_url(self, job: TrainingJob, worker: WorkerPod) -> URL | None:
         """Return the URL of a pod's metrics page; None if it serves none or has no address yet."""
         ...

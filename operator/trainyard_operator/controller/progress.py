@@ -1,109 +1,39 @@
-"""Progress of running jobs, read from the metrics page of rank 0. Workers hold no credentials and push nothing."""
+"""Progress of running jobs, read from the metrics page of rank 0. Workers hold no credentials and push nothing.
+
+Every pod may serve anything, or nothing at all, so each job is read in a task of its own with limits of its own: bytes
+per second, a time-out, and longer and longer waits while its page cannot be read.
+"""
 
 import asyncio
 import logging
-import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from http import HTTPStatus
 
 import aiohttp
-from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from yarl import URL
 
-from trainyard.protocol import constants, worker_metrics
-from trainyard.protocol.progress import Progress, progress_fields
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
-from trainyard_operator.controller.cache import Cache, Entry, Key
-from trainyard_operator.controller.http import read_text
+from trainyard_operator.controller.cache import Cache, Entry, Key, PageProblem
+from trainyard_operator.controller.http import pieces, pod_session
+from trainyard_operator.controller.pod_calls import Lanes, Turn
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.lifecycle.observation import Pod, WorkerState
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
+from trainyard_operator.pod_input.metrics_page import PageReader
+from trainyard_operator.pod_input.text import clean_text
 
 log = logging.getLogger(__name__)
 
-_MAX_CONCURRENT_REQUESTS = 50
-_TIMEOUT = aiohttp.ClientTimeout(total=5)
-_MAX_PAGE_BYTES = 1_000_000
-"""Longer pages are refused: a user's container writes them, with any content."""
-
-
-def parse_progress(page: str, *, attempt: int, now: datetime) -> Progress | None:
-    """Return the progress that a page in the Prometheus text format shows; None if the page does not count steps.
-
-    Before the first step the step is 0.
-
-    Args:
-        page: content of the metrics page of rank 0.
-        attempt: attempt of the pod, for a page that does not name its attempt.
-        now: time at which the page was read.
-
-    Raises:
-        ValueError: the page is not in that format, or its values do not fit into the status.
-    """
-    values, families, tokens = _read_values(page)
-    if "step" not in values:
-        return None
-    fields: dict[str, Any] = {"attempt": attempt}
-    fields |= progress_fields(values, lambda _, value: significant(value))
-    fields |= {field: dict(sorted(members.items())) or None for field, members in families.items()}
-    eta = None
-    # The remaining steps take as many tokens each as the steps so far, at the current throughput.
-    if values["step"] and tokens is not None and (speed := values.get("tokens_per_second")) and "total_steps" in values:
-        remaining_steps = max(0.0, values["total_steps"] - values["step"])
-        eta = significant(remaining_steps * tokens / values["step"] / speed, 3)
-    return Progress(
-        **fields,
-        eval_loss=families["metrics"].get("loss"),
-        eta_seconds=eta,
-        updated_at=now.replace(microsecond=0),
-    )
-
-
-def _read_values(page: str) -> tuple[dict[str, float], dict[str, dict[str, float]], float | None]:
-    """Return the finite values on a page.
-
-    Returns:
-        Values by field of status.progress, the members of each open-ended family by field and name, and the count of
-        tokens, if the page has it.
-    """
-    fields = {m.name: m.field for m in worker_metrics.METRICS if m.field is not None and not m.open_ended}
-    rank_fields = {m.name: m.rank_field for m in worker_metrics.METRICS if m.rank_field is not None}
-    families = {m.name: m.field for m in worker_metrics.METRICS if m.field is not None and m.open_ended}
-    values: dict[str, float] = {}
-    members: dict[str, dict[str, float]] = {field: {} for field in families.values()}
-    tokens: float | None = None
-    for sample in _samples(page):
-        field, rank_field = fields.get(sample.name), rank_fields.get(sample.name)
-        # JSON has neither NaN nor Inf.
-        if not math.isfinite(sample.value):
-            continue
-        if sample.name == worker_metrics.TOKENS.name:
-            tokens = sample.value
-        elif field is None:
-            for prefix, family in families.items():
-                if sample.name.startswith(prefix):
-                    members[family][sample.name.removeprefix(prefix)] = significant(sample.value)
-        elif rank_field is None:
-            values[field] = sample.value
-        # Of a metric by rank, the status holds the largest value and its rank.
-        elif sample.value > values.get(field, 0.0):
-            values |= {field: sample.value, rank_field: float(sample.labels.get("rank", 0))}
-    return values, members, tokens
-
-
-def _samples(page: str) -> list[Sample]:
-    try:
-        return [sample for family in text_string_to_metric_families(page) for sample in family.samples]
-    except IndexError as error:  # what the parser raises for some malformed lines
-        raise ValueError(f"not in the Prometheus text format: {error}") from error
-
-
-def significant(value: float, digits: int = 6) -> float:
-    """Return the value rounded to some significant digits; 6 are readable, and about what float32 holds."""
-    return float(f"{value:.{digits}g}")
+_REQUESTS_IN_FLIGHT = 200
+_REQUESTS_TO_SILENT_PODS = 20
+_TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
+_TELL_AFTER = 4
+"""Failed readings in a row that are reported: a program may need a minute until it serves its page."""
+_PROBLEM_KEPT = timedelta(minutes=5)
+"""How long a page must be free of problems before its job stops to report one."""
 
 
 @dataclass(slots=True)
@@ -115,47 +45,120 @@ class ProgressPoller:
     backend: Backend
     clock: Callable[[], datetime]
     interval: float = 5.0
+    _turns: dict[Key, Turn] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        slots = asyncio.Semaphore(_MAX_CONCURRENT_REQUESTS)
-        async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+        lanes = Lanes(_REQUESTS_IN_FLIGHT, _REQUESTS_TO_SILENT_PODS)
+        self._turns.clear()
+        async with pod_session(_TIMEOUT) as session, asyncio.TaskGroup() as group:
             while True:
-                async with asyncio.TaskGroup() as group:
-                    group.create_task(asyncio.sleep(self.interval))
-                    for key, entry in self.cache.jobs():
-                        if (pod := rank_zero(entry)) is not None:
-                            group.create_task(self._read(session, slots, key, entry, pod))
+                for key, turn, entry, pod in self._due():
+                    turn.in_flight = True
+                    group.create_task(self._read(session, lanes, key, turn, entry, pod))
+                await asyncio.sleep(self.interval / 5)
+
+    def _due(self) -> list[tuple[Key, Turn, Entry, WorkerPod]]:
+        """Return the pods whose pages are to be read now, and forget those that are gone."""
+        now, due, turns = asyncio.get_running_loop().time(), [], {}
+        for key, entry in self.cache.jobs():
+            if (pod := rank_zero(entry)) is None:
+                continue
+            turn = self._turns.get(key)
+            # A job that is new, or has a new pod, is read soon, but not at the same moment as all others.
+            if turn is None or turn.uid != pod.uid:
+                turn = Turn(pod.uid, due=now + random.uniform(0, self.interval / 5))
+            if entry.page_problem is not None and entry.page_problem.pod_uid != pod.uid:
+                entry.page_problem = None
+            turns[key] = turn
+            if turn.due <= now and not turn.in_flight:
+                due.append((key, turn, entry, pod))
+        self._turns = turns
+        return due
 
     async def _read(
-        self, session: aiohttp.ClientSession, slots: asyncio.Semaphore, key: Key, entry: Entry, pod: Pod
+        self, session: aiohttp.ClientSession, lanes: Lanes, key: Key, turn: Turn, entry: Entry, pod: WorkerPod
     ) -> None:
-        """Read the page of one job once, and queue the job if its progress has changed.
-
-        An unanswered request is not an error: status.progress.updatedAt shows how old the values are.
-        """
-        url = self.backend.metrics_url(pod)
-        if url is None:
-            return
-        await asyncio.sleep(random.uniform(0, self.interval / 5))  # spread the requests
-        attempt = int(pod["metadata"]["labels"][constants.LABEL_ATTEMPT])
+        """Read the page of one job once, and queue the job if its progress has changed. Whatever happens is its own."""
+        job = entry.job
+        url = self.backend.metrics_url(job, pod) if job is not None else None
         try:
-            async with slots, session.get(url, allow_redirects=False) as response:
-                response.raise_for_status()
-                progress = parse_progress(await read_text(response, _MAX_PAGE_BYTES), attempt=attempt, now=self.clock())
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            log.debug("%s/%s: no progress from %s: %s", *key, url, error)
+            async with lanes.lane(turn):
+                reader = await _read_page(session, url) if url is not None else PageReader()
+        # A page that cannot be read is not an error of the operator: status.progress.updatedAt shows its age.
+        except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
+            reason = clean_text(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
+            self._fail(key, turn, entry, pod, f"cannot be read: {reason}")
+        # A defect of the operator, which this job has found and the other jobs must not suffer from.
+        except Exception:
+            log.exception("%s/%s: unexpected error while its metrics page was read", *key)
+            self._fail(key, turn, entry, pod, "cannot be read: unexpected error of the operator, see its log")
+        else:
+            turn.succeeded(max(self.interval, reader.seconds_of_budget))
+            self._keep(key, entry, pod, reader)
+        finally:
+            turn.in_flight = False
+
+    def _keep(self, key: Key, entry: Entry, pod: WorkerPod, reader: PageReader) -> None:
+        """Cache what a page has shown, unless the pod has been replaced meanwhile."""
+        current = rank_zero(entry)
+        if current is None or current.uid != pod.uid:
             return
+        progress = reader.progress(attempt=pod.attempt, now=self.clock())
+        changed = self._report(entry, pod, reader.problem)
         if progress is not None and progress != entry.progress:
             entry.progress = progress
+            changed = True
+        if changed:
             self.queue.add(key)
 
+    def _fail(self, key: Key, turn: Turn, entry: Entry, pod: WorkerPod, problem: str) -> None:
+        """Note that a page could not be read, and report it if that has happened several times in a row."""
+        turn.failed(self.interval)
+        log.debug("%s/%s: the metrics page of pod %s %s", *key, pod.name, problem)
+        if turn.failures >= _TELL_AFTER and self._report(entry, pod, problem):
+            self.queue.add(key)
 
-def rank_zero(entry: Entry) -> Pod | None:
+    def _report(self, entry: Entry, pod: WorkerPod, problem: str) -> bool:
+        """Update what the job reports about its page. Return whether that has changed.
+
+        The first problem stays until there was none for a while: a page that changes must not cause a write each time.
+        """
+        now, known = self.clock(), entry.page_problem
+        if problem and known is None:
+            entry.page_problem = PageProblem(f"metrics page of pod {pod.name}: {problem}", pod.uid, now)
+            return True
+        if problem and known is not None:
+            known.last_seen = now
+        elif known is not None and now - known.last_seen > _PROBLEM_KEPT:
+            entry.page_problem = None
+            return True
+        return False
+
+
+async def _read_page(session: aiohttp.ClientSession, url: URL) -> PageReader:
+    """Read one page and return its content.
+
+    Raises:
+        aiohttp.ClientError, TimeoutError, OSError: there is no answer.
+        ValueError: the answer is not a page.
+    """
+    reader = PageReader()
+    async with session.get(url, allow_redirects=False) as response:
+        if response.status != HTTPStatus.OK:
+            raise ValueError(f"HTTP status {response.status} instead of 200")
+        async for piece in pieces(response):
+            if not reader.feed(piece):
+                break
+    return reader
+
+
+def rank_zero(entry: Entry) -> WorkerPod | None:
     """Return the running pod with index 0 of a running job whose workers serve metrics; None without such a pod."""
     job = entry.job
     if job is None or job.spec.metrics_endpoint is None or not job.status.is_true(ConditionType.RUNNING):
         return None
-    name = job.pod_name(job.status.pod_attempt, 0)
-    worker = entry.workers.get(name)
-    return entry.pods[name] if worker is not None and worker.state is WorkerState.RUNNING else None
+    worker = entry.workers.get(job.pod_name(job.status.pod_attempt, 0))
+    if worker is None or worker.owner_uid != job.metadata.uid:
+        return None
+    return worker if worker.state is WorkerState.RUNNING else None

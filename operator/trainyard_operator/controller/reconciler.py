@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
@@ -14,6 +13,7 @@ from trainyard_operator.controller.acceptance import accept, load_accepted
 from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.backoff import Backoff
 from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.launchers import LauncherCalls
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import (
     AcceptSpec,
@@ -24,7 +24,7 @@ from trainyard_operator.lifecycle.actions import (
     ReleaseWorkers,
     RestartInPlace,
 )
-from trainyard_operator.lifecycle.observation import CreationError, Observation, WorkerPod, WorkerState
+from trainyard_operator.lifecycle.observation import CreationError, Observation
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
 from trainyard_operator.manifests.children import build_shared, secret_name
@@ -70,12 +70,19 @@ class Reconciler:
     """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
     creation_backoff: Backoff[Key] = field(default_factory=Backoff)
     """Holds creations back after a failure, so that other events of a job lead to none."""
+    launchers: LauncherCalls = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.launchers = LauncherCalls(self.cache, self.queue, self.backend)
 
     async def run(self, parallel: int = 64) -> None:
         """Reconcile until cancelled, up to `parallel` jobs at a time."""
-        async with asyncio.TaskGroup() as group:
-            for _ in range(parallel):
-                group.create_task(self._work())
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(parallel):
+                    group.create_task(self._work())
+        finally:
+            await self.launchers.close()
 
     async def _work(self) -> None:
         """Process keys of the queue, one at a time."""
@@ -137,14 +144,18 @@ class Reconciler:
         entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
         accepted = entry.accepted
         job = entry.job.replace(spec=accepted.spec)
-        await self._query_launchers(job, entry, key)
+        outlook = self.launchers.query(key, job, entry)
+        # The first answer of a launcher, or its absence, queues the job.
+        if outlook.must_wait:
+            return None
         observation = Observation(
             job,
             self.cache.workers(key),
             self.clock(),
             entry.progress,
             entry.creation_error,
-            self.progress_interval,
+            page_problem=entry.page_problem.message if entry.page_problem is not None else None,
+            progress_interval=self.progress_interval,
             changed_fields=accepted.changed,
             revision_problem=accepted.problem,
         )
@@ -164,11 +175,12 @@ class Reconciler:
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
             await self.backend.record_event(job, event)
-        more_after = await self._act(job, entry, step)
+        more_after = await self._act(key, job, entry, step)
         # A status that is never stored completely differs from every plan: do not write it again at once.
         if job.status.is_true(ConditionType.STATUS_REFUSED):
             return STATUS_REFUSED_WAIT
-        return min((seconds for seconds in (step.wake_after, more_after) if seconds is not None), default=None)
+        timers = (step.wake_after, more_after, outlook.wake_after)
+        return min((seconds for seconds in timers if seconds is not None), default=None)
 
     def _forget(self, key: Key) -> None:
         """Forget the failures of a job that is gone."""
@@ -196,27 +208,7 @@ class Reconciler:
             log.warning("%s/%s: %s: %s", *job.key, Reason.UNREADABLE, job.problem)
             await self.backend.report_unreadable(job, patch)
 
-    async def _query_launchers(self, job: TrainingJob, entry: Entry, key: Key) -> None:
-        """Query the launchers of pods whose state the API server does not show.
-
-        A pod that is not ready may have finished its attempt and await a restart. And a new operator does not know
-        which attempt a pod runs that was created for an earlier one. Neither is possible while a group starts:
-        launchers await a restart only after a step, and no step is made before all workers run.
-        """
-        status = job.status
-        if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt_override is not None or status.finished):
-            return
-        unclear = [
-            w
-            for w in self.cache.workers(key)
-            if w.has_launcher and not w.terminating and (w.state is WorkerState.RUNNING or w.awaiting_restart)
-            if not w.ready or w.running_attempt < status.attempt
-        ]
-        if unclear:
-            states = await self.backend.get_launcher_states(job, [entry.pods[w.name] for w in unclear])
-            entry.launcher_states.update({w.uid: state for w, state in zip(unclear, states, strict=True) if state})
-
-    async def _act(self, job: TrainingJob, entry: Entry, step: Plan) -> float | None:
+    async def _act(self, key: Key, job: TrainingJob, entry: Entry, step: Plan) -> float | None:
         """Take the actions of a plan. Return the seconds after which more pods may be created (None: no more)."""
         more_after = None
         for action in step.actions:
@@ -230,11 +222,9 @@ class Reconciler:
                 case DeleteWorkers():
                     await self.backend.delete_pods(job, action.workers, force=action.force)
                 case RestartInPlace(workers=workers, attempt=attempt):
-                    pods = [entry.pods[w.name] for w in workers]
-                    _note_states(entry, workers, await self.backend.start_attempt(job, pods, attempt))
+                    self.launchers.start_attempt(key, job, entry, workers, attempt)
                 case ReleaseWorkers(workers=workers):
-                    pods = [entry.pods[w.name] for w in workers]
-                    _note_states(entry, workers, await self.backend.release(job, pods))
+                    self.launchers.release(key, job, entry, workers)
         return more_after
 
     async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
@@ -301,15 +291,6 @@ class Reconciler:
                 self.cache.put_pod(pod)
         except Refused as error:
             log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
-
-
-def _note_states(entry: Entry, workers: tuple[WorkerPod, ...], states: list[PodState | None]) -> None:
-    """Remember the launchers' answers to a request, and which launchers rejected or did not answer it."""
-    for worker, state in zip(workers, states, strict=True):
-        if state is None:
-            entry.unresponsive.add(worker.uid)
-        else:
-            entry.launcher_states[worker.uid] = state
 
 
 def _log_failure(key: Key, error: BackendError, wait: float) -> None:

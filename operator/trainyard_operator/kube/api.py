@@ -5,11 +5,12 @@ pool and token refresh are the package's.
 """
 
 import asyncio
+import builtins
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import aiohttp
@@ -18,6 +19,8 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from trainyard_operator.kube.fair_slots import FairSlots
 from trainyard_operator.pod_input.text import clean_text
+
+T = TypeVar("T")
 
 PER_JOB = 50
 """Creations and deletions of one job in flight at a time. With 50 an API server creates about 340 pods per second; its
@@ -128,18 +131,31 @@ class KubeApi:
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
 
     async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
-        """Return all objects of a collection, read page by page, and the resource version of the list.
+        """Return all objects of a collection, and the resource version of the list.
 
         Raises:
             ApiError: the server rejected a request, or did not answer.
         """
-        items: list[dict[str, Any]] = []
+        return await self.collect(path, selector, lambda item: item)
+
+    async def collect(
+        self, path: str, selector: str, keep: Callable[[dict[str, Any]], T | None]
+    ) -> tuple[builtins.list[T], int]:
+        """Return what `keep` keeps of each object of a collection, and the resource version of the list.
+
+        The collection is read page by page, so no more than one page of complete objects is in memory. An object for
+        which `keep` returns None is left out.
+
+        Raises:
+            ApiError: the server rejected a request, or did not answer.
+        """
+        kept: builtins.list[T] = []
         query = {"limit": str(PAGE), **({"labelSelector": selector} if selector else {})}
         while True:
             page = await self.request("GET", path, query=query)
-            items += page.get("items") or []
+            kept += [found for item in page.get("items") or [] if (found := keep(item)) is not None]
             if not page["metadata"].get("continue"):
-                return items, int(page["metadata"]["resourceVersion"])
+                return kept, int(page["metadata"]["resourceVersion"])
             query = {**query, "continue": page["metadata"]["continue"]}
 
 

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from yarl import URL
+
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import Metadata, TrainingJob
@@ -12,12 +14,12 @@ from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard.time import format_time, utc_now
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
-from trainyard_operator.controller.cache import owner_uid
+from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.minimal_status import minimal_status
-from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.pod_input.text import clean_text
 
@@ -279,25 +281,22 @@ class KubernetesBackend:
         """Return the job's token (`launcher_client.job_token`)."""
         return launcher_client.job_token(self._key, job)
 
-    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Query the launchers at the pods' addresses."""
-        return await launcher_client.get_launcher_states(_launcher_urls(pods), self.launcher_token(job))
+    async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Query the launcher at the pod's address."""
+        return await launcher_client.get_state(_launcher_url(worker), self.launcher_token(job), job)
 
-    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
-        """Send restart requests to the launchers at the pods' addresses."""
-        return await launcher_client.start_attempt(_launcher_urls(pods), self.launcher_token(job), attempt)
+    async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
+        """Send a restart request to the launcher at the pod's address."""
+        return await launcher_client.start_attempt(_launcher_url(worker), self.launcher_token(job), job, attempt)
 
-    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Send requests to exit to the launchers at the pods' addresses."""
-        return await launcher_client.release(_launcher_urls(pods), self.launcher_token(job))
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Send a request to exit to the launcher at the pod's address."""
+        return await launcher_client.release(_launcher_url(worker), self.launcher_token(job), job)
 
-    def metrics_url(self, pod: Pod) -> str | None:
-        """Return the URL of the page that the pod's annotations name, at the pod's address."""
-        annotations = pod["metadata"].get("annotations") or {}
-        if constants.ANNOTATION_PORT not in annotations:
-            return None
-        url = _url(pod, int(annotations[constants.ANNOTATION_PORT]))
-        return url and f"{url}{annotations[constants.ANNOTATION_PATH]}"
+    def metrics_url(self, job: TrainingJob, worker: WorkerPod) -> URL | None:
+        """Return the URL of the page that the spec names, at the pod's address. Annotations of a pod do not count."""
+        page = job.spec.metrics_endpoint
+        return pod_url(worker.address, page.port, page.path) if page is not None else None
 
 
 def _flow(job: TrainingJob) -> str:
@@ -305,15 +304,8 @@ def _flow(job: TrainingJob) -> str:
     return "/".join(job.key)
 
 
-def _launcher_urls(pods: Sequence[Pod]) -> list[str | None]:
-    return [_url(pod, launcher_protocol.LAUNCHER_PORT) for pod in pods]
-
-
-def _url(pod: Pod, port: int) -> str | None:
-    """Return the URL of a port of a pod; None while the pod has no address."""
-    address = (pod.get("status") or {}).get("podIP")
-    host = f"[{address}]" if address and ":" in address else address
-    return f"http://{host}:{port}" if address else None
+def _launcher_url(worker: WorkerPod) -> URL | None:
+    return pod_url(worker.address, launcher_protocol.LAUNCHER_PORT, "/")
 
 
 def _is_retained(found: dict[str, Any], manifest: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
@@ -12,6 +12,11 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.lifecycle.observation import WorkerState
+
+SUCCEEDED_KEPT = timedelta(hours=2)
+"""How long a job that has succeeded has series: longer than alerts remember the last step of a worker."""
+FAILED_KEPT = timedelta(hours=25)
+"""How long a job that has failed has series: longer than its alert fires."""
 
 _LABELS = list(METRIC_LABELS)
 
@@ -24,12 +29,13 @@ class JobCollector(Collector):
         self._clock = clock
 
     def collect(self) -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
-        """Return all series of all jobs."""
+        """Return all series of all jobs, except of those that finished long ago."""
         series, now = _Series(), self._clock()
         phases: Tally[str] = Tally()
         for key, entry in self._cache.jobs():
             if entry.job is not None:
-                series.add(key, entry, entry.job, now)
+                if _has_series(entry.job, now):
+                    series.add(key, entry, entry.job, now)
                 phases[entry.job.status.phase or Phase.PENDING] += 1
         count = GaugeMetricFamily("trainyard_operator_jobs", "Jobs by phase", labels=["phase"])
         for phase in Phase:
@@ -89,6 +95,14 @@ class _Series:
             self.failed_at.add_metric([*key, status.last_failure.reason], status.last_failure.at.timestamp())
         for part, seconds in status.goodput.parts().items() if status.goodput else ():
             self.goodput.add_metric([*key, part], seconds)
+
+
+def _has_series(job: TrainingJob, now: datetime) -> bool:
+    """Return whether a job has series: finished jobs may stay in the cluster for ever, and their series may not."""
+    end = job.status.completion_time
+    if not job.status.finished or end is None:
+        return True
+    return now - end < (SUCCEEDED_KEPT if job.status.is_true(ConditionType.SUCCEEDED) else FAILED_KEPT)
 
 
 def _pending_seconds(job: TrainingJob, now: datetime) -> float:

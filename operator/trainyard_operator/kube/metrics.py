@@ -11,6 +11,7 @@ from trainyard.time import utc_now
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.job_metrics import JobCollector
+from trainyard_operator.parts import Part
 
 _BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60)
 
@@ -52,7 +53,19 @@ class OperatorMetrics:
             "1 while this operator is the leader, 0 while it is a standby replica",
             registry=self.registry,
         )
+        self.failures = Counter(
+            "trainyard_operator_part_failures_total",
+            "Failures of a part of the operator, after each of which the part was restarted",
+            ["part"],
+            registry=self.registry,
+        )
+        for part in Part:  # from 0, so that the first failure is an increase
+            self.failures.labels(part)
         self.registry.register(JobCollector(cache, utc_now))
+
+    def count_failure(self, part: Part) -> None:
+        """Count a failure of a part of the operator."""
+        self.failures.labels(part).inc()
 
     def count_request(self, verb: str, code: int) -> None:
         """Count one response of the API server; code 0: there was none."""

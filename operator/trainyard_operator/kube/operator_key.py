@@ -3,6 +3,7 @@
 import base64
 import logging
 import secrets
+from typing import Any
 
 from trainyard.protocol import constants
 from trainyard_operator.kube.api import ApiError, KubeApi
@@ -29,6 +30,16 @@ async def operator_key(api: KubeApi, namespace: str, name: str) -> bytes:
             error,
         )
         return secrets.token_bytes(32)
+    # The Secret is there, but was changed. It may not be overwritten, and must not end the operator.
+    except (KeyError, TypeError, ValueError):
+        log.warning(
+            "the Secret %s/%s has no valid field %s; delete it and restart the operator; until then, groups that fail "
+            "after a restart of the operator get new pods instead of a restart in place",
+            namespace,
+            name,
+            _FIELD,
+        )
+        return secrets.token_bytes(32)
 
 
 async def _read_or_create(api: KubeApi, path: str, namespace: str, name: str) -> bytes:
@@ -38,7 +49,7 @@ async def _read_or_create(api: KubeApi, path: str, namespace: str, name: str) ->
         if error.code != 404:
             raise
     else:
-        return base64.b64decode(found["data"][_FIELD])
+        return _key_in(found)
     key = secrets.token_bytes(32)
     body = {
         "apiVersion": "v1",
@@ -57,5 +68,17 @@ async def _read_or_create(api: KubeApi, path: str, namespace: str, name: str) ->
         if error.code != 409:  # another operator created it first
             raise
         found = await api.request("GET", f"{path}/{name}")
-        return base64.b64decode(found["data"][_FIELD])
+        return _key_in(found)
+    return key
+
+
+def _key_in(secret: dict[str, Any]) -> bytes:
+    """Return the key that a Secret holds.
+
+    Raises:
+        KeyError, TypeError, ValueError: it holds none.
+    """
+    key = base64.b64decode(secret["data"][_FIELD], validate=True)
+    if not key:
+        raise ValueError("the key is empty")
     return key

@@ -5,9 +5,8 @@ import logging
 from dataclasses import dataclass
 
 from trainyard.protocol import constants
-from trainyard.resource.job import TrainingJob
-from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.unreadable import UnreadableJob, read_job
+from trainyard_operator.controller.cache import AnyJob, ByKind, Cache, CachedPod, Key
+from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
 from trainyard_operator.kube.backend import core_path, jobs_path
@@ -15,12 +14,14 @@ from trainyard_operator.kube.backend import core_path, jobs_path
 log = logging.getLogger(__name__)
 
 GRACE = 10.0
+"""Seconds from a list until it is compared with the cache, and between two comparisons."""
+MAX_LAG = 60.0
 """Seconds that a watch stream may lag behind a list."""
 
 
 @dataclass(slots=True)
 class Resync:
-    """Lists all jobs and pods every `interval` seconds. `watch_lost` is set if a watch stream has missed changes."""
+    """Lists all jobs and pods every `interval` seconds. `watch_lost` is set if a watch stream delivers nothing."""
 
     api: KubeApi
     cache: Cache
@@ -49,18 +50,37 @@ class Resync:
                 log.warning("the complete list failed; next try in %.0f s: %s", self.interval, error)
 
     async def check(self) -> None:
-        """List, give the watch streams time to deliver the same objects, then compare."""
+        """List, give the watch streams time to deliver the same objects, then repair what they have not delivered.
+
+        A stream that still delivers something is not lost, however late it is: the operator is busy, and a restart
+        would only make it busier.
+        """
         jobs, pods, version = await self._lists()
-        await asyncio.sleep(GRACE)
-        missed = self.cache.replace(jobs, pods, version)
-        self.watch_lost = missed > 0
-        if missed:
-            log.error("the watch streams have missed %d changes in %.0f s; repaired from a list", missed, GRACE)
+        before, waited = self.cache.delivered, 0.0
+        missed = ByKind(0, 0)
+        while waited < MAX_LAG:
+            await asyncio.sleep(GRACE)
+            waited += GRACE
+            missed = self.cache.count_missed(jobs, pods, version)
+            if not any(missed):
+                break
+        delivered = self.cache.delivered
+        self.cache.replace(jobs, pods, version)
+        self.watch_lost = bool(
+            (missed.jobs and delivered.jobs == before.jobs) or (missed.pods and delivered.pods == before.pods)
+        )
+        if any(missed):
+            state = "a stream has stalled" if self.watch_lost else "they are late"
+            text = (
+                "the watch streams have missed %d changes of jobs and %d of pods in %.0f s (%s); repaired from a list"
+            )
+            log.error(text, *missed, waited, state)
         for key, _ in self.cache.jobs():
             self.queue.add(key)
 
-    async def _lists(self) -> tuple[list[TrainingJob | UnreadableJob], list[dict[str, object]], int]:
-        bodies, version = await self.api.list(jobs_path(self.namespace))
-        pods, later = await self.api.list(core_path("pods", self.namespace), constants.LABEL_JOB)
+    async def _lists(self) -> tuple[list[AnyJob], list[CachedPod], int]:
+        jobs: list[AnyJob]
+        jobs, version = await self.api.collect(jobs_path(self.namespace), "", read_job)
+        pods, later = await self.api.collect(core_path("pods", self.namespace), constants.LABEL_JOB, CachedPod.read)
         # A job or pod that appears between the two lists is newer than `version`, so it stays in the cache.
-        return [read_job(body) for body in bodies], pods, min(version, later)
+        return jobs, pods, min(version, later)

@@ -23,6 +23,7 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
     async def on_job(event: Any, **_: Any) -> None:
+        cache.count_delivery(jobs=1)
         body = event["object"]
         if event["type"] == "DELETED":
             key = (body["metadata"]["namespace"], body["metadata"]["name"])
@@ -36,6 +37,7 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
 
     @kopf.on.event("", "v1", "pods", labels={constants.LABEL_JOB: kopf.PRESENT}, registry=registry)
     async def on_pod(event: Any, **_: Any) -> None:
+        cache.count_delivery(pods=1)
         pod = event["object"]
         key = cache.remove_pod(pod) if event["type"] == "DELETED" else cache.put_pod(pod)
         if key is not None:

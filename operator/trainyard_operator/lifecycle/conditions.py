@@ -6,7 +6,11 @@ from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason, WorkerCounts
-from trainyard_operator.lifecycle.degradation import report_blocked_sidecars, report_degradation
+from trainyard_operator.lifecycle.degradation import (
+    report_blocked_sidecars,
+    report_degradation,
+    report_unusable_input,
+)
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.startup_timeout import has_stepped, startup_message
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
@@ -49,6 +53,7 @@ def set_running(builder: StatusBuilder, observation: Observation, workers: tuple
     if progress is not None and progress.attempt == attempt and progress.step > 0:
         report_degradation(builder, progress, workers)
         builder.progress = progress
+    report_unusable_input(builder, observation.page_problem, workers)
     # A user's own program need not report progress: without any, Progressing stays unset.
     if spec.trainer is None and builder.progress is None:
         return

@@ -25,14 +25,21 @@ _NO_PROGRAM = re.compile(
 """Message of a container runtime about a command that does not exist in the image, or cannot be executed."""
 
 
+MAX_BLOCKER = 2048
+
+
 @dataclass(frozen=True, slots=True)
 class SchedulingBlocker:
     """Why a pod does not start, as reported by the scheduler or the kubelet."""
 
     reason: Reason
     message: str
+    """In one line of at most `MAX_BLOCKER` characters: it may quote an image name of any length."""
     permanent: str = ""
     """Reason of the failure, if no retry can start the pod (InvalidImageName); empty for what may pass."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", clean_text(self.message, MAX_BLOCKER))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from trainyard.protocol.launcher_protocol import LAUNCHER_PORT
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType as C
@@ -93,6 +94,32 @@ def report_blocked_sidecars(builder: StatusBuilder, workers: Iterable[WorkerPod]
         builder.set_condition(C.DEGRADED, True, blocked.reason, blocked.message, event="Warning")
     elif blocked is None and set_by_sidecar:
         builder.clear_condition(C.DEGRADED, Reason.HEALTHY, "all containers run")
+
+
+def report_unusable_input(builder: StatusBuilder, page_problem: str | None, workers: Iterable[WorkerPod]) -> None:
+    """Set Degraded while something that pods say cannot be used, unless it already says something more important.
+
+    Args:
+        builder: the status.
+        page_problem: what is wrong with rank 0's metrics page; None if nothing is.
+        workers: the pods of the attempt.
+    """
+    degraded, silent = builder.condition(C.DEGRADED), [w for w in workers if w.launcher_silent and not w.ready]
+    reported = degraded is not None and degraded.reason in (Reason.METRICS_REFUSED, Reason.LAUNCHER_SILENT)
+    # Another reason is more important.
+    if builder.is_true(C.DEGRADED) and not reported:
+        return
+    # A pod is not ready, and whether it awaits a restart is unknown: the group may wait for it in vain.
+    if silent:
+        text = f"pod {silent[0].name} is not ready, and its launcher does not answer on port {LAUNCHER_PORT}, so its"
+        text += " group cannot be restarted in place; allow the operator to reach that port of the pods"
+        builder.set_condition(C.DEGRADED, True, Reason.LAUNCHER_SILENT, text, event="Warning")
+    # The page has a problem.
+    elif page_problem is not None:
+        builder.set_condition(C.DEGRADED, True, Reason.METRICS_REFUSED, page_problem, event="Warning")
+    # The problem is gone.
+    elif reported:
+        builder.clear_condition(C.DEGRADED, Reason.HEALTHY, "metrics page and launchers answer")
 
 
 def straggler_message(job: TrainingJob, progress: Progress, workers: Iterable[WorkerPod]) -> str | None:

@@ -1,9 +1,11 @@
 """The observation that a plan is made from: each pod reduced to what decides the lifecycle of its group."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
+from ipaddress import ip_address
+from sys import intern
 from typing import Any
 
 from trainyard.protocol import constants
@@ -14,6 +16,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.containers import Container, SchedulingBlocker, container_blocker, read_containers
 from trainyard_operator.lifecycle.pod_end import ENDED_PHASES, read_end
+from trainyard_operator.pod_input.text import bounded_message
 
 Pod = Mapping[str, Any]
 """A pod as the API server returns it. The process backend keeps its pods in the same form."""
@@ -26,6 +29,9 @@ class WorkerState(StrEnum):
     RUNNING = "Running"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+MAX_BLOCKER = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,8 @@ class WorkerPod:
     """Its launcher rejected or did not answer a restart request."""
     revision: str | None = None
     """Name of the snapshot of the spec that it was built from; None for a pod of an earlier version of the operator."""
+    launcher_silent: bool = False
+    """Its launcher was queried several times and has not answered as a launcher does."""
     is_parameter_server: bool = False
     is_placeholder: bool = False
     """The pod only proves that there is capacity for one more worker."""
@@ -76,6 +84,11 @@ class WorkerPod:
     blocker: SchedulingBlocker | None = None
     creating_since: datetime | None = None
     """Since when the kubelet has been preparing the containers: pulling images, mounting volumes; else None."""
+    address: str | None = field(default=None, compare=False)
+    """IP address of the pod; None before it has one."""
+    owner_uid: str | None = field(default=None, compare=False)
+    """UID of the job that owns the pod. A label alone, which any user may set, makes no pod the job's."""
+    resource_version: int = field(default=0, compare=False)
 
     @property
     def terminating(self) -> bool:
@@ -149,9 +162,13 @@ class Observation:
     """Why it is not known what was accepted: the snapshot is missing, or does not hold what the operator stored."""
     acceptance: Acceptance | None = None
     """The result of an `AcceptSpec`, if this observation follows one."""
+    page_problem: str | None = None
+    """What is wrong with rank 0's metrics page; None if it can be read and all of it can be used."""
 
 
 _NUMERIC_LABELS = (constants.LABEL_ATTEMPT, constants.LABEL_INDEX, constants.LABEL_REPLICAS)
+MAX_LABEL = 99_999
+"""Largest number in a label of a pod: names of pods hold as many digits (`trainyard.resource.job.MAX_NAME`)."""
 
 
 def job_name_of(pod: Pod) -> str | None:
@@ -160,8 +177,10 @@ def job_name_of(pod: Pod) -> str | None:
     Any user may set the label with the job's name on a pod of their own.
     """
     labels = pod["metadata"].get("labels") or {}
-    if not all(labels.get(label, "").isdecimal() for label in _NUMERIC_LABELS):
-        return None
+    for label in _NUMERIC_LABELS:
+        text = labels.get(label, "")
+        if not text.isdecimal() or len(text) > len(str(MAX_LABEL)):
+            return None
     name: str | None = labels.get(constants.LABEL_JOB)
     return name
 
@@ -204,11 +223,22 @@ def observe_pod(pod: Pod) -> WorkerPod:
         container=end.container,
         exit_code=end.exit_code,
         reason=end.reason,
-        termination_message=end.message.strip(),
+        termination_message=bounded_message(end.message),
         finished_at=_timestamp(end.finished_at),
         blocker=_scheduling_blocker(metadata["name"], containers, scheduled),
         creating_since=_creating_since(phase, worker, scheduled),
+        address=_address(status),
+        owner_uid=owner_uid(pod),
+        resource_version=int(metadata.get("resourceVersion") or 0),
     )
+
+
+def owner_uid(body: Mapping[str, Any]) -> str | None:
+    """Return the UID of the controller that owns an object; None if it has none."""
+    for reference in body["metadata"].get("ownerReferences") or ():
+        if reference.get("controller"):
+            return intern(reference["uid"])  # one string for all pods of a job
+    return None
 
 
 def apply_launcher_state(worker: WorkerPod, state: PodState | None, *, unresponsive: bool) -> WorkerPod:
@@ -241,6 +271,15 @@ def _revision_name(labels: Mapping[str, str]) -> str | None:
     """Return the name of the ControllerRevision whose hash a pod has as a label."""
     label = labels.get(constants.LABEL_REVISION)
     return f"{labels[constants.LABEL_JOB]}-{label}" if label else None
+
+
+def _address(status: Mapping[str, Any]) -> str | None:
+    """Return the address of a pod; None if it has none, or one that no pod can have."""
+    try:
+        address = ip_address(status.get("podIP") or "")
+    except ValueError:
+        return None
+    return None if address.is_link_local or address.is_multicast or address.is_unspecified else str(address)
 
 
 def _has_launcher(pod: Pod) -> bool:

@@ -17,6 +17,11 @@ from trainyard.resource.status import (
     TrainingJobStatus,
     WorkerCounts,
 )
+from trainyard_operator.pod_input.storable import storable_values
+from trainyard_operator.pod_input.text import clean_text
+
+MAX_MESSAGE = 8192
+"""Characters of a condition's message: with a dozen of conditions a status stays small. The schema allows 32,768."""
 
 EventType = Literal["Normal", "Warning"]
 
@@ -101,11 +106,14 @@ class StatusBuilder(StatusFields):
     def build(self) -> TrainingJobStatus:
         """Return the status, validated, with the phase that follows from its conditions.
 
+        Every value can be stored, whatever a pod has made of it (see `trainyard_operator.pod_input.storable`).
+
         Raises:
-            pydantic.ValidationError: a value is outside the bounds of its field.
+            pydantic.ValidationError: a value is of another type than its field, or is negative where none may be.
         """
         values = {f.name: getattr(self, f.name) for f in fields(StatusFields)}
-        return TrainingJobStatus(phase=self._phase(), conditions=self.conditions, **values)
+        values = storable_values(TrainingJobStatus, {**values, "conditions": self.conditions})
+        return TrainingJobStatus(phase=self._phase(), **values)
 
     @property
     def pod_attempt(self) -> int:
@@ -143,7 +151,7 @@ class StatusBuilder(StatusFields):
             type=kind,
             status=status,
             reason=reason,
-            message=message,
+            message=clean_text(message, MAX_MESSAGE),
             last_transition_time=before.last_transition_time if before and before.status == status else self.now,
             observed_generation=self.effective_job.metadata.generation,
         )

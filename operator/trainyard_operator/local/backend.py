@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from yarl import URL
 
 from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
@@ -25,6 +26,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.controller import launcher_client
+from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
@@ -131,31 +133,30 @@ class ProcessBackend:
         """Keep the event, for the command to print."""
         self.events.append(event)
 
-    def metrics_url(self, pod: Pod) -> str | None:
+    def metrics_url(self, job: TrainingJob, worker: WorkerPod) -> URL | None:
         """Return the URL of a pod's metrics page at the port that the pod got on this machine."""
-        running = self._running.get(pod["metadata"]["name"])
-        path = (pod["metadata"].get("annotations") or {}).get(constants.ANNOTATION_PATH)
-        return f"http://{HOST}:{running.metrics_port}{path}" if running and path else None
+        running, page = self._running.get(worker.name), job.spec.metrics_endpoint
+        return pod_url(HOST, running.metrics_port, page.path) if running and page else None
 
     def launcher_token(self, job: TrainingJob) -> str:
         """Return the job's token (`launcher_client.job_token`)."""
         return launcher_client.job_token(self._key, job)
 
-    async def get_launcher_states(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Query the launchers at their ports on this machine."""
-        return await launcher_client.get_launcher_states(self._launcher_urls(pods), self.launcher_token(job))
+    async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Query the launcher at its port on this machine."""
+        return await launcher_client.get_state(self._launcher_url(worker), self.launcher_token(job), job)
 
-    async def start_attempt(self, job: TrainingJob, pods: Sequence[Pod], attempt: int) -> list[PodState | None]:
-        """Send restart requests to the launchers at their ports on this machine."""
-        return await launcher_client.start_attempt(self._launcher_urls(pods), self.launcher_token(job), attempt)
+    async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
+        """Send a restart request to the launcher at its port on this machine."""
+        return await launcher_client.start_attempt(self._launcher_url(worker), self.launcher_token(job), job, attempt)
 
-    async def release(self, job: TrainingJob, pods: Sequence[Pod]) -> list[PodState | None]:
-        """Send requests to exit to the launchers at their ports on this machine."""
-        return await launcher_client.release(self._launcher_urls(pods), self.launcher_token(job))
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        """Send a request to exit to the launcher at its port on this machine."""
+        return await launcher_client.release(self._launcher_url(worker), self.launcher_token(job), job)
 
-    def _launcher_urls(self, pods: Sequence[Pod]) -> list[str | None]:
-        found = [self._running.get(pod["metadata"]["name"]) for pod in pods]
-        return [f"http://{HOST}:{running.launcher_port}" if running else None for running in found]
+    def _launcher_url(self, worker: WorkerPod) -> URL | None:
+        running = self._running.get(worker.name)
+        return pod_url(HOST, running.launcher_port, "/") if running and running.launcher_port else None
 
     def log_file(self, pod_name: str) -> Path:
         """Return the file that holds the output of a pod."""

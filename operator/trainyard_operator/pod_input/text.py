@@ -4,6 +4,8 @@ import unicodedata
 
 GAP = " ... "
 """Replacement of the middle of a text that is too long."""
+MAX_MESSAGE = 4096
+"""Characters of a termination message: the kubelet keeps as many bytes."""
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -15,8 +17,18 @@ def clean_text(text: str, max_characters: int) -> str:
     """
     # A text of many megabytes is cut before each of its characters is looked at.
     text = shorten(text, 4 * max_characters)
+    # Most texts have nothing to remove: no control or format character, and no white space but spaces.
+    if text.isprintable():
+        return shorten(" ".join(text.split()), max_characters)
     words = "".join(_clean_character(character) for character in text).split()
     return shorten(" ".join(words), max_characters)
+
+
+def bounded_message(text: str) -> str:
+    """Return a termination message, or the end of a log, with its lines and of at most `MAX_MESSAGE` characters."""
+    # It is cut before its characters are looked at. What the kubelet and Trainyard's launcher write is not too long.
+    text = shorten(text, MAX_MESSAGE).strip()
+    return text if text.isascii() else "".join(_REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 def shorten(text: str, max_characters: int) -> str:

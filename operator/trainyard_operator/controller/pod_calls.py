@@ -1,0 +1,60 @@
+"""How requests to pods are spread, so that pods that do not answer cost only their own jobs."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+MAX_WAIT: Final = 60.0
+"""Seconds between two requests to a pod that has not answered for long."""
+SILENT_AFTER: Final = 2
+"""Queries in a row without an answer after which a pod counts as silent."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """When one pod is to be called next."""
+
+    uid: str
+    """UID of the pod: another pod of the same name has answered nothing yet."""
+    due: float = 0.0
+    """Time of the event loop."""
+    failures: int = 0
+    """Requests without an answer that can be used, since the last one with such an answer."""
+    calls: int = 0
+    """Requests without news, since the last one with news."""
+    version: int = -1
+    """Resource version of the pod at the last request."""
+    in_flight: bool = False
+    """Whether a query is in flight."""
+    requested: bool = False
+    """Whether a request to start an attempt, or to exit, is in flight."""
+    completed: bool = False
+    """Whether a query has ever ended, with or without an answer."""
+
+    def succeeded(self, wait: float) -> None:
+        """Record an answer: the next query follows after `wait` seconds."""
+        self.completed, self.failures = True, 0
+        self.due = asyncio.get_running_loop().time() + wait
+
+    def failed(self, wait: float) -> None:
+        """Record that there was no answer: the next query follows after `wait` seconds, then after twice the time."""
+        self.completed, self.failures = True, self.failures + 1
+        self.due = asyncio.get_running_loop().time() + backoff(wait, self.failures)
+
+
+def backoff(wait: float, times: int) -> float:
+    """Return the seconds until the next request after `times` requests without success, or without news."""
+    return max(wait, min(MAX_WAIT, wait * 2.0 ** min(times - 1, 32)))
+
+
+class Lanes:
+    """Limits of the requests in flight: one for pods that answered last time, a small one for pods that did not."""
+
+    def __init__(self, answering: int, silent: int) -> None:
+        """Create the lanes; the arguments are the numbers of requests in flight."""
+        self._answering = asyncio.Semaphore(answering)
+        self._silent = asyncio.Semaphore(silent)
+
+    def lane(self, turn: Turn) -> asyncio.Semaphore:
+        """Return the limit that applies to a pod."""
+        return self._silent if turn.failures else self._answering
