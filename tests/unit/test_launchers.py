@@ -15,6 +15,7 @@ from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.manifests.revision import make_revision
 
 TARPIT = 3.0
 """Seconds until a call to a silent launcher times out."""
@@ -71,6 +72,8 @@ class Operator:
         job = make_job(
             name, uid=name, trainer=trainer_spec(), restartPolicy=policy, status={**status, "progress": progress}
         )
+        revision = make_revision(job, TRAINER_IMAGE).name
+        job = job.replace(status=job.status.replace(accepted_revision=revision))
         for index in range(2):
             self.backend.states[f"{name}-{index}"] = PodState(attempt=status["attempt"])
             self.set_ready(job, index, ready)
