@@ -356,9 +356,9 @@ def _summary(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProce
     log = operator.log.stat().st_size
     return (
         f"{len(part.kinds)} hostile jobs, {len(seen.finished)} honest ones; operator process {operator.process.pid}, "
-        f"no restart, {seen.memory >> 20} MiB, {seen.cpu:.0f} s of CPU, slowest probe {liveness.slowest:.2f} s, {log >> 10} KiB of log; "
-        f"honest starts {quiet} s beside harmless jobs, {beside} s beside hostile ones; etcd {seen.total / 1e6:.1f} MB in all, "
-        f"{seen.steady / 1e3:.1f} kB/s at the end"
+        f"no restart, {seen.memory >> 20} MiB, {seen.cpu:.0f} s of CPU, slowest probe {liveness.slowest:.2f} s, "
+        f"{log >> 10} KiB of log; honest starts {quiet} s beside harmless jobs, {beside} s beside hostile ones; "
+        f"etcd {seen.total / 1e6:.1f} MB in all, {seen.steady / 1e3:.1f} kB/s at the end"
     )
 
 
