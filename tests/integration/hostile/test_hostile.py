@@ -1,7 +1,8 @@
 """One job of each hostile kind beside honest jobs, on a real API server with a real operator.
 
-Each kind is a row of a table (`pages`, `messages`, `objects`): what it is called, what it does, and what its own status
-must say. The part for each change has the kinds marked `quick`; the extended test has all. To look at some kinds alone:
+Each kind is a row of a table (`pages.py`, `messages.py`, `objects.py`): what it is called, what it does, and what its
+own status must say. The part for each change has the kinds marked `quick`; the extended test has all. To look at some
+kinds alone:
 
     TRAINYARD_TEST_HOSTILE=page-silent,spec-micro pytest tests/integration/hostile -k quick
 """
@@ -9,31 +10,31 @@ must say. The part for each change has the kinds marked `quick`; the extended te
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.builders import make_manifest
 from tests.cluster import Cluster
-from tests.integration.conftest import CRD, chart_environment, install_crd, leave, new_namespace
-from tests.integration.hostile.gauges import PROBE_FAILURES, Etcd, Liveness, peak_memory, probing, processor_seconds
-from tests.integration.hostile.honest import STEPS, Honest, honest_jobs
-from tests.integration.hostile.kind import ELSEWHERE, ELSEWHERE_PORT, Hostile, described, matches
-from tests.integration.hostile.messages import LAUNCHERS, MESSAGES
-from tests.integration.hostile.objects import PODS, SPECS, TEMPLATES
-from tests.integration.hostile.pages import PAGES
-from tests.integration.hostile.servers import Calls, page, serving
-from tests.support.fake_kubelet import fake_kubelet
-from tests.support.kube import Api, ApiRefusal, Namespace, Object, connect, eventually
+from tests.integration.conftest import chart_environment
+from tests.integration.hostile.gauges import (
+    PROBE_FAILURES,
+    Etcd,
+    Liveness,
+    peak_memory,
+    probing,
+    processor_seconds,
+)
+from tests.integration.hostile.honest import STEPS, Honest
+from tests.integration.hostile.kind import Hostile, described, matches
+from tests.integration.hostile.scene import KINDS, Scene, set_scene
+from tests.support.kube import ApiRefusal, Object, connect
 from tests.support.operator import OperatorProcess
-from trainyard.protocol import constants, launcher_protocol
 
-KINDS = (*PAGES, *LAUNCHERS, *MESSAGES, *PODS, *TEMPLATES, *SPECS)
 ONLY = [name for name in os.environ.get("TRAINYARD_TEST_HOSTILE", "").split(",") if name]
 
 SLOWDOWN = 2.0
@@ -123,7 +124,7 @@ async def _prove(part: Part, cluster: Cluster, folder: Path, capsys: pytest.Capt
     if ONLY:
         part = replace(part, kinds=tuple(kind for kind in KINDS if kind.name in ONLY))
     environment = {**chart_environment(cluster, folder), "TRAINYARD_PROGRESS_INTERVAL": "1"}
-    async with connect(cluster.kubeconfig) as api, _scene(part, cluster, api) as scene:
+    async with connect(cluster.kubeconfig) as api, set_scene(part.kinds, cluster, api) as scene:
         operator = OperatorProcess(environment, folder / "log")
         try:
             await operator.ready()
@@ -135,107 +136,6 @@ async def _prove(part: Part, cluster: Cluster, folder: Path, capsys: pytest.Capt
             assert problems == [], "\n".join(["", *problems])
         finally:
             operator.kill()
-
-
-# --- the namespaces -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Scene:
-    """The namespaces, with their kubelets and the servers in their pods."""
-
-    honest: Honest
-    hostile: Namespace
-    limited: Namespace
-    """A namespace with a quota of two pods."""
-    elsewhere: Calls
-
-    def namespace_of(self, kind: Hostile) -> Namespace:
-        """Return the namespace of the jobs of a kind."""
-        return self.limited if kind.quota else self.hostile
-
-
-def _address(kind: Hostile) -> str:
-    return f"127.77.{KINDS.index(kind)}.1"
-
-
-def _first_status(pod: Object) -> Any:
-    """Return the status with which a hostile pod starts; its labels may have been changed, its name may not."""
-    job = pod["metadata"]["name"].rsplit("-", 2)[0]
-    kind = next(kind for kind in KINDS if kind.name == job)
-    return kind.start(_address(kind))
-
-
-@asynccontextmanager
-async def _scene(part: Part, cluster: Cluster, api: Api) -> AsyncIterator[Scene]:
-    honest, hostile, limited = [await new_namespace(api) for _ in range(3)]
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(_leave, honest, hostile, limited)
-        stored = [kind for kind in part.kinds if kind.stored]
-        if stored:
-            await _store(cluster, hostile, stored)
-        await _limit(limited)
-        elsewhere = await stack.enter_async_context(serving(ELSEWHERE, ELSEWHERE_PORT, page("trainyard_steps_total 1")))
-        for kind in part.kinds:
-            for port, handler in (
-                (constants.METRICS_PORT, kind.page),
-                (launcher_protocol.LAUNCHER_PORT, kind.launcher),
-            ):
-                if handler is not None:
-                    await stack.enter_async_context(serving(_address(kind), port, handler))
-        for namespace in (hostile, limited):
-            await stack.enter_async_context(fake_kubelet(namespace, start=_first_status))
-        yield Scene(await stack.enter_async_context(honest_jobs(honest)), hostile, limited, elsewhere)
-
-
-async def _leave(*namespaces: Namespace) -> None:
-    for namespace in namespaces:
-        for name, pod in (await namespace.pods()).items():
-            if pod["metadata"].get("finalizers"):
-                await namespace.api.patch(namespace.core("pods", name), {"metadata": {"finalizers": None}})
-        await leave(namespace)
-
-
-async def _limit(namespace: Namespace) -> None:
-    """Give a namespace a quota of two pods."""
-    hard = {"pods": "2"}
-    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "few"}, "spec": {"hard": hard}}
-    await namespace.api.post(namespace.core("resourcequotas"), quota)
-    counted = {"status": {"hard": hard, "used": {"pods": "0"}}}  # what the quota's controller would write
-    await namespace.api.patch(namespace.core("resourcequotas", "few", "status"), counted)
-
-
-async def _store(cluster: Cluster, namespace: Namespace, kinds: Sequence[Hostile]) -> None:
-    """Store jobs that the present CRD refuses, as a CRD of another version has let them in."""
-    crd = yaml.safe_load(CRD.read_text("utf-8"))
-    [version] = crd["spec"]["versions"]
-    version["schema"] = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
-    del version["subresources"]["scale"]  # it requires an integer
-    apply: list[str | Path] = [cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
-    await asyncio.to_thread(lambda: cluster.run(apply, input=yaml.safe_dump(crd)))
-    try:
-        for kind in kinds:
-            manifest = make_manifest(kind.name, replicas=1, namespace=namespace.name)
-            spec = {**manifest["spec"], **kind.spec}
-            manifest["spec"] = {name: value for name, value in spec.items() if value is not None}
-
-            async def create(manifest: Object = manifest) -> None:
-                try:
-                    await namespace.api.post(namespace.jobs(), manifest)
-                except ApiRefusal as error:  # the CRD is served in another form a moment later
-                    raise AssertionError(str(error)) from error
-
-            await eventually(create)
-    finally:
-        await asyncio.to_thread(install_crd, cluster)
-
-    async def refused() -> None:
-        manifest = make_manifest("probe", replicas=-1, namespace=namespace.name)
-        with suppress(ApiRefusal):
-            await namespace.api.post(namespace.jobs(), manifest, dryRun="All")
-            raise AssertionError("the CRD is not served yet")
-
-    await eventually(refused)
 
 
 # --- the run --------------------------------------------------------------------------------------------------
