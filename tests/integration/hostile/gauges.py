@@ -1,6 +1,7 @@
 """What is measured of an operator and of etcd while hostile jobs run."""
 
 import asyncio
+import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -88,3 +89,12 @@ def peak_memory(operator: OperatorProcess) -> int:
         return 0
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found[1]) * 1024 if found else 0
+
+
+def processor_seconds(operator: OperatorProcess) -> float:
+    """Return the processor time in seconds that the operator has used; 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{operator.process.pid}/stat").read_text().rpartition(") ")[2].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

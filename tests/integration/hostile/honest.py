@@ -3,14 +3,14 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from tests.builders import make_manifest, termination_message, trainer_spec
 from tests.integration.hostile.kind import runs
 from tests.integration.hostile.servers import serving
 from tests.support.fake_kubelet import end_all, fake_kubelet
-from tests.support.kube import Namespace, Object, eventually
+from tests.support.kube import ApiRefusal, Namespace, Object, eventually
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 
@@ -45,6 +45,21 @@ class Honest:
         )
         await asyncio.gather(*(self.namespace.has_phase("Running", name, seconds=60) for name in names))
         return loop.time() - started, names
+
+    async def crowd(self, count: int, pause: float) -> list[str]:
+        """Create harmless jobs with a pause between them. Returns their names."""
+        names = [f"crowd-{number}" for number in range(count)]
+        for name in names:
+            await self.namespace.create_job(make_manifest(name, replicas=1, metrics={}))
+            await asyncio.sleep(pause)
+        return names
+
+    async def remove(self, names: list[str]) -> None:
+        """Delete jobs and, as the garbage collector would, their pods."""
+        for name in names:
+            await self.namespace.api.delete(self.namespace.jobs(name))
+            with suppress(ApiRefusal):  # not created yet
+                await self.namespace.api.delete(self.namespace.core("pods", f"{name}-1-0"), gracePeriodSeconds=0)
 
     async def shows_step(self, step: int, *names: str, seconds: float) -> None:
         """Let the page show a step, and wait until the status of these jobs has it."""
