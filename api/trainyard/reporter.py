@@ -12,6 +12,7 @@ docs/install.md) and no torch.
 """
 
 import atexit
+import fcntl
 import json
 import math
 import os
@@ -19,13 +20,19 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from prometheus_client import ProcessCollector, start_http_server
 
 from trainyard.protocol import constants, launcher_protocol, worker_metrics
 from trainyard.protocol.launcher import termination_message_path
+from trainyard.protocol.log_tail import is_peer_loss
 from trainyard.protocol.metrics_page import MetricsPage
 
+MAX_METRICS = 32
+"""Figures of an evaluation that the status holds; further ones are on the metrics page only."""
+MAX_TEXT = 1000
+"""Longest text of an exception in the termination message, in characters."""
 WINDOW = 30.0
 """Seconds over which the throughput is averaged."""
 
@@ -37,7 +44,8 @@ class Reporter:
     each pod serves its page, and all other processes do nothing. Values are for the whole job, over all ranks.
 
     The operator reads the page every few seconds. So that the last steps reach the status as well, rank 0 leaves its
-    final figures as the termination message of its pod when it ends without an uncaught exception.
+    final figures as the termination message of its pod when it ends. A process that an uncaught exception ends leaves
+    that instead, with its rank.
     """
 
     def __init__(
@@ -57,7 +65,9 @@ class Reporter:
         self._clock = clock
         self._page = MetricsPage(env(constants.ENV_NAMESPACE, "default"), env(constants.ENV_JOB, "job"))
         self.registry = self._page.registry
-        self._is_rank_0 = env("RANK", "0") == "0"
+        rank = env("RANK", "0")
+        self._rank = int(rank) if rank.isdecimal() else 0
+        self._is_rank_0 = self._rank == 0
         self._serves = env("LOCAL_RANK", "0") == "0"
         self._recent: deque[tuple[float, int, int]] = deque([(clock(), 0, 0)])
         """Time, tokens and samples of this attempt after each recent step."""
@@ -67,9 +77,9 @@ class Reporter:
         self._evaluation: dict[str, float] = {}
         """Figures of the last evaluation."""
         self._process = os.getpid()
+        atexit.register(self._leave_message)
         if self._is_rank_0:
             self._declare(total_steps, resumed_step)
-            atexit.register(self._leave_final_figures)
         if self._serves:
             ProcessCollector(registry=self.registry)
             port = launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT)
@@ -161,44 +171,77 @@ class Reporter:
 
     def close(self) -> None:
         """Leave the final figures, and stop serving the metrics page. A program that ends does not need to call it."""
-        if self._is_rank_0:
-            self._leave_final_figures()
-            atexit.unregister(self._leave_final_figures)
+        self._leave_message()
         if self._serves:
             self._server.shutdown()
             self._server.server_close()
             self._thread.join()
 
-    def _leave_final_figures(self) -> None:
-        """Write the figures as the termination message of the pod, which the operator reads when the job succeeds."""
-        path = termination_message_path()
+    def _leave_message(self) -> None:
+        """Leave the final figures, or the exception that ends the process, as the termination message of the pod.
+
+        The operator reads it when the pod has ended. Without one it only has the end of the log, where the summary of a
+        launcher like torchrun may have replaced the exception.
+        """
         # Not in a pod of a job, or in a child process that has inherited this object.
         if constants.ENV_JOB not in os.environ or self._process != os.getpid():
             return
-        # The program fails: the kubelet takes the end of its log, unless there is a message.
-        if getattr(sys, "last_value", None) is not None:
+        error = getattr(sys, "last_value", None)
+        if error is not None:
+            text = str(error).strip().partition("\n")[0][:MAX_TEXT].encode("utf-8", "replace").decode()
+            name = type(error).__name__
+            lost = is_peer_loss(f"{name}: {text}")
+            message: dict[str, Any] = {"rank": self._rank, "exception": name, "message": text, "peerLost": lost}
+        elif self._is_rank_0:
+            figures = self._figures()
+            message = {"rank": 0, "step": figures["step"], "progress": figures}
+        else:
             return
         try:
-            # In place, not by rename: in a pod the file is a mount point.
-            figures = self._figures()
-            path.write_text(json.dumps({"rank": 0, "step": figures["step"], "progress": figures}))
-        except OSError as error:
-            print(f"the final figures cannot be written to {path}: {error.strerror}", file=sys.stderr)
+            write_message(message)
+        except OSError as problem:
+            where = termination_message_path()
+            print(f"the termination message cannot be written to {where}: {problem.strerror}", file=sys.stderr)
 
-    def _figures(self) -> dict[str, object]:
+    def _figures(self) -> dict[str, Any]:
         """Return the figures in the form of status.progress."""
         values = {name: value for name, value in self._page.progress().items() if math.isfinite(value)}
         metrics = {metric.field: metric for metric in worker_metrics.METRICS if metric.field is not None}
-        figures: dict[str, object] = {
+        figures: dict[str, Any] = {
             _camel_case(name): int(value) if metrics[name].integer else metrics[name].rounded(value)
             for name, value in values.items()
         }
-        evaluation = {name: value for name, value in self._evaluation.items() if math.isfinite(value)}
+        finite = [(name, value) for name, value in self._evaluation.items() if math.isfinite(value)]
+        evaluation = dict(finite[:MAX_METRICS])
         if evaluation:
             figures["metrics"] = evaluation
         if "loss" in evaluation:
             figures["evalLoss"] = evaluation["loss"]
         return figures
+
+
+def write_message(message: dict[str, Any]) -> None:
+    """Write the termination message of the pod, unless another process of it has left one that matters more.
+
+    The first exception stays. It replaces figures, and an exception that only reports a lost peer.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    # In place, not by rename: in a pod the file is a mount point. Other processes may write at the same time.
+    with termination_message_path().open("a+", encoding="utf-8", errors="replace") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        try:
+            existing = json.loads(file.read())
+        except (ValueError, RecursionError):
+            existing = None
+        if isinstance(existing, dict) and existing.get("exception"):
+            replaces = existing.get("peerLost") and message.get("exception") and not message.get("peerLost")
+            if not replaces:
+                return
+        file.truncate(0)
+        file.write(json.dumps(message))
 
 
 def _camel_case(name: str) -> str:

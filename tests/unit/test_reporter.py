@@ -130,7 +130,7 @@ from trainyard.reporter import Reporter
 reporter = Reporter(total_steps=40)
 for _ in range(40):
     reporter.step(samples=8, loss=0.25)
-reporter.evaluated(loss=0.5, accuracy=0.75, ratio=float("nan"))
+reporter.evaluated(loss=0.5, accuracy=0.75, ratio=float("nan"), **{{f"m{{n}}": n for n in range(40)}})
 {end}
 """
 
@@ -154,15 +154,40 @@ def test_final_figures_are_the_termination_message_of_a_program_that_succeeds(
     progress = decoded.progress
     assert progress is not None
     assert (progress.attempt, progress.step, progress.total_steps, progress.loss) == (3, 40, 40, 0.25)
-    assert (progress.eval_loss, progress.metrics) == (0.5, {"loss": 0.5, "accuracy": 0.75})
+    assert progress.eval_loss == 0.5
+    assert progress.metrics == {"loss": 0.5, "accuracy": 0.75, **{f"m{n}": n for n in range(30)}}
 
 
-def test_a_program_that_fails_leaves_the_end_of_its_log_and_no_figures(program: Program, tmp_path: Path) -> None:
+LOST = "RuntimeError('gloo/transport/tcp/pair.cc:561] Connection closed by peer')"
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        ([(1, "ValueError('bad sample')")], (1, "ValueError", "bad sample", False)),
+        ([(0, LOST), (1, "ValueError('bad sample')")], (1, "ValueError", "bad sample", False)),
+        ([(1, "ValueError('bad sample')"), (0, LOST)], (1, "ValueError", "bad sample", False)),
+        ([(1, "ValueError('bad sample')"), (2, "KeyError(1)")], (1, "ValueError", "bad sample", False)),
+        # The final figures come before the exception of another rank, or after it.
+        ([(0, None), (1, "ValueError('bad sample')")], (1, "ValueError", "bad sample", False)),
+        ([(1, "ValueError('bad sample')"), (0, None)], (1, "ValueError", "bad sample", False)),
+        # Closed while the exception is on its way.
+        ([(0, "ValueError('bad sample') from reporter.close()")], (0, "ValueError", "bad sample", False)),
+        ([(0, r"ValueError('caf\udce9\nsecond line')")], (0, "ValueError", "caf?", False)),
+    ],
+)
+def test_the_exception_that_ends_a_program_is_its_termination_message(
+    program: Program, tmp_path: Path, order: list[tuple[int, str | None]], expected: tuple[int, str, str, bool]
+) -> None:
     message = tmp_path / "termination-log"
-    done = run(program, message, "raise ValueError('bad sample')")
-    assert done.returncode == 1
-    assert done.stderr.endswith("ValueError: bad sample\n")
-    assert not message.exists()
+    for rank, error in order:
+        program.set(RANK=str(rank))
+        done = run(program, message, "" if error is None else f"raise {error}")
+        assert done.returncode == (error is not None), done.stderr
+        assert ("Traceback" in done.stderr) == (error is not None)
+    found = TerminationMessage.decode(message.read_text())
+    assert found is not None
+    assert (found.rank, found.exception, found.message, found.peer_lost) == expected
 
 
 def test_other_processes_and_other_pods_leave_no_figures(program: Program, tmp_path: Path) -> None:
@@ -182,7 +207,7 @@ def test_other_processes_and_other_pods_leave_no_figures(program: Program, tmp_p
 def test_a_message_that_cannot_be_written_does_not_fail_the_program(program: Program, tmp_path: Path) -> None:
     done = run(program, tmp_path / "missing" / "termination-log")
     assert done.returncode == 0
-    assert "the final figures cannot be written to" in done.stderr
+    assert "the termination message cannot be written to" in done.stderr
 
 
 def test_variables_that_the_kubelet_sets_for_a_service_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
