@@ -13,6 +13,7 @@ import pytest
 from tests.builders import trainer_spec
 from tests.support import clock
 from tests.support.fake_api import FakeApiServer, FakeOperator
+from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backoff import MAX_BACKOFF
 from trainyard_operator.kube.api import IN_FLIGHT, PER_JOB
 
@@ -178,6 +179,26 @@ def test_the_time_that_the_server_asks_for_is_waited() -> None:
         # The dry run is asked to wait, and then the creation is.
         assert [later - earlier for earlier, later in itertools.pairwise(times)] == pytest.approx([7, 0, 7], abs=0.2)
         assert "job" in operator.server.first_pod
+
+    play(scenario)
+
+
+def test_a_webhook_that_fails_is_reported_from_the_second_time_on() -> None:
+    async def scenario(operator: FakeOperator) -> None:
+        message = 'Internal error occurred: failed calling webhook "x": connection refused'
+        answers: list[Answer] = [(500, {"reason": "InternalError", "message": message}, {})]
+        operator.server.answers["once"] = lambda: answers.pop() if answers else None
+        operator.server.answers["always"] = lambda: (500, {"reason": "InternalError", "message": message}, {})
+        keys = {name: operator.submit(name, replicas=1) for name in ("once", "always")}
+        reasons: dict[str, set[str]] = {"once": set(), "always": set()}
+        for _ in range(500):
+            await asyncio.sleep(0.01)
+            for name, key in keys.items():
+                entry = operator.cache.get(key)
+                if entry and entry.job and (condition := entry.job.status.condition(ConditionType.RUNNING)):
+                    reasons[name].add(f"{condition.reason}: {condition.message}")
+        assert not any("webhook" in reason for reason in reasons["once"])
+        assert f"WaitingForPods: Pod always-1-0 cannot be created: {message}" in reasons["always"]
 
     play(scenario)
 

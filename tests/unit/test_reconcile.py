@@ -194,6 +194,18 @@ def test_the_wait_after_errors_grows() -> None:
     clock.run(scenario())
 
 
+def test_a_decision_from_outdated_data_is_repeated_within_a_second_however_often() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.backend.errors = [Stale("old view")] * 30
+        async with operator.working():
+            await asyncio.sleep(31)
+            assert operator.outcomes.count("Stale") == 30
+            assert operator.cluster.created == 2
+
+    clock.run(scenario())
+
+
 class Throttled(BackendError):
     """An error that the operator gets one day."""
 

@@ -228,7 +228,7 @@ class Reconciler:
         return more_after
 
     async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
-        """Create pods as far as the back-off allows, and remember for the status whether one was refused.
+        """Create pods as far as the back-off allows, and remember for the status why one was not created.
 
         Return the seconds after which the others may be created; None if all exist.
 
@@ -243,8 +243,10 @@ class Reconciler:
         try:
             await self._create_group(job, entry, replace(action, indexes=indexes))
         except (Refused, Unavailable) as error:
-            if isinstance(error, Refused):
-                entry.creation_error = CreationError(error.reason, str(error))
+            # One response that is missing means little, but a webhook may fail for hours.
+            if isinstance(error, Refused) or self.creation_backoff.has_failed(job.key):
+                reason = error.reason if isinstance(error, Refused) else Reason.WAITING_FOR_PODS
+                entry.creation_error = CreationError(reason, str(error))
             wait = self.creation_backoff.fail(job.key, version, at_least=error.retry_after)
             raise CreationFailed(error, wait) from error
         entry.creation_error = None
@@ -266,7 +268,7 @@ class Reconciler:
         try:
             pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
         except TemplateError as error:
-            raise Refused(Reason.PODS_REFUSED, str(error)) from error
+            raise Refused(Reason.INVALID_SPEC, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
         if others:
             for pod in others:

@@ -347,4 +347,4 @@ def _refusal(error: ApiError, kind: str, name: str) -> BackendError:
     if isinstance(translated, Refused):
         fix = "correct what the message names: a quota, a pod security standard, or a field of spec.workers.template"
         return Refused(translated.reason, f"the API server refuses {kind} {name}: {error}; {fix}")
-    return translated
+    return Unavailable(f"{kind} {name} cannot be created: {error}", error.retry_after)
