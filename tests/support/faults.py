@@ -625,7 +625,7 @@ SCHEMA = (
     Fault(
         "an unknown field with no likely meaning",
         lambda: make_manifest(restartPolicy={"xyz": 1}),
-        "spec.restartPolicy.xyz: unknown field; known here: maxRestarts, backoff, inPlace, rules",
+        "spec.restartPolicy.xyz: unknown field; known here: maxRestarts, maxDisruptions, backoff, inPlace, rules",
         server='unknown field "spec.restartPolicy.xyz"',
         strict=True,
     ),
