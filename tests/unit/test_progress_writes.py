@@ -132,7 +132,7 @@ def test_the_end_of_a_recovery_is_written_at_once() -> None:
 
 
 def activity(story: Story) -> Activity | None:
-    return story.status.goodput and story.status.goodput.activity
+    return story.status.goodput.activity if story.status.goodput else None
 
 
 def test_time_alone_is_no_news() -> None:
