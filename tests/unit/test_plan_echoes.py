@@ -70,6 +70,14 @@ def test_a_lost_node_is_free_although_its_peers_fail_first(built_in: bool) -> No
     assert (story.status.last_failure.node, story.status.last_failure.reason) == ("node-7", "DeletionByTaintManager")
 
 
+def test_a_peer_that_has_disappeared_is_the_cause_of_an_echo() -> None:
+    story = running(restartPolicy={"maxRestarts": 0}).later(5).see(echo(0, seconds=4))
+    story.step()
+    assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
+    assert story.status.last_failure is not None
+    assert story.status.last_failure.reason == "WorkerLost"
+
+
 def test_a_group_part_of_which_never_ran_restarts_without_counting() -> None:
     story = Story(running(restartPolicy={"maxRestarts": 0}).job.replace(status=Story().status))
     story.settle()

@@ -62,11 +62,12 @@ def diagnose(
         # Ranks hang: every pod notices it, so the culprit is searched in all of them.
         if _hangs(first):
             return _hang([w for w in failed if _hangs(w)], first, workers, now)
-        # A worker lost a peer, or never found it.
-        if _is_echo(first):
-            return _echo(first, workers, unstarted, now)
         # A program failed.
-        return _program_failure(first, now)
+        if not _is_echo(first):
+            return _program_failure(first, now)
+        # A worker lost a peer, or never found it. Peers that have disappeared are the cause, see below.
+        if not missing:
+            return _echo(first, workers, unstarted, now)
     # A container can never start, whatever the kubelet retries.
     if blocked := [w for w in workers if w.state is WorkerState.PENDING and w.blocker and w.blocker.permanent]:
         return _never_starts(min(blocked, key=lambda w: w.index), now)
