@@ -63,8 +63,8 @@ def test_a_lost_node_is_free_although_its_peers_fail_first(built_in: bool) -> No
     assert story.settle().wake_after == 3
     assert story.later(3).settle().wake_after == 87
     assert story.phase == Phase.RUNNING
-    waits = story.condition("Progressing")
-    assert (waits.status, waits.reason) == ("False", "PeerLost")
+    waits = story.condition("Running")
+    assert (waits.status, waits.reason) == ("True", "PeerLost")
     assert waits.message == "pod job-1-0 has lost a peer; waiting for the cause, at most 90 s"
     lost = make_worker(1, node="node-7", disrupted=True, deletion_deadline=after(110), reason="DeletionByTaintManager")
     story.later(62).see(story.workers[0], lost).settle()

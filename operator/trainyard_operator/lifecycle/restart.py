@@ -54,10 +54,10 @@ def _wait_for_cause(builder: StatusBuilder, diagnosis: Diagnosis, elapsed: timed
     # Most causes are observed within seconds.
     if elapsed < CAUSE_WINDOW:
         return act_now(builder, wake_after=(CAUSE_WINDOW - elapsed).total_seconds())
-    # A longer wait is reported, since the group makes no steps meanwhile.
+    # A longer wait is reported: the group still counts as running, but makes no steps.
     seconds = diagnosis.cause_window.total_seconds()
     message = f"pod {diagnosis.failure.pod} has lost a peer; waiting for the cause, at most {seconds:.0f} s"
-    builder.set_condition(C.PROGRESSING, False, Reason.PEER_LOST, message, event="Warning")
+    builder.set_condition(C.RUNNING, True, Reason.PEER_LOST, message, event="Warning")
     return act_now(builder, wake_after=(diagnosis.cause_window - elapsed).total_seconds())
 
 
