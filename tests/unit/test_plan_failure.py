@@ -350,7 +350,7 @@ def effect(index: int, seconds: float) -> WorkerPod:
 def test_an_effect_waits_for_its_cause() -> None:
     story = running().later(10).see(effect(0, 9), make_worker(1))
     step = story.step()
-    assert (story.phase, step.actions, step.wake_after) == (Phase.RUNNING, (), 89)
+    assert (story.phase, step.actions, step.wake_after) == (Phase.RUNNING, (), 2)
     cause = crash(1, exit_code=137, reason="OOMKilled", finished_at=after(11))  # it ended later, by the kubelet's clock
     story.later(1).see(effect(0, 9), cause).step()
     assert (failure(story).pod, failure(story).reason) == ("job-1-1", "OOMKilled")

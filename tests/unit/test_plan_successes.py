@@ -84,6 +84,16 @@ def test_a_parameter_server_is_no_worker_that_succeeds() -> None:
     assert story.phase == Phase.SUCCEEDED
 
 
+def test_a_pod_that_ends_with_the_attempt_before_has_not_succeeded_in_the_next_one() -> None:
+    story = running(restartPolicy={"inPlace": True, "backoff": {"initialSeconds": 20}})
+    failed = make_worker(0, state="Failed", has_launcher=True, awaiting_restart=True)
+    story.see(failed, make_worker(1, has_launcher=True)).settle()
+    assert (story.status.attempt, story.status.pod_attempt) == (2, 1)
+    story.see(failed, make_worker(1, has_launcher=True, state="Succeeded")).settle()
+    assert story.status.succeeded_indexes == ""
+    assert story.status.pod_attempt == 2, "the group gets new pods"
+
+
 @given(st.sets(st.integers(0, 10_000), max_size=200))
 def test_indexes_are_read_as_they_were_written(indexes: set[int]) -> None:
     assert parse_indexes(format_indexes(indexes)) == indexes

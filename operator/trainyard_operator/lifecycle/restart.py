@@ -34,12 +34,7 @@ def handle_failure(
     if diagnosis.secondary_since is not None:
         elapsed = builder.now - diagnosis.secondary_since
         if timedelta(0) <= elapsed < diagnosis.cause_window:
-            # A long wait is reported, since the group makes no steps meanwhile.
-            if diagnosis.cause_window > CAUSE_WINDOW:
-                message = f"pod {diagnosis.failure.pod} has lost a peer; waiting for the cause, at most "
-                message += f"{diagnosis.cause_window.total_seconds():.0f} s"
-                builder.set_condition(C.PROGRESSING, False, Reason.PEER_LOST, message, event="Warning")
-            return act_now(builder, wake_after=(diagnosis.cause_window - elapsed).total_seconds())
+            return _wait_for_cause(builder, diagnosis, elapsed)
     builder.last_failure = diagnosis.failure
     note_failure(builder, progress)
     policy = builder.effective_job.spec.restart_policy
@@ -52,6 +47,18 @@ def handle_failure(
     builder.disruptions += decision.disruption
     _avoid_refusing_nodes(builder, workers)
     return restart(builder, decision.reason, decision.message, counts=decision.counts, in_place=in_place)
+
+
+def _wait_for_cause(builder: StatusBuilder, diagnosis: Diagnosis, elapsed: timedelta) -> Plan:
+    """Return the plan that waits for the cause of a failure, which happened `elapsed` ago."""
+    # Most causes are observed within seconds.
+    if elapsed < CAUSE_WINDOW:
+        return act_now(builder, wake_after=(CAUSE_WINDOW - elapsed).total_seconds())
+    # A longer wait is reported: the group still counts as running, but makes no steps.
+    seconds = diagnosis.cause_window.total_seconds()
+    message = f"pod {diagnosis.failure.pod} has lost a peer; waiting for the cause, at most {seconds:.0f} s"
+    builder.set_condition(C.RUNNING, True, Reason.PEER_LOST, message, event="Warning")
+    return act_now(builder, wake_after=(diagnosis.cause_window - elapsed).total_seconds())
 
 
 def _avoid_refusing_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> None:

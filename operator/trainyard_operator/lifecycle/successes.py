@@ -6,6 +6,7 @@ remember a success that the operator never saw, but it would keep pods from bein
 
 from collections.abc import Iterable
 
+from trainyard.resource.status import ConditionType
 from trainyard_operator.lifecycle.degradation import report_degradation
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
@@ -20,8 +21,12 @@ def remember_successes(builder: StatusBuilder, workers: Iterable[WorkerPod]) -> 
     The final progress of rank 0 is recorded with its success, since its pod may be gone when the job ends.
     """
     remembered = parse_indexes(builder.succeeded_indexes)
+    # While an attempt is being started in pods of an earlier one, a pod may still end with the earlier one.
+    joined = builder.pod_attempt_override is None or builder.is_true(ConditionType.RUNNING)
     for worker in workers:
         if worker.state is not WorkerState.SUCCEEDED or worker.index in remembered:
+            continue
+        if not (joined or worker.running_attempt == builder.attempt):
             continue
         remembered.add(worker.index)
         if worker.index == 0:
