@@ -32,11 +32,6 @@ from trainyard_operator.options import Options, parse_options
 
 log = logging.getLogger("trainyard_operator")
 
-MAX_RECURSION = 25_000
-"""Python's recursion limit. An API server accepts objects that are nested up to 10,000 levels deep, for example in the
-template of a job, and the JSON decoder calls itself for each level: with the default of 1,000 one such object would end
-the watch stream and the list of all jobs."""
-
 LIST_RETRY = 2.0
 """Seconds between two attempts to fill the cache."""
 
@@ -152,7 +147,6 @@ def main() -> None:
     """Run the command `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
     _configure_logging(level)
-    sys.setrecursionlimit(MAX_RECURSION)
     # kopf needs a name: its default is the user name, which does not exist in a container.
     os.environ.setdefault("POD_ID", socket.gethostname())
     try:
