@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainyard.protocol import constants
-from trainyard_operator.manifests.template import Manifest, Template, TemplateError, child_object
+from trainyard_operator.manifests.template import Manifest, Template, TemplateError, child_list, child_object
 
 _POD_DEFAULTS = ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "dnsPolicy")
 _CONTAINER_DEFAULTS = ("securityContext", "terminationMessagePolicy")
@@ -41,6 +41,8 @@ def merge_pod_spec(template: Template, own: Manifest) -> Manifest:
         "containers": [merged_worker, *template.sidecars],
         "volumes": [*template.volumes, *(v for v in own["volumes"] if v["name"] not in replaced)],
     }
+    if own_init := own.get("initContainers"):
+        merged["initContainers"] = [*own_init, *child_list(template.spec, "initContainers", template.field)]
     if secrets := [*(template.spec.get("imagePullSecrets") or ()), *(own.get("imagePullSecrets") or ())]:
         merged["imagePullSecrets"] = list({secret["name"]: secret for secret in secrets}.values())
     return merged
