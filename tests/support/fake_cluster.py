@@ -323,7 +323,7 @@ class FakeClusterBackend:
         self.cluster._count_write(after=True)
         return answer
 
-    async def list_pods(self, job: TrainingJob, *, other_than: int) -> list[Pod]:
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         self._ask(job)
         pods = [p for p in self.cluster.pods.values() if owner_uid(p) == job.metadata.uid]
         return [pod for pod in pods if identity(pod)[0] != other_than]

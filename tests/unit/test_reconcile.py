@@ -318,7 +318,7 @@ def test_a_job_that_is_deleted_while_its_pods_are_created_is_no_bug() -> None:
         operator = Operator()
         list_pods = operator.backend.list_pods
 
-        async def delete_meanwhile(job: TrainingJob, *, other_than: int) -> list[Pod]:
+        async def delete_meanwhile(job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
             operator.cache.remove_job(KEY, job.metadata.uid)
             return await list_pods(job, other_than=other_than)
 

@@ -320,7 +320,7 @@ class IgnoresEarlierPods(Simulation):
 
 
 class BackendWithoutPodList(FakeClusterBackend):
-    async def list_pods(self, job: TrainingJob, *, other_than: int) -> list[Pod]:
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         return []
 
 

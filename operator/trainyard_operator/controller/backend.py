@@ -74,8 +74,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def list_pods(self, job: TrainingJob, *, other_than: int) -> list[Pod]:
-        """Return the job's pods of other attempts than one, as they are now, not as a cache has them."""
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return the pods of the job as they are now, not as a cache has them; without those of one attempt."""
         ...
 
     async def create(

@@ -74,10 +74,12 @@ class KubernetesBackend:
             raise Gone(str(error)) if error.code == 404 else _translate(error) from error
         return TrainingJob.from_dict(body)
 
-    async def list_pods(self, job: TrainingJob, *, other_than: int) -> list[Pod]:
-        """Return pods of other attempts as of now: without a resource version the API server reads from etcd."""
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return the job's pods as of now: without a resource version the API server reads from etcd."""
         namespace, name = job.key
-        selector = f"{constants.LABEL_JOB}={name},{constants.LABEL_ATTEMPT}!={other_than}"
+        selector = f"{constants.LABEL_JOB}={name}"
+        if other_than is not None:
+            selector += f",{constants.LABEL_ATTEMPT}!={other_than}"
         try:
             pods, _ = await self._api.list(core_path("pods", namespace), selector)
         except ApiError as error:

@@ -68,8 +68,8 @@ class ProcessBackend:
         metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
         return job.replace(metadata=metadata, status=status)
 
-    async def list_pods(self, job: TrainingJob, *, other_than: int) -> list[Pod]:
-        """Return the pods of other attempts; a backend runs one job."""
+    async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
+        """Return all pods but those of one attempt; a backend runs one job."""
         return [r.pod for r in self._running.values() if observe_pod(r.pod).attempt != other_than]
 
     async def create(
