@@ -33,11 +33,9 @@ from trainyard_operator.parts import Part, run_parts
 
 log = logging.getLogger("trainyard_operator")
 
-MAX_RECURSION = 25_000
-"""Python's recursion limit. An API server accepts objects that are nested up to 10,000 levels deep, for example in the
-template of a job, and the JSON decoder calls itself for each level: with the default of 1,000 one such object would end
-the watch stream and the list of all jobs."""
-
+MAX_JSON_DEPTH = 10_000
+"""Levels of nesting that the API server admits. Python's parser must read them, since one object that it cannot read
+would make a complete list unreadable; `controller.unreadable` refuses such a job afterwards."""
 LIST_RETRY = 2.0
 """Seconds between two attempts to fill the cache."""
 
@@ -164,8 +162,9 @@ def _configure_logging(level: str) -> None:
 def main() -> None:
     """Run the command `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
+    # The parser calls itself once for each level, and other functions more often.
+    sys.setrecursionlimit(2 * MAX_JSON_DEPTH + 1000)
     _configure_logging(level)
-    sys.setrecursionlimit(MAX_RECURSION)
     # kopf needs a name: its default is the user name, which does not exist in a container.
     os.environ.setdefault("POD_ID", socket.gethostname())
     try:

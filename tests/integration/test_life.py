@@ -221,7 +221,11 @@ async def test_a_deleted_job_gets_no_children_any_more(namespace: Namespace, ope
             await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
         await namespace.has_pods()
         marker = await namespace.create_job(make_manifest("marker", replicas=1))
-        await namespace.has_pods("marker-1-0")  # by now the operator has seen all of it
+
+        async def marked() -> None:  # by now the operator and the recording have seen all of it
+            assert "marker-1-0" in recorder.created()
+
+        await eventually(marked)
     assert marker["metadata"]["uid"]
     assert recorder.created() == ["marker-1-0"]
     mine = [line for line in operator.lines if f"{namespace.name}/job" in line["message"]]

@@ -307,7 +307,13 @@ async def test_only_the_jobs_own_pods_are_listed() -> None:
     unlabelled = make_pod(JOB, 2)
     unlabelled["metadata"]["labels"] = {"trainyard.dev/job-name": "job"}
     backend, api = make_backend({"items": [mine, foreign, unlabelled]})
-    assert await backend.list_pods(JOB, other_than=7) == [mine]
+    assert await backend.list_pods(JOB) == [mine]
+    assert api.requests[0][1] == "/api/v1/namespaces/default/pods?trainyard.dev/job-name=job"
+
+
+async def test_pods_of_one_attempt_need_not_be_listed() -> None:
+    backend, api = make_backend({"items": []})
+    assert await backend.list_pods(JOB, other_than=7) == []
     selector = "trainyard.dev/job-name=job,trainyard.dev/attempt!=7"
     assert api.requests[0][1] == f"/api/v1/namespaces/default/pods?{selector}"
 

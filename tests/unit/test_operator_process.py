@@ -1,11 +1,9 @@
 """The operator's edge: options, health, metrics, complete lists."""
 
 import asyncio
-import copy
 import json
 import logging
-import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -15,7 +13,6 @@ from prometheus_client import generate_latest
 from tests.builders import make_job
 from tests.support import clock
 from trainyard.json_log import JsonFormatter
-from trainyard_operator import main
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -387,27 +384,3 @@ async def test_requests_and_reconciliations_are_counted_by_outcome() -> None:
     page = generate_latest(metrics.registry).decode()
     assert 'trainyard_operator_api_requests_total{code="409",verb="POST"} 1.0' in page
     assert 'trainyard_operator_reconcile_duration_seconds_count{outcome="Stale"} 1.0' in page
-
-
-def test_an_object_that_is_nested_as_deeply_as_an_api_server_accepts_can_be_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The watch stream and the list of all jobs would end with a RecursionError."""
-    text = '{"a":' * 9_990 + "1" + "}" * 9_990
-    with pytest.raises(RecursionError):
-        json.loads(text)
-    usual = sys.getrecursionlimit()
-    read: list[object] = []
-
-    def operate(coroutine: Coroutine[Any, Any, None]) -> None:
-        coroutine.close()
-        read.append(copy.deepcopy(json.loads(text)))  # kopf copies it
-
-    monkeypatch.setattr(sys, "argv", ["trainyard-operator", "--trainer-image", "x"])
-    monkeypatch.setattr(main, "_configure_logging", lambda _: None)
-    monkeypatch.setattr(asyncio, "run", operate)
-    try:
-        main.main()
-        json.dumps(read.pop())
-    finally:
-        sys.setrecursionlimit(usual)

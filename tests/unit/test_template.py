@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.builders import make_job, served, trainer_spec
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.manifests.children import build_service
+from trainyard_operator.manifests.merge import merge_pod_spec
 from trainyard_operator.manifests.pod import build_pod
-from trainyard_operator.manifests.template import TemplateError
+from trainyard_operator.manifests.template import TemplateError, read_template
 
 FIELD = "spec.workers.template.spec"
 WORKER = f"{FIELD}.containers[worker]"
@@ -389,6 +390,14 @@ def test_a_variable_may_refer_to_those_of_the_operator_and_of_the_template() -> 
     assert names.count("TRAINYARD_JOB_NAME") == 1
     launcher = build_pod(make_job(trainer=trainer_spec(), env=env), 1, 0, trainer_image="t", secret="s")
     assert [e["name"] for e in launcher["spec"]["containers"][0]["env"]][-2:] == ["TRAINYARD_TOKEN", "RUN"]
+
+
+def test_init_containers_of_the_operator_run_before_those_of_the_template() -> None:
+    worker = {"name": "worker", "volumeMounts": [], "resources": {}}
+    own = {"containers": [worker], "volumes": [], "initContainers": [{"name": "folder"}]}
+    theirs = read_template({"initContainers": [{"name": "fetch"}]}, FIELD)
+    assert merge_pod_spec(theirs, own)["initContainers"] == [{"name": "folder"}, {"name": "fetch"}]
+    assert with_template({"initContainers": [{"name": "fetch"}]})["initContainers"] == [{"name": "fetch"}]
 
 
 def test_secrets_for_images_are_those_of_the_template_and_of_the_spec() -> None:
