@@ -30,6 +30,7 @@ class WorkerState(StrEnum):
 
 
 MAX_BLOCKER = 2048
+MAX_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ def observe_pod(pod: Pod) -> WorkerPod:
         disrupted=disruption_target or status.get("reason") in _DISRUPTIONS,
         node=(pod.get("spec") or {}).get("nodeName"),
         exit_code=terminated.get("exitCode"),
-        reason=reason or "",
+        reason=clean_text(reason or "", MAX_REASON),
         termination_message=bounded_message(message or ""),
         finished_at=_timestamp(terminated.get("finishedAt")),
         blocker=_scheduling_blocker(metadata["name"], container, conditions),
