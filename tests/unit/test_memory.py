@@ -11,7 +11,7 @@ from tests.support import kubelet
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, CachedPod
 
-PODS = 1000
+PODS = 300
 LIMIT = 5 * 1024
 
 

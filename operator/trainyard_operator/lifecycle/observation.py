@@ -32,6 +32,7 @@ class WorkerState(StrEnum):
 
 
 MAX_BLOCKER = 2048
+MAX_REASON = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ def observe_pod(pod: Pod) -> WorkerPod:
         node=(pod.get("spec") or {}).get("nodeName"),
         container=end.container,
         exit_code=end.exit_code,
-        reason=end.reason,
+        reason=clean_text(end.reason, MAX_REASON),
         termination_message=bounded_message(end.message),
         finished_at=_timestamp(end.finished_at),
         blocker=_scheduling_blocker(metadata["name"], containers, scheduled),

@@ -22,6 +22,8 @@ from trainyard_operator.pod_input.text import clean_text
 
 MAX_MESSAGE = 8192
 """Characters of a condition's message: with a dozen of conditions a status stays small. The schema allows 32,768."""
+MAX_EVENT_MESSAGE = 1024
+"""Characters of an event's message: the API server refuses more."""
 
 EventType = Literal["Normal", "Warning"]
 
@@ -169,7 +171,7 @@ class StatusBuilder(StatusFields):
 
     def record_event(self, type_: EventType, reason: str, message: str) -> None:
         """Add an event, to be stored after the status."""
-        self.events.append(Event(type_, reason, message))
+        self.events.append(Event(type_, reason, clean_text(message, MAX_EVENT_MESSAGE)))
 
     def _phase(self) -> Phase:
         """Return the phase of the first condition in this list that is True, else Pending."""
