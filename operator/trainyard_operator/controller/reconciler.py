@@ -133,7 +133,7 @@ class Reconciler:
             await self.backend.record_event(job, event)
         await self._act(job, entry, step)
         # A status that is never stored completely differs from every plan: do not write it again at once.
-        if job.status.is_true(ConditionType.STATUS_REFUSED):
+        if job.status.is_true(ConditionType.STATUS_REFUSED) and step.status != job.status:
             return STATUS_REFUSED_WAIT
         return step.wake_after
 
