@@ -156,7 +156,7 @@ def test_an_invalid_top_level_field_is_refused(body: dict[str, object], message:
 
 TEMPLATE = {"template": {"spec": {"nodeSelector": {"a": "b"}}}}
 ACTIVE = {"attempt": 1}
-SUSPENDED = {
+SUSPENDED: dict[str, Any] = {
     "attempt": 1,
     "conditions": [
         {"type": "Suspended", "status": "True", "reason": "Suspended", "lastTransitionTime": "2030-01-01T00:00:00Z"}
