@@ -105,24 +105,10 @@ class Reconciler:
         if entry.unreadable is not None or entry.job is None:
             await self._report_unreadable(entry)
             return None
-        entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
-        accepted = entry.accepted
+        accepted = entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
         job = entry.job.replace(spec=accepted.spec)
         await self._query_launchers(job, entry, key)
-        observation = Observation(
-            job,
-            self.cache.workers(key),
-            self.clock(),
-            entry.progress,
-            entry.creation_error,
-            changed_fields=accepted.changed,
-            revision_problem=accepted.problem,
-        )
-        step = plan(observation)
-        # The job starts: find out whether its spec can be accepted, then plan again.
-        if acceptances := [action for action in step.actions if isinstance(action, AcceptSpec)]:
-            acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
-            step = plan(replace(observation, acceptance=acceptance))
+        step = await self._plan(job, entry)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
             stored = await self.backend.write_status(job, step.status)
@@ -136,6 +122,25 @@ class Reconciler:
         if job.status.is_true(ConditionType.STATUS_REFUSED) and step.status != job.status:
             return STATUS_REFUSED_WAIT
         return step.wake_after
+
+    async def _plan(self, job: TrainingJob, entry: Entry) -> Plan:
+        """Return the plan for a job with its accepted spec; a job that starts is accepted first."""
+        accepted = entry.accepted
+        observation = Observation(
+            job,
+            self.cache.workers(job.key),
+            self.clock(),
+            entry.progress,
+            entry.creation_error,
+            changed_fields=accepted.changed if accepted else (),
+            revision_problem=accepted.problem if accepted else None,
+        )
+        step = plan(observation)
+        acceptances = [action for action in step.actions if isinstance(action, AcceptSpec)]
+        if not acceptances:
+            return step
+        acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
+        return plan(replace(observation, acceptance=acceptance))
 
     async def _report_unreadable(self, entry: Entry) -> None:
         """Write to the status of a job why the operator cannot read it."""
