@@ -147,7 +147,7 @@ def _int_or_string(node: Schema, alternatives: list[Schema], path: str) -> Schem
     low, high = number["minimum"], number["maximum"]
     # Limits of a text apply to texts only, and those of a number to numbers only.
     if "pattern" in text:
-        limits: Schema = {k: text[k] for k in ("pattern", "maxLength") if k in text}
+        limits: Schema = {k: v for k, v in text.items() if k in ("pattern", "maxLength")}
         return {**result, **limits, "minimum": low, "maximum": high}
     rule = f"type(self) == int ? self >= {low} && self <= {high} : self == '{text['const']}'"
     message = f"{path}: must be {text['const']} or a whole number from {low} to {high}; correct it"

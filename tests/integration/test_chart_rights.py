@@ -71,10 +71,8 @@ class Question(NamedTuple):
 
     def review(self) -> dict[str, object]:
         """Return the SubjectAccessReview that asks it."""
-        group, _, rest = self.resource.rpartition("/") if "." in self.resource else ("", "", self.resource)
-        if "." in group and "/" in group:  # GROUP/RESOURCE/SUBRESOURCE
-            group, _, resource = group.partition("/")
-            rest = f"{resource}/{rest}"
+        first, _, rest = self.resource.partition("/")
+        group, rest = (first, rest) if "." in first or first == "apps" else ("", self.resource)
         resource, _, subresource = rest.partition("/")
         attributes = {
             "verb": self.verb,

@@ -335,9 +335,10 @@ RULES = (
             partial(
                 make_manifest, trainer=trainer_spec(), workers={"resources": {"limits": {"nvidia.com/gpu": value}}}
             ),
-            "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number; correct it, without a unit",
+            "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number below 1000; correct it, without a "
+            "unit",
         )
-        for value in ("1.5", "2k", "1Gi", "1000")
+        for value in ("1.5", "2k", "1Gi", "1000", 1000, 10**15)
     ),
     Fault(
         "procsPerWorker that is a word",

@@ -12,6 +12,7 @@ from trainyard.resource.status import Condition, Failure, Reason, TrainingJobSta
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.backend import KubernetesBackend
+from trainyard_operator.kube.merge_patch import merge_patch
 from trainyard_operator.lifecycle.observation import observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.manifests.children import build_claim, build_config_map, build_secret, build_service
@@ -433,3 +434,21 @@ def test_every_kind_that_is_built_can_be_created() -> None:
     from trainyard_operator.kube.backend import _PLURALS
 
     assert {(make() or {})["kind"] for make in kinds} == set(_PLURALS)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "patch"),
+    [
+        ({"a": 1}, {"a": 1}, {}),
+        ({"a": 1, "b": 2}, {"a": 1, "c": 3}, {"b": None, "c": 3}),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, {"a": {"c": 3}}),
+        ({"a": {"b": 1}}, {"a": 1}, {"a": 1}),
+        ({"a": 1}, {"a": {"b": 1}}, {"a": {"b": 1}}),
+        ({"a": [1, 2]}, {"a": [2]}, {"a": [2]}),
+        ({}, {"a": 0, "b": {}}, {"a": 0, "b": {}}),
+    ],
+)
+def test_a_merge_patch_names_what_has_changed(
+    before: dict[str, Any], after: dict[str, Any], patch: dict[str, Any]
+) -> None:
+    assert merge_patch(before, after) == patch

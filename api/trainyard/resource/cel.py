@@ -7,9 +7,10 @@ from trainyard.resource.parallelism import VIRTUAL_STAGES
 _GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
 WHOLE_GPUS = (
     "(!has(self.workers.resources.limits) || !('nvidia.com/gpu' in self.workers.resources.limits) ||"
-    f" type({_GPUS}) == int || {_GPUS}.matches('^[0-9]{{1,3}}$'))"
+    f" (type({_GPUS}) == int ? {_GPUS} < 1000 : {_GPUS}.matches('^[0-9]{{1,3}}$')))"
 )
-"""Expression for: the number of GPUs, if there is one, is a whole number, so that it can be converted."""
+"""Expression for: the number of GPUs, if there is one, is a whole number below 1000. It can be converted then, and the
+world size is a number of 64 bits."""
 _PROCS = (
     "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
     " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"

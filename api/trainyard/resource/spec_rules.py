@@ -97,7 +97,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         WHOLE_GPUS,
-        "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number; correct it, without a unit",
+        "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number below 1000; correct it, without a unit",
     ),
     Rule(
         _LAYOUT.mesh_fits,

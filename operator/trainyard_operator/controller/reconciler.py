@@ -141,32 +141,13 @@ class Reconciler:
         if entry.unreadable is not None or entry.job is None:
             await self._report_unreadable(entry)
             return None
-        entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
-        accepted = entry.accepted
+        accepted = entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
         job = entry.job.replace(spec=accepted.spec)
         outlook = self.launchers.query(key, job, entry)
         # The first answer of a launcher, or its absence, queues the job.
         if outlook.must_wait:
             return None
-        observation = Observation(
-            job,
-            self.cache.workers(key),
-            self.clock(),
-            entry.progress,
-            entry.creation_error,
-            page_problem=entry.page_problem.message if entry.page_problem is not None else None,
-            progress_interval=self.progress_interval,
-            changed_fields=accepted.changed,
-            revision_problem=accepted.problem,
-        )
-        step = plan(observation)
-        # The job starts: find out whether its spec can be accepted, then plan again.
-        if acceptances := [action for action in step.actions if isinstance(action, AcceptSpec)]:
-            acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
-            step = plan(replace(observation, acceptance=acceptance))
-        # Others rely on the condition Suspended, so the API server confirms that no pod is left.
-        if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):
-            await self._confirm_no_pods(job)
+        step = await self._plan(job, entry)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
             stored = await self.backend.write_status(job, step.status)
@@ -177,7 +158,7 @@ class Reconciler:
             await self.backend.record_event(job, event)
         more_after = await self._act(key, job, entry, step)
         # A status that is never stored completely differs from every plan: do not write it again at once.
-        if job.status.is_true(ConditionType.STATUS_REFUSED):
+        if job.status.is_true(ConditionType.STATUS_REFUSED) and step.status != job.status:
             return STATUS_REFUSED_WAIT
         timers = (step.wake_after, more_after, outlook.wake_after)
         return min((seconds for seconds in timers if seconds is not None), default=None)
@@ -200,6 +181,29 @@ class Reconciler:
             for pod in pods:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(pods)} pods of a suspended job exist")
+
+    async def _plan(self, job: TrainingJob, entry: Entry) -> Plan:
+        """Return the plan for a job with its accepted spec; a job that starts is accepted first."""
+        accepted = entry.accepted
+        observation = Observation(
+            job,
+            self.cache.workers(job.key),
+            self.clock(),
+            entry.progress,
+            entry.creation_error,
+            page_problem=entry.page_problem.message if entry.page_problem is not None else None,
+            progress_interval=self.progress_interval,
+            changed_fields=accepted.changed if accepted else (),
+            revision_problem=accepted.problem if accepted else None,
+        )
+        step = plan(observation)
+        if acceptances := [action for action in step.actions if isinstance(action, AcceptSpec)]:
+            acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
+            step = plan(replace(observation, acceptance=acceptance))
+        # Others rely on the condition Suspended, so the API server confirms that no pod is left.
+        if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):
+            await self._confirm_no_pods(job)
+        return step
 
     async def _report_unreadable(self, entry: Entry) -> None:
         """Write to the status of a job why the operator cannot read it."""

@@ -17,6 +17,7 @@ from trainyard_operator.controller.backend import BackendError, Gone, Refused, S
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
+from trainyard_operator.kube.merge_patch import merge_patch
 from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.minimal_status import minimal_status
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, owner_uid
@@ -61,19 +62,6 @@ def _collection(kind: str, namespace: str) -> str:
     if kind == "ControllerRevision":
         return f"/apis/apps/v1/namespaces/{namespace}/{_PLURALS[kind]}"
     return core_path(_PLURALS[kind], namespace)
-
-
-def merge_patch(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON merge patch (RFC 7396) that changes one JSON object into another, and leaves all else alone."""
-    patch: dict[str, Any] = {name: None for name in before if name not in after}
-    for name, value in after.items():
-        old = before.get(name)
-        if isinstance(value, dict) and isinstance(old, dict):
-            if inner := merge_patch(old, value):
-                patch[name] = inner
-        elif value != old or name not in before:
-            patch[name] = value
-    return patch
 
 
 class KubernetesBackend:

@@ -46,10 +46,29 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
     return registry
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Computes no differences between versions of an object, which only handlers of other kinds need.
+
+    kopf's own would copy each object of each event, and fail with one that is nested deeply.
+    """
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        """Return an empty object."""
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        """Return None: nothing is stored."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Store nothing."""
+
+
 def make_settings() -> kopf.OperatorSettings:
     """Return settings for plain watching: no events posted, no peering, short delays, many handlers in parallel."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.scanning.disabled = True
     settings.peering.standalone = True
     settings.networking.request_timeout = 30

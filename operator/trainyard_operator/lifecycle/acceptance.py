@@ -114,7 +114,7 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
     message = f"world size {spec.world_size}: {counts}"
     if spec.servers:
         message += " and a parameter server"
-    if spec.parallelism:
+    if spec.trainer and spec.parallelism:
         message += f", mesh {make_mesh(spec)}"
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
     builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")

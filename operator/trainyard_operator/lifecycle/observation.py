@@ -16,7 +16,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.containers import Container, SchedulingBlocker, container_blocker, read_containers
 from trainyard_operator.lifecycle.pod_end import ENDED_PHASES, read_end
-from trainyard_operator.pod_input.text import bounded_message
+from trainyard_operator.pod_input.text import bounded_message, clean_text
 
 Pod = Mapping[str, Any]
 """A pod as the API server returns it. The process backend keeps its pods in the same form."""
