@@ -162,8 +162,8 @@ def _configure_logging(level: str) -> None:
 def main() -> None:
     """Run the command `trainyard-operator`."""
     options, level = parse_options(sys.argv[1:])
-    # The parser calls itself once for each level, and other functions more often.
-    sys.setrecursionlimit(2 * MAX_JSON_DEPTH + 1000)
+    # The parser calls itself once for each level, and the copy that kopf makes of each object twice.
+    sys.setrecursionlimit(2 * MAX_JSON_DEPTH + 5000)
     _configure_logging(level)
     # kopf needs a name: its default is the user name, which does not exist in a container.
     os.environ.setdefault("POD_ID", socket.gethostname())
