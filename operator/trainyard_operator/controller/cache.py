@@ -93,6 +93,11 @@ class Entry:
         """The newest version of the job, whether or not it can be read."""
         return self.unreadable or self.job
 
+    @property
+    def accepted_job(self) -> TrainingJob | None:
+        """The job with the spec that it runs, which the live one may differ from."""
+        return self.job.replace(spec=self.accepted.spec) if self.job and self.accepted else self.job
+
     def forget_run(self) -> None:
         """Forget what is known of the job besides its pods: another job has its name, or none."""
         self.accepted = self.progress = self.page_problem = self.creation_error = None

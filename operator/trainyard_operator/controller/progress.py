@@ -80,7 +80,7 @@ class ProgressPoller:
         self, session: aiohttp.ClientSession, lanes: Lanes, key: Key, turn: Turn, entry: Entry, pod: WorkerPod
     ) -> None:
         """Read the page of one job once, and queue the job if its progress has changed. Whatever happens is its own."""
-        job = entry.job
+        job = entry.accepted_job
         url = self.backend.metrics_url(job, pod) if job is not None else None
         try:
             async with lanes.lane(turn):
@@ -155,7 +155,7 @@ async def _read_page(session: aiohttp.ClientSession, url: URL) -> PageReader:
 
 def rank_zero(entry: Entry) -> WorkerPod | None:
     """Return the running pod with index 0 of a running job whose workers serve metrics; None without such a pod."""
-    job = entry.job
+    job = entry.accepted_job
     if job is None or job.spec.metrics_endpoint is None or not job.status.is_true(ConditionType.RUNNING):
         return None
     worker = entry.workers.get(job.pod_name(job.status.pod_attempt, 0))
