@@ -220,10 +220,10 @@ def test_pods_that_are_gone_leave_nothing_behind() -> None:
         await asyncio.sleep(5)
         entry = operator.cache.get(("default", "job"))
         assert entry is not None
-        assert len(entry.launcher_turns) == len(entry.launcher_states) == 2
+        assert len(entry.launcher_schedules) == len(entry.launcher_states) == 2
         for index in range(2):
             operator.cache.remove_pod(make_pod(job, index, uid=f"job-{index}"))
         await asyncio.sleep(5)
-        assert (entry.launcher_turns, entry.launcher_states) == ({}, {})
+        assert (entry.launcher_schedules, entry.launcher_states) == ({}, {})
 
     run(scenario)

@@ -14,7 +14,7 @@ from tests.support import kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Entry, Key
-from trainyard_operator.controller.pod_calls import MAX_WAIT, Turn
+from trainyard_operator.controller.pod_calls import MAX_WAIT, CallSchedule
 from trainyard_operator.controller.progress import ProgressPoller, rank_zero
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod
@@ -105,8 +105,8 @@ class Polling:
         found = self.entry(name).page_problem
         return found.message if found is not None else None
 
-    def turn(self, name: str = "job") -> Turn:
-        return self.poller._turns["default", name]
+    def schedule(self, name: str = "job") -> CallSchedule:
+        return self.poller._schedules["default", name]
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Poll until a condition holds."""
@@ -153,7 +153,7 @@ async def test_a_page_that_cannot_be_read_for_long_is_reported(answer: Any, prob
     assert polling.problem() == f"metrics page of pod job-2-0: cannot be read: ValueError: {problem}" + (
         ", although it must not be" if "compressed" in problem else ""
     )
-    assert polling.turn().failures >= 4
+    assert polling.schedule().failures >= 4
     assert polling.entry().progress is None
     assert len(polling.queue) == 1
 
@@ -187,7 +187,7 @@ async def test_the_first_problem_stays_until_there_was_none_for_a_while() -> Non
     async with serving(answer) as url:
         polling = Polling({"job": url})
         while len(served) < 3:
-            await polling.until(lambda: len(served) > len(seen) and not polling.turn().in_flight)
+            await polling.until(lambda: len(served) > len(seen) and not polling.schedule().in_flight)
             seen.append(polling.problem())
         assert seen[0] is not None
         assert seen[0].endswith('"a"')
@@ -220,7 +220,7 @@ async def test_a_page_without_end_is_read_up_to_the_limit(monkeypatch: pytest.Mo
         await polling.until(lambda: polling.problem("endless") and polling.entry("honest").progress)
     assert "the page has more than 2097152 bytes" in (polling.problem("endless") or "")
     assert sent < 3 * metrics_page.MAX_PAGE_BYTES
-    assert polling.turn("endless").due > asyncio.get_running_loop().time() + 20, "it is read less often"
+    assert polling.schedule("endless").due > asyncio.get_running_loop().time() + 20, "it is read less often"
 
 
 async def test_a_defect_costs_only_its_own_job(
@@ -243,14 +243,14 @@ async def test_a_defect_costs_only_its_own_job(
 
 
 async def test_waits_between_failed_readings_grow_up_to_a_minute() -> None:
-    turn, loop = Turn("uid"), asyncio.get_running_loop()
+    schedule, loop = CallSchedule("uid"), asyncio.get_running_loop()
     waits = []
     for _ in range(8):
-        turn.failed(5.0)
-        waits.append(round(turn.due - loop.time()))
+        schedule.failed(5.0)
+        waits.append(round(schedule.due - loop.time()))
     assert waits == [5, 10, 20, 40, MAX_WAIT, MAX_WAIT, MAX_WAIT, MAX_WAIT]
-    turn.succeeded(5.0)
-    assert (turn.failures, round(turn.due - loop.time())) == (0, 5)
+    schedule.succeeded(5.0)
+    assert (schedule.failures, round(schedule.due - loop.time())) == (0, 5)
 
 
 async def test_a_new_pod_is_read_without_delay() -> None:
@@ -258,8 +258,8 @@ async def test_a_new_pod_is_read_without_delay() -> None:
         urls: dict[str, URL | None] = {"job": silent}
         polling = Polling(urls)
         await polling.until(lambda: polling.backend.asked)
-        polling.poller._turns["default", "job"].failures = 9
-        polling.poller._turns["default", "job"].due = asyncio.get_running_loop().time() + 60
+        polling.poller._schedules["default", "job"].failures = 9
+        polling.poller._schedules["default", "job"].due = asyncio.get_running_loop().time() + 60
         urls["job"] = url
         pod = make_pod(running_job(), 0, attempt=2, status=kubelet.running(NOW), uid="new", version=2)
         polling.cache.put_pod(pod)

@@ -15,7 +15,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.acceptance import AcceptedJob
-from trainyard_operator.controller.pod_calls import SILENT_AFTER, Turn
+from trainyard_operator.controller.pod_calls import SILENT_AFTER, CallSchedule
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import (
     CreationError,
@@ -83,7 +83,7 @@ class Entry:
     creation_error: CreationError | None = None
     launcher_states: dict[str, PodState] = field(default_factory=dict)
     """Last state that each launcher reported, by the UID of its pod."""
-    launcher_turns: dict[str, Turn] = field(default_factory=dict)
+    launcher_schedules: dict[str, CallSchedule] = field(default_factory=dict)
     """When each launcher was and will be queried, by the UID of its pod."""
     unresponsive: set[str] = field(default_factory=set)
     """UIDs of pods whose launcher rejected or did not answer a restart request."""
@@ -104,8 +104,8 @@ class Entry:
 
     def observe(self, worker: WorkerPod) -> WorkerPod:
         """Return a pod with what is known from its launcher."""
-        turn = self.launcher_turns.get(worker.uid)
-        if turn is not None and turn.failures >= SILENT_AFTER:
+        schedule = self.launcher_schedules.get(worker.uid)
+        if schedule is not None and schedule.failures >= SILENT_AFTER:
             worker = replace(worker, launcher_silent=True)
         state = self.launcher_states.get(worker.uid)
         return apply_launcher_state(worker, state, unresponsive=worker.uid in self.unresponsive)
@@ -113,7 +113,7 @@ class Entry:
     def forget_launcher(self, uid: str) -> None:
         """Forget what is known of the launcher in a pod that is gone."""
         self.launcher_states.pop(uid, None)
-        self.launcher_turns.pop(uid, None)
+        self.launcher_schedules.pop(uid, None)
         self.unresponsive.discard(uid)
 
 

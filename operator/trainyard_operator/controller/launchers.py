@@ -14,7 +14,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
 from trainyard_operator.controller.cache import Cache, Entry, Key
-from trainyard_operator.controller.pod_calls import SILENT_AFTER, Lanes, Turn, backoff
+from trainyard_operator.controller.pod_calls import SILENT_AFTER, CallLimits, CallSchedule, backoff
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 
@@ -26,7 +26,7 @@ _FIRST_WAIT = 1.0
 """Seconds from a query until the next one of the same pod, if nothing happens in between; then twice the time, ..."""
 
 
-class Outlook(NamedTuple):
+class QueryState(NamedTuple):
     """What a reconciliation has to know about the queries of its job."""
 
     must_wait: bool
@@ -42,10 +42,10 @@ class LauncherCalls:
     cache: Cache
     queue: WorkQueue[Key]
     backend: Backend
-    _lanes: Lanes = field(default_factory=lambda: Lanes(_CALLS_IN_FLIGHT, _CALLS_TO_SILENT_PODS))
+    _limits: CallLimits = field(default_factory=lambda: CallLimits(_CALLS_IN_FLIGHT, _CALLS_TO_SILENT_PODS))
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
-    def query(self, key: Key, job: TrainingJob, entry: Entry) -> Outlook:
+    def query(self, key: Key, job: TrainingJob, entry: Entry) -> QueryState:
         """Start to query the launchers of pods whose state the API server does not show.
 
         A pod that is not ready may have finished its attempt and await a restart. And a new operator does not know
@@ -54,22 +54,22 @@ class LauncherCalls:
         """
         status, now, must_wait = job.status, asyncio.get_running_loop().time(), False
         if not (status.is_true(ConditionType.RUNNING) or status.pod_attempt_override is not None or status.finished):
-            return Outlook(False, None)
+            return QueryState(False, None)
         waits = []
         for worker in self.cache.workers(key):
             if not _is_unclear(worker, status.attempt):
                 continue
-            turn = entry.launcher_turns.setdefault(worker.uid, Turn(worker.uid))
+            schedule = entry.launcher_schedules.setdefault(worker.uid, CallSchedule(worker.uid))
             # The pod has changed, and its launcher answers: what it answered before the change is outdated.
-            if turn.version != worker.resource_version and turn.failures < SILENT_AFTER:
-                turn.due, turn.calls = 0.0, 0
-            if turn.due <= now and not turn.in_flight:
-                turn.in_flight, turn.version = True, worker.resource_version
-                self._start(self._query(key, job, entry, worker, turn))
-            must_wait |= not turn.completed
-            if not turn.in_flight:
-                waits.append(turn.due - now)
-        return Outlook(must_wait, min(waits, default=None))
+            if schedule.version != worker.resource_version and schedule.failures < SILENT_AFTER:
+                schedule.due, schedule.calls = 0.0, 0
+            if schedule.due <= now and not schedule.in_flight:
+                schedule.in_flight, schedule.version = True, worker.resource_version
+                self._start(self._query(key, job, entry, worker, schedule))
+            must_wait |= not schedule.completed
+            if not schedule.in_flight:
+                waits.append(schedule.due - now)
+        return QueryState(must_wait, min(waits, default=None))
 
     def start_attempt(
         self, key: Key, job: TrainingJob, entry: Entry, workers: Iterable[WorkerPod], attempt: int
@@ -106,18 +106,18 @@ class LauncherCalls:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _query(self, key: Key, job: TrainingJob, entry: Entry, worker: WorkerPod, turn: Turn) -> None:
+    async def _query(self, key: Key, job: TrainingJob, entry: Entry, worker: WorkerPod, schedule: CallSchedule) -> None:
         """Query one launcher once, and queue the job."""
         try:
-            async with self._lanes.lane(turn):
+            async with self._limits.limit_for(schedule):
                 state = await self._call(key, self.backend.get_launcher_state(job, worker))
             if state is None:
-                turn.failed(_FIRST_WAIT)
+                schedule.failed(_FIRST_WAIT)
             else:
-                turn.calls = 1 if _note(entry, worker, state) else turn.calls + 1
-                turn.succeeded(backoff(_FIRST_WAIT, turn.calls))
+                schedule.calls = 1 if _note(entry, worker, state) else schedule.calls + 1
+                schedule.succeeded(backoff(_FIRST_WAIT, schedule.calls))
         finally:
-            turn.in_flight = False
+            schedule.in_flight = False
         self.queue.add(key)
 
     def _request(
@@ -129,25 +129,25 @@ class LauncherCalls:
     ) -> None:
         """Start a request to each launcher that is not busy with an earlier one."""
         for worker in workers:
-            turn = entry.launcher_turns.setdefault(worker.uid, Turn(worker.uid))
-            if not turn.requested:
-                turn.requested = True
-                self._start(self._request_one(key, entry, worker, turn, call))
+            schedule = entry.launcher_schedules.setdefault(worker.uid, CallSchedule(worker.uid))
+            if not schedule.requested:
+                schedule.requested = True
+                self._start(self._request_one(key, entry, worker, schedule, call))
 
     async def _request_one(
         self,
         key: Key,
         entry: Entry,
         worker: WorkerPod,
-        turn: Turn,
+        schedule: CallSchedule,
         call: Callable[[WorkerPod], Awaitable[PodState | None]],
     ) -> None:
         """Send a request to one launcher; queue the job if that has changed what is known of the pod."""
         try:
-            async with self._lanes.lane(turn):
+            async with self._limits.limit_for(schedule):
                 state = await self._call(key, call(worker))
         finally:
-            turn.requested = False
+            schedule.requested = False
         if state is None:
             entry.unresponsive.add(worker.uid)
             self.queue.add(key)
@@ -175,7 +175,7 @@ def _note(entry: Entry, worker: WorkerPod, state: PodState) -> bool:
     """Cache the state of a launcher. Return whether it is news."""
     known = entry.launcher_states.get(worker.uid)
     # The pod is gone, or a request has overtaken this query: it has started a later attempt meanwhile.
-    if worker.uid not in entry.launcher_turns or (known is not None and state.attempt < known.attempt):
+    if worker.uid not in entry.launcher_schedules or (known is not None and state.attempt < known.attempt):
         return False
     entry.launcher_states[worker.uid] = state
     return state != known

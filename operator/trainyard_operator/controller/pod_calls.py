@@ -11,7 +11,7 @@ SILENT_AFTER: Final = 2
 
 
 @dataclass(slots=True)
-class Turn:
+class CallSchedule:
     """When one pod is to be called next."""
 
     uid: str
@@ -47,14 +47,14 @@ def backoff(wait: float, times: int) -> float:
     return max(wait, min(MAX_WAIT, wait * 2.0 ** min(times - 1, 32)))
 
 
-class Lanes:
+class CallLimits:
     """Limits of the requests in flight: one for pods that answered last time, a small one for pods that did not."""
 
     def __init__(self, answering: int, silent: int) -> None:
-        """Create the lanes; the arguments are the numbers of requests in flight."""
+        """Create the limits; the arguments are the numbers of requests in flight."""
         self._answering = asyncio.Semaphore(answering)
         self._silent = asyncio.Semaphore(silent)
 
-    def lane(self, turn: Turn) -> asyncio.Semaphore:
+    def limit_for(self, schedule: CallSchedule) -> asyncio.Semaphore:
         """Return the limit that applies to a pod."""
-        return self._silent if turn.failures else self._answering
+        return self._silent if schedule.failures else self._answering

@@ -19,7 +19,7 @@ from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
 from trainyard_operator.controller.cache import Cache, Entry, Key, PageProblem
 from trainyard_operator.controller.http import pieces, pod_session
-from trainyard_operator.controller.pod_calls import Lanes, Turn
+from trainyard_operator.controller.pod_calls import CallLimits, CallSchedule
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 from trainyard_operator.pod_input.metrics_page import PageReader
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 _REQUESTS_IN_FLIGHT = 200
 _REQUESTS_TO_SILENT_PODS = 20
 _TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
-_TELL_AFTER = 4
+_REPORTED_AFTER = 4
 """Failed readings in a row that are reported: a program may need a minute until it serves its page."""
 _PROBLEM_KEPT = timedelta(minutes=5)
 """How long a page must be free of problems before its job stops to report one."""
@@ -45,59 +45,65 @@ class ProgressPoller:
     backend: Backend
     clock: Callable[[], datetime]
     interval: float = 5.0
-    _turns: dict[Key, Turn] = field(default_factory=dict)
+    _schedules: dict[Key, CallSchedule] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        lanes = Lanes(_REQUESTS_IN_FLIGHT, _REQUESTS_TO_SILENT_PODS)
-        self._turns.clear()
+        limits = CallLimits(_REQUESTS_IN_FLIGHT, _REQUESTS_TO_SILENT_PODS)
+        self._schedules.clear()
         async with pod_session(_TIMEOUT) as session, asyncio.TaskGroup() as group:
             while True:
-                for key, turn, entry, pod in self._due():
-                    turn.in_flight = True
-                    group.create_task(self._read(session, lanes, key, turn, entry, pod))
+                for key, schedule, entry, pod in self._due():
+                    schedule.in_flight = True
+                    group.create_task(self._read(session, limits, key, schedule, entry, pod))
                 await asyncio.sleep(self.interval / 5)
 
-    def _due(self) -> list[tuple[Key, Turn, Entry, WorkerPod]]:
+    def _due(self) -> list[tuple[Key, CallSchedule, Entry, WorkerPod]]:
         """Return the pods whose pages are to be read now, and forget those that are gone."""
-        now, due, turns = asyncio.get_running_loop().time(), [], {}
+        now, due, schedules = asyncio.get_running_loop().time(), [], {}
         for key, entry in self.cache.jobs():
             if (pod := rank_zero(entry)) is None:
                 continue
-            turn = self._turns.get(key)
+            schedule = self._schedules.get(key)
             # A job that is new, or has a new pod, is read soon, but not at the same moment as all others.
-            if turn is None or turn.uid != pod.uid:
-                turn = Turn(pod.uid, due=now + random.uniform(0, self.interval / 5))
+            if schedule is None or schedule.uid != pod.uid:
+                schedule = CallSchedule(pod.uid, due=now + random.uniform(0, self.interval / 5))
             if entry.page_problem is not None and entry.page_problem.pod_uid != pod.uid:
                 entry.page_problem = None
-            turns[key] = turn
-            if turn.due <= now and not turn.in_flight:
-                due.append((key, turn, entry, pod))
-        self._turns = turns
+            schedules[key] = schedule
+            if schedule.due <= now and not schedule.in_flight:
+                due.append((key, schedule, entry, pod))
+        self._schedules = schedules
         return due
 
     async def _read(
-        self, session: aiohttp.ClientSession, lanes: Lanes, key: Key, turn: Turn, entry: Entry, pod: WorkerPod
+        self,
+        session: aiohttp.ClientSession,
+        limits: CallLimits,
+        key: Key,
+        schedule: CallSchedule,
+        entry: Entry,
+        pod: WorkerPod,
     ) -> None:
         """Read the page of one job once, and queue the job if its progress has changed. Whatever happens is its own."""
         job = entry.accepted_job
         url = self.backend.metrics_url(job, pod) if job is not None else None
         try:
-            async with lanes.lane(turn):
+            async with limits.limit_for(schedule):
                 reader = await _read_page(session, url) if url is not None else PageReader()
         # A page that cannot be read is not an error of the operator: status.progress.updatedAt shows its age.
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
             reason = clean_text(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
-            self._fail(key, turn, entry, pod, f"cannot be read: {reason}")
+            self._fail(key, schedule, entry, pod, f"cannot be read: {reason}")
         # A defect of the operator, which this job has found and the other jobs must not suffer from.
         except Exception:
             log.exception("%s/%s: unexpected error while its metrics page was read", *key)
-            self._fail(key, turn, entry, pod, "cannot be read: unexpected error of the operator, see its log")
+            self._fail(key, schedule, entry, pod, "cannot be read: unexpected error of the operator, see its log")
         else:
-            turn.succeeded(max(self.interval, reader.seconds_of_budget))
+            schedule.succeeded(max(self.interval, reader.seconds_of_budget))
             self._keep(key, entry, pod, reader)
         finally:
-            turn.in_flight = False
+            schedule.in_flight = False
 
     def _keep(self, key: Key, entry: Entry, pod: WorkerPod, reader: PageReader) -> None:
         """Cache what a page has shown, unless the pod has been replaced meanwhile."""
@@ -112,11 +118,11 @@ class ProgressPoller:
         if changed:
             self.queue.add(key)
 
-    def _fail(self, key: Key, turn: Turn, entry: Entry, pod: WorkerPod, problem: str) -> None:
+    def _fail(self, key: Key, schedule: CallSchedule, entry: Entry, pod: WorkerPod, problem: str) -> None:
         """Note that a page could not be read, and report it if that has happened several times in a row."""
-        turn.failed(self.interval)
+        schedule.failed(self.interval)
         log.debug("%s/%s: the metrics page of pod %s %s", *key, pod.name, problem)
-        if turn.failures >= _TELL_AFTER and self._report(entry, pod, problem):
+        if schedule.failures >= _REPORTED_AFTER and self._report(entry, pod, problem):
             self.queue.add(key)
 
     def _report(self, entry: Entry, pod: WorkerPod, problem: str) -> bool:

@@ -143,9 +143,9 @@ class Reconciler:
             return None
         accepted = entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
         job = entry.job.replace(spec=accepted.spec)
-        outlook = self.launchers.query(key, job, entry)
+        queries = self.launchers.query(key, job, entry)
         # The first answer of a launcher, or its absence, queues the job.
-        if outlook.must_wait:
+        if queries.must_wait:
             return None
         step = await self._plan(job, entry)
         # The status is stored before any action, so that no decision is lost or repeated.
@@ -160,7 +160,7 @@ class Reconciler:
         # A status that is never stored completely differs from every plan: do not write it again at once.
         if job.status.is_true(ConditionType.STATUS_REFUSED) and step.status != job.status:
             return STATUS_REFUSED_WAIT
-        timers = (step.wake_after, more_after, outlook.wake_after)
+        timers = (step.wake_after, more_after, queries.wake_after)
         return min((seconds for seconds in timers if seconds is not None), default=None)
 
     def _forget(self, key: Key) -> None:

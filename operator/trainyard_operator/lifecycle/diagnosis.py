@@ -63,11 +63,11 @@ def diagnose(
         if _hangs(first):
             return _hang([w for w in failed if _hangs(w)], first, workers, now)
         # A program failed.
-        if not _is_echo(first):
+        if not _is_secondary(first):
             return _program_failure(first, now)
         # A worker lost a peer, or never found it. Peers that have disappeared are the cause, see below.
         if not missing:
-            return _echo(first, workers, unstarted, now)
+            return _secondary_failure(first, workers, unstarted, now)
     # A container can never start, whatever the kubelet retries.
     if blocked := [w for w in workers if w.state is WorkerState.PENDING and w.blocker and w.blocker.permanent]:
         return _never_starts(min(blocked, key=lambda w: w.index), now)
@@ -86,7 +86,7 @@ def unsaved_state(workers: Iterable[WorkerPod], now: datetime) -> Failure | None
 
 def _cause_first(worker: WorkerPod) -> tuple[bool, float, int]:
     """Return a sort key: causes before effects, then by time (whole seconds only), then by index."""
-    return _is_echo(worker), worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
+    return _is_secondary(worker), worker.finished_at.timestamp() if worker.finished_at else float("inf"), worker.index
 
 
 def _hangs(worker: WorkerPod) -> bool:
@@ -154,7 +154,7 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     return Diagnosis(failure, counts=True, unrecoverable=unrecoverable)
 
 
-def _echo(worker: WorkerPod, workers: list[WorkerPod], unstarted: int, now: datetime) -> Diagnosis:
+def _secondary_failure(worker: WorkerPod, workers: list[WorkerPod], unstarted: int, now: datetime) -> Diagnosis:
     """Return the failure of a worker that has lost a peer: it waits for the cause."""
     diagnosis = replace(_program_failure(worker, now), secondary_since=worker.finished_at)
     # Part of the group never ran, so its workers waited in vain, which is not the program's failure.
@@ -168,7 +168,7 @@ def _echo(worker: WorkerPod, workers: list[WorkerPod], unstarted: int, now: date
     return diagnosis
 
 
-def _is_echo(worker: WorkerPod) -> bool:
+def _is_secondary(worker: WorkerPod) -> bool:
     """Return whether the failure of a worker only shows that it lost a peer."""
     message = worker.trainer_message
     if message is not None:

@@ -1,4 +1,4 @@
-"""Failures that are only echoes: a worker fails because its peer is gone, and the cause is looked for elsewhere."""
+"""Secondary failures: a worker fails because its peer is gone, and the cause is looked for elsewhere."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ WATCHDOG = (
 GLOO = "RuntimeError: [../gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:29500"
 
 
-def echo(index: int = 0, *, seconds: float = 0, text: str = GLOO, code: int = 1, **fields: Any) -> WorkerPod:
+def secondary(index: int = 0, *, seconds: float = 0, text: str = GLOO, code: int = 1, **fields: Any) -> WorkerPod:
     return make_worker(
         index, state="Failed", exit_code=code, termination_message=text, finished_at=after(seconds), **fields
     )
@@ -45,10 +45,12 @@ def test_a_lost_peer_is_recognised_by_what_torch_says_about_it(log: str, expecte
 
 
 @pytest.mark.parametrize("text", [GLOO, WATCHDOG], ids=["gloo", "nccl"])
-def test_an_echo_is_never_the_cause_beside_a_failure_that_came_later(text: str) -> None:
+def test_a_secondary_failure_is_never_the_cause_beside_a_failure_that_came_later(text: str) -> None:
     code = 134 if text is WATCHDOG else 1
     story = running().later(10)
-    story.see(echo(0, seconds=1, text=text, code=code), make_worker(1, state="Failed", finished_at=after(5))).step()
+    story.see(
+        secondary(0, seconds=1, text=text, code=code), make_worker(1, state="Failed", finished_at=after(5))
+    ).step()
     assert story.status.last_failure is not None
     assert story.status.last_failure.pod == "job-1-1"
 
@@ -57,7 +59,7 @@ def test_an_echo_is_never_the_cause_beside_a_failure_that_came_later(text: str) 
 def test_a_lost_node_is_free_although_its_peers_fail_first(built_in: bool) -> None:
     text = termination_message(rank=0, exception="RuntimeError", peer_lost=True) if built_in else GLOO
     story = running(**({"trainer": trainer_spec()} if built_in else {}), restartPolicy={"maxRestarts": 0})
-    story.later(15).see(echo(0, seconds=15, text=text), make_worker(1, node="node-7"))
+    story.later(15).see(secondary(0, seconds=15, text=text), make_worker(1, node="node-7"))
     assert story.settle().wake_after == 3
     assert story.later(3).settle().wake_after == 87
     assert story.phase == Phase.RUNNING
@@ -71,8 +73,8 @@ def test_a_lost_node_is_free_although_its_peers_fail_first(built_in: bool) -> No
     assert (story.status.last_failure.node, story.status.last_failure.reason) == ("node-7", "DeletionByTaintManager")
 
 
-def test_a_peer_that_has_disappeared_is_the_cause_of_an_echo() -> None:
-    story = running(restartPolicy={"maxRestarts": 0}).later(5).see(echo(0, seconds=4))
+def test_a_peer_that_has_disappeared_is_the_cause_of_a_secondary_failure() -> None:
+    story = running(restartPolicy={"maxRestarts": 0}).later(5).see(secondary(0, seconds=4))
     story.step()
     assert (story.phase, story.status.restarts_counted) == (Phase.RESTARTING, 0)
     assert story.status.last_failure is not None
@@ -83,7 +85,7 @@ def test_a_group_part_of_which_never_ran_restarts_without_counting() -> None:
     story = Story(running(restartPolicy={"maxRestarts": 0}).job.replace(status=Story().status))
     story.settle()
     text = "torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined."
-    story.see(echo(0, text=text, reason="Error"), make_worker(1, state="Pending")).later(10).settle()
+    story.see(secondary(0, text=text, reason="Error"), make_worker(1, state="Pending")).later(10).settle()
     assert (story.phase, story.status.restarts_counted, story.status.disruptions) == (Phase.RESTARTING, 0, 1)
     assert "pod job-1-0 failed" in story.condition("Restarting").message
     assert "1 pods of the group have not started; " in story.condition("Restarting").message
