@@ -156,6 +156,25 @@ def test_a_silent_launcher_is_asked_less_and_less_often() -> None:
         waits = [round(b - a - TARPIT) for a, b in pairwise(asked)]
         assert waits[:7] == [1, 2, 4, 8, 16, 32, 60]
         assert [w.launcher_silent for w in operator.cache.workers(("default", "job"))] == [False, True]
+        # Once it is ready its launcher answers: a failure is noticed at once again.
+        operator.backend.silent.clear()
+        operator.set_ready(job, 1, True)
+        await asyncio.sleep(0.1)
+        operator.backend.calls.clear()
+        operator.fail(job, 1)
+        await asyncio.sleep(0.1)
+        assert operator.calls("query", "job-1")
+
+    run(scenario)
+
+
+def test_a_change_of_a_pod_is_no_reason_to_query_a_silent_launcher_at_once() -> None:
+    async def scenario(operator: Operator) -> None:
+        operator.backend.silent.add("job-1")
+        job = operator.add("job")
+        operator.set_ready(job, 1, False)
+        await asyncio.sleep(600)
+        asked = operator.calls("query", "job-1")
         # A change of the pod is no reason to ask one at once that was silent twice.
         before = len(asked)
         for _ in range(20):

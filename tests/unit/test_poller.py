@@ -13,6 +13,7 @@ from tests.builders import NOW, after, make_job, make_pod, trainer_spec
 from tests.support import kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
+from trainyard_operator.controller import progress
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.controller.pod_calls import MAX_WAIT, CallSchedule
 from trainyard_operator.controller.progress import ProgressPoller, rank_zero
@@ -158,12 +159,24 @@ async def test_a_page_that_cannot_be_read_for_long_is_reported(answer: Any, prob
     assert len(polling.queue) == 1
 
 
-async def test_a_port_that_is_closed_is_reported() -> None:
+async def test_a_port_on_which_nothing_listens_is_asked_regularly_and_reported_late(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A program that is still starting has not opened its port."""
     async with serving(text(PAGE)) as url:
         pass
-    polling = Polling({"job": url})
+    assert url is not None
+    urls: dict[str, URL | None] = {"job": url}
+    polling = Polling(urls)
+    await polling.until(lambda: polling.poller._schedules and polling.schedule().refused_since is not None)
+    assert polling.schedule().due - asyncio.get_running_loop().time() <= polling.poller.interval
+    assert (polling.schedule().failures, polling.problem()) == (0, None)
+    monkeypatch.setattr(progress, "_REFUSED_SECONDS", 0.0)
     await polling.until(polling.problem)
-    assert "cannot be read: ClientConnectorError" in (polling.problem() or "")
+    assert f"nothing listens on port {url.port} of the pod" in (polling.problem() or "")
+    async with serving(text(PAGE)) as urls["job"]:
+        await polling.until(lambda: polling.entry().progress)
+    assert polling.schedule().refused_since is None
 
 
 async def test_a_problem_of_the_page_is_reported_at_once_and_the_rest_counts() -> None:

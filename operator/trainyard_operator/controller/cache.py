@@ -15,7 +15,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.acceptance import AcceptedJob
-from trainyard_operator.controller.pod_calls import SILENT_AFTER, CallSchedule
+from trainyard_operator.controller.pod_calls import REPORTED_AFTER, CallSchedule
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import (
     CreationError,
@@ -105,7 +105,7 @@ class Entry:
     def observe(self, worker: WorkerPod) -> WorkerPod:
         """Return a pod with what is known from its launcher."""
         schedule = self.launcher_schedules.get(worker.uid)
-        if schedule is not None and schedule.failures >= SILENT_AFTER:
+        if schedule is not None and schedule.failures >= REPORTED_AFTER:
             worker = replace(worker, launcher_silent=True)
         state = self.launcher_states.get(worker.uid)
         return apply_launcher_state(worker, state, unresponsive=worker.uid in self.unresponsive)

@@ -58,6 +58,9 @@ class LauncherCalls:
         waits = []
         for worker in self.cache.workers(key):
             if not _is_unclear(worker, status.attempt):
+                # A pod is ready because its launcher answers: as soon as it is not ready any more it is queried again.
+                if worker.ready and (known := entry.launcher_schedules.get(worker.uid)) is not None:
+                    known.failures = 0
                 continue
             schedule = entry.launcher_schedules.setdefault(worker.uid, CallSchedule(worker.uid))
             # The pod has changed, and its launcher answers: what it answered before the change is outdated.

@@ -7,7 +7,10 @@ from typing import Final
 MAX_WAIT: Final = 60.0
 """Seconds between two requests to a pod that has not answered for long."""
 SILENT_AFTER: Final = 2
-"""Queries in a row without an answer after which a pod counts as silent."""
+"""Queries in a row without an answer after which a pod counts as silent, and is called less and less often."""
+REPORTED_AFTER: Final = 6
+"""Queries in a row without an answer after which the job reports it: with waits of 1 s, 2 s, 4 s, ... after about a
+minute, so that a program that is still starting is not reported."""
 
 
 @dataclass(slots=True)
@@ -30,15 +33,27 @@ class CallSchedule:
     """Whether a request to start an attempt, or to exit, is in flight."""
     completed: bool = False
     """Whether a query has ever ended, with or without an answer."""
+    refused_since: float | None = None
+    """Time of the event loop since when nothing listens on the port; None if something does, or that is not known."""
 
     def succeeded(self, wait: float) -> None:
         """Record an answer: the next query follows after `wait` seconds."""
-        self.completed, self.failures = True, 0
+        self.completed, self.failures, self.refused_since = True, 0, None
         self.due = asyncio.get_running_loop().time() + wait
+
+    def refused(self, wait: float) -> float:
+        """Record that nothing listens on the port, as while a program is starting: the next query follows after `wait`.
+
+        A refused connection costs next to nothing, so there is no back-off. Return for how many seconds it has been so.
+        """
+        now = asyncio.get_running_loop().time()
+        self.completed, self.due = True, now + wait
+        self.refused_since = now if self.refused_since is None else self.refused_since
+        return now - self.refused_since
 
     def failed(self, wait: float) -> None:
         """Record that there was no answer: the next query follows after `wait` seconds, then after twice the time."""
-        self.completed, self.failures = True, self.failures + 1
+        self.completed, self.failures, self.refused_since = True, self.failures + 1, None
         self.due = asyncio.get_running_loop().time() + backoff(wait, self.failures)
 
 

@@ -31,7 +31,9 @@ _REQUESTS_IN_FLIGHT = 200
 _REQUESTS_TO_SILENT_PODS = 20
 _TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
 _REPORTED_AFTER = 4
-"""Failed readings in a row that are reported: a program may need a minute until it serves its page."""
+"""Failed readings in a row that are reported."""
+_REFUSED_SECONDS = 600.0
+"""How long nothing may listen on the port of a page before that is reported: a program may load for minutes."""
 _PROBLEM_KEPT = timedelta(minutes=5)
 """How long a page must be free of problems before its job stops to report one."""
 
@@ -91,10 +93,15 @@ class ProgressPoller:
         try:
             async with limits.limit_for(schedule):
                 reader = await _read_page(session, url) if url is not None else PageReader()
+        # Nothing listens on the port (yet).
+        except aiohttp.ClientConnectorError as error:
+            if isinstance(error.os_error, ConnectionRefusedError) and url is not None:
+                self._refuse(key, schedule, entry, pod, url)
+            else:
+                self._fail(key, schedule, entry, pod, f"cannot be read: {_described(error)}")
         # A page that cannot be read is not an error of the operator: status.progress.updatedAt shows its age.
         except (aiohttp.ClientError, TimeoutError, ValueError, OSError) as error:
-            reason = clean_text(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
-            self._fail(key, schedule, entry, pod, f"cannot be read: {reason}")
+            self._fail(key, schedule, entry, pod, f"cannot be read: {_described(error)}")
         # A defect of the operator, which this job has found and the other jobs must not suffer from.
         except Exception:
             log.exception("%s/%s: unexpected error while its metrics page was read", *key)
@@ -116,6 +123,12 @@ class ProgressPoller:
             entry.progress = progress
             changed = True
         if changed:
+            self.queue.add(key)
+
+    def _refuse(self, key: Key, schedule: CallSchedule, entry: Entry, pod: WorkerPod, url: URL) -> None:
+        """Note that nothing listens on the port of a page, and report it if that is so for long."""
+        problem = f"nothing listens on port {url.port} of the pod; is spec.metrics.port the port of the program?"
+        if schedule.refused(self.interval) >= _REFUSED_SECONDS and self._report(entry, pod, problem):
             self.queue.add(key)
 
     def _fail(self, key: Key, schedule: CallSchedule, entry: Entry, pod: WorkerPod, problem: str) -> None:
@@ -140,6 +153,10 @@ class ProgressPoller:
             entry.page_problem = None
             return True
         return False
+
+
+def _described(error: Exception) -> str:
+    return clean_text(f"{type(error).__name__}: {error}".removesuffix(": "), 200)
 
 
 async def _read_page(session: aiohttp.ClientSession, url: URL) -> PageReader:

@@ -66,7 +66,8 @@ PAGES = (
         servers.redirect(f"http://{ELSEWHERE}:{ELSEWHERE_PORT}/latest/meta-data"),
         quick=True,
     ),
-    Hostile(name="page-absent", says=line_with("metrics", _NO_ANSWER), spec={"metrics": {}}),
+    # It is reported after ten minutes: a program may load for long before it serves its page.
+    Hostile(name="page-absent", says="^Running=True", spec={"metrics": {}}),
     # Wrong types.
     _refused("not-http", f"{_NO_ANSWER}|HTTP", servers.speaks_ssh),
     _shown("not-utf8", page(STEP.encode() + b"trainyard_loss\xff\xfe 1\n"), says=f"{_SHOWN}|{line_with('metrics')}"),
