@@ -31,11 +31,14 @@ BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tell waiting tests from computing ones, before pytest-xdist reads the marks."""
+    item.add_marker(pytest.mark.xdist_group("waiting" if _folder(item.nodeid) in WAITING else "computing"))
+
+
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tell waiting tests from computing ones, and give the first that needs a cluster the time to build one."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("waiting" if _folder(item.nodeid) in WAITING else "computing"))
+    """Give the first test that needs a cluster of some kind the time to build one."""
     for kind in ("integration", "e2e"):
         first = next((item for item in items if item.get_closest_marker(kind)), None)
         if first is not None:
