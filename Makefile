@@ -11,7 +11,7 @@ RUN := $(UV) run --frozen
 PYTEST := $(RUN) pytest --durations=25 --durations-min=1 --junitxml=build/tests.xml
 # Two processes: in one the tests that mostly wait, in the other, at the lowest priority, those that compute
 # (tests/conftest.py). They share two processors well.
-BOTH := -n 2 --dist loadgroup --no-loadscope-reorder
+BOTH := -n 2 --no-loadscope-reorder
 # The tests marked `extended` as well, which pyproject.toml leaves out.
 EXTENDED := -m ''
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 CI = bool(os.environ.get("CI"))
 EXAMPLES = os.environ.get("TRAINYARD_TEST_EXAMPLES")
@@ -24,16 +26,24 @@ settings.register_profile(
 settings.load_profile("trainyard")
 
 WAITING = ("integration", "e2e")
-"""Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2 --dist
-loadgroup` they run in one process, beside another one with all tests that compute."""
+"""Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
+run in one process, beside another one with all tests that compute."""
 
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tell waiting tests from computing ones, before pytest-xdist reads the marks."""
-    item.add_marker(pytest.mark.xdist_group("waiting" if _folder(item.nodeid) in WAITING else "computing"))
+class TwoKinds(LoadScopeScheduling):
+    """Runs tests that wait in one process, and tests that compute in another one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        """Return the name of the group to which a test belongs."""
+        return "waiting" if _folder(nodeid) in WAITING else "computing"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKinds:
+    """Return the scheduler for several processes."""
+    return TwoKinds(config, log)
 
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
