@@ -73,6 +73,7 @@ class FakeCluster:
         self.unreadable: list[str] = []
         """Problems of unreadable jobs that were reported."""
         # Faults.
+        self.refuses_status = False
         self.malformed: str | None = None
         """Why the API server refuses the pods in a dry run."""
         self.revisions_refused = ""
@@ -374,8 +375,9 @@ class FakeClusterBackend:
         self.cluster._count_write(after=True)
         return answer
 
-    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> bool:
         self.cluster.unreadable.append(job.problem)
+        return not self.cluster.refuses_status
 
     async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
         self._ask(job)
@@ -439,7 +441,7 @@ class FakeClusterBackend:
                     self.cluster.mark_deleted(worker.name)
             self.cluster._count_write(after=True)
 
-    async def record_event(self, job: TrainingJob, event: Event) -> None:
+    async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         self.cluster._count_write(after=False)
         self.cluster.events.append(event)
 

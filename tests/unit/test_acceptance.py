@@ -445,6 +445,21 @@ def test_an_unreadable_job_is_reported_and_nothing_is_done_to_its_pods() -> None
     clock.run(scenario())
 
 
+def test_an_unreadable_job_whose_status_cannot_be_stored_is_reported_by_one_event() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        operator.cluster.refuses_status = True
+        for version in (100, 101, 102):
+            operator.cache.put_job(unreadable({"suspend": 7}, version=version))
+            await operator.reconcile()
+        assert [event.reason for event in operator.cluster.events] == ["Unreadable"]
+        operator.cache.put_job(unreadable({"suspend": 8}, version=103))
+        await operator.reconcile()
+        assert ["not 7" in event.message for event in operator.cluster.events] == [True, False]
+
+    clock.run(scenario())
+
+
 def test_pods_of_later_attempts_are_built_from_the_snapshot() -> None:
     async def scenario() -> None:
         operator = Operator(replicas=1, trainer=trainer_spec(), restartPolicy={"backoff": {"initialSeconds": 0}})

@@ -402,6 +402,11 @@ def test_each_restart_in_a_row_waits_longer_up_to_a_limit() -> None:
     assert [backoff_seconds(policy, n) for n in range(1, 6)] == [2, 6, 18, 40, 40]
 
 
+def test_a_policy_without_waits_does_not_restart_at_full_speed_for_ever() -> None:
+    policy = Backoff(initial_seconds=0, max_seconds=0)
+    assert [backoff_seconds(policy, n) for n in range(1, 12)] == [0, 0, 0, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
 @given(
     policy=st.builds(
         Backoff,
@@ -414,7 +419,7 @@ def test_each_restart_in_a_row_waits_longer_up_to_a_limit() -> None:
 )
 def test_no_backoff_is_negative_or_too_long_or_overflows(policy: Backoff, restarts: int, share: float) -> None:
     longest = backoff_seconds(policy, restarts)
-    assert 0.75 * longest <= backoff_seconds(policy, restarts, share) <= longest <= policy.max_seconds
+    assert 0.75 * longest <= backoff_seconds(policy, restarts, share) <= longest <= max(policy.max_seconds, 60)
     assert backoff_seconds(policy, restarts) <= backoff_seconds(policy, restarts + 1)
 
 

@@ -23,7 +23,8 @@ class Backoff(ApiModel):
     """
 
     initial_seconds: Annotated[int, Field(ge=0, le=86_400)] = 1
-    """Waiting time before the first restart, in seconds. Defaults to 1."""
+    """Waiting time before the first restart, in seconds. From the fourth restart in a row without progress on, the
+    operator waits at least 1, 2, 4, ... 60 seconds. Defaults to 1."""
     max_seconds: Annotated[int, Field(ge=0, le=86_400)] = 300
     """Longest waiting time, in seconds. Defaults to 300."""
     factor: Annotated[float, Field(ge=1, le=10)] = 2.0

@@ -77,8 +77,11 @@ class Backend(Protocol):
         """
         ...
 
-    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
-        """Merge a patch into the status of a job that this operator cannot read."""
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> bool:
+        """Merge a patch into the status of a job that this operator cannot read; return whether it was stored.
+
+        An API server stores no status of an object that its CRD, since it was changed, does not admit any more.
+        """
         ...
 
     async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
@@ -119,7 +122,7 @@ class Backend(Protocol):
         """Start to delete pods, each only if its UID is unchanged; `force`: without a grace period."""
         ...
 
-    async def record_event(self, job: TrainingJob, event: Event) -> None:
+    async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         """Record an event about the job."""
         ...
 

@@ -73,6 +73,8 @@ class Entry:
     """The newest version of the job that can be read."""
     unreadable: UnreadableJob | None = None
     """The job, if its newest version cannot be read; `job` is outdated then, or None."""
+    reported_problem: str | None = None
+    """The problem of an unreadable job that an event reports, because its status cannot."""
     accepted: AcceptedJob | None = None
     """What the job runs, made from the snapshot of its spec when that was last needed."""
     workers: dict[str, WorkerPod] = field(default_factory=dict)

@@ -27,6 +27,7 @@ from trainyard_operator.lifecycle.actions import (
 from trainyard_operator.lifecycle.observation import CreationError, Observation
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
+from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
@@ -208,9 +209,17 @@ class Reconciler:
     async def _report_unreadable(self, entry: Entry) -> None:
         """Write to the status of a job why the operator cannot read it."""
         job = entry.unreadable
-        if job is not None and (patch := job.status_patch(self.clock().replace(microsecond=0))) is not None:
-            log.warning("%s/%s: %s: %s", *job.key, Reason.UNREADABLE, job.problem)
-            await self.backend.report_unreadable(job, patch)
+        if job is None or entry.reported_problem == job.problem:
+            return
+        patch = job.status_patch(self.clock().replace(microsecond=0))
+        # The status reports it already.
+        if patch is None:
+            return
+        log.warning("%s/%s: %s: %s", *job.key, Reason.UNREADABLE, job.problem)
+        # The API server stores no status of this object: an event reports the problem, once.
+        if not await self.backend.report_unreadable(job, patch):
+            await self.backend.record_event(job, Event("Warning", Reason.UNREADABLE, job.problem))
+            entry.reported_problem = job.problem
 
     async def _act(self, key: Key, job: TrainingJob, entry: Entry, step: Plan) -> float | None:
         """Take the actions of a plan. Return the seconds after which more pods may be created (None: no more)."""

@@ -106,12 +106,16 @@ class KubernetesBackend:
             await self.record_event(job, Event("Warning", Reason.STATUS_REFUSED, message))
             raise Refused(Reason.STATUS_REFUSED, message) from error
 
-    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> bool:
         """Merge a patch into the status of a job, with the resource version as a precondition."""
         try:
             await self._patch_status(job.metadata, patch)
         except ApiError as error:
+            if error.code in _STATUS_REFUSALS:
+                log.warning("%s/%s: the API server refuses every status of the job: %s", *job.key, error)
+                return False
             raise Gone(str(error)) if error.code == 404 else _translate(error) from error
+        return True
 
     async def _patch_status(self, metadata: Metadata, patch: Mapping[str, Any]) -> dict[str, Any]:
         path = f"{jobs_path(metadata.namespace)}/{metadata.name}/status"
@@ -235,7 +239,7 @@ class KubernetesBackend:
             return translated
         return None
 
-    async def record_event(self, job: TrainingJob, event: Event) -> None:
+    async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         """Create an event. An event that cannot be stored is only logged, since the job does not depend on it."""
         namespace, name = job.key
         now = utc_now()

@@ -11,6 +11,10 @@ from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 JITTER = 0.25
 """Largest part of the waiting time that is left out."""
+QUICK_RESTARTS = 3
+"""Restarts in a row without progress that need not wait at all, if the policy says so."""
+LONGEST_LEAST_WAIT = 60.0
+"""The least wait, in seconds, of a job that restarts again and again without progress."""
 
 
 def note_failure(builder: StatusBuilder, progress: Progress | None) -> None:
@@ -43,13 +47,18 @@ def backoff(builder: StatusBuilder, attempt: int) -> float:
 def backoff_seconds(policy: Backoff, restarts: int, share: float = 0.0) -> float:
     """Return the seconds to wait before a restart.
 
+    Whatever the policy says, a job does not restart at full speed for ever: after `QUICK_RESTARTS` it waits at least
+    1 s, then 2 s, 4 s, ... so that it does not wear out the API server.
+
     Args:
         policy: the job's spec.restartPolicy.backoff.
         restarts: number of restarts in a row without progress, including this one.
         share: how much of the jitter applies, from 0 (the longest wait) to 1.
     """
     growth: float = policy.factor ** min(max(0, restarts - 1), 64)
-    return min(policy.max_seconds, policy.initial_seconds * growth) * (1 - JITTER * share)
+    wait = min(policy.max_seconds, policy.initial_seconds * growth) * (1 - JITTER * share)
+    least = min(LONGEST_LEAST_WAIT, 2.0 ** min(restarts - QUICK_RESTARTS - 1, 64)) if restarts > QUICK_RESTARTS else 0.0
+    return max(wait, least)
 
 
 def _reports_steps(builder: StatusBuilder) -> bool:

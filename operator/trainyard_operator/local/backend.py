@@ -24,7 +24,7 @@ from trainyard.net import free_port
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Reason, TrainingJobStatus
+from trainyard.resource.status import TrainingJobStatus
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
@@ -74,9 +74,9 @@ class ProcessBackend:
         metadata = job.metadata.model_copy(update={"resource_version": self._next_version()})
         return job.replace(metadata=metadata, status=status)
 
-    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> None:
-        """Record the problem as an event, for the command to print."""
-        self.events.append(Event("Warning", Reason.UNREADABLE, job.problem))
+    async def report_unreadable(self, job: UnreadableJob, patch: Mapping[str, Any]) -> bool:
+        """Return False, so that the problem is recorded as an event, which the command prints."""
+        return False
 
     async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
         """Return None: this machine runs a pod's command, and uses nothing else that a template may hold."""
@@ -129,7 +129,7 @@ class ProcessBackend:
         else:
             self._signal(running)
 
-    async def record_event(self, job: TrainingJob, event: Event) -> None:
+    async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         """Keep the event, for the command to print."""
         self.events.append(event)
 

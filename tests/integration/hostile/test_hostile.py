@@ -32,7 +32,7 @@ from tests.integration.hostile.gauges import (
 from tests.integration.hostile.honest import STEPS, Honest
 from tests.integration.hostile.kind import Hostile, described, matches
 from tests.integration.hostile.scene import KINDS, Scene, set_scene
-from tests.support.kube import ApiRefusal, Object, connect
+from tests.support.kube import ApiRefusal, Namespace, Object, connect
 from tests.support.operator import OperatorProcess
 
 ONLY = [name for name in os.environ.get("TRAINYARD_TEST_HOSTILE", "").split(",") if name]
@@ -237,6 +237,10 @@ async def _unsaid(part: Part, scene: Scene, refusals: dict[str, str]) -> list[st
         for namespace in (scene.hostile, scene.limited):
             stored |= {job["metadata"]["name"]: job for job in (await namespace.api.get(namespace.jobs()))["items"]}
         said = {name: described(job.get("status", {})) for name, job in stored.items()} | refusals
+        # The API server stores no status of an object that its CRD does not admit any more.
+        for kind in part.kinds:
+            if kind.stored:
+                said[kind.name] += await _events(scene.hostile, kind.name)
         left = [
             f"{kind.name} does not say {kind.says!r}:\n{said[kind.name][:2000]}".replace("\n", "\n    ")
             for kind in part.kinds
@@ -246,6 +250,12 @@ async def _unsaid(part: Part, scene: Scene, refusals: dict[str, str]) -> list[st
             break
         await asyncio.sleep(1)
     return left
+
+
+async def _events(namespace: Namespace, name: str) -> str:
+    """Return the messages of the events about a job, each in a line."""
+    events = (await namespace.api.get(namespace.core("events")))["items"]
+    return "".join(f"\nevent {e['reason']}: {e['message']}" for e in events if e["involvedObject"]["name"] == name)
 
 
 # --- what must hold -------------------------------------------------------------------------------------------
