@@ -32,6 +32,8 @@ class Backend(FakeClusterBackend):
         self.calls: list[tuple[float, str, str]] = []
         self.statuses: dict[str, TrainingJobStatus] = {}
         self.defect = False
+        self.restless = False
+        """Each answer is another one."""
 
     async def _answer(self, kind: str, job: TrainingJob, worker: WorkerPod) -> PodState | None:
         self.calls.append((asyncio.get_running_loop().time(), kind, worker.uid))
@@ -41,6 +43,8 @@ class Backend(FakeClusterBackend):
             await asyncio.sleep(TARPIT)
             return None
         await asyncio.sleep(0.01)
+        if self.restless:
+            return PodState(attempt=1, exit_info=ExitInfo(exit_code=1, message=str(len(self.calls)), at=NOW))
         return self.states.get(worker.uid)
 
     async def get_launcher_state(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
@@ -49,6 +53,9 @@ class Backend(FakeClusterBackend):
     async def start_attempt(self, job: TrainingJob, worker: WorkerPod, attempt: int) -> PodState | None:
         answer = await self._answer("start", job, worker)
         return answer and PodState(attempt=attempt)
+
+    async def release(self, job: TrainingJob, worker: WorkerPod) -> PodState | None:
+        return await self._answer("release", job, worker)
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         self.statuses[job.metadata.name] = status
@@ -217,6 +224,20 @@ def test_an_answer_that_a_request_has_overtaken_is_dropped() -> None:
         operator.set_ready(job, 0, False)  # its launcher is queried again, and still answers as before
         await asyncio.sleep(0.5)
         assert entry.launcher_states["job-0"].attempt == 2
+
+    run(scenario)
+
+
+def test_a_launcher_that_always_answers_something_else_causes_few_requests() -> None:
+    """A finished job requests that the pod exits, and each answer is a reason to look at the job again."""
+
+    async def scenario(operator: Operator) -> None:
+        operator.backend.restless = True
+        failed = {"type": "Failed", "status": "True", "reason": "r", "lastTransitionTime": kubelet.zulu(NOW)}
+        operator.add("job", ready=False, conditions=[failed])
+        await asyncio.sleep(60)
+        assert 2 <= len(operator.calls("release", "job-0")) <= 7, "after 0, 1, 3, 7, 15, 31 s"
+        assert len(operator.calls("query", "job-0")) <= 61
 
     run(scenario)
 

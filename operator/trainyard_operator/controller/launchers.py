@@ -82,7 +82,7 @@ class LauncherCalls:
         async def call(worker: WorkerPod) -> PodState | None:
             return await self.backend.start_attempt(job, worker, attempt)
 
-        self._request(key, entry, workers, call)
+        self._request(key, entry, workers, f"attempt {attempt}", call)
 
     def release(self, key: Key, job: TrainingJob, entry: Entry, workers: Iterable[WorkerPod]) -> None:
         """Start to request from launchers that they exit."""
@@ -90,7 +90,7 @@ class LauncherCalls:
         async def call(worker: WorkerPod) -> PodState | None:
             return await self.backend.release(job, worker)
 
-        self._request(key, entry, workers, call)
+        self._request(key, entry, workers, "exit", call)
 
     async def settle(self) -> None:
         """Wait until no call is in flight."""
@@ -128,12 +128,17 @@ class LauncherCalls:
         key: Key,
         entry: Entry,
         workers: Iterable[WorkerPod],
+        request: str,
         call: Callable[[WorkerPod], Awaitable[PodState | None]],
     ) -> None:
-        """Start a request to each launcher that is not busy with an earlier one."""
+        """Start a request to each launcher that is not busy with an earlier one, and may be asked again."""
         for worker in workers:
             schedule = entry.launcher_schedules.setdefault(worker.uid, CallSchedule(worker.uid))
-            if not schedule.requested:
+            if schedule.requested:
+                continue
+            if wait := schedule.may_request(request, _FIRST_WAIT):
+                self.queue.add_after(key, wait)
+            else:
                 schedule.requested = True
                 self._start(self._request_one(key, entry, worker, schedule, call))
 

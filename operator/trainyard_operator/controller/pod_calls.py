@@ -31,6 +31,12 @@ class CallSchedule:
     """Whether a query is in flight."""
     requested: bool = False
     """Whether a request to start an attempt, or to exit, is in flight."""
+    request: str = ""
+    """What was last requested."""
+    requests: int = 0
+    """How often that was requested."""
+    request_due: float = 0.0
+    """Time of the event loop from which it may be requested again."""
     completed: bool = False
     """Whether a query has ever ended, with or without an answer."""
     refused_since: float | None = None
@@ -55,6 +61,21 @@ class CallSchedule:
         """Record that there was no answer: the next query follows after `wait` seconds, then after twice the time."""
         self.completed, self.failures, self.refused_since = True, self.failures + 1, None
         self.due = asyncio.get_running_loop().time() + backoff(wait, self.failures)
+
+    def may_request(self, request: str, wait: float) -> float:
+        """Return the seconds until a request may be sent, and record it if that is now.
+
+        The first one is sent at once, and the same one again after `wait` seconds, then after twice the time, ...: a
+        launcher may answer it with anything, and as often as it likes.
+        """
+        now = asyncio.get_running_loop().time()
+        if request != self.request:
+            self.request, self.requests, self.request_due = request, 0, 0.0
+        if self.request_due > now:
+            return self.request_due - now
+        self.requests += 1
+        self.request_due = now + backoff(wait, self.requests)
+        return 0.0
 
 
 def backoff(wait: float, times: int) -> float:
