@@ -1,6 +1,7 @@
 """Hooks of all tests: how examples are drawn, what runs side by side, what a skip means, how long each folder took."""
 
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -9,6 +10,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+# A shell ignores Ctrl-C for what it runs in the background, and the programs under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+# pytest-xdist sets it, but what is not printed to a terminal has no width.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.pop("COLUMNS", None)
 
 CI = bool(os.environ.get("CI"))
 EXAMPLES = os.environ.get("TRAINYARD_TEST_EXAMPLES")
