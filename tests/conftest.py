@@ -60,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for kind in ("integration", "e2e"):
         first = next((item for item in items if item.get_closest_marker(kind)), None)
         if first is not None:
-            first.add_marker(pytest.mark.timeout(BUILD_SECONDS))
+            first.add_marker(pytest.mark.timeout(BUILD_SECONDS), append=False)  # before a timeout of its own
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
