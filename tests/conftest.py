@@ -57,10 +57,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKind
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the first test that needs a cluster of some kind the time to build one."""
-    for kind in ("integration", "e2e"):
-        first = next((item for item in items if item.get_closest_marker(kind)), None)
+    for kind in WAITING:
+        first = next((item for item in items if _folder(item.nodeid) == kind and _needs_cluster(item)), None)
         if first is not None:
             first.add_marker(pytest.mark.timeout(BUILD_SECONDS), append=False)  # before a timeout of its own
+
+
+def _needs_cluster(item: pytest.Item) -> bool:
+    return isinstance(item, pytest.Function) and not {"cluster", "own_cluster"}.isdisjoint(item.fixturenames)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
