@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -42,6 +43,8 @@ SLOWDOWN = 2.0
 created at the same pace: a small machine's API server is slow beside any others."""
 NOISE_SECONDS = 0.5
 """What a start may take longer for other reasons, such as the test's own servers."""
+STALL_SECONDS = 5.0
+"""What one of the starts may take longer because the machine was busy with something else for a moment."""
 MEMORY_LIMIT = 512 * 1024 * 1024
 """Bytes of memory at which the kernel kills the operator: the chart's limit."""
 LOG_LIMIT = 20_000
@@ -277,7 +280,8 @@ def _problems(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProc
     log = operator.log.read_text()
     bugs = [line["message"] for line in operator.lines if "exception" in line]
     broken = [line for line in log.splitlines() if not line.startswith("{")]
-    allowed = SLOWDOWN * max(seen.quiet) + NOISE_SECONDS
+    took, allowed = median(seen.beside), SLOWDOWN * median(seen.quiet) + NOISE_SECONDS
+    longest, bound = max(seen.beside), SLOWDOWN * max(seen.quiet) + STALL_SECONDS
     jobs = len(part.kinds) + len(seen.finished)
     checks = {
         f"the operator logged bugs: {bugs[:10]}": not bugs,
@@ -287,7 +291,8 @@ def _problems(part: Part, seen: Seen, liveness: Liveness, operator: OperatorProc
         f"a kubelet would have restarted the operator: {liveness.answers}": liveness.worst < PROBE_FAILURES,
         f"the operator has used {seen.memory >> 20} MiB": 0 < seen.memory < MEMORY_LIMIT,
         f"the operator has called an address that belongs to no pod {seen.elsewhere} times": seen.elsewhere == 0,
-        f"honest jobs took {max(seen.beside):.2f} s to start, allowed are {allowed:.2f} s": max(seen.beside) <= allowed,
+        f"honest jobs took {took:.2f} s to start (median), allowed are {allowed:.2f} s": took <= allowed,
+        f"an honest job took {longest:.2f} s to start, allowed are {bound:.2f} s": longest <= bound,
         f"etcd writes {seen.steady:.0f} bytes per second": seen.steady <= STEADY_BYTES_PER_SECOND * jobs,
         f"etcd has written {seen.total:.0f} bytes": seen.total <= TOTAL_BYTES * jobs,
     }
