@@ -142,8 +142,9 @@ class Reconciler:
         if entry.unreadable is not None or entry.job is None:
             await self._report_unreadable(entry)
             return None
-        accepted = entry.accepted = await load_accepted(self.backend, entry.job, entry.accepted, self.trainer_image)
-        job = entry.job.replace(spec=accepted.spec)
+        live = entry.job
+        accepted = entry.accepted = await load_accepted(self.backend, live, entry.accepted, self.trainer_image)
+        job = live.replace(spec=accepted.spec)
         queries = self.launchers.query(key, job, entry)
         # The first answer of a launcher, or its absence, queues the job.
         if queries.must_wait:
@@ -151,7 +152,7 @@ class Reconciler:
         step = await self._plan(job, entry)
         # The status is stored before any action, so that no decision is lost or repeated.
         if step.status != job.status:
-            stored = await self.backend.write_status(job, step.status)
+            stored = await self.backend.write_status(live, step.status)
             self.cache.put_job(stored)
             job = stored.replace(spec=accepted.spec)
         for event in step.events:
