@@ -81,7 +81,8 @@ def test_a_snapshot_that_cannot_be_stored_is_reported_and_tried_again() -> None:
 def test_a_resumed_job_is_accepted_again() -> None:
     story = running()
     story.edit(suspend=True).settle()
-    story.see().edit(suspend=False)
+    story.see().settle()
+    story.edit(suspend=False)
     story.acceptance = Acceptance(revision="job-2")
     assert story.settle().actions == (CreateWorkers(2, (0, 1)),)
     assert story.status.accepted_revision == "job-2"
@@ -443,6 +444,16 @@ def test_an_unreadable_job_is_reported_and_nothing_is_done_to_its_pods() -> None
         assert set(operator.cluster.pods) == {"job-1-0", "job-1-1"}
 
     clock.run(scenario())
+
+
+def test_a_job_that_resumes_while_its_pods_end_runs_what_was_accepted_before() -> None:
+    story = running()
+    revision = story.status.accepted_revision
+    story.edit(suspend=True).settle()
+    assert story.status.suspending
+    story.acceptance = Acceptance(revision="job-another")
+    story.edit(suspend=False).settle()
+    assert (story.status.attempt, story.status.accepted_revision) == (2, revision)
 
 
 def test_an_unreadable_job_whose_status_cannot_be_stored_is_reported_by_one_event() -> None:

@@ -101,7 +101,8 @@ def _from_snapshot(job: TrainingJob, revision: Revision) -> AcceptedJob:
 
 
 def _with_image(spec: TrainingJobSpec, image: str) -> TrainingJobSpec:
-    return spec if spec.image == image else spec.replace(image=image)
+    # Without a cluster there are no images.
+    return spec if image in ("", spec.image) else spec.replace(image=image)
 
 
 def _unknown(job: TrainingJob, name: str, reason: Reason, what: str) -> AcceptedJob:

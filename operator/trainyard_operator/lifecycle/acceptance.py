@@ -67,6 +67,9 @@ def starts(observation: Observation) -> bool:
 def accept(builder: StatusBuilder, observation: Observation) -> Plan:
     """Return the plan that starts or resumes a job, once its spec is accepted."""
     acceptance = observation.acceptance
+    # Its pods are still ending: until none is left, the job runs what was accepted before.
+    if builder.suspending and builder.accepted_revision is not None:
+        return _resume(builder)
     # Nothing is known about the spec yet.
     if acceptance is None:
         return act_now(builder, actions=(AcceptSpec(dry_run=True),))
