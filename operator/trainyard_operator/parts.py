@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from enum import StrEnum
 from typing import Final
 
+from trainyard_operator.controller.backoff import doubled
+
 log = logging.getLogger(__name__)
 
 MAX_BACKOFF: Final = 60.0
@@ -44,4 +46,4 @@ async def _keep_running(name: Part, part: Callable[[], Awaitable[object]], on_fa
             log.exception("the part %s of the operator has failed; it is restarted", name)
         failures = 1 if loop.time() - started > _HEALTHY_AFTER else failures + 1
         on_failure(name)
-        await asyncio.sleep(min(MAX_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(failures - 1, 32)))
+        await asyncio.sleep(doubled(_FIRST_BACKOFF, failures, MAX_BACKOFF))

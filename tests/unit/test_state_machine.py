@@ -20,6 +20,7 @@ from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from tests.support.simulation import Simulation
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
+from trainyard.resource.restart import RestartPolicy
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.lifecycle.actions import DeleteWorkers, Plan, ReleaseWorkers, RestartInPlace
 from trainyard_operator.lifecycle.containers import SchedulingBlocker
@@ -378,6 +379,12 @@ class IgnoresEarlierPodsEverywhere(IgnoresEarlierPods):
     backend = BackendWithoutPodList
 
 
+def with_policy(observation: Observation, policy: RestartPolicy) -> Observation:
+    """Return the observation of a job with another restart policy."""
+    job = observation.desired_job
+    return replace(observation, desired_job=job.replace(spec=job.spec.replace(restart_policy=policy)))
+
+
 class ActsBeforeRecording(Simulation):
     """Acts on a decision before it is recorded."""
 
@@ -393,11 +400,8 @@ class ExceedsRestartLimit(Simulation):
     """Allows one restart more than maxRestarts."""
 
     def decide(self, observation: Observation) -> Plan:
-        spec = observation.desired_job.spec
-        policy = spec.restart_policy.replace(max_restarts=spec.restart_policy.max_restarts + 1)
-        return plan(
-            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
-        )
+        policy = observation.desired_job.spec.restart_policy
+        return plan(with_policy(observation, policy.replace(max_restarts=policy.max_restarts + 1)))
 
 
 class CountsDisruptions(Simulation):
@@ -416,11 +420,8 @@ class ExceedsDisruptionLimit(Simulation):
     """Allows one disruption more than maxDisruptions."""
 
     def decide(self, observation: Observation) -> Plan:
-        spec = observation.desired_job.spec
-        policy = spec.restart_policy.replace(max_disruptions=spec.restart_policy.max_disruptions + 1)
-        return plan(
-            replace(observation, desired_job=observation.desired_job.replace(spec=spec.replace(restart_policy=policy)))
-        )
+        policy = observation.desired_job.spec.restart_policy
+        return plan(with_policy(observation, policy.replace(max_disruptions=policy.max_disruptions + 1)))
 
 
 class IgnoresSidecars(Simulation):

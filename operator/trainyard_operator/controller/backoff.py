@@ -11,6 +11,11 @@ MIN_BACKOFF = 0.05
 MAX_BACKOFF = 60.0
 
 
+def doubled(first: float, times: int, longest: float) -> float:
+    """Return the seconds to wait after something has happened `times` times in a row: `first`, then twice that, ..."""
+    return min(longest, first * 2.0 ** min(times - 1, 32))
+
+
 @dataclass(slots=True)
 class _Failures:
     """What is remembered about a key that has failed."""
@@ -42,9 +47,8 @@ class Backoff(Generic[K]):
         failures = self._failures.get(key)
         if failures is None or failures.subject != subject:
             failures = self._failures[key] = _Failures(subject)
-        doubled = min(at_most, MIN_BACKOFF * 2.0 ** min(failures.count, 32))
-        wait = max(doubled, min(at_least, MAX_BACKOFF))
         failures.count += 1
+        wait = max(doubled(MIN_BACKOFF, failures.count, at_most), min(at_least, MAX_BACKOFF))
         failures.until = _now() + wait
         return wait
 

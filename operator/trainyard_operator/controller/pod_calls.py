@@ -4,6 +4,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from trainyard_operator.controller.backoff import doubled
+
 MAX_WAIT: Final = 60.0
 """Seconds between two requests to a pod that has not answered for long."""
 SILENT_AFTER: Final = 2
@@ -80,7 +82,7 @@ class CallSchedule:
 
 def backoff(wait: float, times: int) -> float:
     """Return the seconds until the next request after `times` requests without success, or without news."""
-    return max(wait, min(MAX_WAIT, wait * 2.0 ** min(times - 1, 32)))
+    return max(wait, doubled(wait, times, MAX_WAIT))
 
 
 class CallLimits:

@@ -4,7 +4,6 @@ Each value is checked where it comes from. This module makes sure that one which
 status, and not the job: a refused status would be written again for ever.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from enum import Enum
@@ -15,6 +14,7 @@ from annotated_types import MaxLen
 from pydantic.fields import FieldInfo
 
 from trainyard.base import ApiModel
+from trainyard_operator.pod_input.numbers import finite
 from trainyard_operator.pod_input.text import clean_text
 
 MAX_TEXT: Final = 4096
@@ -54,7 +54,7 @@ def _storable(value: Any, max_length: int) -> Any:
         case int():
             return value if -_INT32 <= value < _INT32 else max(-_INT32, min(value, _INT32 - 1))
         case float():
-            return value if math.isfinite(value) else None
+            return finite(value)
         case datetime():
             aware = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
             return aware if aware >= _EPOCH else _EPOCH
@@ -62,8 +62,8 @@ def _storable(value: Any, max_length: int) -> Any:
             kept = tuple(_storable(item, MAX_TEXT) for item in value)
             return value if all(a is b for a, b in zip(kept, value, strict=True)) else kept
         case dict():
-            finite = {key: v for key, v in value.items() if not isinstance(v, float) or math.isfinite(v)}
-            return value if len(finite) == len(value) else finite
+            kept_items = {key: v for key, v in value.items() if not isinstance(v, float) or finite(v) is not None}
+            return value if len(kept_items) == len(value) else kept_items
     return value
 
 
