@@ -171,6 +171,16 @@ for parameter, kept in zip(update._parameters, update.kept, strict=True):
 _PACE = "import os; os.environ['TRAINYARD_TEST_STEP_SECONDS'] = '{}'"
 
 
+def fill_until_a_save_fails(job: RunningJob) -> None:
+    """Fill the volume again and again: a save that is under way frees the space of the oldest checkpoint."""
+
+    def saves_fail() -> bool:
+        job.volume.fill()
+        return "checkpointFailures" in job.namespace.status(job.name).get("progress", {})
+
+    eventually(f"a failed save of {job.name}", saves_fail, PATIENCE)
+
+
 def kill_again_and_again(job: RunningJob) -> None:
     """Kill a rank of each attempt after its first step, so that the next attempt begins in the same pod."""
     for attempt in range(1, RESTARTS + 1):
@@ -234,7 +244,7 @@ TABLE = (
     Trouble(
         "unsaved",
         {"TrainyardCheckpointFailing": {}, "TrainyardCheckpointStale": {}},  # nothing is written: the second follows
-        lambda job: job.volume.fill(),
+        fill_until_a_save_fails,
         lambda job: job.volume.free(),
         size="32m",
     ),

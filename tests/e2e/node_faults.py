@@ -152,7 +152,7 @@ class Volume:
 
     def fill(self) -> None:
         """Fill the remaining space."""
-        with suppress(OSError), (self.here / "filler").open("wb", buffering=0) as file:
+        with suppress(OSError), (self.here / "filler").open("ab", buffering=0) as file:
             while True:
                 file.write(b"\0" * (1 << 16))
 
