@@ -185,7 +185,15 @@ def kill_again_and_again(job: RunningJob) -> None:
     """Kill a rank of each attempt after its first step, so that the next attempt begins in the same pod."""
     for attempt in range(1, RESTARTS + 1):
         job.namespace.await_step(job.name, 1, attempt=attempt)
+        # The operator notices the end of an attempt in place as a change from ready to not ready.
+        eventually(f"{job.name} is ready", lambda: is_ready(job.pod(0)))
         job.node_faults.signal(job.node_faults.ranks(job.pod(0))[0])
+
+
+def is_ready(pod: Body) -> bool:
+    """Return whether the readiness probe of a pod has succeeded last."""
+    conditions = pod.get("status", {}).get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def patch(job: RunningJob, spec: Body) -> None:
