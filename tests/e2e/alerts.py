@@ -140,7 +140,7 @@ def running(
         yield RunningJob(namespace, node_faults, name, volume)
     finally:
         # Its pods go first: one that finds no volume at its end could not save, and that is an alert.
-        namespace.kubectl("delete", "tj", name, "--ignore-not-found", "--cascade=foreground")
+        namespace.kubectl("delete", "tj", name, "--ignore-not-found", "--cascade=foreground", timeout=PATIENCE)
         volume.remove()
 
 

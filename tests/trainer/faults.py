@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +26,6 @@ from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.data.tokens import TokenFile, Windows
 from trainyard_trainer.launcher import main as launcher_main
-from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
@@ -283,13 +283,17 @@ def last_pod_never_comes() -> None:
 
 
 def stop_while_importing() -> None:
-    set_threads = pod_environment.set_threads
+    import trainyard_trainer
 
-    def faulty(processes: int) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-        set_threads(processes)
+    class SlowImport(MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "trainyard_trainer.rank_process":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
 
-    launcher_main.set_threads = faulty  # type: ignore[attr-defined]
+    if sys.modules.pop("trainyard_trainer.rank_process", None) is not None:
+        del trainyard_trainer.rank_process
+    sys.meta_path.insert(0, SlowImport())
     launcher_main.main()
 
 

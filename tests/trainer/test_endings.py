@@ -182,7 +182,7 @@ def test_store_lost_while_the_group_forms(start: Starter) -> None:
     assert "Traceback" not in pods[1].stderr
 
 
-def test_a_signal_to_stop_counts_while_importing(start: Starter) -> None:
+def test_a_signal_to_stop_ends_a_pod_that_is_still_importing(start: Starter) -> None:
     (pod,) = start(make_config(1), 1, entry=f"{FAULTS}:stop_while_importing")
     assert pod.wait(30) == 143
     assert pod.word is not None

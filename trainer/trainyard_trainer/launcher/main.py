@@ -15,11 +15,18 @@ When the ranks fail, the operator may request that the launcher forks them again
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from trainyard.protocol.launcher import Launcher, become_subreaper, block_signals, clear_termination_message
+from trainyard.protocol.launcher import (
+    STOP_SIGNALS,
+    Launcher,
+    become_subreaper,
+    block_signals,
+    clear_termination_message,
+)
 from trainyard_trainer.launcher.pod_environment import PodEnvironment, set_threads
 from trainyard_trainer.launcher.rank_processes import RankProcesses, stopped_before_training
 from trainyard_trainer.runtime import process_exit
@@ -42,15 +49,13 @@ def main() -> NoReturn:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Each trace would log two lines, and on a CPU the error that there is no GPU.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-        with _importing():
+        with _stoppable(), _importing():
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
 
             from trainyard_trainer import rank_process
 
     except Exception as error:  # noqa: BLE001 (every error becomes the termination message of this pod)
         process_exit.exit_with_error(error, rank=None, step=None)
-    if (received := process_exit.pending_stop_signal()) is not None:
-        process_exit.exit_now(stopped_before_training(received))
     launcher = Launcher.from_environment()
     while True:
         ranks = RankProcesses(environment, launcher)
@@ -60,6 +65,22 @@ def main() -> NoReturn:
         if not ranks.can_restart_in_place() or not (launcher.restart_requested or launcher.wait_for_request(code)):
             process_exit.exit_now(code)
         clear_termination_message()
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """End this process at once when it is told to stop: imports may take a minute on a busy node."""
+
+    def stop(number: int, _: object) -> None:
+        # Without flushing: the signal may have interrupted a write.
+        os._exit(stopped_before_training(signal.Signals(number)))
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    yield
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    for number, handler in previous.items():
+        signal.signal(number, handler)
 
 
 @contextmanager

@@ -122,11 +122,6 @@ def block_stop_signals() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
 
 
-def pending_stop_signal() -> signal.Signals | None:
-    """Return a signal to stop that has arrived while they were blocked; None if there is none."""
-    return signal.Signals(signal.sigwait(STOP_SIGNALS)) if signal.sigpending() & set(STOP_SIGNALS) else None
-
-
 def handle_stop_signals(act: Callable[[signal.Signals], None]) -> None:
     """Call a function, in a thread of its own, when this process receives SIGTERM or SIGINT.
 
