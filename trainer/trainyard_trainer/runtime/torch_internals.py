@@ -6,6 +6,7 @@ each name here against its sources, run the tests of the trainer, and raise the 
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,10 +70,27 @@ def die_with_parent(signal_number: int) -> None:
     _prctl_pr_set_pdeathsig(signal_number)
 
 
+class OrderedStager(DefaultStager):
+    """A stager whose copies begin when the work that the calling thread has given to the device is done.
+
+    DefaultStager copies on a stream of its own, which waits for nothing. On a GPU the optimizer's update is only queued
+    when it returns, so a copy that begins at once holds some tensors from before the update and some from after it.
+    The other direction needs no stream: a stager ends when its stream has, and the update after it waits for that
+    (`Saver.before_update`).
+    """
+
+    def stage(self, state_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Copy tensors in a thread; returns a future (see DefaultStager.stage)."""
+        # Called by the thread that trains, so its current stream is the one with the update.
+        if self._staging_stream is not None:
+            self._staging_stream.wait_stream(torch.accelerator.current_stream())
+        return super().stage(state_dict, **kwargs)
+
+
 def shared_memory_stager(*, cuda: bool) -> DefaultStager:
     """Return a stager that copies tensors in a thread of its own, into memory shared with the background process."""
     options = StagingOptions(cuda, use_shared_memory=True, use_async_staging=True, use_non_blocking_copy=cuda)
-    return DefaultStager(options)
+    return OrderedStager(options)
 
 
 def use_one_gloo_thread() -> None:
