@@ -70,7 +70,11 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     samples = prepare(config)
-    world.init_process_group(saves=config.checkpoint is not None, patience=config.health.startup_timeout_seconds)
+    world.init_process_group(
+        saves=config.checkpoint is not None,
+        patience=config.health.startup_timeout_seconds,
+        hang_timeout=config.health.hang_timeout_seconds,
+    )
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
