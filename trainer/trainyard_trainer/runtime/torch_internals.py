@@ -6,6 +6,7 @@ each name here against its sources, run the tests of the trainer, and raise the 
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ __all__ = [
     "all_to_all_single_autograd",
     "concatenate_meshes",
     "die_with_parent",
+    "dump_memory_snapshot",
     "flatten_mesh",
     "foreach_mul_",
     "foreach_norm",
@@ -68,6 +70,11 @@ def die_with_parent(signal_number: int) -> None:
     from torch.multiprocessing import _prctl_pr_set_pdeathsig  # type: ignore[attr-defined]
 
     _prctl_pr_set_pdeathsig(signal_number)
+
+
+def dump_memory_snapshot(path: Path) -> None:
+    """Write the blocks of the CUDA allocator to a file."""
+    torch.cuda.memory._dump_snapshot(str(path))
 
 
 class OrderedStager(DefaultStager):
