@@ -1,6 +1,7 @@
 """Entry points of pods with one fault each, to prove that the trainer handles it, or that a test notices it."""
 
 import errno
+import gc
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.runtime import heartbeat, world
+from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -239,6 +241,23 @@ def hang_in_rank_1_and_detect_it_late() -> None:
     hang_in_rank_1()
 
 
+def look_for_tensors_in_garbage() -> None:
+    """Fail if tensors of earlier steps are held by reference cycles, which only a garbage collection removes."""
+
+    def collect(_: object, step: int) -> None:
+        if step == 5:
+            before = _tensors()
+            gc.collect()
+            assert _tensors() == before, "a step leaves tensors in reference cycles"
+
+    GarbageCollection.after_step = collect  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def _tensors() -> int:
+    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+
 def check_timeouts_of_the_mesh() -> None:
     """Fail if a group of the mesh has another timeout than the group of all ranks."""
     make = RankMesh.__init__
@@ -250,7 +269,7 @@ def check_timeouts_of_the_mesh() -> None:
             found = group._get_backend(torch.device("cpu")).options._timeout
             assert found == world.collective_timeout(None), found
 
-    RankMesh.__init__ = checked  # type: ignore[method-assign]
+    RankMesh.__init__ = checked  # type: ignore[method-assign, assignment]
     launcher_main.main()
 
 

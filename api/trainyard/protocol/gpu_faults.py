@@ -1,4 +1,4 @@
-"""Faults of GPUs, recognized by what CUDA, torch and NCCL say about them: class, advice, and what is to blame.
+"""Faults of GPUs, recognized by what CUDA, torch and NCCL say about them: their class, and advice.
 
 The texts are those of cudaGetErrorString (CUDA 13), torch's allocator, and the driver's Xid messages.
 """

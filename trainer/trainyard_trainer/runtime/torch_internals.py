@@ -7,7 +7,7 @@ each name here against its sources, run the tests of the trainer, and raise the 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch.distributed import Backend, ProcessGroup
 from torch.distributed._functional_collectives import all_reduce, all_to_all_single, all_to_all_single_autograd
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.attention import SDPBackend
 
 __all__ = [
     "TORCH_VERSION",
@@ -37,6 +38,8 @@ __all__ = [
     "flatten_mesh",
     "foreach_mul_",
     "foreach_norm",
+    "pci_address",
+    "set_attention_order",
     "shared_memory_stager",
     "use_one_gloo_thread",
 ]
@@ -75,6 +78,17 @@ def die_with_parent(signal_number: int) -> None:
 def dump_memory_snapshot(path: Path) -> None:
     """Write the blocks of the CUDA allocator to a file."""
     torch.cuda.memory._dump_snapshot(str(path))
+
+
+def set_attention_order(backends: Sequence[SDPBackend]) -> None:
+    """Set the order in which scaled_dot_product_attention looks for a kernel (as torch.nn.attention.sdpa_kernel)."""
+    torch._C._set_sdp_priority_order([int(cast(Any, backend)) for backend in backends])
+
+
+def pci_address(device: torch.device) -> str:
+    """Return the PCI address of a GPU, for example 0000:3b:00.0."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
 
 
 class OrderedStager(DefaultStager):
