@@ -1,6 +1,6 @@
 """The complete configuration of a run: what each rank of the built-in trainer reads when it starts."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ from trainyard.resource.training import TrainerSpec
 
 BYTE_VOCABULARY = 256
 """Entries of the byte tokenizer."""
+
+Precision = Literal["float32", "bfloat16"]
 
 if TYPE_CHECKING:
     AnyModelConfig = ModelConfig
@@ -55,7 +57,13 @@ class RunConfig(ApiModel):
     health: HealthConfig = HealthConfig()
     """When a run counts as hanging or diverging."""
     trainer: TrainerSpec
-    """spec.trainer."""
+    """spec.trainer, with its precision resolved: never auto."""
+
+    @property
+    def precision(self) -> Precision:
+        """Data type of matrix products and activations."""
+        assert self.trainer.precision != "auto", "resolved by trainyard.resolve"
+        return self.trainer.precision
 
     @property
     def accumulation(self) -> int:

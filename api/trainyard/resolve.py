@@ -1,15 +1,15 @@
 """Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
-from trainyard.config import RunConfig, vocabulary
+from trainyard.config import Precision, RunConfig, vocabulary
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
 from trainyard.resource.checkpoint import checkpoint_config
 from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.spec import GPU_RESOURCE
+from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec
 from trainyard.resource.training import TrainerSpec
-from trainyard.sizing.fit import memory_problems
+from trainyard.sizing.fit import memory_problems, uses_gpus
 
 MICRO_BATCH_TOKENS = 16_384
 """Tokens of the largest micro-batch that is chosen automatically."""
@@ -130,8 +130,18 @@ def _configure(job: TrainingJob) -> RunConfig:
         micro_batch=_micro_batch(trainer, mesh),
         checkpoint=checkpoint_config(job.spec.checkpoint),
         health=health_config(job.spec.health),
-        trainer=trainer,
+        trainer=trainer.replace(precision=_precision(job.spec, trainer)),
     )
+
+
+def _precision(spec: TrainingJobSpec, trainer: TrainerSpec) -> Precision:
+    """Return the data type of matrix products. auto: bfloat16 on GPUs, where it is several times faster than float32.
+
+    Attention in float32 has no fast kernel on a GPU either: it would hold all T x T scores of a head at once.
+    """
+    if trainer.precision != "auto":
+        return trainer.precision
+    return "bfloat16" if uses_gpus(spec) else "float32"
 
 
 def _model_config(trainer: TrainerSpec) -> ModelConfig:

@@ -1,11 +1,13 @@
 """Entry points of pods with one fault each, to prove that the trainer handles it, or that a test notices it."""
 
 import errno
+import gc
 import json
 import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +21,7 @@ from torch.distributed.checkpoint.staging import DefaultStager
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from trainyard.mesh import AXES
 from trainyard.protocol import constants
 from trainyard_trainer import rank_process
 from trainyard_trainer.checkpoint import saver
@@ -29,7 +32,9 @@ from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.runtime import heartbeat, world
+from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -207,12 +212,65 @@ def hang_in_rank_1() -> None:
     _in_rank_1_at_step_3(lambda: time.sleep(600))
 
 
+def hang_in_rank_1_with_flight_recorders() -> None:
+    """Both ranks have the pipe and the file of NCCL's flight recorder, served by a thread as NCCL's monitor does."""
+    join = World.init_process_group
+
+    def faulty(self: World, **options: Any) -> None:
+        pipe = Path(f"{os.environ['TORCH_NCCL_DEBUG_INFO_PIPE_FILE']}{self.rank}.pipe")
+        os.mkfifo(pipe)
+        descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+
+        def serve() -> None:
+            while not os.read(descriptor, 128):
+                time.sleep(0.1)
+            Path(f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}{self.rank}").write_text(f"collectives of {self.rank}")
+
+        threading.Thread(target=serve, daemon=True).start()
+        join(self, **options)
+
+    World.init_process_group = faulty  # type: ignore[method-assign]
+    hang_in_rank_1()
+
+
 def hang_in_rank_1_and_detect_it_late() -> None:
     """Rank 1 hangs; the pod of rank 0 detects that a second later than the other one."""
     start = heartbeat.start
     late = 1.0 if os.environ["PET_NODE_RANK"] == "0" else 0.0
     heartbeat.start = lambda step, timeout: start(step, (timeout or 0.0) + late)
     hang_in_rank_1()
+
+
+def look_for_tensors_in_garbage() -> None:
+    """Fail if tensors of earlier steps are held by reference cycles, which only a garbage collection removes."""
+
+    def collect(_: object, step: int) -> None:
+        if step == 5:
+            before = _tensors()
+            gc.collect()
+            assert _tensors() == before, "a step leaves tensors in reference cycles"
+
+    GarbageCollection.after_step = collect  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def _tensors() -> int:
+    return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+
+def check_timeouts_of_the_mesh() -> None:
+    """Fail if a group of the mesh has another timeout than the group of all ranks."""
+    make = RankMesh.__init__
+
+    def checked(self: RankMesh, *arguments: Any) -> None:
+        make(self, *arguments)
+        groups = [self.parameters.get_group(0), *(self.group(axis) for axis in AXES)]
+        for group in groups:
+            found = group._get_backend(torch.device("cpu")).options._timeout
+            assert found == world.collective_timeout(None), found
+
+    RankMesh.__init__ = checked  # type: ignore[method-assign, assignment]
+    launcher_main.main()
 
 
 def wait_in_rank_0() -> None:

@@ -116,6 +116,19 @@ def test_the_watchdog_of_nccl_is_an_effect_of_another_rank() -> None:
     assert not find_failure(CUDA).peer_lost
 
 
+MONITOR = """[rank2]:[E1129 14:07:24.000 ProcessGroupNCCL.cpp:1682] [PG ID 0 PG GUID 0(default_pg) Rank 2] Received a \
+dump signal due to a collective timeout from  rank 1 and we will try our best to dump the debug info.
+[rank2]:[F1129 14:07:25.000 ProcessGroupNCCL.cpp:1557] [PG ID 0 PG GUID 0(default_pg) Rank 2] [PG ID 0 PG GUID \
+0(default_pg) Rank 2] Terminating the process after attempting to dump debug info, due to REASON.
+"""
+
+
+@pytest.mark.parametrize(("reason", "lost"), [("collective timeout or exception", True), ("watchdog hang", False)])
+def test_the_monitor_of_nccl_ends_a_rank_because_of_another_one_or_of_a_stuck_watchdog(reason: str, lost: bool) -> None:
+    failure = find_failure(MONITOR.replace("REASON", reason))
+    assert (failure.exception, failure.rank, failure.peer_lost) == ("SIGABRT", 2, lost)
+
+
 def test_a_rank_that_torchrun_has_ended_itself_is_not_the_cause() -> None:
     """Both have failed in the same second, and torchrun names the one that it has ended."""
     text = log("kill").replace("exitcode  : -9 (pid: 3707)  (SIGKILL)", "exitcode  : -15 (pid: 3707)  (SIGTERM)")
@@ -129,6 +142,17 @@ def test_a_rank_that_torchrun_has_ended_itself_is_not_the_cause() -> None:
         ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.1]:50571", True),
         ("NCCL error: remote process exited or there was a network error, NCCL version 2.27", True),
         ("NCCL communicator was aborted on rank 3.", True),
+        ("Terminating the process after attempting to dump debug info, due to collective timeout or exception.", True),
+        ("Terminating the process after attempting to dump debug info, due to ProcessGroupNCCL watchdog hang.", False),
+        (
+            "ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.",
+            True,
+        ),
+        (
+            "ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.\n"
+            "Last error:\nNET/IB : Got completion from peer 10.0.0.7<39000> with error 12, opcode 0",
+            True,
+        ),
         ("Some NCCL operations have failed: [Rank 1] Watchdog caught collective operation timeout", True),
         ("DistStoreError: wait timeout after 1800000ms, keys: /attempt 1/all arrived", True),
         ("NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)", False),

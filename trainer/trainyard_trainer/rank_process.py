@@ -104,7 +104,11 @@ class RankProcess:
 
     def _serve(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
         """Be the parameter server until the workers are done."""
-        world.init_process_group(saves=self._saves, patience=config.health.startup_timeout_seconds)
+        world.init_process_group(
+            saves=self._saves,
+            patience=config.health.startup_timeout_seconds,
+            hang_timeout=config.health.hang_timeout_seconds,
+        )
         guard = GradientGuard(config.health.bad_steps, bool)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)

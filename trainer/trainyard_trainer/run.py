@@ -21,6 +21,7 @@ from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
@@ -69,8 +70,13 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     Raises:
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
+    configure_device(world.device, bfloat16=config.precision == "bfloat16")
     samples = prepare(config)
-    world.init_process_group(saves=config.checkpoint is not None, patience=config.health.startup_timeout_seconds)
+    world.init_process_group(
+        saves=config.checkpoint is not None,
+        patience=config.health.startup_timeout_seconds,
+        hang_timeout=config.health.hang_timeout_seconds,
+    )
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"

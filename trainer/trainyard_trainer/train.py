@@ -22,6 +22,7 @@ from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.parallelize import build_model_parts
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.stopping import total_steps
@@ -63,6 +64,7 @@ class Trainer:
         self._source: Path | None = None
         """Checkpoint that this attempt has resumed from."""
         self._stopwatch = Stopwatch()
+        self._garbage = GarbageCollection()
         self.interrupted = False
         """Whether training has ended early because a rank was told to stop; everything is saved then."""
         self._classes = samples.class_count if isinstance(samples, Table) else None
@@ -95,6 +97,7 @@ class Trainer:
             FinalCheckpointFailed: training has ended or was told to stop, and its state could not be saved.
         """
         self._begin()
+        self._garbage.start()
         first_step = self.step + 1
         while self.step < self._total_steps and not self.state.stopped_because and not self.interrupted:
             self._record_timing()
@@ -104,6 +107,7 @@ class Trainer:
             elif self._handle_bad_step(loss, norm):
                 continue
             self._step_metrics.after_step()
+            self._garbage.after_step(self.step)
             evaluates = self._evaluation_is_due()
             if evaluates or self._report_is_due(first_step):
                 report = self._step_metrics.report(self.step, self._total_steps, loss, norm, learning_rate)
@@ -212,4 +216,5 @@ class Trainer:
             self._saver.finish()
             self._stopwatch.mark("checkpoint")
         self._record_timing()
+        self._garbage.stop()
         self.update.close()

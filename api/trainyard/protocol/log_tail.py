@@ -35,7 +35,11 @@ _NAMED_EXCEPTION = re.compile(r"(?:[A-Za-z_]\w*\.)*(\w*(?:Error|Exception|Interr
 """An exception without its traceback, whose first lines may be missing: recognized by the usual names only."""
 _CPP_EXCEPTION = re.compile(r"terminate called after throwing an instance of '(?:\w+::)*(\w+)'")
 _CPP_MESSAGE = "  what():  "
-_WATCHDOG = re.compile(r"Watchdog caught|watchdog thread terminated|communicator was aborted", re.IGNORECASE)
+_WATCHDOG = re.compile(
+    r"Watchdog caught|watchdog thread terminated|communicator was aborted"
+    r"|Terminating the process after attempting to dump debug info",
+    re.IGNORECASE,
+)
 _WATCHDOG_RANK = re.compile(r"\bRank (\d{1,9})\]")
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError"})
 """Exceptions of torchrun and other launchers, which only say that a process has failed."""
@@ -56,7 +60,8 @@ _PEER_LOSS = re.compile(
     r"|connection (?:was )?closed by (?:remote )?peer|failed to recv, got 0 bytes|recvValue failed"
     r"|(?:gloo|nccl|c10d|TCPStore).{0,200}connection (?:was )?reset by (?:remote )?peer"
     r"|remote process exited or there was a network error|ncclRemoteError"
-    r"|communicator (?:was|has been) aborted|collective operation timeout"
+    r"|communicator (?:was|has been) aborted|collective operation timeout|due to collective timeout or exception"
+    r"|NET/IB ?: Got completion from peer"
     r"|DistStoreError|DistNetworkError|Rendezvous(?:Connection|Timeout|Closed)Error"
     r"|client socket has (?:timed out|failed)|wait timeout after|ranks arrived within",
     re.IGNORECASE,

@@ -43,9 +43,9 @@ class RestartRule(ApiModel):
     on_reasons: Annotated[tuple[FailureReason, ...], Field(min_length=1, max_length=64)] | None = None
     """Failure reasons that this rule matches, as in status.lastFailure.reason: OOMKilled, Evicted, OutOfcpu,
     StorageLimitExceeded, Deleted, WorkerLost, InitContainerFailed, StartError, InvalidImageName, FinalCheckpointFailed,
-    Hang, StartupTimeout, BadSteps, Error, the name of a signal (SIGSEGV) or of an exception (ZeroDivisionError). The
-    name of an exception is known from the built-in trainer; of a program of your own it is known if the end of its log
-    names it, otherwise the reason is Error."""
+    GPUOutOfMemory, GPUFault, CUDAError, NCCLError, Hang, StartupTimeout, BadSteps, Error, the name of a signal
+    (SIGSEGV) or of an exception (ZeroDivisionError). The name of an exception is known from the built-in trainer; of a
+    program of your own it is known if the end of its log names it, otherwise the reason is Error."""
     action: Action
     """What happens after a failure that this rule matches. Restart: the group restarts, which counts against
     restartPolicy.maxRestarts. RestartIgnoringLimit: the group restarts, which counts against no limit, so that it may

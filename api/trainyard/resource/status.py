@@ -82,6 +82,7 @@ class Reason(StrEnum):
     PEER_LOST = "PeerLost"
     INVALID_CONFIG = "InvalidConfig"
     FINAL_CHECKPOINT_FAILED = "FinalCheckpointFailed"
+    GPU_OUT_OF_MEMORY = "GPUOutOfMemory"
     CANNOT_START = "ContainerCannotStart"
     DISRUPTED = "Disrupted"
     SPEC_CHANGED = "SpecChanged"
@@ -153,8 +154,8 @@ class Failure(ApiModel):
     exit_code: int | None = None
     """Exit code of the container; absent if it has none, for example after the loss of a node."""
     reason: Annotated[str, Field(max_length=1024)]
-    """What happened, in one word: the name of an exception or a signal, OOMKilled, Evicted, OutOfcpu, WorkerLost, Hang,
-    ... Rules of restartPolicy match it with onReasons."""
+    """What happened, in one word: the name of an exception or a signal, OOMKilled, GPUOutOfMemory, GPUFault, Evicted,
+    OutOfcpu, WorkerLost, Hang, ... Rules of restartPolicy match it with onReasons."""
     message: Annotated[str, Field(max_length=4096)] = ""
     """Message of the exception, or the last line that the worker wrote."""
     step: Count | None = None
@@ -247,6 +248,9 @@ class TrainingJobStatus(ApiModel):
     """Number of restarts since the last attempt that made progress; restartPolicy.backoff grows with it."""
     refusing_nodes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
     """Names of nodes that refused a pod since all workers last ran, and that the pods therefore avoid."""
+    faulty_nodes: Annotated[tuple[str, ...], Field(max_length=64)] = ()
+    """Names of nodes on which a GPU failed (GPUFault, or the same CUDAError twice), and that the pods therefore avoid
+    until the group cannot be scheduled without them."""
     succeeded_indexes: Annotated[str, Field(max_length=65_536)] = ""
     """Indexes of the pods of the current attempt that have succeeded, for example 0,2-5. They are remembered here, so a
     pod that has succeeded may be removed while others still run."""
@@ -283,7 +287,7 @@ class TrainingJobStatus(ApiModel):
     def avoided_nodes(self) -> tuple[str, ...]:
         """Return the names of the nodes that pods of the current attempt avoid."""
         slow = () if self.slow_nodes_readmitted else self.slow_nodes
-        return (*slow, *(node for node in self.refusing_nodes if node not in slow))
+        return tuple(dict.fromkeys((*slow, *self.refusing_nodes, *self.faulty_nodes)))
 
     @property
     def suspending(self) -> bool:

@@ -117,9 +117,9 @@ class TrainerSpec(ApiModel):
     none: nothing is recomputed.
     selective: everything inside a block except the results of attention and matrix products, which cost the most.
     full: each block from its input; about a third more computation."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of matrix products and activations. Parameters, their gradients and the optimizer state are always
-    float32."""
+    float32. auto: bfloat16 if the workers ask for GPUs (workers.resources), else float32."""
     compile: bool = False
     """llama: whether each block is compiled with torch.compile. The first step takes about a minute longer, all others
     are faster. Needs a C++ compiler in the worker, which the trainer image has."""

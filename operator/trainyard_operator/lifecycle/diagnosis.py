@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from trainyard.protocol import constants
+from trainyard.protocol.gpu_faults import GpuFault, find_gpu_fault
 from trainyard.protocol.log_tail import LogFailure
 from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.status import Failure, Reason
@@ -37,6 +38,8 @@ class Diagnosis:
     """When it happened, if it may be the effect of another failure that is not observed yet; else None."""
     cause_window: timedelta = CAUSE_WINDOW
     """How long after `secondary_since` the cause may still be observed."""
+    gpu_fault: GpuFault | None = None
+    """Class of a failure that involves a GPU; None for any other."""
 
 
 def diagnose(
@@ -139,6 +142,11 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
     elif own and worker.exit_code == constants.EXIT_FINAL_CHECKPOINT_FAILED:
         reason = Reason.FINAL_CHECKPOINT_FAILED
     unrecoverable = reason in (Reason.INVALID_CONFIG, Reason.FINAL_CHECKPOINT_FAILED) or _has_no_program(worker)
+    text = _message(worker)
+    # A GPU is involved: its class says more than the exception, and the advice belongs to the message.
+    fault = None if unrecoverable or worker.container else _gpu_fault(worker, reason, text)
+    if fault is not None:
+        reason, text = fault.reason, f"{text[: _MAX_MESSAGE - len(fault.advice) - 2]}; {fault.advice}"
     failure = Failure(
         attempt=worker.running_attempt,
         pod=worker.name,
@@ -147,11 +155,21 @@ def _program_failure(worker: WorkerPod, now: datetime) -> Diagnosis:
         rank=_rank(worker),
         exit_code=worker.exit_code,
         reason=reason,
-        message=_message(worker)[:_MAX_MESSAGE],
+        message=text[:_MAX_MESSAGE],
         step=message.step if message else None,
         at=now,
     )
-    return Diagnosis(failure, counts=True, unrecoverable=unrecoverable)
+    # Broken hardware is not the program's failure.
+    counts = fault is None or not fault.hardware
+    return Diagnosis(failure, counts=counts, unrecoverable=unrecoverable, gpu_fault=fault)
+
+
+def _gpu_fault(worker: WorkerPod, reason: str, text: str) -> GpuFault | None:
+    """Return the class of a failure that involves a GPU; None for one with another cause."""
+    # The kubelet, the launcher or a lost peer is the reason, whatever the message quotes.
+    if _hangs(worker) or _is_secondary(worker) or reason == "OOMKilled":
+        return None
+    return find_gpu_fault(f"{reason}: {text}")
 
 
 def _secondary_failure(worker: WorkerPod, workers: list[WorkerPod], unstarted: int, now: datetime) -> Diagnosis:

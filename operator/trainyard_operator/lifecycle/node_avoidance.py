@@ -1,4 +1,4 @@
-"""Avoidance of slow and refusing nodes: the next attempt is scheduled on other nodes, where that is possible."""
+"""Avoidance of slow, refusing and faulty nodes: the next attempt is scheduled on others, where that is possible."""
 
 from datetime import timedelta
 
@@ -50,9 +50,16 @@ def readmit_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Pla
         builder.refusing_nodes = ()
         cause = f"the group cannot be scheduled without the nodes that refused its pods: {nodes}"
         return restart(builder, Reason.UNSCHEDULABLE, cause, counts=False)
-    nodes = ", ".join(builder.slow_nodes)
-    builder.slow_nodes_readmitted = True
-    cause = f"the group cannot be scheduled without the slow nodes: {nodes}"
+    # A slow node is better than a broken one.
+    if builder.slow_nodes and not builder.slow_nodes_readmitted:
+        nodes = ", ".join(builder.slow_nodes)
+        builder.slow_nodes_readmitted = True
+        cause = f"the group cannot be scheduled without the slow nodes: {nodes}"
+        return restart(builder, Reason.UNSCHEDULABLE, cause, counts=False)
+    # The GPU may have been repaired by now, or another one of the node may be free.
+    nodes = ", ".join(builder.faulty_nodes)
+    builder.faulty_nodes = ()
+    cause = f"the group cannot be scheduled without the nodes on which a GPU failed: {nodes}"
     return restart(builder, Reason.UNSCHEDULABLE, cause, counts=False)
 
 

@@ -1,10 +1,11 @@
 """Restarts: after a failure, inside the pods where all launchers are alive and in new pods otherwise."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 from trainyard.protocol.progress import Progress
 from trainyard.resource.status import ConditionType as C
-from trainyard.resource.status import Reason
+from trainyard.resource.status import Failure, Reason
 from trainyard_operator.lifecycle.actions import Plan, RestartInPlace, act_now, fail_job, record_decision
 from trainyard_operator.lifecycle.backoff import backoff, note_failure
 from trainyard_operator.lifecycle.diagnosis import CAUSE_WINDOW, Diagnosis, not_started
@@ -16,7 +17,7 @@ MAX_IN_PLACE_BACKOFF = 30.0
 """Longest restartPolicy.backoff, in seconds, that pods wait for a restart in place; launchers exit after a longer
 wait."""
 MAX_REFUSING_NODES = 64
-"""How many nodes that refused a pod are avoided, the latest ones."""
+"""How many nodes that refused a pod are avoided, the latest ones; likewise of nodes with a faulty GPU."""
 
 
 def handle_failure(
@@ -35,17 +36,24 @@ def handle_failure(
         elapsed = builder.now - diagnosis.secondary_since
         if timedelta(0) <= elapsed < diagnosis.cause_window:
             return _wait_for_cause(builder, diagnosis, elapsed)
-    builder.last_failure = diagnosis.failure
+    previous, builder.last_failure = builder.last_failure, diagnosis.failure
     note_failure(builder, progress)
+    # A GPU runs out of memory again, and no step was made in between: another attempt would fail in the same way.
+    if _runs_out_of_memory_again(builder, diagnosis, previous):
+        diagnosis = replace(diagnosis, unrecoverable=True)
     policy = builder.effective_job.spec.restart_policy
     decision = apply_restart_policy(diagnosis, policy, builder.restarts_counted, builder.disruptions)
     # The restart policy allows no restart.
     if decision.fail_job:
         return fail_job(builder, decision.reason, decision.message)
     # It allows one: restart inside the pods where that is possible, since nothing is scheduled or pulled again.
-    in_place = _can_restart_in_place(builder, workers)
+    device_is_suspect = _device_is_suspect(diagnosis, previous)
+    in_place = not device_is_suspect and _can_restart_in_place(builder, workers)
     builder.disruptions += decision.disruption
     _avoid_refusing_nodes(builder, workers)
+    if device_is_suspect and diagnosis.failure.node:
+        nodes = dict.fromkeys((*builder.faulty_nodes, diagnosis.failure.node))
+        builder.faulty_nodes = tuple(nodes)[-MAX_REFUSING_NODES:]
     return restart(builder, decision.reason, decision.message, counts=decision.counts, in_place=in_place)
 
 
@@ -66,6 +74,25 @@ def _avoid_refusing_nodes(builder: StatusBuilder, workers: tuple[WorkerPod, ...]
     nodes = dict.fromkeys(builder.refusing_nodes)
     nodes |= dict.fromkeys(w.node for w in workers if w.node and (w.rejected or not_started(w)))
     builder.refusing_nodes = tuple(nodes)[-MAX_REFUSING_NODES:]
+
+
+def _runs_out_of_memory_again(builder: StatusBuilder, diagnosis: Diagnosis, previous: Failure | None) -> bool:
+    """Return whether two attempts in a row ran out of GPU memory, and the second one made no new step."""
+    found, again = diagnosis.failure, previous is not None and previous.reason == Reason.GPU_OUT_OF_MEMORY
+    follows = previous is not None and previous.attempt == found.attempt - 1
+    return found.reason == Reason.GPU_OUT_OF_MEMORY and again and follows and builder.restarts_without_progress > 1
+
+
+def _device_is_suspect(diagnosis: Diagnosis, previous: Failure | None) -> bool:
+    """Return whether the next attempt must not use the GPUs of the pod that failed.
+
+    They are broken, or failed twice in a row: a failure that the program has caused would move with it.
+    """
+    fault = diagnosis.gpu_fault
+    if fault is None or not fault.of_device:
+        return False
+    same_pod = previous is not None and previous.pod == diagnosis.failure.pod
+    return fault.hardware or (same_pod and previous is not None and previous.reason == fault.reason)
 
 
 def _can_restart_in_place(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> bool:

@@ -75,6 +75,10 @@ def _unrecoverable(diagnosis: Diagnosis, message: str) -> RestartDecision:
             return RestartDecision(True, False, False, Reason.INVALID_CONFIG, diagnosis.failure.message)
         case Reason.FINAL_CHECKPOINT_FAILED:
             return RestartDecision(True, False, False, Reason.FINAL_CHECKPOINT_FAILED, message)
+        # The second attempt in a row ran out of memory before it made a new step.
+        case Reason.GPU_OUT_OF_MEMORY:
+            message += "; so did the attempt before, and neither made a new step"
+            return RestartDecision(True, False, False, Reason.GPU_OUT_OF_MEMORY, message)
         case _:
             return RestartDecision(True, False, False, Reason.CANNOT_START, message)
 
@@ -97,7 +101,7 @@ def failure_message(diagnosis: Diagnosis) -> str:
         "step": failure.step,
     }
     detail = ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
-    failed = diagnosis.counts or diagnosis.secondary_since is not None
+    failed = diagnosis.counts or diagnosis.secondary_since is not None or diagnosis.gpu_fault is not None
     message = f"attempt {failure.attempt}: {subject} {'failed' if failed else 'was lost'}"
     message += f" ({detail})" if detail else ""
     message += f": {failure.reason}"

@@ -55,6 +55,7 @@ class StatusFields:
     disruptions: int
     restarts_without_progress: int
     refusing_nodes: tuple[str, ...]
+    faulty_nodes: tuple[str, ...]
     succeeded_indexes: str
     start_time: datetime | None
     completion_time: datetime | None
@@ -95,6 +96,7 @@ class StatusBuilder(StatusFields):
             disruptions=status.disruptions,
             restarts_without_progress=status.restarts_without_progress,
             refusing_nodes=status.refusing_nodes,
+            faulty_nodes=status.faulty_nodes,
             succeeded_indexes=status.succeeded_indexes,
             start_time=status.start_time,
             completion_time=status.completion_time,
@@ -126,7 +128,7 @@ class StatusBuilder(StatusFields):
     def avoided_nodes(self) -> tuple[str, ...]:
         """Nodes that the pods of the current attempt must not be scheduled on."""
         slow = () if self.slow_nodes_readmitted else self.slow_nodes
-        return (*slow, *(node for node in self.refusing_nodes if node not in slow))
+        return tuple(dict.fromkeys((*slow, *self.refusing_nodes, *self.faulty_nodes)))
 
     def condition(self, kind: ConditionType) -> Condition | None:
         """Return the condition of a type; None if it was never set."""

@@ -27,7 +27,7 @@ from trainyard.protocol.launcher import (
     block_signals,
     clear_termination_message,
 )
-from trainyard_trainer.launcher.pod_environment import PodEnvironment, set_threads
+from trainyard_trainer.launcher.pod_environment import PodEnvironment, set_allocator, set_threads
 from trainyard_trainer.launcher.rank_processes import RankProcesses, stopped_before_training
 from trainyard_trainer.runtime import process_exit
 
@@ -45,6 +45,7 @@ def main() -> NoReturn:
     try:
         environment = PodEnvironment.from_environment()
         set_threads(environment.local_size)
+        set_allocator()
         # Each attempt to reach a node that is not up yet would log a warning.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         # Each trace would log two lines, and on a CPU the error that there is no GPU.

@@ -8,6 +8,8 @@ from trainyard.net import free_port
 from trainyard_trainer.runtime.errors import ConfigError
 
 CGROUP = Path("/sys/fs/cgroup")
+ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+"""Variables that torch reads the settings of its allocator from; the first one is for all devices."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,16 @@ def set_threads(processes: int) -> None:
     torchrun would give each process one thread. It must be set before libgomp is loaded.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // max(1, processes))))
+
+
+def set_allocator() -> None:
+    """Let torch's allocator on GPUs enlarge its segments, unless its settings are given.
+
+    Without this, memory that is free in pieces cannot be used for a larger tensor: with sizes that change from step to
+    step, as those of experts do, a tenth and more of a GPU. It must be set before torch is imported.
+    """
+    if not any(name in os.environ for name in ALLOCATOR_SETTINGS):
+        os.environ[ALLOCATOR_SETTINGS[0]] = "expandable_segments:True"
 
 
 def usable_cpus() -> int:

@@ -21,6 +21,7 @@ from trainyard.protocol.launcher import (
 from trainyard.protocol.launcher_output import STDERR, OutputCopy
 from trainyard.protocol.log_tail import find_failure
 from trainyard.protocol.termination import TerminationMessage
+from trainyard_trainer.launcher.flight_recorder import DUMP_SECONDS, FlightRecorder
 from trainyard_trainer.launcher.hang_detection import (
     CHECK_SECONDS,
     STACK_SECONDS,
@@ -48,6 +49,7 @@ class RankProcesses:
         self._heartbeats = HeartbeatTable(environment.local_size)
         self._stacks = StackTraces(self._heartbeats.stacks)
         self._detector = HangDetector(lambda local_rank: process_state(self._processes()[local_rank]) == "T")
+        self._recorder = FlightRecorder.of_attempt(launcher.attempt)
         self._code = 0
         self._stop_signal: signal.Signals | None = None
         """Signal that told this pod to stop."""
@@ -69,6 +71,7 @@ class RankProcesses:
             if pid == 0:
                 output.divert()
                 os.environ.update(self._environment.rank_environment(local_rank))
+                os.environ.update(self._recorder.variables)
                 heartbeat.install(self._heartbeats.writer(local_rank))
                 self._launcher.close_port()
                 _run_rank(run, launcher)
@@ -105,6 +108,9 @@ class RankProcesses:
         local_ranks = range(self._environment.local_size)
         self._stepped = any(self._heartbeats.read(rank).attempt_steps > 0 for rank in local_ranks)
         self._heartbeats.close()
+        if self._code != 0:
+            self._recorder.keep()
+        self._recorder.close()
         if self._stop_signal is not None and self._code == 0:
             return stopped_before_training(self._stop_signal)
         return self._code
@@ -144,15 +150,24 @@ class RankProcesses:
             self._deadline = time.monotonic() + process_exit.grace_seconds()
 
     def _check_for_hang(self) -> None:
-        """If the ranks hang, report the state of each of them, and kill them."""
+        """If the ranks hang, report the state of each of them, and kill them.
+
+        This comes before NCCL's own timeout (`runtime.world.collective_timeout`), which would abort a rank that only
+        waits for another one.
+        """
         self._log_stacks()
         heartbeats = {local_rank: self._heartbeats.read(local_rank) for local_rank in self._alive.values()}
         if not self._detector.check(heartbeats):
             return
         detected = time.monotonic()
+        recording = self._recorder.request(self._environment.first_rank + local_rank for local_rank in heartbeats)
         report = hang_report(self._diagnose(heartbeats))
         print(f"hang: {report.message}", file=sys.stderr, flush=True)
         process_exit.write_termination_message(report)
+        # With NCCL every pod waits as long as the slowest file may take, so that no rank loses a peer while it writes.
+        if recording:
+            self._recorder.wait(recording, detected + DUMP_SECONDS)
+            time.sleep(max(0.0, detected + DUMP_SECONDS - time.monotonic()))
         # Ranks of other pods lose a peer when these are killed, and end; their launchers must get their stacks before.
         time.sleep(max(0.0, detected + STACK_SECONDS - time.monotonic()))
         self._code = constants.EXIT_HANG

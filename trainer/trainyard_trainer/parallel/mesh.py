@@ -21,8 +21,12 @@ class RankMesh:
         self.sizes = sizes
         self.at = sizes.coordinate(world.rank)
         self._mesh: DeviceMesh | None = None
+        self._timeout = world.timeout
         if world.size > 1 and not world.servers:
             self._mesh = init_device_mesh(world.device.type, sizes.shape, mesh_dim_names=AXES)
+            # torch gives the groups of a mesh its own default, whatever the timeout of the group of all ranks.
+            for group in self._mesh.get_all_groups():
+                dist.set_timeout(self._timeout, group)
 
     def __getitem__(self, axis: str) -> DeviceMesh:
         """Return the ranks that differ from this one on one axis only."""
@@ -60,7 +64,9 @@ class RankMesh:
 
     def _replicated_and_sharded(self, name: str, *axes: str) -> DeviceMesh:
         assert self._mesh is not None
-        return concatenate_meshes([self._mesh["replicate"], flatten_mesh(self._mesh[axes], name)])
+        flat = flatten_mesh(self._mesh[axes], name)
+        dist.set_timeout(self._timeout, flat.get_group())
+        return concatenate_meshes([self._mesh["replicate"], flat])
 
     @property
     def counts_loss(self) -> bool:

@@ -21,6 +21,8 @@ PEER_LOST_PAUSE = 1.0
 """Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
 STOP_SECONDS = 10.0
 """Time for the ranks to end when this pod is told to stop, unless the operator grants more."""
+MAX_NCCL_MESSAGE = 1000
+"""Characters of an error of NCCL that are kept."""
 LAUNCHER_SECONDS = 2.0
 """Part of that time that is left to the launcher; also the time for ranks to end after another one has failed."""
 
@@ -84,6 +86,14 @@ def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoR
 def describe(error: Exception, rank: int | None, step: int | None) -> TerminationMessage:
     """Return the termination message of a process that an exception ends."""
     text = str(error).strip().partition("\n")[0]
+    # NCCL says what has happened in the lines below the first.
+    if type(error).__name__ == "DistBackendError":
+        text = " ".join(str(error).split())[:MAX_NCCL_MESSAGE]
+    # torch.OutOfMemoryError, which only a process with torch can raise.
+    elif type(error).__name__ == "OutOfMemoryError":
+        from trainyard_trainer.runtime import out_of_memory
+
+        text = f"{text}; {out_of_memory.explain(rank)}"
     lost = is_peer_lost(error)
     if lost:
         # Gloo puts a location in its source before the message, and advice after it.

@@ -6,6 +6,8 @@ each name here against its sources, run the tests of the trainer, and raise the 
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +22,7 @@ from torch.distributed import Backend, ProcessGroup
 from torch.distributed._functional_collectives import all_reduce, all_to_all_single, all_to_all_single_autograd
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.attention import SDPBackend
 
 __all__ = [
     "TORCH_VERSION",
@@ -31,9 +34,12 @@ __all__ = [
     "all_to_all_single_autograd",
     "concatenate_meshes",
     "die_with_parent",
+    "dump_memory_snapshot",
     "flatten_mesh",
     "foreach_mul_",
     "foreach_norm",
+    "pci_address",
+    "set_attention_order",
     "shared_memory_stager",
     "use_one_gloo_thread",
 ]
@@ -69,10 +75,43 @@ def die_with_parent(signal_number: int) -> None:
     _prctl_pr_set_pdeathsig(signal_number)
 
 
+def dump_memory_snapshot(path: Path) -> None:
+    """Write the blocks of the CUDA allocator to a file."""
+    torch.cuda.memory._dump_snapshot(str(path))
+
+
+def set_attention_order(backends: Sequence[SDPBackend]) -> None:
+    """Set the order in which scaled_dot_product_attention looks for a kernel (as torch.nn.attention.sdpa_kernel)."""
+    torch._C._set_sdp_priority_order([int(cast(Any, backend)) for backend in backends])
+
+
+def pci_address(device: torch.device) -> str:
+    """Return the PCI address of a GPU, for example 0000:3b:00.0."""
+    properties: Any = torch.cuda.get_device_properties(device)
+    return f"{properties.pci_domain_id:04x}:{properties.pci_bus_id:02x}:{properties.pci_device_id:02x}.0"
+
+
+class OrderedStager(DefaultStager):
+    """A stager whose copies begin when the work that the calling thread has given to the device is done.
+
+    DefaultStager copies on a stream of its own, which waits for nothing. On a GPU the optimizer's update is only queued
+    when it returns, so a copy that begins at once holds some tensors from before the update and some from after it.
+    The other direction needs no stream: a stager ends when its stream has, and the update after it waits for that
+    (`Saver.before_update`).
+    """
+
+    def stage(self, state_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Copy tensors in a thread; returns a future (see DefaultStager.stage)."""
+        # Called by the thread that trains, so its current stream is the one with the update.
+        if self._staging_stream is not None:
+            self._staging_stream.wait_stream(torch.accelerator.current_stream())
+        return super().stage(state_dict, **kwargs)
+
+
 def shared_memory_stager(*, cuda: bool) -> DefaultStager:
     """Return a stager that copies tensors in a thread of its own, into memory shared with the background process."""
     options = StagingOptions(cuda, use_shared_memory=True, use_async_staging=True, use_non_blocking_copy=cuda)
-    return DefaultStager(options)
+    return OrderedStager(options)
 
 
 def use_one_gloo_thread() -> None:

@@ -13,8 +13,22 @@ from trainyard.resource.health import DEFAULT_STARTUP_TIMEOUT
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.torch_internals import HashStore, PrefixStore, TCPStore, use_one_gloo_thread
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-"""A collective that takes longer has lost a peer whose death was not noticed."""
+COLLECTIVE_TIMEOUT = timedelta(minutes=12)
+"""Shortest timeout of a collective: one that takes longer has lost a peer whose death was not noticed."""
+HANG_MARGIN = timedelta(minutes=2)
+"""How much later than the hang detection of the launchers a collective times out. The order is: the launchers detect
+the hang, stacks and flight recorders are written, ranks are killed; the timeout is for where no launcher watches."""
+STORAGE_TIMEOUT = timedelta(days=1)
+"""Timeout of the control group: ranks wait in it for checkpoints of others, and storage may take any time."""
+
+
+def collective_timeout(hang_timeout: float | None) -> timedelta:
+    """Return the timeout of collectives between ranks that train.
+
+    `hang_timeout`: spec.health.hangTimeoutSeconds; None: automatic, which is 600 s for a phase that is new, and for
+    others 20 times as long as they take. Only a phase that takes half a minute is later than the collective then.
+    """
+    return max(COLLECTIVE_TIMEOUT, timedelta(seconds=hang_timeout or 0.0) + HANG_MARGIN)
 
 
 @dataclass
@@ -33,6 +47,8 @@ class World:
     """The ranks that train; None means the default group, without parameter servers."""
     control: dist.ProcessGroup | None = None
     """The ranks that train, over gloo, for collectives of the control plane; only where checkpoints are written."""
+    timeout: timedelta = COLLECTIVE_TIMEOUT
+    """Timeout of collectives, for all groups but `control`."""
 
     @classmethod
     def from_environment(cls, servers: int = 0) -> "World":
@@ -51,7 +67,13 @@ class World:
             servers=servers,
         )
 
-    def init_process_group(self, *, saves: bool = False, patience: float = DEFAULT_STARTUP_TIMEOUT) -> None:
+    def init_process_group(
+        self,
+        *,
+        saves: bool = False,
+        patience: float = DEFAULT_STARTUP_TIMEOUT,
+        hang_timeout: float | None = None,
+    ) -> None:
         """Set the device, and form the process groups with all other ranks.
 
         A parameter server may have no GPU, so the default group uses gloo then, and the ranks that train have another
@@ -60,19 +82,23 @@ class World:
         Args:
             saves: whether checkpoints will be written.
             patience: seconds to wait for the other ranks, whose pods may still wait for a node or an image.
+            hang_timeout: spec.health.hangTimeoutSeconds; None: automatic.
 
         Raises:
             DistStoreError: other ranks did not arrive in time.
         """
         use_one_gloo_thread()
+        self.timeout = collective_timeout(hang_timeout)
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             backend = "nccl"
-        rendezvous = {"timeout": COLLECTIVE_TIMEOUT, **self._rendezvous(patience)}
+            # A thread of torch ends a process whose watchdog is stuck in CUDA: it, too, comes after the launcher.
+            os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", f"{self.timeout.total_seconds():.0f}")
+        rendezvous = {"timeout": self.timeout, **self._rendezvous(patience)}
         if self.servers:
             dist.init_process_group("gloo", **rendezvous)
-            group = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, backend)
+            group = dist.new_group(list(range(self.size)), self.timeout, backend)
             self.group = group if isinstance(group, dist.ProcessGroup) else None  # the server is no member
         elif self.size > 1:
             dist.init_process_group(
@@ -83,7 +109,7 @@ class World:
         elif saves:  # asynchronous checkpoints need a group, even of a single rank
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if saves:
-            control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
+            control = dist.new_group(list(range(self.size)), STORAGE_TIMEOUT, "gloo")
             self.control = control if isinstance(control, dist.ProcessGroup) else None
 
     def _rendezvous(self, patience: float) -> dict[str, Any]:
