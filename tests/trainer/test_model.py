@@ -11,7 +11,7 @@ from trainyard.models.llama import LlamaConfig
 from trainyard.models.moe import MoeConfig
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.llama.model import Attention, Llama, rotary_table, rotate
+from trainyard_trainer.models.llama.model import Attention, Llama, Rotary, rotate
 from trainyard_trainer.models.llama.parallelize import LlamaPlan
 from trainyard_trainer.models.moe.model import Moe
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
@@ -48,9 +48,16 @@ def test_parameters_and_their_names() -> None:
     assert list(model.state_dict()) == list(shapes)
 
 
+def tables(count: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions from 0 on."""
+    rotary = Rotary(head_dim)
+    rotary.set_positions(0, count, torch.device("cpu"))
+    return rotary.cos_TE, rotary.sin_TE
+
+
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = rotary_table(0, 5, 8)
+    cos, sin = tables(5, 8)
     pairs = torch.complex(x[..., :4], x[..., 4:])
     angles = torch.tensor([[t * 10_000.0 ** (-2 * i / 8) for i in range(4)] for t in range(5)], dtype=torch.float64)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
@@ -62,10 +69,11 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_is_the_textbook_formula(kv_heads: int) -> None:
     torch.manual_seed(0)
-    attention = Attention(sizes(kv_heads=kv_heads))
+    rotary = Rotary(4)
+    rotary.set_positions(0, 8, torch.device("cpu"))
+    attention = Attention(sizes(kv_heads=kv_heads), rotary)
     x = torch.randn(2, 8, 16)
-    cos, sin = rotary_table(0, 8, 4)
-    torch.testing.assert_close(attention(x, cos, sin), textbook_attention(attention, x, kv_heads, cos, sin))
+    torch.testing.assert_close(attention(x), textbook_attention(attention, x, kv_heads, *tables(8, 4)))
 
 
 def textbook_attention(attention: Attention, x: Tensor, kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:

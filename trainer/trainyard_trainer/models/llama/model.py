@@ -39,8 +39,9 @@ class Llama(Model):
         super().__init__()
         layers = range(config.layers) if layers is None else layers
         self.config = config
+        self.rotary = Rotary(config.dim // config.heads)
         self.embed = nn.Embedding(config.vocab_size, config.dim) if layers.start == 0 else None
-        self.blocks = nn.ModuleDict({str(layer): Block(config, feed_forward) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(config, self.rotary, feed_forward) for layer in layers})
         last = layers.stop == config.layers
         self.norm = nn.RMSNorm(config.dim, eps=1e-5) if last else None
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if last else None
@@ -48,9 +49,7 @@ class Llama(Model):
 
     def set_positions(self, first: int, count: int, device: torch.device) -> None:
         """Set which positions of a sequence the inputs hold: all of them, unless a context group divides it."""
-        cos, sin = rotary_table(first, count, self.config.dim // self.config.heads)
-        # Not buffers: DistributedDataParallel would broadcast those of rank 0.
-        self.cos_TE, self.sin_TE = cos.to(device), sin.to(device)
+        self.rotary.set_positions(first, count, device)
 
     def layers(self) -> "list[Block]":
         """Return the blocks in order."""
@@ -71,7 +70,7 @@ class Llama(Model):
         if self.embed is not None:
             x = self.embed(x)
         for block in self.layers():
-            x = block(x, self.cos_TE, self.sin_TE)
+            x = block(x)
         if self.norm is not None and self.head is not None:
             x = self.head(self.norm(x))
         return x
@@ -80,15 +79,17 @@ class Llama(Model):
 class Block(nn.Module):
     """Attention, then a feed-forward network, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: DecoderConfig, feed_forward: Callable[[], nn.Module] | None = None) -> None:
+    def __init__(
+        self, config: DecoderConfig, rotary: "Rotary", feed_forward: Callable[[], nn.Module] | None = None
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.attention = Attention(config)
+        self.attention = Attention(config, rotary)
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-5)
         self.feed_forward = FeedForward(config) if feed_forward is None else feed_forward()
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD))
         y_BTD: Tensor = h_BTD + self.feed_forward(self.feed_forward_norm(h_BTD))
         return y_BTD
 
@@ -96,23 +97,22 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; H / K query heads share a key and value head (Ainslie et al., 2023)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, rotary: "Rotary") -> None:
         super().__init__()
         self.head_dim = config.dim // config.heads
+        self.rotary = rotary
         self.core: nn.Module = CausalAttention(grouped=config.kv_heads != config.heads)
         self.q = nn.Linear(config.dim, config.heads * self.head_dim, bias=False)
         self.k = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.v = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.o = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         # -1: the number of heads follows from the weights, of which a tensor group gives each rank some heads.
         q_BHTE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k_BKTE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         v_BKTE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        positions = q_BHTE.shape[2]
-        cos_TE, sin_TE = cos_TE[:positions], sin_TE[:positions]
-        y_BHTE = self.core(rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE), v_BKTE)
+        y_BHTE = self.core(self.rotary(q_BHTE), self.rotary(k_BKTE), v_BKTE)
         y_BTD: Tensor = self.o(y_BHTE.transpose(1, 2).flatten(-2))
         return y_BTD
 
@@ -145,16 +145,34 @@ class FeedForward(nn.Module):
         return y_BTD
 
 
-def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines [T, E] of `count` rotary positions (Su et al., 2021), beginning with `first`.
+class Rotary:
+    """Rotary positions (Su et al., 2021) of the inputs of a model, the same for all of its attention layers.
 
-    Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and is rotated by position / base^(2i/E).
+    The tables are no inputs of blocks: fully_shard casts these to bfloat16, whose error of a cosine is up to 0.002. They
+    are no buffers either: DistributedDataParallel would broadcast those of rank 0.
     """
-    cpu = torch.device("cpu")
-    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=cpu) / head_dim)
-    angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=cpu), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().float(), angles.sin().float()
+
+    def __init__(self, head_dim: int) -> None:
+        self._head_dim = head_dim
+        self.cos_TE, self.sin_TE = torch.empty(0), torch.empty(0)
+
+    def set_positions(self, first: int, count: int, device: torch.device) -> None:
+        """Make the tables [T, E] of `count` positions, beginning with `first`, in float32.
+
+        Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and is rotated by position / base^(2i/E).
+        """
+        cpu = torch.device("cpu")
+        frequencies = ROPE_BASE ** (
+            -torch.arange(0, self._head_dim, 2, dtype=torch.float64, device=cpu) / self._head_dim
+        )
+        angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=cpu), frequencies)
+        angles = torch.cat((angles, angles), dim=-1)
+        self.cos_TE, self.sin_TE = angles.cos().float().to(device), angles.sin().float().to(device)
+
+    def __call__(self, x_BHTE: Tensor) -> Tensor:
+        """Rotate each pair of a head by the angle of its position, computed in float32 for every type of x."""
+        positions = x_BHTE.shape[2]
+        return rotate(x_BHTE, self.cos_TE[:positions], self.sin_TE[:positions])
 
 
 def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:

@@ -57,9 +57,7 @@ def _block_plan() -> dict[str, ParallelStyle]:
     columns, rows = ColwiseParallel, RowwiseParallel
     return {
         "attention_norm": SequenceParallel(),
-        "attention": PrepareModuleInput(
-            input_layouts=(Shard(POSITIONS), None, None), desired_input_layouts=(Replicate(), None, None)
-        ),
+        "attention": PrepareModuleInput(input_layouts=(Shard(POSITIONS),), desired_input_layouts=(Replicate(),)),
         "attention.q": columns(),
         "attention.k": columns(),
         "attention.v": columns(),

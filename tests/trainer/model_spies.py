@@ -1,0 +1,28 @@
+"""Entry points of pods that record what a model does, or that give it a fault."""
+
+import json
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from trainyard.protocol import constants
+from trainyard_trainer.launcher import main as launcher_main
+from trainyard_trainer.models.llama import model
+
+
+def rotary_types() -> None:
+    """Record the types of the tables of rotary positions, and of what is rotated."""
+    rotate = model.rotate
+    found: set[tuple[str, str, str]] = set()
+
+    def spy(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        types = (str(x.dtype), str(cos.dtype), str(sin.dtype))
+        if types not in found:
+            found.add(types)
+            path = Path(os.environ[constants.ENV_CONFIG]).with_name(f"rotary-{os.environ['RANK']}.json")
+            path.write_text(json.dumps(sorted(found)))
+        return rotate(x, cos, sin)
+
+    model.rotate = spy
+    launcher_main.main()
