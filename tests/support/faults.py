@@ -90,9 +90,15 @@ _SHARD = (
     "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x context x "
     "pipeline.stages)) over expert; choose a divisor"
 )
+_LLAMAS = (
+    *("nano", "tiny", "small", "medium", "1b", "8b", "70b", "llama3-8b", "llama3-70b"),
+    *("llama3.1-8b", "llama3.1-70b", "llama3.1-405b", "llama3.2-1b", "llama3.2-3b"),
+    *("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b"),
+)
+_MOES = ("8x7b", "8x22b", "mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "qwen3-235b-a22b")
 _PRESET = (
-    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, "
-    "medium, 8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
+    f"spec.trainer.model.preset: llama has {', '.join(_LLAMAS)}, and moe has nano, tiny, small, medium, "
+    f"{', '.join(_MOES)}; choose one of them, or another spec.trainer.model.name"
 )
 
 _ONE_CONDITION = (
@@ -401,7 +407,54 @@ RULES = (
         Fault(
             f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _only_for(size, "llama", "moe")
         )
-        for size, value in (("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2))
+        for size, value in (
+            *(("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2)),
+            *(("headDim", 2), ("vocabSize", 512), ("ropeTheta", 1e4), ("ropeScaling", {"type": "linear"})),
+            *(("normEps", 1e-6), ("tiedEmbeddings", False), ("qkNorm", False)),
+        )
+    ),
+    Fault(
+        "an odd width of a head",
+        lambda: _model(headDim=33),
+        "spec.trainer.model.headDim: must be even, since rotary positions rotate pairs; change it",
+    ),
+    Fault(
+        "a vocabulary smaller than the tokenizer's",
+        lambda: _model(vocabSize=128),
+        "spec.trainer.model.vocabSize: must be at least the vocabulary of the tokenizer (256 for bytes, else "
+        "spec.trainer.data.vocabSize); raise it, or remove it",
+    ),
+    Fault(
+        "a tied head in a pipeline",
+        lambda: _parallel(2, {"model": {"name": "llama", "preset": "qwen3-0.6b"}}, pipeline={"stages": 2}),
+        "spec.trainer.model.tiedEmbeddings: does not work with a pipeline, whose first stage has the embedding and "
+        "whose last one has the head; set it to false, or remove spec.parallelism.pipeline",
+    ),
+    *(
+        Fault(
+            f"{name} without the length before",
+            partial(_model, ropeScaling={"type": name, "factor": 8}),
+            "spec.trainer.model.ropeScaling.originalLength: llama3 and yarn need it; add the sequence length that the "
+            "model was first trained on (Llama 3: 8192)",
+        )
+        for name in ("llama3", "yarn")
+    ),
+    Fault(
+        "a limit of llama3 for linear scaling",
+        lambda: _model(ropeScaling={"type": "linear", "factor": 8, "lowFreqFactor": 1}),
+        "spec.trainer.model.ropeScaling: lowFreqFactor and highFreqFactor are for llama3 only; remove them, or set "
+        "type: llama3",
+    ),
+    Fault(
+        "a limit of yarn for llama3",
+        lambda: _model(ropeScaling={"type": "llama3", "originalLength": 8192, "betaFast": 32}),
+        "spec.trainer.model.ropeScaling: betaSlow and betaFast are for yarn only; remove them, or set type: yarn",
+    ),
+    Fault(
+        "limits of llama3 in the wrong order",
+        lambda: _model(ropeScaling={"type": "llama3", "originalLength": 8192, "lowFreqFactor": 4}),
+        "spec.trainer.model.ropeScaling: lowFreqFactor must be below highFreqFactor, and betaSlow below betaFast; "
+        "change one of them",
     ),
     *(
         Fault(f"{field} for a llama", partial(_model, **{field: value}), _only_for(field, "moe"))
@@ -711,10 +764,10 @@ SCHEMA = (
     Fault(
         "an unknown preset",
         lambda: _model(preset="huge"),
-        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b', '8b', '70b', '8x7b' or '8x22b', "
+        f"spec.trainer.model.preset: must be {', '.join(map(repr, (*_LLAMAS, *_MOES)[:-1]))} or 'qwen3-235b-a22b', "
         "not 'huge'",
         server='spec.trainer.model.preset: Unsupported value: "huge": supported values: "nano", "tiny", "small", '
-        '"medium", "1b", "8b", "70b", "8x7b", "8x22b"',
+        '"medium", "1b", "8b", "70b", "llama3-8b", ',
     ),
     Fault(
         "gpuMemory that is not a quantity",

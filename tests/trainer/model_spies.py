@@ -8,12 +8,12 @@ from torch import Tensor
 
 from trainyard.protocol import constants
 from trainyard_trainer.launcher import main as launcher_main
-from trainyard_trainer.models.llama import model
+from trainyard_trainer.models.llama import rotary
 
 
 def rotary_types() -> None:
     """Record the types of the tables of rotary positions, and of what is rotated."""
-    rotate = model.rotate
+    rotate = rotary.rotate
     found: set[tuple[str, str, str]] = set()
 
     def spy(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ def rotary_types() -> None:
             path.write_text(json.dumps(sorted(found)))
         return rotate(x, cos, sin)
 
-    model.rotate = spy
+    rotary.rotate = spy
     launcher_main.main()

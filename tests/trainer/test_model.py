@@ -1,7 +1,7 @@
 """The model against plain formulas, its initial values, and the names of its parameters."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,14 +11,24 @@ from trainyard.models.llama import LlamaConfig
 from trainyard.models.moe import MoeConfig
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.llama.model import Attention, Llama, Rotary, rotate
+from trainyard_trainer.models.llama.model import Attention, Llama
 from trainyard_trainer.models.llama.parallelize import LlamaPlan
+from trainyard_trainer.models.llama.rotary import Rotary, rotate
 from trainyard_trainer.models.moe.model import Moe
+from trainyard_trainer.models.names import HuggingFaceNames
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 
 
-def sizes(**changes: int) -> LlamaConfig:
-    default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
+def sizes(**changes: Any) -> LlamaConfig:
+    default: dict[str, Any] = {
+        "dim": 16,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn_dim": 24,
+        "vocab_size": 32,
+        "sequence_length": 8,
+    }
     return LlamaConfig(**{**default, **changes})
 
 
@@ -166,14 +176,21 @@ def named(family: str) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
-def moe_sizes() -> MoeConfig:
-    return MoeConfig(**{**sizes().model_dump(), "name": "moe"}, experts=3, experts_per_token=2, balance_loss_weight=0.0)
+def names_of(family: str, **changes: Any) -> HuggingFaceNames:
+    names = FAMILIES[family].hugging_face
+    assert names is not None
+    return names(sizes(**changes) if family == "llama" else moe_sizes(**changes))
+
+
+def moe_sizes(**changes: Any) -> MoeConfig:
+    return MoeConfig(
+        **{**sizes(**changes).model_dump(), "name": "moe"}, experts=3, experts_per_token=2, balance_loss_weight=0.0
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "moe"])
 def test_names_survive_the_way_to_hugging_face_and_back(family: str) -> None:
-    names = FAMILIES[family].hugging_face
-    assert names is not None
+    names = names_of(family)
     there = {name: names.to_hugging_face(name, experts=3) for name in named(family)}
     everything = [other for others in there.values() for other in others]
     assert len(set(everything)) == len(everything)
@@ -198,14 +215,12 @@ def test_names_survive_the_way_to_hugging_face_and_back(family: str) -> None:
     ],
 )
 def test_names_in_hugging_face_checkpoints(family: str, name: str, others: list[str]) -> None:
-    names = FAMILIES[family].hugging_face
-    assert names is not None
+    names = names_of(family)
     assert names.to_hugging_face(name, experts=3) == others
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    names = FAMILIES["llama"].hugging_face
-    assert names is not None
+    names = names_of("llama")
     for unknown in ("bias", "blocks.0.attention.bias"):
         with pytest.raises(KeyError):
             names.to_hugging_face(unknown)

@@ -173,8 +173,8 @@ class ModelFamily(ABC, Generic[C]):
     """Architecture and task in a phrase, for the reference of spec.trainer.model.name."""
     fields: ClassVar[type[ApiModel]]
     """Its fields in spec.trainer.model, all optional; a family may share fields of the same type with others."""
-    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
-    """Named sets of sizes, by field; empty if it has no presets."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named shapes: values by field; empty if it has no presets. Rules can compare a size that all of them have."""
     data_source: ClassVar[Literal["text", "table"]] = "text"
     """Value of spec.trainer.data.source that it learns from."""
     supports: ClassVar[frozenset[Feature]] = frozenset()

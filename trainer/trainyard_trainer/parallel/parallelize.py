@@ -40,6 +40,7 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         part = _build_stage(config, samples, stage)
         plan = FAMILIES[config.model.name].plan(part)
         _divide(plan, mesh)
+        part.tie()
         _set_batch_tokens(plan, config)
         apply_activation_checkpointing(plan, config.trainer.activation_checkpointing)
         if config.trainer.compile:
@@ -47,6 +48,7 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
             apply_fsdp(part, plan, mesh, config.trainer.precision)
         part.to_empty(device=device)
+        part.tie()
         positions = config.trainer.data.sequence_length // mesh.sizes.context
         part.set_positions(mesh.at.context * positions, positions, device)
         initialize(part, config.trainer.seed, part.initial)
