@@ -9,6 +9,7 @@ from torch import Tensor
 from trainyard.protocol import constants
 from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.models.llama import rotary
+from trainyard_trainer.parallel import parallelize
 
 
 def rotary_types() -> None:
@@ -25,4 +26,14 @@ def rotary_types() -> None:
         return rotate(x, cos, sin)
 
     rotary.rotate = spy
+    launcher_main.main()
+
+
+def no_initial_values() -> None:
+    """Fail as soon as initial values are computed."""
+
+    def fail(*_arguments: object) -> None:
+        raise RuntimeError("initial values are computed")
+
+    parallelize.initialize = fail
     launcher_main.main()

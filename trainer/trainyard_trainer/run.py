@@ -91,6 +91,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, remote_save)
         trainer.resume(saver)
+    else:
+        trainer.initialize()
     if world.rank != 0:
         return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
     progress_log = ProgressLog(trainer.state, attempt)

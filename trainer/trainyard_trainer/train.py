@@ -19,7 +19,7 @@ from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts
+from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -72,6 +72,10 @@ class Trainer:
         """Optimizer steps done, including those of earlier attempts."""
         return self.state.step
 
+    def initialize(self) -> None:
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
+        initialize_parts(self.parts, self._config.trainer.seed)
+
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
 
@@ -80,7 +84,10 @@ class Trainer:
         """
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
-        if folder is not None:
+        # Initial values that a checkpoint would replace are not computed.
+        if folder is None:
+            self.initialize()
+        else:
             manifest = self.state.load(folder, saver.group)
             self.batches.set_position(self.step, manifest.samples)
             self.state.bad_steps.consecutive = manifest.bad_steps

@@ -30,8 +30,8 @@ STACK_DIMS = 3
 def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: torch.device) -> list[nn.Module]:
     """Return the parts of the model on this rank, one for each of its pipeline stages, in order.
 
-    A part is made without memory for its parameters, divided, and then filled, so that a rank never holds more than its
-    own part of them.
+    A part is made without memory for its parameters, and divided, before it is given memory for this rank's part of
+    them. The memory is not filled: `initialize_parts` or a checkpoint does that.
     """
     # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
     plain = mesh.sizes.size == 1 or (mesh.is_plain and not config.family.auxiliary_loss)
@@ -51,9 +51,16 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         part.tie()
         positions = config.trainer.data.sequence_length // mesh.sizes.context
         part.set_positions(mesh.at.context * positions, positions, device)
-        initialize(part, config.trainer.seed, part.initial)
         parts.append(apply_ddp(part, device) if plain and mesh.forms_groups else part)
     return parts
+
+
+def initialize_parts(parts: list[nn.Module], seed: int) -> None:
+    """Fill the parameters of this rank with their initial values."""
+    for part in parts:
+        model = part.module if isinstance(part, DistributedDataParallel) else part
+        assert isinstance(model, Model)
+        initialize(model, seed, model.initial)
 
 
 def parameter_count(config: RunConfig, samples: Samples) -> int:
@@ -97,6 +104,8 @@ def apply_ddp(part: nn.Module, device: torch.device) -> DistributedDataParallel:
     return DistributedDataParallel(
         part,
         device_ids=[device] if device.type == "cuda" else None,
+        # All ranks fill the parameters with the same values later.
+        init_sync=False,
         gradient_as_bucket_view=True,
     )
 
