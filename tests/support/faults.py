@@ -246,8 +246,8 @@ RULES = (
     Fault(
         "experts of a llama",
         lambda: _parallel(expert=2),
-        "spec.parallelism.expert: is for moe only (other models have no experts); remove it, or set "
-        "spec.trainer.model.name: moe",
+        "spec.parallelism.expert: is for moe only (other models have no experts; only the workers know the blocks and "
+        "experts of a custom model); remove it, or set spec.trainer.model.name: moe",
     ),
     Fault(
         "ranks that do not divide the experts",
@@ -264,8 +264,9 @@ RULES = (
     Fault(
         "tensor parallelism of a moe",
         lambda: _moe(parallelism={"tensor": 2}),
-        "spec.parallelism.tensor: is for llama only (the experts of a moe are split by spec.parallelism.expert; an mlp "
-        "is too small to split); remove it, or set spec.trainer.model.name: llama",
+        "spec.parallelism.tensor: is for llama and custom only (the experts of a moe are split by "
+        "spec.parallelism.expert; an mlp is too small to split); remove it, or set spec.trainer.model.name: llama or "
+        "custom",
     ),
     Fault("a preset of a llama for a moe", lambda: _moe(preset="8b"), _PRESET),
     Fault("a preset of a moe for a llama", lambda: _model(preset="8x7b"), _PRESET),
@@ -409,20 +410,28 @@ RULES = (
         )
         for size, value in (
             *(("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2)),
-            *(("headDim", 2), ("vocabSize", 512), ("ropeTheta", 1e4), ("ropeScaling", {"type": "linear"})),
+            *(("headDim", 2), ("ropeTheta", 1e4), ("ropeScaling", {"type": "linear"})),
             *(("normEps", 1e-6), ("tiedEmbeddings", False), ("qkNorm", False)),
         )
+    ),
+    *(
+        Fault(
+            f"a custom {what} without a module",
+            partial(_trainer, **{what: fields}),
+            "spec.trainer.module: is required with model.name: custom and data.source: custom, which it brings; add "
+            "it, or choose another model or source",
+        )
+        for what, fields in (("model", {"name": "custom"}), ("data", {"source": "custom", "path": "/data"}))
+    ),
+    Fault(
+        "options without a module",
+        lambda: _trainer(options={"width": "64"}),
+        "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
     ),
     Fault(
         "an odd width of a head",
         lambda: _model(headDim=33),
         "spec.trainer.model.headDim: must be even, since rotary positions rotate pairs; change it",
-    ),
-    Fault(
-        "a vocabulary smaller than the tokenizer's",
-        lambda: _model(vocabSize=128),
-        "spec.trainer.model.vocabSize: must be at least the vocabulary of the tokenizer (256 for bytes, else "
-        "spec.trainer.data.vocabSize); raise it, or remove it",
     ),
     Fault(
         "a tied head in a pipeline",
@@ -464,8 +473,8 @@ RULES = (
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: text is for llama and moe, table is for mlp; change spec.trainer.model.name or the "
-        "data",
+        "spec.trainer.data.source: text is for llama, moe and custom, table is for mlp; change "
+        "spec.trainer.model.name or the data",
     ),
     Fault(
         "digits as text",
@@ -481,8 +490,8 @@ RULES = (
     Fault(
         "activation checkpointing of an mlp",
         lambda: _digits(activationCheckpointing="full"),
-        "spec.trainer.activationCheckpointing: is for llama and moe only (an mlp has no blocks); remove it, or set "
-        "spec.trainer.model.name: llama or moe",
+        "spec.trainer.activationCheckpointing: is for llama, moe and custom only (an mlp has no blocks); remove it, or "
+        "set spec.trainer.model.name: llama, moe or custom",
     ),
     Fault(
         "evaluation without samples",
@@ -508,20 +517,20 @@ RULES = (
     Fault(
         "a compiled mlp",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for llama only (the route of a token through a moe is not known in advance; an mlp "
-        "has no blocks); remove it, or set spec.trainer.model.name: llama",
+        "spec.trainer.compile: is for llama and custom only (the route of a token through a moe is not known in "
+        "advance; an mlp has no blocks); remove it, or set spec.trainer.model.name: llama or custom",
     ),
     Fault(
         "gradient descent of a moe",
         lambda: _trainer(model={"name": "moe", "preset": "nano"}, batch={}, optimizer={"name": "gd"}),
-        "spec.trainer.optimizer.name: gd is for llama and mlp only (the load of the experts is balanced over batches); "
-        "choose another optimizer",
+        "spec.trainer.optimizer.name: gd is for llama, mlp and custom only (the load of the experts is balanced over "
+        "batches); choose another optimizer",
     ),
     Fault(
         "experts at a parameter server",
         lambda: _parallel(2, {"model": {"name": "moe", "preset": "nano"}}, data={"mode": "parameterServer"}),
-        "spec.parallelism.data.mode: parameterServer is for llama and mlp only (the load of the experts is balanced "
-        "inside the layers); choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
+        "spec.parallelism.data.mode: parameterServer is for llama, mlp and custom only (the load of the experts is "
+        "balanced inside the layers); choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Fault(
         "a compiled pipeline with the schedule ZBV",
@@ -543,12 +552,21 @@ RULES = (
         Fault(
             f"an mlp with {field}",
             partial(make_manifest, trainer=_digits_spec(), parallelism=parallelism),
-            f"spec.parallelism.{field}: is for llama and moe only ({_TOO_SMALL}); remove it, or set "
-            "spec.trainer.model.name: llama or moe",
+            f"spec.parallelism.{field}: is for {models}",
         )
-        for field, parallelism in (
-            ("pipeline.stages", {"pipeline": {"stages": 2}}),
-            ("context", {"context": 2}),
+        for field, parallelism, models in (
+            (
+                "pipeline.stages",
+                {"pipeline": {"stages": 2}},
+                f"llama and moe only ({_TOO_SMALL}; only the workers know the blocks and experts of a custom model); "
+                "remove it, or set spec.trainer.model.name: llama or moe",
+            ),
+            (
+                "context",
+                {"context": 2},
+                f"llama, moe and custom only ({_TOO_SMALL}); remove it, or set spec.trainer.model.name: llama, moe or "
+                "custom",
+            ),
         )
     ),
     Fault(

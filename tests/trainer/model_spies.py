@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from torch import Tensor
@@ -36,4 +37,10 @@ def no_initial_values() -> None:
         raise RuntimeError("initial values are computed")
 
     parallelize.initialize = fail
+    launcher_main.main()
+
+
+def with_plugins() -> None:
+    """Run with one more folder of modules, as PYTHONPATH would name it."""
+    sys.path.insert(0, os.environ["TEST_PLUGINS"])
     launcher_main.main()

@@ -12,7 +12,6 @@ QWEN3: dict[str, Any] = {
     "heads": 4,
     "kvHeads": 2,
     "headDim": 16,
-    "vocabSize": 320,
     "ropeTheta": 1e6,
     "normEps": 1e-6,
     "qkNorm": True,

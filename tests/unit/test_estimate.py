@@ -120,7 +120,6 @@ def test_each_field_of_a_decoder_replaces_the_presets(name: str) -> None:
         "dim": 64,
         "heads": 4,
         "headDim": 24,
-        "vocabSize": 512,
         "ropeTheta": 123.0,
         "ropeScaling": {"type": "linear", "factor": 2.0},
         "normEps": 1e-3,

@@ -21,6 +21,7 @@ from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts
 from trainyard_trainer.parameter_server import RemoteUpdate
+from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
@@ -35,7 +36,7 @@ class Trainer:
     on any number of ranks and with any micro-batch, up to rounding.
     """
 
-    def __init__(self, config: RunConfig, world: World, samples: Samples) -> None:
+    def __init__(self, config: RunConfig, world: World, samples: Samples, plugin: Plugin | None = None) -> None:
         self._config, self._trainer = config, config.trainer
         self.world = world
         self.batches = Batches(samples, config, world)
@@ -43,7 +44,10 @@ class Trainer:
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
         # DistributedDataParallel puts a prefix before all names.
         named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
-        self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
+        self._plugin = plugin or Plugin()
+        self.passes = make_forward_backward(
+            config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
+        )
         policy = config.health.bad_steps
         self.update: Update
         if world.servers:
@@ -197,7 +201,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluate the model, and end the training if it has converged or reached its target."""
-        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss, self._plugin)
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)

@@ -86,9 +86,6 @@ class DecoderFields(ApiModel):
     """Number of key and value heads; heads / kvHeads query heads share one of each (grouped-query attention)."""
     head_dim: Annotated[int, Field(ge=2, le=65_536)] | None = None
     """Width of a head, an even number. Default: the preset's, else dim / heads."""
-    vocab_size: Annotated[int, Field(ge=2, le=1_048_576)] | None = None
-    """Entries of embedding and head, at least as many as the tokenizer has. Default: as many. Published models have a
-    few more, so that their matrices can be divided."""
     rope_theta: Annotated[float, Field(gt=1, le=1e12)] | None = None
     """Base of the frequencies of rotary positions (Su et al., 2021)."""
     rope_scaling: RopeScaling | None = None
@@ -173,14 +170,9 @@ FEED_FORWARD = LayoutRule(
     "spec.parallelism.tensor: must divide the model's ffnDim; lower it, or change spec.trainer.model.ffnDim",
 )
 VOCABULARY = LayoutRule(
-    "(has(self.trainer.model.vocabSize) ? self.trainer.model.vocabSize : {vocabulary}) % {tensor} == 0",
+    "{vocabulary} % {tensor} == 0",
     "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); lower it, "
     "or change the vocabulary",
-)
-ALL_TOKENS = LayoutRule(
-    "!has(self.trainer.model.vocabSize) || self.trainer.model.vocabSize >= {vocabulary}",
-    "spec.trainer.model.vocabSize: must be at least the vocabulary of the tokenizer (256 for bytes, else "
-    "spec.trainer.data.vocabSize); raise it, or remove it",
 )
 TIED = LayoutRule(
     "!{tiedEmbeddings} || {totalStages} == 1",
@@ -228,7 +220,6 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         VOCABULARY,
         SEQUENCE,
         FULL_STAGES,
-        ALL_TOKENS,
         TIED,
     )
 
@@ -236,7 +227,7 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         """Return the preset's shape with the user's fields in place of some, and the vocabulary of the data."""
         own = {field: value for field, value in given.items() if field not in ("name", "preset")}
         shape = {"vocabSize": data.vocabulary, "sequenceLength": data.sequence_length}
-        fields = {**shape, **self.presets[given.get("preset", DEFAULT_PRESET)], **own}
+        fields = {**self.presets[given.get("preset", DEFAULT_PRESET)], **own, **shape}
         if fields.get("ropeScaling", {}).get("type") == "none":
             del fields["ropeScaling"]
         return self.config.model_validate({"name": self.name, **fields})

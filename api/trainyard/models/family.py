@@ -22,6 +22,8 @@ spec.trainer, or (fullBatch) an optimizer whose steps are over all samples."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""
+CUSTOM = "custom"
+"""Name of the model and of the data source that spec.trainer.module brings."""
 DEFAULT_PRESET = "tiny"
 """Every family with presets has one of this name, which is used if spec.trainer.model.preset is absent."""
 
@@ -181,6 +183,8 @@ class ModelFamily(ABC, Generic[C]):
     """Features that it supports."""
     reasons: ClassVar[Mapping[Feature, str]] = {}
     """Why it does not support some feature, as a clause for error messages."""
+    estimated: ClassVar[bool] = True
+    """Whether its sizes are known without the workers, so that memory and traffic can be estimated."""
     auxiliary_loss: ClassVar[bool] = False
     """Whether a layer adds the gradient of a loss of its own, which DistributedDataParallel would scale wrongly."""
     size_rules: ClassVar[tuple[Rule, ...]] = ()

@@ -7,7 +7,6 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, Positive, Rule
 from trainyard.models.decoder import (
-    ALL_TOKENS,
     FULL_STAGES,
     SEQUENCE,
     TIED,
@@ -92,7 +91,6 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         WHOLE_HEADS,
         SEQUENCE,
         FULL_STAGES,
-        ALL_TOKENS,
         TIED,
         EXPERTS,
         EXPERTS_PER_TOKEN,

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, Feature
+from trainyard.text import listed
 
 
 def families_with(feature: Feature) -> list[str]:
@@ -105,8 +106,8 @@ def _with_description(info: FieldInfo, description: str) -> FieldInfo:
 def _only_for(field: str, names: list[str]) -> Rule:
     return Rule(
         f"!has(self.{field}) || self.name in {names}",
-        f"spec.trainer.model.{field}: is for {' and '.join(names)} only; remove it, or set "
-        f"spec.trainer.model.name: {' or '.join(names)}",
+        f"spec.trainer.model.{field}: is for {listed(names)} only; remove it, or set "
+        f"spec.trainer.model.name: {listed(names, 'or')}",
     )
 
 

@@ -22,6 +22,7 @@ from trainyard_trainer.parallel.context import apply_context_parallel
 from trainyard_trainer.parallel.expert import apply_expert_parallel
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.tensor import apply_tensor_parallel
+from trainyard_trainer.runtime.errors import ConfigError
 
 STACK_DIMS = 3
 """Dimensions of the parameters of experts [experts, in, out]; all other parameters have fewer."""
@@ -84,7 +85,21 @@ def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: Pipe
 
 
 def _divide(plan: ParallelPlan, mesh: RankMesh) -> None:
-    """Divide matrices, sequences and experts among the ranks of their axes."""
+    """Divide matrices, sequences and experts among the ranks of their axes.
+
+    Raises:
+        ConfigError: a custom model has nothing that an axis divides.
+    """
+    if mesh.sizes.tensor > 1 and not plan.tensor_plan():
+        raise ConfigError(
+            "spec.parallelism.tensor: the model of spec.trainer.module has no tensor plan; remove it, or let its "
+            "ParallelPlan have one"
+        )
+    if mesh.sizes.context > 1 and not plan.attentions():
+        raise ConfigError(
+            "spec.parallelism.context: the model of spec.trainer.module names no attention layers; remove it, or let "
+            "its ParallelPlan name them"
+        )
     if mesh.sizes.tensor > 1:
         apply_tensor_parallel(plan, mesh["tensor"])
     if mesh.sizes.context > 1:
