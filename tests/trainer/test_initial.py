@@ -50,12 +50,15 @@ def test_stacks_and_vectors_are_filled() -> None:
     model.stack = torch.nn.Parameter(torch.empty(3, 40, 50))
     model.vector = torch.nn.Parameter(torch.empty(900))
     model.gain = torch.nn.Parameter(torch.empty(5))
+    model.nothing = torch.nn.Parameter(torch.empty(0))
+    model.number = torch.nn.Parameter(torch.full((), 1000.0))
     initialize(model, 0, lambda name, _shape: (2.0, 0.0) if name == "gain" else (1.0, 0.5))
     assert model.gain.tolist() == [2.0] * 5
     for parameter in (model.stack, model.vector):
         assert parameter.mean().item() == pytest.approx(1, abs=0.05)
         assert parameter.std().item() == pytest.approx(0.5, rel=0.1)
     assert not torch.allclose(model.stack[0], model.stack[1])
+    assert abs(model.number.item() - 1) < 5
 
 
 def test_the_size_of_a_chunk_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -513,3 +513,13 @@ def test_an_estimate_survives_a_round_trip_through_json() -> None:
     assert fit["memory"].pop("total") == found.training.fit.memory.total  # type: ignore[union-attr]
     fit.pop("fits")
     assert Estimate.model_validate(value) == found
+
+
+def test_sizes_from_an_older_checkpoint_are_completed() -> None:
+    """Its version had no heads of their own width, and no rotary base: each had one value, which is the default now."""
+    family, shape = LlamaFamily(), DataShape(256, 16, None, None)
+    config = family.resolve({"preset": "nano"}, shape)
+    new = ("headDim", "ropeTheta", "normEps", "tiedEmbeddings", "qkNorm")
+    older = {field: value for field, value in config.to_dict().items() if field not in new}
+    assert family.completed(older) == config.to_dict()
+    assert family.completed({"name": "mlp", "hiddenSizes": [4]}) == {"name": "mlp", "hiddenSizes": [4]}

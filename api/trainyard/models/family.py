@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from trainyard.base import ApiModel, Rule
 
 Feature = Literal[
@@ -200,6 +202,16 @@ class ModelFamily(ABC, Generic[C]):
     @abstractmethod
     def resolve(self, given: Mapping[str, Any], data: DataShape) -> C:
         """Return the sizes of a model, given the fields that the user has set (by their names in the CRD)."""
+
+    def completed(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return sizes from a checkpoint, with the defaults of fields that its version of the trainer did not have.
+
+        Sizes of another family are returned as they are.
+        """
+        try:
+            return self.config.model_validate(saved).to_dict()
+        except ValidationError:
+            return dict(saved)
 
     def problems(self, config: C, preset: str) -> list[str]:
         """Return what is wrong with the resolved sizes that no rule of the CRD can see: field, rule and fix."""

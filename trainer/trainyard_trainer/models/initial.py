@@ -35,8 +35,11 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
         own = parameter.to_local() if divided else parameter
         if not deviation:
             own.fill_(mean)
+        if not deviation or not own.numel():
             continue
         offsets = local_offsets(parameter) if divided else (0,) * parameter.ndim
+        if not own.ndim:
+            own, offsets = own.view(1), (0,)
         rows_RE = own.view(-1, own.shape[-1])
         row_R = _row_numbers(own, offsets, parameter.shape)
         key = _key(seed, name)
