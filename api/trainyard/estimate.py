@@ -92,7 +92,7 @@ class Estimate(ApiModel):
     workers: Group
     """Group of workers."""
     training: TrainingEstimate | None = None
-    """Estimate of the built-in trainer; None for a program of the user's own."""
+    """Estimate of the built-in trainer; None for a program or a model of the user's own."""
     problems: tuple[str, ...] = ()
     """Why the job would be refused: field, rule and fix."""
 
@@ -115,6 +115,8 @@ def estimate(job: TrainingJob) -> Estimate:
     if spec.trainer is None:
         return Estimate(**fields)
     config = resolve(job)
+    if not config.family.estimated:
+        return Estimate(**fields)
     fields["problems"] = tuple(memory_problems(spec, config))
     return Estimate(**fields, training=_training(job, config))
 

@@ -56,7 +56,8 @@ def _problems(job: TrainingJob, *, memory: bool) -> list[str]:
 def _problems_at_size(job: TrainingJob, *, memory: bool) -> list[str]:
     problems = _layout_problems(job)
     if memory and not problems and job.spec.trainer is not None:
-        problems = memory_problems(job.spec, _configure(job))
+        config = _configure(job)
+        problems = memory_problems(job.spec, config) if config.family.estimated else []
     return problems
 
 
@@ -165,7 +166,7 @@ def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
     """
     if trainer.batch.micro != "auto":
         return trainer.batch.micro
-    tokens = trainer.data.sequence_length if trainer.data.source == "text" else 1
+    tokens = 1 if trainer.data.source == "table" else trainer.data.sequence_length
     fits = max(1, MICRO_BATCH_TOKENS * mesh.context // tokens)
     if trainer.batch.global_ is None:
         return fits

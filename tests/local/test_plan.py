@@ -82,7 +82,7 @@ def test_without_a_limit_nothing_is_checked() -> None:
 def test_a_program_of_the_user_has_no_estimate() -> None:
     done = run("manifests/samples/hello.yaml")
     assert done.returncode == 0
-    assert "spec.command: mesh, memory and communication are not known" in done.stdout
+    assert "of your own: mesh, memory and communication are not known" in done.stdout
 
 
 @pytest.mark.parametrize(

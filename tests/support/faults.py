@@ -90,9 +90,15 @@ _SHARD = (
     "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x context x "
     "pipeline.stages)) over expert; choose a divisor"
 )
+_LLAMAS = (
+    *("nano", "tiny", "small", "medium", "1b", "8b", "70b", "llama3-8b", "llama3-70b"),
+    *("llama3.1-8b", "llama3.1-70b", "llama3.1-405b", "llama3.2-1b", "llama3.2-3b"),
+    *("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b"),
+)
+_MOES = ("8x7b", "8x22b", "mixtral-8x7b", "mixtral-8x22b", "qwen3-30b-a3b", "qwen3-235b-a22b")
 _PRESET = (
-    "spec.trainer.model.preset: llama has nano, tiny, small, medium, 1b, 8b, 70b, and moe has nano, tiny, small, "
-    "medium, 8x7b, 8x22b; choose one of them, or another spec.trainer.model.name"
+    f"spec.trainer.model.preset: llama has {', '.join(_LLAMAS)}, and moe has nano, tiny, small, medium, "
+    f"{', '.join(_MOES)}; choose one of them, or another spec.trainer.model.name"
 )
 
 _ONE_CONDITION = (
@@ -240,8 +246,8 @@ RULES = (
     Fault(
         "experts of a llama",
         lambda: _parallel(expert=2),
-        "spec.parallelism.expert: is for moe only (other models have no experts); remove it, or set "
-        "spec.trainer.model.name: moe",
+        "spec.parallelism.expert: is for moe only (other models have no experts; only the workers know the blocks and "
+        "experts of a custom model); remove it, or set spec.trainer.model.name: moe",
     ),
     Fault(
         "ranks that do not divide the experts",
@@ -258,8 +264,9 @@ RULES = (
     Fault(
         "tensor parallelism of a moe",
         lambda: _moe(parallelism={"tensor": 2}),
-        "spec.parallelism.tensor: is for llama only (the experts of a moe are split by spec.parallelism.expert; an mlp "
-        "is too small to split); remove it, or set spec.trainer.model.name: llama",
+        "spec.parallelism.tensor: is for llama and custom only (the experts of a moe are split by "
+        "spec.parallelism.expert; an mlp is too small to split); remove it, or set spec.trainer.model.name: llama or "
+        "custom",
     ),
     Fault("a preset of a llama for a moe", lambda: _moe(preset="8b"), _PRESET),
     Fault("a preset of a moe for a llama", lambda: _model(preset="8x7b"), _PRESET),
@@ -401,7 +408,62 @@ RULES = (
         Fault(
             f"{size} for an mlp", partial(_digits_with, {"name": "mlp", size: value}), _only_for(size, "llama", "moe")
         )
-        for size, value in (("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2))
+        for size, value in (
+            *(("preset", "nano"), ("dim", 2), ("layers", 2), ("heads", 2), ("kvHeads", 2), ("ffnDim", 2)),
+            *(("headDim", 2), ("ropeTheta", 1e4), ("ropeScaling", {"type": "linear"})),
+            *(("normEps", 1e-6), ("tiedEmbeddings", False), ("qkNorm", False)),
+        )
+    ),
+    *(
+        Fault(
+            f"a custom {what} without a module",
+            partial(_trainer, **{what: fields}),
+            "spec.trainer.module: is required with model.name: custom and data.source: custom, which it brings; add "
+            "it, or choose another model or source",
+        )
+        for what, fields in (("model", {"name": "custom"}), ("data", {"source": "custom", "path": "/data"}))
+    ),
+    Fault(
+        "options without a module",
+        lambda: _trainer(options={"width": "64"}),
+        "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
+    ),
+    Fault(
+        "an odd width of a head",
+        lambda: _model(headDim=33),
+        "spec.trainer.model.headDim: must be even, since rotary positions rotate pairs; change it",
+    ),
+    Fault(
+        "a tied head in a pipeline",
+        lambda: _parallel(2, {"model": {"name": "llama", "preset": "qwen3-0.6b"}}, pipeline={"stages": 2}),
+        "spec.trainer.model.tiedEmbeddings: does not work with a pipeline, whose first stage has the embedding and "
+        "whose last one has the head; set it to false, or remove spec.parallelism.pipeline",
+    ),
+    *(
+        Fault(
+            f"{name} without the length before",
+            partial(_model, ropeScaling={"type": name, "factor": 8}),
+            "spec.trainer.model.ropeScaling.originalLength: llama3 and yarn need it; add the sequence length that the "
+            "model was first trained on (Llama 3: 8192)",
+        )
+        for name in ("llama3", "yarn")
+    ),
+    Fault(
+        "a limit of llama3 for linear scaling",
+        lambda: _model(ropeScaling={"type": "linear", "factor": 8, "lowFreqFactor": 1}),
+        "spec.trainer.model.ropeScaling: lowFreqFactor and highFreqFactor are for llama3 only; remove them, or set "
+        "type: llama3",
+    ),
+    Fault(
+        "a limit of yarn for llama3",
+        lambda: _model(ropeScaling={"type": "llama3", "originalLength": 8192, "betaFast": 32}),
+        "spec.trainer.model.ropeScaling: betaSlow and betaFast are for yarn only; remove them, or set type: yarn",
+    ),
+    Fault(
+        "limits of llama3 in the wrong order",
+        lambda: _model(ropeScaling={"type": "llama3", "originalLength": 8192, "lowFreqFactor": 4}),
+        "spec.trainer.model.ropeScaling: lowFreqFactor must be below highFreqFactor, and betaSlow below betaFast; "
+        "change one of them",
     ),
     *(
         Fault(f"{field} for a llama", partial(_model, **{field: value}), _only_for(field, "moe"))
@@ -411,8 +473,8 @@ RULES = (
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: text is for llama and moe, table is for mlp; change spec.trainer.model.name or the "
-        "data",
+        "spec.trainer.data.source: text is for llama, moe and custom, table is for mlp; change "
+        "spec.trainer.model.name or the data",
     ),
     Fault(
         "digits as text",
@@ -428,8 +490,8 @@ RULES = (
     Fault(
         "activation checkpointing of an mlp",
         lambda: _digits(activationCheckpointing="full"),
-        "spec.trainer.activationCheckpointing: is for llama and moe only (an mlp has no blocks); remove it, or set "
-        "spec.trainer.model.name: llama or moe",
+        "spec.trainer.activationCheckpointing: is for llama, moe and custom only (an mlp has no blocks); remove it, or "
+        "set spec.trainer.model.name: llama, moe or custom",
     ),
     Fault(
         "evaluation without samples",
@@ -455,20 +517,20 @@ RULES = (
     Fault(
         "a compiled mlp",
         lambda: _digits(compile=True),
-        "spec.trainer.compile: is for llama only (the route of a token through a moe is not known in advance; an mlp "
-        "has no blocks); remove it, or set spec.trainer.model.name: llama",
+        "spec.trainer.compile: is for llama and custom only (the route of a token through a moe is not known in "
+        "advance; an mlp has no blocks); remove it, or set spec.trainer.model.name: llama or custom",
     ),
     Fault(
         "gradient descent of a moe",
         lambda: _trainer(model={"name": "moe", "preset": "nano"}, batch={}, optimizer={"name": "gd"}),
-        "spec.trainer.optimizer.name: gd is for llama and mlp only (the load of the experts is balanced over batches); "
-        "choose another optimizer",
+        "spec.trainer.optimizer.name: gd is for llama, mlp and custom only (the load of the experts is balanced over "
+        "batches); choose another optimizer",
     ),
     Fault(
         "experts at a parameter server",
         lambda: _parallel(2, {"model": {"name": "moe", "preset": "nano"}}, data={"mode": "parameterServer"}),
-        "spec.parallelism.data.mode: parameterServer is for llama and mlp only (the load of the experts is balanced "
-        "inside the layers); choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
+        "spec.parallelism.data.mode: parameterServer is for llama, mlp and custom only (the load of the experts is "
+        "balanced inside the layers); choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Fault(
         "a compiled pipeline with the schedule ZBV",
@@ -490,12 +552,21 @@ RULES = (
         Fault(
             f"an mlp with {field}",
             partial(make_manifest, trainer=_digits_spec(), parallelism=parallelism),
-            f"spec.parallelism.{field}: is for llama and moe only ({_TOO_SMALL}); remove it, or set "
-            "spec.trainer.model.name: llama or moe",
+            f"spec.parallelism.{field}: is for {models}",
         )
-        for field, parallelism in (
-            ("pipeline.stages", {"pipeline": {"stages": 2}}),
-            ("context", {"context": 2}),
+        for field, parallelism, models in (
+            (
+                "pipeline.stages",
+                {"pipeline": {"stages": 2}},
+                f"llama and moe only ({_TOO_SMALL}; only the workers know the blocks and experts of a custom model); "
+                "remove it, or set spec.trainer.model.name: llama or moe",
+            ),
+            (
+                "context",
+                {"context": 2},
+                f"llama, moe and custom only ({_TOO_SMALL}); remove it, or set spec.trainer.model.name: llama, moe or "
+                "custom",
+            ),
         )
     ),
     Fault(
@@ -711,10 +782,10 @@ SCHEMA = (
     Fault(
         "an unknown preset",
         lambda: _model(preset="huge"),
-        "spec.trainer.model.preset: must be 'nano', 'tiny', 'small', 'medium', '1b', '8b', '70b', '8x7b' or '8x22b', "
+        f"spec.trainer.model.preset: must be {', '.join(map(repr, (*_LLAMAS, *_MOES)[:-1]))} or 'qwen3-235b-a22b', "
         "not 'huge'",
         server='spec.trainer.model.preset: Unsupported value: "huge": supported values: "nano", "tiny", "small", '
-        '"medium", "1b", "8b", "70b", "8x7b", "8x22b"',
+        '"medium", "1b", "8b", "70b", "llama3-8b", ',
     ),
     Fault(
         "gpuMemory that is not a quantity",

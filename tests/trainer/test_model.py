@@ -1,7 +1,7 @@
 """The model against plain formulas, its initial values, and the names of its parameters."""
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -11,14 +11,24 @@ from trainyard.models.llama import LlamaConfig
 from trainyard.models.moe import MoeConfig
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.llama.model import Attention, Llama, rotary_table, rotate
+from trainyard_trainer.models.llama.model import Attention, Llama
 from trainyard_trainer.models.llama.parallelize import LlamaPlan
+from trainyard_trainer.models.llama.rotary import Rotary, rotate
 from trainyard_trainer.models.moe.model import Moe
+from trainyard_trainer.models.names import HuggingFaceNames
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 
 
-def sizes(**changes: int) -> LlamaConfig:
-    default = {"dim": 16, "layers": 2, "heads": 4, "kv_heads": 2, "ffn_dim": 24, "vocab_size": 32, "sequence_length": 8}
+def sizes(**changes: Any) -> LlamaConfig:
+    default: dict[str, Any] = {
+        "dim": 16,
+        "layers": 2,
+        "heads": 4,
+        "kv_heads": 2,
+        "ffn_dim": 24,
+        "vocab_size": 32,
+        "sequence_length": 8,
+    }
     return LlamaConfig(**{**default, **changes})
 
 
@@ -48,9 +58,16 @@ def test_parameters_and_their_names() -> None:
     assert list(model.state_dict()) == list(shapes)
 
 
+def tables(count: int, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions from 0 on."""
+    rotary = Rotary(head_dim)
+    rotary.set_positions(0, count, torch.device("cpu"))
+    return rotary.cos_TE, rotary.sin_TE
+
+
 def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
     x = torch.randn(2, 3, 5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    cos, sin = rotary_table(0, 5, 8)
+    cos, sin = tables(5, 8)
     pairs = torch.complex(x[..., :4], x[..., 4:])
     angles = torch.tensor([[t * 10_000.0 ** (-2 * i / 8) for i in range(4)] for t in range(5)], dtype=torch.float64)
     turned = pairs * torch.polar(torch.ones_like(angles), angles)
@@ -62,10 +79,11 @@ def test_rotation_is_multiplication_by_a_unit_complex_number() -> None:
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_attention_is_the_textbook_formula(kv_heads: int) -> None:
     torch.manual_seed(0)
-    attention = Attention(sizes(kv_heads=kv_heads))
+    rotary = Rotary(4)
+    rotary.set_positions(0, 8, torch.device("cpu"))
+    attention = Attention(sizes(kv_heads=kv_heads), rotary)
     x = torch.randn(2, 8, 16)
-    cos, sin = rotary_table(0, 8, 4)
-    torch.testing.assert_close(attention(x, cos, sin), textbook_attention(attention, x, kv_heads, cos, sin))
+    torch.testing.assert_close(attention(x), textbook_attention(attention, x, kv_heads, *tables(8, 4)))
 
 
 def textbook_attention(attention: Attention, x: Tensor, kv_heads: int, cos: Tensor, sin: Tensor) -> Tensor:
@@ -158,14 +176,21 @@ def named(family: str) -> dict[str, Tensor]:
     return dict(model.named_parameters())
 
 
-def moe_sizes() -> MoeConfig:
-    return MoeConfig(**{**sizes().model_dump(), "name": "moe"}, experts=3, experts_per_token=2, balance_loss_weight=0.0)
+def names_of(family: str, **changes: Any) -> HuggingFaceNames:
+    names = FAMILIES[family].hugging_face
+    assert names is not None
+    return names(sizes(**changes) if family == "llama" else moe_sizes(**changes))
+
+
+def moe_sizes(**changes: Any) -> MoeConfig:
+    return MoeConfig(
+        **{**sizes(**changes).model_dump(), "name": "moe"}, experts=3, experts_per_token=2, balance_loss_weight=0.0
+    )
 
 
 @pytest.mark.parametrize("family", ["llama", "moe"])
 def test_names_survive_the_way_to_hugging_face_and_back(family: str) -> None:
-    names = FAMILIES[family].hugging_face
-    assert names is not None
+    names = names_of(family)
     there = {name: names.to_hugging_face(name, experts=3) for name in named(family)}
     everything = [other for others in there.values() for other in others]
     assert len(set(everything)) == len(everything)
@@ -190,14 +215,12 @@ def test_names_survive_the_way_to_hugging_face_and_back(family: str) -> None:
     ],
 )
 def test_names_in_hugging_face_checkpoints(family: str, name: str, others: list[str]) -> None:
-    names = FAMILIES[family].hugging_face
-    assert names is not None
+    names = names_of(family)
     assert names.to_hugging_face(name, experts=3) == others
 
 
 def test_an_unknown_name_is_an_error() -> None:
-    names = FAMILIES["llama"].hugging_face
-    assert names is not None
+    names = names_of("llama")
     for unknown in ("bias", "blocks.0.attention.bias"):
         with pytest.raises(KeyError):
             names.to_hugging_face(unknown)

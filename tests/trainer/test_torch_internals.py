@@ -15,6 +15,7 @@ INTERNALS = (
     "DeviceMesh._",
     "._flatten(",
     "_prctl",
+    "__create_chunk_list__",
     "._Options",
     "DefaultStager(",
 )

@@ -221,7 +221,7 @@ def test_problems_that_need_resolved_presets_are_reported() -> None:
     problems = refused(yaml.safe_dump(make_manifest(trainer=trainer)))
     assert problems == [
         "spec.trainer.model.dim: 128 must be a multiple of 2 x heads = 6 (preset nano with your overrides); "
-        "change dim or heads",
+        "change dim or heads, or set headDim",
         "spec.trainer.model.heads: 3 must be a multiple of kvHeads = 4 (preset nano with your overrides); "
         "change heads or kvHeads",
     ]

@@ -111,7 +111,8 @@ def test_the_schema_names_exactly_the_presets() -> None:
 def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
     sizes = PRESETS[model][name]
     own = {"experts", "expertsPerToken"} if model == "moe" else set()
-    assert set(sizes) == {"dim", "layers", "heads", "kvHeads", "ffnDim"} | own
+    decoder = {"dim", "layers", "heads", "kvHeads", "ffnDim", "ropeTheta", "normEps", "tiedEmbeddings", "qkNorm"}
+    assert set(sizes) - {"headDim", "ropeScaling"} == decoder | own
     assert model == "llama" or (sizes["dim"] % 8 == 0 and sizes["ffnDim"] % 8 == 0)
     assert model == "llama" or sizes["expertsPerToken"] <= sizes["experts"]
     assert sizes["dim"] % (2 * sizes["heads"]) == 0

@@ -11,6 +11,7 @@ from tests.support.samples import SAMPLES, sample
 from trainyard.admission import admit
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
+from trainyard.models import FAMILIES
 from trainyard.models.decoder import DecoderConfig
 from trainyard.models.family import DataShape
 from trainyard.models.llama import LlamaFamily
@@ -67,21 +68,75 @@ def memory(job: TrainingJob) -> Memory:
 
 
 @pytest.mark.parametrize(
-    ("preset", "parameters"),
-    # As published for Llama 3; its 1B shares embedding and head, here they are two matrices.
-    [("1b", 1_235_814_400 + 128_256 * 2048), ("8b", 8_030_261_248), ("70b", 70_553_706_496)],
+    ("preset", "vocabulary", "parameters"),
+    # As published, except for the plain 1b, in which embedding and head are two matrices.
+    [
+        ("1b", 128_256, 1_235_814_400 + 128_256 * 2048),
+        ("8b", 128_256, 8_030_261_248),
+        ("70b", 128_256, 70_553_706_496),
+        ("llama3-8b", 128_256, 8_030_261_248),
+        ("llama3.1-70b", 128_256, 70_553_706_496),
+        ("llama3.1-405b", 128_256, 405_853_388_800),
+        ("llama3.2-1b", 128_256, 1_235_814_400),
+        ("llama3.2-3b", 128_256, 3_212_749_824),
+        ("qwen3-0.6b", 151_936, 596_049_920),
+        ("qwen3-1.7b", 151_936, 1_720_574_976),
+        ("qwen3-4b", 151_936, 4_022_468_096),
+        ("qwen3-8b", 151_936, 8_190_735_360),
+        ("qwen3-14b", 151_936, 14_768_307_200),
+        ("qwen3-32b", 151_936, 32_762_123_264),
+    ],
 )
-def test_presets_have_the_parameters_of_llama(preset: str, parameters: int) -> None:
+def test_presets_have_the_parameters_of_published_models(preset: str, vocabulary: int, parameters: int) -> None:
     family = LlamaFamily()
-    assert family.parameters(family.resolve({"preset": preset}, DataShape(128_256, 8192, None, None))) == parameters
+    assert family.parameters(family.resolve({"preset": preset}, DataShape(vocabulary, 8192, None, None))) == parameters
 
 
-@pytest.mark.parametrize(("preset", "whole", "active"), [("8x7b", 46.7e9, 12.9e9), ("8x22b", 140.6e9, 39.1e9)])
-def test_presets_have_the_parameters_of_mixtral(preset: str, whole: float, active: float) -> None:
-    family, vocabulary = MoeFamily(), {"8x7b": 32_000, "8x22b": 32_768}[preset]
+@pytest.mark.parametrize(
+    ("preset", "vocabulary", "whole", "active"),
+    [
+        ("8x7b", 32_000, 46.7e9, 12.9e9),
+        ("8x22b", 32_768, 140.6e9, 39.1e9),
+        ("mixtral-8x7b", 32_000, 46.7e9, 12.9e9),
+        ("mixtral-8x22b", 32_768, 140.6e9, 39.1e9),
+        ("qwen3-30b-a3b", 151_936, 30.53e9, 3.35e9),
+        ("qwen3-235b-a22b", 151_936, 235.1e9, 22.2e9),
+    ],
+)
+def test_presets_have_the_parameters_of_published_mixtures(
+    preset: str, vocabulary: int, whole: float, active: float
+) -> None:
+    family = MoeFamily()
     model = family.resolve({"preset": preset}, DataShape(vocabulary, 8192, None, None))
     assert family.parameters(model) == pytest.approx(whole, rel=0.002)
-    assert family.active_parameters(model) == pytest.approx(active, rel=0.002)
+    assert family.active_parameters(model) == pytest.approx(active, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["llama", "moe"])
+def test_each_field_of_a_decoder_replaces_the_presets(name: str) -> None:
+    given = {
+        "name": name,
+        "preset": "llama3.2-1b" if name == "llama" else "qwen3-30b-a3b",
+        "dim": 64,
+        "heads": 4,
+        "headDim": 24,
+        "ropeTheta": 123.0,
+        "ropeScaling": {"type": "linear", "factor": 2.0},
+        "normEps": 1e-3,
+        "tiedEmbeddings": False,
+        "qkNorm": True,
+    }
+    resolved = FAMILIES[name].resolve(given, DataShape(256, 16, None, None)).to_dict()
+    assert {key: resolved[key] for key in given if key not in ("name", "preset")} == {
+        key: value for key, value in given.items() if key not in ("name", "preset")
+    }
+
+
+def test_scaling_of_a_preset_can_be_removed() -> None:
+    shape = DataShape(256, 16, None, None)
+    given = {"preset": "llama3.2-1b", "ropeScaling": {"type": "none"}}
+    assert LlamaFamily().resolve({"preset": "llama3.2-1b"}, shape).rope_scaling is not None
+    assert LlamaFamily().resolve(given, shape).rope_scaling is None
 
 
 # --- memory ---------------------------------------------------------------------------------------------------
@@ -458,3 +513,13 @@ def test_an_estimate_survives_a_round_trip_through_json() -> None:
     assert fit["memory"].pop("total") == found.training.fit.memory.total  # type: ignore[union-attr]
     fit.pop("fits")
     assert Estimate.model_validate(value) == found
+
+
+def test_sizes_from_an_older_checkpoint_are_completed() -> None:
+    """Its version had no heads of their own width, and no rotary base: each had one value, which is the default now."""
+    family, shape = LlamaFamily(), DataShape(256, 16, None, None)
+    config = family.resolve({"preset": "nano"}, shape)
+    new = ("headDim", "ropeTheta", "normEps", "tiedEmbeddings", "qkNorm")
+    older = {field: value for field, value in config.to_dict().items() if field not in new}
+    assert family.completed(older) == config.to_dict()
+    assert family.completed({"name": "mlp", "hiddenSizes": [4]}) == {"name": "mlp", "hiddenSizes": [4]}

@@ -12,13 +12,14 @@ from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 from trainyard_trainer.checkpoint.saver import Saver
-from trainyard_trainer.data.samples import Samples, prepare
+from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.metrics.breakdown import Breakdown
 from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.profiling import Profiler
 from trainyard_trainer.metrics.trackers import Trackers
 from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
+from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
@@ -71,7 +72,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
-    samples = prepare(config)
+    plugin = load_plugin(config)
+    samples = prepare_samples(config, plugin)
     world.init_process_group(
         saves=config.checkpoint is not None,
         patience=config.health.startup_timeout_seconds,
@@ -81,7 +83,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
-    trainer = Trainer(config, world, samples)
+    trainer = Trainer(config, world, samples, plugin)
     _log_setup(config, world, trainer, samples)
     root = None if config.checkpoint is None else _checkpoint_root()
     profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
@@ -97,6 +99,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, remote_save)
         trainer.resume(saver)
+    else:
+        trainer.initialize()
     if world.rank != 0:
         return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
     progress_log = ProgressLog(trainer.state, attempt)

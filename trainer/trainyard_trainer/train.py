@@ -19,8 +19,9 @@ from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts
+from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts
 from trainyard_trainer.parameter_server import RemoteUpdate
+from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -36,7 +37,7 @@ class Trainer:
     on any number of ranks and with any micro-batch, up to rounding.
     """
 
-    def __init__(self, config: RunConfig, world: World, samples: Samples) -> None:
+    def __init__(self, config: RunConfig, world: World, samples: Samples, plugin: Plugin | None = None) -> None:
         self._config, self._trainer = config, config.trainer
         self.world = world
         self.batches = Batches(samples, config, world)
@@ -44,7 +45,10 @@ class Trainer:
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
         # DistributedDataParallel puts a prefix before all names.
         named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
-        self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
+        self._plugin = plugin or Plugin()
+        self.passes = make_forward_backward(
+            config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
+        )
         policy = config.health.bad_steps
         self.update: Update
         if world.servers:
@@ -74,6 +78,10 @@ class Trainer:
         """Optimizer steps done, including those of earlier attempts."""
         return self.state.step
 
+    def initialize(self) -> None:
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
+        initialize_parts(self.parts, self._config.trainer.seed)
+
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
 
@@ -82,7 +90,10 @@ class Trainer:
         """
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
-        if folder is not None:
+        # Initial values that a checkpoint would replace are not computed.
+        if folder is None:
+            self.initialize()
+        else:
             manifest = self.state.load(folder, saver.group)
             self.batches.set_position(self.step, manifest.samples)
             self.state.bad_steps.consecutive = manifest.bad_steps
@@ -194,7 +205,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluate the model, and end the training if it has converged or reached its target."""
-        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss)
+        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss, self._plugin)
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)

@@ -6,12 +6,15 @@ The fields, the enum and the rules of `spec.trainer.model`, its documentation an
 import sys
 from typing import Any
 
+from trainyard.models.custom import CustomFamily
 from trainyard.models.family import ModelFamily
 from trainyard.models.llama import LlamaFamily
 from trainyard.models.mlp import MlpFamily
 from trainyard.models.moe import MoeFamily
 
-FAMILIES: dict[str, ModelFamily[Any]] = {family.name: family for family in (LlamaFamily(), MoeFamily(), MlpFamily())}
+FAMILIES: dict[str, ModelFamily[Any]] = {
+    family.name: family for family in (LlamaFamily(), MoeFamily(), MlpFamily(), CustomFamily())
+}
 """The families by name, in the order of the documentation."""
 
 

@@ -7,7 +7,9 @@ query instead of the scores (Dao et al., 2022).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import Field
 
 from trainyard.base import ApiModel, Positive, Rule
 from trainyard.models.family import (
@@ -22,6 +24,53 @@ from trainyard.models.family import (
     ModelPart,
     RankParameters,
 )
+from trainyard.models.presets import WITH_HEAD_DIM
+
+_Factor = Annotated[float, Field(gt=0, le=1_000_000)]
+
+
+class RopeScaling(ApiModel):
+    """Change of the rotary frequencies, for longer sequences than those that the model was first trained on."""
+
+    type: Literal["none", "linear", "llama3", "yarn"]
+    """none: no change, in place of a preset's. linear: all frequencies are divided by factor. llama3: only those of
+    wavelengths that originalLength does not hold lowFreqFactor times, as in Llama 3.1. yarn: as llama3 with other
+    limits, and with larger scores (Peng et al., 2023)."""
+    factor: Annotated[float, Field(ge=1, le=10_000)] = 1.0
+    """How many times longer sequences may be. Defaults to 1."""
+    original_length: Positive | None = None
+    """llama3, yarn: number of tokens of the longest sequences that the model was first trained on."""
+    low_freq_factor: _Factor | None = None
+    """llama3: frequencies with fewer periods than this in originalLength are divided by factor. Default: 1."""
+    high_freq_factor: _Factor | None = None
+    """llama3: frequencies with more periods than this in originalLength do not change. Default: 4."""
+    beta_slow: _Factor | None = None
+    """yarn: frequencies with fewer periods than this in originalLength are divided by factor. Default: 1."""
+    beta_fast: _Factor | None = None
+    """yarn: frequencies with more periods than this in originalLength do not change. Default: 32."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "!(self.type in ['llama3', 'yarn']) || has(self.originalLength)",
+            "spec.trainer.model.ropeScaling.originalLength: llama3 and yarn need it; add the sequence length that the "
+            "model was first trained on (Llama 3: 8192)",
+        ),
+        Rule(
+            "self.type == 'llama3' || !(has(self.lowFreqFactor) || has(self.highFreqFactor))",
+            "spec.trainer.model.ropeScaling: lowFreqFactor and highFreqFactor are for llama3 only; remove them, or set "
+            "type: llama3",
+        ),
+        Rule(
+            "self.type == 'yarn' || !(has(self.betaSlow) || has(self.betaFast))",
+            "spec.trainer.model.ropeScaling: betaSlow and betaFast are for yarn only; remove them, or set type: yarn",
+        ),
+        Rule(
+            "(has(self.lowFreqFactor) ? self.lowFreqFactor : 1.0) < (has(self.highFreqFactor) ? self.highFreqFactor : "
+            "4.0) && (has(self.betaSlow) ? self.betaSlow : 1.0) < (has(self.betaFast) ? self.betaFast : 32.0)",
+            "spec.trainer.model.ropeScaling: lowFreqFactor must be below highFreqFactor, and betaSlow below betaFast; "
+            "change one of them",
+        ),
+    )
 
 
 class DecoderFields(ApiModel):
@@ -35,6 +84,25 @@ class DecoderFields(ApiModel):
     """Number of query heads of each attention layer."""
     kv_heads: Positive | None = None
     """Number of key and value heads; heads / kvHeads query heads share one of each (grouped-query attention)."""
+    head_dim: Annotated[int, Field(ge=2, le=65_536)] | None = None
+    """Width of a head, an even number. Default: the preset's, else dim / heads."""
+    rope_theta: Annotated[float, Field(gt=1, le=1e12)] | None = None
+    """Base of the frequencies of rotary positions (Su et al., 2021)."""
+    rope_scaling: RopeScaling | None = None
+    """Change of the rotary frequencies for long sequences."""
+    norm_eps: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Term added to the mean square in RMSNorm, for numerical stability."""
+    tied_embeddings: bool | None = None
+    """Whether the head has the matrix of the embedding (Press and Wolf, 2017). Not with a pipeline, whose first stage
+    has the embedding and whose last one has the head."""
+    qk_norm: bool | None = None
+    """Whether queries and keys of each head pass an RMSNorm before they are rotated, as in Qwen 3."""
+
+
+def _head_dim(sizes: dict[str, Any]) -> int:
+    """Return dim / heads; 0 if that is no even number, which `DecoderFamily.problems` reports."""
+    dim, heads = sizes["dim"], sizes["heads"]
+    return int(dim // heads) if dim % (2 * heads) == 0 else 0
 
 
 class DecoderConfig(ModelConfig):
@@ -51,17 +119,44 @@ class DecoderConfig(ModelConfig):
     ffn_dim: int
     """Hidden width of the feed-forward network, or of one expert."""
     vocab_size: int
-    """Entries of the tokenizer."""
+    """Entries of embedding and head."""
     sequence_length: int
     """Tokens of one sample."""
+    head_dim: int = Field(default_factory=_head_dim)
+    """Width of a head."""
+    rope_theta: float = 10_000.0
+    """Base of the frequencies of rotary positions."""
+    rope_scaling: RopeScaling | None = None
+    """Change of the rotary frequencies for long sequences."""
+    norm_eps: float = 1e-5
+    """Term added to the mean square in RMSNorm."""
+    tied_embeddings: bool = False
+    """Whether the head has the matrix of the embedding."""
+    qk_norm: bool = False
+    """Whether queries and keys pass an RMSNorm before they are rotated."""
+
+    @property
+    def q_dim(self) -> int:
+        """Width of the queries of all heads, and of the results of attention."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Width of the keys of all heads, and of the values."""
+        return self.kv_heads * self.head_dim
 
 
 HEADS = Rule(
     "!has(self.heads) || !has(self.kvHeads) || self.heads % self.kvHeads == 0",
     "spec.trainer.model.heads: must be a multiple of kvHeads; change heads or kvHeads",
 )
+EVEN_HEADS = Rule(
+    "!has(self.headDim) || self.headDim % 2 == 0",
+    "spec.trainer.model.headDim: must be even, since rotary positions rotate pairs; change it",
+)
 WIDTH = Rule(
-    "!has(self.dim) || !has(self.heads) || self.dim % (2 * self.heads) == 0",
+    f"!has(self.dim) || !has(self.heads) || has(self.headDim) || (has(self.preset) && self.preset in {WITH_HEAD_DIM})"
+    " || self.dim % (2 * self.heads) == 0",
     "spec.trainer.model.dim: must be a multiple of 2 x heads (rotary positions need heads of even width); change dim "
     "or heads",
 )
@@ -78,6 +173,11 @@ VOCABULARY = LayoutRule(
     "{vocabulary} % {tensor} == 0",
     "spec.parallelism.tensor: must divide the vocabulary (256 for bytes, else spec.trainer.data.vocabSize); lower it, "
     "or change the vocabulary",
+)
+TIED = LayoutRule(
+    "!{tiedEmbeddings} || {totalStages} == 1",
+    "spec.trainer.model.tiedEmbeddings: does not work with a pipeline, whose first stage has the embedding and whose "
+    "last one has the head; set it to false, or remove spec.parallelism.pipeline",
 )
 SEQUENCE = LayoutRule(
     "{sequenceLength} % ({tensor} * {context}) == 0",
@@ -111,29 +211,34 @@ D = TypeVar("D", bound=DecoderConfig)
 
 
 class DecoderFamily(ModelFamily[D], Generic[D]):
-    """Embedding, blocks of attention and feed-forward network, norm and head; embedding and head are two matrices."""
+    """Embedding, blocks of attention and feed-forward network, norm and head."""
 
-    size_rules: ClassVar[tuple[Rule, ...]] = (WIDTH, HEADS)
-    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, FEED_FORWARD, VOCABULARY, SEQUENCE, FULL_STAGES)
+    size_rules: ClassVar[tuple[Rule, ...]] = (WIDTH, HEADS, EVEN_HEADS)
+    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (
+        WHOLE_HEADS,
+        FEED_FORWARD,
+        VOCABULARY,
+        SEQUENCE,
+        FULL_STAGES,
+        TIED,
+    )
 
     def resolve(self, given: Mapping[str, Any], data: DataShape) -> D:
-        """Return the preset's sizes with the user's in place of some; the vocabulary is the tokenizer's."""
-        preset = self.presets[given.get("preset", DEFAULT_PRESET)]
-        sizes = {field: given.get(field, size) for field, size in preset.items()}
+        """Return the preset's shape with the user's fields in place of some, and the vocabulary of the data."""
+        own = {field: value for field, value in given.items() if field not in ("name", "preset")}
         shape = {"vocabSize": data.vocabulary, "sequenceLength": data.sequence_length}
-        return self.config.model_validate({"name": self.name, **sizes, **shape, **self.other_fields(given)})
-
-    def other_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of the configuration that no preset has, defaults filled in."""
-        return {}
+        fields = {**self.presets[given.get("preset", DEFAULT_PRESET)], **own, **shape}
+        if fields.get("ropeScaling", {}).get("type") == "none":
+            del fields["ropeScaling"]
+        return self.config.model_validate({"name": self.name, **fields})
 
     def problems(self, config: D, preset: str) -> list[str]:
         """Return what is wrong with sizes of which some are the preset's."""
         found = []
-        if config.dim % (2 * config.heads):
+        if not config.head_dim:
             found.append(
                 f"spec.trainer.model.dim: {config.dim} must be a multiple of 2 x heads = {2 * config.heads} "
-                f"(preset {preset} with your overrides); change dim or heads"
+                f"(preset {preset} with your overrides); change dim or heads, or set headDim"
             )
         if config.heads % config.kv_heads:
             found.append(
@@ -157,8 +262,7 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
 
     def matrices(self, config: D) -> int:
         """Return the scalars of the matrices of one block: of attention, and of what stands behind it."""
-        kv_dim = config.dim // config.heads * config.kv_heads
-        return config.dim * (2 * config.dim + 2 * kv_dim) + self.feed_forward_matrices(config)
+        return config.dim * 2 * (config.q_dim + config.kv_dim) + self.feed_forward_matrices(config)
 
     def feed_forward_matrices(self, config: D) -> int:
         """Return the scalars of gate, up and down."""
@@ -166,11 +270,11 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
 
     def largest_matrix(self, config: D) -> int:
         """Return the scalars of the largest matrix of a block."""
-        return config.dim * config.ffn_dim
+        return config.dim * max(config.ffn_dim, config.q_dim)
 
     def largest(self, config: D, part: ModelPart) -> int:
         """Return the scalars of the largest parameter of a block on one rank."""
-        return config.dim * config.ffn_dim // part.tensor
+        return self.largest_matrix(config) // part.tensor
 
     def experts(self, config: D) -> tuple[int, int]:
         """Return the scalars of all experts of one block, and of those that a token chooses."""
@@ -182,17 +286,19 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         return self.parameters(config) - config.layers * (unused - active)
 
     def rank_parameters(self, config: D, part: ModelPart) -> RankParameters:
-        """Return the sizes of a part of the model. Norms stay undivided."""
+        """Return the sizes of a part of the model. Norms stay undivided; a tied head has the embedding's matrix."""
         layers = sum(part.stages)
         vocabulary = config.vocab_size * config.dim // part.tensor
         matrices = self.matrices(config) // part.tensor
+        norms = 2 * config.dim + (2 * config.head_dim if config.qk_norm else 0)
+        head = config.dim + (0 if config.tied_embeddings else vocabulary)
         return RankParameters(
             layers=layers,
             chunk_layers=max(part.stages),
-            block=matrices + 2 * config.dim,
+            block=matrices + norms,
             experts=self.experts(config)[0] // part.expert,
             embedding=vocabulary if part.first else 0,
-            head=vocabulary + config.dim if part.last else 0,
+            head=head if part.last else 0,
             matrices=layers * matrices,
             largest=self.largest(config, part),
             largest_matrix=self.largest_matrix(config),
@@ -201,11 +307,12 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
     def flops_per_token(self, config: D) -> int:
         """Return the floating-point operations of one token (Chowdhery et al., 2022).
 
-        6 for each parameter that it passes through but the embedding's, and 12 x layers x dim x sequence length for
-        the attention.
+        6 for each parameter that it is multiplied with, so of an embedding for the head alone, and 12 x layers x width
+        of the queries x sequence length for the attention.
         """
-        multiplied = self.active_parameters(config) - config.vocab_size * config.dim
-        return 6 * multiplied + 12 * config.layers * config.dim * config.sequence_length
+        looked_up = 0 if config.tied_embeddings else config.vocab_size * config.dim
+        multiplied = self.active_parameters(config) - looked_up
+        return 6 * multiplied + 12 * config.layers * config.q_dim * config.sequence_length
 
     def activations(self, config: D, batch: MicroBatch) -> Activations:
         """Return the memory of activations on one rank.
@@ -215,7 +322,6 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         """
         tokens = batch.samples * config.sequence_length // batch.context
         own_tokens = tokens // batch.tensor
-        kv_dim = config.dim * config.kv_heads // config.heads
         stream = batch.stream_width * tokens * config.dim // batch.tensor
         inputs = batch.width * tokens * config.dim
         # CUDA has one kernel for a norm, which keeps its input only; on a CPU it is computed and kept in float32.
@@ -223,16 +329,19 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         # autocast converts the input for each of q, k and v.
         input_copies = 3 if batch.casts else 1
         logarithms = FULL_BYTES * own_tokens * config.heads
-        queries_to_results = batch.width * own_tokens * (2 * config.dim + 2 * kv_dim)
+        queries_to_results = batch.width * own_tokens * 2 * (config.q_dim + config.kv_dim)
         attention = queries_to_results + logarithms
+        # The norm of queries and keys keeps its inputs as that of the residual stream does.
+        before_norm = (batch.width if batch.gpu else 2 * FULL_BYTES) * own_tokens * (config.q_dim + config.kv_dim)
         feed_forward = self.feed_forward(config, batch, tokens)
         everything = 2 * norm + input_copies * inputs + attention + feed_forward.kept
+        everything += before_norm if config.qk_norm else 0
         kept = {
             "none": everything,
             "selective": stream + attention + inputs + feed_forward.products,
             "full": stream,
         }[batch.checkpointing]
-        heads = batch.width * tokens * config.dim // batch.tensor
+        heads = batch.width * tokens * config.q_dim // batch.tensor
         return Activations(
             block=kept,
             working=everything - kept + feed_forward.working,

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
+from pydantic import ValidationError
+
 from trainyard.base import ApiModel, Rule
 
 Feature = Literal[
@@ -22,6 +24,8 @@ spec.trainer, or (fullBatch) an optimizer whose steps are over all samples."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""
+CUSTOM = "custom"
+"""Name of the model and of the data source that spec.trainer.module brings."""
 DEFAULT_PRESET = "tiny"
 """Every family with presets has one of this name, which is used if spec.trainer.model.preset is absent."""
 
@@ -173,14 +177,16 @@ class ModelFamily(ABC, Generic[C]):
     """Architecture and task in a phrase, for the reference of spec.trainer.model.name."""
     fields: ClassVar[type[ApiModel]]
     """Its fields in spec.trainer.model, all optional; a family may share fields of the same type with others."""
-    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {}
-    """Named sets of sizes, by field; empty if it has no presets."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Named shapes: values by field; empty if it has no presets. Rules can compare a size that all of them have."""
     data_source: ClassVar[Literal["text", "table"]] = "text"
     """Value of spec.trainer.data.source that it learns from."""
     supports: ClassVar[frozenset[Feature]] = frozenset()
     """Features that it supports."""
     reasons: ClassVar[Mapping[Feature, str]] = {}
     """Why it does not support some feature, as a clause for error messages."""
+    estimated: ClassVar[bool] = True
+    """Whether its sizes are known without the workers, so that memory and traffic can be estimated."""
     auxiliary_loss: ClassVar[bool] = False
     """Whether a layer adds the gradient of a loss of its own, which DistributedDataParallel would scale wrongly."""
     size_rules: ClassVar[tuple[Rule, ...]] = ()
@@ -196,6 +202,16 @@ class ModelFamily(ABC, Generic[C]):
     @abstractmethod
     def resolve(self, given: Mapping[str, Any], data: DataShape) -> C:
         """Return the sizes of a model, given the fields that the user has set (by their names in the CRD)."""
+
+    def completed(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return sizes from a checkpoint, with the defaults of fields that its version of the trainer did not have.
+
+        Sizes of another family are returned as they are.
+        """
+        try:
+            return self.config.model_validate(saved).to_dict()
+        except ValidationError:
+            return dict(saved)
 
     def problems(self, config: C, preset: str) -> list[str]:
         """Return what is wrong with the resolved sizes that no rule of the CRD can see: field, rule and fix."""

@@ -1,7 +1,7 @@
 """The family `moe`: a Llama with experts in place of each feed-forward network, as in Mixtral (Jiang et al., 2024)."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -9,6 +9,7 @@ from trainyard.base import ApiModel, Positive, Rule
 from trainyard.models.decoder import (
     FULL_STAGES,
     SEQUENCE,
+    TIED,
     WHOLE_HEADS,
     DecoderConfig,
     DecoderFamily,
@@ -16,6 +17,7 @@ from trainyard.models.decoder import (
     FeedForward,
 )
 from trainyard.models.family import FULL_BYTES, Feature, LayoutRule, MicroBatch, ModelPart
+from trainyard.models.presets import MOE, Shape
 
 DEFAULT_BALANCE_LOSS_WEIGHT = 0.01
 INDEX_BYTES = 8
@@ -45,7 +47,7 @@ class MoeConfig(DecoderConfig):
     """Number of experts in each block."""
     experts_per_token: int
     """Number of experts that each token is routed to."""
-    balance_loss_weight: float
+    balance_loss_weight: float = DEFAULT_BALANCE_LOSS_WEIGHT
     """Weight of the auxiliary loss."""
 
 
@@ -66,28 +68,16 @@ EXPERTS_PER_TOKEN = LayoutRule(
 )
 
 
-def _sizes(dim: int, layers: int, heads: int, kv_heads: int, ffn_dim: int, experts: int = 8) -> dict[str, int]:
-    decoder = {"dim": dim, "layers": layers, "heads": heads, "kvHeads": kv_heads, "ffnDim": ffn_dim}
-    return {**decoder, "experts": experts, "expertsPerToken": 2}
-
-
 class MoeFamily(DecoderFamily[MoeConfig]):
     """Mixture of experts."""
 
     name: ClassVar[str] = "moe"
     description: ClassVar[str] = (
         "a llama whose feed-forward networks are replaced by many experts, of which a router chooses a few for each "
-        "token (as in Mixtral)"
+        "token (as in Mixtral; with qkNorm as in Qwen 3)"
     )
     fields: ClassVar[type[ApiModel]] = MoeFields
-    presets: ClassVar[Mapping[str, Mapping[str, int]]] = {
-        "nano": _sizes(128, 4, 4, 4, 192),
-        "tiny": _sizes(256, 6, 8, 4, 384),
-        "small": _sizes(768, 12, 12, 12, 1024),
-        "medium": _sizes(1024, 24, 16, 16, 1408, experts=16),
-        "8x7b": _sizes(4096, 32, 32, 8, 14336),
-        "8x22b": _sizes(6144, 56, 48, 8, 16384),
-    }
+    presets: ClassVar[Mapping[str, Shape]] = MOE
     supports: ClassVar[frozenset[Feature]] = frozenset({"context", "pipeline", "expert", "activationCheckpointing"})
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": "the experts of a moe are split by spec.parallelism.expert",
@@ -97,16 +87,19 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     }
     auxiliary_loss: ClassVar[bool] = True
     size_rules: ClassVar[tuple[Rule, ...]] = (*DecoderFamily.size_rules, ALIGNED)
-    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (WHOLE_HEADS, SEQUENCE, FULL_STAGES, EXPERTS, EXPERTS_PER_TOKEN)
+    layout_rules: ClassVar[tuple[LayoutRule, ...]] = (
+        WHOLE_HEADS,
+        SEQUENCE,
+        FULL_STAGES,
+        TIED,
+        EXPERTS,
+        EXPERTS_PER_TOKEN,
+    )
 
     @property
     def config(self) -> type[MoeConfig]:
         """Type of its resolved sizes."""
         return MoeConfig
-
-    def other_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the weight of the auxiliary loss."""
-        return {"balanceLossWeight": given.get("balanceLossWeight", DEFAULT_BALANCE_LOSS_WEIGHT)}
 
     def divides_evenly(self, config: MoeConfig, *, tensor: int = 1, context: int = 1, expert: int = 1) -> bool:
         """Return whether the `layout_rules` hold."""
@@ -118,7 +111,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
 
     def largest_matrix(self, config: MoeConfig) -> int:
         """Return the scalars of the largest matrix of a block: of attention, or the router."""
-        return config.dim * max(config.dim, config.experts)
+        return config.dim * max(config.q_dim, config.experts)
 
     def largest(self, config: MoeConfig, part: ModelPart) -> int:
         """Return the scalars of one stack of experts on one rank."""

@@ -12,8 +12,10 @@ class Data(ApiModel):
     labelled samples.
     """
 
-    source: Literal["text", "table"]
-    """Kind of data. text: for the models llama and moe. table: labelled samples, for the model mlp."""
+    source: Literal["text", "table", "custom"]
+    """Kind of data. text: for the models llama, moe and custom. table: labelled samples, for the model mlp. custom: the
+    data set of spec.trainer.module, which finds path and sequenceLength in its configuration; for llama, moe and
+    custom."""
     path: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """Path of the data inside the worker container; mount it with workers.template. Give either path or builtin. text:
     a UTF-8 file, or a folder whose files are read in sorted order. table: a NumPy archive (.npz) with x of shape
@@ -25,7 +27,7 @@ class Data(ApiModel):
     tokenizer: Literal["byte", "bpe"] = "byte"
     """Tokenizer of text. byte: each byte is a token, 256 in all. bpe: byte-pair encoding with vocabSize entries,
     trained on the data at startup. Defaults to byte."""
-    vocab_size: Annotated[int, Field(ge=512, le=65_536)] = 4096
+    vocab_size: Annotated[int, Field(ge=512, le=1_048_576)] = 4096
     """Number of entries of the bpe tokenizer; the byte tokenizer ignores it. Defaults to 4096."""
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
     """Number of tokens in one sample of text. Defaults to 256."""

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, Feature
+from trainyard.text import listed
 
 
 def families_with(feature: Feature) -> list[str]:
@@ -42,9 +43,16 @@ def size_in_cel(field: str) -> str:
     table = {
         name: {preset: sizes[field] for preset, sizes in family.presets.items()}
         for name, family in FAMILIES.items()
-        if any(field in sizes for sizes in family.presets.values())
+        if family.presets and all(field in sizes for sizes in family.presets.values())
     }
-    return f"(has({model}.{field}) ? {model}.{field} : {table}[{model}.name][{preset}])"
+    return f"(has({model}.{field}) ? {model}.{field} : {_in_cel(table)}[{model}.name][{preset}])"
+
+
+def _in_cel(value: Any) -> str:
+    """Return a table, a text, a number or a truth value as CEL writes it."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_in_cel(key)}: {_in_cel(entry)}' for key, entry in value.items())}}}"
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _owners() -> dict[str, list[tuple[str, FieldInfo]]]:
@@ -98,8 +106,8 @@ def _with_description(info: FieldInfo, description: str) -> FieldInfo:
 def _only_for(field: str, names: list[str]) -> Rule:
     return Rule(
         f"!has(self.{field}) || self.name in {names}",
-        f"spec.trainer.model.{field}: is for {' and '.join(names)} only; remove it, or set "
-        f"spec.trainer.model.name: {' or '.join(names)}",
+        f"spec.trainer.model.{field}: is for {listed(names)} only; remove it, or set "
+        f"spec.trainer.model.name: {listed(names, 'or')}",
     )
 
 

@@ -18,6 +18,7 @@ from trainyard.resource.cel import (
 )
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.models import families_with, reasons_against
+from trainyard.text import listed
 
 _LAYOUT = Layout("self.workers.replicas")
 _AXES: dict[Feature, tuple[str, str]] = {
@@ -35,8 +36,8 @@ def _axis_rule(axis: Feature) -> Rule:
     names = families_with(axis)
     return Rule(
         needs_feature(axis, f"{size} == 1"),
-        f"{field}: is for {' and '.join(names)} only{reasons_against(axis)}; remove it, or set "
-        f"spec.trainer.model.name: {' or '.join(names)}",
+        f"{field}: is for {listed(names)} only{reasons_against(axis)}; remove it, or set "
+        f"spec.trainer.model.name: {listed(names, 'or')}",
     )
 
 
@@ -92,7 +93,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         needs_feature("parameterServer", f"!({HAS_PARAMETER_SERVER})"),
-        f"spec.parallelism.data.mode: parameterServer is for {' and '.join(families_with('parameterServer'))} only"
+        f"spec.parallelism.data.mode: parameterServer is for {listed(families_with('parameterServer'))} only"
         f"{reasons_against('parameterServer')}; choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Rule(

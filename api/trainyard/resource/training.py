@@ -6,17 +6,19 @@ from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Positive, Rule
 from trainyard.models import FAMILIES
-from trainyard.models.family import Feature
+from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import Data
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard.text import listed
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
 _SOURCES = ", ".join(
-    f"{source} is for {' and '.join(name for name in FAMILIES if _BY_SOURCE[name] == source)}"
+    f"{source} is for {listed(name for name in FAMILIES if _BY_SOURCE[name] == source)}"
     for source in dict.fromkeys(_BY_SOURCE.values())
 )
+_FOR_TEXT = [name for name in FAMILIES if _BY_SOURCE[name] == "text"]
 _FULL_BATCH = [name for name, info in OPTIMIZERS.items() if info.full_batch]
 _FULL_BATCH_NAMES = ", ".join(_FULL_BATCH)
 
@@ -26,8 +28,8 @@ def _only_for(feature: Feature, unused: str) -> Rule:
     names = families_with(feature)
     return Rule(
         f"self.model.name in {names} || {unused}",
-        f"spec.trainer.{feature}: is for {' and '.join(names)} only{reasons_against(feature)}; remove it, or set "
-        f"spec.trainer.model.name: {' or '.join(names)}",
+        f"spec.trainer.{feature}: is for {listed(names)} only{reasons_against(feature)}; remove it, or set "
+        f"spec.trainer.model.name: {listed(names, 'or')}",
     )
 
 
@@ -102,6 +104,14 @@ class TrainerSpec(ApiModel):
     """Model to train."""
     data: Data
     """Training data."""
+    module: (
+        Annotated[str, Field(max_length=253, pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_]*$")] | None
+    ) = None
+    """Function of a Python module in the worker, as package.module:function. It returns a plug-in: a model
+    (model.name: custom), a data set (data.source: custom), a loss or metrics, which are used with the trainer's loop,
+    layouts and checkpoints. The module is in the image, or in a mounted folder that PYTHONPATH names (spec.env)."""
+    options: Annotated[dict[str, Annotated[str, Field(max_length=4096)]], Field(max_length=64)] | None = None
+    """Settings for the function of module, which finds them in its configuration. Values are texts; quote numbers."""
     batch: Batch = Batch()
     """Batch sizes."""
     optimizer: Optimizer = Optimizer()
@@ -137,14 +147,24 @@ class TrainerSpec(ApiModel):
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"self.data.source == {_BY_SOURCE}[self.model.name]",
+            f"has(self.module) || (self.model.name != {CUSTOM!r} && self.data.source != {CUSTOM!r})",
+            f"spec.trainer.module: is required with model.name: {CUSTOM} and data.source: {CUSTOM}, which it brings; "
+            "add it, or choose another model or source",
+        ),
+        Rule(
+            "has(self.module) || !has(self.options)",
+            "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
+        ),
+        Rule(
+            f"self.data.source == {_BY_SOURCE}[self.model.name] || (self.data.source == {CUSTOM!r} &&"
+            f" self.model.name in {_FOR_TEXT})",
             f"spec.trainer.data.source: {_SOURCES}; change spec.trainer.model.name or the data",
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
         Rule(
             f"self.model.name in {families_with('fullBatch')} || !(self.optimizer.name in {_FULL_BATCH})",
-            f"spec.trainer.optimizer.name: {_FULL_BATCH_NAMES} is for {' and '.join(families_with('fullBatch'))} only"
+            f"spec.trainer.optimizer.name: {_FULL_BATCH_NAMES} is for {listed(families_with('fullBatch'))} only"
             f"{reasons_against('fullBatch')}; choose another optimizer",
         ),
         Rule(

@@ -35,7 +35,7 @@ def _job(estimate: Estimate) -> RenderableType:
         table.add_row("limits", ", ".join(f"{name} {amount}" for name, amount in workers.limits.items()))
     training = estimate.training
     if training is None:
-        table.add_row("program", "spec.command: mesh, memory and communication are not known")
+        table.add_row("program", "of your own: mesh, memory and communication are not known")
         return table
     table.add_row("mesh", "\n".join(map(_axis, training.axes)) or "one rank")
     table.add_row("model", _parameters(training))

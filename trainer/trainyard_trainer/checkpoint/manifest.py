@@ -95,7 +95,7 @@ class Manifest(ApiModel):
             ConfigError: it belongs to another model or optimizer; the message names each field and both values.
         """
         wanted = _fields(config.model.to_dict(), config.trainer.optimizer.name)
-        saved = _fields(self.model, self.optimizer)
+        saved = _fields(config.family.completed(self.model), self.optimizer)
         differences = [
             f"{field} is {wanted.get(field, 'not set')}, but {saved.get(field, 'not set')} in the checkpoint"
             for field in sorted({*wanted, *saved})

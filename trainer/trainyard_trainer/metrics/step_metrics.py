@@ -73,10 +73,11 @@ class StepMetrics:
         )
 
     def _mfu(self, tokens_per_second: float) -> float | None:
-        """Return the model FLOPs utilization at a throughput; None if the peak of the device is not known."""
-        if self._peak is None:
+        """Return the model FLOPs utilization at a throughput; None if the peak or the cost of a token is not known."""
+        flops = flops_per_token(self._config)
+        if self._peak is None or not flops:
             return None
-        return tokens_per_second * flops_per_token(self._config) / (self._peak * self._world.size)
+        return tokens_per_second * flops / (self._peak * self._world.size)
 
 
 class Clock:

@@ -4,7 +4,12 @@ A package outside of this repository adds an entry to both registries. Models kn
 `parallelize` of a family says which of its modules parallelism applies to.
 """
 
-from trainyard_trainer.models import llama, mlp, moe
+from trainyard_trainer.models import custom, llama, mlp, moe
 from trainyard_trainer.models.family import Family
 
-FAMILIES: dict[str, Family] = {"llama": llama.FAMILY, "moe": moe.FAMILY, "mlp": mlp.FAMILY}
+FAMILIES: dict[str, Family] = {
+    "llama": llama.FAMILY,
+    "moe": moe.FAMILY,
+    "mlp": mlp.FAMILY,
+    "custom": custom.FAMILY,
+}

@@ -20,6 +20,9 @@ class Model(nn.Module):
         """Return mean and standard deviation of a parameter's initial values."""
         raise NotImplementedError
 
+    def tie(self) -> None:
+        """Let modules that share a parameter hold the same one again, after each of them has been given a new one."""
+
     def set_positions(self, first: int, count: int, device: torch.device) -> None:
         """Set which positions of a sequence the inputs hold; a model without positions ignores it."""
 
@@ -83,5 +86,6 @@ class Family:
     """Makes one pipeline stage from the resolved sizes, the shape of the data, and the range of its layers."""
     plan: Callable[[Any], ParallelPlan]
     """Makes the plan of a model that `build` has made, before anything is applied to it."""
-    hugging_face: HuggingFaceNames | None = None
-    """Names of the parameters in Hugging Face checkpoints; None if Hugging Face has no such model."""
+    hugging_face: Callable[[Any], HuggingFaceNames] | None = None
+    """Returns the names of the parameters in Hugging Face checkpoints, given the resolved sizes; None: there is no
+    such model."""

@@ -25,6 +25,7 @@ from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.plugin import Loss
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
 
@@ -57,13 +58,22 @@ class ForwardBackward(Protocol):
 
 
 def make_forward_backward(
-    config: RunConfig, mesh: RankMesh, parts: list[nn.Module], device: torch.device, batches: Batches
+    config: RunConfig,
+    mesh: RankMesh,
+    parts: list[nn.Module],
+    device: torch.device,
+    batches: Batches,
+    own_loss: Loss | None,
 ) -> ForwardBackward:
-    """Return the passes that a layout needs: through a pipeline, or through all layers on this rank."""
+    """Return the passes that a layout needs: through a pipeline, or through all layers on this rank.
+
+    `own_loss`: loss of a plug-in, in place of the cross-entropy.
+    """
     tokens = batches.global_batch * config.tokens_per_sample
+    loss = token_losses if own_loss is None else _gathers_outputs(own_loss)
     if mesh.sizes.pipeline > 1:
-        return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, tokens)
-    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, tokens)
+        return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, tokens, loss)
+    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, tokens, loss)
 
 
 class GradientAccumulation:
@@ -77,7 +87,9 @@ class GradientAccumulation:
         device: torch.device,
         micro_batch_count: int,
         tokens: int,
+        loss: Loss,
     ) -> None:
+        self._loss = loss
         self._model = model
         self._micro_batch_count = micro_batch_count
         self._device = device
@@ -100,7 +112,7 @@ class GradientAccumulation:
             heartbeat.beat(Phase.FORWARD_BACKWARD)
             with self._sync_if(index == self._micro_batch_count - 1), _loss_context(self._split_logits):
                 with self._precision():
-                    micro_loss = token_losses(self._model(inputs), targets) / self._tokens
+                    micro_loss = self._loss(self._model(inputs), targets) / self._tokens
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
             loss += _value(micro_loss)
         return loss, waited
@@ -113,7 +125,7 @@ class GradientAccumulation:
             heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
                 logits = self._model(x)
-                loss += _value(token_losses(logits, y))
+                loss += _value(self._loss(logits, y))
             predicted.append(_value(logits).argmax(-1))
         return loss, torch.cat(predicted)
 
@@ -141,7 +153,9 @@ class PipelineSchedule:
         device: torch.device,
         micro_batch_count: int,
         tokens: int,
+        loss: Loss,
     ) -> None:
+        self._loss = loss
         pipeline = config.parallelism.pipeline
         total, own = stage_count(pipeline), stages_of_rank(pipeline, mesh.at.pipeline)
         group = mesh.group("pipeline")
@@ -151,7 +165,7 @@ class PipelineSchedule:
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
             micro_batch_count,
-            loss_fn=lambda logits, targets: token_losses(logits, targets) / tokens,
+            loss_fn=lambda logits, targets: loss(logits, targets) / tokens,
             scale_grads=False,
         )
         self._tokens = tokens
@@ -199,6 +213,15 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [B, T], or [N].
     """
     return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum")
+
+
+def _gathers_outputs(loss: Loss) -> Loss:
+    """Return a loss that takes all outputs on each rank of a tensor group, where the model leaves them divided."""
+
+    def gathered(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs.full_tensor() if isinstance(outputs, DTensor) else outputs, targets)
+
+    return gathered
 
 
 def _value(tensor: Tensor) -> Tensor:

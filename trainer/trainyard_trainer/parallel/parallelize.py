@@ -22,6 +22,7 @@ from trainyard_trainer.parallel.context import apply_context_parallel
 from trainyard_trainer.parallel.expert import apply_expert_parallel
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.tensor import apply_tensor_parallel
+from trainyard_trainer.runtime.errors import ConfigError
 
 STACK_DIMS = 3
 """Dimensions of the parameters of experts [experts, in, out]; all other parameters have fewer."""
@@ -30,8 +31,8 @@ STACK_DIMS = 3
 def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, device: torch.device) -> list[nn.Module]:
     """Return the parts of the model on this rank, one for each of its pipeline stages, in order.
 
-    A part is made without memory for its parameters, divided, and then filled, so that a rank never holds more than its
-    own part of them.
+    A part is made without memory for its parameters, and divided, before it is given memory for this rank's part of
+    them. The memory is not filled: `initialize_parts` or a checkpoint does that.
     """
     # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
     plain = mesh.sizes.size == 1 or (mesh.is_plain and not config.family.auxiliary_loss)
@@ -40,6 +41,7 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         part = _build_stage(config, samples, stage)
         plan = FAMILIES[config.model.name].plan(part)
         _divide(plan, mesh)
+        part.tie()
         _set_batch_tokens(plan, config)
         apply_activation_checkpointing(plan, config.trainer.activation_checkpointing)
         if config.trainer.compile:
@@ -47,11 +49,19 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
             apply_fsdp(part, plan, mesh, config.trainer.precision)
         part.to_empty(device=device)
+        part.tie()
         positions = config.trainer.data.sequence_length // mesh.sizes.context
         part.set_positions(mesh.at.context * positions, positions, device)
-        initialize(part, config.trainer.seed, part.initial)
         parts.append(apply_ddp(part, device) if plain and mesh.forms_groups else part)
     return parts
+
+
+def initialize_parts(parts: list[nn.Module], seed: int) -> None:
+    """Fill the parameters of this rank with their initial values."""
+    for part in parts:
+        model = part.module if isinstance(part, DistributedDataParallel) else part
+        assert isinstance(model, Model)
+        initialize(model, seed, model.initial)
 
 
 def parameter_count(config: RunConfig, samples: Samples) -> int:
@@ -75,7 +85,21 @@ def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: Pipe
 
 
 def _divide(plan: ParallelPlan, mesh: RankMesh) -> None:
-    """Divide matrices, sequences and experts among the ranks of their axes."""
+    """Divide matrices, sequences and experts among the ranks of their axes.
+
+    Raises:
+        ConfigError: a custom model has nothing that an axis divides.
+    """
+    if mesh.sizes.tensor > 1 and not plan.tensor_plan():
+        raise ConfigError(
+            "spec.parallelism.tensor: the model of spec.trainer.module has no tensor plan; remove it, or let its "
+            "ParallelPlan have one"
+        )
+    if mesh.sizes.context > 1 and not plan.attentions():
+        raise ConfigError(
+            "spec.parallelism.context: the model of spec.trainer.module names no attention layers; remove it, or let "
+            "its ParallelPlan name them"
+        )
     if mesh.sizes.tensor > 1:
         apply_tensor_parallel(plan, mesh["tensor"])
     if mesh.sizes.context > 1:
@@ -95,6 +119,8 @@ def apply_ddp(part: nn.Module, device: torch.device) -> DistributedDataParallel:
     return DistributedDataParallel(
         part,
         device_ids=[device] if device.type == "cuda" else None,
+        # All ranks fill the parameters with the same values later.
+        init_sync=False,
         gradient_as_bucket_view=True,
     )
 

@@ -22,6 +22,7 @@ from torch.distributed import Backend, ProcessGroup
 from torch.distributed._functional_collectives import all_reduce, all_to_all_single, all_to_all_single_autograd
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "flatten_mesh",
     "foreach_mul_",
     "foreach_norm",
+    "local_offsets",
     "pci_address",
     "set_attention_order",
     "shared_memory_stager",
@@ -66,6 +68,12 @@ def foreach_mul_(tensors: list[Tensor], factor: Tensor) -> None:
 def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     """Return the 2-norm of each tensor, with few kernels (as torch.nn.utils.get_total_norm)."""
     return list(torch._foreach_norm(tensors))
+
+
+def local_offsets(tensor: DTensor) -> tuple[int, ...]:
+    """Return where this rank's part of a tensor begins in each dimension, as for a distributed checkpoint."""
+    (chunk,) = tensor.__create_chunk_list__()
+    return tuple(chunk.offsets)
 
 
 def die_with_parent(signal_number: int) -> None:

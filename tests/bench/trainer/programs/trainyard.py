@@ -21,6 +21,7 @@ SCRAPES = 5.0
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.trainer.data.sequence_length))
+    trainer.initialize()
     metrics = MetricsExporter(config, world, attempt=1)
     if world.rank == 0:
         trainer.observers.append(Breakdown(metrics.broken_down, world.device, None))

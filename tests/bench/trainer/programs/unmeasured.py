@@ -11,6 +11,7 @@ from trainyard_trainer.train import Trainer
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
     keep_freed_memory()
     trainer = Trainer(config, world, Windows(tokens, config.trainer.data.sequence_length))
+    trainer.initialize()
     trainer.observers.append(pace)
     pace.start()
     trainer.run()

@@ -1,7 +1,7 @@
 """A decoder-only transformer in the shape of Llama (Touvron et al., 2023).
 
 Letters in names and comments: B samples, T positions, D width of the residual stream, H query heads, K key and
-value heads, E width of a head (D / H), F width of the feed-forward network, V vocabulary.
+value heads, E width of a head, F width of the feed-forward network, V vocabulary.
 """
 
 import math
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.models.llama.rotary import Rotary
 
-ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 
 
@@ -39,18 +39,25 @@ class Llama(Model):
         super().__init__()
         layers = range(config.layers) if layers is None else layers
         self.config = config
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
         self.embed = nn.Embedding(config.vocab_size, config.dim) if layers.start == 0 else None
-        self.blocks = nn.ModuleDict({str(layer): Block(config, feed_forward) for layer in layers})
+        self.blocks = nn.ModuleDict({str(layer): Block(config, self.rotary, feed_forward) for layer in layers})
         last = layers.stop == config.layers
-        self.norm = nn.RMSNorm(config.dim, eps=1e-5) if last else None
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if last else None
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False) if last else None
+        self.tie()
         self.set_positions(0, config.sequence_length, torch.device("cpu"))
+
+    def tie(self) -> None:
+        """Give the head the matrix of the embedding, if they are tied; admission refuses that with a pipeline."""
+        if self.config.tied_embeddings:
+            assert self.embed is not None
+            assert self.head is not None
+            self.head.weight = self.embed.weight
 
     def set_positions(self, first: int, count: int, device: torch.device) -> None:
         """Set which positions of a sequence the inputs hold: all of them, unless a context group divides it."""
-        cos, sin = rotary_table(first, count, self.config.dim // self.config.heads)
-        # Not buffers: DistributedDataParallel would broadcast those of rank 0.
-        self.cos_TE, self.sin_TE = cos.to(device), sin.to(device)
+        self.rotary.set_positions(first, count, device)
 
     def layers(self) -> "list[Block]":
         """Return the blocks in order."""
@@ -71,7 +78,7 @@ class Llama(Model):
         if self.embed is not None:
             x = self.embed(x)
         for block in self.layers():
-            x = block(x, self.cos_TE, self.sin_TE)
+            x = block(x)
         if self.norm is not None and self.head is not None:
             x = self.head(self.norm(x))
         return x
@@ -80,15 +87,17 @@ class Llama(Model):
 class Block(nn.Module):
     """Attention, then a feed-forward network, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config: DecoderConfig, feed_forward: Callable[[], nn.Module] | None = None) -> None:
+    def __init__(
+        self, config: DecoderConfig, rotary: Rotary, feed_forward: Callable[[], nn.Module] | None = None
+    ) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(config.dim, eps=1e-5)
-        self.attention = Attention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-5)
+        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config, rotary)
+        self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config) if feed_forward is None else feed_forward()
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD))
         y_BTD: Tensor = h_BTD + self.feed_forward(self.feed_forward_norm(h_BTD))
         return y_BTD
 
@@ -96,23 +105,27 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention; H / K query heads share a key and value head (Ainslie et al., 2023)."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, config: DecoderConfig, rotary: Rotary) -> None:
         super().__init__()
-        self.head_dim = config.dim // config.heads
+        self.head_dim = config.head_dim
+        self.rotary = rotary
         self.core: nn.Module = CausalAttention(grouped=config.kv_heads != config.heads)
-        self.q = nn.Linear(config.dim, config.heads * self.head_dim, bias=False)
-        self.k = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
-        self.o = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
+        self.q = nn.Linear(config.dim, config.q_dim, bias=False)
+        self.k = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.v = nn.Linear(config.dim, config.kv_dim, bias=False)
+        self.o = nn.Linear(config.q_dim, config.dim, bias=False)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor) -> Tensor:
         # -1: the number of heads follows from the weights, of which a tensor group gives each rank some heads.
-        q_BHTE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        k_BKTE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        v_BKTE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        positions = q_BHTE.shape[2]
-        cos_TE, sin_TE = cos_TE[:positions], sin_TE[:positions]
-        y_BHTE = self.core(rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE), v_BKTE)
+        q_BTHE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTKE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim))
+        v_BTKE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
+        q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
+        y_BHTE = self.core(self.rotary(q_BHTE), self.rotary(k_BKTE), v_BKTE)
         y_BTD: Tensor = self.o(y_BHTE.transpose(1, 2).flatten(-2))
         return y_BTD
 
@@ -143,22 +156,3 @@ class FeedForward(nn.Module):
     def forward(self, x_BTD: Tensor) -> Tensor:
         y_BTD: Tensor = self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
         return y_BTD
-
-
-def rotary_table(first: int, count: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines [T, E] of `count` rotary positions (Su et al., 2021), beginning with `first`.
-
-    Pair i of a head is (i, i + E/2), as in the Hugging Face Llama, and is rotated by position / base^(2i/E).
-    """
-    cpu = torch.device("cpu")
-    frequencies = ROPE_BASE ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=cpu) / head_dim)
-    angles = torch.outer(torch.arange(first, first + count, dtype=torch.float64, device=cpu), frequencies)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos().float(), angles.sin().float()
-
-
-def rotate(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-    """Rotate each pair of a head by the angle of its position, computed in float32 for every type of x."""
-    first, second = x_BHTE.chunk(2, dim=-1)
-    rotated = x_BHTE * cos_TE + torch.cat((-second, first), dim=-1) * sin_TE
-    return rotated.to(x_BHTE.dtype)

@@ -17,6 +17,8 @@ from trainyard_trainer.models.llama.model import Llama
 
 POSITIONS = 1
 """Dimension of the positions in [B, T, D]; it is split outside of attention and feed-forward network."""
+HEADS = 2
+"""Dimension of the heads in [B, T, H, E]; it is split inside of attention."""
 
 
 class LlamaPlan(ParallelPlan):
@@ -41,7 +43,7 @@ class LlamaPlan(ParallelPlan):
         which the loss takes as they are (`loss_parallel`).
         """
         plan: list[tuple[nn.Module, dict[str, ParallelStyle]]] = [
-            (block, _block_plan()) for block in self._model.layers()
+            (block, _block_plan(norms=block.attention.q_norm is not None)) for block in self._model.layers()
         ]
         if self._model.embed is not None:
             # Each rank has all token ids, and looks up those in its part of the vocabulary.
@@ -53,13 +55,17 @@ class LlamaPlan(ParallelPlan):
         return plan
 
 
-def _block_plan() -> dict[str, ParallelStyle]:
+def _block_plan(*, norms: bool) -> dict[str, ParallelStyle]:
+    """Return the plan of a block; `norms`: whether queries and keys are normalized, each rank those of its heads."""
     columns, rows = ColwiseParallel, RowwiseParallel
+    of_heads = {
+        "attention.q_norm": SequenceParallel(sequence_dim=HEADS, use_local_output=True),
+        "attention.k_norm": SequenceParallel(sequence_dim=HEADS, use_local_output=True),
+    }
     return {
+        **(of_heads if norms else {}),
         "attention_norm": SequenceParallel(),
-        "attention": PrepareModuleInput(
-            input_layouts=(Shard(POSITIONS), None, None), desired_input_layouts=(Replicate(), None, None)
-        ),
+        "attention": PrepareModuleInput(input_layouts=(Shard(POSITIONS),), desired_input_layouts=(Replicate(),)),
         "attention.q": columns(),
         "attention.k": columns(),
         "attention.v": columns(),

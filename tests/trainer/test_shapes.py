@@ -1,0 +1,59 @@
+"""Published shapes (tied embeddings, norms of queries and keys, wide heads, scaled frequencies) on every layout."""
+
+from typing import Any
+
+import pytest
+
+from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, References, assert_same, pipe, record
+from tests.trainer.pods import Starter
+
+QWEN3: dict[str, Any] = {
+    "name": "llama",
+    "heads": 4,
+    "kvHeads": 2,
+    "headDim": 16,
+    "ropeTheta": 1e6,
+    "normEps": 1e-6,
+    "qkNorm": True,
+    "tiedEmbeddings": True,
+}
+"""In the shape of a small Qwen 3; a head is twice as wide as dim / heads."""
+LLAMA3: dict[str, Any] = {
+    "heads": 4,
+    "kvHeads": 2,
+    "ropeTheta": 5e5,
+    "ropeScaling": {"type": "llama3", "factor": 8, "originalLength": 8},
+    "tiedEmbeddings": True,
+}
+"""In the shape of Llama 3.2."""
+QWEN3_MOE: dict[str, Any] = {**QWEN3, "name": "moe", "tiedEmbeddings": False, "experts": 4, "expertsPerToken": 2}
+CASES = (
+    ("qwen3", QWEN3, Layout(2, {})),
+    ("qwen3", QWEN3, Layout(2, {"data": FSDP})),
+    ("qwen3", QWEN3, Layout(4, {"data": HSDP}, 1)),
+    ("qwen3", QWEN3, Layout(2, {"data": SERVER})),
+    ("qwen3", QWEN3, Layout(2, {"tensor": 2}, 2)),
+    ("qwen3", QWEN3, Layout(4, {"tensor": 2, "data": FSDP})),
+    ("qwen3", QWEN3, Layout(4, {"context": 2, "data": FSDP})),
+    ("qwen3 untied", {**QWEN3, "tiedEmbeddings": False}, Layout(4, {"pipeline": pipe(2), "tensor": 2})),
+    ("llama3", LLAMA3, Layout(4, {"tensor": 2, "data": FSDP})),
+    ("llama3", LLAMA3, Layout(2, {"context": 2})),
+    ("qwen3 moe", QWEN3_MOE, Layout(2, {"expert": 2})),
+    ("qwen3 moe", QWEN3_MOE, Layout(4, {"context": 2, "data": FSDP})),
+)
+
+
+@pytest.mark.parametrize(("name", "model", "layout"), CASES, ids=[f"{name} {layout!s}" for name, _, layout in CASES])
+def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
+    start: Starter, references: References, name: str, model: dict[str, Any], layout: Layout
+) -> None:
+    found = record(start, layout, model=model)
+    assert_same(found, references(layout, name, model=model))
+    assert ("head.weight" in found.parameters) == (not model["tiedEmbeddings"])
+
+
+@pytest.mark.parametrize("mode", ["selective", "full"])
+def test_recomputed_activations_are_the_same(start: Starter, references: References, mode: str) -> None:
+    layout = Layout(4, {"tensor": 2, "data": FSDP}, 2)
+    found = record(start, layout, model=QWEN3, activationCheckpointing=mode)
+    assert_same(found, references(layout, "qwen3", model=QWEN3))
