@@ -50,9 +50,9 @@ def configure(folder: Path, layout: Layout, **changes: Any) -> RunConfig:
 
 
 def run(start: Starter, folder: Path, layout: Layout, **changes: Any) -> Reports:
-    (pod,) = start(configure(folder, layout, **changes), 1, layout.processes, ENTRY, {"TEST_PLUGINS": str(folder)})
-    assert finish([pod]) == [0], pod.stderr
-    return [*pod.reports, *pod.evaluations]
+    pods = start(configure(folder, layout, **changes), 1, layout.processes, ENTRY, {"TEST_PLUGINS": str(folder)})
+    assert set(finish(pods)) == {0}, [pod.stderr for pod in pods]
+    return [*pods[0].reports, *pods[0].evaluations]
 
 
 def assert_equal(found: Reports, expected: Reports) -> None:
