@@ -22,6 +22,14 @@ _RESTART_POLICY = {
     "inPlace": True,
     "rules": [{"onExitCodes": [3], "action": "Fail"}, {"onReasons": ["OOMKilled"], "action": "Restart"}],
 }
+_ROPE = {
+    "headDim": 64,
+    "ropeTheta": 5e5,
+    "ropeScaling": {"type": "llama3", "factor": 8, "originalLength": 8192, "lowFreqFactor": 1, "highFreqFactor": 4},
+    "normEps": 1e-6,
+    "tiedEmbeddings": True,
+    "qkNorm": True,
+}
 _COMMON = {
     "suspend": False,
     "image": "example.com/image:1",
@@ -44,7 +52,7 @@ FULL_SPECS: dict[str, dict[str, Any]] = {
     "llama": {
         **_COMMON,
         "trainer": {
-            "model": {"name": "llama", "preset": "nano", "dim": 128, "layers": 4, "heads": 4, "kvHeads": 4},
+            "model": {"name": "llama", "preset": "nano", "dim": 128, "layers": 4, "heads": 4, "kvHeads": 4, **_ROPE},
             "data": {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 1024, "evalFraction": 0.1},
             "batch": {"global": 16, "micro": 1},
             "optimizer": {"name": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "learningRate": 0.001},
@@ -75,6 +83,8 @@ FULL_SPECS: dict[str, dict[str, Any]] = {
             "model": {"name": "mlp", "hiddenSizes": [64, 32]},
             "data": {"source": "table", "builtin": "digits"},
             "batch": {"global": 16},
+            "module": "package.plugin:build",
+            "options": {"size": "3"},
             "optimizer": {"name": "sgd", "momentum": 0.9, "nesterov": True},
             "stop": {"epochs": 3},
         },

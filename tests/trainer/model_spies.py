@@ -10,7 +10,7 @@ from torch import Tensor
 from trainyard.protocol import constants
 from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.models.llama import rotary
-from trainyard_trainer.parallel import parallelize
+from trainyard_trainer.train import Trainer
 
 
 def rotary_types() -> None:
@@ -18,13 +18,13 @@ def rotary_types() -> None:
     rotate = rotary.rotate
     found: set[tuple[str, str, str]] = set()
 
-    def spy(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        types = (str(x.dtype), str(cos.dtype), str(sin.dtype))
+    def spy(x_BHTE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+        types = (str(x_BHTE.dtype), str(cos_TE.dtype), str(sin_TE.dtype))
         if types not in found:
             found.add(types)
             path = Path(os.environ[constants.ENV_CONFIG]).with_name(f"rotary-{os.environ['RANK']}.json")
             path.write_text(json.dumps(sorted(found)))
-        return rotate(x, cos, sin)
+        return rotate(x_BHTE, cos_TE, sin_TE)
 
     rotary.rotate = spy
     launcher_main.main()
@@ -33,10 +33,10 @@ def rotary_types() -> None:
 def no_initial_values() -> None:
     """Fail as soon as initial values are computed."""
 
-    def fail(*_arguments: object) -> None:
+    def fail(self: Trainer) -> None:
         raise RuntimeError("initial values are computed")
 
-    parallelize.initialize = fail
+    Trainer.initialize = fail  # type: ignore[method-assign]
     launcher_main.main()
 
 

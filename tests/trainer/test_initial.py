@@ -42,7 +42,7 @@ def test_values_are_normal_and_independent() -> None:
     for products in (*neighbours, first * second, first * first.T):
         kept = products if products.shape != (1000, 1000) else products[~torch.eye(1000, dtype=torch.bool)]
         assert abs(kept.mean()) < 1.5 * error
-    assert len(first.unique()) > 0.95 * count  # of 24 bits
+    assert len(set(first.flatten().tolist())) > 0.95 * count  # of 24 bits
 
 
 def test_stacks_and_vectors_are_filled() -> None:

@@ -50,9 +50,9 @@ def configure(folder: Path, layout: Layout, **changes: Any) -> RunConfig:
 
 
 def run(start: Starter, folder: Path, layout: Layout, **changes: Any) -> Reports:
-    (pod,) = start(configure(folder, layout, **changes), 1, layout.processes, ENTRY, {"TEST_PLUGINS": str(folder)})
-    assert finish([pod]) == [0], pod.stderr
-    return [*pod.reports, *pod.evaluations]
+    pods = start(configure(folder, layout, **changes), 1, layout.processes, ENTRY, {"TEST_PLUGINS": str(folder)})
+    assert set(finish(pods)) == {0}, [pod.stderr for pod in pods]
+    return [*pods[0].reports, *pods[0].evaluations]
 
 
 def assert_equal(found: Reports, expected: Reports) -> None:
@@ -113,6 +113,10 @@ def test_its_checkpoints_resume_on_another_layout(start: Starter, folder: Path, 
         (pod,) = start(config, 1, layout.processes, ENTRY, env)
         assert finish([pod]) == [0], pod.stderr
         losses += [report["loss"] for report in pod.reports]
+    wider = {"options": {"width": "24", "depth": "2", "smoothing": "0.1"}}
+    (other,) = start(configure(folder, Layout(1, {}), checkpoint=checkpoint, **wider), 1, 1, ENTRY, env)
+    assert finish([other]) == [78]
+    assert "its parameter embed.weight has the shape [256, 24], but has the shape [256, 16] in" in other.stderr
     whole = run(start, folder, Layout(1, {}), schedule=schedule)
     assert losses == pytest.approx([report["loss"] for report in whole[:STEPS]], rel=TOLERANCE)
 

@@ -4,8 +4,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, References, assert_same, pipe, record
 from tests.trainer.pods import Starter
+from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.parallel.parallelize import parameter_count
 
 QWEN3: dict[str, Any] = {
     "name": "llama",
@@ -50,6 +53,12 @@ def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
     found = record(start, layout, model=model)
     assert_same(found, references(layout, name, model=model))
     assert ("head.weight" in found.parameters) == (not model["tiedEmbeddings"])
+
+
+@pytest.mark.parametrize("model", [QWEN3, LLAMA3, QWEN3_MOE])
+def test_parameters_are_those_of_the_trainer(model: dict[str, Any]) -> None:
+    config = make_config(model=model)
+    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

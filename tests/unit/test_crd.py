@@ -107,6 +107,11 @@ def test_the_schema_names_exactly_the_presets() -> None:
     assert {name for presets in PRESETS.values() for name in presets} == set(get_args(named))
 
 
+def test_the_page_of_models_names_every_preset() -> None:
+    page = Path("docs/models.md").read_text()
+    assert [name for presets in PRESETS.values() for name in presets if f"`{name}`" not in page] == []
+
+
 @pytest.mark.parametrize(("model", "name"), [(model, name) for model in PRESETS for name in PRESETS[model]])
 def test_each_preset_gives_every_size_and_satisfies_the_rules(model: str, name: str) -> None:
     sizes = PRESETS[model][name]

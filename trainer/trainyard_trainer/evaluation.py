@@ -15,7 +15,12 @@ from trainyard_trainer.runtime.world import World
 
 
 def evaluate(
-    passes: ForwardBackward, batches: Batches, world: World, classes: int | None, counts: bool, plugin: Plugin
+    passes: ForwardBackward,
+    batches: Batches,
+    world: World,
+    classes: int | None,
+    counts: bool,
+    plugin: Plugin | None = None,
 ) -> dict[str, float]:
     """Return metrics over all evaluation samples, the same on every rank; all ranks must call it.
 
@@ -25,7 +30,7 @@ def evaluate(
         world: the ranks.
         classes: number of classes; None for text, whose tokens are too many for metrics of each class.
         counts: whether this rank's results are part of the sum; of a tensor-parallel group only one rank's are.
-        plugin: metrics and loss of a user's own.
+        plugin: metrics and loss of a user's own, if there are any.
 
     Returns:
         loss (mean cross-entropy in nats) and accuracy; for text perplexity; for classes precision, recall and f1, each
@@ -35,6 +40,7 @@ def evaluate(
     # Ranks exchange only sums over samples, so the metrics do not depend on how samples are divided among them.
     totals = torch.zeros(3, dtype=torch.float64, device=world.device)
     confusion = torch.zeros(size * size, dtype=torch.int64, device=world.device)
+    plugin = plugin or Plugin()
     # A first call on no predictions gives the size of the sums, which a rank without outputs needs as well.
     nothing = torch.zeros(0, dtype=torch.int64, device=world.device)
     own = {name: metric.sums(nothing, nothing).double() for name, metric in plugin.metrics.items()}

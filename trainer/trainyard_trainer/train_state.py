@@ -12,7 +12,7 @@ from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.storage import load, saved_shapes
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.optim.guard import BadStepCounter
-from trainyard_trainer.optim.state import Tensors, model_tensors
+from trainyard_trainer.optim.state import Tensors, check_parameters, model_tensors
 from trainyard_trainer.optim.update import Update
 from trainyard_trainer.runtime import log
 from trainyard_trainer.stopping import Convergence
@@ -58,15 +58,17 @@ class TrainState:
         All ranks of `group` must call it; None: there is only one rank. Returns the checkpoint's manifest.
 
         Raises:
-            ConfigError: the checkpoint belongs to another model or optimizer.
+            ConfigError: the checkpoint belongs to another model or optimizer, or has other parameters.
         """
         manifest = Manifest.read(folder)
         manifest.check_compatible(self._config, folder)
         if manifest.data != self._batches.fingerprint:
             log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
+        saved = saved_shapes(folder)
+        check_parameters(self._named, saved, folder)
         # The state of the optimizer exists from the first step on; a second copy would need memory for nothing.
         if not self._update.tensors():
-            self._update.prepare(saved_shapes(folder))
+            self._update.prepare(saved)
         load(folder, self._tensors(), group)
         self.step = manifest.step
         self.convergence.load_state(manifest.convergence)

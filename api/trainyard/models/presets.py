@@ -7,23 +7,26 @@ Shape = Mapping[str, Any]
 """Fields of spec.trainer.model with their values."""
 
 
-def _shape(dim: int, layers: int, heads: int, kv_heads: int, ffn_dim: int, **others: Any) -> Shape:
-    sizes = {"dim": dim, "layers": layers, "heads": heads, "kvHeads": kv_heads, "ffnDim": ffn_dim}
+_SIZES = ("dim", "layers", "heads", "kvHeads", "ffnDim")
+
+
+def _shape(*sizes: int, **others: Any) -> Shape:
+    """Return a shape with the given `_SIZES`, and the oldest values of what `others` leaves out."""
     plain = {"ropeTheta": 10_000.0, "normEps": 1e-5, "tiedEmbeddings": False, "qkNorm": False}
-    return {**sizes, **plain, **others}
+    return {**dict(zip(_SIZES, sizes, strict=True)), **plain, **others}
 
 
 def _llama3(*sizes: int, stretch: float = 1, tied: bool = False) -> Shape:
     """Return a shape of Llama 3 (Grattafiori et al., 2024), for sequences `stretch` times as long as at first."""
+    shape = _shape(*sizes, ropeTheta=500_000.0, tiedEmbeddings=tied)
     scaling = {"type": "llama3", "factor": stretch, "originalLength": 8192, "lowFreqFactor": 1.0, "highFreqFactor": 4.0}
-    others = {"ropeScaling": scaling} if stretch > 1 else {}
-    return _shape(*sizes, ropeTheta=500_000.0, tiedEmbeddings=tied, **others)
+    return {**shape, "ropeScaling": scaling} if stretch > 1 else shape
 
 
 def _qwen3(*sizes: int, tied: bool = False, **others: Any) -> Shape:
     """Return a shape of Qwen 3 (Yang et al., 2025)."""
-    own = {"headDim": 128, "ropeTheta": 1_000_000.0, "normEps": 1e-6, "qkNorm": True}
-    return _shape(*sizes, tiedEmbeddings=tied, **own, **others)
+    shape = _shape(*sizes, ropeTheta=1_000_000.0, normEps=1e-6, qkNorm=True, tiedEmbeddings=tied)
+    return {**shape, "headDim": 128, **others}
 
 
 LLAMA: Mapping[str, Shape] = {

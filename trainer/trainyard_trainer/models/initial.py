@@ -31,13 +31,11 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
     """Fill this rank's part of every parameter with its initial values; nothing is communicated."""
     for name, parameter in model.named_parameters():
         mean, deviation = initial(name, tuple(parameter.shape))
-        divided = isinstance(parameter, DTensor)
-        own = parameter.to_local() if divided else parameter
+        own, offsets = _own_part(parameter)
         if not deviation:
             own.fill_(mean)
         if not deviation or not own.numel():
             continue
-        offsets = local_offsets(parameter) if divided else (0,) * parameter.ndim
         if not own.ndim:
             own, offsets = own.view(1), (0,)
         rows_RE = own.view(-1, own.shape[-1])
@@ -47,6 +45,13 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
         for first in range(0, len(row_R), step):
             values_RE = normal(key, row_R[first : first + step], offsets[-1], own.shape[-1])
             rows_RE[first : first + step] = values_RE.mul_(deviation).add_(mean)
+
+
+def _own_part(parameter: nn.Parameter) -> tuple[Tensor, tuple[int, ...]]:
+    """Return this rank's part of a parameter, and where it begins in each dimension."""
+    if isinstance(parameter, DTensor):
+        return parameter.to_local(), local_offsets(parameter)
+    return parameter, (0,) * parameter.ndim
 
 
 def normal(key: tuple[int, int, int, int], row_R: Tensor, column: int, count: int) -> Tensor:

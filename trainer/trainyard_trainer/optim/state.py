@@ -1,12 +1,14 @@
 """The tensors of a run by name, the same on every layout: what a checkpoint holds, and how it is loaded."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainyard_trainer.optim.optimizer import Optimizers
+from trainyard_trainer.runtime.errors import ConfigError
 
 Tensors = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -29,6 +31,22 @@ def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Opt
         for key, value in state.items()
         if torch.is_tensor(value)
     }
+
+
+def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[str, Shape], folder: Path) -> None:
+    """Check that a checkpoint has parameters of the same names and shapes, which a custom model may have changed.
+
+    Raises:
+        ConfigError: it has others; the message names the first of them.
+    """
+    for name, parameter in named:
+        shape = saved.get(f"{_MODEL}{name}")
+        if shape != tuple(parameter.shape):
+            there = "does not exist" if shape is None else f"has the shape {list(shape)}"
+            raise ConfigError(
+                f"spec.trainer.model: its parameter {name} has the shape {list(parameter.shape)}, but {there} in the "
+                f"checkpoint {folder}; change it back, or choose another spec.checkpoint volume"
+            )
 
 
 def prepare_optimizers(

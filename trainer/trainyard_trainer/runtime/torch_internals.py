@@ -72,7 +72,7 @@ def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
 
 def local_offsets(tensor: DTensor) -> tuple[int, ...]:
     """Return where this rank's part of a tensor begins in each dimension, as for a distributed checkpoint."""
-    (chunk,) = tensor.__create_chunk_list__()
+    (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
     return tuple(chunk.offsets)
 
 
