@@ -1,10 +1,11 @@
 """Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
-from trainyard.config import RunConfig, vocabulary
+from trainyard.config import RunConfig
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
 from trainyard.resource.checkpoint import checkpoint_config
+from trainyard.resource.datasets import vocabulary
 from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import GPU_RESOURCE
@@ -155,7 +156,7 @@ def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
     """
     if trainer.batch.micro != "auto":
         return trainer.batch.micro
-    tokens = trainer.data.sequence_length if trainer.data.source == "text" else 1
+    tokens = 1 if trainer.data.source == "table" else trainer.data.sequence_length
     fits = max(1, MICRO_BATCH_TOKENS * mesh.context // tokens)
     if trainer.batch.global_ is None:
         return fits

@@ -8,14 +8,13 @@ from trainyard.base import ApiModel, NonNegative, Positive, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import Feature
 from trainyard.optimizers import OPTIMIZERS
-from trainyard.resource.datasets import Data
+from trainyard.resource.datasets import HOLDS_OUT, Data
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
-_SOURCES = ", ".join(
-    f"{source} is for {' and '.join(name for name in FAMILIES if _BY_SOURCE[name] == source)}"
-    for source in dict.fromkeys(_BY_SOURCE.values())
+_FOR_TABLES, _FOR_TOKENS = (
+    [name for name in FAMILIES if _BY_SOURCE[name] == source] for source in ("table", "text")
 )
 _FULL_BATCH = [name for name, info in OPTIMIZERS.items() if info.full_batch]
 _FULL_BATCH_NAMES = ", ".join(_FULL_BATCH)
@@ -76,8 +75,8 @@ class Stop(ApiModel):
 
 
 class Evaluation(ApiModel):
-    """Evaluation on the samples that data.evalFraction keeps from the training, always after the last step. Text: loss,
-    perplexity and accuracy. Tables: loss, accuracy, and the means of precision, recall and F1 over the classes.
+    """Evaluation on the samples that data.evalFraction or data.evalPath keeps from the training, always after the last
+    step. Tokens: loss, perplexity and accuracy, and with several sources the loss of each as loss_NAME. Tables: loss, accuracy, and the means of precision, recall and F1 over the classes.
     """
 
     every_steps: Positive | None = None
@@ -137,8 +136,9 @@ class TrainerSpec(ApiModel):
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"self.data.source == {_BY_SOURCE}[self.model.name]",
-            f"spec.trainer.data.source: {_SOURCES}; change spec.trainer.model.name or the data",
+            f"(has(self.data.source) && self.data.source == 'table') == (self.model.name in {_FOR_TABLES})",
+            f"spec.trainer.data.source: table is for {' and '.join(_FOR_TABLES)}, all others are for "
+            f"{' and '.join(_FOR_TOKENS)}; change spec.trainer.model.name or the data",
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
@@ -158,7 +158,7 @@ class TrainerSpec(ApiModel):
             "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
-            "!has(self.evaluation.everySteps) || self.data.evalFraction > 0.0",
+            f"!has(self.evaluation.everySteps) || {HOLDS_OUT.format(data='self.data')}",
             "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to "
             "0.1",
         ),
