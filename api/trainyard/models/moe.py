@@ -88,7 +88,9 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         "8x7b": _sizes(4096, 32, 32, 8, 14336),
         "8x22b": _sizes(6144, 56, 48, 8, 16384),
     }
-    supports: ClassVar[frozenset[Feature]] = frozenset({"context", "pipeline", "expert", "activationCheckpointing"})
+    supports: ClassVar[frozenset[Feature]] = frozenset(
+        {"context", "pipeline", "expert", "activationCheckpointing", "isolatedDocuments"}
+    )
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": "the experts of a moe are split by spec.parallelism.expert",
         "parameterServer": "the load of the experts is balanced inside the layers",

@@ -13,9 +13,7 @@ from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
-_FOR_TABLES, _FOR_TOKENS = (
-    [name for name in FAMILIES if _BY_SOURCE[name] == source] for source in ("table", "text")
-)
+_FOR_TABLES, _FOR_TOKENS = ([name for name in FAMILIES if _BY_SOURCE[name] == source] for source in ("table", "text"))
 _FULL_BATCH = [name for name, info in OPTIMIZERS.items() if info.full_batch]
 _FULL_BATCH_NAMES = ", ".join(_FULL_BATCH)
 
@@ -76,7 +74,8 @@ class Stop(ApiModel):
 
 class Evaluation(ApiModel):
     """Evaluation on the samples that data.evalFraction or data.evalPath keeps from the training, always after the last
-    step. Tokens: loss, perplexity and accuracy, and with several sources the loss of each as loss_NAME. Tables: loss, accuracy, and the means of precision, recall and F1 over the classes.
+    step. Tokens: loss, perplexity and accuracy, and with several sources the loss of each as loss_NAME. Tables: loss,
+    accuracy, and the means of precision, recall and F1 over the classes.
     """
 
     every_steps: Positive | None = None
@@ -139,6 +138,11 @@ class TrainerSpec(ApiModel):
             f"(has(self.data.source) && self.data.source == 'table') == (self.model.name in {_FOR_TABLES})",
             f"spec.trainer.data.source: table is for {' and '.join(_FOR_TABLES)}, all others are for "
             f"{' and '.join(_FOR_TOKENS)}; change spec.trainer.model.name or the data",
+        ),
+        Rule(
+            f"self.model.name in {families_with('isolatedDocuments')} || self.data.documents != 'isolated'",
+            f"spec.trainer.data.documents: isolated is for {' and '.join(families_with('isolatedDocuments'))} only, "
+            "which have attention; remove it",
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),

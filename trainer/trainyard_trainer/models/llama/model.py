@@ -6,7 +6,7 @@ value heads, E width of a head (D / H), F width of the feed-forward network, V v
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.models.llama.attention_mask import document_mask, masked_attention
 
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
@@ -67,11 +68,19 @@ class Llama(Model):
         scale = math.sqrt(2 * self.config.layers) if name.endswith(self.residual_outputs) else 1.0
         return 0.0, INIT_STD / scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Return logits, or the residual stream in a pipeline.
+
+        Args:
+            x: token ids [B, T], or the residual stream [B, T, D].
+            documents: number of the document of each position of the complete samples [B, T], if attention must not
+                cross documents. Positions continue: rotary attention depends on their differences only.
+        """
         if self.embed is not None:
             x = self.embed(x)
+        mask = None if documents is None else document_mask(documents)
         for block in self.layers():
-            x = block(x, self.cos_TE, self.sin_TE)
+            x = block(x, self.cos_TE, self.sin_TE, mask)
         if self.norm is not None and self.head is not None:
             x = self.head(self.norm(x))
         return x
@@ -87,8 +96,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=1e-5)
         self.feed_forward = FeedForward(config) if feed_forward is None else feed_forward()
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
-        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE)
+    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor, mask: Any = None) -> Tensor:
+        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), cos_TE, sin_TE, mask)
         y_BTD: Tensor = h_BTD + self.feed_forward(self.feed_forward_norm(h_BTD))
         return y_BTD
 
@@ -105,14 +114,14 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.dim, config.kv_heads * self.head_dim, bias=False)
         self.o = nn.Linear(config.heads * self.head_dim, config.dim, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TE: Tensor, sin_TE: Tensor, mask: Any = None) -> Tensor:
         # -1: the number of heads follows from the weights, of which a tensor group gives each rank some heads.
         q_BHTE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         k_BKTE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         v_BKTE = self.v(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
         positions = q_BHTE.shape[2]
         cos_TE, sin_TE = cos_TE[:positions], sin_TE[:positions]
-        y_BHTE = self.core(rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE), v_BKTE)
+        y_BHTE = self.core(rotate(q_BHTE, cos_TE, sin_TE), rotate(k_BKTE, cos_TE, sin_TE), v_BKTE, mask)
         y_BTD: Tensor = self.o(y_BHTE.transpose(1, 2).flatten(-2))
         return y_BTD
 
@@ -127,7 +136,10 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.grouped = grouped
 
-    def forward(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+    def forward(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Any = None) -> Tensor:
+        """Return the results [B, H, T, E]; `mask`: of `document_mask`, None for all earlier positions."""
+        if mask is not None:
+            return masked_attention(q_BHTE, k_BKTE, v_BKTE, mask, grouped=self.grouped)
         return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.grouped)
 
 

@@ -58,7 +58,7 @@ def _block_plan() -> dict[str, ParallelStyle]:
     return {
         "attention_norm": SequenceParallel(),
         "attention": PrepareModuleInput(
-            input_layouts=(Shard(POSITIONS), None, None), desired_input_layouts=(Replicate(), None, None)
+            input_layouts=(Shard(POSITIONS), None, None, None), desired_input_layouts=(Replicate(), None, None, None)
         ),
         "attention.q": columns(),
         "attention.k": columns(),
