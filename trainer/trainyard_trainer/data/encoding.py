@@ -78,6 +78,9 @@ def encode(task: Task, tokenizer: Tokenizer) -> None:
     """
     documents = open_documents(task.source, task.field)
     digest, count = hashlib.sha256(), 0
+    # What is left of a process that was killed: this one has its lease now.
+    for left in task.target.parent.glob(f"{task.target.name}.*.part"):
+        left.unlink(missing_ok=True)
     part = task.target.with_name(f"{task.target.name}.{uuid.uuid4().hex}.part")
     parent = os.getppid()
     try:
@@ -92,6 +95,9 @@ def encode(task: Task, tokenizer: Tokenizer) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.rename(task.target)
+    except FileNotFoundError:
+        # Another process considers this one lost, has removed its file and does the same work.
+        return
     finally:
         part.unlink(missing_ok=True)
     size = {"uint8": 1, "uint16": 2, "uint32": 4}[dtype_for(tokenizer.size)]

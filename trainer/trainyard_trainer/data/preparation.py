@@ -42,7 +42,7 @@ BYTE_FACTOR = 8
 """How many times more of them the byte tokenizer encodes in that time."""
 PROCESS_MEMORY = 512 << 20
 """Bytes of memory that a process which encodes may need."""
-_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
 Report = Callable[[float, float], None]
@@ -224,6 +224,9 @@ class _Encoding:
         self._workshop, self._tasks, self._folder = workshop, tasks, folder
         self._choice, self._tokenizer = choice, tokenizer
         self._done: set[int] = set()
+        """Tasks that any process had done at the last look."""
+        self._own: set[int] = set()
+        """Tasks that this process has done."""
         self._stopped = False
         self._last = workshop.seconds
 
@@ -269,6 +272,7 @@ class _Encoding:
                         encoder.encode(self._tasks[index])
                     else:
                         encode(self._tasks[index], self._tokenizer)
+                    self._own.add(index)
                 finally:
                     leases.release(self._lease(index))
 
@@ -280,7 +284,7 @@ class _Encoding:
         first = int(self._workshop.first * len(self._tasks))
         for offset in range(len(self._tasks)):
             index = (first + offset) % len(self._tasks)
-            if index in self._done or not leases.acquire(self._lease(index)):
+            if index in self._done or index in self._own or not leases.acquire(self._lease(index)):
                 continue
             # It may have been done between the last look and now.
             if not self._tasks[index].target.with_suffix(".json").exists():
@@ -312,6 +316,9 @@ class _Encoding:
             "digest": digest,
         }
         write_atomically(self._folder / INDEX, json.dumps(index))
+        # A process that was killed behind its last task has left its lease.
+        for lease in self._folder.glob("*.lease"):
+            lease.unlink(missing_ok=True)
 
 
 def _grouped(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
