@@ -77,17 +77,19 @@ class Sampler:
         """Return the window of each sample number [N]."""
         if not self.mixture:
             return _shuffled(samples, self.windows, self.seed)
-        # Which place in its block a sample has says which source it comes from, and which one of the source it is.
-        blocks = samples // MIXED
-        places = _shuffled(samples, MIXED, self.seed ^ _MIX_SEED)
-        ends = np.cumsum([source.quota for source in self.mixture])
-        origins = np.searchsorted(ends, places, side="right")
+        blocks, places = np.divmod(samples, MIXED)
         windows = np.empty_like(samples)
-        for index, source in enumerate(self.mixture):
-            selected = origins == index
-            drawn = blocks[selected] * source.quota + places[selected] - (ends[index] - source.quota)
-            seed = self.seed ^ (_SOURCE_SEED + index)
-            windows[selected] = source.first + _shuffled(drawn, source.windows, seed)
+        for block in np.unique(blocks):
+            in_block = blocks == block
+            origins, ranks = _mixed_block(self.mixture, self.seed, int(block))
+            origin, rank = origins[places[in_block]], ranks[places[in_block]]
+            found = np.empty_like(rank)
+            for index, source in enumerate(self.mixture):
+                selected = origin == index
+                drawn = int(block) * source.quota + rank[selected]
+                seed = self.seed ^ (_SOURCE_SEED + index)
+                found[selected] = source.first + _shuffled(drawn, source.windows, seed)
+            windows[in_block] = found
         return windows
 
 
@@ -99,6 +101,17 @@ def _shuffled(samples: IntArray, windows: int, seed: int) -> IntArray:
         selected = epochs == epoch
         found[selected] = permute(positions[selected], windows, seed, int(epoch))
     return found
+
+
+@lru_cache(maxsize=4)
+def _mixed_block(mixture: tuple[MixedSource, ...], seed: int, block: int) -> tuple[IntArray, IntArray]:
+    """Return the source of each sample of a block, and how many of this source come before it: [MIXED] each."""
+    slots = permute(np.arange(MIXED, dtype=np.int64), MIXED, seed ^ _MIX_SEED, block)
+    origins = np.searchsorted(np.cumsum([source.quota for source in mixture]), slots, side="right").astype(np.int64)
+    ranks = np.empty(MIXED, dtype=np.int64)
+    for index, source in enumerate(mixture):
+        ranks[origins == index] = np.arange(source.quota)
+    return origins, ranks
 
 
 @lru_cache(maxsize=4)
