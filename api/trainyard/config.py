@@ -9,13 +9,10 @@ from trainyard.mesh import Mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import ModelConfig, ModelFamily
 from trainyard.resource.checkpoint import CheckpointConfig
-from trainyard.resource.datasets import Data
+from trainyard.resource.datasets import vocabulary
 from trainyard.resource.health import HealthConfig
 from trainyard.resource.parallelism import Parallelism
 from trainyard.resource.training import TrainerSpec
-
-BYTE_VOCABULARY = 256
-"""Entries of the byte tokenizer."""
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -26,11 +23,6 @@ else:
         Union[tuple(family.config for family in FAMILIES.values())],  # noqa: UP007
         Field(discriminator="name"),
     ]
-
-
-def vocabulary(data: Data) -> int:
-    """Return the number of entries of the tokenizer that spec.trainer.data asks for."""
-    return BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
 
 
 class RunConfig(ApiModel):
@@ -78,7 +70,7 @@ class RunConfig(ApiModel):
 
     @property
     def vocabulary(self) -> int:
-        """Number of entries of the tokenizer."""
+        """Number of entries of the model's vocabulary."""
         return vocabulary(self.trainer.data)
 
     @property

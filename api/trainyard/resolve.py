@@ -1,10 +1,11 @@
 """Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
-from trainyard.config import Precision, RunConfig, vocabulary
+from trainyard.config import Precision, RunConfig
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
 from trainyard.resource.checkpoint import checkpoint_config
+from trainyard.resource.datasets import vocabulary
 from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec

@@ -379,13 +379,13 @@ RULES = (
     Fault(
         "both path and builtin",
         lambda: _trainer(data={"source": "text", "builtin": "python-stdlib", "path": "/data"}),
-        "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
+        "spec.trainer.data: exactly one of path, builtin and sources must be given; remove one, or add one "
         "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
         "neither path nor builtin",
         lambda: _trainer(data={"source": "text"}),
-        "spec.trainer.data: exactly one of path and builtin must be given; remove one, or add one "
+        "spec.trainer.data: exactly one of path, builtin and sources must be given; remove one, or add one "
         "(builtin: python-stdlib and builtin: digits need no files)",
     ),
     Fault(
@@ -473,8 +473,8 @@ RULES = (
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: text is for llama, moe and custom, table is for mlp; change "
-        "spec.trainer.model.name or the data",
+        "spec.trainer.data.source: table is for mlp, all others are for llama and moe; change spec.trainer.model.name "
+        "or the data",
     ),
     Fault(
         "digits as text",
@@ -506,7 +506,7 @@ RULES = (
             pipeline={"stages": 2, "schedule": "ZBV"},
         ),
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
-        "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
+        "choose Interleaved1F1B, or remove evalFraction and evalPath from spec.trainer.data",
     ),
     Fault(
         "selective checkpointing with the schedule ZBV",

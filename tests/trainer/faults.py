@@ -26,8 +26,9 @@ from trainyard.protocol import constants
 from trainyard_trainer import rank_process
 from trainyard_trainer.checkpoint import saver
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
+from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.sampling import Sampler
-from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
@@ -372,7 +373,7 @@ def second_pod_never_comes() -> None:
 
 
 def different_text() -> None:
-    TokenFile.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
+    Windows.fingerprint = property(lambda self: int(os.environ["RANK"]))  # type: ignore
     launcher_main.main()
 
 
@@ -452,19 +453,21 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 
 def prepare_and_count() -> None:
-    """Prepare the data and print whether this process did the work; do not train."""
-    from trainyard_trainer.data import tokens
+    """Prepare the data and print how many tasks this process has encoded; do not train."""
+    from trainyard_trainer.data import preparation
+    from trainyard_trainer.data.samples import prepare
 
     done: list[int] = []
-    tokenize = tokens._tokenize
+    encode = preparation.encode
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any) -> None:
         done.append(1)
-        return tokenize(*arguments)
+        encode(*arguments)
 
-    tokens._tokenize = counted  # type: ignore[assignment]
-    prepared = tokens.prepare_tokens(rank_process.read_config())
-    print(json.dumps({"digest": prepared.digest, "prepared": len(done)}), flush=True)
+    preparation.encode = counted  # type: ignore[assignment]
+    preparation.MIN_TASK = preparation.MAX_TASK = 100_000
+    prepared = prepare(rank_process.read_config())
+    print(json.dumps({"fingerprint": prepared.fingerprint, "encoded": len(done)}), flush=True)
 
 
 def mean_instead_of_sum() -> None:
@@ -475,14 +478,14 @@ def mean_instead_of_sum() -> None:
 
 
 def audit() -> None:
-    """No fault: each rank writes the samples that it reads and its final parameters to files."""
+    """No fault: each rank writes the samples that it trains or evaluates on and its final parameters to files."""
     folder = Path(os.environ[constants.ENV_CONFIG]).parent
-    read, run = Windows.read, Trainer.run
+    to_device, run = Batches._to_device, Trainer.run
     seen: list[tuple[int, int, list[int]]] = []
 
-    def noted(self: Windows, numbers: Any, part: int, parts: int) -> Any:
-        seen.append((part, parts, numbers.tolist()))
-        return read(self, numbers, part, parts)
+    def noted(self: Batches, prepared: Any) -> Any:
+        seen.append((self._part, self._parts, prepared.numbers.tolist()))
+        return to_device(self, prepared)
 
     def audited(self: Trainer) -> None:
         run(self)
@@ -493,7 +496,7 @@ def audit() -> None:
         if not any(place for axis, place in at._asdict().items() if axis != "pipeline"):
             torch.save(whole, folder / f"parameters-{rank}.pt")
 
-    Windows.read = noted  # type: ignore[method-assign]
+    Batches._to_device = noted  # type: ignore[method-assign]
     Trainer.run = audited  # type: ignore
     launcher_main.main()
 

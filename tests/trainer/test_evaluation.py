@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.support.run_config import make_config
 from tests.trainer.pods import Starter, finish
-from trainyard_trainer.data.batches import IGNORED, Batches
+from trainyard_trainer.data.batches import IGNORED, Batch, Batches
+from trainyard_trainer.data.samples import Subset
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation import evaluate
 from trainyard_trainer.runtime.errors import ConfigError
@@ -37,14 +38,16 @@ def digits(world_size: int = 1, **changes: Any) -> Any:
 class GivenPredictions:
     """Passes and batches whose predictions are given."""
 
+    held_out = (Subset("data", 1.0, range(0), range(100)),)
+
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.batches = batches
 
-    def eval_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((predicted, targets) for predicted, targets, _ in self.batches)
+    def eval_batches(self, subset: Subset) -> Iterator[Batch]:
+        return (Batch(predicted, targets) for predicted, targets, _ in self.batches)
 
-    def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return next(loss for _, t, loss in self.batches if t is targets), inputs
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        return next(loss for _, t, loss in self.batches if t is batch.targets), batch.inputs
 
 
 def test_metrics_equal_those_of_scikit_learn() -> None:
@@ -76,7 +79,7 @@ def test_evaluation_samples_are_evaluated_once_and_never_trained_on() -> None:
     table = load_table(config)
     batches = Batches(table, config, ALONE)
     assert (batches.eval_samples, batches.train_samples) == (359, 1438)
-    evaluated = [x[targets != IGNORED] for x, targets in batches.eval_batches()]
+    evaluated = [b.inputs[b.targets != IGNORED] for b in batches.eval_batches(batches.held_out[0])]
     assert torch.equal(torch.cat(evaluated), torch.from_numpy(table.features[1438:]))
     steps = range(2 * 1438 // 32)
     drawn = np.concatenate([batches.sampler.batch_windows(step, 0) for step in steps])
@@ -87,7 +90,7 @@ def test_ranks_divide_the_evaluation_samples() -> None:
     config = digits(2)
     table = load_table(config)
     ranks = [Batches(table, config, World(r, r, 2, 2, torch.device("cpu"))) for r in range(2)]
-    seen = [x[targets != IGNORED] for batches in ranks for x, targets in batches.eval_batches()]
+    seen = [b.inputs[b.targets != IGNORED] for r in ranks for b in r.eval_batches(r.held_out[0])]
     assert sorted(torch.cat(seen).tolist()) == sorted(table.features[1438:].tolist())
 
 
@@ -128,7 +131,15 @@ def test_a_table_of_the_user(tmp_path: Path) -> None:
         (None, "cannot be read"),
         ({"x": np.zeros((2, 2))}, "is not a NumPy archive with arrays x and y"),
         ({"x": np.zeros(2), "y": np.zeros(2, int)}, "x must be [samples, features]"),
-        ({"x": np.full((2, 2), np.nan), "y": np.zeros(2, int)}, "finite numbers"),
+        ({"x": np.full((2, 2), np.nan), "y": np.zeros(2, int)}, "finite real numbers"),
+        ({"x": np.full((2, 2), np.inf, np.float16), "y": np.zeros(2, int)}, "finite real numbers"),
+        ({"x": np.ones((2, 2), complex), "y": np.zeros(2, int)}, "finite real numbers"),
+        (
+            {"x": np.array([[0, 1e308], [0, -1e308]]), "y": np.zeros(2, int)},
+            "column 1 of x has values that are too large",
+        ),
+        ({"x": np.zeros((2, 0)), "y": np.zeros(2, int)}, "at least one of each"),
+        ({"x": np.zeros((2, 2)), "y": np.array([0, 4_000_000_000])}, "classes below 1,048,576, not 4000000000"),
         ({"x": np.zeros((2, 2)), "y": np.zeros(2)}, "whole numbers from 0"),
     ],
 )
@@ -140,3 +151,33 @@ def test_a_bad_table_is_refused_with_the_fix(tmp_path: Path, arrays: dict[str, A
         load_table(digits(data={"source": "table", "path": str(path)}))
     assert str(error.value).startswith(f"spec.trainer.data.path: {path}")
     assert message in str(error.value)
+
+
+def test_a_single_array_is_no_table(tmp_path: Path) -> None:
+    np.save(tmp_path / "table.npy", np.zeros((2, 2)))
+    with pytest.raises(ConfigError, match="is not a NumPy archive with arrays x and y; write it with"):
+        load_table(digits(data={"source": "table", "path": str(tmp_path / "table.npy")}))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int16", "bool"])
+def test_features_of_every_type_are_scaled_alike(tmp_path: Path, dtype: str) -> None:
+    """The deviation of values around 1,000 is not finite in float16."""
+    x = np.random.default_rng(0).integers(0, 2, (200, 3)) * (1 if dtype == "bool" else 1000)
+    tables = []
+    for kind in (dtype, "float64"):
+        np.savez(tmp_path / f"{kind}.npz", x=x.astype(kind), y=(x[:, 0] > 0).astype(int))
+        tables.append(load_table(digits(data={"source": "table", "path": str(tmp_path / f"{kind}.npz")})))
+    np.testing.assert_allclose(tables[0].features, tables[1].features, rtol=1e-5)
+    assert tables[0].features.std() == pytest.approx(1, rel=1e-3)
+
+
+def test_many_classes_need_no_memory_for_their_pairs() -> None:
+    """Of 100,000 classes, the pairs would take 80 GB."""
+    actual = torch.tensor([5, 99_999, 7, 5])
+    predicted = torch.tensor([5, 7, 7, 99_998])
+    given = cast(Any, GivenPredictions([(predicted, actual, torch.tensor(4.0))]))
+    found = evaluate(given, given, ALONE, classes=100_000, counts=True)
+    assert found["f1"] == pytest.approx(metrics.f1_score(actual, predicted, average="macro", zero_division=0.0))
+    assert found["precision"] == pytest.approx(
+        metrics.precision_score(actual, predicted, average="macro", zero_division=0.0)
+    )

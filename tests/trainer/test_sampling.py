@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainyard_trainer.data.sampling import Sampler, permute
+from trainyard_trainer.data.sampling import MIXED, MixedSource, Sampler, permute, quotas
 
 SIZES = st.integers(1, 2000)
 SEEDS = st.integers(0, 2**31 - 1)
@@ -70,3 +70,22 @@ def test_order_is_the_same_on_every_machine_and_in_every_version() -> None:
 
 
 ORDER = [12, 848, 292, 174, 277, 729, 557, 311, 17, 870]
+
+
+@given(st.lists(st.floats(0.0001, 10_000), min_size=2, max_size=24))
+def test_quotas_are_the_weights_and_leave_no_source_out(weights: list[float]) -> None:
+    found = quotas(weights)
+    assert sum(found) == MIXED
+    for share, weight in zip(found, weights, strict=True):
+        assert share >= 1
+        assert abs(share - MIXED * weight / sum(weights)) <= len(weights) + 1
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_layout_draws_the_same_mixture(world_size: int) -> None:
+    mixture = (MixedSource(0, 100, 7000), MixedSource(150, 9, 2999), MixedSource(170, 1000, 1))
+    alone = Sampler(1109, 5, 8, 1, mixture)
+    spread = Sampler(1109, 5, 8, world_size, mixture)
+    for step in (0, 1, 1249, 1250, 2500):
+        together = np.concatenate([spread.batch_windows(step, rank) for rank in range(world_size)])
+        assert together.tolist() == alone.batch_windows(step, 0).tolist()

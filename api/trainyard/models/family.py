@@ -18,9 +18,11 @@ Feature = Literal[
     "activationCheckpointing",
     "compile",
     "fullBatch",
+    "isolatedDocuments",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
-spec.trainer, or (fullBatch) an optimizer whose steps are over all samples."""
+spec.trainer, an optimizer whose steps are over all samples (fullBatch), or attention that does not cross documents
+(isolatedDocuments)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""

@@ -34,7 +34,16 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
     fields: ClassVar[type[ApiModel]] = LlamaFields
     presets: ClassVar[Mapping[str, Shape]] = LLAMA
     supports: ClassVar[frozenset[Feature]] = frozenset(
-        {"tensor", "context", "pipeline", "parameterServer", "activationCheckpointing", "compile", "fullBatch"}
+        {
+            "tensor",
+            "context",
+            "pipeline",
+            "parameterServer",
+            "activationCheckpointing",
+            "compile",
+            "fullBatch",
+            "isolatedDocuments",
+        }
     )
     reasons: ClassVar[Mapping[Feature, str]] = {"expert": "other models have no experts"}
 

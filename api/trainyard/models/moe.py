@@ -78,7 +78,9 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     )
     fields: ClassVar[type[ApiModel]] = MoeFields
     presets: ClassVar[Mapping[str, Shape]] = MOE
-    supports: ClassVar[frozenset[Feature]] = frozenset({"context", "pipeline", "expert", "activationCheckpointing"})
+    supports: ClassVar[frozenset[Feature]] = frozenset(
+        {"context", "pipeline", "expert", "activationCheckpointing", "isolatedDocuments"}
+    )
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": "the experts of a moe are split by spec.parallelism.expert",
         "parameterServer": "the load of the experts is balanced inside the layers",

@@ -1,6 +1,7 @@
 """Sizes of a layout in the Common Expression Language, for rules whose `self` is a spec."""
 
 from trainyard.models.family import Feature
+from trainyard.resource.datasets import VOCABULARY
 from trainyard.resource.models import families_with, preset_is_known, size_in_cel
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 
@@ -33,7 +34,7 @@ _PLACEHOLDERS = {
     "context": CONTEXT,
     "expert": EXPERT,
     "totalStages": f"({_TOTAL_STAGES})",
-    "vocabulary": "(self.trainer.data.tokenizer == 'byte' ? 256 : self.trainer.data.vocabSize)",
+    "vocabulary": VOCABULARY.format(data="self.trainer.data"),
     "sequenceLength": "self.trainer.data.sequenceLength",
 }
 

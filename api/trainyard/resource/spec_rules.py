@@ -16,6 +16,7 @@ from trainyard.resource.cel import (
     model_rule,
     needs_feature,
 )
+from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.text import listed
@@ -154,9 +155,9 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     *_layout_rules(),
     Rule(
-        f"!has(self.trainer) || self.trainer.data.evalFraction == 0.0 || {WITHOUT_ZBV}",
+        f"!has(self.trainer) || !{HOLDS_OUT.format(data='self.trainer.data')} || {WITHOUT_ZBV}",
         "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
-        "choose Interleaved1F1B, or remove spec.trainer.data.evalFraction",
+        "choose Interleaved1F1B, or remove evalFraction and evalPath from spec.trainer.data",
     ),
     Rule(
         f"!has(self.trainer) || self.trainer.activationCheckpointing != 'selective' || {WITHOUT_ZBV}",

@@ -8,17 +8,13 @@ from trainyard.base import ApiModel, NonNegative, Positive, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
-from trainyard.resource.datasets import Data
+from trainyard.resource.datasets import HOLDS_OUT, Data
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 from trainyard.text import listed
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
-_SOURCES = ", ".join(
-    f"{source} is for {listed(name for name in FAMILIES if _BY_SOURCE[name] == source)}"
-    for source in dict.fromkeys(_BY_SOURCE.values())
-)
-_FOR_TEXT = [name for name in FAMILIES if _BY_SOURCE[name] == "text"]
+_FOR_TABLES, _FOR_TOKENS = ([name for name in FAMILIES if _BY_SOURCE[name] == source] for source in ("table", "text"))
 _FULL_BATCH = [name for name, info in OPTIMIZERS.items() if info.full_batch]
 _FULL_BATCH_NAMES = ", ".join(_FULL_BATCH)
 
@@ -78,8 +74,9 @@ class Stop(ApiModel):
 
 
 class Evaluation(ApiModel):
-    """Evaluation on the samples that data.evalFraction keeps from the training, always after the last step. Text: loss,
-    perplexity and accuracy. Tables: loss, accuracy, and the means of precision, recall and F1 over the classes.
+    """Evaluation on the samples that data.evalFraction or data.evalPath keeps from the training, always after the last
+    step. Tokens: loss, perplexity and accuracy, and with several sources the loss of each as loss_NAME. Tables: loss,
+    accuracy, and the means of precision, recall and F1 over the classes.
     """
 
     every_steps: Positive | None = None
@@ -147,7 +144,8 @@ class TrainerSpec(ApiModel):
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            f"has(self.module) || (self.model.name != {CUSTOM!r} && self.data.source != {CUSTOM!r})",
+            f"has(self.module) || (self.model.name != {CUSTOM!r} && !(has(self.data.source) && self.data.source =="
+            f" {CUSTOM!r}))",
             f"spec.trainer.module: is required with model.name: {CUSTOM} and data.source: {CUSTOM}, which it brings; "
             "add it, or choose another model or source",
         ),
@@ -156,9 +154,14 @@ class TrainerSpec(ApiModel):
             "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
         ),
         Rule(
-            f"self.data.source == {_BY_SOURCE}[self.model.name] || (self.data.source == {CUSTOM!r} &&"
-            f" self.model.name in {_FOR_TEXT})",
-            f"spec.trainer.data.source: {_SOURCES}; change spec.trainer.model.name or the data",
+            f"(has(self.data.source) && self.data.source == 'table') == (self.model.name in {_FOR_TABLES})",
+            f"spec.trainer.data.source: table is for {listed(_FOR_TABLES)}, all others are for "
+            f"{listed(_FOR_TOKENS)}; change spec.trainer.model.name or the data",
+        ),
+        Rule(
+            f"self.model.name in {families_with('isolatedDocuments')} || self.data.documents != 'isolated'",
+            f"spec.trainer.data.documents: isolated is for {listed(families_with('isolatedDocuments'))} only, "
+            "which have attention; remove it",
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
@@ -178,7 +181,7 @@ class TrainerSpec(ApiModel):
             "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
-            "!has(self.evaluation.everySteps) || self.data.evalFraction > 0.0",
+            f"!has(self.evaluation.everySteps) || {HOLDS_OUT.format(data='self.data')}",
             "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to "
             "0.1",
         ),

@@ -76,7 +76,7 @@ class _Rank:
             moments.append(self._reduce())
             if self.accumulates and not self.pipelined:
                 moments.append(self._first_reduce())
-        if self.config.trainer.data.eval_fraction > 0:
+        if self.config.trainer.data.holds_out:
             moments.append(self._evaluation())
         return moments
 

@@ -11,7 +11,8 @@ import torch
 from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.data.tokens import TokenFile, prepare_tokens
+from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer
 from trainyard_trainer.runtime import log
@@ -21,7 +22,7 @@ from trainyard_trainer.runtime.world import World
 class Train(Protocol):
     """Trains for ever, at a pace."""
 
-    def __call__(self, config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None: ...
+    def __call__(self, config: RunConfig, world: World, samples: Windows, pace: Pace) -> None: ...
 
 
 def main(case: Case, program: Program, rank: int, port: int, cache: str, parent: Connection) -> None:
@@ -38,7 +39,8 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     )
     torch.set_num_threads(program.threads)
     config = case.config(program)
-    tokens = prepare_tokens(config)
+    samples = prepare(config)
+    assert isinstance(samples, Windows)
     world = World.from_environment(program.servers)
     world.init_process_group()
     log.logger.disabled = True
@@ -50,4 +52,4 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
         return
     # Imported here, since the frameworks need not be installed.
     train: Train = import_module(f"tests.bench.trainer.programs.{program.kind}").train
-    train(config, world, tokens, Pace(parent, case.steps))
+    train(config, world, samples, Pace(parent, case.steps))

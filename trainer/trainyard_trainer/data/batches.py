@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,29 +11,44 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.config import RunConfig
-from trainyard_trainer.data.samples import Samples
-from trainyard_trainer.data.sampling import IntArray, Sampler
-from trainyard_trainer.data.table import eval_sample_count
+from trainyard_trainer.data.prefetch import Prefetch
+from trainyard_trainer.data.samples import Batch, Samples, Subset
+from trainyard_trainer.data.sampling import IntArray, MixedSource, Sampler, quotas
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
+__all__ = ["IGNORED", "Batch", "Batches"]
+
 IGNORED = -100
 """A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
+MAX_DEPTH = 8
+"""Most micro-batches that are ready in advance."""
 
 BoolArray = NDArray[np.bool_]
 
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets on the device: [N, T] and [N, T] of text, [N, features] and [N] of a table."""
+
+class Prepared(NamedTuple):
+    """A part of a step, read from the data but not yet on the device."""
+
+    step: int
+    part: int
+    """Number of the part within the step."""
+    numbers: IntArray
+    """Samples in it."""
+    batch: Batch
 
 
 class Batches:
-    """The share of one rank: its samples, and of each sequence the part that its context-parallel rank handles."""
+    """The share of one rank: its samples, and of each sequence the part that its context-parallel rank handles.
+
+    A thread reads ahead: the next parts are ready, on a GPU in pinned memory, while the device works.
+    """
 
     def __init__(self, samples: Samples, config: RunConfig, world: World) -> None:
         """Divide the samples among the ranks.
 
         Raises:
-            ConfigError: evalFraction leaves no samples to train on.
+            ConfigError: the held-out samples leave none to train on.
         """
         mesh = config.mesh
         self._samples = samples
@@ -40,11 +57,13 @@ class Batches:
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
         self.fingerprint = samples.fingerprint
         """63 bits that identify the data set."""
-        self.eval_samples = eval_sample_count(samples.count, config.trainer.data.eval_fraction)
-        """Number of samples for evaluation: the last ones of the data set."""
-        self.train_samples = samples.count - self.eval_samples
+        self.held_out = tuple(subset for subset in samples.subsets if len(subset.held_out))
+        """Sources that have samples for evaluation."""
+        self.eval_samples = sum(len(subset.held_out) for subset in self.held_out)
+        """Number of samples for evaluation."""
+        self.train_samples = sum(len(subset.train) for subset in samples.subsets)
         """Number of samples for training: one epoch."""
-        if self.train_samples < 1:
+        if any(not len(subset.train) for subset in samples.subsets):
             raise ConfigError(
                 f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of "
                 f"{samples.count} samples to train on; lower it, or add data"
@@ -56,9 +75,15 @@ class Batches:
         self._micro_batch = min(config.micro_batch, math.ceil(share / mesh.pipeline))
         self.micro_batch_count = math.ceil(share / self._micro_batch / mesh.pipeline) * mesh.pipeline
         """Micro-batches of one rank per step; a pipeline needs a multiple of its stages."""
-        self.sampler = Sampler(self.train_samples, config.trainer.seed, self.global_batch, self._shares)
+        self._read_at_once = self._micro_batch * (self.micro_batch_count if mesh.pipeline > 1 else 1)
+        self.sampler = Sampler(
+            self.train_samples, config.trainer.seed, self.global_batch, self._shares, _mixture(samples.subsets)
+        )
         self.origin = 0
         """Sample number that step 0 would begin with; not 0 once the global batch has changed during the run."""
+        self._ahead: Prefetch[Prepared] | None = None
+        self._next = (0, 0)
+        """Step and part that the thread will hand out next."""
 
     def samples_consumed(self, step: int) -> int:
         """Return the number of samples that the run has consumed before a step (from 0)."""
@@ -66,48 +91,100 @@ class Batches:
 
     def set_position(self, step: int, samples_consumed: int) -> None:
         """Let a step (from 0) begin after so many samples."""
+        self.close()
         self.origin = samples_consumed - step * self.global_batch
 
+    def close(self) -> None:
+        """Stop reading ahead, until the next step is asked for."""
+        if self._ahead is not None:
+            self._ahead.close()
+        self._ahead = None
+
     def micro_batches(self, step: int) -> Iterator[Batch]:
-        """Yield the micro-batches of this rank in a step (from 0); each is read when it is asked for."""
-        numbers, padding = self._draw(step)
-        for start in range(0, len(numbers), self._micro_batch):
-            end = start + self._micro_batch
-            yield self._read(numbers[start:end], padding[start:end])
+        """Yield the micro-batches of this rank in a step (from 0)."""
+        for index in range(self.micro_batch_count):
+            yield self._take(step, index)
 
     def global_share(self, step: int) -> Batch:
-        """Return this rank's share of the global batch of a step (from 0): all its micro-batches in one."""
-        return self._read(*self._draw(step))
+        """Return this rank's share of the global batch of a step (from 0), which a pipeline takes in one."""
+        return self._take(step, 0)
 
-    def eval_batches(self) -> Iterator[Batch]:
-        """Yield batches as large as those of a step, until each evaluation sample has been in exactly one."""
+    def eval_batches(self, subset: Subset) -> Iterator[Batch]:
+        """Yield batches as large as those of a step, until each held-out sample of a source has been in exactly one."""
+        ahead = Prefetch(self._read_evaluation(subset), 2, self._begin_thread)
+        try:
+            for prepared in ahead:
+                yield self._to_device(prepared)
+        finally:
+            ahead.close()
+
+    def _take(self, step: int, index: int) -> Batch:
+        """Return a part of a step; the thread begins again if it is not the part that follows the last one."""
+        if self._ahead is None or self._next != (step, index):
+            self.close()
+            depth = max(2, min(MAX_DEPTH, self.micro_batch_count))
+            self._ahead = Prefetch(self._read_steps(step, index), depth, self._begin_thread)
+        prepared = next(self._ahead)
+        last = (index + 1) * self._read_at_once >= self._micro_batch * self.micro_batch_count
+        self._next = (step + 1, 0) if last else (step, index + 1)
+        return self._to_device(prepared)
+
+    def _read_steps(self, step: int, index: int) -> Iterator[Prepared]:
+        """Yield the parts of this rank from one part of a step on, without an end."""
+        for current in count(step):
+            numbers, padding = self._draw(current)
+            for part, start in enumerate(range(0, len(numbers), self._read_at_once)):
+                if (current, part) >= (step, index):
+                    chosen = slice(start, start + self._read_at_once)
+                    yield self._read(current, part, numbers[chosen], padding[chosen])
+
+    def _read_evaluation(self, subset: Subset) -> Iterator[Prepared]:
         size = self._micro_batch * self.micro_batch_count * self._shares
-        for start in range(0, self.eval_samples, size):
-            yield self._read(*self._in_order(self.train_samples, self.eval_samples, start))
+        for index, start in enumerate(range(0, len(subset.held_out), size)):
+            yield self._read(0, index, *self._in_order(subset.held_out, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
         """Return the numbers of this rank's samples in a step, and which of them are padding: [share] each."""
         if self._full_batch:
-            return self._in_order(0, self.train_samples, 0)
+            return self._in_order(range(self.train_samples), 0)
         numbers = self.sampler.batch_windows(step, self._index, self.origin)
         return numbers, np.zeros(len(numbers), dtype=bool)
 
-    def _in_order(self, first: int, count: int, start: int) -> tuple[IntArray, BoolArray]:
-        """Return this rank's share of the batch from `start` on, of `count` samples in order, and its padding.
-
-        `first`: number of the first of these samples in the data set.
-        """
+    def _in_order(self, samples: range, start: int) -> tuple[IntArray, BoolArray]:
+        """Return this rank's share of the batch that begins at position `start` of some samples, and its padding."""
         share = self._micro_batch * self.micro_batch_count
         positions = start + self._index * share + np.arange(share)
-        padding = positions >= count
-        return first + np.where(padding, 0, positions), padding
+        padding = positions >= len(samples)
+        return samples.start + np.where(padding, 0, positions), padding
 
-    def _read(self, numbers: IntArray, padding: BoolArray) -> Batch:
-        inputs, targets = self._samples.read(numbers, self._part, self._parts)
+    def _read(self, step: int, part: int, numbers: IntArray, padding: BoolArray) -> Prepared:
+        """Read samples, as the thread does."""
+        inputs, targets, documents = self._samples.read(numbers, self._part, self._parts)
         if padding.any():
             rows = torch.from_numpy(padding).view(-1, *[1] * (targets.ndim - 1))
             targets = targets.masked_fill(rows, IGNORED)
+        isolation = None if documents is None else self._pinned(documents)
+        return Prepared(step, part, numbers, Batch(self._pinned(inputs), self._pinned(targets), isolation))
+
+    def _begin_thread(self) -> None:
+        """Let the thread pin memory for the device of this rank; for another one it would open that, too."""
         if self._device.type == "cuda":
-            inputs = inputs.pin_memory().to(self._device, non_blocking=True)
-            targets = targets.pin_memory().to(self._device, non_blocking=True)
-        return inputs, targets
+            torch.cuda.set_device(self._device)
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        """Return a tensor in memory from which the device copies while the host continues."""
+        return tensor.pin_memory() if self._device.type == "cuda" else tensor
+
+    def _to_device(self, prepared: Prepared) -> Batch:
+        """Return a batch on the device; the copy is queued there."""
+        if self._device.type == "cpu":
+            return prepared.batch
+        return Batch(*(None if t is None else t.to(self._device, non_blocking=True) for t in prepared.batch))  # type: ignore[arg-type]
+
+
+def _mixture(subsets: tuple[Subset, ...]) -> tuple[MixedSource, ...]:
+    """Return the sources for the sampler; empty if there is only one."""
+    if len(subsets) < 2:
+        return ()
+    shares = quotas([subset.weight for subset in subsets])
+    return tuple(MixedSource(s.train.start, len(s.train), q) for s, q in zip(subsets, shares, strict=True))

@@ -1,12 +1,14 @@
 """Samples of a data set that `spec.trainer.module` brings."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.sources import held_out_count
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -35,6 +37,9 @@ class CustomSamples:
     def __init__(self, data: DataSet, config: RunConfig) -> None:
         self._data = data
         self._length = config.trainer.data.sequence_length
+        self._held_out = held_out_count(len(data), config.trainer.data.eval_fraction)
+        self.tokenizer = None
+        """Only the plug-in knows what the numbers mean."""
 
     @property
     def count(self) -> int:
@@ -46,7 +51,19 @@ class CustomSamples:
         """63 bits that identify the data set."""
         return self._data.fingerprint
 
-    def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """The data set as one source, whose last samples are held out."""
+        trained = self.count - self._held_out
+        return (Subset("data", 1.0, range(trained), range(trained, self.count)),)
+
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Fingerprint and held-out samples, which JSON can hold."""
+        held_out = [self.count - self._held_out, self.count]
+        return [{"name": "data", "fingerprint": self.fingerprint, "samples": self.count, "heldOut": held_out}]
+
+    def read(self, numbers: IntArray, part: int, parts: int) -> Batch:
         """Return inputs and targets of samples [N], stacked; of each sequence, part `part` of `parts` equal parts.
 
         Raises:
@@ -63,7 +80,7 @@ class CustomSamples:
             )
         size = self._length // parts
         own = slice(part * size, (part + 1) * size)
-        return inputs[:, own], targets[:, own].to(torch.int64)
+        return Batch(inputs[:, own], targets[:, own].to(torch.int64))
 
     def __str__(self) -> str:
         return f"{self.count:,} samples of {type(self._data).__name__}"

@@ -1,15 +1,49 @@
-"""Numbered samples on this node, from which batches are read."""
+"""Numbered samples, from which batches are read."""
 
-from typing import Protocol
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.tokenizer import TokenizerFile
+
+
+class Batch(NamedTuple):
+    """Some samples, stacked."""
+
+    inputs: Tensor
+    """[N, T] token ids, or [N, features] of a table."""
+    targets: Tensor
+    """[N, T] token ids, or [N] classes of a table."""
+    documents: Tensor | None = None
+    """[N, T of the complete window] of 32-bit integers: the number of each position's document within its window, also
+    if a context group divides the window; None: attention crosses documents."""
+
+
+class Subset(NamedTuple):
+    """The samples of one source, by number."""
+
+    name: str
+    weight: float
+    """Share of the samples to train on, in relation to the other sources."""
+    train: range
+    held_out: range
+    """Samples for evaluation only."""
 
 
 class Samples(Protocol):
     """A data set, the same on every node."""
+
+    @property
+    def tokenizer(self) -> TokenizerFile | None:
+        """The tokenizer.json of the run; None for bytes and tables."""
+
+    @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """The sources."""
 
     @property
     def count(self) -> int:
@@ -19,15 +53,26 @@ class Samples(Protocol):
     def fingerprint(self) -> int:
         """63 bits that identify the data set."""
 
-    def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
-        """Return inputs and targets of samples [N], stacked; of each sequence, part `part` of `parts` equal parts."""
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Name, fingerprint and held-out samples of each source, which JSON can hold."""
+
+    def read(self, numbers: IntArray, part: int, parts: int) -> Batch:
+        """Return samples [N], stacked; of each sequence, part `part` of `parts` equal parts."""
 
     def __str__(self) -> str:
         """Return a description for the log."""
 
 
-def prepare(config: RunConfig) -> Samples:
-    """Return the samples of a job, which are prepared once per node.
+def prepare(
+    config: RunConfig, report: Callable[[float, float], None] | None = None, tokenizer: Path | None = None
+) -> Samples:
+    """Return the samples of a job; what has to be prepared is prepared once for all pods.
+
+    Args:
+        config: configuration of the run.
+        report: receives the share of the preparation that is done, and the seconds up to the last progress.
+        tokenizer: a tokenizer.json that replaces the one that would be learned: the one that a resumed run has.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
@@ -36,6 +81,6 @@ def prepare(config: RunConfig) -> Samples:
         from trainyard_trainer.data.table import load_table
 
         return load_table(config)
-    from trainyard_trainer.data.tokens import Windows, prepare_tokens
+    from trainyard_trainer.data.sources import prepare_windows
 
-    return Windows(prepare_tokens(config), config.trainer.data.sequence_length)
+    return prepare_windows(config, report or (lambda _share, _seconds: None), tokenizer)

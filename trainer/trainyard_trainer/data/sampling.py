@@ -3,10 +3,15 @@
 Sample number i of a run (i counts over all ranks, from 0) is window `permutation(i mod windows)` of epoch
 `i div windows`. So every layout of processes draws the same samples for the same step, each window is drawn once
 per epoch, and the position of a run is one integer.
+
+With several sources, each block of MIXED samples has a fixed number of each source, in proportion to the weights, in an
+order that differs from block to block. So sample i is the n-th of its source, for an n that follows from i alone, and
+each source has epochs of its own.
 """
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +19,36 @@ from numpy.typing import NDArray
 _ROUNDS = 6
 _STEPS_AT_ONCE = 64
 
+MIXED = 10_000
+"""Samples of a block in which the sources are mixed: the shares of the sources are multiples of its inverse."""
+_MIX_SEED, _SOURCE_SEED = 0x6D6978, 0x737263
+"""Constants that separate the orders of blocks and of sources from each other for one seed."""
+
 IntArray = NDArray[np.int64]
+
+
+class MixedSource(NamedTuple):
+    """A source of a mixture."""
+
+    first: int
+    """Number of its first window."""
+    windows: int
+    """Number of its windows."""
+    quota: int
+    """Its samples in each block."""
+
+
+def quotas(weights: list[float]) -> list[int]:
+    """Return how many of the MIXED samples of a block come from each source: at least one, MIXED in all.
+
+    What rounding leaves goes to the sources with the largest remainders.
+    """
+    exact = [1 + (MIXED - len(weights)) * weight / sum(weights) for weight in weights]
+    rounded = [int(share) for share in exact]
+    remainders = sorted(range(len(weights)), key=lambda i: (rounded[i] - exact[i], i))
+    for index in remainders[: MIXED - sum(rounded)]:
+        rounded[index] += 1
+    return rounded
 
 
 @dataclass(frozen=True)
@@ -22,10 +56,13 @@ class Sampler:
     """The order of the windows of a data set, which differs from epoch to epoch."""
 
     windows: int
+    """Number of windows: one epoch. Of several sources the sum, although each has epochs of its own."""
     seed: int
     global_batch: int
     shares: int
     """Parts of a global batch: one for each data-parallel rank."""
+    mixture: tuple[MixedSource, ...] = ()
+    """The sources, if there are several."""
 
     def batch_windows(self, step: int, index: int, origin: int = 0) -> IntArray:
         """Return the windows of share `index` of the batch of a step (both from 0), in order: [global_batch / shares].
@@ -38,12 +75,43 @@ class Sampler:
 
     def windows_at(self, samples: IntArray) -> IntArray:
         """Return the window of each sample number [N]."""
-        epochs, positions = np.divmod(samples, self.windows)
+        if not self.mixture:
+            return _shuffled(samples, self.windows, self.seed)
+        blocks, places = np.divmod(samples, MIXED)
         windows = np.empty_like(samples)
-        for epoch in np.unique(epochs):
-            selected = epochs == epoch
-            windows[selected] = permute(positions[selected], self.windows, self.seed, int(epoch))
+        for block in np.unique(blocks):
+            in_block = blocks == block
+            origins, ranks = _mixed_block(self.mixture, self.seed, int(block))
+            origin, rank = origins[places[in_block]], ranks[places[in_block]]
+            found = np.empty_like(rank)
+            for index, source in enumerate(self.mixture):
+                selected = origin == index
+                drawn = int(block) * source.quota + rank[selected]
+                seed = self.seed ^ (_SOURCE_SEED + index)
+                found[selected] = source.first + _shuffled(drawn, source.windows, seed)
+            windows[in_block] = found
         return windows
+
+
+def _shuffled(samples: IntArray, windows: int, seed: int) -> IntArray:
+    """Return the window of each sample number [N] of one source."""
+    epochs, positions = np.divmod(samples, windows)
+    found = np.empty_like(samples)
+    for epoch in np.unique(epochs):
+        selected = epochs == epoch
+        found[selected] = permute(positions[selected], windows, seed, int(epoch))
+    return found
+
+
+@lru_cache(maxsize=4)
+def _mixed_block(mixture: tuple[MixedSource, ...], seed: int, block: int) -> tuple[IntArray, IntArray]:
+    """Return the source of each sample of a block, and how many of this source come before it: [MIXED] each."""
+    slots = permute(np.arange(MIXED, dtype=np.int64), MIXED, seed ^ _MIX_SEED, block)
+    origins = np.searchsorted(np.cumsum([source.quota for source in mixture]), slots, side="right").astype(np.int64)
+    ranks = np.empty(MIXED, dtype=np.int64)
+    for index, source in enumerate(mixture):
+        ranks[origins == index] = np.arange(source.quota)
+    return origins, ranks
 
 
 @lru_cache(maxsize=4)

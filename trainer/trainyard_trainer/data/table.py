@@ -3,18 +3,22 @@
 import hashlib
 import zipfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime.errors import ConfigError
 
+MAX_CLASSES = 1 << 20
+"""Most classes; larger numbers are identifiers, for each of which the model would have parameters."""
 _SHUFFLE_SEED = 0
 """Constant, so that the evaluation samples do not depend on spec.trainer.seed."""
 
@@ -26,6 +30,9 @@ class Table:
     features: NDArray[np.float32]
     classes: NDArray[np.int64]
     name: str
+    held_out: int = 0
+    """Number of samples for evaluation only: the last ones."""
+    tokenizer: TokenizerFile | None = None
 
     @property
     def count(self) -> int:
@@ -43,15 +50,27 @@ class Table:
         return int(self.classes.max()) + 1
 
     @property
+    def subsets(self) -> tuple[Subset, ...]:
+        """The table as one source."""
+        trained = self.count - self.held_out
+        return (Subset("data", 1.0, range(trained), range(trained, self.count)),)
+
+    @cached_property
     def fingerprint(self) -> int:
         """63 bits of the SHA-256 of features and classes."""
         digest = hashlib.sha256(self.features.tobytes() + self.classes.tobytes())
         return int.from_bytes(digest.digest()[:8], "little") >> 1
 
-    def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
+    @property
+    def sources(self) -> list[dict[str, Any]]:
+        """Fingerprint and held-out samples, which JSON can hold."""
+        held_out = [self.count - self.held_out, self.count]
+        return [{"name": "data", "fingerprint": self.fingerprint, "samples": self.count, "heldOut": held_out}]
+
+    def read(self, numbers: IntArray, part: int, parts: int) -> Batch:
         """Return features [N, width] and classes [N] of samples; they have no parts."""
         assert parts == 1, "admission refuses context parallelism for a table"
-        return torch.from_numpy(self.features[numbers]), torch.from_numpy(self.classes[numbers])
+        return Batch(torch.from_numpy(self.features[numbers]), torch.from_numpy(self.classes[numbers]))
 
     def __str__(self) -> str:
         return f"{self.count:,} samples of {self.width} features in {self.class_count} classes ({self.name})"
@@ -61,7 +80,7 @@ def load_table(config: RunConfig) -> Table:
     """Return the samples of spec.trainer.data, shuffled.
 
     Raises:
-        ConfigError: the file is missing, or does not hold the arrays x and y.
+        ConfigError: the file is missing, or does not hold the arrays x and y, or evalFraction leaves no samples.
     """
     data = config.trainer.data
     if data.path is None:
@@ -72,35 +91,66 @@ def load_table(config: RunConfig) -> Table:
     else:
         x, y = _read_archive(Path(data.path))
         name = data.path
+    held_out = max(1, round(len(y) * data.eval_fraction)) if data.eval_fraction > 0 else 0
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
-    # Mean and deviation of the training samples alone: evaluation samples must not leak into the training.
-    trained = x[order][: len(y) - eval_sample_count(len(y), data.eval_fraction)]
-    deviation = trained.std(axis=0)
-    scaled = (x[order] - trained.mean(axis=0)) / np.where(deviation > 0, deviation, 1)
-    return Table(scaled.astype(np.float32), y[order].astype(np.int64), name)
+    features = _scaled(x[order].astype(np.float64), len(y) - held_out, name)
+    return Table(features, y[order].astype(np.int64), name, held_out)
 
 
-def eval_sample_count(count: int, share: float) -> int:
-    """Return how many of `count` samples, the last ones, are for evaluation only: at least one if share > 0."""
-    return max(1, round(count * share)) if share > 0 else 0
+def _scaled(x: NDArray[np.float64], trained: int, name: str) -> NDArray[np.float32]:
+    """Return features with mean 0 and deviation 1 over the training samples, of any type that they had.
+
+    Mean and deviation are of the training samples alone: evaluation samples must not leak into the training.
+
+    Raises:
+        ConfigError: the features are too large for a deviation in float64, or there are no training samples.
+    """
+    if not trained:
+        raise ConfigError(
+            f"spec.trainer.data.evalFraction: leaves none of {len(x)} samples to train on; lower it, or add data"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, deviation = x[:trained].mean(axis=0), x[:trained].std(axis=0)
+        scaled: NDArray[np.float32] = ((x - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
+    if not (np.isfinite(deviation).all() and np.isfinite(scaled).all()):
+        column = int(np.flatnonzero(~(np.isfinite(deviation) & np.isfinite(scaled).all(axis=0)))[0])
+        raise ConfigError(
+            f"spec.trainer.data.path: {name}: column {column} of x has values that are too large to be scaled; divide "
+            "it by a constant, or take the logarithm"
+        )
+    return scaled
 
 
 def _read_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     field = f"spec.trainer.data.path: {path}"
     fix = "write it with numpy.savez(path, x=features, y=classes)"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        # numpy.save writes a single array, which has no names.
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise KeyError("x")
+        with archive:
             x, y = archive["x"], archive["y"]
     except OSError as error:
         raise ConfigError(
             f"{field} cannot be read ({error.strerror or error}); mount it in workers.template"
         ) from error
-    except (ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
         raise ConfigError(f"{field} is not a NumPy archive with arrays x and y; {fix}") from error
-    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y) or len(y) == 0:
-        raise ConfigError(f"{field}: x must be [samples, features] and y [samples], not {x.shape} and {y.shape}; {fix}")
-    if not np.issubdtype(x.dtype, np.number) or not np.isfinite(x).all():
-        raise ConfigError(f"{field}: x must hold finite numbers only; clean the data, then {fix}")
+    if x.ndim != 2 or y.ndim != 1 or len(x) != len(y) or len(y) == 0 or x.shape[1] == 0:
+        raise ConfigError(
+            f"{field}: x must be [samples, features] and y [samples], with at least one of each, not {x.shape} and "
+            f"{y.shape}; {fix}"
+        )
+    # Complex numbers are numbers, too, but have no order.
+    real = np.issubdtype(x.dtype, np.integer) or np.issubdtype(x.dtype, np.floating) or x.dtype == np.bool_
+    if not real or not np.isfinite(x).all():
+        raise ConfigError(f"{field}: x must hold finite real numbers only; clean the data, then {fix}")
     if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
         raise ConfigError(f"{field}: y must hold classes, whole numbers from 0; number the classes, then {fix}")
+    if y.max() >= MAX_CLASSES:
+        raise ConfigError(
+            f"{field}: y must hold classes below {MAX_CLASSES:,}, not {y.max()}; number the classes, for example with "
+            "numpy.unique(y, return_inverse=True), then write it again"
+        )
     return x, y

@@ -31,6 +31,7 @@ class Attention(Protocol):
     """Attention whose core takes queries, keys and values; context parallelism wraps the core."""
 
     core: nn.Module
+    """Takes queries, keys, values, and a mask or None."""
 
 
 class ExpertStack(Protocol):

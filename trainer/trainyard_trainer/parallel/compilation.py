@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from trainyard_trainer.data.tokens import cache_folder
+from trainyard_trainer.data.preparation import cache_folder
 from trainyard_trainer.models.family import ParallelPlan
 from trainyard_trainer.runtime.errors import ConfigError
 

@@ -4,6 +4,8 @@ Before attention the split changes from positions to heads by an all-to-all, and
 causal attention over complete sequences for some of the heads, the same amount on each rank, with the fastest kernel.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -31,8 +33,9 @@ class Ulysses(nn.Module):
         self.core = core
         self.group = group
 
-    def forward(self, q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor) -> Tensor:
-        y_BGTE = self.core(self._to_heads(q_BHSE), self._to_heads(k_BKSE), self._to_heads(v_BKSE))
+    def forward(self, q_BHSE: Tensor, k_BKSE: Tensor, v_BKSE: Tensor, mask: Any = None) -> Tensor:
+        # A mask is of complete sequences.
+        y_BGTE = self.core(self._to_heads(q_BHSE), self._to_heads(k_BKSE), self._to_heads(v_BKSE), mask)
         return self._to_positions(y_BGTE)
 
     def _to_heads(self, x_BHSE: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """Forward and backward passes of one step over this rank's share of the global batch."""
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
-from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.batches import Batch, Batches
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.plugin import Loss
 from trainyard_trainer.runtime import heartbeat
@@ -48,7 +49,7 @@ class ForwardBackward(Protocol):
             of the parts over all ranks with one tensor coordinate is the loss of the step.
         """
 
-    def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Run the forward pass of a batch without gradients.
 
         Returns:
@@ -107,24 +108,24 @@ class GradientAccumulation:
         for index in range(self._micro_batch_count):
             began = time.perf_counter()
             heartbeat.beat(Phase.DATA)
-            inputs, targets = next(arriving)
+            inputs, targets, documents = next(arriving)
             waited += time.perf_counter() - began
             heartbeat.beat(Phase.FORWARD_BACKWARD)
             with self._sync_if(index == self._micro_batch_count - 1), _loss_context(self._split_logits):
                 with self._precision():
-                    micro_loss = self._loss(self._model(inputs), targets) / self._tokens
+                    micro_loss = self._loss(self._model(inputs, **_isolation(documents)), targets) / self._tokens
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
             loss += _value(micro_loss)
         return loss, waited
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         loss = torch.zeros((), device=self._device)
         predicted = []
-        for x, y in zip(inputs.chunk(self._micro_batch_count), targets.chunk(self._micro_batch_count), strict=True):
+        for x, y, documents in _chunks(batch, self._micro_batch_count):
             heartbeat.beat(Phase.EVALUATION)
             with _loss_context(self._split_logits), self._precision():
-                logits = self._model(x)
+                logits = self._model(x, **_isolation(documents))
                 loss += _value(self._loss(logits, y))
             predicted.append(_value(logits).argmax(-1))
         return loss, torch.cat(predicted)
@@ -170,39 +171,57 @@ class PipelineSchedule:
         )
         self._tokens = tokens
         self._first, self._last = 0 in own, total - 1 in own
+        # Every stage needs to know where documents end, if attention must not cross them.
+        self._needs_data = self._first or self._last or config.trainer.data.documents == "isolated"
         self._device = device
         self._split_logits = mesh.sizes.tensor > 1
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
         heartbeat.beat(Phase.DATA)
-        inputs, targets = batches.global_share(step) if self._first or self._last else (None, None)
+        batch = batches.global_share(step) if self._needs_data else None
         waited = time.perf_counter() - began
         heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
         with _loss_context(self._split_logits):
             self._schedule.step(
-                *([inputs] if self._first else []),
-                target=targets if self._last else None,
+                *([batch.inputs] if batch is not None and self._first else []),
+                target=batch.targets if batch is not None and self._last else None,
                 losses=losses if self._last else None,
                 return_outputs=False,
+                **_isolation(None if batch is None else batch.documents),
             )
         loss = torch.stack([_value(x) for x in losses]).sum() if losses else torch.zeros((), device=self._device)
         return loss, waited
 
     @torch.no_grad()
-    def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         losses: list[Tensor] = []
         heartbeat.beat(Phase.EVALUATION)
         with _loss_context(self._split_logits):
             logits = self._schedule.eval(
-                *([inputs] if self._first else []),
-                target=targets if self._last else None,
+                *([batch.inputs] if self._first else []),
+                target=batch.targets if self._last else None,
                 losses=losses if self._last else None,
+                **_isolation(batch.documents),
             )
         if not self._last:
             return torch.zeros((), device=self._device), None
         return torch.stack([_value(x) for x in losses]).sum() * self._tokens, _value(logits).argmax(-1)
+
+
+def _isolation(documents: Tensor | None) -> dict[str, Any]:
+    """Return the argument by which a model learns the document of each position; none if attention crosses them."""
+    return {} if documents is None else {"documents": documents}
+
+
+def _chunks(batch: Batch, count: int) -> Iterator[Batch]:
+    """Yield a batch in a number of equal parts."""
+    parts = [[None] * count if tensor is None else tensor.chunk(count) for tensor in batch]
+    for inputs, targets, documents in zip(*parts, strict=True):
+        assert inputs is not None
+        assert targets is not None
+        yield Batch(inputs, targets, documents)
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:

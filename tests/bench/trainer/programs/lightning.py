@@ -16,14 +16,14 @@ from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
 from trainyard.config import RunConfig
 from trainyard.models.decoder import DecoderConfig
-from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.world import World
 
 
-def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+def train(config: RunConfig, world: World, samples: Windows, pace: Pace) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # advice, and deprecations of its own code
-    data = WindowDataset(tokens, config.trainer.data.sequence_length)
+    data = WindowDataset(samples)
     loader = DataLoader(data, local_batch(config, world.size), shuffle=True, drop_last=True)
     trainer = Trainer(
         accelerator="cpu",

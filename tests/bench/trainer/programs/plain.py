@@ -11,14 +11,13 @@ from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
 from trainyard.models.decoder import DecoderConfig
-from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.runtime.world import World
 
 
-def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
-    length, batch = config.trainer.data.sequence_length, local_batch(config, world.size)
-    data = tokens.read()
+def train(config: RunConfig, world: World, samples: Windows, pace: Pace) -> None:
+    batch = local_batch(config, world.size)
     generator = np.random.default_rng(world.rank)
     torch.manual_seed(0)
     model: torch.nn.Module = Llama(cast(DecoderConfig, config.model))
@@ -29,11 +28,9 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
     seen: list[float] = []
     pace.start()
     while True:
-        starts = generator.integers(0, len(data) - length - 1, batch)
-        rows = np.stack([data[start : start + length + 1] for start in starts])
-        ids = torch.from_numpy(rows.astype(np.int64))
-        logits = model(ids[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        inputs, targets, _ = samples.read(generator.integers(0, samples.count, batch), 0, 1)
+        logits = model(inputs)
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,7 @@ from prometheus_client import generate_latest
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.metrics.breakdown import Breakdown
 from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.runtime.allocator import keep_freed_memory
@@ -18,9 +18,9 @@ SCRAPES = 5.0
 """Seconds from one to the next: more often than is usual."""
 
 
-def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+def train(config: RunConfig, world: World, samples: Windows, pace: Pace) -> None:
     keep_freed_memory()
-    trainer = Trainer(config, world, Windows(tokens, config.trainer.data.sequence_length))
+    trainer = Trainer(config, world, samples)
     trainer.initialize()
     metrics = MetricsExporter(config, world, attempt=1)
     if world.rank == 0:

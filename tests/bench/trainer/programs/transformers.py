@@ -10,11 +10,11 @@ from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
 from trainyard.config import RunConfig
 from trainyard.models.decoder import DecoderConfig
-from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.world import World
 
 
-def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+def train(config: RunConfig, world: World, samples: Windows, pace: Pace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
@@ -37,7 +37,7 @@ def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> Non
             ddp_backend="gloo",
             ddp_find_unused_parameters=False,
         )
-        data = WindowDataset(tokens, config.trainer.data.sequence_length)
+        data = WindowDataset(samples)
         trainer = Trainer(
             TransformerWithLoss(cast(DecoderConfig, config.model)),
             arguments,

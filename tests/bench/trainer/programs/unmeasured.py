@@ -2,15 +2,15 @@
 
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.data.tokens import TokenFile, Windows
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.allocator import keep_freed_memory
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 
-def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
+def train(config: RunConfig, world: World, samples: Windows, pace: Pace) -> None:
     keep_freed_memory()
-    trainer = Trainer(config, world, Windows(tokens, config.trainer.data.sequence_length))
+    trainer = Trainer(config, world, samples)
     trainer.initialize()
     trainer.observers.append(pace)
     pace.start()

@@ -7,24 +7,22 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from trainyard.models.decoder import DecoderConfig
-from trainyard_trainer.data.tokens import TokenFile
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.models.llama.model import Llama
 
 
 class WindowDataset(Dataset[dict[str, Tensor]]):
     """Windows of tokens and, as labels, the token after each."""
 
-    def __init__(self, tokens: TokenFile, length: int) -> None:
-        self._tokens = tokens.read()
-        self._length = length
+    def __init__(self, samples: Windows) -> None:
+        self._samples = samples
 
     def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._length
+        return self._samples.count
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
-        start = number * self._length
-        ids = torch.from_numpy(self._tokens[start : start + self._length + 1].astype(np.int64))
-        return {"input_ids": ids[:-1], "labels": ids[1:]}
+        batch = self._samples.read(np.array([number]), 0, 1)
+        return {"input_ids": batch.inputs[0], "labels": batch.targets[0]}
 
 
 class TransformerWithLoss(nn.Module):

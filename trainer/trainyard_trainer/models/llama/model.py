@@ -6,7 +6,7 @@ value heads, E width of a head, F width of the feed-forward network, V vocabular
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainyard.models.decoder import DecoderConfig
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.models.llama.attention_mask import document_mask, masked_attention
 from trainyard_trainer.models.llama.rotary import Rotary
 
 INIT_STD = 0.02
@@ -74,11 +75,19 @@ class Llama(Model):
         scale = math.sqrt(2 * self.config.layers) if name.endswith(self.residual_outputs) else 1.0
         return 0.0, INIT_STD / scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Return logits, or the residual stream in a pipeline.
+
+        Args:
+            x: token ids [B, T], or the residual stream [B, T, D].
+            documents: number of the document of each position of the complete samples [B, T], if attention must not
+                cross documents. Positions continue: rotary attention depends on their differences only.
+        """
         if self.embed is not None:
             x = self.embed(x)
+        mask = None if documents is None else document_mask(documents)
         for block in self.layers():
-            x = block(x)
+            x = block(x, mask)
         if self.norm is not None and self.head is not None:
             x = self.head(self.norm(x))
         return x
@@ -96,8 +105,8 @@ class Block(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = FeedForward(config) if feed_forward is None else feed_forward()
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD))
+    def forward(self, x_BTD: Tensor, mask: Any = None) -> Tensor:
+        h_BTD: Tensor = x_BTD + self.attention(self.attention_norm(x_BTD), mask)
         y_BTD: Tensor = h_BTD + self.feed_forward(self.feed_forward_norm(h_BTD))
         return y_BTD
 
@@ -117,7 +126,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
         self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, mask: Any = None) -> Tensor:
         # -1: the number of heads follows from the weights, of which a tensor group gives each rank some heads.
         q_BTHE = self.q(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTKE = self.k(x_BTD).unflatten(-1, (-1, self.head_dim))
@@ -125,7 +134,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHE, k_BTKE = self.q_norm(q_BTHE), self.k_norm(k_BTKE)
         q_BHTE, k_BKTE, v_BKTE = (x.transpose(1, 2) for x in (q_BTHE, k_BTKE, v_BTKE))
-        y_BHTE = self.core(self.rotary(q_BHTE), self.rotary(k_BKTE), v_BKTE)
+        y_BHTE = self.core(self.rotary(q_BHTE), self.rotary(k_BKTE), v_BKTE, mask)
         y_BTD: Tensor = self.o(y_BHTE.transpose(1, 2).flatten(-2))
         return y_BTD
 
@@ -140,7 +149,10 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.grouped = grouped
 
-    def forward(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor) -> Tensor:
+    def forward(self, q_BHTE: Tensor, k_BKTE: Tensor, v_BKTE: Tensor, mask: Any = None) -> Tensor:
+        """Return the results [B, H, T, E]; `mask`: of `document_mask`, None for all earlier positions."""
+        if mask is not None:
+            return masked_attention(q_BHTE, k_BKTE, v_BKTE, mask, grouped=self.grouped)
         return F.scaled_dot_product_attention(q_BHTE, k_BKTE, v_BKTE, is_causal=True, enable_gqa=self.grouped)
 
 

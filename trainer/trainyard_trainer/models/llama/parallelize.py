@@ -65,7 +65,9 @@ def _block_plan(*, norms: bool) -> dict[str, ParallelStyle]:
     return {
         **(of_heads if norms else {}),
         "attention_norm": SequenceParallel(),
-        "attention": PrepareModuleInput(input_layouts=(Shard(POSITIONS),), desired_input_layouts=(Replicate(),)),
+        "attention": PrepareModuleInput(
+            input_layouts=(Shard(POSITIONS), None), desired_input_layouts=(Replicate(), None)
+        ),
         "attention.q": columns(),
         "attention.k": columns(),
         "attention.v": columns(),
