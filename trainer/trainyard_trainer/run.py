@@ -70,8 +70,9 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     Raises:
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
-    configure_device(world.device, bfloat16=config.precision == "bfloat16")
     samples = prepare(config)
+    # Data are prepared on all processors, and before CUDA has threads.
+    configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
         saves=config.checkpoint is not None,
         patience=config.health.startup_timeout_seconds,
