@@ -142,5 +142,6 @@ def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Sampl
         evalSamples=trainer.batches.eval_samples,
         worldSize=world.size,
         device=world.device.type,
+        precision=config.precision,
         threads=torch.get_num_threads(),
     )

@@ -14,6 +14,8 @@ from trainyard.protocol.gpu_faults import OUT_OF_MEMORY, find_gpu_fault
 
 START_SECONDS = 180.0
 END_SECONDS = 60.0
+TOO_LARGE = 8192
+"""Samples of a micro-batch whose activations, about 1 TB, no GPU can hold."""
 
 
 def _hurt(machine: Machine, sizes: Sizes, name: str, act: Callable[[Pod], None]) -> tuple[list[Pod], list[int], float]:
@@ -65,8 +67,7 @@ def check_out_of_memory(machine: Machine, sizes: Sizes) -> Check:
     name = "a GPU without memory"
     if not machine.gpus:
         return Check(name, None, "needs a GPU")
-    huge = sizes.batch * 4096
-    config = small(sizes, 1, batch={"global": huge, "micro": huge})
+    config = small(sizes, 1, batch={"global": TOO_LARGE, "micro": TOO_LARGE})
     volume = {constants.ENV_CHECKPOINTS: str(machine.folder / "memory-volume")}
     with machine.run("memory", config, **volume) as [pod]:
         code = finish([pod], START_SECONDS)[0]
