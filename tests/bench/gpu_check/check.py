@@ -110,7 +110,7 @@ def describe(machine: Machine) -> dict[str, Any]:
             "gpu": properties.name,
             "gpuMemoryGiB": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+            "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call]
         }
     return found

@@ -25,7 +25,7 @@ def _hurt(machine: Machine, sizes: Sizes, name: str, act: Callable[[Pod], None])
     """
     pods = 2 if machine.ranks > 1 else 1
     volume = {constants.ENV_CHECKPOINTS: str(machine.folder / f"{name}-volume")}
-    with machine.run(name, endless(sizes, machine.ranks // pods * pods), pods, **volume) as started:
+    with machine.run(name, endless(sizes, machine.ranks // pods * pods), pods, volume) as started:
         wait_for_step(started[0], 3, START_SECONDS)
         began = time.monotonic()
         act(started[-1])
@@ -69,7 +69,7 @@ def check_out_of_memory(machine: Machine, sizes: Sizes) -> Check:
         return Check(name, None, "needs a GPU")
     config = small(sizes, 1, batch={"global": TOO_LARGE, "micro": TOO_LARGE})
     volume = {constants.ENV_CHECKPOINTS: str(machine.folder / "memory-volume")}
-    with machine.run("memory", config, **volume) as [pod]:
+    with machine.run("memory", config, 1, volume) as [pod]:
         code = finish([pod], START_SECONDS)[0]
     message = f"{pod.word.exception}: {pod.word.message}" if pod.word else pod.stderr[-500:]
     fault = find_gpu_fault(message)

@@ -43,7 +43,7 @@ def main(config: RunConfig, warmup: int, steps: int) -> None:
         if step == warmup:
             wait(device)
             began = time.perf_counter()
-        for micro in ids.split(config.micro_batch):
+        for micro in torch.split(ids, config.micro_batch):
             logits = model(micro[:, :-1])
             loss = F.cross_entropy(logits.flatten(0, 1).float(), micro[:, 1:].flatten()) / config.accumulation
             loss.backward()  # type: ignore[no-untyped-call]

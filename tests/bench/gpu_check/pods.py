@@ -79,10 +79,12 @@ class Machine:
         return "cuda" if self.gpus else "cpu"
 
     @contextmanager
-    def run(self, name: str, config: RunConfig, pods: int = 1, **env: str) -> Iterator[list[Pod]]:
+    def run(
+        self, name: str, config: RunConfig, pods: int = 1, env: dict[str, str] | None = None
+    ) -> Iterator[list[Pod]]:
         """Start the pods of a run. What still runs at the end of the block is killed."""
         port, procs = free_port(), config.world_size // pods
-        started = [self._start(f"{name}-{index}", config, index, pods, procs, port, env) for index in range(pods)]
+        started = [self._start(f"{name}-{index}", config, index, pods, procs, port, env or {}) for index in range(pods)]
         try:
             yield started
         finally:

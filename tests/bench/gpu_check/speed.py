@@ -37,7 +37,7 @@ def check_speed(machine: Machine, shape: Shape, gpu_bytes: int, *, least_mfu: fl
     layers = getattr(config.model, "layers", 0)
     name = f"speed: {shape.name}, {layers} layers, {machine.ranks} ranks"
     volume = machine.folder / f"speed-{shape.name}-volume"
-    with machine.run(f"speed {shape.name}", config, **{constants.ENV_CHECKPOINTS: str(volume)}) as [pod]:
+    with machine.run(f"speed {shape.name}", config, 1, {constants.ENV_CHECKPOINTS: str(volume)}) as [pod]:
         wait_for_step(pod, shape.steps, RUN_SECONDS)
     # The first step, and the first two reports, which have the compilation and the trace in them, do not count.
     counted = [report for report in pod.reports if report["step"] > 2 * shape.log_every]

@@ -9,12 +9,15 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from trainyard_trainer.checkpoint import storage
 from trainyard_trainer.checkpoint.storage import BackgroundSave
+from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.runtime.world import World
 
 TENSORS = 8
@@ -38,7 +41,7 @@ def main(folder: Path, mib: int) -> None:
     background.start(storage_writer(folder / "first"), tensors).upload_completion.result()
     if world.device.type == "cuda":
         torch.cuda.synchronize()
-        torch.cuda._sleep(SLEEP_CYCLES)
+        torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
     for tensor in tensors.values():
         tensor.add_(1)
     response = background.start(storage_writer(folder / "second"), tensors)
@@ -53,9 +56,9 @@ def main(folder: Path, mib: int) -> None:
     dist.destroy_process_group()
 
 
-def storage_writer(folder: Path) -> "torch.distributed.checkpoint.FileSystemWriter":
-    """Return torch's writer: only the copy is in question here."""
-    return torch.distributed.checkpoint.FileSystemWriter(folder)
+def storage_writer(folder: Path) -> CheckpointWriter:
+    """Return torch's writer, without manifest and names: only the copy is in question here."""
+    return cast(CheckpointWriter, FileSystemWriter(folder))
 
 
 if __name__ == "__main__":

@@ -168,10 +168,10 @@ class HeartbeatTable:
     def read(self, local_rank: int) -> Heartbeat:
         """Return the last heartbeat of a rank."""
         slot = local_rank * _SLOT_BYTES
-        number, step, attempt_steps, phase, *seconds = _RECORD.unpack_from(self._memory, slot)
+        number, step, attempt_steps, phase, beat, longest, timeout = _RECORD.unpack_from(self._memory, slot)
         known, device_step, device_phase = _DEVICE.unpack_from(self._memory, slot + _DEVICE_OFFSET)
         device = Position(device_step, Phase(device_phase)) if known else None
-        return Heartbeat(number, step, attempt_steps, Phase(phase), *seconds, device)
+        return Heartbeat(number, step, attempt_steps, Phase(phase), beat, longest, timeout, device)
 
     def close(self) -> None:
         """Release memory and files; no rank may be left."""
