@@ -251,7 +251,7 @@ def look_for_tensors_in_garbage() -> None:
             gc.collect()
             assert _tensors() == before, "a step leaves tensors in reference cycles"
 
-    GarbageCollection.after_step = collect  # type: ignore[method-assign]
+    GarbageCollection.after_step = collect  # type: ignore[method-assign, assignment]
     launcher_main.main()
 
 

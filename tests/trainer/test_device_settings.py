@@ -34,6 +34,7 @@ def test_the_fastest_attention_of_a_generation_comes_first_and_the_one_without_l
 def hopper(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A GPU of which only the properties exist."""
     properties = SimpleNamespace(major=9, name="GPU", pci_domain_id=0, pci_bus_id=0x3B, pci_device_id=0)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: properties.major >= 8)
     return properties

@@ -165,9 +165,12 @@ def test_a_rank_runs_under_torchrun_too(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "termination").read_text())["step"] == 3
 
 
-def test_after_its_imports_the_launcher_can_fork() -> None:
-    """No CUDA context and no threads: both would break in a forked process."""
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_after_its_imports_the_launcher_can_fork(threads: str) -> None:
+    """No CUDA context and no threads, however many each rank will have: both would break in a forked process."""
     program = """
+from trainyard_trainer.launcher.pod_environment import set_threads
+set_threads(1)
 import torch
 for name in ("_cuda_init", "_cuda_getDeviceCount"):
     if hasattr(torch._C, name):
@@ -180,7 +183,11 @@ threads = open("/proc/self/status").read().partition("Threads:")[2].split()[0]
 assert threads == "1", threads
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment(), capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env=environment() | {"OMP_NUM_THREADS": threads},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 

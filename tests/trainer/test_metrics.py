@@ -348,10 +348,26 @@ def test_metrics_of_a_step_take_little_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "peak"), [("NVIDIA L40", 181e12), ("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA Z1", None)]
+    ("name", "peak"),
+    [
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("NVIDIA A10G", 70e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA RTX A6000", 155e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364e12),
+        ("Tesla V100-SXM2-32GB", 125e12),
+        ("AMD Instinct MI300X", 1307e12),
+        ("NVIDIA Z1", None),
+    ],
 )
-def test_device_name_is_matched_with_its_longest_entry(
-    name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_name_is_matched_word_by_word(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
     assert peak_flops(torch.device("cuda")) == peak

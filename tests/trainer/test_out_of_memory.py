@@ -51,6 +51,15 @@ def test_without_a_volume_or_with_a_full_one_there_is_the_account_only(
     assert "; no snapshot could be written: " in process_exit.describe(torch.OutOfMemoryError(ERROR), 5, 7).message
 
 
+def test_a_gpu_that_gives_no_account_does_not_hide_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: initialization error")
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", fail)
+    found = process_exit.describe(torch.OutOfMemoryError(ERROR), 5, 7)
+    assert found.message == f"{ERROR}; the GPU gives no account of its memory: CUDA error: initialization error"
+
+
 def test_an_error_of_nccl_is_kept_with_its_last_lines() -> None:
     text = "NCCL error in: x.cpp:94, unhandled system error\nncclSystemError: failed.\nLast error:\nno shm"
     found = process_exit.describe(dist.DistBackendError(text), rank=0, step=7)

@@ -71,9 +71,10 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     Raises:
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
-    configure_device(world.device, bfloat16=config.precision == "bfloat16")
     plugin = load_plugin(config)
     samples = prepare_samples(config, plugin)
+    # Data are prepared on all processors, and before CUDA has threads.
+    configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
         saves=config.checkpoint is not None,
         patience=config.health.startup_timeout_seconds,
@@ -145,5 +146,6 @@ def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Sampl
         evalSamples=trainer.batches.eval_samples,
         worldSize=world.size,
         device=world.device.type,
+        precision=config.precision,
         threads=torch.get_num_threads(),
     )

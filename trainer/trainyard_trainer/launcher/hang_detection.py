@@ -144,15 +144,24 @@ class RankDiagnostics:
     def message(self) -> TerminationMessage:
         """Termination message of a pod whose likeliest culprit is this rank."""
         response = "" if self.stacks else f", does not respond: {_describe_state(self.state)}"
-        step, phase = self.heartbeat.step, self.heartbeat.phase
-        message = f"rank {self.rank} has sent no heartbeat for {self.age:.0f} s (phase: {phase.label}){response}"
+        host, (step, phase) = self.heartbeat.phase, self.heartbeat.position
+        where = f"phase: {host.label}{self._device}"
+        message = f"rank {self.rank} has sent no heartbeat for {self.age:.0f} s ({where}){response}"
+        # The host of a GPU is ahead of it, so the position of the GPU tells whom the others wait for.
         hang = Hang(no_stack_trace=not self.stacks, phase=phase, last_heartbeat=round(time.time() - self.age, 3))
         return TerminationMessage(rank=self.rank, exception="Hang", message=message, step=step, hang=hang)
+
+    @property
+    def _device(self) -> str:
+        """Position of the rank's GPU, as the end of a phrase; empty for a CPU."""
+        device = self.heartbeat.device
+        return "" if device is None else f", GPU in step {device.step + 1}: {device.phase.label}"
 
     def __str__(self) -> str:
         location = innermost(self.stacks) if self.stacks else "no response"
         return (
-            f"rank {self.rank}: step {self.heartbeat.step}, {self.heartbeat.phase.label}, {self.age:.0f} s, {location}"
+            f"rank {self.rank}: step {self.heartbeat.step}, {self.heartbeat.phase.label}{self._device}, "
+            f"{self.age:.0f} s, {location}"
         )
 
 

@@ -58,8 +58,10 @@ class PodEnvironment:
 def set_threads(processes: int) -> None:
     """Divide the processors among this pod's ranks, unless OMP_NUM_THREADS is set.
 
-    torchrun would give each process one thread. It must be set before libgomp is loaded.
+    torchrun would give each process one thread. It must be set before libgomp is loaded. The OpenBLAS of NumPy would
+    start its threads when it is imported, before the launcher forks; training does not use it, so it gets none.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // max(1, processes))))
 
 

@@ -25,6 +25,7 @@ def configure_device(device: torch.device, *, bfloat16: bool) -> None:
     """
     if device.type != "cuda":
         return
+    torch.cuda.set_device(device)
     properties = torch.cuda.get_device_properties(device)
     set_attention_order(attention_order(properties.major))
     bind_to_numa_node(pci_address(device))

@@ -55,6 +55,14 @@ _LABELS = {
 }
 
 
+class Position(NamedTuple):
+    """A point of the training."""
+
+    step: int
+    """Optimizer steps that are done."""
+    phase: Phase
+
+
 class Heartbeat(NamedTuple):
     """The last heartbeat of a rank. If it is read while it is written, its fields may briefly mix two heartbeats."""
 
@@ -72,12 +80,22 @@ class Heartbeat(NamedTuple):
     once after the first step of the attempt, which may compile."""
     timeout: float
     """spec.health.hangTimeoutSeconds; 0: automatic."""
+    device: Position | None = None
+    """Where the device of the rank is, which lags behind the rank; None for a CPU."""
+
+    @property
+    def position(self) -> Position:
+        """Return how far the rank has come: its device, if it has one, and else itself."""
+        return self.device or Position(self.step, self.phase)
 
 
 _RECORD = struct.Struct("<QqqQddd")
 _PUBLISHED = struct.Struct("<4q")
 _PUBLISHED_OFFSET = 64
 """Offset of the published numbers in a rank's slot: another cache line than that of the heartbeat."""
+_DEVICE = struct.Struct("<?qq")
+_DEVICE_OFFSET = 96
+"""Offset of the position of the device in a rank's slot."""
 _SLOT_BYTES = 128
 """Size of a rank's slot: complete cache lines, so that ranks do not slow each other down."""
 
@@ -94,6 +112,8 @@ class HeartbeatWriter:
         self._time = self._timeout = 0.0
         self._longest = [0.0] * len(Phase)
         self._completed = [False] * len(Phase)
+        self.on_beat: Callable[[Position], None] | None = None
+        """Receives each position that this rank has reached; None: nothing does."""
 
     def start(self, step: int, timeout: float | None) -> None:
         """Announce that training begins after so many steps of earlier attempts. `timeout`: None for automatic."""
@@ -115,6 +135,12 @@ class HeartbeatWriter:
         _RECORD.pack_into(
             self._memory, self._offset, self._number, self._step, attempt_steps, phase, now, longest, self._timeout
         )
+        if self.on_beat is not None:
+            self.on_beat(Position(self._step, phase))
+
+    def write_device(self, position: Position) -> None:
+        """Write the position of this rank's device; may be called from any thread."""
+        _DEVICE.pack_into(self._memory, self._offset + _DEVICE_OFFSET, True, *position)
 
     def publish(self, numbers: tuple[int, int, int, int]) -> None:
         """Publish four numbers to the other ranks of the pod."""
@@ -141,8 +167,11 @@ class HeartbeatTable:
 
     def read(self, local_rank: int) -> Heartbeat:
         """Return the last heartbeat of a rank."""
-        number, step, attempt_steps, phase, *seconds = _RECORD.unpack_from(self._memory, local_rank * _SLOT_BYTES)
-        return Heartbeat(number, step, attempt_steps, Phase(phase), *seconds)
+        slot = local_rank * _SLOT_BYTES
+        number, step, attempt_steps, phase, beat, longest, timeout = _RECORD.unpack_from(self._memory, slot)
+        known, device_step, device_phase = _DEVICE.unpack_from(self._memory, slot + _DEVICE_OFFSET)
+        device = Position(device_step, Phase(device_phase)) if known else None
+        return Heartbeat(number, step, attempt_steps, Phase(phase), beat, longest, timeout, device)
 
     def close(self) -> None:
         """Release memory and files; no rank may be left."""
@@ -158,6 +187,11 @@ def install(writer: HeartbeatWriter | None) -> None:
     """Install the writer of this process; None: heartbeats are not written."""
     global _writer  # noqa: PLW0603 (as with a logger: every part of the training sends heartbeats)
     _writer = writer
+
+
+def writer() -> HeartbeatWriter | None:
+    """Return the writer of this process; None without a launcher."""
+    return _writer
 
 
 def start(step: int, timeout: float | None) -> None:

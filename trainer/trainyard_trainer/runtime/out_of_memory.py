@@ -18,7 +18,11 @@ def explain(rank: int | None) -> str:
 
     The exception still refers to the frames that it has passed, so the tensors of the failed step are still there.
     """
-    text = account()
+    try:
+        text = account()
+    # CUDA may answer nothing any more.
+    except (RuntimeError, AssertionError) as error:
+        return f"the GPU gives no account of its memory: {error}"
     try:
         path = write_snapshot(rank)
     except (OSError, RuntimeError) as error:

@@ -85,7 +85,7 @@ def die_with_parent(signal_number: int) -> None:
 
 def dump_memory_snapshot(path: Path) -> None:
     """Write the blocks of the CUDA allocator to a file."""
-    torch.cuda.memory._dump_snapshot(str(path))
+    torch.cuda.memory._dump_snapshot(str(path))  # type: ignore[no-untyped-call]
 
 
 def set_attention_order(backends: Sequence[SDPBackend]) -> None:

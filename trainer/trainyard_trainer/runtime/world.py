@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from trainyard.protocol import launcher_protocol
 from trainyard.resource.health import DEFAULT_STARTUP_TIMEOUT
+from trainyard_trainer.runtime.device_position import follow_gpu
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.torch_internals import HashStore, PrefixStore, TCPStore, use_one_gloo_thread
 
@@ -92,6 +93,7 @@ class World:
         backend = "gloo"
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            follow_gpu()
             backend = "nccl"
             # A thread of torch ends a process whose watchdog is stuck in CUDA: it, too, comes after the launcher.
             os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", f"{self.timeout.total_seconds():.0f}")
