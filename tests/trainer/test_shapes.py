@@ -5,7 +5,19 @@ from typing import Any
 import pytest
 
 from tests.support.run_config import make_config
-from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, References, assert_same, pipe, record
+from tests.trainer.layouts import (
+    FSDP,
+    HSDP,
+    SERVER,
+    TOLERANCE,
+    Layout,
+    References,
+    assert_equal,
+    assert_same,
+    pipe,
+    record,
+    run,
+)
 from tests.trainer.pods import Starter
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.parallel.parallelize import parameter_count
@@ -66,3 +78,13 @@ def test_recomputed_activations_are_the_same(start: Starter, references: Referen
     layout = Layout(4, {"tensor": 2, "data": FSDP}, 2)
     found = record(start, layout, model=QWEN3, activationCheckpointing=mode)
     assert_same(found, references(layout, "qwen3", model=QWEN3))
+
+
+@pytest.mark.parametrize("change", [{"compile": True}, {"precision": "bfloat16"}], ids=["compiled", "bfloat16"])
+def test_a_tied_head_is_compiled_and_computed_in_bfloat16(
+    start: Starter, references: References, change: dict[str, Any]
+) -> None:
+    layout = Layout(2, {"data": FSDP})
+    reports = run(start, layout, model=QWEN3, **change)
+    tolerance = TOLERANCE if "compile" in change else 5e-3
+    assert_equal(reports, references(layout, "qwen3", model=QWEN3).reports, tolerance)
