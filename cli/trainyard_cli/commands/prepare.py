@@ -3,7 +3,7 @@
 import importlib.util
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -48,18 +48,15 @@ def prepare(
     if processes is not None:
         os.environ["OMP_NUM_THREADS"] = str(processes)
     try:
-        samples = _prepare(config)
+        sources = _prepare(config)
     except ValueError as error:  # ConfigError is one
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
-    console = stdout_console()
-    console.print(str(samples), highlight=False)
-    for source in samples.sources:
-        held_out = source["heldOut"][1] - source["heldOut"][0]
-        console.print(f"{source['name']}: {source['tokens']:,} tokens, {held_out:,} held-out samples", highlight=False)
+    for name, tokens, folder in sources:
+        stdout_console().print(f"{name}: {tokens:,} tokens in {folder}", highlight=False, soft_wrap=True)
 
 
-def _config(file: str, cache: Path | None) -> RunConfig:
+def _config(file: Path, cache: Path | None) -> RunConfig:
     """Return the configuration of the job in a manifest.
 
     Raises:
@@ -68,9 +65,9 @@ def _config(file: str, cache: Path | None) -> RunConfig:
     job = load_manifest(read_manifest(file))
     if job.spec.trainer is None or job.spec.trainer.data.source == "table":
         raise ManifestError(["spec.trainer.data: there is nothing to prepare, only documents become tokens; remove it"])
-    if importlib.util.find_spec("torch") is None:
+    if importlib.util.find_spec("tokenizers") is None:
         fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
-        raise ManifestError([f"spec.trainer: the built-in trainer needs torch; {fix}"])
+        raise ManifestError([f"spec.trainer.data: its preparation needs the package tokenizers; {fix}"])
     config = resolve(job)
     folder = str(cache.absolute()) if cache is not None else job.spec.trainer.data.cache
     if folder is None:
@@ -81,10 +78,16 @@ def _config(file: str, cache: Path | None) -> RunConfig:
     return config.replace(trainer=config.trainer.replace(data=data))
 
 
-def _prepare(config: RunConfig) -> Any:
-    from trainyard_trainer.data.samples import prepare as prepare_samples  # imported late: it needs torch
+def _prepare(config: RunConfig) -> list[tuple[str, int, Path]]:
+    """Return name, tokens and folder of each source.
+
+    Raises:
+        ValueError: the data is missing or unreadable.
+    """
+    from trainyard_trainer.data.sources import prepare_sources  # imported late: other commands need no trainer
 
     columns = (TextColumn("preparing"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr_console(), transient=True) as progress:
         task = progress.add_task("", total=1.0)
-        return prepare_samples(config, lambda share, _seconds: progress.update(task, completed=share))
+        prepared = prepare_sources(config, lambda share, _seconds: progress.update(task, completed=share))
+    return [(source.name, source.tokens.count, source.tokens.files[0].path.parent) for source in prepared.sources]
