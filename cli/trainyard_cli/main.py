@@ -13,6 +13,7 @@ from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
 from trainyard_cli.commands.options import exits_on_error
 from trainyard_cli.commands.plot import plot
+from trainyard_cli.commands.prepare import prepare
 from trainyard_cli.commands.profile import profile
 from trainyard_cli.commands.run import run
 from trainyard_cli.commands.status import status
@@ -33,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LOCAL: dict[str, Callable[..., None]] = {"run": run, "plan": plan}
+LOCAL: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "prepare": prepare}
 CLUSTER: dict[str, Callable[..., None]] = {
     "list": list_jobs,
     "status": status,

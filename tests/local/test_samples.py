@@ -6,13 +6,16 @@ tests/trainer/test_layouts.py, and tests/e2e/test_samples.py trains on four pods
 
 import json
 import math
+import sysconfig
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.local.test_command import run
-from tests.support.samples import TRAINED, sample
+from tests.support.samples import OF_CLAIMS, TRAINED, sample
 from trainyard.admission import admit
 from trainyard.resolve import resolve
 
@@ -30,3 +33,41 @@ def test_sample_runs_without_a_cluster(name: str, tmp_path: Path) -> None:
     assert progress["step"] == 3
     uniform_guess = math.log(getattr(resolve(admit(body)).model, "vocab_size", 10))
     assert 0 < progress["loss"] < uniform_guess + 1.5
+
+
+def write_corpus(folder: Path) -> None:
+    """Write what the claim `corpus` holds, from the source code of Python's standard library."""
+    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("[a-d]*.py"))
+    (folder / "web").mkdir()
+    (folder / "web" / "0.jsonl").write_text("".join(json.dumps({"text": m.read_text()}) + "\n" for m in modules))
+    (folder / "code").mkdir()
+    for module in modules[:10]:
+        (folder / "code" / module.name).write_text(module.read_text())
+    content = np.frombuffer(b"".join(module.read_bytes() for module in modules), np.uint8).astype(np.uint16)
+    content[:-10_000].tofile(folder / "train.bin")
+    content[-10_000:].tofile(folder / "val.bin")
+
+
+def with_corpus(value: Any, folder: str) -> Any:
+    """Return a manifest with another folder in place of /data."""
+    if isinstance(value, dict):
+        return {key: with_corpus(inner, folder) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_corpus(inner, folder) for inner in value]
+    return value.replace("/data", folder, 1) if isinstance(value, str) and value.startswith("/data") else value
+
+
+@pytest.mark.parametrize("name", OF_CLAIMS)
+def test_sample_with_data_of_a_claim(name: str, tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    body = sample(name, steps=3)
+    body["spec"]["workers"].pop("template")
+    body["spec"]["trainer"]["evaluation"] = {"everySteps": 3}
+    body["spec"]["trainer"]["data"] = with_corpus(body["spec"]["trainer"]["data"], str(tmp_path))
+    done = run("-", "-o", "json", "--folder", str(tmp_path / "run"), stdin=yaml.safe_dump(body))
+    assert done.returncode == 0, done.stderr
+    progress = json.loads(done.stdout)["status"]["progress"]
+    assert progress["step"] == 3
+    assert 0 < progress["evalLoss"] < 12
+    sources = {"loss_web", "loss_code"} if "sources" in body["spec"]["trainer"]["data"] else set()
+    assert {name for name in progress["metrics"] if name.startswith("loss_")} == sources

@@ -55,6 +55,10 @@ def _digits_with(model: Manifest) -> Manifest:
     return _digits(model=model)
 
 
+def _source(**changes: Any) -> Manifest:
+    return {"name": "web", "source": "text", "path": "/data", **changes}
+
+
 def _moe(replicas: int = 2, parallelism: Manifest | None = None, **sizes: Any) -> Manifest:
     model = {"name": "moe", "preset": "nano", **sizes}
     return make_manifest(replicas=replicas, trainer=trainer_spec(model=model), parallelism=parallelism or {})
@@ -480,6 +484,91 @@ RULES = (
         "digits as text",
         lambda: _trainer(data={"source": "text", "builtin": "digits"}),
         "spec.trainer.data.builtin: python-stdlib is text and digits is a table; change builtin or source",
+    ),
+    *(
+        Fault(name, partial(_trainer, data=data), message)
+        for name, data, message in (
+            (
+                "neither a source nor sources",
+                {"path": "/data"},
+                "spec.trainer.data.source: is required, except with sources, each of which has its own; add or remove "
+                "it",
+            ),
+            (
+                "two sources of one name",
+                {"sources": [_source(), _source(path="/other")]},
+                "spec.trainer.data.sources: each needs a name of its own; rename one",
+            ),
+            (
+                "a held-out fraction beside sources",
+                {"sources": [_source()], "evalFraction": 0.1},
+                "spec.trainer.data: field, split, tokenType, evalFraction and evalPath belong to each of sources; move "
+                "them there",
+            ),
+            (
+                "two ways to hold out samples",
+                {"source": "text", "path": "/data", "evalFraction": 0.1, "evalPath": "/held-out"},
+                "spec.trainer.data: evalFraction and evalPath are two ways to hold out samples; keep one of them",
+            ),
+            (
+                "two ways to hold out samples of one of several sources",
+                {"sources": [_source(evalFraction=0.1, evalPath="/held-out")]},
+                "spec.trainer.data.sources: evalFraction and evalPath both hold out samples; keep one of them",
+            ),
+            (
+                "held-out data beside builtin",
+                {"source": "text", "builtin": "python-stdlib", "evalPath": "/held-out"},
+                "spec.trainer.data.evalPath: needs path, and tokens or documents; remove it, or use evalFraction",
+            ),
+            (
+                "a split of text",
+                {"source": "text", "path": "/data", "split": "train"},
+                "spec.trainer.data.split: is for source huggingface only; remove it",
+            ),
+            (
+                "a split of text among several sources",
+                {"sources": [_source(split="train")]},
+                "spec.trainer.data.sources: split is for source huggingface only; remove it",
+            ),
+            (
+                "a tokenizer file without its path",
+                {"source": "text", "path": "/data", "tokenizer": "file", "vocabSize": 512},
+                "spec.trainer.data.tokenizerFile: is required with tokenizer: file; add the path of a tokenizer.json",
+            ),
+            (
+                "the path of a tokenizer that is not used",
+                {"source": "text", "path": "/data", "tokenizerFile": "/tokenizer.json"},
+                "spec.trainer.data.tokenizer: must be file with tokenizerFile; set it, or remove tokenizerFile",
+            ),
+            (
+                "tokens without the size of their vocabulary",
+                {"source": "tokens", "path": "/data"},
+                "spec.trainer.data.vocabSize: is required with tokenizer: file and source: tokens; set it to the "
+                "largest token id + 1 or more",
+            ),
+            (
+                "a vocabulary too small to be learned",
+                {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 256},
+                "spec.trainer.data.vocabSize: must be at least 512 with tokenizer: bpe, which begins with 256 bytes; "
+                "raise it",
+            ),
+            (
+                "an end token of bytes",
+                {"source": "text", "path": "/data", "endToken": "</s>"},
+                "spec.trainer.data.endToken: is for tokenizer: file only, the others have one of their own; remove it",
+            ),
+            (
+                "isolated tokens without the token that ends a document",
+                {"source": "tokens", "path": "/data", "vocabSize": 512, "documents": "isolated"},
+                "spec.trainer.data.endTokenId: is required with source: tokens and documents: isolated; set it to the "
+                "id that ends a document",
+            ),
+        )
+    ),
+    Fault(
+        "isolated rows of a table",
+        lambda: _digits(data={"source": "table", "builtin": "digits", "documents": "isolated"}),
+        "spec.trainer.data.documents: isolated is for llama and moe only, which have attention; remove it",
     ),
     Fault(
         "convergence without evaluations",

@@ -26,5 +26,7 @@ def _is_job(path: Path) -> bool:
 
 
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.yaml") if _is_job(path))
-TRAINED = [name for name in SAMPLES if "trainer" in sample(name)["spec"]]
-"""Those of the built-in trainer."""
+OF_CLAIMS = [name for name in SAMPLES if "persistentVolumeClaim" in str(sample(name)["spec"]["workers"])]
+"""Those whose data is on a claim that users bring."""
+TRAINED = [name for name in SAMPLES if "trainer" in sample(name)["spec"] and name not in OF_CLAIMS]
+"""Those of the built-in trainer with data of the trainer's image."""

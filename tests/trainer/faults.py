@@ -454,17 +454,17 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 def prepare_and_count() -> None:
     """Prepare the data and print how many tasks this process has encoded; do not train."""
-    from trainyard_trainer.data import preparation
+    from trainyard_trainer.data import encoding, preparation
     from trainyard_trainer.data.samples import prepare
 
     done: list[int] = []
-    encode = preparation.encode
+    encode = encoding.encode
 
     def counted(*arguments: Any) -> None:
         done.append(1)
         encode(*arguments)
 
-    preparation.encode = counted  # type: ignore[assignment]
+    preparation.encode = counted  # type: ignore[assignment, attr-defined]
     preparation.MIN_TASK = preparation.MAX_TASK = 100_000
     prepared = prepare(rank_process.read_config())
     print(json.dumps({"fingerprint": prepared.fingerprint, "encoded": len(done)}), flush=True)
@@ -498,6 +498,20 @@ def audit() -> None:
 
     Batches._to_device = noted  # type: ignore[method-assign]
     Trainer.run = audited  # type: ignore
+    launcher_main.main()
+
+
+def audit_at_once() -> None:
+    """No fault: each rank writes the samples of each step to a file as soon as it gets them."""
+    folder = Path(os.environ[constants.ENV_CONFIG]).parent
+    to_device = Batches._to_device
+
+    def noted(self: Batches, prepared: Any) -> Any:
+        with (folder / f"steps-{os.environ['RANK']}.jsonl").open("a") as file:
+            file.write(json.dumps([prepared.step, prepared.numbers.tolist()]) + "\n")
+        return to_device(self, prepared)
+
+    Batches._to_device = noted  # type: ignore[method-assign]
     launcher_main.main()
 
 

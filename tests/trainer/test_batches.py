@@ -21,8 +21,9 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.preparation import cache_folder
 from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.sources import WindowedSource
 from trainyard_trainer.data.token_set import TokenFile, TokenSet, open_tokens
-from trainyard_trainer.data.windows import WindowedSource, Windows
+from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
@@ -116,11 +117,12 @@ def test_files_read_like_one_array(tmp_path_factory: pytest.TempPathFactory, siz
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8] * 10
 
 
-def write_megatron(path: Path, sequences: list[list[int]]) -> None:
-    """Write tokens as Megatron-LM's IndexedDatasetBuilder does."""
+def write_megatron(path: Path, sequences: list[list[int]], lost: int = 0) -> None:
+    """Write tokens as Megatron-LM's IndexedDatasetBuilder does, the last `lost` of them left out."""
     lengths = np.array([len(each) for each in sequences], np.int32)
     pointers = np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) * 2
-    np.concatenate(sequences).astype(np.uint16).tofile(path)
+    ids = np.concatenate(sequences).astype(np.uint16)
+    ids[: len(ids) - lost].tofile(path)
     header = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, len(sequences), len(sequences) + 1)
     documents = np.arange(len(sequences) + 1, dtype=np.int64)
     path.with_suffix(".idx").write_bytes(header + lengths.tobytes() + pointers.tobytes() + documents.tobytes())
@@ -190,7 +192,7 @@ def test_prepared_tokens_are_a_source_of_tokens(tmp_path: Path, monkeypatch: pyt
     [
         (lambda path: path.write_bytes(b"123"), "is not an array of uint16; set tokenType"),
         (lambda path: (path.touch(), path.with_suffix(".idx").write_bytes(b"x")), "is not an index of Megatron"),
-        (lambda path: (write_megatron(path, [IDS]), path.write_bytes(b"1234")), "is shorter than"),
+        (lambda path: write_megatron(path, [IDS], lost=100), "is shorter than"),
         (lambda path: path.with_suffix(".txt").touch(), "holds no files that end with .bin"),
     ],
 )
@@ -267,7 +269,7 @@ def test_held_out_samples_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [(s.name, len(s.held_out)) for s in batches.held_out] == [("a", 31), ("c", (400 - 1) // 16)]
     seen = torch.cat([batch.inputs[batch.targets[:, 0] >= 0] for batch in batches.eval_batches(batches.held_out[1])])
     assert len(seen) == 24
-    assert (seen.min(), seen.max()) == (240, 249)
+    assert (int(seen.min()), int(seen.max())) == (240, 249)
     assert [(s["name"], s["tokens"], s["heldOut"]) for s in samples.sources] == [
         ("a", 5000, [281, 312]),
         ("b", 300, [18, 18]),

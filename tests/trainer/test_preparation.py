@@ -18,6 +18,7 @@ from trainyard.protocol import constants
 from trainyard_trainer.data import lease, preparation
 from trainyard_trainer.data.lease import Leases
 from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.token_set import INDEX
 from trainyard_trainer.data.tokenizer import BPE_END, BYTE_END, JsonTokenizer
 from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.errors import ConfigError
@@ -147,7 +148,7 @@ def test_a_killed_preparation_resumes_where_it_was(tmp_path: Path) -> None:
     killed.kill()
     killed.communicate()
     done = {path: path.stat().st_mtime_ns for path in folder.glob("*/0*.json")}
-    assert not list(folder.glob(f"*/{preparation.INDEX}"))
+    assert not list(folder.glob(f"*/{INDEX}"))
     resumed = start_preparation(tmp_path, config, folder)
     untouched = start_preparation(tmp_path, config, tmp_path / "untouched")
     outputs = [process.communicate(timeout=120)[0].split() for process in (resumed, untouched)]
@@ -163,8 +164,8 @@ def test_pods_share_the_work_and_none_does_it_twice(start: Starter, tmp_path: Pa
     assert finish(pods) == [0] * 4
     answers = [json.loads(pod.stdout.splitlines()[-1]) for pod in pods]
     assert len({answer["fingerprint"] for answer in answers}) == 1
-    folder = next((tmp_path / "shared").glob(f"*/{preparation.INDEX}")).parent
-    tasks = len(json.loads((folder / preparation.INDEX).read_text())["files"])
+    folder = next((tmp_path / "shared").glob(f"*/{INDEX}")).parent
+    tasks = len(json.loads((folder / INDEX).read_text())["files"])
     assert tasks > 10
     assert sum(answer["encoded"] for answer in answers) == tasks
     assert len(list((tmp_path / "shared").glob("*/tokenizer.json"))) == 1
@@ -225,7 +226,7 @@ def test_beside_the_checkpoints_if_it_is_worth_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(preparation, "SMALL", 1)
     monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "other"))
     prepare(config)
-    assert len(list((tmp_path / "checkpoints" / "data").glob(f"*/{preparation.INDEX}"))) == 1
+    assert len(list((tmp_path / "checkpoints" / "data").glob(f"*/{INDEX}"))) == 1
 
 
 def test_a_larger_tokenizer_than_the_vocabulary(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_bytes_round_trip(text: str) -> None:
 def test_no_text_has_the_byte_that_ends_a_document(text: str) -> None:
     tokenizer = ByteTokenizer(separates=True)
     assert list(tokenizer.encode(Piece(text))) == [*text.encode(), tokenizer.end]
-    assert tokenizer.end not in tokenizer.encode(Piece(text, last=False))
+    assert tokenizer.end not in list(tokenizer.encode(Piece(text, last=False)))
 
 
 @given(text=st.text())

@@ -140,3 +140,36 @@ def test_step_zero_does_not_hide_how_far_the_attempt_before_had_come() -> None:
     story.settle()
     assert story.status.progress == make_progress(50)
     assert story.condition("Progressing").status == "False"
+
+
+def test_the_timeout_does_not_count_the_preparation_of_data() -> None:
+    story = starting()
+    for share, seconds in ((0.1, 1000), (0.5, 2000), (0.9, 3000)):
+        story.later(1000)
+        story.progress = page(story, data_prepared=share, data_preparation_seconds=seconds)
+        story.step()
+        assert story.status.attempt == 1
+        assert story.condition("Progressing").message == f"attempt 1 prepares its data: {share:.0%}"
+    story.progress = page(story, data_prepared=1.0, data_preparation_seconds=2900)
+    assert story.step().wake_after == 500
+    assert story.condition("Progressing").message == "attempt 1 has not finished its first step yet"
+    story.later(500)
+    story.progress = page(story, data_prepared=1.0, data_preparation_seconds=2900)
+    story.step()
+    assert story.status.attempt == 2
+
+
+def test_a_preparation_without_progress_is_counted() -> None:
+    story = starting().later(600)
+    story.progress = page(story, data_prepared=0.1, data_preparation_seconds=100)
+    assert story.step().wake_after == 100
+    story.later(100)
+    story.progress = page(story, data_prepared=0.1, data_preparation_seconds=100)
+    story.step()
+    assert story.status.attempt == 2
+
+
+def test_no_page_can_claim_more_time_than_has_passed() -> None:
+    story = starting().later(600)
+    story.progress = page(story, data_prepared=0.5, data_preparation_seconds=1e9)
+    assert story.step().wake_after == 600

@@ -7,6 +7,7 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -94,14 +95,21 @@ def load_plugin(config: RunConfig) -> Plugin:
     return plugin
 
 
-def prepare_samples(config: RunConfig, plugin: Plugin) -> Samples:
+def prepare_samples(
+    config: RunConfig,
+    plugin: Plugin,
+    report: Callable[[float, float], None] | None = None,
+    tokenizer: Path | None = None,
+) -> Samples:
     """Return the samples of a job: those of the module, or those that spec.trainer.data describes.
+
+    `report` and `tokenizer` are those of `trainyard_trainer.data.samples.prepare`.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
     """
     if config.trainer.data.source != CUSTOM:
-        return prepare(config)
+        return prepare(config, report, tokenizer)
     if plugin.data is None:
         raise ConfigError(
             "spec.trainer.data.source: custom is the data set of spec.trainer.module, but that has none; let its "

@@ -30,6 +30,9 @@ from trainyard_trainer.train import Trainer
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
 
+PREPARATION_LOG_SECONDS = 10.0
+"""Seconds between two lines of the log about the preparation of the data."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -72,7 +75,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     plugin = load_plugin(config)
-    samples = prepare_samples(config, plugin)
+    samples = prepare_samples(config, plugin, PreparationLog(exporter))
     # Data are prepared on all processors, and before CUDA has threads.
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
@@ -108,6 +111,22 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     trackers = Trackers(config, root, attempt, resumed=trainer.step > 0)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter)
+
+
+class PreparationLog:
+    """Shows the progress of the preparation on the metrics page, and from time to time in the log."""
+
+    def __init__(self, exporter: MetricsExporter | None) -> None:
+        self._exporter = exporter
+        self._logged = 0.0
+
+    def __call__(self, share: float, seconds: float) -> None:
+        """Show that a share of the data is prepared, after so many seconds."""
+        if self._exporter is not None:
+            self._exporter.prepared(share, seconds)
+        if seconds - self._logged >= PREPARATION_LOG_SECONDS:
+            self._logged = seconds
+            log.info(f"{share:.1%} of the data is prepared, after {seconds:.0f} s", dataPrepared=round(share, 3))
 
 
 def _checkpoint_root() -> Path:

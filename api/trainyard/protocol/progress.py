@@ -52,6 +52,8 @@ class Progress(ApiModel):
     attempt: Annotated[Count, _described(worker_metrics.ATTEMPT)] = 0
     step: Annotated[Count, _described(worker_metrics.STEP)] = 0
     total_steps: Annotated[Count | None, _described(worker_metrics.TOTAL_STEPS)] = None
+    data_prepared: Annotated[Measurement, _described(worker_metrics.DATA_PREPARED)] = None
+    data_preparation_seconds: Annotated[Measurement, _described(worker_metrics.DATA_PREPARATION)] = None
     loss: Annotated[Measurement, _described(worker_metrics.LOSS)] = None
     eval_loss: Measurement = None
     """Loss on the held-out samples, at the last evaluation."""

@@ -76,6 +76,21 @@ RESUMED_STEP: Final = WorkerMetric(
     "resumed_step",
     integer=True,
 )
+DATA_PREPARED: Final = WorkerMetric(
+    "trainyard_data_prepared_ratio",
+    "gauge",
+    "Share of the data that is tokenized, before the first step; absent if nothing has to be prepared.",
+    "data_prepared",
+    decimals=3,
+)
+DATA_PREPARATION: Final = WorkerMetric(
+    "trainyard_data_preparation_seconds",
+    "gauge",
+    "Seconds of this attempt in which data was prepared, up to the last progress; spec.health.startupTimeoutSeconds"
+    " does not count them.",
+    "data_preparation_seconds",
+    decimals=1,
+)
 TOKENS: Final = WorkerMetric("trainyard_tokens_total", "counter", "Tokens trained on, over all ranks.")
 SAMPLES: Final = WorkerMetric("trainyard_samples_total", "counter", "Samples trained on, over all ranks.")
 FLOPS: Final = WorkerMetric(

@@ -47,7 +47,7 @@ class DataSource(ApiModel):
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "self.evalFraction == 0.0 || !has(self.evalPath)",
-            f"{_LOCATED}: evalFraction and evalPath are two ways to hold out samples; keep one of them",
+            f"{_LOCATED}: evalFraction and evalPath both hold out samples; keep one of them",
         ),
         Rule(
             "self.source == 'huggingface' || !has(self.split)",
@@ -124,7 +124,7 @@ class Data(ApiModel):
         ),
         Rule(
             "has(self.source) != has(self.sources)",
-            "spec.trainer.data.source: is required, except with sources, where each has its own; add it or remove it",
+            "spec.trainer.data.source: is required, except with sources, each of which has its own; add or remove it",
         ),
         Rule(
             "!has(self.builtin) || !has(self.source) || self.source == (self.builtin == 'digits' ? 'table' : 'text')",

@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from datetime import UTC, datetime
+from glob import has_magic
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
 from trainyard.protocol.log_tail import read_end
+from trainyard.resource.datasets import Data
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 from trainyard_cli.commands.options import Manifest
@@ -98,9 +100,20 @@ def _check_machine(job: TrainingJob) -> None:
     if importlib.util.find_spec("torch") is None:
         fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
         raise ManifestError([f"spec.trainer: the built-in trainer needs torch; {fix}"])
-    path = job.spec.trainer.data.path
-    if path is not None and not Path(path).exists():
-        raise ManifestError([f"spec.trainer.data.path: {path} does not exist on this machine; correct the path"])
+    if problems := missing_data(job.spec.trainer.data):
+        raise ManifestError(problems)
+
+
+def missing_data(data: Data) -> list[str]:
+    """Return one line for each path of spec.trainer.data that does not exist on this machine; patterns are left out."""
+    given = {"path": data.path, "evalPath": data.eval_path, "tokenizerFile": data.tokenizer_file}
+    for index, source in enumerate(data.sources or ()):
+        given |= {f"sources[{index}].path": source.path, f"sources[{index}].evalPath": source.eval_path}
+    return [
+        f"spec.trainer.data.{field}: {path} does not exist on this machine; correct the path"
+        for field, path in given.items()
+        if path is not None and not has_magic(path) and not Path(path).exists()
+    ]
 
 
 def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:

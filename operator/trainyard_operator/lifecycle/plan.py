@@ -250,7 +250,7 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
     if diagnosis := check_startup_timeout(builder, observation.progress):
         return handle_failure(builder, diagnosis, (), observation.progress)
     # Reconcile again at the deadline of the first step.
-    deadline = first_step_deadline(builder)
+    deadline = first_step_deadline(builder, observation.progress)
     seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
     wake_after = seconds if seconds > 0 else None
     # The group has fewer workers than desired, and none of them is about to end: probe for capacity.

@@ -27,6 +27,8 @@ _QUIET_FIELDS = (
     "eta_seconds",
     "straggler_ratio",
     "checkpoint_stall_seconds",
+    "data_prepared",
+    "data_preparation_seconds",
     "updated_at",
 )
 """Fields that change with every reading; a change of any other field, as of the newest checkpoint, is news."""

@@ -21,6 +21,8 @@ __all__ = ["IGNORED", "Batch", "Batches"]
 
 IGNORED = -100
 """A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
+EVALUATION = -1
+"""Stands for the step of a part of an evaluation."""
 MAX_DEPTH = 8
 """Most micro-batches that are ready in advance."""
 
@@ -141,7 +143,7 @@ class Batches:
     def _read_evaluation(self, subset: Subset) -> Iterator[Prepared]:
         size = self._micro_batch * self.micro_batch_count * self._shares
         for index, start in enumerate(range(0, len(subset.held_out), size)):
-            yield self._read(0, index, *self._in_order(subset.held_out, start))
+            yield self._read(EVALUATION, index, *self._in_order(subset.held_out, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
         """Return the numbers of this rank's samples in a step, and which of them are padding: [share] each."""

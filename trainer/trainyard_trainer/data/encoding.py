@@ -7,6 +7,7 @@ trainyard_trainer.data.encoding`) that imports no torch. It reads a task as a li
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -160,6 +161,8 @@ class Encoder:
 
 def main() -> None:
     """Encode the tasks of standard input."""
+    # Ctrl-C reaches all processes of a terminal; the one that asked for the tokens ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # What a library prints must not be taken for an answer.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -81,6 +81,8 @@ def prepare(
         from trainyard_trainer.data.table import load_table
 
         return load_table(config)
-    from trainyard_trainer.data.sources import prepare_windows
+    from trainyard_trainer.data.sources import prepare_sources
+    from trainyard_trainer.data.windows import Windows
 
-    return prepare_windows(config, report or (lambda _share, _seconds: None), tokenizer)
+    sources, end, file = prepare_sources(config, report or (lambda _share, _seconds: None), tokenizer)
+    return Windows(sources, config.trainer.data.sequence_length, config.vocabulary, end, file)

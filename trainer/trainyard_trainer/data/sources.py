@@ -1,6 +1,10 @@
-"""From spec.trainer.data to windows: which sources there are, their tokenizer, and their held-out samples."""
+"""From spec.trainer.data to tokens: which sources there are, their tokenizer, and their held-out samples.
+
+Free of torch: `trainyard prepare` uses it, too.
+"""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data, DataSource
@@ -9,12 +13,33 @@ from trainyard_trainer.data.encoding import TokenizerChoice
 from trainyard_trainer.data.preparation import Report, Workshop
 from trainyard_trainer.data.token_set import TokenSet, open_tokens
 from trainyard_trainer.data.tokenizer import JsonTokenizer, Tokenizer, TokenizerFile
-from trainyard_trainer.data.windows import WindowedSource, Windows
 from trainyard_trainer.runtime.errors import ConfigError
 
 
-def prepare_windows(config: RunConfig, report: Report, tokenizer: Path | None = None) -> Windows:
-    """Return the windows of all sources; see `trainyard_trainer.data.samples.prepare`."""
+class WindowedSource(NamedTuple):
+    """A source of windows."""
+
+    name: str
+    weight: float
+    tokens: TokenSet
+    held_out_windows: int
+    """The last ones of `tokens`."""
+    eval_tokens: TokenSet | None
+    """Other tokens that are held out."""
+
+
+class PreparedSources(NamedTuple):
+    """The tokens of all sources."""
+
+    sources: list[WindowedSource]
+    end: int | None
+    """Id of the token that ends a document, if attention must not cross it."""
+    tokenizer: TokenizerFile | None
+    """The tokenizer.json of the run, if there is one."""
+
+
+def prepare_sources(config: RunConfig, report: Report, tokenizer: Path | None = None) -> PreparedSources:
+    """Return the tokens of all sources; see `trainyard_trainer.data.samples.prepare`."""
     data = config.trainer.data
     workshop = Workshop.of_rank(config, report)
     preparation = _Preparation(config, workshop, tokenizer)
@@ -30,7 +55,7 @@ def prepare_windows(config: RunConfig, report: Report, tokenizer: Path | None = 
     if workshop.started_work:
         report(1.0, workshop.seconds)
     end = preparation.end if data.documents == "isolated" else None
-    return Windows(sources, data.sequence_length, config.vocabulary, end, preparation.tokenizer_file)
+    return PreparedSources(sources, end, preparation.tokenizer_file)
 
 
 class _Preparation:

@@ -1,27 +1,16 @@
 """Samples of token ids: windows of some sources, each with samples to train on and samples that are held out."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.sources import WindowedSource
 from trainyard_trainer.data.token_set import TokenSet
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime.errors import ConfigError
-
-
-class WindowedSource(NamedTuple):
-    """A source of windows."""
-
-    name: str
-    weight: float
-    tokens: TokenSet
-    held_out_windows: int
-    """The last ones of `tokens`."""
-    eval_tokens: TokenSet | None
-    """Other tokens that are held out."""
 
 
 class Windows:

@@ -94,6 +94,12 @@ class MetricsExporter(Observer):
         if self._is_rank_0:
             self.page.set(worker_metrics.CHECKPOINTS_DAMAGED, damaged)
 
+    def prepared(self, share: float, seconds: float) -> None:
+        """Show how much of the data is prepared, and how long that has taken up to the last progress."""
+        if self._is_rank_0:
+            self.page.set(worker_metrics.DATA_PREPARED, share)
+            self.page.set(worker_metrics.DATA_PREPARATION, seconds)
+
     def begin(self, start: Start) -> None:
         """Show the planned steps, and continue the counters of earlier attempts."""
         if self._is_rank_0:
