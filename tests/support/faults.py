@@ -83,8 +83,8 @@ _ENTIRE_MODEL = (
 )
 _TOO_SMALL = "an mlp is too small to split"
 _COMPILE = (
-    "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot differentiate the "
-    "compiled blocks then); remove it, or choose another layout"
+    "spec.trainer.compile: does not work with the schedule ZBV, which divides the backward pass of a block, while a "
+    "compiled one is indivisible; remove it, or choose another spec.parallelism.pipeline.schedule"
 )
 _SHARD = (
     "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x context x "
@@ -475,7 +475,6 @@ RULES = (
         lambda: _parallel(2, {"compile": True}, pipeline={"stages": 2, "schedule": "ZBV"}),
         _COMPILE,
     ),
-    Fault("compiled blocks with tensor parallelism", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
     Fault(
         "a parameter server without its mode",
         lambda: make_manifest(trainer=trainer_spec(), parameterServer={}),

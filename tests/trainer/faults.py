@@ -29,6 +29,7 @@ from trainyard_trainer.launcher import pod_environment
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.parallel.parallelize import named_parameters
 from trainyard_trainer.runtime import heartbeat, world
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
@@ -426,8 +427,7 @@ def audit() -> None:
         run(self)
         rank, at = self.world.rank, self.mesh.at
         (folder / f"samples-{rank}.json").write_text(json.dumps(seen))
-        named = [pair for part in self.parts for pair in part.named_parameters()]
-        whole = {name.removeprefix("module."): _whole(parameter) for name, parameter in named}
+        whole = {name: _whole(parameter) for name, parameter in named_parameters(self.parts)}
         if not any(place for axis, place in at._asdict().items() if axis != "pipeline"):
             torch.save(whole, folder / f"parameters-{rank}.pt")
 

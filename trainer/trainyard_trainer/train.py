@@ -19,7 +19,7 @@ from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts
+from trainyard_trainer.parallel.parallelize import build_model_parts, named_parameters
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -41,8 +41,7 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
-        # DistributedDataParallel puts a prefix before all names.
-        named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
+        named = named_parameters(self.parts)
         self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
         policy = config.health.bad_steps
         self.update: Update

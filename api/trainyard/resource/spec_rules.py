@@ -163,9 +163,9 @@ SPEC_RULES: tuple[Rule, ...] = (
         "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Rule(
-        f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({WITHOUT_ZBV}))",
-        "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
-        "differentiate the compiled blocks then); remove it, or choose another layout",
+        f"!has(self.trainer) || !self.trainer.compile || {WITHOUT_ZBV}",
+        "spec.trainer.compile: does not work with the schedule ZBV, which divides the backward pass of a block, while "
+        "a compiled one is indivisible; remove it, or choose another spec.parallelism.pipeline.schedule",
     ),
     *ELASTIC_RULES,
 )

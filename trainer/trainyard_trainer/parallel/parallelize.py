@@ -1,5 +1,7 @@
 """How a model is divided among the ranks: applied from outside of the model, here and in one fixed order."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -41,9 +43,9 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         plan = FAMILIES[config.model.name].plan(part)
         _divide(plan, mesh)
         _set_batch_tokens(plan, config)
-        apply_activation_checkpointing(plan, config.trainer.activation_checkpointing)
+        apply_activation_checkpointing(part, plan, config.trainer.activation_checkpointing)
         if config.trainer.compile:
-            compile_blocks(plan)
+            compile_blocks(part, plan)
         if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
             apply_fsdp(part, plan, mesh, config.trainer.precision)
         part.to_empty(device=device)
@@ -52,6 +54,12 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
         initialize(part, config.trainer.seed, part.initial)
         parts.append(apply_ddp(part, device) if plain and mesh.forms_groups else part)
     return parts
+
+
+def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of this rank with their names in the model, which no wrapper of a module changes."""
+    models = [part.module if isinstance(part, DistributedDataParallel) else part for part in parts]
+    return [named for model in models for named in model.named_parameters()]
 
 
 def parameter_count(config: RunConfig, samples: Samples) -> int:

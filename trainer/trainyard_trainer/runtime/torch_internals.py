@@ -17,12 +17,18 @@ from torch._C._distributed_c10d import (
     _DistributedBackendOptions,
 )
 from torch.distributed import Backend, ProcessGroup
-from torch.distributed._functional_collectives import all_reduce, all_to_all_single, all_to_all_single_autograd
+from torch.distributed._functional_collectives import (
+    AsyncCollectiveTensor,
+    all_reduce,
+    all_to_all_single,
+    all_to_all_single_autograd,
+)
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = [
     "TORCH_VERSION",
+    "AsyncCollectiveTensor",
     "HashStore",
     "PrefixStore",
     "TCPStore",
