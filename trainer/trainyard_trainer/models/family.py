@@ -70,6 +70,14 @@ class ParallelPlan:
         """Return the blocks in order: units of sharding, activation checkpointing and compilation."""
         return ()
 
+    def embedding(self) -> nn.Module | None:
+        """Return the module before the blocks whose parameters are not used in the backward pass."""
+        return None
+
+    def head(self) -> Sequence[nn.Module]:
+        """Return the modules behind the blocks, which are used one after the other."""
+        return ()
+
     def tensor_plan(self) -> TensorPlan:
         """Return how a tensor group divides the matrices, and what is communicated before and after each of them."""
         return ()

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
@@ -18,12 +17,12 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -84,7 +83,7 @@ class GradientAccumulation:
         self._tokens = tokens
         # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
-        self._split_logits = mesh.sizes.tensor > 1
+        self._token_losses = TokenLosses(compiled=config.trainer.compile)
         # A sharded model casts its parameters when it gathers them.
         self._casts = config.trainer.precision == "bfloat16" and not isinstance(model, FSDPModule)
 
@@ -98,11 +97,11 @@ class GradientAccumulation:
             inputs, targets = next(arriving)
             waited += time.perf_counter() - began
             heartbeat.beat(Phase.FORWARD_BACKWARD)
-            with self._sync_if(index == self._micro_batch_count - 1), _loss_context(self._split_logits):
+            with self._sync_if(index == self._micro_batch_count - 1):
                 with self._precision():
-                    micro_loss = token_losses(self._model(inputs), targets) / self._tokens
+                    micro_loss = self._token_losses(self._model(inputs), targets) / self._tokens
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
-            loss += _value(micro_loss)
+            loss += micro_loss.detach()
         return loss, waited
 
     @torch.no_grad()
@@ -111,9 +110,9 @@ class GradientAccumulation:
         predicted = []
         for x, y in zip(inputs.chunk(self._micro_batch_count), targets.chunk(self._micro_batch_count), strict=True):
             heartbeat.beat(Phase.EVALUATION)
-            with _loss_context(self._split_logits), self._precision():
+            with self._precision():
                 logits = self._model(x)
-                loss += _value(token_losses(logits, y))
+                loss += self._token_losses(logits, y)
             predicted.append(_value(logits).argmax(-1))
         return loss, torch.cat(predicted)
 
@@ -148,6 +147,7 @@ class PipelineSchedule:
         stages = [PipelineStage(p, s, total, device, group=group) for p, s in zip(parts, own, strict=True)]
         schedule = SCHEDULES[pipeline.schedule]
         several = issubclass(schedule, PipelineScheduleMulti)
+        token_losses = TokenLosses(compiled=config.trainer.compile)
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
             micro_batch_count,
@@ -157,7 +157,6 @@ class PipelineSchedule:
         self._tokens = tokens
         self._first, self._last = 0 in own, total - 1 in own
         self._device = device
-        self._split_logits = mesh.sizes.tensor > 1
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
@@ -166,47 +165,30 @@ class PipelineSchedule:
         waited = time.perf_counter() - began
         heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
-        with _loss_context(self._split_logits):
-            self._schedule.step(
-                *([inputs] if self._first else []),
-                target=targets if self._last else None,
-                losses=losses if self._last else None,
-                return_outputs=False,
-            )
-        loss = torch.stack([_value(x) for x in losses]).sum() if losses else torch.zeros((), device=self._device)
+        self._schedule.step(
+            *([inputs] if self._first else []),
+            target=targets if self._last else None,
+            losses=losses if self._last else None,
+            return_outputs=False,
+        )
+        loss = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self._device)
         return loss, waited
 
     @torch.no_grad()
     def evaluate(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None]:
         losses: list[Tensor] = []
         heartbeat.beat(Phase.EVALUATION)
-        with _loss_context(self._split_logits):
-            logits = self._schedule.eval(
-                *([inputs] if self._first else []),
-                target=targets if self._last else None,
-                losses=losses if self._last else None,
-            )
+        logits = self._schedule.eval(
+            *([inputs] if self._first else []),
+            target=targets if self._last else None,
+            losses=losses if self._last else None,
+        )
         if not self._last:
             return torch.zeros((), device=self._device), None
-        return torch.stack([_value(x) for x in losses]).sum() * self._tokens, _value(logits).argmax(-1)
-
-
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies in nats, a scalar.
-
-    Args:
-        logits: [B, T, V] for text, [N, classes] for tables.
-        targets: [B, T], or [N].
-    """
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum")
+        return torch.stack(losses).sum() * self._tokens, _value(logits).argmax(-1)
 
 
 def _value(tensor: Tensor) -> Tensor:
     """Return the values of a tensor without its autograd history, gathered on each rank."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _loss_context(split_logits: bool) -> AbstractContextManager[None]:
-    """Return the context in which cross_entropy takes logits that a tensor group splits by vocabulary."""
-    return loss_parallel() if split_logits else nullcontext()
