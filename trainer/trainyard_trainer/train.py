@@ -11,6 +11,7 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
@@ -55,7 +56,11 @@ class Trainer:
         """Observers of this rank; they are called in order."""
         self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.batches, self.observers)
         self._step_metrics = StepMetrics(
-            config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
+            config,
+            world,
+            ExpertLoads(config, world, self.parts),
+            samples_per_step=self.batches.global_batch,
+            counts_loss=self.mesh.counts_loss,
         )
         self._total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
         self._saver: Saver | None = None

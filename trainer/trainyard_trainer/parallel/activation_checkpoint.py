@@ -1,6 +1,5 @@
 """Activation checkpointing: the backward pass recomputes what the forward pass did not keep (Chen et al., 2016)."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -34,7 +33,7 @@ def apply_activation_checkpointing(
     """
     if mode == "none":
         return
-    contexts: dict[str, Callable[[], Any]] = {}
+    contexts: dict[str, Any] = {}
     if mode == "selective":
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, _policy)
     blocks = set(plan.layers())

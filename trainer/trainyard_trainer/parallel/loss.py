@@ -114,7 +114,7 @@ def _of_divided_rows(
     own_2N[1] = torch.where(own_N, _at(logits_NV, index_N), 0.0)
     all_2GN = own_2N.new_empty(2 * group.size(), own_2N.shape[1])
     dist.all_gather_into_tensor(all_2GN, own_2N, group)
-    log_sum_GN, target_GN = all_2GN.unflatten(0, (-1, 2)).unbind(1)
+    log_sum_GN, target_GN = all_2GN.view(-1, *own_2N.shape).unbind(1)
     log_sum_N = log_sum_GN.logsumexp(0)
     return log_sum_N - target_GN.sum(0), log_sum_N
 
