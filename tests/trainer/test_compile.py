@@ -3,6 +3,8 @@
 import json
 
 import pytest
+import torch
+from torch._inductor import config
 
 from tests.trainer.layouts import (
     FSDP,
@@ -17,6 +19,8 @@ from tests.trainer.layouts import (
     run,
 )
 from tests.trainer.pods import Pod, Starter, finish
+from trainyard_trainer.parallel.compilation import overlap_collectives
+from trainyard_trainer.runtime.errors import ConfigError
 
 COUNT = "tests.trainer.compiled:count"
 CASES = (
@@ -61,3 +65,12 @@ def test_blocks_need_inputs_without_pending_collectives(start: Starter) -> None:
 def test_generated_code_gives_the_same_losses(start: Starter, references: References, layout: Layout) -> None:
     reports = run(start, layout, compile=True, activationCheckpointing="selective")
     assert_equal(reports, references(layout).reports)
+
+
+def test_asynchronous_tensor_parallelism_is_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler makes of it needs GPUs; here it must have the option, and a CPU must be refused."""
+    monkeypatch.setattr(config, "_micro_pipeline_tp", False)
+    with pytest.raises(ConfigError, match=r"spec\.parallelism\.asyncTensor: needs GPUs"):
+        overlap_collectives(torch.device("cpu"))
+    overlap_collectives(torch.device("cuda", 0))
+    assert config._micro_pipeline_tp

@@ -120,6 +120,10 @@ class TrainerSpec(ApiModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of matrix products and activations. Parameters, their gradients and the optimizer state are always
     float32."""
+    float8: bool = False
+    """llama: whether matrix products inside the blocks are computed in float8, with a scale for each row (Micikevicius
+    et al., 2022). Faster than bfloat16 for large matrices, on GPUs from H100 on. Needs precision bfloat16 and compile.
+    """
     compile: bool = False
     """llama: whether each block is compiled with torch.compile. The first step takes about a minute longer, all others
     are faster. Needs a C++ compiler in the worker, which the trainer image has."""
@@ -142,6 +146,12 @@ class TrainerSpec(ApiModel):
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
+        _only_for("float8", "!self.float8"),
+        Rule(
+            "!self.float8 || (self.compile && self.precision != 'float32')",
+            "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "
+            "compile, without which the scaling takes longer than float8 saves; set both, or remove float8",
+        ),
         Rule(
             f"self.model.name in {families_with('fullBatch')} || !(self.optimizer.name in {_FULL_BATCH})",
             f"spec.trainer.optimizer.name: {_FULL_BATCH_NAMES} is for {' and '.join(families_with('fullBatch'))} only"

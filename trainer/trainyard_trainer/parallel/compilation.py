@@ -4,12 +4,13 @@ import os
 import shutil
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainyard_trainer.data.tokens import cache_folder
 from trainyard_trainer.models.family import ParallelPlan
 from trainyard_trainer.runtime.errors import ConfigError
-from trainyard_trainer.runtime.torch_internals import AsyncCollectiveTensor
+from trainyard_trainer.runtime.torch_internals import AsyncCollectiveTensor, overlap_tensor_collectives
 
 BACKEND = "inductor"
 """Compiler of the graphs of forward and backward passes."""
@@ -38,6 +39,22 @@ def compile_blocks(model: nn.Module, plan: ParallelPlan) -> None:
     for module in model.children():
         if blocks.isdisjoint(module.modules()):
             module.register_forward_hook(_wait)
+
+
+def overlap_collectives(device: torch.device) -> None:
+    """Have the compiler divide products next to collectives of a tensor group, so that both happen at the same time.
+
+    The parts travel through symmetric memory, which the GPUs of a node read from each other.
+
+    Raises:
+        ConfigError: this rank has no GPU.
+    """
+    if device.type != "cuda":
+        raise ConfigError(
+            "spec.parallelism.asyncTensor: needs GPUs, but the worker sees none; remove it, or set "
+            "spec.workers.resources.limits[nvidia.com/gpu]"
+        )
+    overlap_tensor_collectives()
 
 
 def _wait(_module: nn.Module, _inputs: Any, output: Any) -> Tensor | None:

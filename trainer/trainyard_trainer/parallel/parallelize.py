@@ -20,9 +20,10 @@ from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model, ParallelPlan
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
-from trainyard_trainer.parallel.compilation import compile_blocks
+from trainyard_trainer.parallel.compilation import compile_blocks, overlap_collectives
 from trainyard_trainer.parallel.context import apply_context_parallel
 from trainyard_trainer.parallel.expert import apply_expert_parallel
+from trainyard_trainer.parallel.float8 import apply_float8
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.tensor import apply_tensor_parallel
 
@@ -37,10 +38,14 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
     own part of them.
     """
     wrapper = data_parallel_wrapper(config, mesh)
+    if config.parallelism.async_tensor:
+        overlap_collectives(device)
     parts: list[nn.Module] = []
     for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
         part = _build_stage(config, samples, stage)
         plan = FAMILIES[config.model.name].plan(part)
+        if config.trainer.float8:
+            apply_float8(plan, device)
         _divide(plan, mesh)
         _set_batch_tokens(plan, config)
         apply_activation_checkpointing(part, plan, config.trainer.activation_checkpointing)

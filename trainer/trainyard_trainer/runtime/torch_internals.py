@@ -40,6 +40,7 @@ __all__ = [
     "flatten_mesh",
     "foreach_mul_",
     "foreach_norm",
+    "overlap_tensor_collectives",
     "shared_memory_stager",
     "use_one_gloo_thread",
 ]
@@ -66,6 +67,13 @@ def foreach_mul_(tensors: list[Tensor], factor: Tensor) -> None:
 def foreach_norm(tensors: list[Tensor]) -> list[Tensor]:
     """Return the 2-norm of each tensor, with few kernels (as torch.nn.utils.get_total_norm)."""
     return list(torch._foreach_norm(tensors))
+
+
+def overlap_tensor_collectives() -> None:
+    """Have inductor fuse matrix products with the all-gathers before and the reduce-scatters behind them (async TP)."""
+    import torch._inductor.config
+
+    torch._inductor.config._micro_pipeline_tp = True
 
 
 def die_with_parent(signal_number: int) -> None:
