@@ -89,7 +89,7 @@ OPTIMIZERS: "dict[OptimizerName, OptimizerInfo]" = {
     "muon": OptimizerInfo(
         description=(
             "momentum made orthogonal (Jordan et al., 2024) for the matrices inside the blocks, and adamw for all "
-            "other parameters, the experts of a moe among them"
+            "other parameters, the experts and routers of a moe among them"
         ),
         defaults={"momentum": 0.95, "nesterov": True, "betas": (0.9, 0.95), "eps": 1e-8, "weightDecay": 0.1},
         state_scalars=lambda _: 2,

@@ -304,12 +304,22 @@ def ranks() -> list[Panel]:
         ),
         graph(
             PanelInfo(
+                "Load of experts",
+                "none",
+                "Of a moe: load of the most loaded expert of a layer, divided by the mean. 1: even. A layer that rises"
+                " leaves most experts untrained, and its ranks wait for the one with the loaded expert; raise"
+                " spec.trainer.model.balanceLossWeight.",
+            ),
+            Query(f"max by (layer) (trainyard_expert_load_ratio{{{S}}})", "layer {{layer}}"),
+            least=0,
+        ),
+        graph(
+            PanelInfo(
                 "Last step by pod",
                 "s",
                 "Seconds since each pod finished a step. If all grow: a hang, or an evaluation. If one grows: that"
                 " pod.",
                 ("TrainyardJobStalled",),
-                width=12,
             ),
             Query(f"time() - max by (pod) (trainyard_last_step_timestamp_seconds{{{S}}})", "{{pod}}"),
             least=0,
@@ -321,7 +331,6 @@ def ranks() -> list[Panel]:
                 "Pods of the attempt, and the workers it needs. If pods are pending, see their events (kubectl"
                 " describe).",
                 ("TrainyardJobPendingTooLong",),
-                width=12,
             ),
             Query(f"max by (state) (trainyard_job_pods{{{S}}}) > 0", "{{state}}"),
             Query(f"max(trainyard_job_workers_desired{{{S}}})", "needed"),

@@ -42,6 +42,19 @@ def _parallel(replicas: int = 2, trainer: Manifest | None = None, **parallelism:
     return make_manifest(replicas=replicas, trainer=trainer_spec(**(trainer or {})), parallelism=parallelism)
 
 
+_ASYNC_TENSOR = (
+    "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
+    "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it"
+)
+_FLOAT8 = {"float8": True, "precision": "bfloat16", "compile": True}
+
+
+def _on_gpus(manifest: Manifest, gpus: int = 1) -> Manifest:
+    """Give each worker GPUs, and a process for each."""
+    manifest["spec"]["workers"] |= {"resources": {"limits": {"nvidia.com/gpu": gpus}}, "procsPerWorker": gpus}
+    return manifest
+
+
 def _digits_spec(**changes: Any) -> Manifest:
     data = {"source": "table", "builtin": "digits"}
     return trainer_spec(**{"model": {"name": "mlp"}, "data": data, **changes})
@@ -87,8 +100,8 @@ _ENTIRE_MODEL = (
 )
 _TOO_SMALL = "an mlp is too small to split"
 _COMPILE = (
-    "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot differentiate the "
-    "compiled blocks then); remove it, or choose another layout"
+    "spec.trainer.compile: does not work with the schedule ZBV, which divides the backward pass of a block, while a "
+    "compiled one is indivisible; remove it, or choose another spec.parallelism.pipeline.schedule"
 )
 _SHARD = (
     "spec.parallelism.data.shard: must divide the number of data-parallel ranks (world size / (tensor x context x "
@@ -626,7 +639,44 @@ RULES = (
         lambda: _parallel(2, {"compile": True}, pipeline={"stages": 2, "schedule": "ZBV"}),
         _COMPILE,
     ),
-    Fault("compiled blocks with tensor parallelism", lambda: _parallel(2, {"compile": True}, tensor=2), _COMPILE),
+    Fault(
+        "asynchronous tensor parallelism on CPUs",
+        lambda: _parallel(2, {"compile": True}, tensor=2, asyncTensor=True),
+        _ASYNC_TENSOR,
+    ),
+    Fault(
+        "asynchronous tensor parallelism without compilation",
+        lambda: _on_gpus(_parallel(1, tensor=2, asyncTensor=True), 2),
+        _ASYNC_TENSOR,
+    ),
+    Fault(
+        "asynchronous tensor parallelism between workers",
+        lambda: _on_gpus(_parallel(2, {"compile": True}, tensor=2, asyncTensor=True)),
+        _ASYNC_TENSOR,
+    ),
+    Fault(
+        "float8 in float32",
+        lambda: _on_gpus(_trainer(float8=True)),
+        "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "
+        "compile, without which the scaling takes longer than float8 saves; set both, or remove float8",
+    ),
+    Fault(
+        "float8 on a CPU",
+        lambda: _trainer(**_FLOAT8),
+        "spec.trainer.float8: needs GPUs (H100 or newer), since a CPU has no products in float8; set "
+        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+    ),
+    Fault(
+        "float8 with tensor parallelism",
+        lambda: _on_gpus(_parallel(2, _FLOAT8, tensor=2)),
+        "spec.trainer.float8: does not work with tensor or a parameter server; remove it, or choose another layout",
+    ),
+    Fault(
+        "float8 with sequences of 100 tokens",
+        lambda: _on_gpus(_trainer(**_FLOAT8, data={"source": "text", "path": "/data", "sequenceLength": 100})),
+        "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
+        "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
+    ),
     Fault(
         "a parameter server without its mode",
         lambda: make_manifest(trainer=trainer_spec(), parameterServer={}),

@@ -33,7 +33,10 @@ from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.metrics import breakdown, stragglers
 from trainyard_trainer.models.moe.model import LoadBalance, Moe
 from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.parallel.expert import HostCopy
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.parallel.parallelize import named_parameters
+from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import heartbeat, world
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.world import World
@@ -115,6 +118,36 @@ def balance_parts_of_sequences() -> None:
         return forward(self, p_BTX, chosen_BTC)
 
     LoadBalance.forward = faulty  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def count_waits_for_experts() -> None:
+    """No fault: each rank prints how often it has waited for the counts of rows that its experts get."""
+    run, wait = Trainer.run, HostCopy.wait
+    waits: list[int] = []
+
+    def counted(self: HostCopy) -> Any:
+        waits.append(1)
+        return wait(self)
+
+    def printed(self: Trainer) -> None:
+        run(self)
+        os.write(1, f"{json.dumps({'waits': len(waits)})}\n".encode())
+
+    HostCopy.wait = counted  # type: ignore[method-assign]
+    Trainer.run = printed  # type: ignore
+    launcher_main.main()
+
+
+def print_loads() -> None:
+    """No fault: rank 0 prints the load of the experts at each report."""
+    reported = ProgressLog.reported
+
+    def printed(self: ProgressLog, report: Any) -> None:
+        reported(self, report)
+        print(json.dumps({"loads": report.expert_loads}), flush=True)
+
+    ProgressLog.reported = printed  # type: ignore[method-assign]
     launcher_main.main()
 
 
@@ -491,8 +524,7 @@ def audit() -> None:
         run(self)
         rank, at = self.world.rank, self.mesh.at
         (folder / f"samples-{rank}.json").write_text(json.dumps(seen))
-        named = [pair for part in self.parts for pair in part.named_parameters()]
-        whole = {name.removeprefix("module."): _whole(parameter) for name, parameter in named}
+        whole = {name: _whole(parameter) for name, parameter in named_parameters(self.parts)}
         if not any(place for axis, place in at._asdict().items() if axis != "pipeline"):
             torch.save(whole, folder / f"parameters-{rank}.pt")
 

@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from trainyard_trainer import rank_process
 from trainyard_trainer.launcher import main as launcher_main
+from trainyard_trainer.optim import muon
 from trainyard_trainer.optim.update import LocalUpdate
 from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
 from trainyard_trainer.train import Trainer
@@ -29,6 +30,7 @@ def main() -> None:
     libc = ctypes.CDLL(None)
     assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
     assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
+    muon.ITERATIONS = 2  # the third one needs no more memory than the second, but seconds of a CPU
     Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
     Trainer._forward_backward = _measured(Trainer._forward_backward, "passes")  # type: ignore[method-assign]
     LocalUpdate.apply_gradients = _measured_update(LocalUpdate.apply_gradients)  # type: ignore[method-assign]
@@ -66,9 +68,6 @@ def _measured_update(apply: Any) -> Any:
     """Measure the optimizer's step; gradients are complete before it."""
 
     def measured(update: LocalUpdate, learning_rate: float) -> Any:
-        for group in (group for part in update._optimizers.parts for group in part.param_groups):
-            if "ns_steps" in group:  # Muon's third iteration needs no more memory than its second, but seconds of a CPU
-                group["ns_steps"] = 2
         _figures["weights"] = _held(update._parameters)
         _figures["gradients"] = _held(p.grad for p in update._parameters if p.grad is not None)
         norm = _measured(apply, "step")(update, learning_rate)

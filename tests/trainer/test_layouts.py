@@ -201,10 +201,3 @@ def test_bfloat16_changes_the_losses_by_its_rounding_only(
     assert_equal(reports, references(layout).reports, 5e-3)
     with pytest.raises(AssertionError):
         assert_equal(reports, references(layout).reports)
-
-
-@pytest.mark.parametrize(
-    "layout", [Layout(1, {}), Layout(2, {"data": FSDP}), Layout(2, {"pipeline": pipe(2)})], ids=str
-)
-def test_compiled_blocks_give_the_same_losses(start: Starter, references: References, layout: Layout) -> None:
-    assert_equal(run(start, layout, compile=True), references(layout).reports)

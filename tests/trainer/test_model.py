@@ -162,7 +162,7 @@ def test_checkpointing_keeps_less_the_more_it_computes_again() -> None:
             return tensor
 
         model = make_model(layers=4)
-        apply_activation_checkpointing(LlamaPlan(model), mode)
+        apply_activation_checkpointing(model, LlamaPlan(model), mode)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(torch.arange(8)[None].repeat(64, 1)).sum()
         return sum(sizes_of.values())

@@ -1,12 +1,16 @@
 """A mixture of experts: the layer against plain loops, and the same losses and gradient norms on every layout."""
 
+import json
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 
+from tests.support.run_config import make_config
 from tests.trainer.layouts import (
     FSDP,
     HSDP,
@@ -18,6 +22,7 @@ from tests.trainer.layouts import (
     RunRecord,
     assert_equal,
     assert_same,
+    finished_pods,
     pipe,
     record,
     run,
@@ -25,9 +30,11 @@ from tests.trainer.layouts import (
 from tests.trainer.pods import Starter
 from trainyard.models.moe import MoeConfig
 from trainyard.optimizers import OPTIMIZERS, OptimizerName
+from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.moe.model import MixtureOfExperts, Moe
 from trainyard_trainer.parallel.parallelize import shard_dim
+from trainyard_trainer.runtime.world import World
 
 B, T, D, F, X, C = 3, 8, 16, 24, 5, 2
 
@@ -129,6 +136,47 @@ def test_balance_loss_evens_out_the_load(balance: float, evens_out: bool) -> Non
     assert evens_out or largest_load() == before
 
 
+def test_the_host_never_waits_for_the_device() -> None:
+    """Tensors without values stand for those of a device: an operation that needs a value on the host raises."""
+    layer = make_layer(balance=0.5)
+    with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings(action="ignore"):
+        layer(make_input()).sum().backward()
+        with pytest.raises(DynamicOutputShapeException):
+            torch.arange(3).repeat_interleave(torch.arange(3))
+
+
+def test_ranks_with_experts_wait_once_per_layer_and_pass(start: Starter) -> None:
+    layout = Layout(2, {"expert": 2})
+    (pod,) = finished_pods(start, layout, "tests.trainer.faults:count_waits_for_experts", model=MODEL, data={})
+    lines = [json.loads(line) for line in pod.stdout.splitlines()]
+    # Two layers, and one micro-batch in each of the steps.
+    assert [line["waits"] for line in lines if "waits" in line] == [2 * STEPS] * 2
+
+
+def test_load_of_experts_is_measured() -> None:
+    config = make_config(1, model={**MODEL, "experts": X, "expertsPerToken": C, "layers": 2})
+    model = Moe(cast(MoeConfig, config.model))
+    loads = ExpertLoads(config, World(0, 0, 1, 1, torch.device("cpu")), [model])
+    assert loads.ratios() == [0.0, 0.0]
+    first, second = model.mixtures()
+    first.load.add(torch.tensor([4, 1, 2, 3, 0]))
+    first.load.add(torch.tensor([6, 1, 1, 1, 1]))
+    second.load.add(torch.tensor([3, 3, 3, 3, 3]))
+    with torch.no_grad():
+        second.load.add(torch.tensor([9, 0, 0, 0, 0]))
+    assert loads.ratios() == pytest.approx([10 * X / 20, 1.0])
+    assert loads.ratios() == [0.0, 0.0]
+
+
+def test_reports_have_the_load_of_all_layers(start: Starter) -> None:
+    layout = Layout(2, {"pipeline": pipe(2)})
+    (pod,) = finished_pods(start, layout, "tests.trainer.faults:print_loads", model=MODEL)
+    lines = [json.loads(line) for line in pod.stdout.splitlines()]
+    loads = [line["loads"] for line in lines if "loads" in line]
+    assert len(loads) == STEPS
+    assert all(len(load) == 2 and all(1 <= ratio <= MODEL["experts"] for ratio in load) for load in loads)
+
+
 def test_balance_loss_is_no_part_of_what_is_computed() -> None:
     torch.testing.assert_close(make_layer(5.0)(make_input()), make_layer(0.0)(make_input()), rtol=0, atol=0)
 
@@ -150,7 +198,7 @@ def test_parameters_and_their_initial_spread() -> None:
         assert parameter.std().item() == pytest.approx(expected, rel=0.1)
 
 
-MODEL = {
+MODEL: dict[str, Any] = {
     "name": "moe",
     "heads": 8,
     "kvHeads": 4,

@@ -334,10 +334,13 @@ def test_which_layouts_replicate_and_which_shard(ranks: int, parallelism: Any, m
     assert (placed.replicated, placed.sharded) == expected
 
 
-def test_bfloat16_shards_the_model_of_a_tensor_group_too() -> None:
+def test_bfloat16_is_cast_by_fully_shard_except_with_a_parameter_server() -> None:
     job = cpus(replicas=2, parallelism={"tensor": 2}, trainer={"precision": "bfloat16"})
     assert placement(resolve(job)).sharded
-    assert placement(resolve(cpus(trainer={"precision": "bfloat16"}))).casts
+    alone = placement(resolve(cpus(trainer={"precision": "bfloat16"})))
+    assert (alone.sharded, alone.shards, alone.casts) == (True, 1, False)
+    served = cpus(replicas=2, parallelism={"data": {"mode": "parameterServer"}}, trainer={"precision": "bfloat16"})
+    assert (placement(resolve(served)).sharded, placement(resolve(served)).casts) == (False, True)
 
 
 def with_server(limit: str | None, **trainer: Any) -> TrainingJob:
@@ -416,15 +419,19 @@ def test_the_bubble_of_a_pipeline(schedule: str, bubble: float) -> None:
 
 
 def sent(job: TrainingJob) -> dict[tuple[str, str], tuple[int, int]]:
-    """Times and bytes, by axis and collective."""
-    return {(t.axis, t.collective): (t.times, t.bytes) for t in training(job).communication}
+    """Times and bytes of all tensors, by axis and collective."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for t in training(job).communication:
+        times, size = found.get((t.axis, t.collective), (0, 0))
+        found[t.axis, t.collective] = (times + t.times, size + t.bytes)
+    return found
 
 
 def test_tokens_are_sent_to_their_experts_and_back() -> None:
     half, found = 8 * 256, sent(moe(2, parallelism={"expert": 2}))
     assert found[("expert", "all-to-all")] == (16, 16 * half * 2 * 128 * 4 // 2)
     dense = 4 * (training(moe()).parameters - STACKS)
-    assert found[("expert", "reduce-scatter")] == (1, dense // 2)
+    assert found[("expert", "reduce-scatter")] == (2, dense // 2)
 
 
 def test_a_token_passes_through_its_experts_only() -> None:
@@ -447,10 +454,11 @@ def test_shards_gather_parameters_for_each_micro_batch_and_scatter_gradients_onc
     job = cpus(
         replicas=4, parallelism={"data": {"mode": "hsdp", "shard": 2}}, trainer={"batch": {"global": 8, "micro": 1}}
     )
-    size = 4 * training(cpus()).parameters
+    size, model = 4 * training(cpus()).parameters, decoder(cpus())
+    ends = 4 * (2 * model.vocab_size + 1) * model.dim  # gathered in the forward pass only
     assert sent(job) == {
-        ("shard", "all-gather"): (4, 4 * size // 2),
-        ("shard", "reduce-scatter"): (1, size // 2),
+        ("shard", "all-gather"): (4 + 2, (4 * (size - ends) + 2 * ends) // 2),
+        ("shard", "reduce-scatter"): (2, size // 2),
         ("replicate", "all-reduce"): (1, size // 2),
     }
 
@@ -458,9 +466,10 @@ def test_shards_gather_parameters_for_each_micro_batch_and_scatter_gradients_onc
 def test_tensor_ranks_exchange_in_every_block() -> None:
     whole = 16 * 256 * 128 * 4
     times = 4 * 4 + 2
+    loss = 2 * 16 * 256 * 4
     job = cpus(replicas=2, parallelism={"tensor": 2})
     assert sent(job) == {
-        ("tensor", "all-gather"): (times, times * whole // 2),
+        ("tensor", "all-gather"): (times + 1, times * whole // 2 + loss),
         ("tensor", "reduce-scatter"): (times, times * whole // 2),
     }
 

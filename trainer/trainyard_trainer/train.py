@@ -11,6 +11,7 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
@@ -19,7 +20,7 @@ from trainyard_trainer.optim.optimizer import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts
+from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, named_parameters
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
@@ -43,8 +44,7 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
-        # DistributedDataParallel puts a prefix before all names.
-        named = [(n.removeprefix("module."), p) for part in self.parts for n, p in part.named_parameters()]
+        named = named_parameters(self.parts)
         self._plugin = plugin or Plugin()
         self.passes = make_forward_backward(
             config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
@@ -61,7 +61,11 @@ class Trainer:
         """Observers of this rank; they are called in order."""
         self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.batches, self.observers)
         self._step_metrics = StepMetrics(
-            config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
+            config,
+            world,
+            ExpertLoads(config, world, self.parts),
+            samples_per_step=self.batches.global_batch,
+            counts_loss=self.mesh.counts_loss,
         )
         self._total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
         self._saver: Saver | None = None

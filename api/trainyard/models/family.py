@@ -17,6 +17,7 @@ Feature = Literal[
     "parameterServer",
     "activationCheckpointing",
     "compile",
+    "float8",
     "fullBatch",
     "isolatedDocuments",
 ]

@@ -41,6 +41,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "parameterServer",
             "activationCheckpointing",
             "compile",
+            "float8",
             "fullBatch",
             "isolatedDocuments",
         }

@@ -84,6 +84,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": "the experts of a moe are split by spec.parallelism.expert",
         "parameterServer": "the load of the experts is balanced inside the layers",
+        "float8": "the products of experts have no float8 here",
         "compile": "the route of a token through a moe is not known in advance",
         "fullBatch": "the load of the experts is balanced over batches",
     }
@@ -130,8 +131,8 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         Kept are the router's input and probabilities, the rows in order of their experts, and their results in order of
         the tokens. In an expert group as many rows arrive as leave if the load is balanced, which is assumed here.
         """
-        # autocast does not convert the grouped product of the experts, so that it is in float32 there.
-        width = FULL_BYTES if batch.casts else batch.width
+        # On a CPU experts are computed in float32 (`parallel.parallelize`).
+        width = batch.width if batch.gpu else FULL_BYTES
         rows_count = tokens * config.experts_per_token
         rows, inner = width * rows_count * config.dim, width * rows_count * config.ffn_dim
         permutations = 2 * INDEX_BYTES * rows_count

@@ -256,6 +256,13 @@ STRAGGLER_RATIO: Final = WorkerMetric(
     rank_field="straggler_rank",
     decimals=2,
 )
+EXPERT_LOAD: Final = WorkerMetric(
+    "trainyard_expert_load_ratio",
+    "gauge",
+    "Load of the most loaded expert of each layer of a moe, divided by the mean of all experts, since the previous"
+    " report: 1 if the load is even.",
+    labels=("layer",),
+)
 LAST_STEP_TIME: Final = WorkerMetric(
     "trainyard_last_step_timestamp_seconds",
     "gauge",

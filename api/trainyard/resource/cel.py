@@ -12,11 +12,14 @@ WHOLE_GPUS = (
 )
 """Expression for: the number of GPUs, if there is one, is a whole number below 1000. It can be converted then, and the
 world size is a number of 64 bits."""
-_PROCS = (
+HAS_GPUS = "(has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits)"
+"""Expression for: each worker has GPUs."""
+PROCS = (
     "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
     " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"
     f" && {WHOLE_GPUS} && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
 )
+"""Expression for: processes of each worker."""
 TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
 CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
 EXPERT = "(has(self.parallelism) ? self.parallelism.expert : 1)"
@@ -65,7 +68,7 @@ class Layout:
     """CEL expressions about the layout of the ranks; `replicas` is the expression for the number of workers."""
 
     def __init__(self, replicas: str) -> None:
-        self._world = f"{replicas} * {_PROCS}"  # as `TrainingJobSpec.world_size` has it in Python
+        self._world = f"{replicas} * {PROCS}"  # as `TrainingJobSpec.world_size` has it in Python
         data = f"(world / {MODEL_PARALLEL})"
         mesh = f"world % {MODEL_PARALLEL} == 0"
         shard = (

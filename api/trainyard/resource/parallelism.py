@@ -52,6 +52,10 @@ class Parallelism(ApiModel):
     tensor: Degree = 1
     """llama: tensor parallelism. Number of ranks that divide each matrix, and the sequence between the matrices. They
     communicate in every block: keep them inside one worker."""
+    async_tensor: bool = False
+    """llama: whether the matrix products of a tensor group are divided into parts, so that one part is computed while
+    another one travels (asynchronous tensor parallelism: Wang et al., 2023). Needs GPUs that are connected by NVLink,
+    and spec.trainer.compile, which divides them."""
     pipeline: PipelineParallelism = PipelineParallelism()
     """Pipeline parallelism, over blocks."""
     context: Degree = 1

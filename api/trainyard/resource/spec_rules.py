@@ -6,8 +6,10 @@ from trainyard.models.family import Feature, LayoutRule
 from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,
+    HAS_GPUS,
     HAS_PARAMETER_SERVER,
     MODEL_PARALLEL,
+    PROCS,
     STAGES,
     TENSOR,
     WHOLE_GPUS,
@@ -165,9 +167,29 @@ SPEC_RULES: tuple[Rule, ...] = (
         "parts; choose full, none, or another spec.parallelism.pipeline.schedule",
     ),
     Rule(
-        f"!has(self.trainer) || !self.trainer.compile || ({TENSOR} * {CONTEXT} == 1 && ({WITHOUT_ZBV}))",
-        "spec.trainer.compile: does not work with tensor, context or the schedule ZBV (torch 2.15 cannot "
-        "differentiate the compiled blocks then); remove it, or choose another layout",
+        f"!has(self.trainer) || !self.trainer.compile || {WITHOUT_ZBV}",
+        "spec.trainer.compile: does not work with the schedule ZBV, which divides the backward pass of a block, while "
+        "a compiled one is indivisible; remove it, or choose another spec.parallelism.pipeline.schedule",
+    ),
+    Rule(
+        f"!has(self.parallelism) || !self.parallelism.asyncTensor || ({TENSOR} > 1 && {HAS_GPUS} &&"
+        f" {PROCS} % {TENSOR} == 0 && has(self.trainer) && self.trainer.compile)",
+        "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
+        "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it",
+    ),
+    Rule(
+        f"!has(self.trainer) || !self.trainer.float8 || {HAS_GPUS}",
+        "spec.trainer.float8: needs GPUs (H100 or newer), since a CPU has no products in float8; set "
+        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+    ),
+    Rule(
+        f"!has(self.trainer) || !self.trainer.float8 || !({HAS_PARAMETER_SERVER}) && {TENSOR} == 1",
+        "spec.trainer.float8: does not work with tensor or a parameter server; remove it, or choose another layout",
+    ),
+    Rule(
+        f"!has(self.trainer) || !self.trainer.float8 || self.trainer.data.sequenceLength % (16 * {CONTEXT}) == 0",
+        "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
+        "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
     ),
     *ELASTIC_RULES,
 )

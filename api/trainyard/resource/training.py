@@ -127,6 +127,10 @@ class TrainerSpec(ApiModel):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Data type of matrix products and activations. Parameters, their gradients and the optimizer state are always
     float32. auto: bfloat16 if the workers ask for GPUs (workers.resources), else float32."""
+    float8: bool = False
+    """llama: whether matrix products inside the blocks are computed in float8, with a scale for each row (Micikevicius
+    et al., 2022). Faster than bfloat16 for large matrices, on GPUs from H100 on. Needs precision bfloat16 and compile.
+    """
     compile: bool = False
     """llama: whether each block is compiled with torch.compile. The first step takes about a minute longer, all others
     are faster. Needs a C++ compiler in the worker, which the trainer image has."""
@@ -165,6 +169,12 @@ class TrainerSpec(ApiModel):
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
+        _only_for("float8", "!self.float8"),
+        Rule(
+            "!self.float8 || (self.compile && self.precision != 'float32')",
+            "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "
+            "compile, without which the scaling takes longer than float8 saves; set both, or remove float8",
+        ),
         Rule(
             f"self.model.name in {families_with('fullBatch')} || !(self.optimizer.name in {_FULL_BATCH})",
             f"spec.trainer.optimizer.name: {_FULL_BATCH_NAMES} is for {listed(families_with('fullBatch'))} only"

@@ -57,7 +57,10 @@ def temporaries(config: RunConfig, held: int, largest_matrix: int) -> int:
     """Return the scalars of intermediate results in a step of the optimizer over `held` scalars of parameters."""
     optimizer = config.trainer.optimizer
     info = optimizer.info
-    return info.temporary_scalars(optimizer.parameters()) * held + info.matrix_temporary_scalars * largest_matrix
+    matrix = info.matrix_temporary_scalars * largest_matrix
+    # Replicas divide the work on their matrices among them, and exchange the results in bfloat16.
+    exchanged = config.mesh.replicate * largest_matrix // 2 if matrix and config.mesh.replicate > 1 else 0
+    return info.temporary_scalars(optimizer.parameters()) * held + matrix + exchanged
 
 
 def server_memory(config: RunConfig) -> Memory:

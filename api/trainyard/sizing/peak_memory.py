@@ -15,9 +15,8 @@ from trainyard.sizing.placement import Placement, placement
 
 BUCKET_BYTES = 25 * 2**20
 """Size of the buckets in which DistributedDataParallel reduces gradients."""
-LOSS_COPIES = 3
-"""Copies of the logits when the backward pass begins: the log-softmax, its gradient, and the gradient of the logits;
-always in float32."""
+LOSS_CHUNK = 2**24
+"""Logits that the loss computes with at once (`parallel.loss`), in float32; the gradient replaces the logits."""
 
 
 def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
@@ -82,14 +81,13 @@ class _Rank:
 
     def _loss(self) -> Memory:
         """Return the moment at which all activations are kept and the gradient of the logits is computed."""
-        copies = LOSS_COPIES + (self.config.mesh.tensor > 1)
-        waiting = self.chunks.last if self.pipelined else 0
+        waiting = self.chunks.last if self.pipelined else 1
         return self._moment(
             "loss",
             gradients=self._accumulated,
             activations=self._stored + self.kept.end,
-            logits=copies * self.kept.logits + waiting * self.kept.scores,
-            buffers=self._copies(self.own.layers) + (self._gathered if self.pipelined else 0),
+            logits=waiting * self.kept.scores + self._loss_chunk,
+            buffers=self._copies(self.own.layers) + (self._gathered if self.pipelined else self._gathered_head),
         )
 
     def _head(self) -> Memory:
@@ -100,7 +98,7 @@ class _Rank:
             gradients=self._accumulated + (0 if self._accumulated else head),
             activations=self._stored + self.kept.end,
             logits=(self.chunks.last if self.pipelined else 1) * self.kept.scores,
-            buffers=self._gathered + self._copies(self.own.layers) + (head if self._adds else 0),
+            buffers=self._gathered + self._gathered_head + self._copies(self.own.layers) + (head if self._adds else 0),
         )
 
     def _begin(self) -> Memory:
@@ -121,7 +119,7 @@ class _Rank:
         gradients = FULL_BYTES * own.total
         if self.placed.sharded and not self.pipelined:
             inner = own.layers * own.block // self.placed.shards + own.stacked // self.placed.expert_shards
-            gradients = FULL_BYTES * inner + self._width * own.outer + self._unreduced_block
+            gradients = FULL_BYTES * (inner + own.head // self.placed.shards) + self._unreduced_block
         copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
@@ -144,13 +142,13 @@ class _Rank:
         )
 
     def _reduce(self) -> Memory:
-        """Return the last reduction: gradients outside of the blocks are copied for it."""
+        """Return the last reduction: the gradient of the embedding is copied for it."""
         own, placed = self.own, self.placed
-        inner, outer = own.layers * own.block, FULL_BYTES * own.outer
-        gathered, unreduced = self._width * own.outer, inner // placed.shards + own.stacked // placed.expert_shards
+        inner, last = own.layers * own.block + own.head, FULL_BYTES * own.embedding
+        gathered, unreduced = 0, inner // placed.shards + own.stacked // placed.expert_shards
         if self.pipelined:
             gathered, unreduced = self._gathered, inner + own.stacked
-        return self._moment("gradients are reduced", gradients=FULL_BYTES * unreduced + outer, buffers=gathered + outer)
+        return self._moment("gradients are reduced", gradients=FULL_BYTES * unreduced + last, buffers=gathered + last)
 
     def _step(self) -> Memory:
         """Return the optimizer's step; with a parameter server it is the server's, but all gradients are held."""
@@ -165,21 +163,24 @@ class _Rank:
         # Gathering takes the parts of all ranks, and a copy of them in the right order.
         gathered = 2 * split if split > 1 else 0
         micros = self.config.accumulation if self.pipelined else 1
-        logits = ((2 if self.pipelined else 1) * micros + micros * gathered) * kept.scores + kept.logits
-        if kept.scores < kept.logits:
-            logits += kept.logits  # in float32 for the loss
+        logits = ((2 if self.pipelined else 1) * micros + micros * gathered) * kept.scores + self._loss_chunk
         return self._moment(
             "evaluation",
             gradients=FULL_BYTES * self.own.total if self._gradients_persist else 0,
             activations=kept.end,
             logits=logits if self.own.head else 0,
-            buffers=self._gathered + self._copies(self.own.layers),
+            buffers=self._gathered + self._gathered_head + self._copies(self.own.layers),
         )
 
     @property
     def _width(self) -> int:
         """Bytes of a gathered parameter, and of its gradient before it is reduced or added to others."""
         return FULL_BYTES if self.placed.casts else self.placed.width
+
+    @property
+    def _loss_chunk(self) -> int:
+        """Bytes of the probabilities of some rows."""
+        return min(self.kept.logits, FULL_BYTES * LOSS_CHUNK)
 
     @property
     def _stored(self) -> int:
@@ -224,7 +225,7 @@ class _Rank:
 
     @property
     def _gathered(self) -> int:
-        """Gathered parameters: all in a pipeline, else those of the current and the next block, and outside of blocks.
+        """Gathered parameters: all in a pipeline, else those of the current and the next block.
 
         Experts that are sharded apart are gathered after their block, and freed before those of the next block.
         """
@@ -234,7 +235,12 @@ class _Rank:
         experts = own.experts if placed.experts_sharded else 0
         if self.pipelined:
             return self._width * (own.dense + own.layers * experts)
-        return self._width * (2 * own.block + own.outer + (experts if placed.apart else 2 * experts))
+        return self._width * (2 * own.block + (experts if placed.apart else 2 * experts))
+
+    @property
+    def _gathered_head(self) -> int:
+        """Gathered parameters of the head, which stay from its forward pass to its backward pass."""
+        return self._width * self.own.head if self.placed.sharded and not self.pipelined else 0
 
     def _copies(self, layers: int) -> int:
         """Return the bytes of the copies of matrices that autocast keeps until their backward pass.

@@ -25,7 +25,8 @@ class Placement:
     expert_shards: int
     """Number of ranks over which the parameters of one rank's experts are sharded."""
     casts: bool
-    """Whether autocast computes matrix products in bfloat16; else fully_shard gathers parameters in bfloat16."""
+    """Whether autocast computes matrix products in bfloat16, as with a parameter server; else fully_shard gathers
+    parameters in bfloat16."""
     width: int
     """Bytes of one activation inside the blocks."""
 
@@ -42,23 +43,26 @@ class Placement:
 def placement(config: RunConfig) -> Placement:
     """Return how the parameters of a job are distributed."""
     mesh, half = config.mesh, config.trainer.precision == "bfloat16"
-    # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
-    plain = mesh.size == 1 or (
-        mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1 and not config.family.auxiliary_loss
+    served = config.servers > 0
+    # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly; and it
+    # casts nothing.
+    plain = not half and (
+        mesh.size == 1
+        or (mesh.pipeline * mesh.shard * mesh.expert * mesh.tensor == 1 and not config.family.auxiliary_loss)
     )
-    sharded = not plain and (half or mesh.data * mesh.context > 1)
+    sharded = not served and not plain and (half or mesh.data * mesh.context > 1)
     apart = sharded and mesh.expert > 1
     own = mesh.shard * mesh.context
     has_experts = "expert" in config.family.supports
     experts_sharded = sharded and has_experts and (not apart or half or mesh.replicate * own > 1)
     return Placement(
-        served=config.servers > 0,
-        replicated=plain and mesh.size > 1 and not config.servers,
+        served=served,
+        replicated=plain and mesh.size > 1 and not served,
         sharded=sharded,
         shards=own * mesh.expert if sharded else 1,
         apart=apart,
         experts_sharded=experts_sharded,
         expert_shards=own if experts_sharded else 1,
-        casts=half and not sharded,
+        casts=half and served,
         width=HALF_BYTES if half else FULL_BYTES,
     )

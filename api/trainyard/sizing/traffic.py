@@ -94,18 +94,24 @@ def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
         return
     # Rule 3: shards are gathered and their gradients scattered; experts that ranks divide have a mesh of their own.
     stacked = own.stacked if placed.apart else 0
-    yield from _sharded(config, procs, ("shard", "context", "expert"), "parameters", own.total - stacked)
+    axes = ("shard", "context", "expert")
+    yield from _sharded(config, procs, axes, "parameters", own.total - stacked - own.outer)
+    yield from _sharded(config, procs, axes, "embedding and head", own.outer, passes=1)
     if placed.experts_sharded:
         yield from _sharded(config, procs, ("shard", "context"), "experts", stacked)
     yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * placed.held(own))
 
 
-def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int) -> Iterator[Traffic]:
-    """Yield the traffic of fully_shard: a gather in both passes of each micro-batch, but one per step in a pipeline."""
+def _sharded(
+    config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int, passes: int = 2
+) -> Iterator[Traffic]:
+    """Yield the traffic of fully_shard: a gather in each pass of a micro-batch, but in a pipeline one per step.
+
+    What stands outside of the blocks is gathered for the forward pass only.
+    """
     placed = placement(config)
-    times = 1 if config.mesh.pipeline > 1 else 2 * config.accumulation
-    width = FULL_BYTES if placed.casts else placed.width
-    yield _traffic(config, procs, axes, "all-gather", what, times, width * scalars)
+    times = 1 if config.mesh.pipeline > 1 else passes * config.accumulation
+    yield _traffic(config, procs, axes, "all-gather", what, times, placed.width * scalars)
     gradients = "gradients" if what == "parameters" else f"gradients of {what}"
     yield _traffic(config, procs, axes, "reduce-scatter", gradients, 1, FULL_BYTES * scalars)
 
@@ -146,6 +152,11 @@ def _tensor(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     gathers, scatters = 4 * own.layers + ends + 2 * recomputed, 4 * own.layers + ends + recomputed
     yield _traffic(config, procs, ("tensor",), "all-gather", "activations", micros * gathers, complete)
     yield _traffic(config, procs, ("tensor",), "reduce-scatter", "activations", micros * scatters, complete)
+    if own.head:
+        # Of each token the logarithm of a sum, and the logit of its target.
+        tokens = config.micro_batch * config.tokens_per_sample // config.mesh.context
+        each = 2 * FULL_BYTES * tokens * config.mesh.tensor
+        yield _traffic(config, procs, ("tensor",), "all-gather", "parts of the loss", micros, each)
 
 
 def _context(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:

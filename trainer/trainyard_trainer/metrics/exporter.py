@@ -182,6 +182,8 @@ class MetricsExporter(Observer):
                 self.page.set(metric, values[field])
         for rank, seconds in enumerate(report.compute):
             self.page.set(worker_metrics.RANK_COMPUTE, seconds, str(rank))
+        for layer, load in enumerate(report.expert_loads):
+            self.page.set(worker_metrics.EXPERT_LOAD, load, str(layer))
         self.page.clear(worker_metrics.STRAGGLER_RATIO)
         for rank, ratio in report.stragglers.items():
             self.page.set(worker_metrics.STRAGGLER_RATIO, ratio, str(rank))

@@ -8,6 +8,7 @@ from torch import Tensor
 from trainyard.config import RunConfig
 from trainyard.sizing.model_size import flops_per_token
 from trainyard_trainer.metrics.device_flops import peak_flops
+from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.memory_stats import measure
 from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.metrics.stragglers import Stragglers
@@ -18,8 +19,11 @@ from trainyard_trainer.runtime.world import World
 class StepMetrics:
     """Measures loss, speed and slow ranks from one report to the next."""
 
-    def __init__(self, config: RunConfig, world: World, *, samples_per_step: int, counts_loss: bool) -> None:
+    def __init__(
+        self, config: RunConfig, world: World, loads: ExpertLoads, *, samples_per_step: int, counts_loss: bool
+    ) -> None:
         """Prepare the measurements; a rank whose loss another rank also holds has `counts_loss` False."""
+        self._loads = loads
         self._config = config
         self._world = world
         self._samples_per_step = samples_per_step
@@ -69,6 +73,7 @@ class StepMetrics:
             steps=step - self._clock.first,
             mfu=self._mfu(tokens_per_second),
             compute=compute,
+            expert_loads=self._loads.ratios(),
             stragglers=self._stragglers.find(compute, time.monotonic()),
         )
 

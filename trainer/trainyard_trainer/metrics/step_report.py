@@ -38,6 +38,8 @@ class StepReport:
     """Model FLOPs utilization since the previous report (Chowdhery et al., 2022); None if the peak is not known."""
     compute: list[float] = field(default_factory=list)
     """Seconds for the same small computation, by rank [world size]; empty if that is not measured."""
+    expert_loads: list[float] = field(default_factory=list)
+    """Rows of the most loaded expert divided by the mean of all experts, by layer; empty without experts."""
     stragglers: dict[int, float] = field(default_factory=dict)
     """Ranks that are too slow, with their time for that computation divided by the median rank's."""
 

@@ -1,6 +1,6 @@
 """What the trainer needs of a model family: how a model is built, which modules parallelism applies to, and names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,9 +12,21 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from trainyard.models.family import DataShape
 from trainyard_trainer.models.names import HuggingFaceNames
 
+WRAPPER = "_checkpoint_wrapped_module."
+"""What torch's checkpoint wrapper puts into the names of the parameters of the module that it holds."""
+
 
 class Model(nn.Module):
-    """A model, or one pipeline stage of it. Names of parameters are the same in a stage as in the complete model."""
+    """A model, or one pipeline stage of it. Names of parameters are the same in a stage as in the complete model, and
+    with activation checkpointing as without.
+    """
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters with their names, without the names of checkpoint wrappers."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            yield name.replace(WRAPPER, ""), parameter
 
     def initial(self, name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         """Return mean and standard deviation of a parameter's initial values."""
@@ -60,6 +72,14 @@ class ParallelPlan:
 
     def layers(self) -> Sequence[nn.Module]:
         """Return the blocks in order: units of sharding, activation checkpointing and compilation."""
+        return ()
+
+    def embedding(self) -> nn.Module | None:
+        """Return the module before the blocks whose parameters are not used in the backward pass."""
+        return None
+
+    def head(self) -> Sequence[nn.Module]:
+        """Return the modules behind the blocks, which are used one after the other."""
         return ()
 
     def tensor_plan(self) -> TensorPlan:

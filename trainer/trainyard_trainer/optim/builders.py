@@ -8,6 +8,7 @@ from torch import nn
 
 from trainyard.optimizers import OptimizerName
 from trainyard.resource.optimization import Optimizer
+from trainyard_trainer.optim.muon import Muon
 
 Named = Sequence[tuple[str, nn.Parameter]]
 Builder = Callable[[Named, Optimizer], list[torch.optim.Optimizer]]
@@ -50,14 +51,12 @@ def _muon(named: Named, config: Optimizer) -> list[torch.optim.Optimizer]:
     # A rank may hold no such matrix (an mlp has none) or nothing else (a stage in the middle of a pipeline).
     if matrices:
         own = config.parameters()
-        muon = torch.optim.Muon(
+        muon = Muon(
             matrices,
             config.learning_rate,
             weight_decay=own["weightDecay"],
             momentum=own["momentum"],
             nesterov=own["nesterov"],
-            # The update is scaled to the RMS of AdamW's, so that one learning rate serves both.
-            adjust_lr_fn="match_rms_adamw",
         )
         optimizers.append(muon)
     return optimizers + (_adamw(others, config) if others else [])
@@ -76,8 +75,11 @@ BUILDERS: dict[OptimizerName, Builder] = {
 
 
 def is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a matrix between hidden layers, so of a block: not the embedding, not the head."""
-    return parameter.ndim == 2 and "blocks." in name
+    """Return whether a parameter is a matrix between hidden layers, so of a block: not the embedding, not the head.
+
+    A router is not: its rows are one vector per expert, each compared with the tokens on its own.
+    """
+    return parameter.ndim == 2 and "blocks." in name and not name.endswith(".router.weight")
 
 
 def _groups(named: Named, config: Optimizer) -> list[dict[str, Any]]:

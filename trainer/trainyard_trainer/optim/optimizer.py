@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from trainyard.resource.optimization import Optimizer, Schedule
 from trainyard_trainer.optim.builders import BUILDERS
+from trainyard_trainer.optim.muon import Muon
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -35,8 +37,10 @@ class Optimizers:
             part.zero_grad()
 
 
-def build_optimizers(named: Named, config: Optimizer) -> Optimizers:
+def build_optimizers(named: Named, config: Optimizer, replicas: dist.ProcessGroup | None = None) -> Optimizers:
     """Return the optimizer that spec.trainer.optimizer asks for, over parameters given with their names.
+
+    `replicas`: the ranks that hold the same plain tensors, if there are several; Muon divides its work among them.
 
     Raises:
         ValueError: the trainer has no builder for it.
@@ -46,7 +50,11 @@ def build_optimizers(named: Named, config: Optimizer) -> Optimizers:
             f"spec.trainer.optimizer.name: {config.name} has no builder in this trainer; register one in "
             "trainyard_trainer.optim.builders.BUILDERS, or choose another optimizer"
         )
-    return Optimizers(BUILDERS[config.name](list(named), config))
+    parts = BUILDERS[config.name](list(named), config)
+    for part in parts:
+        if isinstance(part, Muon):
+            part.replicas = replicas
+    return Optimizers(parts)
 
 
 def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> float:

@@ -52,7 +52,7 @@ class LocalUpdate:
         named = list(named)
         self._named = named
         self._parameters = [parameter for _, parameter in named]
-        self._optimizers = build_optimizers(named, config)
+        self._optimizers = build_optimizers(named, config, None if mesh is None else mesh.replicas)
         self._clip = config.gradient_clip
         self._mesh = mesh
         self._guard = guard

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import PipelineStage
@@ -19,12 +18,12 @@ from torch.distributed.pipelining.schedules import (
     ScheduleZBVZeroBubble,
 )
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.parallel import loss_parallel
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.plugin import Loss
 from trainyard_trainer.runtime import heartbeat
@@ -71,7 +70,7 @@ def make_forward_backward(
     `own_loss`: loss of a plug-in, in place of the cross-entropy.
     """
     tokens = batches.global_batch * config.tokens_per_sample
-    loss = token_losses if own_loss is None else _gathers_outputs(own_loss)
+    loss = TokenLosses(compiled=config.trainer.compile) if own_loss is None else _gathers_outputs(own_loss)
     if mesh.sizes.pipeline > 1:
         return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, tokens, loss)
     return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, tokens, loss)
@@ -97,7 +96,6 @@ class GradientAccumulation:
         self._tokens = tokens
         # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
-        self._split_logits = mesh.sizes.tensor > 1
         # A sharded model casts its parameters when it gathers them.
         self._casts = config.trainer.precision == "bfloat16" and not isinstance(model, FSDPModule)
 
@@ -111,11 +109,11 @@ class GradientAccumulation:
             inputs, targets, documents = next(arriving)
             waited += time.perf_counter() - began
             heartbeat.beat(Phase.FORWARD_BACKWARD)
-            with self._sync_if(index == self._micro_batch_count - 1), _loss_context(self._split_logits):
+            with self._sync_if(index == self._micro_batch_count - 1):
                 with self._precision():
                     micro_loss = self._loss(self._model(inputs, **_isolation(documents)), targets) / self._tokens
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
-            loss += _value(micro_loss)
+            loss += micro_loss.detach()
         return loss, waited
 
     @torch.no_grad()
@@ -124,9 +122,9 @@ class GradientAccumulation:
         predicted = []
         for x, y, documents in _chunks(batch, self._micro_batch_count):
             heartbeat.beat(Phase.EVALUATION)
-            with _loss_context(self._split_logits), self._precision():
+            with self._precision():
                 logits = self._model(x, **_isolation(documents))
-                loss += _value(self._loss(logits, y))
+                loss += self._loss(logits, y)
             predicted.append(_value(logits).argmax(-1))
         return loss, torch.cat(predicted)
 
@@ -174,7 +172,6 @@ class PipelineSchedule:
         # Every stage needs to know where documents end, if attention must not cross them.
         self._needs_data = self._first or self._last or config.trainer.data.documents == "isolated"
         self._device = device
-        self._split_logits = mesh.sizes.tensor > 1
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         began = time.perf_counter()
@@ -183,31 +180,29 @@ class PipelineSchedule:
         waited = time.perf_counter() - began
         heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
-        with _loss_context(self._split_logits):
-            self._schedule.step(
-                *([batch.inputs] if batch is not None and self._first else []),
-                target=batch.targets if batch is not None and self._last else None,
-                losses=losses if self._last else None,
-                return_outputs=False,
-                **_isolation(None if batch is None else batch.documents),
-            )
-        loss = torch.stack([_value(x) for x in losses]).sum() if losses else torch.zeros((), device=self._device)
+        self._schedule.step(
+            *([batch.inputs] if batch is not None and self._first else []),
+            target=batch.targets if batch is not None and self._last else None,
+            losses=losses if self._last else None,
+            return_outputs=False,
+            **_isolation(None if batch is None else batch.documents),
+        )
+        loss = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self._device)
         return loss, waited
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         losses: list[Tensor] = []
         heartbeat.beat(Phase.EVALUATION)
-        with _loss_context(self._split_logits):
-            logits = self._schedule.eval(
-                *([batch.inputs] if self._first else []),
-                target=batch.targets if self._last else None,
-                losses=losses if self._last else None,
-                **_isolation(batch.documents),
-            )
+        logits = self._schedule.eval(
+            *([batch.inputs] if self._first else []),
+            target=batch.targets if self._last else None,
+            losses=losses if self._last else None,
+            **_isolation(batch.documents),
+        )
         if not self._last:
             return torch.zeros((), device=self._device), None
-        return torch.stack([_value(x) for x in losses]).sum() * self._tokens, _value(logits).argmax(-1)
+        return torch.stack(losses).sum() * self._tokens, _value(logits).argmax(-1)
 
 
 def _isolation(documents: Tensor | None) -> dict[str, Any]:
@@ -224,16 +219,6 @@ def _chunks(batch: Batch, count: int) -> Iterator[Batch]:
         yield Batch(inputs, targets, documents)
 
 
-def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies in nats, a scalar.
-
-    Args:
-        logits: [B, T, V] for text, [N, classes] for tables.
-        targets: [B, T], or [N].
-    """
-    return F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), reduction="sum")
-
-
 def _gathers_outputs(loss: Loss) -> Loss:
     """Return a loss that takes all outputs on each rank of a tensor group, where the model leaves them divided."""
 
@@ -247,8 +232,3 @@ def _value(tensor: Tensor) -> Tensor:
     """Return the values of a tensor without its autograd history, gathered on each rank."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _loss_context(split_logits: bool) -> AbstractContextManager[None]:
-    """Return the context in which cross_entropy takes logits that a tensor group splits by vocabulary."""
-    return loss_parallel() if split_logits else nullcontext()

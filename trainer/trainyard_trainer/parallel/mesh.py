@@ -20,6 +20,7 @@ class RankMesh:
         """
         self.sizes = sizes
         self.at = sizes.coordinate(world.rank)
+        self._device_type = world.device.type
         self._mesh: DeviceMesh | None = None
         self._timeout = world.timeout
         if world.size > 1 and not world.servers:
@@ -32,11 +33,6 @@ class RankMesh:
         """Return the ranks that differ from this one on one axis only."""
         assert self._mesh is not None
         return self._mesh[axis]
-
-    @property
-    def forms_groups(self) -> bool:
-        """Whether ranks communicate with each other during a step."""
-        return self._mesh is not None
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """Return the ranks that differ from this one on one axis only, as a process group."""
@@ -54,19 +50,29 @@ class RankMesh:
         Ranks of a context group hold parts of the same sequences, so that their gradients are summed like those of
         data-parallel ranks, and parameters can be sharded over them. Ranks with different experts are data-parallel
         for all parameters but those of the experts.
+
+        Without replicas it is [shard x context x expert], so that gradients are not reduced over groups of one rank.
         """
         return self._replicated_and_sharded("parameters", "shard", "context", "expert")
 
     @cached_property
     def experts(self) -> DeviceMesh:
-        """Mesh [replicate, shard x context] over which parameters of one rank's experts are replicated and sharded."""
+        """Mesh [replicate, shard x context], or [shard x context] without replicas, for the experts of one rank."""
         return self._replicated_and_sharded("experts", "shard", "context")
 
+    @property
+    def replicas(self) -> dist.ProcessGroup | None:
+        """The ranks that hold the same plain tensors; None if there are no others, or all tensors are sharded."""
+        if self._mesh is None or not self.is_plain:
+            return None
+        return dist.group.WORLD
+
     def _replicated_and_sharded(self, name: str, *axes: str) -> DeviceMesh:
-        assert self._mesh is not None
-        flat = flatten_mesh(self._mesh[axes], name)
-        dist.set_timeout(self._timeout, flat.get_group())
-        return concatenate_meshes([self._mesh["replicate"], flat])
+        if self._mesh is None:
+            return init_device_mesh(self._device_type, (1,), mesh_dim_names=(name,))
+        sharded = flatten_mesh(self._mesh[axes], name)
+        dist.set_timeout(self._timeout, sharded.get_group())
+        return sharded if self.sizes.replicate == 1 else concatenate_meshes([self._mesh["replicate"], sharded])
 
     @property
     def counts_loss(self) -> bool:

@@ -1,5 +1,8 @@
 """How a model is divided among the ranks: applied from outside of the model, here and in one fixed order."""
 
+from collections.abc import Sequence
+from typing import Literal, cast
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,9 +20,10 @@ from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model, ParallelPlan
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
-from trainyard_trainer.parallel.compilation import compile_blocks
+from trainyard_trainer.parallel.compilation import compile_blocks, overlap_collectives
 from trainyard_trainer.parallel.context import apply_context_parallel
 from trainyard_trainer.parallel.expert import apply_expert_parallel
+from trainyard_trainer.parallel.float8 import apply_float8
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.tensor import apply_tensor_parallel
 from trainyard_trainer.runtime.errors import ConfigError
@@ -34,25 +38,28 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
     A part is made without memory for its parameters, and divided, before it is given memory for this rank's part of
     them. The memory is not filled: `initialize_parts` or a checkpoint does that.
     """
-    # DistributedDataParallel averages gradients, and so would scale an auxiliary loss inside a layer wrongly.
-    plain = mesh.sizes.size == 1 or (mesh.is_plain and not config.family.auxiliary_loss)
+    wrapper = data_parallel_wrapper(config, mesh)
+    if config.parallelism.async_tensor:
+        overlap_collectives(device)
     parts: list[nn.Module] = []
     for stage in stages_of_rank(config.parallelism.pipeline, mesh.at.pipeline):
         part = _build_stage(config, samples, stage)
         plan = FAMILIES[config.model.name].plan(part)
+        if config.trainer.float8:
+            apply_float8(plan, device)
         _divide(plan, mesh)
         part.tie()
         _set_batch_tokens(plan, config)
-        apply_activation_checkpointing(plan, config.trainer.activation_checkpointing)
+        apply_activation_checkpointing(part, plan, config.trainer.activation_checkpointing)
         if config.trainer.compile:
-            compile_blocks(plan)
-        if not plain and (mesh.parameters.size() > 1 or config.trainer.precision == "bfloat16"):
+            compile_blocks(part, plan)
+        if wrapper == "fully_shard":
             apply_fsdp(part, plan, mesh, config.trainer.precision)
         part.to_empty(device=device)
         part.tie()
         positions = config.trainer.data.sequence_length // mesh.sizes.context
         part.set_positions(mesh.at.context * positions, positions, device)
-        parts.append(apply_ddp(part, device) if plain and mesh.forms_groups else part)
+        parts.append(apply_ddp(part, device) if wrapper == "ddp" else part)
     return parts
 
 
@@ -62,6 +69,12 @@ def initialize_parts(parts: list[nn.Module], seed: int) -> None:
         model = part.module if isinstance(part, DistributedDataParallel) else part
         assert isinstance(model, Model)
         initialize(model, seed, model.initial)
+
+
+def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of this rank with their names in the model, which no wrapper of a module changes."""
+    models = [part.module if isinstance(part, DistributedDataParallel) else part for part in parts]
+    return [named for model in models for named in model.named_parameters()]
 
 
 def parameter_count(config: RunConfig, samples: Samples) -> int:
@@ -114,6 +127,26 @@ def _set_batch_tokens(plan: ParallelPlan, config: RunConfig) -> None:
         balance.batch_tokens = config.trainer.batch.global_ * config.tokens_per_sample
 
 
+def data_parallel_wrapper(config: RunConfig, mesh: RankMesh) -> Literal["none", "ddp", "fully_shard"]:
+    """Return what casts the parameters of this rank, and reduces their gradients."""
+    # Rule 1: with a parameter server each worker holds the model as it is, and sends it as one vector.
+    if config.servers:
+        return "none"
+    # Rule 2: bfloat16 is fully_shard's, on a single rank, too. It casts parameters and inputs of a block once, so that
+    # everything inside is bfloat16, whereas autocast casts each operation and keeps a float32 residual stream.
+    if config.trainer.precision == "bfloat16":
+        return "fully_shard"
+    # Rule 3: one rank has nothing to reduce.
+    if mesh.sizes.size == 1:
+        return "none"
+    # Rule 4: replicas are DistributedDataParallel's, whose buckets are the fastest. It averages gradients, and so would
+    # scale an auxiliary loss inside a layer wrongly.
+    if mesh.is_plain and not config.family.auxiliary_loss:
+        return "ddp"
+    # Rule 5: everything else is sharded, if several ranks hold the same part of the model.
+    return "fully_shard" if mesh.parameters.size() > 1 else "none"
+
+
 def apply_ddp(part: nn.Module, device: torch.device) -> DistributedDataParallel:
     """Replicate all parameters; gradients are averaged while the backward pass runs (Li et al., 2020)."""
     return DistributedDataParallel(
@@ -135,22 +168,55 @@ def apply_fsdp(part: nn.Module, plan: ParallelPlan, mesh: RankMesh, precision: s
     policy = MixedPrecisionPolicy()
     if precision == "bfloat16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    ignored: set[nn.Parameter] = set()
-    if mesh.sizes.expert > 1:
-        # Experts that ranks divide are sharded over another mesh, or not at all if it has one rank.
-        if mesh.experts.size() > 1 or precision == "bfloat16":
-            for experts in plan.experts():
-                _fully_shard(experts, mesh.experts, policy, reshard)
-        else:
-            ignored = {parameter for experts in plan.experts() for parameter in experts.parameters()}
+    ignored = _shard_experts(plan, mesh, policy, reshard)
     for block in plan.layers():
         _fully_shard(block, mesh.parameters, policy, reshard, ignored)
-    _fully_shard(part, mesh.parameters, policy, reshard, ignored)
+    _shard_ends(plan, mesh.parameters, policy, reshard)
+    # What is left is used at the end as well as at the beginning, or is the entire model.
+    _fully_shard(part, mesh.parameters, policy, reshard=False, ignored=ignored)
     for module in part.modules():
         if isinstance(module, FSDPModule):
             # Gradients are summed: the loss is divided by the tokens of the global batch already.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+
+
+def _shard_experts(
+    plan: ParallelPlan, mesh: RankMesh, policy: MixedPrecisionPolicy, reshard: bool
+) -> set[nn.Parameter]:
+    """Shard those experts that cannot be sharded with their block, and return the experts that are not sharded."""
+    half, divided = policy.param_dtype is not None, mesh.sizes.expert > 1
+    own = mesh.experts if divided else mesh.parameters
+    if half and own.device_type == "cpu":
+        # On a CPU bfloat16 is no faster, and oneDNN would make and keep kernels for each number of rows, which changes
+        # for each expert and step: 100 MB per step for four small layers.
+        policy = MixedPrecisionPolicy(param_dtype=torch.float32, output_dtype=policy.param_dtype)
+    elif not divided:
+        return set()
+    # Experts that ranks divide are sharded over another mesh, or not at all if it has one rank.
+    if not half and own.size() == 1:
+        return {parameter for experts in plan.experts() for parameter in experts.parameters()}
+    for experts in plan.experts():
+        _fully_shard(experts, own, policy, reshard)
+    return set()
+
+
+def _shard_ends(plan: ParallelPlan, mesh: DeviceMesh, policy: MixedPrecisionPolicy, reshard: bool) -> None:
+    """Shard what stands before and behind the blocks, in two units, so that it is gathered only while it is used.
+
+    The head is gathered once per micro-batch: its backward pass follows its forward pass at once. So is the embedding,
+    whose gradient does not depend on its values.
+    """
+    embedding, head = plan.embedding(), list(plan.head())
+    shared = {parameter for module in head for parameter in module.parameters()}
+    if embedding is not None and shared.isdisjoint(embedding.parameters()):
+        _fully_shard(embedding, mesh, policy, reshard)
+        cast(FSDPModule, embedding).set_unshard_in_backward(False)
+    elif embedding is not None:
+        # They share a matrix.
+        head.insert(0, embedding)
+    if head:
+        _fully_shard(head, mesh, policy, reshard=False)
 
 
 def shard_dim(shape: torch.Size, ranks: int) -> int:
@@ -162,21 +228,21 @@ def shard_dim(shape: torch.Size, ranks: int) -> int:
 
 
 def _fully_shard(
-    module: nn.Module,
+    modules: nn.Module | list[nn.Module],
     mesh: DeviceMesh,
     policy: MixedPrecisionPolicy,
     reshard: bool,
     ignored: set[nn.Parameter] | None = None,
 ) -> None:
-    """Shard a module's parameters, except those that are sharded already and those that are ignored."""
-    ranks = mesh.size(1)
+    """Shard the parameters of modules as one unit, except those that are sharded already and those that are ignored."""
+    ranks = mesh.size(mesh.ndim - 1)
 
     def placement(parameter: nn.Parameter) -> Shard:
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         return Shard(shard_dim(local.shape, ranks))
 
     fully_shard(
-        module,
+        modules,
         mesh=mesh,
         mp_policy=policy,
         reshard_after_forward=reshard,

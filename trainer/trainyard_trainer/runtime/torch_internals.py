@@ -19,7 +19,12 @@ from torch._C._distributed_c10d import (
     _DistributedBackendOptions,
 )
 from torch.distributed import Backend, ProcessGroup
-from torch.distributed._functional_collectives import all_reduce, all_to_all_single, all_to_all_single_autograd
+from torch.distributed._functional_collectives import (
+    AsyncCollectiveTensor,
+    all_reduce,
+    all_to_all_single,
+    all_to_all_single_autograd,
+)
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -27,6 +32,7 @@ from torch.nn.attention import SDPBackend
 
 __all__ = [
     "TORCH_VERSION",
+    "AsyncCollectiveTensor",
     "HashStore",
     "PrefixStore",
     "TCPStore",
@@ -40,6 +46,7 @@ __all__ = [
     "foreach_mul_",
     "foreach_norm",
     "local_offsets",
+    "overlap_tensor_collectives",
     "pci_address",
     "set_attention_order",
     "shared_memory_stager",
@@ -74,6 +81,13 @@ def local_offsets(tensor: DTensor) -> tuple[int, ...]:
     """Return where this rank's part of a tensor begins in each dimension, as for a distributed checkpoint."""
     (chunk,) = tensor.__create_chunk_list__()  # type: ignore[no-untyped-call]
     return tuple(chunk.offsets)
+
+
+def overlap_tensor_collectives() -> None:
+    """Have inductor fuse matrix products with the all-gathers before and the reduce-scatters behind them (async TP)."""
+    import torch._inductor.config
+
+    torch._inductor.config._micro_pipeline_tp = True
 
 
 def die_with_parent(signal_number: int) -> None:

@@ -108,7 +108,7 @@ class World:
                 device_id=self.device if backend == "nccl" else None,
                 **rendezvous,
             )
-        elif saves:  # asynchronous checkpoints need a group, even of a single rank
+        else:  # asynchronous checkpoints and fully_shard need a group, even of a single rank
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if saves:
             control = dist.new_group(list(range(self.size)), STORAGE_TIMEOUT, "gloo")

@@ -31,6 +31,14 @@ class LlamaPlan(ParallelPlan):
         """Return the blocks."""
         return self._model.layers()
 
+    def embedding(self) -> nn.Module | None:
+        """Return the embedding, in the first stage of a pipeline."""
+        return self._model.embed
+
+    def head(self) -> Sequence[nn.Module]:
+        """Return the last norm and the head, in the last stage of a pipeline."""
+        return [module for module in (self._model.norm, self._model.head) if module is not None]
+
     def attentions(self) -> Sequence[Attention]:
         """Return the attention of each block."""
         return [block.attention for block in self._model.layers()]
@@ -40,7 +48,7 @@ class LlamaPlan(ParallelPlan):
 
         q, k, v, gate and up are split by columns, so that each rank has complete heads; o and down by rows (Shoeybi et
         al., 2019; Korthikanti et al., 2022). The embedding is split by vocabulary, and so are the head and the logits,
-        which the loss takes as they are (`loss_parallel`).
+        which the loss takes as they are (`parallel.loss`).
         """
         plan: list[tuple[nn.Module, dict[str, ParallelStyle]]] = [
             (block, _block_plan(norms=block.attention.q_norm is not None)) for block in self._model.layers()

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainyard.models.moe import MoeConfig
+from trainyard_trainer.models.experts import ExpertLoad, inverse
 from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.runtime.torch_internals import all_reduce
 
@@ -32,29 +33,49 @@ class Moe(Llama):
 
 
 class MixtureOfExperts(nn.Module):
-    """Residual stream [B, T, D] in, weighted sum of the results of each token's experts [B, T, D] out."""
+    """Residual stream [B, T, D] in, weighted sum of the results of each token's experts [B, T, D] out.
+
+    Nothing here makes the host wait for the device, which would be once per layer and pass.
+    """
 
     def __init__(self, config: MoeConfig) -> None:
         super().__init__()
         self.experts_per_token = config.experts_per_token
-        self.router = nn.Linear(config.dim, config.experts, bias=False)
+        self.router = Router(config.dim, config.experts)
         self.balance = LoadBalance(config.balance_loss_weight)
+        self.load = ExpertLoad(config.experts)
         self.experts = Experts(config.dim, config.ffn_dim, config.experts)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        p_BTX = self.router(x_BTD).float().softmax(-1)
+        p_BTX = self.router(x_BTD).softmax(-1)
         chosen_BTC = p_BTX.detach().topk(self.experts_per_token).indices
         p_BTC = self.balance(p_BTX, chosen_BTC).gather(-1, chosen_BTC)
         weight_BTC = (p_BTC / p_BTC.sum(-1, keepdim=True)).to(x_BTD.dtype)
 
         # Rows in order of their experts.
-        order_N = chosen_BTC.flatten().argsort(stable=True)
-        count_X = chosen_BTC.flatten().bincount(minlength=p_BTX.shape[-1])
-        row_ND = x_BTD.flatten(0, 1).index_select(0, order_N // self.experts_per_token)
-        y_ND = self.experts(row_ND, count_X)
-        y_BTCD = y_ND.index_select(0, order_N.argsort()).view(*chosen_BTC.shape, -1)
+        chosen_N = chosen_BTC.flatten()
+        order_N = chosen_N.argsort(stable=True)
+        count_X = torch.zeros_like(p_BTX[0, 0], dtype=torch.int64).scatter_add_(0, chosen_N, torch.ones_like(chosen_N))
+        self.load.add(count_X)
+        y_ND = self.experts(x_BTD.flatten(0, 1), order_N // self.experts_per_token, count_X)
+        y_BTCD = y_ND.index_select(0, inverse(order_N)).view(*chosen_BTC.shape, -1)
         y_BTD: Tensor = (y_BTCD * weight_BTC.unsqueeze(-1)).sum(-2)
         return y_BTD
+
+
+class Router(nn.Linear):
+    """Scores of all experts [B, T, X] in float32, whatever type its inputs and its weight have.
+
+    In bfloat16, with 8 bits, many experts of a token would have the same score (Lepikhin et al., 2020; Fedus et al.,
+    2022, section 2.4).
+    """
+
+    def __init__(self, dim: int, experts: int) -> None:
+        super().__init__(dim, experts, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            return F.linear(x_BTD.float(), self.weight.float())
 
 
 class Experts(nn.Module):
@@ -67,8 +88,9 @@ class Experts(nn.Module):
         self.up = nn.Parameter(torch.empty(experts, dim, ffn_dim))
         self.down = nn.Parameter(torch.empty(experts, ffn_dim, dim))
 
-    def forward(self, row_ND: Tensor, count_X: Tensor) -> Tensor:
-        y_ND: Tensor = self.core(row_ND, count_X, self.gate, self.up, self.down)
+    def forward(self, x_MD: Tensor, row_N: Tensor, count_X: Tensor) -> Tensor:
+        """Return the results [N, D] of the rows `x_MD[row_N]`, which are in order of their experts."""
+        y_ND: Tensor = self.core(x_MD, row_N, count_X, self.gate, self.up, self.down)
         return y_ND
 
 
@@ -77,7 +99,10 @@ class GroupedSwiGlu(nn.Module):
     parameters; it is a module of its own so that expert parallelism can wrap it.
     """
 
-    def forward(self, row_ND: Tensor, count_X: Tensor, gate_XDF: Tensor, up_XDF: Tensor, down_XFD: Tensor) -> Tensor:
+    def forward(
+        self, x_MD: Tensor, row_N: Tensor, count_X: Tensor, gate_XDF: Tensor, up_XDF: Tensor, down_XFD: Tensor
+    ) -> Tensor:
+        row_ND = x_MD.index_select(0, row_N)
         end_X = count_X.cumsum(0).to(torch.int32)
         h_NF = F.silu(F.grouped_mm(row_ND, gate_XDF, offs=end_X)) * F.grouped_mm(row_ND, up_XDF, offs=end_X)
         return F.grouped_mm(h_NF, down_XFD, offs=end_X)
