@@ -390,7 +390,8 @@ def test_the_largest_size_that_is_possible(found: int | None, most: int, of: Tra
 def test_a_size_must_have_the_memory() -> None:
     limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "58Gi"}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048}
-    trainer = trainer_spec(model={"name": "llama", "preset": "8b"}, data=data, batch={"global": 512, "micro": 1})
+    model, batch = {"name": "llama", "preset": "8b"}, {"global": 512, "micro": 1}
+    trainer = trainer_spec(model=model, data=data, batch=batch, precision="float32")
     spec = {"trainer": trainer, "workers": limits, "parallelism": {"data": {"mode": "fsdp"}}}
     assert largest_size(make_job(replicas=4, **{**elastic(2), **spec}), 3) == 2
     body = make_job(replicas=4, **{**elastic(1), **spec}).to_dict()

@@ -51,7 +51,7 @@ def cases(ranks: int, *, quick: bool) -> list[Case]:
         Case("tensor x context x fsdp", ranks, {"data": FSDP, "tensor": 2, "context": 2}, {}),
     ]
     if quick:
-        return [alone[0], pairs[1], pairs[4]] if ranks > 1 else alone[:1]
+        return [pairs[1], pairs[4]] if ranks > 1 else alone[:1]
     return alone + (pairs if ranks > 1 else []) + (grids if ranks >= 4 else [])
 
 

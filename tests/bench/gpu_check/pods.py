@@ -116,14 +116,15 @@ class Machine:
             **self.visible_gpus(range(index * procs, (index + 1) * procs)),
             **env,
         }
-        process = subprocess.Popen(
-            [sys.executable, "-m", "trainyard_trainer"],
-            env={**os.environ, **variables},
-            stdin=subprocess.DEVNULL,
-            stdout=(folder / "stdout").open("wb"),
-            stderr=(folder / "stderr").open("wb"),
-            start_new_session=True,
-        )
+        with (folder / "stdout").open("wb") as stdout, (folder / "stderr").open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "trainyard_trainer"],
+                env={**os.environ, **variables},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
         return Pod(process, folder, metrics_port)
 
     def visible_gpus(self, numbers: range) -> dict[str, str]:
