@@ -48,6 +48,8 @@ def train(
         "schedule": {"name": "constant"},
         **changes,
     }
+    if "stop_by" in settings:
+        settings["stop"] = {"steps": None, **settings.pop("stop_by")}
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
     entry = entry or "trainyard_trainer.launcher.main:main"
     return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder), **grace})
@@ -280,6 +282,34 @@ def test_samples_continue_where_they_were_if_the_batch_changes(start: Starter, t
     assert finish(pods, 60) == [0], pods[0].stderr
     assert consumed == read_samples(pods[0])
     assert len(set(consumed)) == 48
+
+
+def test_tokens_and_epochs_count_what_was_consumed_before_the_batch_changed(start: Starter, tmp_path: Path) -> None:
+    """Three steps of 8 samples of 16 tokens, then steps of 16: the run ends with the tokens that it is to have."""
+    [pod] = train(start, tmp_path, ALONE, stop=3)
+    assert finish([pod], 60) == [0], pod.stderr
+    [pod] = train(start, tmp_path, ALONE, batch={"global": 16}, stop_by={"tokens": 1024})
+    assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5, 6], "384 tokens are consumed, and 640 remain: 2.5 steps"
+    assert Manifest.read(tmp_path / "step-00000006").tokens == 384 + 3 * 256
+    [pod] = train(start, tmp_path, ALONE, batch={"global": 2}, stop_by={"tokens": 1024})
+    assert finish([pod], 60) == [0], pod.stderr
+    assert losses(pod) == {}
+    assert "nothing is left to do: spec.trainer.stop was reached before" in pod.stdout
+
+
+def test_a_longer_sequence_continues_at_the_same_token(start: Starter, tmp_path: Path) -> None:
+    """24 samples of 16 tokens are 9.6 of 40: the run continues with sample 10 of the windows of 40 tokens."""
+    entry = "tests.trainer.faults:audit"
+    [pod] = train(start, tmp_path / "run", ALONE, stop=3)
+    assert finish([pod], 60) == [0], pod.stderr
+    [pod] = train(start, tmp_path / "run", ALONE, data={"sequenceLength": 40}, stop_by={"tokens": 1024}, entry=entry)
+    assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5], "640 tokens remain: two steps of 320"
+    [reference] = train(start, tmp_path / "other", ALONE, data={"sequenceLength": 40}, stop=4, entry=entry)
+    assert finish([reference], 60) == [0], reference.stderr
+    assert read_samples(pod) == read_samples(reference)[10:26]
+    assert Manifest.read(tmp_path / "run" / "step-00000005").tokens == 1024
 
 
 def read_samples(pod: Pod) -> list[int]:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.checkpoint.saver import Saver
-from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.optim.update import Update
 from trainyard_trainer.runtime import log
@@ -23,14 +22,12 @@ class BadStepHandler:
         world: World,
         state: TrainState,
         update: Update,
-        batches: Batches,
         observers: list[Observer],
     ) -> None:
         self._policy = policy
         self._world = world
         self._state = state
         self._update = update
-        self._batches = batches
         self._observers = observers
 
     def handle(self, loss: float, norm: float, saver: Saver | None) -> bool:
@@ -64,13 +61,12 @@ class BadStepHandler:
 
     def _roll_back(self, saver: Saver) -> bool:
         """Return to the newest good checkpoint, and continue with new samples. False if that cannot help."""
-        consumed = self._batches.samples_consumed(self._state.step)
+        failed_step = self._state.step
         folder = saver.find_rollback_target()
         if folder is None:
             return False
-        self._state.load(folder, saver.group)
+        self._state.roll_back(folder, saver.group, failed_step)
         self._update.after_rollback(folder)
-        self._batches.set_position(self._state.step, consumed)
         if not self._state.bad_steps.record_rollback(self._state.step):
             return False
         for observer in self._observers:

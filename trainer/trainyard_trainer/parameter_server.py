@@ -137,12 +137,15 @@ class ParameterServer:
         self._flat = FlatParameters(self._named)
         self._received = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
+        self._guard = guard
         self._update = LocalUpdate(self._named, config, None, guard)
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
-        self.step: int = 0 if folder is None else Manifest.read(folder).step
+        self.step = 0
         """Optimizer steps done, including those of earlier attempts."""
+        if folder is not None:
+            self._restore(Manifest.read(folder))
 
     def serve(self) -> bool:
         """Carry out one command. Returns False when the workers are done."""
@@ -178,14 +181,18 @@ class ParameterServer:
         (folder,) = _receive_objects(1, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
         load(folder, self._tensors(), group=None)
-        self.step = Manifest.read(folder).step
+        self._restore(Manifest.read(folder))
+
+    def _restore(self, manifest: Manifest) -> None:
+        self.step = manifest.step
+        self._guard.restore(manifest.norms)
 
     def _save(self) -> None:
         root, manifest = _receive_objects(2, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
         problem = None
         try:
-            save(CheckpointWriter(root, manifest), self._tensors(), group=None)
+            save(CheckpointWriter(root, manifest.replace(norms=self._guard.norms)), self._tensors(), group=None)
         except FAILURES as error:
             problem = str(error).splitlines()[0]
         dist.send_object_list([problem], 0)

@@ -1,5 +1,6 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +16,7 @@ from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import GradientGuard
-from trainyard_trainer.optim.optimizer import learning_rate_factor
+from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
@@ -24,7 +25,7 @@ from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
-from trainyard_trainer.stopping import total_steps
+from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
 
 
@@ -46,19 +47,21 @@ class Trainer:
         self.passes = make_forward_backward(config, self.mesh, self.parts, world.device, self.batches)
         policy = config.health.bad_steps
         self.update: Update
+        guard = None
         if world.servers:
             self.update = RemoteUpdate(named, world)
         else:
             guard = GradientGuard(policy, world.all_true)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self.state = TrainState(config, named, self.update, self.batches)
+        self.state = TrainState(config, named, self.update, self.batches, guard)
         self.observers: list[Observer] = []
         """Observers of this rank; they are called in order."""
-        self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.batches, self.observers)
+        self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.observers)
         self._step_metrics = StepMetrics(
             config, world, samples_per_step=self.batches.global_batch, counts_loss=self.mesh.counts_loss
         )
-        self._total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
+        self._total_steps = 0
+        """Optimizer steps of the entire run; known once it is clear where the run begins."""
         self._saver: Saver | None = None
         self._source: Path | None = None
         """Checkpoint that this attempt has resumed from."""
@@ -81,9 +84,7 @@ class Trainer:
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
         if folder is not None:
-            manifest = self.state.load(folder, saver.group)
-            self.batches.set_position(self.step, manifest.samples)
-            self.state.bad_steps.consecutive = manifest.bad_steps
+            self.state.resume(folder, saver.group)
             log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 
     def run(self) -> None:
@@ -92,6 +93,7 @@ class Trainer:
         Between reports and evaluations only the update waits for the device, since it needs the gradient's norm.
 
         Raises:
+            ConfigError: the learning rate would still be rising, or already be falling, when the training ends.
             FinalCheckpointFailed: training has ended or was told to stop, and its state could not be saved.
         """
         self._begin()
@@ -118,11 +120,17 @@ class Trainer:
         self._end()
 
     def _begin(self) -> None:
-        """Announce the run to the observers and the launcher."""
+        """Determine the number of steps, and announce the run to the observers and the launcher."""
+        self._count_steps()
+        timeline = self.state.timeline
+        check_schedule(self._trainer.schedule, self._total_steps, timeline.tokens_at(self._total_steps))
+        if self.step >= self._total_steps:
+            log.info(f"nothing is left to do: spec.trainer.stop was reached before, the run has made {self.step} steps")
         self._step_metrics.begin(self.step)
         start = Start(
             step=self.step,
-            drawn=self.batches.samples_consumed(self.step),
+            samples_consumed=timeline.samples_at(self.step),
+            tokens_consumed=timeline.tokens_at(self.step),
             total_steps=self._total_steps,
             batch=self.batches.global_batch,
             samples=self.batches.train_samples,
@@ -162,7 +170,8 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
-        factor = learning_rate_factor(self._trainer.schedule, step, self._total_steps)
+        progress_at = progress_unit(self._trainer.stop, self.state.timeline)
+        factor = learning_rate_factor(self._trainer.schedule, step, self._total_steps, progress_at)
         return self._trainer.optimizer.learning_rate * factor
 
     def _handle_bad_step(self, loss: Tensor, norm: Tensor) -> bool:
@@ -173,10 +182,16 @@ class Trainer:
         """
         if not self._bad_steps.handle(loss.item(), norm.item(), self._saver):
             return False
+        self._count_steps()
         self._step_metrics.begin(self.step)
         heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
         self._stopwatch.mark("other")
         return True
+
+    def _count_steps(self) -> None:
+        """Determine the number of steps of the run from what it has consumed so far."""
+        stop, timeline = self._trainer.stop, self.state.timeline
+        self._total_steps = total_steps(stop, self.step, timeline, self.batches.train_samples)
 
     def _report_is_due(self, first_step: int) -> bool:
         """Return whether to report the current step: the first of an attempt, each logEverySteps-th, and the last."""
@@ -194,6 +209,8 @@ class Trainer:
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)
+        if not math.isfinite(metrics["loss"]):
+            log.logger.warning("the evaluation loss after step %d is %s", self.step, metrics["loss"])
         self.state.stopped_because = self.state.convergence.reason_to_stop(metrics["loss"])
         if self.state.stopped_because:
             log.info(f"stopped after step {self.step}: {self.state.stopped_because}")

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Literal
 
@@ -29,6 +29,16 @@ class GradientGuard:
         self._spike_factor = policy.spike_factor
         self._all_true = all_true
         self._norms: deque[float] = deque(maxlen=SPIKE_WINDOW)
+
+    @property
+    def norms(self) -> tuple[float, ...]:
+        """Norms of the last good steps, for a checkpoint."""
+        return tuple(self._norms)
+
+    def restore(self, norms: Iterable[float]) -> None:
+        """Continue with the norms of a checkpoint, so that a run that resumes decides like one that went through."""
+        self._norms.clear()
+        self._norms.extend(norms)
 
     def is_good(self, norm: float) -> bool:
         """Return whether a gradient with this norm (before clipping) may be applied, the same on every rank."""

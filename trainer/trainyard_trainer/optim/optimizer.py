@@ -1,12 +1,11 @@
-"""The optimizer of a run, and its learning rate over time."""
+"""The optimizer of a run."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
 
-from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.builders import BUILDERS
 
 Named = Iterable[tuple[str, nn.Parameter]]
@@ -47,19 +46,3 @@ def build_optimizers(named: Named, config: Optimizer) -> Optimizers:
             "trainyard_trainer.optim.builders.BUILDERS, or choose another optimizer"
         )
     return Optimizers(BUILDERS[config.name](list(named), config))
-
-
-def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step, counted from 1 to total_steps, divided by the peak."""
-    if step <= schedule.warmup_steps:
-        return step / schedule.warmup_steps
-    if schedule.name == "constant":
-        return 1.0
-    start = schedule.warmup_steps
-    if schedule.name == "wsd":
-        start = max(start, total_steps - (schedule.decay_steps or max(1, total_steps // 10)))
-    if step <= start:
-        return 1.0
-    progress = (step - start) / (total_steps - start)
-    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else 1 - progress
-    return schedule.min_ratio + (1 - schedule.min_ratio) * remaining
