@@ -17,6 +17,7 @@ from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants
+from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer import run
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
@@ -35,7 +36,8 @@ def train(
 ) -> list[Pod]:
     """Start a run that keeps its checkpoints in a folder, by default one after each third step.
 
-    `grace`: seconds of the pods' grace period.
+    `grace`: seconds of the pods' grace period. `stop_by`: spec.trainer.stop in place of steps. `spike`:
+    spec.health.badSteps.spikeFactor.
     """
     grace = {constants.ENV_GRACE: str(seconds)} if (seconds := changes.pop("grace", None)) else {}
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
@@ -50,7 +52,10 @@ def train(
     }
     if "stop_by" in settings:
         settings["stop"] = {"steps": None, **settings.pop("stop_by")}
+    spike = settings.pop("spike", None)
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
+    if spike is not None:
+        config = config.replace(health=config.health.replace(bad_steps=BadStepPolicy(spike_factor=spike)))
     entry = entry or "trainyard_trainer.launcher.main:main"
     return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder), **grace})
 

@@ -38,6 +38,10 @@ class TrainState:
         self._guard = guard
         self.timeline = Timeline(batches.global_batch, config.tokens_per_sample)
         """Samples and tokens consumed after each step."""
+        self.run: str | None = None
+        """Identity of the run, for checkpoints."""
+        self.parent: str | None = None
+        """Identity of the run that wrote the checkpoint from which this attempt resumes, if it is known."""
         self.step = 0
         """Optimizer steps done, including those of earlier attempts."""
         self.bad_steps = BadStepCounter(config.health.bad_steps)
@@ -50,6 +54,7 @@ class TrainState:
     def snapshot(self) -> tuple[Tensors, Manifest]:
         """Return the tensors of this rank, and the manifest of a checkpoint after the current step."""
         manifest = Manifest(
+            run=self.run,
             step=self.step,
             samples=self.timeline.samples_at(self.step),
             tokens=self.timeline.tokens_at(self.step),
@@ -75,6 +80,10 @@ class TrainState:
             ConfigError: the checkpoint belongs to another model or optimizer.
         """
         manifest = self._load(folder, group)
+        # With a record of the run, the table of `trainyard.resume` has said this already.
+        if self.run is None and manifest.data != self._batches.fingerprint:
+            log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
+        self.parent = manifest.run
         samples = in_samples_of(self._config.tokens_per_sample, manifest.samples, manifest.tokens_per_sample)
         self._move(samples, manifest.tokens_consumed, manifest.history)
         self.bad_steps.consecutive = manifest.bad_steps
@@ -93,8 +102,6 @@ class TrainState:
         """Restore everything but the position in the data, and return the checkpoint's manifest."""
         manifest = Manifest.read(folder)
         manifest.check_compatible(self._config, folder)
-        if manifest.data != self._batches.fingerprint:
-            log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
         # The state of the optimizer exists from the first step on; a second copy would need memory for nothing.
         if not self._update.tensors():
             self._update.prepare(saved_shapes(folder))

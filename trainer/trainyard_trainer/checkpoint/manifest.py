@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.protocol.progress import Progress
+from trainyard.resume import differences, refusals
 from trainyard_trainer.data.timeline import Phase
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -42,6 +43,8 @@ class ConvergenceState(ApiModel):
 class Manifest(ApiModel):
     """The contents of manifest.json, without its format version."""
 
+    run: str | None = None
+    """Identity of the run (see `trainyard.run_record`); None in format 1."""
     step: int
     """Optimizer steps done."""
     samples: int
@@ -117,23 +120,15 @@ class Manifest(ApiModel):
     def check_compatible(self, config: RunConfig, folder: Path) -> None:
         """Check that a run of this configuration can resume from the checkpoint in `folder`.
 
+        The checkpoint may have no run.json beside it, or be that of another run.
+
         Raises:
             ConfigError: it belongs to another model or optimizer; the message names each field and both values.
         """
-        wanted = _fields(config.model.to_dict(), config.trainer.optimizer.name)
-        saved = _fields(self.model, self.optimizer)
-        differences = [
-            f"{field} is {wanted.get(field, 'not set')}, but {saved.get(field, 'not set')} in the checkpoint"
-            for field in sorted({*wanted, *saved})
-            if wanted.get(field) != saved.get(field)
-        ]
-        if differences:
-            raise ConfigError(
-                f"{'; '.join(differences)} {folder}; change it back, or choose another spec.checkpoint volume"
-            )
-
-
-def _fields(model: dict[str, Any], optimizer: str) -> dict[str, Any]:
-    """Return the values that a checkpoint and its run must share, by the field of the spec."""
-    fields = {f"spec.trainer.model.{name}": value for name, value in model.items() if name != "sequenceLength"}
-    return {**fields, "spec.trainer.optimizer.name": optimizer}
+        saved = {"model": self.model, "trainer": {"optimizer": {"name": self.optimizer}}}
+        wanted = {
+            "model": config.model.to_dict(),
+            "trainer": {"optimizer": {"name": config.trainer.optimizer.name}},
+        }
+        if problem := refusals(differences(saved, wanted), f"the checkpoint {folder}"):
+            raise ConfigError(problem)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard_trainer.data.sampling import IntArray
+from trainyard_trainer.data.tokenizer import TokenizerFile
 
 
 class Samples(Protocol):
@@ -19,6 +20,10 @@ class Samples(Protocol):
     def fingerprint(self) -> int:
         """63 bits that identify the data set."""
 
+    @property
+    def tokenizer(self) -> TokenizerFile | None:
+        """The file that holds the tokenizer; None if the data need none from a file."""
+
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
         """Return inputs and targets of samples [N], stacked; of each sequence, part `part` of `parts` equal parts."""
 
@@ -26,8 +31,10 @@ class Samples(Protocol):
         """Return a description for the log."""
 
 
-def prepare(config: RunConfig) -> Samples:
+def prepare(config: RunConfig, tokenizer: TokenizerFile | None = None) -> Samples:
     """Return the samples of a job, which are prepared once per node.
+
+    `tokenizer`: that of the run that is resumed, if it has one in a file; no other one is trained then.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
@@ -38,4 +45,4 @@ def prepare(config: RunConfig) -> Samples:
         return load_table(config)
     from trainyard_trainer.data.tokens import Windows, prepare_tokens
 
-    return Windows(prepare_tokens(config), config.trainer.data.sequence_length)
+    return Windows(prepare_tokens(config, tokenizer), config.trainer.data.sequence_length)

@@ -48,6 +48,10 @@ class Table:
         digest = hashlib.sha256(self.features.tobytes() + self.classes.tobytes())
         return int.from_bytes(digest.digest()[:8], "little") >> 1
 
+    @property
+    def tokenizer(self) -> None:
+        """No tokenizer."""
+
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
         """Return features [N, width] and classes [N] of samples; they have no parts."""
         assert parts == 1, "admission refuses context parallelism for a table"

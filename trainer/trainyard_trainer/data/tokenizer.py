@@ -2,14 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.resource.datasets import Data
+from trainyard.run_record import TOKENIZER_FILE
 
 BYTE_VOCABULARY = 256
+
+
+class TokenizerFile(NamedTuple):
+    """A tokenizer.json, which belongs to the run."""
+
+    path: Path
+    sha256: str
+    """SHA-256 of its content, in hexadecimal digits."""
 
 
 class Tokenizer(Protocol):
@@ -70,8 +79,17 @@ class BpeTokenizer:
         return str(self._encoder.decode(ids))
 
 
-def build_tokenizer(config: Data, pieces: Callable[[], Iterator[str]], folder: Path) -> Tokenizer:
-    """Return the tokenizer of spec.trainer.data; one that must be trained is stored in the folder."""
+def build_tokenizer(
+    config: Data, pieces: Callable[[], Iterator[str]], folder: Path, known: TokenizerFile | None
+) -> Tokenizer:
+    """Return the tokenizer of spec.trainer.data; one that must be trained is stored in the folder.
+
+    `known`: the tokenizer of the run that is resumed, which is used instead of training another one.
+    """
     if config.tokenizer == "byte":
         return ByteTokenizer()
-    return BpeTokenizer.train(pieces(), config.vocab_size, folder / "tokenizer.json")
+    path = folder / TOKENIZER_FILE
+    if known is not None:
+        path.write_bytes(known.path.read_bytes())
+        return BpeTokenizer(path)
+    return BpeTokenizer.train(pieces(), config.vocab_size, path)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CACHE
+from trainyard.run_record import TOKENIZER_FILE
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.text import Text, find_text
-from trainyard_trainer.data.tokenizer import build_tokenizer
+from trainyard_trainer.data.tokenizer import TokenizerFile, build_tokenizer
 from trainyard_trainer.runtime.errors import ConfigError
 
 _FORMAT = 1
@@ -46,20 +47,22 @@ class TokenFile:
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
 
 
-def prepare_tokens(config: RunConfig) -> TokenFile:
+def prepare_tokens(config: RunConfig, known: TokenizerFile | None = None) -> TokenFile:
     """Tokenize the text, or return the tokens of an earlier run on this node.
 
     Any number of processes may call this at the same time: one does the work, the others wait for it.
+
+    `known`: the tokenizer of the run that is resumed, if its data need one from a file.
 
     Raises:
         ConfigError: the text is missing, unreadable, not UTF-8, or shorter than one sample.
     """
     text = find_text(config.trainer.data)
-    folder = _make_folder(cache_folder() / _cache_key(config, text))
+    folder = _make_folder(cache_folder() / _cache_key(config, text, known))
     index = folder / "index.json"
     with _locked(folder / "lock"):
         if not index.exists():
-            _write(index, json.dumps(_tokenize(config, text, folder)))
+            _write(index, json.dumps(_tokenize(config, text, folder, known)))
     tokens = TokenFile(path=folder / "tokens.bin", **json.loads(index.read_text()))
     needed = config.trainer.data.sequence_length + 1
     if tokens.count < needed:
@@ -86,16 +89,16 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _cache_key(config: RunConfig, text: Text) -> str:
+def _cache_key(config: RunConfig, text: Text, known: TokenizerFile | None) -> str:
     data = config.trainer.data
-    what = [_FORMAT, data.tokenizer, config.vocabulary, text.identity()]
+    what = [_FORMAT, data.tokenizer, config.vocabulary, text.identity(), known.sha256 if known else None]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
-def _tokenize(config: RunConfig, text: Text, folder: Path) -> dict[str, Any]:
+def _tokenize(config: RunConfig, text: Text, folder: Path, known: TokenizerFile | None) -> dict[str, Any]:
     vocabulary = config.vocabulary
     dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
-    tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder)
+    tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder, known)
     digest, count = hashlib.sha256(), 0
     with (folder / "tokens.part").open("wb") as file:
         for piece in text.pieces():
@@ -140,6 +143,12 @@ class Windows:
     def fingerprint(self) -> int:
         """63 bits of the digest of all tokens."""
         return self._file.fingerprint
+
+    @property
+    def tokenizer(self) -> TokenizerFile | None:
+        """The file that holds the tokenizer; None for bytes."""
+        path = self._file.path.with_name(TOKENIZER_FILE)
+        return TokenizerFile(path, hashlib.sha256(path.read_bytes()).hexdigest()) if path.exists() else None
 
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
         """Return token ids and their successors, each [N, length / parts]: part `part` of `parts` of each window."""
