@@ -274,6 +274,19 @@ def test_a_checkpoint_of_a_newer_trainer_is_refused_by_all_ranks(start: Starter,
     assert "Traceback" not in pods[0].stderr
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_momentum_may_be_turned_on_and_off_when_a_run_resumes(
+    start: Starter, tmp_path: Path, name: str, before: float, after: float
+) -> None:
+    """The checkpoint has no state for a momentum that the run did not have."""
+    for stop, momentum in ((3, before), (5, after)):
+        optimizer = {"name": name, "momentum": momentum, "eps": None, "learningRate": 0.001}
+        [pod] = train(start, tmp_path, ALONE, stop=stop, optimizer=optimizer)
+        assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5]
+
+
 def test_samples_continue_where_they_were_if_the_batch_changes(start: Starter, tmp_path: Path) -> None:
     """Eight samples per step, then four: none is repeated or skipped."""
     entry = "tests.trainer.faults:audit"
@@ -329,6 +342,13 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert catalog.complete_steps(tmp_path) == [6]
     assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_ranks_wait_for_the_slow_storage_of_one_of_them(start: Starter, tmp_path: Path) -> None:
+    """Longer than a collective of the training may take, which would look like a lost peer."""
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), entry=f"{FAULTS}:slow_disk_of_rank_1")
+    assert finish([pod], 60) == [0], pod.stderr
+    assert catalog.complete_steps(tmp_path) == [6, 3]
 
 
 @pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})])

@@ -30,10 +30,11 @@ class BadStepHandler:
         self._update = update
         self._observers = observers
 
-    def handle(self, loss: float, norm: float, saver: Saver | None) -> bool:
+    def handle(self, step: int, loss: float, norm: float, saver: Saver | None) -> bool:
         """Handle a step that was not applied. Returns True if the run has been rolled back.
 
         Args:
+            step: its number; the run may have made another step since.
             loss: this rank's own part of the loss.
             norm: norm of the gradient.
             saver: None without checkpoints.
@@ -41,7 +42,7 @@ class BadStepHandler:
         Raises:
             BadSteps: the policy demands that the attempt fails.
         """
-        step, counter = self._state.step, self._state.bad_steps
+        counter = self._state.bad_steps
         action = counter.record_bad(step, can_roll_back=saver is not None)
         sources = nonfinite_sources(self._world.gather(nonfinite_score(loss, norm)))
         description = _describe(step, norm, sources)
@@ -49,7 +50,7 @@ class BadStepHandler:
             log.logger.warning("%s; skipped the step (%s)", description, counter)
         for observer in self._observers:
             observer.skipped(step, norm)
-        if action == "Rollback" and saver is not None and self._roll_back(saver):
+        if action == "Rollback" and saver is not None and self._roll_back(saver, step):
             return True
         # Without a checkpoint to roll back to, or if rollbacks did not help, the attempt fails.
         if action != "Skip":
@@ -59,9 +60,11 @@ class BadStepHandler:
             )
         return False
 
-    def _roll_back(self, saver: Saver) -> bool:
-        """Return to the newest good checkpoint, and continue with new samples. False if that cannot help."""
-        failed_step = self._state.step
+    def _roll_back(self, saver: Saver, failed_step: int) -> bool:
+        """Return to the newest good checkpoint, and continue with the samples behind those of the failed step.
+
+        Returns False if that cannot help.
+        """
         folder = saver.find_rollback_target()
         if folder is None:
             return False

@@ -105,7 +105,7 @@ class RankProcess:
     def _serve(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
         """Be the parameter server until the workers are done."""
         world.init_process_group(saves=self._saves, patience=config.health.startup_timeout_seconds)
-        guard = GradientGuard(config.health.bad_steps, bool)
+        guard = GradientGuard(config.health.bad_steps, agreement=None)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)
         while self._server.serve():

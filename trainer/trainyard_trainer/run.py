@@ -15,7 +15,6 @@ from trainyard.run_record import DataRecord
 from trainyard_trainer.checkpoint.run_folder import RunFolder, RunRecorder, describe_attempt
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import Samples, prepare
-from trainyard_trainer.data.table import eval_sample_count
 from trainyard_trainer.metrics.breakdown import Breakdown
 from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.metrics.profiling import Profiler
@@ -74,16 +73,17 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     root = None if config.checkpoint is None else _checkpoint_root()
     folder = None if root is None else RunFolder(root)
-    samples = prepare(config, None if folder is None else folder.tokenizer)
+    samples = prepare(config, tokenizer=None if folder is None else folder.tokenizer)
     world.init_process_group(saves=config.checkpoint is not None, patience=config.health.startup_timeout_seconds)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
-    record = describe_attempt(config, _describe_data(config, samples), samples.tokenizer)
+    trainer = Trainer(config, world, samples)
+    data = DataRecord(fingerprint=samples.fingerprint, samples=samples.count, eval_samples=trainer.batches.eval_samples)
+    record = describe_attempt(config, data, samples.tokenizer)
     if folder is not None:
         folder.check(record)
-    trainer = Trainer(config, world, samples)
     _log_setup(config, world, trainer, samples)
     profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
@@ -96,7 +96,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     saver = None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
-        saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, remote_save)
+        saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
         trainer.state.run = folder.run
         trainer.resume(saver)
         record = folder.record(record, trainer.step, trainer.state.parent)
@@ -109,12 +109,6 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     trackers = Trackers(config, root, record.id)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter)
-
-
-def _describe_data(config: RunConfig, samples: Samples) -> DataRecord:
-    """Return what run.json says about the data."""
-    held_out = eval_sample_count(samples.count, config.trainer.data.eval_fraction)
-    return DataRecord(fingerprint=samples.fingerprint, samples=samples.count, eval_samples=held_out)
 
 
 def _checkpoint_root() -> Path:

@@ -5,7 +5,6 @@ CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one
 CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
 """
 
-import hashlib
 import os
 import platform
 from datetime import UTC, datetime
@@ -55,11 +54,10 @@ class RunFolder:
                 self._run = RunRecord.read(root)
             except ValueError as error:
                 raise ConfigError(f"spec.checkpoint: {error}") from error
-        self.tokenizer: TokenizerFile | None = None
-        """Tokenizer of the run that the attempt resumes; None if it has none."""
         path = root / TOKENIZER_FILE
-        if self._run is not None and self._run.tokenizer is not None and path.exists():
-            self.tokenizer = TokenizerFile(path, hashlib.sha256(path.read_bytes()).hexdigest())
+        has_tokenizer = self._run is not None and self._run.tokenizer is not None and path.exists()
+        self.tokenizer = path if has_tokenizer else None
+        """Tokenizer of the run that the attempt resumes; None if it has none."""
 
     @property
     def run(self) -> str | None:

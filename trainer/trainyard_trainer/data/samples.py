@@ -1,5 +1,6 @@
 """Numbered samples on this node, from which batches are read."""
 
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -31,10 +32,10 @@ class Samples(Protocol):
         """Return a description for the log."""
 
 
-def prepare(config: RunConfig, tokenizer: TokenizerFile | None = None) -> Samples:
+def prepare(config: RunConfig, tokenizer: Path | None = None) -> Samples:
     """Return the samples of a job, which are prepared once per node.
 
-    `tokenizer`: that of the run that is resumed, if it has one in a file; no other one is trained then.
+    `tokenizer`: a tokenizer.json that replaces the one that would be learned: the one that a resumed run has.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.

@@ -79,9 +79,7 @@ class BpeTokenizer:
         return str(self._encoder.decode(ids))
 
 
-def build_tokenizer(
-    config: Data, pieces: Callable[[], Iterator[str]], folder: Path, known: TokenizerFile | None
-) -> Tokenizer:
+def build_tokenizer(config: Data, pieces: Callable[[], Iterator[str]], folder: Path, known: Path | None) -> Tokenizer:
     """Return the tokenizer of spec.trainer.data; one that must be trained is stored in the folder.
 
     `known`: the tokenizer of the run that is resumed, which is used instead of training another one.
@@ -90,6 +88,6 @@ def build_tokenizer(
         return ByteTokenizer()
     path = folder / TOKENIZER_FILE
     if known is not None:
-        path.write_bytes(known.path.read_bytes())
+        path.write_bytes(known.read_bytes())
         return BpeTokenizer(path)
     return BpeTokenizer.train(pieces(), config.vocab_size, path)

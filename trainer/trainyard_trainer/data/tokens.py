@@ -47,7 +47,7 @@ class TokenFile:
         return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
 
 
-def prepare_tokens(config: RunConfig, known: TokenizerFile | None = None) -> TokenFile:
+def prepare_tokens(config: RunConfig, known: Path | None = None) -> TokenFile:
     """Tokenize the text, or return the tokens of an earlier run on this node.
 
     Any number of processes may call this at the same time: one does the work, the others wait for it.
@@ -89,13 +89,13 @@ def _make_folder(path: Path) -> Path:
     return path
 
 
-def _cache_key(config: RunConfig, text: Text, known: TokenizerFile | None) -> str:
+def _cache_key(config: RunConfig, text: Text, known: Path | None) -> str:
     data = config.trainer.data
-    what = [_FORMAT, data.tokenizer, config.vocabulary, text.identity(), known.sha256 if known else None]
+    what = [_FORMAT, data.tokenizer, config.vocabulary, text.identity(), _digest(known) if known else None]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
 
 
-def _tokenize(config: RunConfig, text: Text, folder: Path, known: TokenizerFile | None) -> dict[str, Any]:
+def _tokenize(config: RunConfig, text: Text, folder: Path, known: Path | None) -> dict[str, Any]:
     vocabulary = config.vocabulary
     dtype = "uint8" if vocabulary <= 1 << 8 else "uint16" if vocabulary <= 1 << 16 else "uint32"
     tokenizer = build_tokenizer(config.trainer.data, text.pieces, folder, known)
@@ -107,6 +107,10 @@ def _tokenize(config: RunConfig, text: Text, folder: Path, known: TokenizerFile 
             count += file.write(ids)
     (folder / "tokens.part").rename(folder / "tokens.bin")
     return {"dtype": dtype, "count": count // np.dtype(dtype).itemsize, "digest": digest.hexdigest()}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager
@@ -148,7 +152,7 @@ class Windows:
     def tokenizer(self) -> TokenizerFile | None:
         """The file that holds the tokenizer; None for bytes."""
         path = self._file.path.with_name(TOKENIZER_FILE)
-        return TokenizerFile(path, hashlib.sha256(path.read_bytes()).hexdigest()) if path.exists() else None
+        return TokenizerFile(path, _digest(path)) if path.exists() else None
 
     def read(self, numbers: IntArray, part: int, parts: int) -> tuple[Tensor, Tensor]:
         """Return token ids and their successors, each [N, length / parts]: part `part` of `parts` of each window."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.builders import BUILDERS
@@ -23,10 +23,22 @@ class Optimizers:
             for group in part.param_groups:
                 group["lr"] = learning_rate
 
-    def step(self) -> None:
-        """Update the parameters once from their gradients."""
+    def step(self, applied: Tensor | None = None) -> None:
+        """Update the parameters once from their gradients.
+
+        Args:
+            applied: a truth value on the device; if it is false, parameters and state stay as they are. None: true.
+        """
         for part in self.parts:
-            part.step()
+            if applied is None:
+                part.step()
+            # The kernels of fused optimizers look at the flag themselves, on the device.
+            elif getattr(part, "_step_supports_amp_scaling", False):
+                part.found_inf = (~applied).float()  # type: ignore[attr-defined]
+                part.step()
+            # All others step or do not: the host waits for the device.
+            elif bool(applied):
+                part.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients of all parameters."""

@@ -15,6 +15,8 @@ from trainyard_trainer.runtime.torch_internals import HashStore, PrefixStore, TC
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
 """A collective that takes longer has lost a peer whose death was not noticed."""
+STORAGE_TIMEOUT = timedelta(days=1)
+"""Timeout of the control group: ranks wait in it for checkpoints of others, and storage may take any time."""
 
 
 @dataclass
@@ -83,7 +85,7 @@ class World:
         elif saves:  # asynchronous checkpoints need a group, even of a single rank
             dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
         if saves:
-            control = dist.new_group(list(range(self.size)), COLLECTIVE_TIMEOUT, "gloo")
+            control = dist.new_group(list(range(self.size)), STORAGE_TIMEOUT, "gloo")
             self.control = control if isinstance(control, dist.ProcessGroup) else None
 
     def _rendezvous(self, patience: float) -> dict[str, Any]:
