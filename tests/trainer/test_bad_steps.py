@@ -259,8 +259,8 @@ def test_the_median_on_the_device_is_that_of_the_last_good_norms() -> None:
 
 def test_a_guard_that_was_restored_decides_as_before() -> None:
     guard, restored = make_guard(spike_factor=3.0), make_guard(spike_factor=3.0)
-    for norm in range(130):
-        is_good(guard, 1.0 + norm / 1000)
+    for number in range(130):
+        is_good(guard, 1.0 + number / 1000)
     restored.restore(guard.norms)
     assert restored.norms == guard.norms
     for norm in (3.1, 3.3, 1.0, 3.2):

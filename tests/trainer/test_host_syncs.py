@@ -24,11 +24,11 @@ WAITING = ("item", "tolist", "cpu", "__bool__", "__float__", "__int__", "__index
 STEPS = 12
 
 
-class Counter(Observer, TorchDispatchMode):
+class Counter(Observer, TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts by step what waits for the device."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.by_step: dict[int, list[str]] = {}
         self._step = 0
 

@@ -33,7 +33,7 @@ class StepOutcome:
             # Memory that the device can write to without the host; it must be complete before the host reads it.
             copy = torch.empty(numbers.shape, pin_memory=True)
             copy.copy_(numbers, non_blocking=True)
-            self._ready = torch.cuda.Event()
+            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._ready.record()
             numbers = copy
         self._numbers = numbers
