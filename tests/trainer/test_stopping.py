@@ -117,6 +117,17 @@ def test_without_a_condition_no_evaluation_ends_the_training() -> None:
     assert stops_after([1.0, 1.0, 1.0, 1.0, 0.0]) == [False] * 5
 
 
+def test_a_run_by_tokens_warms_up_by_tokens(start: Starter) -> None:
+    """Steps of 128 tokens: a warm-up of two steps and a half, and a decay over the last two."""
+    schedule = {"name": "wsd", "warmupTokens": 320, "decayTokens": 256, "minRatio": 0.5}
+    config = make_config(stop={"steps": None, "tokens": 1000}, schedule=schedule, optimizer={"learningRate": 0.01})
+    (pod,) = start(config)
+    assert finish([pod]) == [0], pod.stderr
+    rates = [report["learningRate"] for report in pod.reports]
+    expected = [128 / 320, 256 / 320, 1, 1, 1, 1, 0.75, 0.5]
+    assert rates == pytest.approx([0.01 * factor for factor in expected])
+
+
 def test_a_run_ends_at_its_target_on_all_ranks_and_says_why(start: Starter) -> None:
     stop = {"steps": 1000, "targetLoss": 4.5}
     config = make_config(2, stop=stop, data={"evalFraction": 0.0001}, evaluation={"everySteps": 3}, logEverySteps=100)

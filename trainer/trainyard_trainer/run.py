@@ -83,7 +83,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     data = DataRecord(fingerprint=samples.fingerprint, samples=samples.count, eval_samples=trainer.batches.eval_samples)
     record = describe_attempt(config, data, samples.tokenizer)
     if folder is not None:
-        folder.check(record)
+        folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
     profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.

@@ -64,8 +64,10 @@ class RunFolder:
         """Identity of the run that the attempt resumes; None if there is no record of one."""
         return None if self._run is None else self._run.id
 
-    def check(self, attempt: RunRecord) -> None:
+    def check(self, attempt: RunRecord, *, announce: bool) -> None:
         """Check that an attempt can resume the run of this folder, if there is one.
+
+        `announce`: whether to log what has changed, as one rank does for all.
 
         Raises:
             ConfigError: the table of `trainyard.resume` refuses a difference; the message names each of them.
@@ -75,7 +77,7 @@ class RunFolder:
         found = compare(self._run, attempt)
         if problem := refusals(found, f"the run of {self._root / RUN_FILE}"):
             raise ConfigError(problem)
-        for difference in found:
+        for difference in found if announce else ():
             if difference.rule.effect is Effect.WARNING:
                 log.logger.warning("%s", difference)
             else:
