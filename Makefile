@@ -63,6 +63,7 @@ format: setup  ## format the code and apply automatic fixes
 generate: setup  ## regenerate the CRD, rules, dashboards and manifests/install.yaml
 	$(RUN) python -m trainyard.crd > charts/trainyard/files/crd.yaml
 	$(RUN) python -m trainyard_monitoring charts/trainyard/files docs/monitoring.md
+	$(RUN) python -m trainyard.resume docs/checkpoints.md
 	$(RUN) python -m tests.cluster render-chart > manifests/install.yaml
 
 cluster-up: setup  ## a real one-node cluster for tests (needs root), or the one of TRAINYARD_TEST_KUBECONFIG

@@ -133,6 +133,8 @@ Positive = Annotated[int, Field(ge=1, le=POSITIVE_INT32)]
 """An integer of 32 bits, at least 1."""
 NonNegative = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
 """An integer of 32 bits, at least 0, that a user sets."""
+Tokens = Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
+"""A number of tokens that a user sets."""
 Count = Annotated[int, Field(ge=0, le=POSITIVE_INT32)]
 """An integer of 32 bits, at least 0, that a program counts."""
 

@@ -48,7 +48,7 @@ class AlertScenario:
         self.step, self._saved = step, step
         if step:
             self.metrics.checkpoint_resumed(step, 0)
-        self.metrics.begin(Start(step, step * 8, 100_000, batch=8, samples=1000))
+        self.metrics.begin(Start(step, step * 8, step * 8 * 16, 100_000, batch=8, samples=1000))
 
     def set_conditions(self, *conditions: C, suspend: bool = False, **status: Any) -> None:
         """Update the operator's cache: these conditions are true, and all others are false."""

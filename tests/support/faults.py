@@ -417,6 +417,29 @@ RULES = (
         "or train longer",
     ),
     Fault(
+        "a warm-up by tokens of a run by steps",
+        lambda: _trainer(schedule={"warmupTokens": 1000}),
+        "spec.trainer.schedule: warmupTokens and decayTokens are for runs that end by tokens or epochs; use "
+        "warmupSteps and decaySteps, or spec.trainer.stop.tokens",
+    ),
+    Fault(
+        "a warm-up by tokens and by steps",
+        lambda: _trainer(schedule={"warmupTokens": 1000, "warmupSteps": 5}, stop={"tokens": 100_000}),
+        "spec.trainer.schedule.warmupTokens: replaces warmupSteps; remove one of them",
+    ),
+    Fault(
+        "a warm-up longer than the tokens",
+        lambda: _trainer(schedule={"warmupTokens": 100_001}, stop={"tokens": 100_000}),
+        "spec.trainer.schedule: warmupTokens and decayTokens must not exceed spec.trainer.stop.tokens; shorten "
+        "them, or train longer",
+    ),
+    Fault(
+        "a decay by tokens and by steps",
+        lambda: _trainer(schedule={"name": "wsd", "decayTokens": 1000, "decaySteps": 10}, stop={"tokens": 100_000}),
+        "spec.trainer.schedule.decayTokens: is for wsd only, and replaces decaySteps; remove one of them, or set "
+        "spec.trainer.schedule.name: wsd",
+    ),
+    Fault(
         "a decay of a schedule that has none",
         lambda: _trainer(schedule={"name": "linear", "decaySteps": 10}),
         "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",

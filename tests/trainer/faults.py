@@ -46,7 +46,7 @@ from trainyard_trainer.train import Trainer
 def sum_instead_of_mean() -> None:
     apply = LocalUpdate.apply_gradients
 
-    def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, bool]:
+    def faulty(self: LocalUpdate, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         for parameter in self._parameters:
             assert parameter.grad is not None
             parameter.grad.mul_(int(os.environ["WORLD_SIZE"]))
@@ -235,7 +235,7 @@ def skip_step_4() -> None:
         if len(made) != 4:
             return step(self, learning_rate)
         self._optimizers.zero_grad()
-        return torch.zeros(()), True
+        return torch.zeros(()), torch.tensor(True)
 
     LocalUpdate.step = faulty  # type: ignore[method-assign]
     audit()
@@ -457,6 +457,20 @@ def _fill_disk(full: Callable[[int], bool]) -> None:
             attempts += 1
             if full(attempts):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_data(self, *arguments)
+
+    CheckpointWriter.write_data = faulty  # type: ignore
+    launcher_main.main()
+
+
+def slow_disk_of_rank_1() -> None:
+    """Writing takes rank 1 longer than a collective of the training may take."""
+    world.COLLECTIVE_TIMEOUT = timedelta(seconds=3)
+    write_data = CheckpointWriter.write_data
+
+    def faulty(self: CheckpointWriter, *arguments: Any) -> Any:
+        if os.environ["RANK"] == "1" and "00000003" in str(self.path):
+            time.sleep(5)
         return write_data(self, *arguments)
 
     CheckpointWriter.write_data = faulty  # type: ignore

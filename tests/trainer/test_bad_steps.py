@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -12,13 +13,16 @@ from tests.e2e.faults.table import SPOIL_GRADIENT
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
+from trainyard.optimizers import OPTIMIZERS, OptimizerName
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
 from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.bad_steps import nonfinite_score, nonfinite_sources
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.optim.guard import MAX_ROLLBACKS, MIN_GOOD_STEPS, BadStepCounter, GradientGuard
+from trainyard_trainer.optim.guard import MAX_ROLLBACKS, MIN_GOOD_STEPS, SPIKE_WINDOW, BadStepCounter, GradientGuard
 from trainyard_trainer.optim.update import LocalUpdate
+from trainyard_trainer.runtime.step_agreement import StepAgreement
+from trainyard_trainer.runtime.world import World
 
 NAN = float("nan")
 TOLERANCE = 1e-5
@@ -43,11 +47,12 @@ def run(
     folder: Path | None = None,
     bad: dict[str, Any] | None = None,
     steps: int = 8,
+    every: int = 1,
 ) -> Pod:
     """Finish a run with all ranks in one pod, and the parameter server, if it has one, in another."""
     checkpoint = {"everySteps": 2, "async": False} if folder else None
     settings: dict[str, Any] = {"model": transformer, "stop": {"steps": steps}, "optimizer": {"eps": 1e-4}}
-    settings["schedule"] = {"name": "constant"}
+    settings |= {"schedule": {"name": "constant"}, "logEverySteps": every}
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
     if bad:
         config = config.replace(health=config.health.replace(bad_steps=BadStepPolicy.model_validate(bad)))
@@ -164,6 +169,23 @@ def test_rollback_continues_from_the_checkpoint_with_other_samples(
     assert_same_parameters(pod, by_hand, 1e-6)
 
 
+def test_a_rollback_that_is_noticed_one_step_later_has_the_same_outcome(start: Starter, tmp_path: Path) -> None:
+    """Without a report of each step the host looks at a step when the next one is under way already."""
+    bad = {"action": "Rollback", "limit": 3}
+    entry = f"{FAULTS}:nan_at_samples_32_to_55"
+    reported, sparse = (
+        run(start, entry, Layout(2, {"data": FSDP}), folder=tmp_path / str(every), bad=bad, every=every)
+        for every in (1, 100)
+    )
+    assert [step for step, _ in losses(sparse)] == [1, 8]
+    assert "rolled back to step 4; the samples consumed since then are not repeated" in sparse.stdout
+    assert losses(sparse)[-1] == losses(reported)[-1]
+    assert_same_parameters(sparse, reported, 0.0)
+    assert sparse.word is not None
+    assert sparse.word.progress is not None
+    assert (sparse.word.progress.skipped_steps, sparse.word.progress.rollbacks) == (3, 1)
+
+
 def test_rollbacks_that_do_not_help_end(start: Starter, tmp_path: Path) -> None:
     bad = {"action": "Rollback", "limit": 1}
     pod = run(start, f"{FAULTS}:nan_from_samples_32_on", Layout(2, {}), folder=tmp_path, bad=bad)
@@ -195,37 +217,86 @@ def test_a_spike_is_skipped_on_all_ranks(start: Starter) -> None:
 # --- the rules by themselves ------------------------------------------------------------------------------------------
 
 
-def always(good: bool) -> bool:
-    return good
+def make_guard(**policy: float) -> GradientGuard:
+    return GradientGuard(BadStepPolicy.model_validate(policy), agreement=None)
+
+
+def is_good(guard: GradientGuard, norm: float) -> bool:
+    return bool(guard.check(torch.tensor(norm)))
 
 
 @pytest.mark.parametrize("norm", [float("nan"), float("inf")])
 def test_norms_that_are_not_finite_are_bad_and_do_not_count(norm: float) -> None:
-    guard = GradientGuard(BadStepPolicy(spike_factor=2.0), always)
+    guard = make_guard(spike_factor=2.0)
     for _ in range(MIN_GOOD_STEPS):
-        assert guard.is_good(1.0)
-        assert not guard.is_good(norm)
-    assert guard.is_good(1.9)
+        assert is_good(guard, 1.0)
+        assert not is_good(guard, norm)
+    assert is_good(guard, 1.9)
 
 
 def test_a_spike_is_measured_against_the_median_of_good_steps() -> None:
-    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), always)
-    assert [guard.is_good(norm) for norm in (1.0, 100.0)] == [True, True], "too few good steps"
+    guard = make_guard(spike_factor=3.0)
+    assert [is_good(guard, norm) for norm in (1.0, 100.0)] == [True, True], "too few good steps"
     for _ in range(MIN_GOOD_STEPS):
-        assert guard.is_good(1.0)
-    assert not guard.is_good(3.1)
-    assert not guard.is_good(3.1), "a spike does not move the median"
-    assert guard.is_good(2.9)
+        assert is_good(guard, 1.0)
+    assert not is_good(guard, 3.1)
+    assert not is_good(guard, 3.1), "a spike does not move the median"
+    assert is_good(guard, 2.9)
+
+
+def test_the_median_on_the_device_is_that_of_the_last_good_norms() -> None:
+    """Against the standard library's, with even and odd counts, and after the ring of norms is full."""
+    guard, seen = make_guard(spike_factor=1.5), list[float]()
+    random = torch.Generator().manual_seed(0)
+    for step in range(3 * SPIKE_WINDOW):
+        norm = torch.empty(()).log_normal_(generator=random)
+        recent = seen[-SPIKE_WINDOW:]
+        spike = step > 0 and len(seen) >= MIN_GOOD_STEPS and norm.item() > 1.5 * median(recent)
+        assert bool(guard.check(norm)) is not spike, step
+        seen += [] if spike else [norm.item()]
+        assert guard.norms == tuple(seen[-SPIKE_WINDOW:])
+
+
+def test_a_guard_that_was_restored_decides_as_before() -> None:
+    guard, restored = make_guard(spike_factor=3.0), make_guard(spike_factor=3.0)
+    for number in range(130):
+        is_good(guard, 1.0 + number / 1000)
+    restored.restore(guard.norms)
+    assert restored.norms == guard.norms
+    for norm in (3.1, 3.3, 1.0, 3.2):
+        assert is_good(guard, norm) == is_good(restored, norm)
+        assert restored.norms == guard.norms
 
 
 def test_without_a_factor_nothing_is_a_spike() -> None:
-    guard = GradientGuard(BadStepPolicy(), always)
-    assert all(guard.is_good(norm) for norm in [1.0] * 50 + [1e30])
+    guard = make_guard()
+    assert all(is_good(guard, norm) for norm in [1.0] * 50 + [1e30])
 
 
-def test_one_rank_that_sees_a_spike_is_enough() -> None:
-    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), lambda _: False)
-    assert not guard.is_good(1.0)
+def test_one_rank_that_sees_a_spike_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = StepAgreement(World(0, 0, 1, 1, torch.device("cpu")))
+    guard = GradientGuard(BadStepPolicy(spike_factor=3.0), agreement)
+    assert is_good(guard, 1.0)
+    monkeypatch.setattr(agreement, "any_bad", lambda _: torch.tensor(True))
+    assert not is_good(guard, 1.0)
+    assert guard.norms == (1.0,)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_bad_step_leaves_parameters_and_state_as_they_are(name: OptimizerName) -> None:
+    """Whether the optimizer looks at the flag on the device, as fused ones do, or is not called at all."""
+    weight = torch.nn.Parameter(torch.ones(8, 8))
+    update = LocalUpdate([("blocks.0.weight", weight)], Optimizer(name=name), None, make_guard())
+    for scale in (1.0, 2.0):
+        weight.grad = torch.full((8, 8), scale)
+        assert update.step(0.1)[1]
+    before = {name: value.clone() for name, value in {"weight": weight.detach(), **update.tensors()}.items()}
+    weight.grad = torch.full((8, 8), NAN)
+    assert not update.step(0.1)[1]
+    after = {"weight": weight.detach(), **update.tensors()}
+    assert after.keys() == before.keys()
+    for key, value in before.items():
+        assert torch.equal(after[key], value), key
 
 
 def test_a_good_step_resets_the_count() -> None:
@@ -253,7 +324,7 @@ def test_ranks_that_a_nan_came_from(ranks: list[tuple[float, float]], expected: 
 def test_the_code_that_end_to_end_tests_inject_spoils_one_step_and_then_removes_itself() -> None:
     """On a node an error in that code would look like a failure of the product."""
     layer = torch.nn.Linear(2, 2)
-    guard = GradientGuard(BadStepPolicy(), always)
+    guard = GradientGuard(BadStepPolicy(), agreement=None)
     update = LocalUpdate(layer.named_parameters(), Optimizer(), None, guard)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it looks at all objects, and some warn of that

@@ -216,7 +216,7 @@ def test_evaluations_have_six_digits_on_the_page_in_the_log_and_in_trackers(star
 def test_the_termination_message_has_the_counts_of_the_attempt() -> None:
     metrics = MetricsExporter(make_config(1), make_world(), attempt=2)
     metrics.checkpoint_resumed(3, 1)
-    metrics.begin(Start(step=3, drawn=24, total_steps=10, batch=8, samples=1000))
+    metrics.begin(Start(step=3, samples_consumed=24, tokens_consumed=384, total_steps=10, batch=8, samples=1000))
     metrics.after_step(4)
     metrics.reported(make_report())
     metrics.checkpoint_failed(4)
@@ -336,7 +336,7 @@ def test_peak_of_a_cpu_is_not_known() -> None:
 def test_metrics_of_a_step_take_little_time() -> None:
     """About 10 µs on a slow CPU, which is 0.1 % of a step of 10 ms; the best of five rounds counts."""
     metrics, watch = MetricsExporter(make_config(1), make_world(), attempt=1), Stopwatch()
-    metrics.begin(Start(step=0, drawn=0, total_steps=100, batch=8, samples=1000))
+    metrics.begin(Start(step=0, samples_consumed=0, tokens_consumed=0, total_steps=100, batch=8, samples=1000))
 
     def step() -> None:
         for phase in PHASES:

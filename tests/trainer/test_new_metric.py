@@ -64,7 +64,7 @@ def test_a_new_metric_reaches_page_operator_status_log_and_tracker(tmp_path: Pat
     exporter = MetricsExporter(make_config(1), make_world(), attempt=1)
     config = make_config(1)
     tracked = config.replace(trainer=config.trainer.replace(tensorboard=True))
-    trackers = Trackers(tracked, tmp_path, 1, resumed=False)
+    trackers = Trackers(tracked, tmp_path, "a")
     for observer in (exporter, trackers):
         observer.after_step(4)
         observer.reported(report)

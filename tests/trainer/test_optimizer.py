@@ -11,10 +11,12 @@ from torch import nn
 from tests.trainer.test_model import sizes
 from trainyard.optimizers import OPTIMIZERS, OptimizerName
 from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard_trainer.data.timeline import Timeline
 from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.optim.builders import BUILDERS
 from trainyard_trainer.optim.gradient import clip_gradient, gradient_norm
-from trainyard_trainer.optim.optimizer import build_optimizers, learning_rate_factor
+from trainyard_trainer.optim.learning_rate import learning_rate_factor
+from trainyard_trainer.optim.optimizer import build_optimizers
 
 
 def test_cosine_schedule_with_warm_up() -> None:
@@ -134,3 +136,33 @@ def test_constant_linear_and_wsd_schedules() -> None:
     assert factors(name="linear") == [0.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     assert factors(name="wsd", decaySteps=4) == [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2]
     assert factors(name="wsd") == [0.5] + [1.0] * 8 + [0.2]
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+def test_a_change_of_the_batch_bends_no_schedule_that_counts_tokens(name: str) -> None:
+    """At the same number of tokens the learning rate is the same, whatever the batch was."""
+    config = Schedule.model_validate({"name": name, "warmupTokens": 160})
+    small, large = Timeline(batch=1, tokens_per_sample=16), Timeline(batch=4, tokens_per_sample=16)
+    expected = [learning_rate_factor(config, step, 160, small.tokens_at) for step in range(1, 161)]
+    large.move(40, 40, 640, small.phases)
+    found = [learning_rate_factor(config, step, 70, large.tokens_at) for step in range(1, 71)]
+    assert found == expected[:40] + expected[43::4]
+
+
+def test_warm_up_steps_stay_what_they_were_when_the_batch_changes_later() -> None:
+    config = Schedule(warmup_steps=10)
+    small, large = Timeline(batch=1, tokens_per_sample=16), Timeline(batch=4, tokens_per_sample=16)
+    expected = [learning_rate_factor(config, step, 160, small.tokens_at) for step in range(1, 161)]
+    large.move(40, 40, 640, small.phases)
+    found = [learning_rate_factor(config, step, 70, large.tokens_at) for step in range(1, 71)]
+    assert found == expected[:40] + expected[43::4]
+
+
+@given(st.integers(2, 60), st.integers(0, 30), st.sampled_from(["cosine", "linear", "wsd"]))
+def test_tokens_and_steps_measure_the_same_while_the_batch_stays(total: int, warmup: int, name: str) -> None:
+    config = Schedule.model_validate({"name": name, "warmupSteps": min(warmup, total)})
+    config = config.replace(decay_steps=max(1, total // 3)) if name == "wsd" else config
+    timeline = Timeline(batch=8, tokens_per_sample=16)
+    for step in range(1, total + 1):
+        by_tokens = learning_rate_factor(config, step, total, timeline.tokens_at)
+        assert by_tokens == learning_rate_factor(config, step, total)

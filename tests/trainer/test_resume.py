@@ -17,6 +17,7 @@ from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants
+from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer import run
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
@@ -35,7 +36,8 @@ def train(
 ) -> list[Pod]:
     """Start a run that keeps its checkpoints in a folder, by default one after each third step.
 
-    `grace`: seconds of the pods' grace period.
+    `grace`: seconds of the pods' grace period. `stop_by`: spec.trainer.stop in place of steps. `spike`:
+    spec.health.badSteps.spikeFactor.
     """
     grace = {constants.ENV_GRACE: str(seconds)} if (seconds := changes.pop("grace", None)) else {}
     checkpoint = {"everySteps": 3, "async": False, **changes.pop("checkpoint", {})}
@@ -48,7 +50,12 @@ def train(
         "schedule": {"name": "constant"},
         **changes,
     }
+    if "stop_by" in settings:
+        settings["stop"] = {"steps": None, **settings.pop("stop_by")}
+    spike = settings.pop("spike", None)
     config = make_config(layout.processes, layout.parallelism, checkpoint=checkpoint, **settings)
+    if spike is not None:
+        config = config.replace(health=config.health.replace(bad_steps=BadStepPolicy(spike_factor=spike)))
     entry = entry or "trainyard_trainer.launcher.main:main"
     return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder), **grace})
 
@@ -267,6 +274,19 @@ def test_a_checkpoint_of_a_newer_trainer_is_refused_by_all_ranks(start: Starter,
     assert "Traceback" not in pods[0].stderr
 
 
+@pytest.mark.parametrize(("before", "after"), [(0.0, 0.9), (0.9, 0.0)])
+@pytest.mark.parametrize("name", ["rmsprop", "sgd"])
+def test_momentum_may_be_turned_on_and_off_when_a_run_resumes(
+    start: Starter, tmp_path: Path, name: str, before: float, after: float
+) -> None:
+    """The checkpoint has no state for a momentum that the run did not have."""
+    for stop, momentum in ((3, before), (5, after)):
+        optimizer = {"name": name, "momentum": momentum, "eps": None, "learningRate": 0.001}
+        [pod] = train(start, tmp_path, ALONE, stop=stop, optimizer=optimizer)
+        assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5]
+
+
 def test_samples_continue_where_they_were_if_the_batch_changes(start: Starter, tmp_path: Path) -> None:
     """Eight samples per step, then four: none is repeated or skipped."""
     entry = "tests.trainer.faults:audit"
@@ -282,6 +302,34 @@ def test_samples_continue_where_they_were_if_the_batch_changes(start: Starter, t
     assert len(set(consumed)) == 48
 
 
+def test_tokens_and_epochs_count_what_was_consumed_before_the_batch_changed(start: Starter, tmp_path: Path) -> None:
+    """Three steps of 8 samples of 16 tokens, then steps of 16: the run ends with the tokens that it is to have."""
+    [pod] = train(start, tmp_path, ALONE, stop=3)
+    assert finish([pod], 60) == [0], pod.stderr
+    [pod] = train(start, tmp_path, ALONE, batch={"global": 16}, stop_by={"tokens": 1024})
+    assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5, 6], "384 tokens are consumed, and 640 remain: 2.5 steps"
+    assert Manifest.read(tmp_path / "step-00000006").tokens == 384 + 3 * 256
+    [pod] = train(start, tmp_path, ALONE, batch={"global": 2}, stop_by={"tokens": 1024})
+    assert finish([pod], 60) == [0], pod.stderr
+    assert losses(pod) == {}
+    assert "nothing is left to do: spec.trainer.stop was reached before" in pod.stdout
+
+
+def test_a_longer_sequence_continues_at_the_same_token(start: Starter, tmp_path: Path) -> None:
+    """24 samples of 16 tokens are 9.6 of 40: the run continues with sample 10 of the windows of 40 tokens."""
+    entry = "tests.trainer.faults:audit"
+    [pod] = train(start, tmp_path / "run", ALONE, stop=3)
+    assert finish([pod], 60) == [0], pod.stderr
+    [pod] = train(start, tmp_path / "run", ALONE, data={"sequenceLength": 40}, stop_by={"tokens": 1024}, entry=entry)
+    assert finish([pod], 60) == [0], pod.stderr
+    assert sorted(losses(pod)) == [4, 5], "640 tokens remain: two steps of 320"
+    [reference] = train(start, tmp_path / "other", ALONE, data={"sequenceLength": 40}, stop=4, entry=entry)
+    assert finish([reference], 60) == [0], reference.stderr
+    assert read_samples(pod) == read_samples(reference)[10:26]
+    assert Manifest.read(tmp_path / "run" / "step-00000005").tokens == 1024
+
+
 def read_samples(pod: Pod) -> list[int]:
     read = json.loads((pod.folder / "samples-0.json").read_text())
     return [sample for _, _, numbers in read for sample in numbers]
@@ -294,6 +342,13 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(start: Starter, tmp_path
     assert catalog.complete_steps(tmp_path) == [6]
     assert final(pods[0]) == (6, None, None, 1)
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_ranks_wait_for_the_slow_storage_of_one_of_them(start: Starter, tmp_path: Path) -> None:
+    """Longer than a collective of the training may take, which would look like a lost peer."""
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), entry=f"{FAULTS}:slow_disk_of_rank_1")
+    assert finish([pod], 60) == [0], pod.stderr
+    assert catalog.complete_steps(tmp_path) == [6, 3]
 
 
 @pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP}), Layout(2, {"data": SERVER})])

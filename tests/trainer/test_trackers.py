@@ -45,11 +45,11 @@ def test_tensorboard_has_the_metrics_of_all_attempts(start: Starter, tmp_path: P
 def test_no_tracker_writes_unless_enabled(start: Starter, tmp_path: Path) -> None:
     (pod,) = train(start, tmp_path, Layout(1, {}))
     assert finish([pod]) == [0]
-    assert {path.name[:5] for path in tmp_path.iterdir()} == {"step-"}
+    assert {path.name[:5] for path in tmp_path.iterdir()} == {"step-", "run.j"}
 
 
-def track(attempt: int, *, resumed: bool, step: int) -> None:
-    trackers = Trackers(make_config(1), None, attempt, resumed=resumed)
+def track(run: str, step: int, **changes: Any) -> None:
+    trackers = Trackers(make_config(1, **changes), None, run)
     trackers.reported(make_report(step=step))
     trackers.evaluated(step, {"loss": 1.5})
     trackers.close()
@@ -59,15 +59,19 @@ def test_mlflow_has_one_run_for_all_attempts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file://{tmp_path}/runs")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    track(1, resumed=False, step=4)
-    track(2, resumed=True, step=8)
-    track(3, resumed=False, step=1)  # another job of the same name
+    track("a", step=4)
+    track("a", step=8)
+    track("b", step=1)  # another job of the same name
     runs = sorted((path.parent for path in tmp_path.glob("runs/*/*/metrics")), key=lambda run: run.stat().st_ctime)
     steps = sorted(
         [int(line.split()[2]) for line in (run / "metrics/train/loss").read_text().splitlines()] for run in runs
     )
     assert steps == [[1], [4, 8]]
-    assert {(run / "params/optimizer.name").read_text() for run in runs} == {"adamw"}
+    parameters = {path.name: path.read_text() for path in (runs[0] / "params").iterdir()}
+    assert parameters["trainer.optimizer.name"] == "adamw"
+    assert parameters["trainer.data.builtin"] == "python-stdlib"
+    assert parameters["model.dim"] == "32"
+    assert (runs[0] / "tags/trainyard.job").read_text() == "default/tests"
 
 
 def wandb_records(file: Path) -> Iterator[Any]:
@@ -90,36 +94,37 @@ def wandb_records(file: Path) -> Iterator[Any]:
             record = b""
 
 
-def test_weights_and_biases_has_one_run_per_attempt_in_one_group(
+def test_weights_and_biases_has_one_run_for_all_attempts_of_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
-    track(1, resumed=False, step=4)
-    track(2, resumed=True, step=8)
+    for run, step in (("a", 4), ("a", 8), ("b", 1)):
+        track(run, step)
     files = list(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
     # W&B's own process writes the files, and may still do so when its client is done.
     wait_until(lambda: all(any(r.HasField("exit") for r in wandb_records(file)) for file in files), 30)
-    runs, ids = {}, set()
+    found = set()
     for file in files:
         records = list(wandb_records(file))
         (run,) = [record.run for record in records if record.HasField("run")]
         config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert config["trainer"]["data"]["builtin"] == "python-stdlib"
+        assert config["parallelism"]["data"]["mode"] == "ddp"
         history = [
             {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             for record in records
             if record.HasField("history")
         ]
         logged = {name: value for row in history for name, value in row.items() if not name.startswith("_")}
-        runs[config["attempt"]] = (run.display_name, run.run_group, run.job_type, history[-1]["_step"], logged)
-        ids.add(run.run_id)
-    values = {**make_report().tracked(), "eval/loss": 1.5}
-    assert runs == {
-        1: ("tests", "default/tests", "new", 4, values),
-        2: ("tests", "default/tests", "resumed", 8, values),
+        assert logged == {**make_report().tracked(), "eval/loss": 1.5}
+        found.add((run.run_id, run.display_name, run.run_group, history[-1]["_step"]))
+    assert found == {
+        ("a", "tests", "default/tests", 4),
+        ("a", "tests", "default/tests", 8),
+        ("b", "tests", "default/tests", 1),
     }
-    assert len(ids) == 2
 
 
 def test_tracker_without_its_package_is_a_warning(
@@ -127,7 +132,7 @@ def test_tracker_without_its_package_is_a_warning(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    track(1, resumed=False, step=4)
+    track("a", step=4)
     assert "MLflow gets no metrics: the image has no package mlflow; add it" in caplog.text
 
 
@@ -146,7 +151,7 @@ def test_tracker_that_fails_is_dropped(monkeypatch: pytest.MonkeyPatch, caplog: 
     broken = Broken()
     monkeypatch.setattr(trackers_module, "WeightsAndBiases", lambda *_: broken)
     monkeypatch.setenv("WANDB_API_KEY", json.dumps("a key"))
-    track(1, resumed=False, step=4)
+    track("a", step=4)
     assert broken.writes == 1
     assert "Broken gets no more metrics: no route to host" in caplog.text
     assert "a key" not in caplog.text

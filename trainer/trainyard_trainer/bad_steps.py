@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.checkpoint.saver import Saver
-from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.optim.update import Update
 from trainyard_trainer.runtime import log
@@ -23,20 +22,19 @@ class BadStepHandler:
         world: World,
         state: TrainState,
         update: Update,
-        batches: Batches,
         observers: list[Observer],
     ) -> None:
         self._policy = policy
         self._world = world
         self._state = state
         self._update = update
-        self._batches = batches
         self._observers = observers
 
-    def handle(self, loss: float, norm: float, saver: Saver | None) -> bool:
+    def handle(self, step: int, loss: float, norm: float, saver: Saver | None) -> bool:
         """Handle a step that was not applied. Returns True if the run has been rolled back.
 
         Args:
+            step: its number; the run may have made another step since.
             loss: this rank's own part of the loss.
             norm: norm of the gradient.
             saver: None without checkpoints.
@@ -44,7 +42,7 @@ class BadStepHandler:
         Raises:
             BadSteps: the policy demands that the attempt fails.
         """
-        step, counter = self._state.step, self._state.bad_steps
+        counter = self._state.bad_steps
         action = counter.record_bad(step, can_roll_back=saver is not None)
         sources = nonfinite_sources(self._world.gather(nonfinite_score(loss, norm)))
         description = _describe(step, norm, sources)
@@ -52,7 +50,7 @@ class BadStepHandler:
             log.logger.warning("%s; skipped the step (%s)", description, counter)
         for observer in self._observers:
             observer.skipped(step, norm)
-        if action == "Rollback" and saver is not None and self._roll_back(saver):
+        if action == "Rollback" and saver is not None and self._roll_back(saver, step):
             return True
         # Without a checkpoint to roll back to, or if rollbacks did not help, the attempt fails.
         if action != "Skip":
@@ -62,15 +60,16 @@ class BadStepHandler:
             )
         return False
 
-    def _roll_back(self, saver: Saver) -> bool:
-        """Return to the newest good checkpoint, and continue with new samples. False if that cannot help."""
-        consumed = self._batches.samples_consumed(self._state.step)
+    def _roll_back(self, saver: Saver, failed_step: int) -> bool:
+        """Return to the newest good checkpoint, and continue with the samples behind those of the failed step.
+
+        Returns False if that cannot help.
+        """
         folder = saver.find_rollback_target()
         if folder is None:
             return False
-        self._state.load(folder, saver.group)
+        self._state.roll_back(folder, saver.group, failed_step)
         self._update.after_rollback(folder)
-        self._batches.set_position(self._state.step, consumed)
         if not self._state.bad_steps.record_rollback(self._state.step):
             return False
         for observer in self._observers:

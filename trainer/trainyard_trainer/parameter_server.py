@@ -24,6 +24,7 @@ from trainyard_trainer.optim.state import Shape, Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Named
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.step_agreement import StepAgreement
 from trainyard_trainer.runtime.world import World
 
 Shapes = list[tuple[str, Shape]]
@@ -63,14 +64,13 @@ class FlatParameters:
 class RemoteUpdate:
     """The update of a worker: it sends its gradients to the server and receives new parameters."""
 
-    def __init__(self, named: Named, world: World) -> None:
+    def __init__(self, named: Named, world: World, agreement: StepAgreement) -> None:
         named = list(named)
         self._named = named
         self._flat = FlatParameters(named)
         self._world = world
+        self._agreement = agreement
         self._server = world.size
-        self._outcome = torch.zeros(2)
-        """Norm of the gradient, and 1 if it was applied [2]."""
 
     def begin(self, folder: Path | None) -> None:
         """Send the initial parameters to the server, and the checkpoint that holds the state of its optimizer."""
@@ -92,7 +92,7 @@ class RemoteUpdate:
         if self._world.rank == 0:
             dist.send_object_list([folder], self._server)
 
-    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
+    def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Send gradients, and receive parameters and the outcome; the learning rate of rank 0 counts."""
         self._send_command(Command.STEP, learning_rate)
         dist.send(self._flat.gradients.cpu(), self._server)
@@ -103,8 +103,11 @@ class RemoteUpdate:
             arriving = torch.empty_like(self._flat.parameters, device="cpu")
             dist.recv(arriving, self._server)
             self._flat.parameters.copy_(arriving)
-        dist.recv(self._outcome, self._server)
-        return self._outcome[0], bool(self._outcome[1])
+        outcome = torch.zeros(2)
+        dist.recv(outcome, self._server)
+        norm, applied = outcome.to(self._world.device)
+        # The server has decided for all; the exchange is for the requests of the ranks.
+        return norm, ~self._agreement.any_bad(applied == 0)
 
     def save(self, root: Path, manifest: Manifest) -> None:
         """Have the server write a checkpoint, and wait for it; called on rank 0 only.
@@ -137,12 +140,15 @@ class ParameterServer:
         self._flat = FlatParameters(self._named)
         self._received = torch.empty_like(self._flat.gradients)
         dist.recv(self._flat.parameters, 0)
+        self._guard = guard
         self._update = LocalUpdate(self._named, config, None, guard)
         if folder is not None:
             self._update.prepare(saved_shapes(folder))
             load(folder, self._update.tensors(), group=None)
-        self.step: int = 0 if folder is None else Manifest.read(folder).step
+        self.step = 0
         """Optimizer steps done, including those of earlier attempts."""
+        if folder is not None:
+            self._restore(Manifest.read(folder))
 
     def serve(self) -> bool:
         """Carry out one command. Returns False when the workers are done."""
@@ -171,21 +177,25 @@ class ParameterServer:
         heartbeat.beat(Phase.WAIT_FOR_WORKERS)
         for worker in self._workers:
             dist.send(self._flat.parameters, worker)
-            dist.send(torch.stack([norm, torch.tensor(float(applied))]), worker)
+            dist.send(torch.stack([norm, applied.float()]), worker)
         self.step += 1
 
     def _roll_back(self) -> None:
         (folder,) = _receive_objects(1, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
         load(folder, self._tensors(), group=None)
-        self.step = Manifest.read(folder).step
+        self._restore(Manifest.read(folder))
+
+    def _restore(self, manifest: Manifest) -> None:
+        self.step = manifest.step
+        self._guard.restore(manifest.norms)
 
     def _save(self) -> None:
         root, manifest = _receive_objects(2, source=0)
         heartbeat.beat(Phase.CHECKPOINT)
         problem = None
         try:
-            save(CheckpointWriter(root, manifest), self._tensors(), group=None)
+            save(CheckpointWriter(root, manifest.replace(norms=self._guard.norms)), self._tensors(), group=None)
         except FAILURES as error:
             problem = str(error).splitlines()[0]
         dist.send_object_list([problem], 0)

@@ -109,7 +109,7 @@ class RankProcess:
             patience=config.health.startup_timeout_seconds,
             hang_timeout=config.health.hang_timeout_seconds,
         )
-        guard = GradientGuard(config.health.bad_steps, bool)
+        guard = GradientGuard(config.health.bad_steps, agreement=None)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)
         while self._server.serve():

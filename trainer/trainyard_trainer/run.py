@@ -11,6 +11,8 @@ import torch
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
+from trainyard.run_record import DataRecord
+from trainyard_trainer.checkpoint.run_folder import RunFolder, RunRecorder, describe_attempt
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.metrics.breakdown import Breakdown
@@ -75,7 +77,10 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     plugin = load_plugin(config)
-    samples = prepare_samples(config, plugin, PreparationLog(exporter))
+    root = None if config.checkpoint is None else _checkpoint_root()
+    folder = None if root is None else RunFolder(root)
+    tokenizer = None if folder is None else folder.tokenizer
+    samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
     # Data are prepared on all processors, and before CUDA has threads.
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
@@ -88,8 +93,11 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
+    data = DataRecord(fingerprint=samples.fingerprint, samples=samples.count, eval_samples=trainer.batches.eval_samples)
+    record = describe_attempt(config, data, samples.tokenizer)
+    if folder is not None:
+        folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
-    root = None if config.checkpoint is None else _checkpoint_root()
     profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
     if profiler is not None:
@@ -99,16 +107,21 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     if exporter is not None:
         trainer.observers.append(exporter)
     saver = None
-    if config.checkpoint is not None and root is not None:
+    if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
-        saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, remote_save)
+        saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
+        trainer.state.run = folder.run
         trainer.resume(saver)
+        record = folder.record(record, trainer.step, trainer.state.parent)
+        trainer.state.run = record.id
+        if world.rank == 0:
+            trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
     else:
         trainer.initialize()
     if world.rank != 0:
         return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
     progress_log = ProgressLog(trainer.state, attempt)
-    trackers = Trackers(config, root, attempt, resumed=trainer.step > 0)
+    trackers = Trackers(config, root, record.id)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter)
 

@@ -1,40 +1,63 @@
 """When a training ends: its number of steps, and evaluations that end it earlier."""
 
 import math
+from collections.abc import Callable
 
-from trainyard.config import RunConfig
+from trainyard.resource.optimization import Schedule
 from trainyard.resource.training import Stop
 from trainyard_trainer.checkpoint.manifest import ConvergenceState
+from trainyard_trainer.data.timeline import Timeline
 from trainyard_trainer.runtime.errors import ConfigError
 
 
-def total_steps(config: RunConfig, samples: int, batch: int) -> int:
+def total_steps(stop: Stop, step: int, timeline: Timeline, epoch: int) -> int:
     """Return the optimizer steps of the entire run; an epoch ends with the step that consumes its last sample.
 
     Args:
-        config: configuration of the run.
-        samples: samples to train on.
-        batch: samples of one step.
+        stop: spec.trainer.stop.
+        step: optimizer steps done.
+        timeline: what they have consumed; it counts towards epochs and tokens, whatever the batch was.
+        epoch: samples to train on.
+    """
+    now = timeline.current
+    if stop.epochs is not None:
+        return step + _quotient(stop.epochs * epoch - timeline.samples_at(step), now.batch)
+    if stop.tokens is not None:
+        return step + _quotient(stop.tokens - timeline.tokens_at(step), now.tokens_per_step)
+    assert stop.steps is not None, "admission demands one of the three"
+    return stop.steps
+
+
+def _quotient(remaining: int, per_step: int) -> int:
+    """Return the steps that consume what remains, rounded up; 0 if nothing does."""
+    return max(0, -(-remaining // per_step))
+
+
+def progress_unit(stop: Stop, timeline: Timeline) -> Callable[[int], int]:
+    """Return the function that measures the progress after a step as spec.trainer.stop does: in steps or in tokens."""
+    return int if stop.steps is not None else timeline.tokens_at
+
+
+def check_schedule(schedule: Schedule, total: int, tokens: int) -> None:
+    """Check that warm-up and decay fit into the run.
+
+    Args:
+        schedule: spec.trainer.schedule.
+        total: optimizer steps of the entire run.
+        tokens: tokens of the entire run.
 
     Raises:
         ConfigError: the learning rate would still be rising, or already be falling, when the training ends.
     """
-    trainer = config.trainer
-    stop = trainer.stop
-    if stop.epochs is not None:
-        total = math.ceil(stop.epochs * samples / batch)
-    elif stop.tokens is not None:
-        total = math.ceil(stop.tokens / (batch * config.tokens_per_sample))
-    else:
-        assert stop.steps is not None, "admission demands one of the three"
-        total = stop.steps
-    scheduled = trainer.schedule.warmup_steps + (trainer.schedule.decay_steps or 0)
-    if scheduled > total:
-        raise ConfigError(
-            f"spec.trainer.schedule: warmupSteps and decaySteps are {scheduled} together, but spec.trainer.stop means "
-            f"{total} steps; shorten them, or train longer"
-        )
-    return total
+    for unit, scheduled, available in (
+        ("Steps", schedule.warmup_steps + (schedule.decay_steps or 0), total),
+        ("Tokens", (schedule.warmup_tokens or 0) + (schedule.decay_tokens or 0), tokens),
+    ):
+        if scheduled > available:
+            raise ConfigError(
+                f"spec.trainer.schedule: warmup{unit} and decay{unit} are {scheduled} together, but spec.trainer.stop "
+                f"means {available} {unit.lower()}; shorten them, or train longer"
+            )
 
 
 class Convergence:
@@ -57,7 +80,12 @@ class Convergence:
         self._stale = state.stale
 
     def reason_to_stop(self, loss: float) -> str | None:
-        """Return why the training ends after an evaluation with this loss; None if it continues."""
+        """Return why the training ends after an evaluation with this loss; None if it continues.
+
+        A loss that is NaN or Inf says nothing about convergence, and so does not count.
+        """
+        if not math.isfinite(loss):
+            return None
         if self._target is not None and loss <= self._target:
             return f"the evaluation loss {loss:.6g} has reached spec.trainer.stop.targetLoss {self._target:g}"
         if self._converged is None:

@@ -1,5 +1,6 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
+import math
 from pathlib import Path
 
 from torch import Tensor
@@ -16,7 +17,7 @@ from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
 from trainyard_trainer.optim.guard import GradientGuard
-from trainyard_trainer.optim.optimizer import learning_rate_factor
+from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
@@ -26,8 +27,10 @@ from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
-from trainyard_trainer.stopping import total_steps
+from trainyard_trainer.step_outcome import StepOutcome
+from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
 
 
@@ -51,15 +54,17 @@ class Trainer:
         )
         policy = config.health.bad_steps
         self.update: Update
+        self.agreement = StepAgreement(world)
+        guard = None
         if world.servers:
-            self.update = RemoteUpdate(named, world)
+            self.update = RemoteUpdate(named, world, self.agreement)
         else:
-            guard = GradientGuard(policy, world.all_true)
+            guard = GradientGuard(policy, self.agreement)
             self.update = LocalUpdate(named, config.trainer.optimizer, self.mesh, guard)
-        self.state = TrainState(config, named, self.update, self.batches)
+        self.state = TrainState(config, named, self.update, self.batches, guard)
         self.observers: list[Observer] = []
         """Observers of this rank; they are called in order."""
-        self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.batches, self.observers)
+        self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.observers)
         self._step_metrics = StepMetrics(
             config,
             world,
@@ -67,7 +72,10 @@ class Trainer:
             samples_per_step=self.batches.global_batch,
             counts_loss=self.mesh.counts_loss,
         )
-        self._total_steps = total_steps(config, self.batches.train_samples, self.batches.global_batch)
+        self._total_steps = 0
+        """Optimizer steps of the entire run; known once it is clear where the run begins."""
+        self._unread: StepOutcome | None = None
+        """The newest step, if the host has not looked at its outcome yet."""
         self._saver: Saver | None = None
         self._source: Path | None = None
         """Checkpoint that this attempt has resumed from."""
@@ -98,50 +106,62 @@ class Trainer:
         if folder is None:
             self.initialize()
         else:
-            manifest = self.state.load(folder, saver.group)
-            self.batches.set_position(self.step, manifest.samples)
-            self.state.bad_steps.consecutive = manifest.bad_steps
+            self.state.resume(folder, saver.group)
             log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 
     def run(self) -> None:
         """Train to the last step.
 
-        Between reports and evaluations only the update waits for the device, since it needs the gradient's norm.
+        The host looks at the outcome of a step while the device works on the next one, so the device never waits for
+        the host between reports, evaluations and checkpoints. A bad step changes nothing on the device, so that its
+        consequences can be drawn one step later.
 
         Raises:
+            ConfigError: the learning rate would still be rising, or already be falling, when the training ends.
+            BadSteps: spec.health.badSteps demands that the attempt fails.
             FinalCheckpointFailed: training has ended or was told to stop, and its state could not be saved.
         """
         self._begin()
         self._garbage.start()
         first_step = self.step + 1
+        previous: StepOutcome | None = None
         while self.step < self._total_steps and not self.state.stopped_because and not self.interrupted:
             self._record_timing()
-            loss, norm, learning_rate, applied = self._step()
-            if applied:
-                self.state.bad_steps.record_good()
-            elif self._handle_bad_step(loss, norm):
+            outcome = self._step()
+            agreed = Request.NOTHING if previous is None else previous.values().requested
+            previous = None
+            if self._rolls_back():
                 continue
+            self._unread = previous = outcome
             self._step_metrics.after_step()
             self._garbage.after_step(self.step)
-            evaluates = self._evaluation_is_due()
-            if evaluates or self._report_is_due(first_step):
-                report = self._step_metrics.report(self.step, self._total_steps, loss, norm, learning_rate)
-                for observer in self.observers:
-                    observer.reported(report)
+            evaluates, reports = self._evaluation_is_due(), self._report_is_due(first_step)
+            saves = self._saver is not None and self._saver.is_due(agreed)
+            if (evaluates or reports or saves) and self._rolls_back():
+                previous = None
+                continue
+            if evaluates or reports:
+                self._report(outcome)
             self._stopwatch.mark("other")
             if evaluates:
                 self._evaluate()
-            if self._saver is not None:
-                self.interrupted = self._saver.after_step(applied=applied)
-                self._stopwatch.mark("checkpoint")
+            if saves and self._saver is not None:
+                self.interrupted = self._saver.after_step(applied=outcome.values().applied)
+            self._stopwatch.mark("checkpoint")
         self._end()
 
     def _begin(self) -> None:
-        """Announce the run to the observers and the launcher."""
+        """Determine the number of steps, and announce the run to the observers and the launcher."""
+        self._count_steps()
+        timeline = self.state.timeline
+        check_schedule(self._trainer.schedule, self._total_steps, timeline.tokens_at(self._total_steps))
+        if self.step >= self._total_steps:
+            log.info(f"nothing is left to do: spec.trainer.stop was reached before, the run has made {self.step} steps")
         self._step_metrics.begin(self.step)
         start = Start(
             step=self.step,
-            drawn=self.batches.samples_consumed(self.step),
+            samples_consumed=timeline.samples_at(self.step),
+            tokens_consumed=timeline.tokens_at(self.step),
             total_steps=self._total_steps,
             batch=self.batches.global_batch,
             samples=self.batches.train_samples,
@@ -152,12 +172,8 @@ class Trainer:
         heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
         self._stopwatch = Stopwatch()
 
-    def _step(self) -> tuple[Tensor, Tensor, float, bool]:
-        """Make one step.
-
-        Returns this rank's part of the loss, the norm of the gradient, the learning rate, and whether the gradient
-        was applied.
-        """
+    def _step(self) -> StepOutcome:
+        """Make one step; the device may still be computing it when this returns."""
         for observer in self.observers:
             observer.before_step(self.step + 1)
         learning_rate = self._learning_rate(self.step + 1)
@@ -168,12 +184,13 @@ class Trainer:
             self._stopwatch.mark("checkpoint")
         heartbeat.beat(Phase.OPTIMIZER)
         norm, applied = self.update.step(learning_rate)
-        self._stopwatch.mark("update")
         self.state.step += 1
+        outcome = StepOutcome(self.step, loss, norm, applied, self.agreement.requested, learning_rate)
+        self._stopwatch.mark("update")
         heartbeat.beat(Phase.AFTER_STEP, self.step)
         for observer in self.observers:
             observer.after_step(self.step)
-        return loss, norm, learning_rate, applied
+        return outcome
 
     def _forward_backward(self) -> tuple[Tensor, float]:
         """Accumulate the gradient of this rank's share of the global batch; see `ForwardBackward.run`."""
@@ -181,21 +198,44 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
-        factor = learning_rate_factor(self._trainer.schedule, step, self._total_steps)
+        progress_at = progress_unit(self._trainer.stop, self.state.timeline)
+        factor = learning_rate_factor(self._trainer.schedule, step, self._total_steps, progress_at)
         return self._trainer.optimizer.learning_rate * factor
 
-    def _handle_bad_step(self, loss: Tensor, norm: Tensor) -> bool:
-        """Skip a bad step, or roll back. Returns True after a rollback.
+    def _rolls_back(self) -> bool:
+        """Look at the outcome of the newest step that the host has not looked at; True if the run rolls back then.
 
         Raises:
             BadSteps: spec.health.badSteps demands that the attempt fails.
         """
-        if not self._bad_steps.handle(loss.item(), norm.item(), self._saver):
+        outcome, self._unread = self._unread, None
+        if outcome is None:
             return False
+        values = outcome.values()
+        self._stopwatch.mark("update")
+        if values.applied:
+            self.state.bad_steps.record_good()
+            return False
+        if not self._bad_steps.handle(outcome.step, outcome.loss.item(), values.norm, self._saver):
+            return False
+        self._count_steps()
         self._step_metrics.begin(self.step)
         heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
         self._stopwatch.mark("other")
         return True
+
+    def _report(self, outcome: StepOutcome) -> None:
+        """Report the step just done; the host waits for it."""
+        report = self._step_metrics.report(
+            outcome.step, self._total_steps, outcome.loss, outcome.norm, outcome.learning_rate
+        )
+        for observer in self.observers:
+            observer.reported(report)
+
+    def _count_steps(self) -> None:
+        """Determine the number of steps of the run from what it has consumed so far."""
+        stop, timeline = self._trainer.stop, self.state.timeline
+        self._total_steps = total_steps(stop, self.step, timeline, self.batches.train_samples)
 
     def _report_is_due(self, first_step: int) -> bool:
         """Return whether to report the current step: the first of an attempt, each logEverySteps-th, and the last."""
@@ -213,6 +253,8 @@ class Trainer:
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)
+        if not math.isfinite(metrics["loss"]):
+            log.logger.warning("the evaluation loss after step %d is %s", self.step, metrics["loss"])
         self.state.stopped_because = self.state.convergence.reason_to_stop(metrics["loss"])
         if self.state.stopped_because:
             log.info(f"stopped after step {self.step}: {self.state.stopped_because}")

@@ -11,7 +11,8 @@ from trainyard.protocol.progress import Progress
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.storage import load, saved_shapes
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.optim.guard import BadStepCounter
+from trainyard_trainer.data.timeline import Phase, Timeline, in_samples_of
+from trainyard_trainer.optim.guard import BadStepCounter, GradientGuard
 from trainyard_trainer.optim.state import Tensors, check_parameters, model_tensors
 from trainyard_trainer.optim.update import Update
 from trainyard_trainer.runtime import log
@@ -22,12 +23,25 @@ class TrainState:
     """Parameters, optimizer state, and position of a run, as one rank holds them."""
 
     def __init__(
-        self, config: RunConfig, named: Sequence[tuple[str, nn.Parameter]], update: Update, batches: Batches
+        self,
+        config: RunConfig,
+        named: Sequence[tuple[str, nn.Parameter]],
+        update: Update,
+        batches: Batches,
+        guard: GradientGuard | None,
     ) -> None:
+        """`guard`: None with a parameter server, which has it."""
         self._config = config
         self._named = named
         self._update = update
         self._batches = batches
+        self._guard = guard
+        self.timeline = Timeline(batches.global_batch, config.tokens_per_sample)
+        """Samples and tokens consumed after each step."""
+        self.run: str | None = None
+        """Identity of the run, for checkpoints."""
+        self.parent: str | None = None
+        """Identity of the run that wrote the checkpoint from which this attempt resumes, if it is known."""
         self.step = 0
         """Optimizer steps done, including those of earlier attempts."""
         self.bad_steps = BadStepCounter(config.health.bad_steps)
@@ -40,30 +54,54 @@ class TrainState:
     def snapshot(self) -> tuple[Tensors, Manifest]:
         """Return the tensors of this rank, and the manifest of a checkpoint after the current step."""
         manifest = Manifest(
+            run=self.run,
             step=self.step,
-            samples=self._batches.samples_consumed(self.step),
+            samples=self.timeline.samples_at(self.step),
+            tokens=self.timeline.tokens_at(self.step),
+            phases=self.timeline.phases,
             model=self._config.model.to_dict(),
             optimizer=self._config.trainer.optimizer.name,
             data=self._batches.fingerprint,
             convergence=self.convergence.state(),
             stopped_because=self.stopped_because,
             bad_steps=self.bad_steps.consecutive,
+            norms=() if self._guard is None else self._guard.norms,
             progress=self.progress,
         )
         return self._tensors(), manifest
 
-    def load(self, folder: Path, group: dist.ProcessGroup | None) -> Manifest:
-        """Restore a checkpoint, whatever layout wrote it, except for samples and bad steps, which the caller sets.
+    def resume(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+        """Restore a checkpoint, whatever layout wrote it, and continue behind the samples that it has consumed.
 
-        All ranks of `group` must call it; None: there is only one rank. Returns the checkpoint's manifest.
+        All ranks of `group` must call it; None: there is only one rank. If the sequence length has changed, samples are
+        numbered differently, and the position is carried over in tokens.
 
         Raises:
             ConfigError: the checkpoint belongs to another model or optimizer, or has other parameters.
         """
+        manifest = self._load(folder, group)
+        # With a record of the run, the table of `trainyard.resume` has said this already.
+        if self.run is None and manifest.data != self._batches.fingerprint:
+            log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
+        self.parent = manifest.run
+        samples = in_samples_of(self._config.tokens_per_sample, manifest.samples, manifest.tokens_per_sample)
+        self._move(samples, manifest.tokens_consumed, manifest.history)
+        self.bad_steps.consecutive = manifest.bad_steps
+
+    def roll_back(self, folder: Path, group: dist.ProcessGroup | None, failed_step: int) -> None:
+        """Restore a checkpoint of this run, and continue behind the samples that steps up to `failed_step` consumed."""
+        samples, tokens = self.timeline.samples_at(failed_step), self.timeline.tokens_at(failed_step)
+        self._load(folder, group)
+        self._move(samples, tokens, self.timeline.phases)
+
+    def _move(self, samples: int, tokens: int, history: Sequence[Phase]) -> None:
+        self.timeline.move(self.step, samples, tokens, history)
+        self._batches.set_position(self.step, samples)
+
+    def _load(self, folder: Path, group: dist.ProcessGroup | None) -> Manifest:
+        """Restore everything but the position in the data, and return the checkpoint's manifest."""
         manifest = Manifest.read(folder)
         manifest.check_compatible(self._config, folder)
-        if manifest.data != self._batches.fingerprint:
-            log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
         saved = saved_shapes(folder)
         check_parameters(self._named, saved, folder)
         # The state of the optimizer exists from the first step on; a second copy would need memory for nothing.
@@ -74,6 +112,8 @@ class TrainState:
         self.convergence.load_state(manifest.convergence)
         self.stopped_because = manifest.stopped_because
         self.progress = manifest.progress
+        if self._guard is not None:
+            self._guard.restore(manifest.norms)
         return manifest
 
     def _tensors(self) -> Tensors:

@@ -58,6 +58,8 @@ ENV_STEP_SAMPLES: Final = "TRAINYARD_STEP_SAMPLES"
 """Whether rank 0 occasionally traces a step to measure its share of communication: on (the default) or off."""
 ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
 """Folder for the job's checkpoints. It is also set for user programs."""
+ENV_IMAGE: Final = "TRAINYARD_IMAGE"
+"""Image of the worker, for the record of the run; not set outside of a cluster."""
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"
 """Time in seconds from SIGTERM until the pod is killed."""
 

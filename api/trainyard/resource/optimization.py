@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.base import ApiModel, NonNegative, Positive, Rule, Tokens
 from trainyard.optimizers import OPTIMIZERS, OptimizerInfo, OptimizerName, describe_defaults, takers
 
 
@@ -80,7 +80,10 @@ class Optimizer(ApiModel):
 
 
 class Schedule(ApiModel):
-    """Learning rate over the steps: a linear warm-up to the peak, then a constant or falling part."""
+    """Learning rate over the run: a linear warm-up to the peak, then a constant or falling part. With
+    spec.trainer.stop.tokens or epochs the falling part is a function of the tokens consumed, so it stays continuous if
+    the batch changes when a run resumes; with spec.trainer.stop.steps of the step.
+    """
 
     name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
     """Shape of the learning rate after the warm-up.
@@ -91,8 +94,14 @@ class Schedule(ApiModel):
     et al., 2024)."""
     warmup_steps: NonNegative = 0
     """Number of first steps over which the learning rate rises linearly from 0 to the peak."""
+    warmup_tokens: Tokens | None = None
+    """Number of first tokens over which the learning rate rises, in place of warmupSteps; only with
+    spec.trainer.stop.tokens or epochs."""
     decay_steps: Positive | None = None
-    """wsd: number of last steps over which the learning rate falls. Default: a tenth of all steps."""
+    """wsd: number of last steps over which the learning rate falls. Default: a tenth of the run."""
+    decay_tokens: Tokens | None = None
+    """wsd: number of last tokens over which the learning rate falls, in place of decaySteps; only with
+    spec.trainer.stop.tokens or epochs."""
     min_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Learning rate of the last step divided by the peak. Has no effect with constant."""
 
@@ -100,5 +109,14 @@ class Schedule(ApiModel):
         Rule(
             "!has(self.decaySteps) || self.name == 'wsd'",
             "spec.trainer.schedule.decaySteps: is for wsd only; remove it, or set spec.trainer.schedule.name: wsd",
+        ),
+        Rule(
+            "!has(self.decayTokens) || (self.name == 'wsd' && !has(self.decaySteps))",
+            "spec.trainer.schedule.decayTokens: is for wsd only, and replaces decaySteps; remove one of them, or set "
+            "spec.trainer.schedule.name: wsd",
+        ),
+        Rule(
+            "!has(self.warmupTokens) || self.warmupSteps == 0",
+            "spec.trainer.schedule.warmupTokens: replaces warmupSteps; remove one of them",
         ),
     )

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import ApiModel, NonNegative, Positive, Rule
+from trainyard.base import ApiModel, NonNegative, Positive, Rule, Tokens
 from trainyard.models import FAMILIES
 from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
@@ -57,9 +57,10 @@ class Stop(ApiModel):
     steps: Positive | None = None
     """Total number of optimizer steps."""
     epochs: Positive | None = None
-    """Number of passes over the training data."""
-    tokens: Annotated[int, Field(ge=1, le=1_000_000_000_000_000)] | None = None
-    """Number of tokens over all ranks (of a table: rows), rounded up to a multiple of one step."""
+    """Number of passes over the training data. Samples of earlier attempts count, whatever their batch was."""
+    tokens: Tokens | None = None
+    """Number of tokens over all ranks (of a table: rows), rounded up to a multiple of one step. Tokens of earlier
+    attempts count, whatever their batch was, also those of skipped steps and of steps before a rollback."""
     target_loss: Annotated[float, Field(gt=0, le=1000)] | None = None
     """Stop after the first evaluation with a loss of at most this value."""
     converged: Converged | None = None
@@ -200,5 +201,16 @@ class TrainerSpec(ApiModel):
             " self.schedule.decaySteps : 0) <= self.stop.steps",
             "spec.trainer.schedule: warmupSteps and decaySteps must not exceed spec.trainer.stop.steps; shorten them, "
             "or train longer",
+        ),
+        Rule(
+            "!has(self.stop.steps) || !(has(self.schedule.warmupTokens) || has(self.schedule.decayTokens))",
+            "spec.trainer.schedule: warmupTokens and decayTokens are for runs that end by tokens or epochs; use "
+            "warmupSteps and decaySteps, or spec.trainer.stop.tokens",
+        ),
+        Rule(
+            "!has(self.stop.tokens) || (has(self.schedule.warmupTokens) ? self.schedule.warmupTokens : 0) +"
+            " (has(self.schedule.decayTokens) ? self.schedule.decayTokens : 0) <= self.stop.tokens",
+            "spec.trainer.schedule: warmupTokens and decayTokens must not exceed spec.trainer.stop.tokens; shorten "
+            "them, or train longer",
         ),
     )

@@ -17,6 +17,7 @@ from rich.text import Text
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
 from trainyard.protocol.log_tail import read_end
+from trainyard.resolve import resolve
 from trainyard.resource.datasets import Data
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
@@ -26,6 +27,7 @@ from trainyard_cli.manifest import read_manifest, report_problems
 from trainyard_cli.output import Output, print_error, print_notice, stderr_console, stdout_console, write
 from trainyard_cli.views.display import Display
 from trainyard_cli.views.plot import save_plot
+from trainyard_cli.views.resume import print_changes, read_record
 from trainyard_cli.views.status import status_table
 from trainyard_cli.views.step_reports import read_reports
 
@@ -70,6 +72,7 @@ def run(
         problem = f"--folder: {error.filename or target}: {error.strerror}; choose a folder that can be written"
         print_error(problem)
         raise typer.Exit(EXIT_BAD_INPUT) from None
+    _print_changes(file, job, target)
     try:
         job, interrupted = asyncio.run(_run(job, target))
     except asyncio.CancelledError:
@@ -134,6 +137,18 @@ def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:
     checkpoints.mkdir(exist_ok=True)
     if any(checkpoints.glob("step-*")):
         print_notice(f"continuing from {checkpoints}; --fresh starts from the beginning")
+
+
+def _print_changes(file: Path, job: TrainingJob, folder: Path) -> None:
+    """Print what differs from the run whose checkpoints are in the folder, and refuse what it cannot resume with."""
+    if job.spec.trainer is None or not any((folder / "checkpoints").glob("step-*")):
+        return
+    try:
+        record = read_record(folder)
+        if record is not None:
+            print_changes(record, resolve(job), stderr_console())
+    except ManifestError as error:
+        raise report_problems(file, error.problems) from None
 
 
 async def _run(job: TrainingJob, folder: Path) -> tuple[TrainingJob, bool]:

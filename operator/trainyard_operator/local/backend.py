@@ -273,6 +273,7 @@ class ProcessBackend:
         environment[constants.ENV_METRICS_PORT] = str(running.metrics_port)
         environment[launcher_protocol.ENV_LAUNCHER_PORT] = str(running.launcher_port)
         environment[constants.ENV_GRACE] = str(GRACE)
+        environment[constants.ENV_IMAGE] = ""  # the trainer is that of this environment
         if constants.ENV_CHECKPOINTS in running.container_env:
             checkpoints = self.folder / CHECKPOINT_FOLDER
             checkpoints.mkdir(exist_ok=True)

@@ -213,6 +213,8 @@ def _worker_container(
     """Return the worker container, before the user's template is merged."""
     spec = job.spec
     fixed = rendezvous_env(job, attempt, index, grace_seconds=_grace_seconds(template))
+    if spec.trainer is not None:
+        fixed.append({"name": constants.ENV_IMAGE, "value": spec.image or trainer_image})
     if secret is not None:
         source = {"secretKeyRef": {"name": secret, "key": constants.TOKEN_KEY}}
         fixed.append({"name": launcher_protocol.ENV_TOKEN, "valueFrom": source})

@@ -45,7 +45,9 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     world.init_process_group()
     log.logger.disabled = True
     if rank >= program.processes:
-        server = ParameterServer(config.trainer.optimizer, world, GradientGuard(config.health.bad_steps, bool))
+        server = ParameterServer(
+            config.trainer.optimizer, world, GradientGuard(config.health.bad_steps, agreement=None)
+        )
         with suppress(RuntimeError):  # when its turns are over a worker is killed
             while server.serve():
                 pass

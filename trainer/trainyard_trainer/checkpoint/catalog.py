@@ -50,13 +50,13 @@ def commit(partial: Path, manifest: Manifest) -> None:
         json.dump(manifest.content(), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
-    _sync_folder(partial)
+    sync_folder(partial)
     target = partial.with_name(partial.name.removesuffix(_PARTIAL))
     # A damaged checkpoint of an earlier attempt may have the same step.
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
 
 
 def size(folder: Path) -> int:
@@ -125,7 +125,7 @@ def remove_old(root: Path, keep: int) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -13,11 +13,14 @@ from pydantic import Field, ValidationError
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.protocol.progress import Progress
+from trainyard.resume import differences, refusals
+from trainyard_trainer.data.timeline import Phase
 from trainyard_trainer.runtime.errors import ConfigError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
-"""Version of the format. Raise it when a trainer that knows only the current one would misread a checkpoint."""
+FORMAT = 2
+"""Version of the format. Raise it when a trainer that knows only the current one would misread a checkpoint. A reader
+ignores fields that it does not know."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,16 @@ class ConvergenceState(ApiModel):
 class Manifest(ApiModel):
     """The contents of manifest.json, without its format version."""
 
+    run: str | None = None
+    """Identity of the run (see `trainyard.run_record`); None in format 1."""
     step: int
     """Optimizer steps done."""
     samples: int
-    """Samples consumed by these steps, and by bad steps before a rollback."""
+    """Samples consumed by these steps, and by steps before a rollback; counted in samples of the present length."""
+    tokens: int | None = None
+    """Tokens consumed likewise, whatever the sequence length was; None in format 1."""
+    phases: tuple[Phase, ...] = ()
+    """Batch and sequence length of all steps so far; empty in format 1."""
     model: dict[str, Any]
     """Configuration of the model, all presets resolved."""
     optimizer: str
@@ -55,6 +64,8 @@ class Manifest(ApiModel):
     """Why an evaluation has ended the training; None if it has not."""
     bad_steps: int = 0
     """Consecutive bad steps that precede this checkpoint."""
+    norms: tuple[float, ...] = ()
+    """Gradient norms of the last good steps, with which spikes are compared; empty in format 1."""
     progress: Progress | None = None
     """Last report of the run; None before the first one."""
     files: dict[str, FileChecksum] = Field(default_factory=dict)
@@ -75,10 +86,10 @@ class Manifest(ApiModel):
                 f"spec.checkpoint: {folder} has the format {version}, but this version of the trainer reads formats up "
                 f"to {FORMAT}; use the version that wrote it (spec.image), or choose another spec.checkpoint volume"
             )
-        if version != FORMAT:
+        if version not in range(1, FORMAT + 1):
             raise ValueError(f"{folder / MANIFEST} has the format {version}, which does not exist")
         try:
-            return cls.model_validate(content)
+            return cls.model_validate(content, extra="ignore")
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
@@ -88,26 +99,36 @@ class Manifest(ApiModel):
         """Return the manifest as JSON, with its format version first."""
         return {"format": FORMAT, **self.to_dict()}
 
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens of one of the `samples`."""
+        return self.phases[-1].tokens_per_sample if self.phases else int(self.model.get("sequenceLength", 1))
+
+    @property
+    def tokens_consumed(self) -> int:
+        """Tokens consumed; a run of format 1 has kept its sequence length."""
+        return self.samples * self.tokens_per_sample if self.tokens is None else self.tokens
+
+    @property
+    def history(self) -> tuple[Phase, ...]:
+        """Batch and sequence length of all steps so far; a run of format 1 is assumed to have kept its batch."""
+        if self.phases or self.step == 0:
+            return self.phases
+        batch, length = self.samples // self.step, self.tokens_per_sample
+        return (Phase(step=0, samples=0, tokens=0, batch=batch, tokens_per_sample=length),)
+
     def check_compatible(self, config: RunConfig, folder: Path) -> None:
         """Check that a run of this configuration can resume from the checkpoint in `folder`.
+
+        The checkpoint may have no run.json beside it, or be that of another run.
 
         Raises:
             ConfigError: it belongs to another model or optimizer; the message names each field and both values.
         """
-        wanted = _fields(config.model.to_dict(), config.trainer.optimizer.name)
-        saved = _fields(config.family.completed(self.model), self.optimizer)
-        differences = [
-            f"{field} is {wanted.get(field, 'not set')}, but {saved.get(field, 'not set')} in the checkpoint"
-            for field in sorted({*wanted, *saved})
-            if wanted.get(field) != saved.get(field)
-        ]
-        if differences:
-            raise ConfigError(
-                f"{'; '.join(differences)} {folder}; change it back, or choose another spec.checkpoint volume"
-            )
-
-
-def _fields(model: dict[str, Any], optimizer: str) -> dict[str, Any]:
-    """Return the values that a checkpoint and its run must share, by the field of the spec."""
-    fields = {f"spec.trainer.model.{name}": value for name, value in model.items()}
-    return {**fields, "spec.trainer.optimizer.name": optimizer}
+        saved = {"model": config.family.completed(self.model), "trainer": {"optimizer": {"name": self.optimizer}}}
+        wanted = {
+            "model": config.model.to_dict(),
+            "trainer": {"optimizer": {"name": config.trainer.optimizer.name}},
+        }
+        if problem := refusals(differences(saved, wanted), f"the checkpoint {folder}"):
+            raise ConfigError(problem)

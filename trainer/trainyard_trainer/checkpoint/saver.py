@@ -11,7 +11,6 @@ import torch.distributed as dist
 
 from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
-from trainyard_trainer.checkpoint.consensus import Request, StepConsensus
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.outcome import PendingSave, finished, first_line
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, free_shared_memory, local_bytes, save
@@ -21,6 +20,7 @@ from trainyard_trainer.optim.state import Tensors
 from trainyard_trainer.runtime import heartbeat, log, process_exit
 from trainyard_trainer.runtime.errors import FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
 
 RETRY_SECONDS = 1.0
@@ -58,16 +58,27 @@ class Saver:
         world: World,
         state: Checkpointable,
         observers: list[Observer],
+        agreement: StepAgreement,
         remote_save: RemoteSave | None,
     ) -> None:
-        """`remote_save`: set with a parameter server, which holds all tensors of the run."""
+        """Prepare to save.
+
+        Args:
+            config: when to save, and how many checkpoints to keep.
+            root: folder of the checkpoints.
+            world: the ranks.
+            state: what is saved.
+            observers: receive what happens to checkpoints.
+            agreement: carries requests between the ranks.
+            remote_save: set with a parameter server, which holds all tensors of the run.
+        """
         self._config = config
         self._root = root
         self._world = world
         self._state = state
         self._observers = observers
         self._remote_save = remote_save
-        self._consensus = StepConsensus(self.group)
+        self._agreement = agreement
         self._background: BackgroundSave | None = None
         if config.async_ and remote_save is None:
             assert world.control is not None
@@ -80,6 +91,8 @@ class Saver:
         self._pending: PendingSave | None = None
         self._due = False
         """Whether a save waits for the next good step."""
+        self._asked = False
+        """Whether rank 0 has requested a save that has not begun."""
         self._last_time = time.monotonic()
         self._problem = ""
         """Why the last save has failed; empty if it has not."""
@@ -114,7 +127,7 @@ class Saver:
     def find_rollback_target(self) -> Path | None:
         """Return the newest intact checkpoint, in the middle of a run, that was not written amid bad steps."""
         self._finish_pending()
-        self._due = False
+        self._due = self._asked = False
         return self._folder(self._newest(before_bad_steps=True)[0])
 
     def _folder(self, step: int | None) -> Path | None:
@@ -149,13 +162,32 @@ class Saver:
     def request_stop(self) -> None:
         """Have all ranks save and stop after one of the next steps; may be called from any thread of any rank."""
         self._told_to_stop = self._told_to_stop or time.monotonic()
-        self._consensus.request(Request.STOP)
+        self._agreement.request(Request.STOP)
 
     def before_update(self) -> None:
         """Wait until the tensors of the save under way have been copied, since the optimizer changes them next."""
         if self._staging is not None:
             heartbeat.beat(Phase.STAGING)
             self._wait_for_staging()
+
+    def is_due(self, agreed: Request) -> bool:
+        """Return whether `after_step` will save or stop, if the step just done was good; called once per step.
+
+        `agreed`: the largest request of any rank in the step before, which is the same on each of them.
+        """
+        heartbeat.beat(Phase.CONSENSUS)
+        self._check_pending()
+        # spec.checkpoint.everySeconds: the clock of rank 0 decides, and its request reaches all ranks.
+        seconds = self._config.every_seconds
+        overdue = seconds is not None and time.monotonic() - self._last_time >= seconds
+        if overdue and self._world.rank == 0 and not self._asked:
+            self._asked = True
+            self._agreement.request(Request.SAVE)
+        self.stopping = agreed is Request.STOP
+        # spec.checkpoint.everySteps: every rank counts for itself.
+        every = self._config.every_steps
+        self._due = self._due or agreed is Request.SAVE or (every is not None and self._state.step % every == 0)
+        return self._due or self.stopping
 
     def after_step(self, *, applied: bool) -> bool:
         """Save if a checkpoint is due. Returns True if training must stop; everything is saved then.
@@ -166,25 +198,12 @@ class Saver:
         Raises:
             FinalCheckpointFailed: training must stop, and its state could not be saved.
         """
-        heartbeat.beat(Phase.CONSENSUS)
-        self._check_pending()
-        # spec.checkpoint.everySeconds: the clock of rank 0 decides, and its request reaches all ranks.
-        seconds = self._config.every_seconds
-        overdue = seconds is not None and time.monotonic() - self._last_time >= seconds
-        if overdue and self._world.rank == 0 and not self._due:
-            self._consensus.request(Request.SAVE)
-        agreed = self._consensus.poll()
-        if agreed is Request.STOP:
-            self.stopping = True
+        if self.stopping:
             self.finish()
-            return True
-        # spec.checkpoint.everySteps: every rank counts for itself.
-        every = self._config.every_steps
-        self._due = self._due or agreed is Request.SAVE or (every is not None and self._state.step % every == 0)
-        if self._due and applied:
-            self._due = False
+        elif self._due and applied:
+            self._due = self._asked = False
             self._save(wait=False)
-        return False
+        return self.stopping
 
     def finish(self) -> None:
         """Save the last step unless it is saved already, and wait until all checkpoints are complete.

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
-from trainyard_trainer.optim.state import Shape, Tensors
+from trainyard_trainer.optim.state import Shape, Tensors, is_optimizer_state
 from trainyard_trainer.runtime.torch_internals import shared_memory_stager
 
 FAILURES = (CheckpointException, OSError)
@@ -28,10 +28,14 @@ def saved_shapes(folder: Path) -> dict[str, Shape]:
 
 
 def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
-    """Fill tensors in place; each rank reads its parts. All ranks of the group call it; None: this process alone."""
-    state_dict_loader.load(
-        dict(tensors), storage_reader=FileSystemReader(folder), process_group=group, no_dist=group is None
-    )
+    """Fill tensors in place; each rank reads its parts. All ranks of the group call it; None: this process alone.
+
+    State of the optimizer that the checkpoint does not have keeps its values, for example that of a momentum which has
+    been turned on since.
+    """
+    saved = saved_shapes(folder)
+    wanted = {name: tensor for name, tensor in tensors.items() if name in saved or not is_optimizer_state(name)}
+    state_dict_loader.load(wanted, storage_reader=FileSystemReader(folder), process_group=group, no_dist=group is None)
 
 
 def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | None) -> None:

@@ -27,6 +27,7 @@ class TokenizerFile(NamedTuple):
 
     path: Path
     sha256: str
+    """SHA-256 of its content, in hexadecimal digits."""
 
 
 class Tokenizer(Protocol):

@@ -106,10 +106,9 @@ class MetricsExporter(Observer):
             self._samples_per_epoch, self._samples_per_step = start.samples, start.batch
             self.page.set(worker_metrics.TOTAL_STEPS, start.total_steps)
             self.page.add(worker_metrics.STEP, start.step)
-            self._count(start.drawn)
+            self._count(start.samples_consumed, start.tokens_consumed)
 
-    def _count(self, samples: int) -> None:
-        tokens = samples * self._config.tokens_per_sample
+    def _count(self, samples: int, tokens: int) -> None:
         self.page.add(worker_metrics.SAMPLES, samples)
         self.page.add(worker_metrics.TOKENS, tokens)
         self.page.add(worker_metrics.FLOPS, tokens * self._flops_per_token)
@@ -139,7 +138,7 @@ class MetricsExporter(Observer):
         self.page.set(worker_metrics.LAST_STEP_TIME, time.time())
         if self._is_rank_0:
             self.page.add(worker_metrics.STEP)
-            self._count(self._samples_per_step)
+            self._count(self._samples_per_step, self._samples_per_step * self._config.tokens_per_sample)
 
     def spent(self, seconds: Mapping[str, float]) -> None:
         """Add the time of each phase of a step."""

@@ -12,8 +12,10 @@ class Start:
 
     step: int
     """Optimizer steps done by earlier attempts."""
-    drawn: int
-    """Samples that earlier attempts have trained on."""
+    samples_consumed: int
+    """Samples that earlier attempts have trained on, counted in samples of the present length."""
+    tokens_consumed: int
+    """Tokens that earlier attempts have trained on."""
     total_steps: int
     """Optimizer steps planned in total."""
     batch: int

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 PHASES = ("data", "passes", "update", "checkpoint", "evaluation", "other")
 """data: waiting for the batch. passes: forward and backward, including their communication. update: gradient norm,
-clipping and optimizer; the norm waits for the slowest rank, and on a GPU for the work that the passes have queued.
+clipping and optimizer; the norm waits for the slowest rank, and on a GPU the host waits here for the step before.
 checkpoint: waiting for a checkpoint, and agreeing on when to save. evaluation: evaluations. other: reports and all
 else."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainyard.config import RunConfig
+from trainyard.resume import leaves
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.metrics.step_report import StepReport
 from trainyard_trainer.runtime import log
@@ -48,21 +49,19 @@ class TensorBoard:
 
 
 class MLflow:
-    """Logs to one run of the experiment MLFLOW_EXPERIMENT_NAME; an attempt that resumes continues its run."""
+    """Logs to one run of the experiment MLFLOW_EXPERIMENT_NAME, which all attempts of a run continue."""
 
-    def __init__(self, config: RunConfig, resumed: bool) -> None:
+    def __init__(self, config: RunConfig, run: str) -> None:
         mlflow: Any = importlib.import_module("mlflow")
         self._mlflow = mlflow
-        tag = f"{config.namespace}/{config.job}"
-        runs = []
-        if resumed:
-            query = f"tags.`trainyard.job` = '{tag}'"
-            runs = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
-        if runs:
-            mlflow.start_run(run_id=runs[0].info.run_id)
+        query = f"tags.`trainyard.run` = '{run}'"
+        found = mlflow.search_runs(filter_string=query, max_results=1, output_format="list")
+        if found:
+            mlflow.start_run(run_id=found[0].info.run_id)
         else:
-            mlflow.start_run(run_name=config.job, tags={"trainyard.job": tag})
-            mlflow.log_params(_parameters(config))
+            job = f"{config.namespace}/{config.job}"
+            mlflow.start_run(run_name=config.job, tags={"trainyard.job": job, "trainyard.run": run})
+            mlflow.log_params(leaves(config.to_dict()))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step, by name."""
@@ -75,15 +74,18 @@ class MLflow:
 
 
 class WeightsAndBiases:
-    """Logs to one run of the project WANDB_PROJECT for each attempt; the runs of a job are one group."""
+    """Logs to one run of the project WANDB_PROJECT, which all attempts of a run continue."""
 
-    def __init__(self, config: RunConfig, resumed: bool, attempt: int) -> None:
+    def __init__(self, config: RunConfig, run: str) -> None:
         wandb: Any = importlib.import_module("wandb")
         self._run = wandb.init(
+            id=run,
+            resume="allow",
             name=config.job,
             group=f"{config.namespace}/{config.job}",
-            job_type="resumed" if resumed else "new",
-            config=_parameters(config) | {"attempt": attempt},
+            config=config.to_dict(),
+            # A field may change when the run resumes.
+            allow_val_change=True,
             dir=os.environ.get("WANDB_DIR", "/tmp"),
         )
 
@@ -99,16 +101,22 @@ class WeightsAndBiases:
 class Trackers(Observer):
     """The trackers of a run."""
 
-    def __init__(self, config: RunConfig, root: Path | None, attempt: int, *, resumed: bool) -> None:
-        """Start the trackers that are enabled; `root` is the checkpoint volume, None without one."""
+    def __init__(self, config: RunConfig, root: Path | None, run: str) -> None:
+        """Start the trackers that are enabled.
+
+        Args:
+            config: configuration of the run.
+            root: folder of the run on the checkpoint volume; None without one.
+            run: identity of the run, see `trainyard.run_record`.
+        """
         env = os.environ
         self._trackers: list[Tracker] = []
         if config.trainer.tensorboard and root is not None:
             self._add("TensorBoard", lambda: TensorBoard(root))
         if env.get("MLFLOW_TRACKING_URI"):
-            self._add("MLflow", lambda: MLflow(config, resumed))
+            self._add("MLflow", lambda: MLflow(config, run))
         if env.get("WANDB_API_KEY") or env.get("WANDB_MODE"):
-            self._add("Weights & Biases", lambda: WeightsAndBiases(config, resumed, attempt))
+            self._add("Weights & Biases", lambda: WeightsAndBiases(config, run))
 
     def _add(self, name: str, make: Callable[[], Tracker]) -> None:
         try:
@@ -140,17 +148,3 @@ class Trackers(Observer):
             except Exception as error:  # noqa: BLE001 (a tracker may raise anything, and must not end the run)
                 log.logger.warning("%s gets no more metrics: %s", type(tracker).__name__, error)
                 self._trackers.remove(tracker)
-
-
-def _parameters(config: RunConfig) -> dict[str, Any]:
-    """Return the hyperparameters of a run, as a flat map."""
-    trainer = config.trainer
-    parameters = {"world_size": config.world_size, "mesh": str(config.mesh), "seed": trainer.seed}
-    for part, values in (
-        ("model", config.model.to_dict()),
-        ("optimizer", trainer.optimizer.to_dict()),
-        ("schedule", trainer.schedule.to_dict()),
-        ("batch", trainer.batch.to_dict()),
-    ):
-        parameters |= {f"{part}.{name}": value for name, value in values.items() if not isinstance(value, dict)}
-    return parameters

@@ -1,13 +1,12 @@
-"""The optimizer of a run, and its learning rate over time."""
+"""The optimizer of a run."""
 
-import math
 from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
-from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard.resource.optimization import Optimizer
 from trainyard_trainer.optim.builders import BUILDERS
 from trainyard_trainer.optim.muon import Muon
 
@@ -26,10 +25,22 @@ class Optimizers:
             for group in part.param_groups:
                 group["lr"] = learning_rate
 
-    def step(self) -> None:
-        """Update the parameters once from their gradients."""
+    def step(self, applied: Tensor | None = None) -> None:
+        """Update the parameters once from their gradients.
+
+        Args:
+            applied: a truth value on the device; if it is false, parameters and state stay as they are. None: true.
+        """
         for part in self.parts:
-            part.step()
+            if applied is None:
+                part.step()
+            # The kernels of fused optimizers look at the flag themselves, on the device.
+            elif getattr(part, "_step_supports_amp_scaling", False):
+                part.found_inf = (~applied).float()  # type: ignore[attr-defined]
+                part.step()
+            # All others step or do not: the host waits for the device.
+            elif bool(applied):
+                part.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients of all parameters."""
@@ -55,19 +66,3 @@ def build_optimizers(named: Named, config: Optimizer, replicas: dist.ProcessGrou
         if isinstance(part, Muon):
             part.replicas = replicas
     return Optimizers(parts)
-
-
-def learning_rate_factor(schedule: Schedule, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step, counted from 1 to total_steps, divided by the peak."""
-    if step <= schedule.warmup_steps:
-        return step / schedule.warmup_steps
-    if schedule.name == "constant":
-        return 1.0
-    start = schedule.warmup_steps
-    if schedule.name == "wsd":
-        start = max(start, total_steps - (schedule.decay_steps or max(1, total_steps // 10)))
-    if step <= start:
-        return 1.0
-    progress = (step - start) / (total_steps - start)
-    remaining = 0.5 * (1 + math.cos(math.pi * progress)) if schedule.name == "cosine" else 1 - progress
-    return schedule.min_ratio + (1 - schedule.min_ratio) * remaining

@@ -49,6 +49,11 @@ def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[s
             )
 
 
+def is_optimizer_state(name: str) -> bool:
+    """Return whether a tensor with this name belongs to an optimizer."""
+    return name.startswith(_OPTIMIZER)
+
+
 def prepare_optimizers(
     named: Iterable[tuple[str, nn.Parameter]], optimizers: Optimizers, saved: Mapping[str, Shape]
 ) -> None:
@@ -62,14 +67,17 @@ def prepare_optimizers(
     names = {parameter: name for name, parameter in named}
     keys: dict[str, dict[str, Shape]] = {}
     for tensor, shape in saved.items():
-        if tensor.startswith(_OPTIMIZER):
+        if is_optimizer_state(tensor):
             key, _, name = tensor.removeprefix(_OPTIMIZER).partition(".")
             keys.setdefault(name, {})[key] = shape
     for part in optimizers.parts:
         state: dict[int, dict[str, Any]] = {}
-        parameters = [p for group in part.param_groups for p in group["params"]]
-        for index, parameter in enumerate(parameters):
+        parameters = [(p, group.get("momentum")) for group in part.param_groups for p in group["params"]]
+        for index, (parameter, momentum) in enumerate(parameters):
             shapes = keys.get(names[parameter], {})
+            # RMSprop allocates its state once, so a momentum that was turned on since the checkpoint starts at 0.
+            if momentum and "square_avg" in shapes:
+                shapes = {"momentum_buffer": tuple(parameter.shape), **shapes}
             state[index] = {key: _empty(shape, parameter) for key, shape in shapes.items()}
         # load_state_dict moves the step counts to the device that each optimizer expects.
         part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})

@@ -28,13 +28,14 @@ class Update(Protocol):
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         """Allocate the optimizer state of a checkpoint with tensors of these shapes; the caller fills `tensors`."""
 
-    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
+    def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Update the parameters if the gradient is good, and drop the gradient.
 
-        The host decides whether the gradient is good, and so waits for the device once per step.
+        The device decides whether the gradient is good, and all ranks exchange their requests with that.
 
         Returns:
-            Norm of the gradient before clipping, a scalar on the device, and whether the parameters were updated.
+            Norm of the gradient before clipping, a scalar, and whether the parameters are updated, a truth value; both
+            on the device, which may not have computed them yet.
         """
 
     def after_rollback(self, folder: Path) -> None:
@@ -69,21 +70,20 @@ class LocalUpdate:
     def after_rollback(self, folder: Path) -> None:
         pass
 
-    def step(self, learning_rate: float) -> tuple[Tensor, bool]:
+    def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
         norm, made = self.apply_gradients(learning_rate)
         self._optimizers.zero_grad()
         return norm, made
 
-    def apply_gradients(self, learning_rate: float) -> tuple[Tensor, bool]:
+    def apply_gradients(self, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Update the parameters like `step`, but keep the gradient."""
         norm = gradient_norm(self._parameters, self._mesh)
-        if not self._guard.is_good(norm.item()):
-            return norm, False
+        applied = self._guard.check(norm)
         if self._clip > 0:
             clip_gradient(self._parameters, self._clip, norm)
         self._optimizers.set_learning_rate(learning_rate)
-        self._optimizers.step()
-        return norm, True
+        self._optimizers.step(applied)
+        return norm, applied
 
     def close(self) -> None:
         pass

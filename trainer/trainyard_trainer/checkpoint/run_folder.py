@@ -1,0 +1,138 @@
+"""The folder of a run: its record and its tokenizer, beside the checkpoints (see `trainyard.run_record`).
+
+CHECKPOINTS/run.json                  what the run is made of
+CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one
+CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
+"""
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from trainyard import __version__
+from trainyard.config import RunConfig
+from trainyard.protocol.constants import ENV_IMAGE
+from trainyard.resume import Effect, refusals
+from trainyard.run_record import RUN_FILE, TOKENIZER_FILE, DataRecord, RunRecord, TokenizerRecord, compare
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.data.tokenizer import TokenizerFile
+from trainyard_trainer.metrics.observer import Observer
+from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.errors import ConfigError
+
+
+def describe_attempt(config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None) -> RunRecord:
+    """Return the record of a run that begins with this attempt."""
+    return RunRecord(
+        created=datetime.now(UTC).replace(microsecond=0),
+        config=config.to_dict(),
+        data=data,
+        tokenizer=None if tokenizer is None else TokenizerRecord(sha256=tokenizer.sha256),
+        versions={"trainyard": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        image=os.environ.get(ENV_IMAGE) or None,
+    )
+
+
+class RunFolder:
+    """Record and tokenizer of the run in a folder of checkpoints."""
+
+    def __init__(self, root: Path) -> None:
+        """Read the record of the run that has checkpoints in the folder.
+
+        Raises:
+            ConfigError: the record is damaged, or a newer version has written it.
+            OSError: the storage fails.
+        """
+        self._root = root
+        self._run: RunRecord | None = None
+        """Record of the run that the attempt resumes; None without a checkpoint, or for checkpoints without one."""
+        if catalog.complete_steps(root):
+            try:
+                self._run = RunRecord.read(root)
+            except ValueError as error:
+                raise ConfigError(f"spec.checkpoint: {error}") from error
+        path = root / TOKENIZER_FILE
+        has_tokenizer = self._run is not None and self._run.tokenizer is not None and path.exists()
+        self.tokenizer = path if has_tokenizer else None
+        """Tokenizer of the run that the attempt resumes; None if it has none."""
+
+    @property
+    def run(self) -> str | None:
+        """Identity of the run that the attempt resumes; None if there is no record of one."""
+        return None if self._run is None else self._run.id
+
+    def check(self, attempt: RunRecord, *, announce: bool) -> None:
+        """Check that an attempt can resume the run of this folder, if there is one.
+
+        `announce`: whether to log what has changed, as one rank does for all.
+
+        Raises:
+            ConfigError: the table of `trainyard.resume` refuses a difference; the message names each of them.
+        """
+        if self._run is None:
+            return
+        found = compare(self._run, attempt)
+        if problem := refusals(found, f"the run of {self._root / RUN_FILE}"):
+            raise ConfigError(problem)
+        for difference in found if announce else ():
+            if difference.rule.effect is Effect.WARNING:
+                log.logger.warning("%s", difference)
+            else:
+                log.info(f"changed since the last attempt: {difference}")
+
+    def record(self, attempt: RunRecord, step: int, parent: str | None) -> RunRecord:
+        """Return the record of the run after the beginning of an attempt.
+
+        Args:
+            attempt: record of the attempt, as if it had begun the run.
+            step: optimizer steps done.
+            parent: identity of the run that wrote the checkpoint of this step, if it is known.
+        """
+        if self._run is None:
+            return attempt.replace(parent=parent)
+        return self._run.continued_by(attempt, compare(self._run, attempt), step)
+
+    def write(self, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
+        """Write record and tokenizer, each atomically, the record last.
+
+        Raises:
+            OSError: the storage refuses.
+        """
+        if tokenizer is not None:
+            self._replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
+        self._replace(RUN_FILE, record.text().encode())
+
+    def _replace(self, name: str, content: bytes) -> None:
+        part = self._root / f"{name}.part"
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._root / name)
+        catalog.sync_folder(self._root)
+
+
+class RunRecorder(Observer):
+    """Writes the record of a run at its beginning, on rank 0. A volume that is full then is tried again later."""
+
+    def __init__(self, folder: RunFolder, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
+        self._folder, self._record, self._tokenizer = folder, record, tokenizer
+        self._written = False
+        self._write()
+
+    def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
+        """Write the record if it could not be written before."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._written:
+            return
+        try:
+            self._folder.write(self._record, self._tokenizer)
+        except OSError as error:
+            log.logger.warning("%s could not be written: %s", RUN_FILE, error)
+        else:
+            self._written = True
