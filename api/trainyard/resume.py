@@ -108,7 +108,7 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
-        ("trainer.precision",),
+        ("trainer.precision", "trainer.float8"),
         "checkpoints are float32 for every precision; losses continue with the rounding of the new one",
     ),
     ResumeRule(
@@ -120,8 +120,42 @@ RULES: Final = (
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,
-        ("trainer.data.source", "trainer.data.path", "trainer.data.builtin", "trainer.data.tokenizer"),
+        (
+            "trainer.data.source",
+            "trainer.data.path",
+            "trainer.data.builtin",
+            "trainer.data.field",
+            "trainer.data.split",
+            "trainer.data.tokenType",
+            "trainer.data.tokenizer",
+            "trainer.data.tokenizerFile",
+            "trainer.data.endToken",
+            "trainer.data.endTokenId",
+            "trainer.data.cache",
+        ),
         "what counts is whether data and tokenizer are the same, see below",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.data.documents",),
+        "attention crosses documents or not from the next step on; with or without separators the data are others, see "
+        "below",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.module", "trainer.options.*"),
+        "takes effect with the next step; other parameters of the model are refused, and other data are noticed",
+    ),
+    ResumeRule(
+        Effect.WARNING,
+        ("trainer.data.sources.*",),
+        "the order of the samples follows from the sources and their weights: until each is used up, some of its "
+        "samples may be repeated and others skipped, and held-out ones may have been trained on",
+    ),
+    ResumeRule(
+        Effect.WARNING,
+        ("trainer.data.evalPath",),
+        "evaluations before and after cannot be compared, and the model may have been trained on some of the samples",
     ),
     ResumeRule(
         Effect.WARNING,
@@ -230,7 +264,7 @@ def rule_for(path: str) -> ResumeRule:
     Raises:
         KeyError: no rule names it.
     """
-    for pattern in (path, *(f"{prefix}.*" for prefix in _prefixes(path))):
+    for pattern in (path, f"{path}.*", *(f"{prefix}.*" for prefix in _prefixes(path))):
         for rule in RULES:
             if pattern in rule.paths:
                 return rule
