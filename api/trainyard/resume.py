@@ -187,7 +187,14 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.DERIVED,
-        ("mesh.*", "microBatch", "trainer.model.*", "trainer.data.sequenceLength", "trainer.data.vocabSize"),
+        (
+            "mesh.*",
+            "microBatch",
+            "memoryUse.*",
+            "trainer.model.*",
+            "trainer.data.sequenceLength",
+            "trainer.data.vocabSize",
+        ),
         "follows from other fields",
     ),
 )

@@ -14,8 +14,8 @@ from tests.bench.gpu_check.jobs import shaped
 from tests.bench.gpu_check.pods import Machine
 from tests.bench.gpu_check.result import Check
 from tests.bench.gpu_check.sizes import ON_GPUS
-from trainyard.sizing.fit import GPU_PROCESS_BYTES
 from trainyard.sizing.peak_memory import rank_memory
+from trainyard.sizing.process_memory import GPU_BYTES
 
 GiB = 2**30
 PARTS = {
@@ -88,8 +88,8 @@ def test_a_shape_has_as_many_layers_as_fit_by_the_plan(gib: int, full: bool) -> 
     config = speed.largest(shape, 1, gib * GiB)
     layers = config.model.to_dict()["layers"]
     assert (layers == 32) is full
-    assert rank_memory(config, 0, True).total + GPU_PROCESS_BYTES <= speed.FILLED * gib * GiB
+    assert rank_memory(config, 0, True).total + GPU_BYTES <= speed.FILLED * gib * GiB
     if not full:
         larger = shaped(shape, 1, layers + 1)
-        assert rank_memory(larger, 0, True).total + GPU_PROCESS_BYTES > speed.FILLED * gib * GiB
+        assert rank_memory(larger, 0, True).total + GPU_BYTES > speed.FILLED * gib * GiB
     assert config.model.to_dict()["vocabSize"] == 128_256

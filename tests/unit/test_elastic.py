@@ -388,7 +388,7 @@ def test_the_largest_size_that_is_possible(found: int | None, most: int, of: Tra
 
 
 def test_a_size_must_have_the_memory() -> None:
-    limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "58Gi"}
+    limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "50Gi"}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048}
     model, batch = {"name": "llama", "preset": "8b"}, {"global": 512, "micro": 1}
     trainer = trainer_spec(model=model, data=data, batch=batch, precision="float32")

@@ -14,6 +14,7 @@ from trainyard.mesh import AXES, Mesh
 from trainyard.models.family import FULL_BYTES
 from trainyard.sizing.activations import activations
 from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.peak_memory import accumulates_shards
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard.sizing.placement import placement
 
@@ -109,11 +110,11 @@ def _sharded(
 
     What stands outside of the blocks is gathered for the forward pass only.
     """
-    placed = placement(config)
+    placed, reduced = placement(config), config.accumulation if accumulates_shards(config) else 1
     times = 1 if config.mesh.pipeline > 1 else passes * config.accumulation
     yield _traffic(config, procs, axes, "all-gather", what, times, placed.width * scalars)
     gradients = "gradients" if what == "parameters" else f"gradients of {what}"
-    yield _traffic(config, procs, axes, "reduce-scatter", gradients, 1, FULL_BYTES * scalars)
+    yield _traffic(config, procs, axes, "reduce-scatter", gradients, reduced, FULL_BYTES * scalars)
 
 
 def _server(config: RunConfig, size: int) -> Iterator[Traffic]:

@@ -8,8 +8,8 @@ from tests.bench.gpu_check.pods import Machine, finish
 from tests.bench.gpu_check.result import Check
 from tests.bench.gpu_check.sizes import Sizes
 from trainyard.config import RunConfig
-from trainyard.sizing.fit import GPU_PROCESS_BYTES
 from trainyard.sizing.peak_memory import rank_memory
+from trainyard.sizing.process_memory import GPU_BYTES
 
 RUN_SECONDS = 240.0
 MOE = {"name": "moe", "experts": 4, "expertsPerToken": 2}
@@ -110,7 +110,7 @@ def check_memory(checks: list[Check]) -> Check:
     found = [
         (check.name, check.figures["peakBytes"] / check.figures["predictedBytes"])
         for check in checks
-        if check.figures.get("peakBytes", 0) > GPU_PROCESS_BYTES
+        if check.figures.get("peakBytes", 0) > GPU_BYTES
     ]
     if not found:
         return Check("memory against plan", None, "no run used as much memory of a GPU as its process needs anyway")

@@ -18,8 +18,8 @@ from tests.bench.gpu_check.sizes import Shape
 from trainyard.config import RunConfig
 from trainyard.net import free_port
 from trainyard.protocol import constants
-from trainyard.sizing.fit import GPU_PROCESS_BYTES
 from trainyard.sizing.peak_memory import rank_memory
+from trainyard.sizing.process_memory import GPU_BYTES
 
 RUN_SECONDS = 240.0
 FILLED = 0.9
@@ -58,7 +58,7 @@ def largest(shape: Shape, ranks: int, gpu_bytes: int) -> RunConfig:
     layers = getattr(config.model, "layers", 1)
     while gpu_bytes and layers > 1:
         config = shaped(shape, ranks, layers, traced=True)
-        if rank_memory(config, 0, True).total + GPU_PROCESS_BYTES <= FILLED * gpu_bytes:
+        if rank_memory(config, 0, True).total + GPU_BYTES <= FILLED * gpu_bytes:
             break
         layers -= 1
     return config
