@@ -28,7 +28,7 @@ def make(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def torchs(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     logits = logits.clone().requires_grad_()
     value = F.cross_entropy(logits.flatten(0, -2).float(), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    (value * scale).backward()
+    (value * scale).backward()  # type: ignore[no-untyped-call]
     assert logits.grad is not None
     return value.detach(), logits.grad
 
@@ -36,7 +36,7 @@ def torchs(logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tenso
 def ours(losses: TokenLosses, logits: Tensor, targets: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     leaf = logits.clone().requires_grad_()
     value = losses(leaf * 1, targets)  # the backward pass overwrites what it is given, so that a leaf is not possible
-    (value * scale).backward()
+    (value * scale).backward()  # type: ignore[no-untyped-call]
     assert leaf.grad is not None
     return value.detach(), leaf.grad
 
@@ -82,7 +82,7 @@ def test_no_second_tensor_has_the_size_of_the_logits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(loss, "CHUNK", 32 * 1024)
     logits = torch.randn(512, 1024).to(dtype).requires_grad_() * 1
     targets = torch.randint(0, 1024, (512,))
-    with Largest() as largest:
+    with Largest() as largest:  # type: ignore[no-untyped-call]
         (gradient,) = torch.autograd.grad(TokenLosses(compiled=False)(logits, targets), logits)
     assert gradient.data_ptr() == logits.data_ptr()
     assert largest.bytes <= 4 * loss.CHUNK < logits.numel() * logits.element_size() / 2

@@ -1,14 +1,15 @@
 """Muon against torch's, and its work divided among ranks in every way that a matrix can be divided."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainyard.net import free_port
@@ -16,7 +17,7 @@ from trainyard_trainer.optim.muon import Muon, orthogonalize
 from trainyard_trainer.runtime.torch_internals import use_one_gloo_thread
 
 SHAPES = ((16, 16), (8, 24), (24, 8), (16, 16), (7, 12), (16, 16))
-OPTIONS = {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True}
+OPTIONS: dict[str, Any] = {"weight_decay": 0.1, "momentum": 0.9, "nesterov": True}
 STEPS = 3
 
 
@@ -60,7 +61,7 @@ def test_singular_values_become_about_one() -> None:
     assert 0.6 < singular.min() < singular.max() < 1.3
 
 
-class Collectives(TorchDispatchMode):
+class Collectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the collectives of a step."""
 
     count = 0
@@ -102,7 +103,7 @@ def rank_main(rank: int, port: int) -> None:
         optimizer = Muon(parameters, 0.1, **OPTIONS)
         if layout == "ddp":
             optimizer.replicas = dist.group.WORLD
-        with Collectives() as collectives:
+        with Collectives() as collectives:  # type: ignore[no-untyped-call]
             train(parameters, optimizer)
         # Matrices that a tensor group divides by rows are of another kind than those that it divides by columns.
         kinds = 5 if layout == "tensor" else 4
@@ -112,4 +113,4 @@ def rank_main(rank: int, port: int) -> None:
 
 
 def test_divided_work_gives_the_same_updates_with_few_collectives() -> None:
-    mp.spawn(rank_main, (free_port(),), nprocs=4)
+    spawn(rank_main, (free_port(),), nprocs=4)  # type: ignore[no-untyped-call]

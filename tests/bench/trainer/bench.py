@@ -21,6 +21,7 @@ from tests.bench.trainer.layouts import DDP, FOUR, TWO, Layout, reference_of
 from tests.bench.trainer.memory import MEMORY_MODEL, peak_memory
 from tests.bench.trainer.suite import QUICK_MODEL, quick_suite, whole_suite
 from tests.bench.trainer.table import HEADER, Row, line, make_row, speed_row
+from tests.bench.trainer.torchtitan import interpreter
 from tests.bench.trainer.turns import Speeds, rounds
 
 RESULT = Path(__file__).parents[3] / "build/bench/trainer.json"
@@ -53,12 +54,18 @@ def _measure(quick: bool, only: str, cache: str) -> Iterator[tuple[Row, str]]:
 
 def _speed(case: Case, cache: str) -> Iterator[tuple[Row, str]]:
     """The subject of a case beside each of its references."""
-    there = tuple(p for p in case.programs if p.kind in ("trainyard", "unmeasured", "plain") or find_spec(p.kind))
+    there = tuple(program for program in case.programs if _is_there(program))
     speeds = list(rounds(case, there, cache)) if case.starts == 1 else list(_starts(case, there, cache))
     values = [speed[case.subject] for speed in speeds]
     for reference in case.references:
         others = [speed[reference] for speed in speeds] if reference in there else None
         yield speed_row(case.name, values, reference.label, others)
+
+
+def _is_there(program: Program) -> bool:
+    if program.kind == "torchtitan":
+        return interpreter() is not None
+    return program.kind in ("trainyard", "unmeasured", "plain") or find_spec(program.kind) is not None
 
 
 def _starts(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[Speeds]:

@@ -10,7 +10,7 @@ from trainyard.resolve import resolve
 
 LOG_EVERY = 10
 
-Kind = Literal["trainyard", "unmeasured", "plain", "transformers", "lightning"]
+Kind = Literal["trainyard", "unmeasured", "plain", "transformers", "lightning", "torchtitan"]
 
 
 @dataclass(frozen=True, eq=False)

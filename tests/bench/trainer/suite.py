@@ -10,11 +10,14 @@ NANO: dict[str, Any] = {"preset": "nano"}
 TINY: dict[str, Any] = {"preset": "tiny"}
 LAYERS: dict[str, Any] = {"preset": "tiny", "layers": 8}
 """For all layouts: its layers can be dealt to four stages alike."""
+_IN_TORCHTITAN = ("FSDP 2", "tensor 2", "pipeline 2, 1F1B", "HSDP 2 x 2")
+TITANS = tuple(layout for layout in (*TWO, *FOUR) if layout.name in _IN_TORCHTITAN)
+"""Layouts that torchtitan has, too."""
 QUICK_MODEL: dict[str, Any] = {"preset": "nano", "dim": 32, "ffnDim": 64}
 
 
 def whole_suite() -> tuple[Case, ...]:
-    """Everything; about 25 minutes on two cores."""
+    """Everything; about 30 minutes on two cores."""
     nano, tiny = (NANO, 128, 16, 10, 31), (TINY, 256, 8, 2, 31)
     return (
         beside_others("nano, 1 process x 2 threads", 1, 2, *nano),
@@ -24,6 +27,7 @@ def whole_suite() -> tuple[Case, ...]:
         overhead("nano, cost of metrics", NANO, 128, 16, 10, 11, 9),
         efficiency("nano, DDP 2 processes x 1 thread: efficiency", *nano),
         efficiency("tiny, DDP 2 processes x 1 thread: efficiency", *tiny),
+        *(beside_torchtitan(f"tiny of 8 layers, {layout.name}", layout, LAYERS, 256, 8, 1, 25) for layout in TITANS),
         *(in_layout(f"tiny of 8 layers, {layout.name}", layout, LAYERS, 256, 8, 1, 25) for layout in (*TWO, *FOUR)),
     )
 
@@ -66,6 +70,13 @@ def efficiency(name: str, *size: Any) -> Case:
 def overhead(name: str, *size: Any) -> Case:
     """What it costs to measure: one thread, which the metrics have to share."""
     return Case(name, Program("Trainyard", "trainyard"), (Program("without metrics", "unmeasured"),), *size)
+
+
+def beside_torchtitan(name: str, layout: Layout, *size: Any) -> Case:
+    """A layout beside the same one of torchtitan."""
+    subject = Program("Trainyard", "trainyard", layout.processes, parallelism=layout.parallelism)
+    other = Program("torchtitan", "torchtitan", layout.processes, parallelism=layout.parallelism)
+    return Case(f"{name}, beside torchtitan", subject, (other,), *size)
 
 
 def in_layout(name: str, layout: Layout, *size: Any) -> Case:

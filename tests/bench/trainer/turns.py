@@ -3,11 +3,11 @@
 import multiprocessing
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from tests.bench.trainer import rank
+from tests.bench.trainer import rank, torchtitan
 from tests.bench.trainer.cases import Case, Program
 from trainyard.net import free_port
 
@@ -51,25 +51,34 @@ def _receive(case: Case, program: Program, connection: Connection) -> tuple[floa
 @contextmanager
 def _started(case: Case, programs: tuple[Program, ...], cache: str) -> Iterator[dict[Program, list[Connection]]]:
     """All processes, prepared, and the connections to those of each program."""
-    processes: list[BaseProcess] = []
     groups: dict[Program, list[Connection]] = {}
-    try:
+    with ExitStack() as stack:
         for program in programs:
-            groups[program] = []
-            for _ in range(program.groups):
-                port = free_port()
-                for place in range(program.processes + program.servers):
-                    ours, theirs = _CONTEXT.Pipe()
-                    arguments = (case, program, place, port, cache, theirs)
-                    processes.append(_CONTEXT.Process(target=rank.main, args=arguments, daemon=True))
-                    processes[-1].start()
-                    theirs.close()
-                    if place < program.processes:
-                        groups[program].append(ours)
+            start = torchtitan.started(case, program) if program.kind == "torchtitan" else _forked(case, program, cache)
+            groups[program] = stack.enter_context(start)
         for program in programs:
             for connection in groups[program]:
                 _receive(case, program, connection)
         yield groups
+
+
+@contextmanager
+def _forked(case: Case, program: Program, cache: str) -> Iterator[list[Connection]]:
+    """The processes of a program that runs in this environment, and a connection to each that takes turns."""
+    processes: list[BaseProcess] = []
+    connections: list[Connection] = []
+    try:
+        for _ in range(program.groups):
+            port = free_port()
+            for place in range(program.processes + program.servers):
+                ours, theirs = _CONTEXT.Pipe()
+                arguments = (case, program, place, port, cache, theirs)
+                processes.append(_CONTEXT.Process(target=rank.main, args=arguments, daemon=True))
+                processes[-1].start()
+                theirs.close()
+                if place < program.processes:
+                    connections.append(ours)
+        yield connections
     finally:
         for process in processes:
             process.kill()
