@@ -501,7 +501,7 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 
 def prepare_and_count() -> None:
     """Prepare the data and print how many tasks this process has encoded; do not train."""
-    from trainyard_trainer.data import encoding, preparation
+    from trainyard_trainer.data import encoding, encoding_tasks, preparation
     from trainyard_trainer.data.samples import prepare
 
     done: list[int] = []
@@ -511,7 +511,7 @@ def prepare_and_count() -> None:
         done.append(1)
         encode(*arguments)
 
-    preparation.encode = counted  # type: ignore[assignment, attr-defined]
+    encoding_tasks.encode = counted  # type: ignore[assignment, attr-defined]
     preparation.MIN_TASK = preparation.MAX_TASK = 100_000
     prepared = prepare(rank_process.read_config())
     print(json.dumps({"fingerprint": prepared.fingerprint, "encoded": len(done)}), flush=True)

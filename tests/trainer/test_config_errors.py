@@ -27,20 +27,20 @@ def refusal(start: Starter, path: Path, **data: object) -> str:
 
 def test_empty_folder(start: Starter, tmp_path: Path) -> None:
     assert refusal(start, tmp_path) == (
-        f"spec.trainer.data.path: {tmp_path} holds no files; put the text there, or correct the path"
+        f"spec.trainer.data.path: {tmp_path} holds no files; put the data there, or correct the path"
     )
 
 
 def test_empty_file(start: Starter, tmp_path: Path) -> None:
     path = write(tmp_path / "empty.txt", b"")
     assert refusal(start, path) == (
-        f"spec.trainer.data.path: {path} gives 0 tokens, and one sample needs 17 (sequenceLength + 1); add text, "
+        f"spec.trainer.data.path: {path} gives 0 tokens, and one sample needs 17 (sequenceLength + 1); add data, "
         "or lower spec.trainer.data.sequenceLength"
     )
 
 
 def test_text_shorter_than_a_sample(start: Starter, tmp_path: Path) -> None:
-    assert "gives 16 tokens" in refusal(start, write(tmp_path / "short.txt", b"0123456789abcdef"))
+    assert "gives 16 tokens" in refusal(start, write(tmp_path / "short.txt", b"0123456789abcde"))
 
 
 def test_empty_text_for_bpe(start: Starter, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_cache_folder_that_cannot_be_created(start: Starter) -> None:
     (pod,) = start(make_config(1), env={constants.ENV_CACHE: "/proc/nowhere"})
     assert pod.wait(60) == constants.EXIT_INVALID_CONFIG
     assert pod.word is not None
-    assert pod.word.message.startswith("TRAINYARD_CACHE: /proc/nowhere/")
+    assert pod.word.message.startswith("TRAINYARD_CACHE: /proc/nowhere cannot be created")
     assert pod.word.message.endswith("set TRAINYARD_CACHE in spec.env to a folder that can be written")
 
 

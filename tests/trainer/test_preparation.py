@@ -15,7 +15,7 @@ from tests.support.run_config import make_config
 from tests.trainer.pods import ROOT, Starter, environment, finish, wait_until
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
-from trainyard_trainer.data import lease, preparation
+from trainyard_trainer.data import encoding_tasks, lease, preparation
 from trainyard_trainer.data.lease import Leases
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.data.token_set import INDEX
@@ -342,3 +342,14 @@ def test_no_encoder_imports_torch() -> None:
     imported = set(re.findall(r"\| +([a-z_]+)$", done.stderr, re.M))
     assert "numpy" in imported
     assert not imported & {"torch", "pyarrow", "datasets", "pandas", "tokenizers"}
+
+
+def test_processes_are_as_many_as_the_memory_of_the_container_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_tasks, "CGROUP", tmp_path)
+    machine = encoding_tasks.available_memory()
+    for limit, used, expected in (("max", "5", machine), ("3000000", "1000000", 2_000_000)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{used}\n")
+        assert encoding_tasks.available_memory() == pytest.approx(expected, rel=0.2)

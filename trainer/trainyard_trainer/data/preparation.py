@@ -14,8 +14,6 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +21,11 @@ from typing import Any, TypeVar
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CACHE, ENV_CHECKPOINTS
 from trainyard_trainer.data.documents import Documents, Part
-from trainyard_trainer.data.encoding import Encoder, Task, TokenizerChoice, encode, write_atomically
+from trainyard_trainer.data.encoding import Task, TokenizerChoice
+from trainyard_trainer.data.encoding_tasks import EncodingTasks, waits
 from trainyard_trainer.data.lease import Leases
 from trainyard_trainer.data.token_set import INDEX, TokenSet, open_prepared
-from trainyard_trainer.data.tokenizer import Tokenizer, dtype_for, learn_bpe
+from trainyard_trainer.data.tokenizer import Tokenizer, learn_bpe
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -40,8 +39,6 @@ SMALL = 8 << 20
 """Bytes of documents that every pod prepares for itself, within about a second."""
 BYTE_FACTOR = 8
 """How many times more of them the byte tokenizer encodes in that time."""
-PROCESS_MEMORY = 512 << 20
-"""Bytes of memory that a process which encodes may need."""
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.ENOSPC, errno.EDQUOT)
 
 T = TypeVar("T")
@@ -116,6 +113,7 @@ class Workshop:
         size = sum(part.size for part in parts)
         limit = max(MIN_TASK, min(MAX_TASK, size // TASKS))
         parts = parts if limit == MAX_TASK else list(documents.parts(limit))
+        small = size <= SMALL * (BYTE_FACTOR if choice.path is None else 1)
         log.info(f"preparing {size / 1e6:,.1f} MB of documents of {documents.source.name}", dataBytes=size)
 
         def prepare(folder: Path) -> TokenSet:
@@ -123,11 +121,10 @@ class Workshop:
                 Task(source, documents.field, tuple(group), folder / f"{index:05}.bin")
                 for index, group in enumerate(_grouped(parts, limit))
             ]
-            _Encoding(self, tasks, folder, choice, tokenizer).run()
+            EncodingTasks(self, tasks, folder, choice, tokenizer, alone=small).run()
             return open_prepared(folder)
 
-        factor = BYTE_FACTOR if choice.path is None else 1
-        return self._in_folder(name, size <= SMALL * factor, prepare)
+        return self._in_folder(name, small, prepare)
 
     def learned_tokenizer(self, sources: Sequence[Documents], vocab_size: int) -> Path:
         """Return the path of a byte-pair encoding that was learned from a part of all sources.
@@ -146,7 +143,7 @@ class Workshop:
         def learn(folder: Path) -> Path:
             target, lease = folder / file, folder / f"{file}.lease"
             with Leases() as leases:
-                for _ in _waits(target.exists):
+                for _ in waits(target.exists):
                     if not self.works or not leases.acquire(lease):
                         continue
                     log.info(f"learning a vocabulary of {vocab_size:,} tokens from {min(size, LEARNED) / 1e6:,.1f} MB")
@@ -215,112 +212,6 @@ class Workshop:
         return act(own)
 
 
-class _Encoding:
-    """The tasks of one set of documents, until all are done, by this process or by another one."""
-
-    def __init__(
-        self, workshop: Workshop, tasks: list[Task], folder: Path, choice: TokenizerChoice, tokenizer: Tokenizer
-    ) -> None:
-        self._workshop, self._tasks, self._folder = workshop, tasks, folder
-        self._choice, self._tokenizer = choice, tokenizer
-        self._done: set[int] = set()
-        """Tasks that any process had done at the last look."""
-        self._own: set[int] = set()
-        """Tasks that this process has done."""
-        self._stopped = False
-        self._last = workshop.seconds
-
-    def run(self) -> None:
-        """Do or await all tasks, and complete the set."""
-        factor = BYTE_FACTOR if self._choice.path is None else 1
-        total = sum(part.size for task in self._tasks for part in task.parts)
-        # A process takes some seconds to start, and so it must be worth it.
-        alone = total <= SMALL * factor
-        processes = 0 if not self._workshop.works else 1 if alone else min(self._processes(), len(self._tasks))
-        with ExitStack() as stack:
-            leases = stack.enter_context(Leases())
-            pool = stack.enter_context(ThreadPoolExecutor(max(1, processes)))
-            work = [pool.submit(self._work, leases, alone) for _ in range(processes)]
-            try:
-                for _ in _waits(self._is_complete):
-                    self._report()
-                    for failed in (future for future in work if future.done()):
-                        failed.result()
-            finally:
-                self._stopped = True
-        self._report()
-        self._complete()
-
-    def _processes(self) -> int:
-        """Return the number of processes that processors and memory allow."""
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return max(1, min(self._workshop.processes, available // PROCESS_MEMORY, 64))
-
-    def _work(self, leases: Leases, alone: bool) -> None:
-        """Do one task after the other that no other process does (one thread)."""
-        with ExitStack() as stack:
-            encoder: Encoder | None = None
-            while not self._stopped:
-                index = self._claim(leases)
-                if index is None:
-                    # Others hold the rest, and may fail.
-                    time.sleep(0.05 if alone else 1.0)
-                    continue
-                try:
-                    if not alone:
-                        encoder = encoder or stack.enter_context(Encoder(self._choice))
-                        encoder.encode(self._tasks[index])
-                    else:
-                        encode(self._tasks[index], self._tokenizer)
-                    self._own.add(index)
-                finally:
-                    leases.release(self._lease(index))
-
-    def _lease(self, index: int) -> Path:
-        return self._tasks[index].target.with_suffix(".lease")
-
-    def _claim(self, leases: Leases) -> int | None:
-        """Return a task that this process has the lease of now; None if there is no other at the moment."""
-        first = int(self._workshop.first * len(self._tasks))
-        for offset in range(len(self._tasks)):
-            index = (first + offset) % len(self._tasks)
-            if index in self._done or index in self._own or not leases.acquire(self._lease(index)):
-                continue
-            # It may have been done between the last look and now.
-            if not self._tasks[index].target.with_suffix(".json").exists():
-                return index
-            leases.release(self._lease(index))
-        return None
-
-    def _is_complete(self) -> bool:
-        names = {path.name for path in self._folder.iterdir()}
-        done = {i for i, task in enumerate(self._tasks) if f"{task.target.stem}.json" in names}
-        if done != self._done:
-            self._done, self._last = done, self._workshop.seconds
-        return INDEX in names or len(done) == len(self._tasks)
-
-    def _report(self) -> None:
-        sizes = [sum(part.size for part in task.parts) for task in self._tasks]
-        done = sum(sizes[index] for index in self._done)
-        self._workshop.report(0.1 + 0.9 * done / max(1, sum(sizes)), self._last)
-
-    def _complete(self) -> None:
-        """Write the index, which every process would write alike."""
-        if (self._folder / INDEX).exists():
-            return
-        records = [json.loads(task.target.with_suffix(".json").read_text()) for task in self._tasks]
-        digest = hashlib.sha256("".join(record["digest"] for record in records).encode()).hexdigest()
-        index = {
-            "dtype": dtype_for(self._tokenizer.size),
-            "files": [[task.target.name, record["count"]] for task, record in zip(self._tasks, records, strict=True)],
-            "digest": digest,
-        }
-        write_atomically(self._folder / INDEX, json.dumps(index))
-        # A process that was killed behind its last task has left its lease.
-        for lease in self._folder.glob("*.lease"):
-            lease.unlink(missing_ok=True)
-
-
 def _grouped(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
     """Yield parts in groups of at most about `limit` bytes, in order."""
     group: list[Part] = []
@@ -333,15 +224,6 @@ def _grouped(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
         size += part.size
     if group:
         yield group
-
-
-def _waits(condition: Callable[[], bool]) -> Iterator[None]:
-    """Yield until a condition holds, at growing intervals of at most half a second."""
-    seconds = 0.01
-    while not condition():
-        yield
-        time.sleep(seconds)
-        seconds = min(0.5, 2 * seconds)
 
 
 def _digest(what: Any) -> str:
