@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from trainyard.models.decoder import RopeScaling
+from trainyard.models.rope_scaling import RopeScaling
 
 
 class Rotary:
