@@ -64,6 +64,9 @@ def test_every_layout_that_the_gpus_allow_is_compared(ranks: int, names: int) ->
     cases = layouts.cases(ranks, quick=False)
     assert len(cases) == names
     assert all(case.ranks <= ranks for case in cases)
+    # Admission accepts each of them, with the sizes that a GPU gets.
+    for case in cases:
+        layouts.configure(ON_GPUS, case)
 
 
 def test_losses_that_differ_fail(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

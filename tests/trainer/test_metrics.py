@@ -145,7 +145,7 @@ def test_json_lines_have_job_attempt_rank_and_measurements(start: Starter) -> No
     about = {"time": first["time"], "level": "info", "job": "tests", "attempt": 3, "rank": 0}
     parameters = config.family.parameters(config.model)
     counts = {"parameters": parameters, "samples": first["samples"], "evalSamples": 0}
-    device = {"worldSize": 2, "device": "cpu", "threads": 1}
+    device = {"worldSize": 2, "device": "cpu", "precision": "float32", "threads": 1}
     assert first == {**about, "message": first["message"], **counts, **device}
     assert first["message"].startswith(f"{parameters:,} parameters, ")
     assert first["message"].endswith(", 2 ranks on cpu: replicate 2")

@@ -129,6 +129,34 @@ def test_the_monitor_of_nccl_ends_a_rank_because_of_another_one_or_of_a_stuck_wa
     assert (failure.exception, failure.rank, failure.peer_lost) == ("SIGABRT", 2, lost)
 
 
+SOCKET = """[rank2]:[E1129 14:07:24.000 ProcessGroupNCCL.cpp:2068] [PG ID 0 PG GUID 0(default_pg) Rank 2] Process \
+group watchdog thread terminated with exception: NCCL error: NCCLUtils.cpp:93, unhandled system error, NCCL version 2.27
+ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error.
+Last error:
+LAST
+"""
+
+
+@pytest.mark.parametrize(
+    ("last", "lost"),
+    [
+        ("socketProgressOpt: Call to recv from 10.0.0.7<41000> failed : Connection reset by peer", True),
+        ("socketProgressOpt: Call to recv from 10.0.0.7<41000> failed : Connection timed out", True),
+        ("NET/IB : Got completion from peer 10.0.0.7<39000> with error 12, opcode 0, len 0", True),
+        ("Error while creating shared memory segment /dev/shm/nccl-x (size 9637892), error: No space left", False),
+    ],
+)
+def test_what_nccl_says_last_decides_whether_another_rank_is_gone(last: str, lost: bool) -> None:
+    failure = find_failure(SOCKET.replace("LAST", last))
+    assert (failure.exception, failure.rank, failure.peer_lost) == ("SIGABRT", 2, lost)
+    assert last in failure.message
+    # As an exception of Python, with the rank that torch puts before each line.
+    lines = SOCKET.replace("LAST", last).partition("exception: ")[2].splitlines()
+    python = [f"[rank2]: {line}" for line in ("Traceback (most recent call last):", f"DistBackendError: {lines[0]}")]
+    failure = find_failure("\n".join([*python, *(f"[rank2]: {line}" for line in lines[1:])]))
+    assert (failure.exception, failure.rank, failure.peer_lost) == ("DistBackendError", 2, lost)
+
+
 def test_a_rank_that_torchrun_has_ended_itself_is_not_the_cause() -> None:
     """Both have failed in the same second, and torchrun names the one that it has ended."""
     text = log("kill").replace("exitcode  : -9 (pid: 3707)  (SIGKILL)", "exitcode  : -15 (pid: 3707)  (SIGTERM)")
@@ -155,6 +183,11 @@ def test_a_rank_that_torchrun_has_ended_itself_is_not_the_cause() -> None:
         ),
         ("Some NCCL operations have failed: [Rank 1] Watchdog caught collective operation timeout", True),
         ("DistStoreError: wait timeout after 1800000ms, keys: /attempt 1/all arrived", True),
+        (
+            "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error\nncclSystemError: failed.\nLast error:\n"
+            "socketProgressOpt: Call to recv from 10.0.0.7<41000> failed : Connection reset by peer",
+            True,
+        ),
         ("NCCL error: unhandled cuda error (run with NCCL_DEBUG=INFO for details)", False),
         (ILLEGAL, False),
         ("ValueError: bad sample 17", False),

@@ -40,6 +40,10 @@ _WATCHDOG = re.compile(
     r"|Terminating the process after attempting to dump debug info",
     re.IGNORECASE,
 )
+_LAST_ERROR = "Last error:"
+"""Line of an error of NCCL before the one that says what has happened, for example that a connection is closed."""
+_LINES_OF_ERROR = 4
+"""Lines from the first line of an error of NCCL to `_LAST_ERROR`."""
 _WATCHDOG_RANK = re.compile(r"\bRank (\d{1,9})\]")
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError"})
 """Exceptions of torchrun and other launchers, which only say that a process has failed."""
@@ -58,7 +62,8 @@ _NOISE = re.compile(
 _PEER_LOSS = re.compile(
     r"gloo/transport"
     r"|connection (?:was )?closed by (?:remote )?peer|failed to recv, got 0 bytes|recvValue failed"
-    r"|(?:gloo|nccl|c10d|TCPStore).{0,200}connection (?:was )?reset by (?:remote )?peer"
+    r"|(?:gloo|nccl|c10d|TCPStore).{0,400}"
+    r"(?:connection (?:was )?reset by (?:remote )?peer|connection timed out|no route to host|broken pipe)"
     r"|remote process exited or there was a network error|ncclRemoteError"
     r"|communicator (?:was|has been) aborted|collective operation timeout|due to collective timeout or exception"
     r"|NET/IB ?: Got completion from peer"
@@ -99,14 +104,15 @@ def read_end(log: Path) -> str:
 
 def is_peer_loss(text: str) -> bool:
     """Return whether the text of an error only means that another process has ended, or does not answer."""
-    text = text[:_MAX_LINE]
+    # An error of NCCL has several lines.
+    text = " ".join(text[:_MAX_LINE].split())
     return _PEER_LOSS.search(text) is not None and _OWN_FAULT.search(text) is None
 
 
 def find_failure(text: str) -> LogFailure:
     """Return the failure that the end of a log describes."""
     full_lines = [_COLORS.sub("", line).rstrip() for line in text[-MAX_CHARACTERS:].splitlines()]
-    lines = [line[:_MAX_LINE] for line in full_lines]
+    lines = [line[:_MAX_LINE] for line in _join_last_errors(full_lines)]
     root = _root_cause(lines)
     found = list(_exceptions(lines if root else lines[-_LAST_LINES:]))
     named = [failure for failure in found if failure.exception not in _WRAPPERS]
@@ -119,6 +125,20 @@ def find_failure(text: str) -> LogFailure:
     if found:
         return (causes or found)[-1]
     return _last_line(full_lines)
+
+
+def _join_last_errors(lines: list[str]) -> list[str]:
+    """Return lines in which the first line of each error of NCCL ends with what its last line says."""
+    joined = list(lines)
+    for index in range(1, len(lines) - 1):
+        if _RANK.sub("", lines[index]) == _LAST_ERROR:
+            first = range(index - 1, max(-1, index - _LINES_OF_ERROR), -1)
+            start = next((n for n in first if "NCCL error" in lines[n]), None)
+            if start is not None:
+                joined[start] = f"{joined[start][: _MAX_LINE // 2]} {_RANK.sub('', lines[index + 1])}"
+                # The lines in between, "ncclSystemError: ..." for example, are no exceptions of their own.
+                joined[start + 1 : index + 2] = [""] * (index + 1 - start)
+    return joined
 
 
 def excerpt(text: str, max_bytes: int) -> str:

@@ -66,13 +66,21 @@ def check_layouts(machine: Machine, sizes: Sizes, *, quick: bool) -> Iterator[Ch
         yield _compare(machine, sizes, case, references[family])
 
 
+def configure(sizes: Sizes, case: Case) -> RunConfig:
+    """Return the run of a case.
+
+    Raises:
+        ValueError: it is not possible with these ranks.
+    """
+    batch = {"global": sizes.batch, **case.trainer.get("batch", {})}
+    return small(sizes, case.ranks, case.parallelism, **{**case.trainer, "batch": batch})
+
+
 def _compare(machine: Machine, sizes: Sizes, case: Case, expected: list[float]) -> Check:
     name = f"losses: {case.name}, {case.ranks} ranks"
-    trainer = {**case.trainer}
-    if "batch" in trainer:
-        trainer["batch"] = {"global": sizes.batch, **trainer["batch"]}
     try:
-        config = small(sizes, case.ranks, case.parallelism, **trainer)
+        config = configure(sizes, case)
+    # Three ranks, for example, cannot divide the batch.
     except ValueError as error:
         return Check(name, None, f"not possible here: {error}")
     try:
