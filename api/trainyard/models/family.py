@@ -15,7 +15,6 @@ Feature = Literal[
     "parameterServer",
     "activationCheckpointing",
     "compile",
-    "float8",
     "fullBatch",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of

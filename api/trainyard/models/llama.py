@@ -41,16 +41,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
         "70b": {"dim": 8192, "layers": 80, "heads": 64, "kvHeads": 8, "ffnDim": 28672},
     }
     supports: ClassVar[frozenset[Feature]] = frozenset(
-        {
-            "tensor",
-            "context",
-            "pipeline",
-            "parameterServer",
-            "activationCheckpointing",
-            "compile",
-            "float8",
-            "fullBatch",
-        }
+        {"tensor", "context", "pipeline", "parameterServer", "activationCheckpointing", "compile", "fullBatch"}
     )
     reasons: ClassVar[Mapping[Feature, str]] = {"expert": "other models have no experts"}
 
