@@ -1,6 +1,5 @@
 """Products in float8, rounded as on a GPU but computed on the CPU."""
 
-import json
 import warnings
 
 import pytest
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.trainer.layouts import FSDP, Layout, References, configure
 from tests.trainer.pods import Starter, finish
+from tests.trainer.test_compile import assert_graphs
 from tests.trainer.test_model import make_model
 from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.models.llama.parallelize import LlamaPlan
@@ -73,8 +73,7 @@ def test_sharded_and_compiled_model_trains(start: Starter, references: Reference
     config = config.replace(trainer=config.trainer.replace(float8=True))
     (pod,) = start(config, 1, 2, entry="tests.trainer.compiled:count")
     assert finish([pod], 120) == [0], pod.stderr
-    found = [json.loads(line)["compiled"] for line in pod.stdout.splitlines() if "compiled" in line]
-    assert found == [{"graphs": 2, "breaks": 0}] * 2
+    assert_graphs([pod], layout)
     expected = references(layout).reports
     for report, other in zip(pod.reports, expected, strict=False):
         assert report["loss"] == pytest.approx(other["loss"], rel=1e-2)

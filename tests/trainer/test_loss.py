@@ -1,5 +1,6 @@
 """The cross-entropy in chunks against torch's: values, gradients, and the memory that it takes."""
 
+import warnings
 from typing import Any
 
 import pytest
@@ -49,6 +50,15 @@ def test_value_and_gradient_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, 
     found, expected = ours(TokenLosses(compiled=False), logits, targets, 0.01), torchs(logits, targets, 0.01)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5 if dtype == torch.float32 else 8e-3, atol=1e-7)
+
+
+def test_compiled_gradient_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 4 * V)  # the last chunk is smaller than the others
+    logits, targets = make(torch.bfloat16)
+    with warnings.catch_warnings(action="ignore"):  # of torch, about what it does while it traces
+        found = ours(TokenLosses(compiled=True), logits, targets, 0.01)[1]
+    expected = ours(TokenLosses(compiled=False), logits, targets, 0.01)[1]
+    torch.testing.assert_close(found, expected, rtol=8e-3, atol=1e-7)
 
 
 def test_rows_of_a_table() -> None:

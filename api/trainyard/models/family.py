@@ -17,7 +17,6 @@ Feature = Literal[
     "parameterServer",
     "activationCheckpointing",
     "compile",
-    "float8",
     "fullBatch",
     "isolatedDocuments",
 ]

@@ -41,7 +41,6 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "parameterServer",
             "activationCheckpointing",
             "compile",
-            "float8",
             "fullBatch",
             "isolatedDocuments",
         }

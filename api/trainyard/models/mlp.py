@@ -62,7 +62,6 @@ class MlpFamily(ModelFamily[MlpConfig]):
         "pipeline": _TOO_SMALL,
         "expert": "other models have no experts",
         "activationCheckpointing": "an mlp has no blocks",
-        "float8": "an mlp has no blocks",
         "compile": "an mlp has no blocks",
     }
 

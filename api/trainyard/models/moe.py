@@ -84,7 +84,6 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": "the experts of a moe are split by spec.parallelism.expert",
         "parameterServer": "the load of the experts is balanced inside the layers",
-        "float8": "the products of experts have no float8 here",
         "compile": "the route of a token through a moe is not known in advance",
         "fullBatch": "the load of the experts is balanced over batches",
     }

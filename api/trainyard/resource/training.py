@@ -170,7 +170,6 @@ class TrainerSpec(ApiModel):
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
-        _only_for("float8", "!self.float8"),
         Rule(
             "!self.float8 || (self.compile && self.precision != 'float32')",
             "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer.data.batches import IGNORED
+from trainyard_trainer.parallel import compilation
 
 CHUNK = 2**24
 """Logits that are computed with at once: 64 MiB in float32, enough for a GPU to be busy with each kernel."""
@@ -28,7 +29,9 @@ class TokenLosses:
     def __init__(self, *, compiled: bool) -> None:
         """`compiled`: whether the gradient is one kernel, made by torch.compile, instead of one for each operation."""
         # The last chunk may be smaller.
-        self._gradient = torch.compile(write_gradient, dynamic=True) if compiled else write_gradient
+        self._gradient: Gradient = write_gradient
+        if compiled:
+            self._gradient = torch.compile(write_gradient, dynamic=True, fullgraph=True, backend=compilation.BACKEND)
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the sum in nats, a scalar in float32 that is the same on all ranks of a tensor group.
@@ -69,7 +72,8 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
-        logits_NV, log_sum_N, index_N, own_N, counts_N = ctx.saved_tensors
+        kept_NV, log_sum_N, index_N, own_N, counts_N = ctx.saved_tensors
+        logits_NV = kept_NV.detach()
         scale_N = torch.where(counts_N, gradients[0], 0.0)
         hit_N = torch.where(own_N, scale_N, 0.0)
         for rows in _chunks(logits_NV):
