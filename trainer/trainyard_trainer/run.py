@@ -93,7 +93,12 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
-    data = DataRecord(fingerprint=samples.fingerprint, samples=samples.count, eval_samples=trainer.batches.eval_samples)
+    data = DataRecord(
+        fingerprint=samples.fingerprint,
+        samples=samples.count,
+        eval_samples=trainer.batches.eval_samples,
+        sources=tuple(samples.sources),
+    )
     record = describe_attempt(config, data, samples.tokenizer)
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
