@@ -134,6 +134,8 @@ class _Rank:
             gradients = FULL_BYTES * (inner + own.head // self.placed.shards) + self._unreduced_block
             gradients += self._embedding_shards
         copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
+        if self.adds_shards:  # the shards of this micro-batch, before they are added to the others
+            copies += FULL_BYTES * self._gathered_at_once // self.placed.shards
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
         return self._moment(
