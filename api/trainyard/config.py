@@ -1,6 +1,6 @@
 """The complete configuration of a run: what each rank of the built-in trainer reads when it starts."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import Field
 
@@ -31,6 +31,17 @@ def vocabulary(data: Data) -> int:
     return BYTE_VOCABULARY if data.tokenizer == "byte" else data.vocab_size
 
 
+class MemoryUse(ApiModel):
+    """What the ranks do with memory that is not needed, chosen by `trainyard.sizing.memory_use`."""
+
+    gradients: Literal["sharded", "complete"] = "sharded"
+    """What fully_shard keeps of the gradients between two micro-batches. sharded: each rank its shard, for which they
+    are reduced after each micro-batch, while the backward pass runs. complete: each rank all gradients of its layers,
+    which are reduced once per step. A pipeline always keeps them complete."""
+    keep_freed: bool = True
+    """Whether ranks on CPUs keep memory that they have freed for the next step, which is faster, or return it."""
+
+
 class RunConfig(ApiModel):
     """Configuration of a job, complete: the file config.json of its ConfigMap."""
 
@@ -56,6 +67,8 @@ class RunConfig(ApiModel):
     """When a run counts as hanging or diverging."""
     trainer: TrainerSpec
     """spec.trainer."""
+    memory_use: MemoryUse = MemoryUse()
+    """What the ranks do with memory that is not needed."""
 
     @property
     def accumulation(self) -> int:

@@ -9,11 +9,13 @@ from trainyard.resolve import resolve
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
-from trainyard.sizing.fit import Fit, fit, memory_problems, server_fit, uses_gpus
+from trainyard.sizing.advice import memory_problems
+from trainyard.sizing.fit import Fit, fit, host_fit, server_fit, uses_gpus
 from trainyard.sizing.model_size import flops_per_token, rank_parameters
 from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
 from trainyard.sizing.traffic import Traffic, crosses_workers, rank_traffic
+from trainyard.sizing.warnings import warnings
 
 
 class Group(ApiModel):
@@ -75,7 +77,9 @@ class TrainingEstimate(ApiModel):
     work: Work
     """Work of one optimizer step."""
     fit: Fit
-    """Memory of the workers."""
+    """Memory of each GPU, or of workers without GPUs."""
+    host: Fit | None = None
+    """Host memory of workers with GPUs."""
     server: Fit | None = None
     """Memory of the parameter server, if there is one."""
     communication: tuple[Traffic, ...]
@@ -93,6 +97,8 @@ class Estimate(ApiModel):
     """Group of workers."""
     training: TrainingEstimate | None = None
     """Estimate of the built-in trainer; None for a program of the user's own."""
+    warnings: tuple[str, ...] = ()
+    """What makes the job slower or larger than it has to be: field, reason and fix."""
     problems: tuple[str, ...] = ()
     """Why the job would be refused: field, rule and fix."""
 
@@ -116,6 +122,7 @@ def estimate(job: TrainingJob) -> Estimate:
         return Estimate(**fields)
     config = resolve(job)
     fields["problems"] = tuple(memory_problems(spec, config))
+    fields["warnings"] = tuple(warnings(spec, config))
     return Estimate(**fields, training=_training(job, config))
 
 
@@ -135,6 +142,7 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
         ),
         work=_work(config),
         fit=worker_fit,
+        host=host_fit(job.spec, config),
         server=server_fit(job.spec, config),
         communication=tuple(rank_traffic(config, worker_fit.place, procs)),
     )

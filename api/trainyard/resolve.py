@@ -9,7 +9,8 @@ from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import GPU_RESOURCE
 from trainyard.resource.training import TrainerSpec
-from trainyard.sizing.fit import memory_problems
+from trainyard.sizing.advice import memory_problems
+from trainyard.sizing.memory_use import choose_memory_use
 
 MICRO_BATCH_TOKENS = 16_384
 """Tokens of the largest micro-batch that is chosen automatically."""
@@ -119,7 +120,7 @@ def _configure(job: TrainingJob) -> RunConfig:
     trainer = job.spec.trainer
     assert trainer is not None
     mesh = make_mesh(job.spec)
-    return RunConfig(
+    config = RunConfig(
         job=job.metadata.name,
         namespace=job.metadata.namespace,
         world_size=job.spec.world_size,
@@ -132,6 +133,7 @@ def _configure(job: TrainingJob) -> RunConfig:
         health=health_config(job.spec.health),
         trainer=trainer,
     )
+    return config.replace(memory_use=choose_memory_use(job.spec, config))
 
 
 def _model_config(trainer: TrainerSpec) -> ModelConfig:

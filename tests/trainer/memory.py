@@ -1,119 +1,106 @@
-"""Entry point of pods that measure the memory which training allocates on their ranks."""
+"""Memory of a worker as the kernel counts it, measured from outside of its processes."""
 
-import ctypes
-import json
-import os
+import math
 import re
-from collections.abc import Iterable
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.distributed.tensor import DTensor
+from tests.trainer.pods import Pod
 
-from trainyard_trainer import rank_process
-from trainyard_trainer.launcher import main as launcher_main
-from trainyard_trainer.optim.update import LocalUpdate
-from trainyard_trainer.parameter_server import ParameterServer, RemoteUpdate
-from trainyard_trainer.train import Trainer
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-THRESHOLD = 2**18
+POLL_SECONDS = 0.05
+SHARES_SECONDS = 0.5
+"""Time between two looks at shared pages, for which the kernel walks through all pages of a process."""
 
 
-def main() -> None:
-    """Run a pod whose ranks print a line of measurements, in bytes, after each step."""
-    rank_process.keep_freed_memory = lambda: None  # type: ignore[attr-defined]
-    # glibc then returns every larger block to the kernel at once, so that resident memory is what is allocated. With
-    # the allocator of a worker (`runtime.allocator`), memory that it keeps comes on top, which the estimate leaves out.
-    libc = ctypes.CDLL(None)
-    assert libc.mallopt(M_MMAP_THRESHOLD, THRESHOLD)
-    assert libc.mallopt(M_TRIM_THRESHOLD, THRESHOLD)
-    Trainer.__init__ = _measured_start(Trainer.__init__)  # type: ignore[method-assign]
-    Trainer._forward_backward = _measured(Trainer._forward_backward, "passes")  # type: ignore[method-assign]
-    LocalUpdate.apply_gradients = _measured_update(LocalUpdate.apply_gradients)  # type: ignore[method-assign]
-    RemoteUpdate.step = _measured_round(RemoteUpdate.step)  # type: ignore[method-assign]
-    ParameterServer.__init__ = _measured_start(ParameterServer.__init__)  # type: ignore[method-assign]
-    Trainer._evaluate = _measured_evaluation(Trainer._evaluate)  # type: ignore[method-assign]
-    launcher_main.main()
+@dataclass(frozen=True)
+class Measured:
+    """Peak memory, in bytes, that counts against the limit of a worker: anonymous and shared memory of its processes.
+
+    Memory mapped from files does not count, since the kernel reclaims it before it kills a container for its limit.
+    Pages that processes have inherited count in equal parts for each of them, and those of /dev/shm for the ranks, so
+    that the sum over all processes is right.
+    """
+
+    ranks: list[int] = field(default_factory=list)
+    """Peak of each rank, by local rank."""
+    others: list[int] = field(default_factory=list)
+    """Peak of each other process: the launcher, and the processes that write checkpoints."""
+
+    @property
+    def total(self) -> int:
+        """Sum over all processes of the worker. Ranks reach their peaks in the same step."""
+        return sum(self.ranks) + sum(self.others)
 
 
-_figures: dict[str, int] = {}
+class Meter:
+    """Follows the processes of some pods until they end.
+
+    The kernel itself keeps the peak of each process, so that none is missed between two looks. The look with the
+    largest sum counts: the last one at which all processes were alive.
+    """
+
+    def __init__(self, pods: list[Pod], parent: int | None = None) -> None:
+        """`parent`: a process that the pods were forked from; it shares pages with them, and so belongs to them."""
+        self._pods = pods
+        self._parent = parent
+        self._shared: dict[int, tuple[float, int]] = {}
+        """When the shared pages of a process were last counted, and how many bytes others account for."""
+        self._largest = Measured()
+
+    def until_step(self, step: int) -> Measured:
+        """Return the peaks up to now, as soon as rank 0 has reported a step (from 1)."""
+        pod = self._pods[0]
+        while pod.is_alive and not any(report["step"] >= step for report in pod.reports):
+            self._look()
+        self._look()
+        return self._largest
+
+    def until_end(self) -> Measured:
+        """Return the peaks once all processes have ended."""
+        while any(pod.is_alive for pod in self._pods):
+            self._look()
+        return self._largest
+
+    def _look(self) -> None:
+        # The launcher forks the ranks in the order of their numbers.
+        ranks = [rank for pod in self._pods for rank in sorted(_children(pod.pid))]
+        others = [*(pod.pid for pod in self._pods), *(writer for rank in ranks for writer in _children(rank))]
+        if self._parent is not None:
+            others.append(self._parent)
+        found = Measured([*self._peaks(ranks, shm=True)], [*self._peaks(others, shm=False)])
+        if found.total > self._largest.total:
+            self._largest = found
+        time.sleep(POLL_SECONDS)
+
+    def _peaks(self, pids: list[int], *, shm: bool) -> Iterator[int]:
+        for pid in pids:
+            # A process may end while it is looked at: no file, or no memory in it.
+            with suppress(OSError, KeyError):
+                yield self._peak(pid, shm=shm)
+
+    def _peak(self, pid: int, *, shm: bool) -> int:
+        """Return the peak of a process in bytes, of inherited pages its part only. `shm`: with those of /dev/shm."""
+        status = _fields(Path(f"/proc/{pid}/status"))
+        looked, shared = self._shared.get(pid, (-math.inf, 0))
+        if time.monotonic() - looked > SHARES_SECONDS:
+            parts = _fields(Path(f"/proc/{pid}/smaps_rollup"))
+            shared = status["RssAnon"] - parts["Pss_Anon"]
+            self._shared[pid] = time.monotonic(), shared
+        return status["VmHWM"] - status["RssFile"] - shared - (0 if shm else status["RssShmem"])
 
 
-def _measured_start(start: Any) -> Any:
-    def measured(started: Trainer | ParameterServer, *arguments: Any) -> None:
-        _figures["before"] = _resident("RssAnon")
-        start(started, *arguments)
-
-    return measured
-
-
-def _measured(action: Any, name: str) -> Any:
-    """Measure an action: the peak of resident memory beyond what was resident before the trainer or server."""
-
-    def measured(*arguments: Any) -> Any:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-        result = action(*arguments)
-        files = _resident("RssFile") + _resident("RssShmem")
-        _figures[name] = _resident("VmHWM") - files - _figures["before"]
-        return result
-
-    return measured
+def _children(pid: int) -> list[int]:
+    """Return the process ids of the children of a process; none if it has ended."""
+    found: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
 
 
-def _measured_update(apply: Any) -> Any:
-    """Measure the optimizer's step; gradients are complete before it."""
-
-    def measured(update: LocalUpdate, learning_rate: float) -> Any:
-        for group in (group for part in update._optimizers.parts for group in part.param_groups):
-            if "ns_steps" in group:  # Muon's third iteration needs no more memory than its second, but seconds of a CPU
-                group["ns_steps"] = 2
-        _figures["weights"] = _held(update._parameters)
-        _figures["gradients"] = _held(p.grad for p in update._parameters if p.grad is not None)
-        norm = _measured(apply, "step")(update, learning_rate)
-        states = [s for part in update._optimizers.parts for state in part.state.values() for s in state.values()]
-        _figures["optimizer"] = _held(s for s in states if torch.is_tensor(s) and s.numel() > 1)
-        _print()
-        return norm
-
-    return measured
-
-
-def _measured_round(step: Any) -> Any:
-    """Measure the exchange with the parameter server; gradients are complete before it."""
-
-    def measured(update: RemoteUpdate, learning_rate: float) -> Any:
-        _figures["weights"] = _held([update._flat.parameters])
-        _figures["gradients"] = _held([update._flat.gradients])
-        _figures["optimizer"] = 0
-        norm = _measured(step, "step")(update, learning_rate)
-        _print()
-        return norm
-
-    return measured
-
-
-def _measured_evaluation(evaluate: Any) -> Any:
-    def measured(*arguments: Any) -> None:
-        _measured(evaluate, "evaluation")(*arguments)
-        _print()
-
-    return measured
-
-
-def _print() -> None:
-    line = json.dumps({"memory": {"rank": int(os.environ["RANK"]), **_figures}})
-    os.write(1, f"{line}\n".encode())  # in one write, so that lines of ranks do not mix
-
-
-def _resident(key: str) -> int:
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def _held(tensors: Iterable[Any]) -> int:
-    """Return the bytes of the distinct storages of some tensors."""
-    local = [t.to_local() if isinstance(t, DTensor) else t.detach() for t in tensors]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())
+def _fields(path: Path) -> dict[str, int]:
+    """Return the sizes in a file of /proc, in bytes."""
+    return {key: int(size) * 1024 for key, size in re.findall(r"^(\w+):\s+(\d+) kB", path.read_text(), re.MULTILINE)}

@@ -388,7 +388,7 @@ def test_the_largest_size_that_is_possible(found: int | None, most: int, of: Tra
 
 
 def test_a_size_must_have_the_memory() -> None:
-    limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "58Gi"}
+    limits = {"resources": {"limits": {"nvidia.com/gpu": 8}}, "gpuMemory": "50Gi"}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 2048}
     trainer = trainer_spec(model={"name": "llama", "preset": "8b"}, data=data, batch={"global": 512, "micro": 1})
     spec = {"trainer": trainer, "workers": limits, "parallelism": {"data": {"mode": "fsdp"}}}

@@ -18,9 +18,10 @@ from trainyard.models.moe import MoeFamily
 from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.sizing.activations import activations
-from trainyard.sizing.fit import GPU_PROCESS_BYTES, LAUNCHER_BYTES, PROCESS_BYTES, _fullest_worker
+from trainyard.sizing.fit import _fullest_worker
 from trainyard.sizing.memory import Memory
 from trainyard.sizing.placement import placement
+from trainyard.sizing.process_memory import GPU_BYTES, LAUNCHER_BYTES, RANK_BYTES
 from trainyard.sizing.traffic import crosses_workers
 
 FSDP = {"mode": "fsdp"}
@@ -98,7 +99,7 @@ def test_70b_fits_on_64_gpus_when_it_is_sharded_and_split() -> None:
     assert found.memory.weights == pytest.approx(4 * parameters / 64, rel=0.01)
     assert found.memory.optimizer == pytest.approx(8 * parameters / 64, rel=0.01)
     assert found.memory.gradients == pytest.approx(4 * parameters / 8, rel=0.01)
-    assert found.needed == found.memory.total + GPU_PROCESS_BYTES
+    assert found.needed == found.memory.total + GPU_BYTES
 
 
 def test_70b_on_one_gpu_is_refused() -> None:
@@ -138,8 +139,8 @@ def test_activations_that_do_not_fit_are_refused_with_a_change_that_helps(change
 
 def test_memory_of_a_worker_is_the_sum_over_its_ranks_and_what_they_share() -> None:
     alone, both = training(cpus("2Gi")).fit, training(cpus("2Gi", procs=2)).fit
-    assert alone.needed == alone.memory.total + LAUNCHER_BYTES + PROCESS_BYTES
-    assert both.needed == 2 * both.memory.total + LAUNCHER_BYTES + 2 * PROCESS_BYTES
+    assert alone.needed == alone.memory.total + LAUNCHER_BYTES + RANK_BYTES
+    assert both.needed == 2 * both.memory.total + LAUNCHER_BYTES + 2 * RANK_BYTES
 
 
 @pytest.mark.parametrize("job", [cpus(), gpus("70b", 8, {}, memory=None)])
@@ -296,8 +297,9 @@ def test_a_parameter_server_holds_two_gradients_and_the_optimizer_state() -> Non
     assert found.server is not None
     assert found.server.memory.parts == {
         "weights": size, "gradients": size, "optimizer": 2 * size, "activations": 0, "logits": 0, "buffers": size,
+        "checkpoint": 0,
     }  # fmt: skip
-    assert found.server.needed == 5 * size + LAUNCHER_BYTES + PROCESS_BYTES
+    assert found.server.needed == 5 * size + LAUNCHER_BYTES + RANK_BYTES
     assert found.server.fits is True
     assert (found.fit.memory.optimizer, found.fit.memory.gradients) == (0, size)
     both = [(t.what, t.bytes) for t in found.communication]
@@ -388,14 +390,20 @@ def test_replicas_reduce_gradients_once() -> None:
     assert sent(cpus(replicas=4)) == {("replicate", "all-reduce"): (1, round(size * 2 * 3 / 4))}
 
 
-def test_shards_gather_parameters_for_each_micro_batch_and_scatter_gradients_once() -> None:
+@pytest.mark.parametrize(("limit", "scatters"), [(None, 2), ("64Gi", 1)])
+def test_shards_gather_parameters_and_scatter_gradients_for_each_micro_batch_or_once(
+    limit: str | None, scatters: int
+) -> None:
     job = cpus(
-        replicas=4, parallelism={"data": {"mode": "hsdp", "shard": 2}}, trainer={"batch": {"global": 8, "micro": 1}}
+        limit,
+        replicas=4,
+        parallelism={"data": {"mode": "hsdp", "shard": 2}},
+        trainer={"batch": {"global": 8, "micro": 1}},
     )
     size = 4 * training(cpus()).parameters
     assert sent(job) == {
         ("shard", "all-gather"): (4, 4 * size // 2),
-        ("shard", "reduce-scatter"): (1, size // 2),
+        ("shard", "reduce-scatter"): (scatters, scatters * size // 2),
         ("replicate", "all-reduce"): (1, size // 2),
     }
 
@@ -453,7 +461,8 @@ def test_a_program_of_the_user_is_not_estimated() -> None:
 def test_an_estimate_survives_a_round_trip_through_json() -> None:
     found = estimate(gpus("8b", 1, {}))
     value = found.to_dict()
-    fit = value["training"]["fit"]
+    fit, host = value["training"]["fit"], value["training"]["host"]
+    assert host["memory"].pop("total") == 0
     assert fit["fits"] is False
     assert fit["memory"].pop("total") == found.training.fit.memory.total  # type: ignore[union-attr]
     fit.pop("fits")

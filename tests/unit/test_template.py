@@ -291,6 +291,24 @@ def test_shared_memory_cannot_use_up_a_node(workers: dict[str, Any], size: str) 
     assert {"name": "trainyard-shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}} in volumes
 
 
+def test_shared_memory_holds_the_copies_of_large_models_for_checkpoints() -> None:
+    trainer = trainer_spec(model={"name": "llama", "preset": "70b"}, batch={"global": 16})
+
+    def size(replicas: int, **spec: Any) -> str:
+        workers = {"procsPerWorker": 8}
+        job = make_job(
+            replicas=replicas, workers=workers, parallelism={"data": {"mode": "fsdp"}}, trainer=trainer, **spec
+        )
+        return str(pod_of(job, 0)["spec"]["volumes"][0]["emptyDir"]["sizeLimit"])
+
+    checkpoint = {"claim": {"size": "2Ti"}}
+    assert size(1) == "512Gi"
+    # 68.5 B parameters in 12 bytes each, of which two workers hold a half each.
+    assert size(2, checkpoint=checkpoint) == "512Gi"
+    assert size(1, checkpoint=checkpoint) == "770Gi"
+    assert size(1, checkpoint={**checkpoint, "async": False}) == "512Gi"
+
+
 # --- ports, probes, resources ---------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer
 from trainyard_trainer.run import Run, build_run
 from trainyard_trainer.runtime import heartbeat, log, process_exit
-from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.allocator import set_memory_reuse
 from trainyard_trainer.runtime.errors import ConfigError, FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
@@ -92,7 +92,7 @@ class RankProcess:
             exporter = MetricsExporter(config, world, self._attempt)
             exporter.serve(launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT))
         if world.device.type == "cpu":
-            keep_freed_memory()
+            set_memory_reuse(keep=config.memory_use.keep_freed)
         if self.rank >= world.size:
             self._serve(config, world, exporter)
         else:

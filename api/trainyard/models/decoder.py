@@ -2,7 +2,7 @@
 
 Activations follow section 4 of Korthikanti et al., 2022. That paper counts a GPT-3 in 16 bits, with dropout and a kept
 softmax; these models have RMSNorm, SwiGLU, grouped queries, and an attention that keeps only one logarithm for each
-query instead of the scores (Dao et al., 2022).
+query instead of the scores (Dao et al., 2022) where PyTorch has a kernel for it.
 """
 
 from collections.abc import Mapping
@@ -224,22 +224,28 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         input_copies = 3 if batch.casts else 1
         logarithms = FULL_BYTES * own_tokens * config.heads
         queries_to_results = batch.width * own_tokens * (2 * config.dim + 2 * kv_dim)
-        attention = queries_to_results + logarithms
+        # Kernels for grouped queries take 16 bits only. In float32 CUDA computes with all scores, of which it keeps the
+        # softmax; a CPU has a kernel for both.
+        grouped = batch.gpu and batch.width == FULL_BYTES and config.heads != config.kv_heads
+        scores = FULL_BYTES * own_tokens * config.heads * config.sequence_length if grouped else 0
+        attention = queries_to_results + (scores or logarithms)
         feed_forward = self.feed_forward(config, batch, tokens)
         everything = 2 * norm + input_copies * inputs + attention + feed_forward.kept
         kept = {
             "none": everything,
-            "selective": stream + attention + inputs + feed_forward.products,
+            "selective": stream + (attention - scores) + inputs + feed_forward.products,
             "full": stream,
         }[batch.checkpointing]
         heads = batch.width * tokens * config.dim // batch.tensor
         return Activations(
             block=kept,
-            working=everything - kept + feed_forward.working,
+            # In the backward pass there are the gradients of the softmax and of the scores besides.
+            working=everything - kept + max(feed_forward.working, 2 * scores),
             end=norm + inputs,
             logits=FULL_BYTES * tokens * config.vocab_size // batch.tensor,
             scores=batch.width * tokens * config.vocab_size // batch.tensor,
             stream=stream,
+            attention_scores=scores,
             attention_exchange=heads * (config.heads + config.kv_heads) // (2 * config.heads),
             expert_rows=feed_forward.rows,
         )

@@ -155,6 +155,8 @@ class Activations:
     """One copy of the logits in the type in which the head computes them."""
     stream: int = 0
     """Residual stream: what one block passes to the next, and one pipeline stage to the next."""
+    attention_scores: int = 0
+    """Scores of each query and key in one attention, where no kernel avoids them; else 0."""
     attention_exchange: int = 0
     """Mean of the four exchanges of one attention in a context group: queries, keys, values and results."""
     expert_rows: int = 0

@@ -25,7 +25,7 @@ class Data(ApiModel):
     tokenizer: Literal["byte", "bpe"] = "byte"
     """Tokenizer of text. byte: each byte is a token, 256 in all. bpe: byte-pair encoding with vocabSize entries,
     trained on the data at startup. Defaults to byte."""
-    vocab_size: Annotated[int, Field(ge=512, le=65_536)] = 4096
+    vocab_size: Annotated[int, Field(ge=512, le=262_144)] = 4096
     """Number of entries of the bpe tokenizer; the byte tokenizer ignores it. Defaults to 4096."""
     sequence_length: Annotated[int, Field(ge=2, le=1_048_576)] = 256
     """Number of tokens in one sample of text. Defaults to 256."""

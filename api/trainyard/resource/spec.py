@@ -58,9 +58,10 @@ class PodTemplate(ApiModel):
     merged into the operator's own, for example to add volumeMounts, env, ports or a securityContext; other containers
     run beside it as they are. The fields of a securityContext are added to the operator's one by one. A volume that is
     mounted at /dev/shm or /tmp replaces the operator's there; by default /dev/shm is as large as the memory limit, or
-    without one 64Gi per rank. Names of volumes that start with trainyard- and the port name launcher are reserved. The
-    API server checks these fields before the job starts: a malformed one fails the job with reason InvalidSpec. A pod
-    that a quota or a policy refuses is reported in the condition Running."""
+    without one 64Gi per rank, or more if asynchronous checkpoints need it. Names of volumes that start with trainyard-
+    and the port name launcher are reserved. The API server checks these fields before the job starts: a malformed one
+    fails the job with reason InvalidSpec. A pod that a quota or a policy refuses is reported in the condition Running.
+    """
 
 
 class Workers(ApiModel):

@@ -6,6 +6,7 @@ from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.models.family import FULL_BYTES
 from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.placement import placement
 
 
 class Memory(ApiModel):
@@ -25,6 +26,8 @@ class Memory(ApiModel):
     """Logits and their gradients."""
     buffers: int
     """Gathered parameters, copies for communication, and intermediate results of the optimizer."""
+    checkpoint: int = 0
+    """Copy of parameters and optimizer state in /dev/shm, which an asynchronous checkpoint is written from."""
 
     @property
     def parts(self) -> dict[str, int]:
@@ -51,6 +54,20 @@ def states(config: RunConfig, held: int, matrices: int) -> int:
     each = info.state_scalars(parameters)
     each_of_matrix = each if info.matrix_state_scalars is None else info.matrix_state_scalars(parameters)
     return each_of_matrix * matrices + each * (held - matrices)
+
+
+def staged_bytes(config: RunConfig, place: int) -> int:
+    """Return the bytes of /dev/shm that a rank at a place of the pipeline fills for asynchronous checkpoints.
+
+    The first save copies the rank's part of parameters and optimizer state there, and later ones use the same memory.
+    With a parameter server, which has all of it, training waits for each checkpoint.
+    """
+    placed = placement(config)
+    if config.checkpoint is None or not config.checkpoint.async_ or placed.served:
+        return 0
+    own = rank_parameters(config, place)
+    held = placed.held(own)
+    return FULL_BYTES * (held + states(config, held, own.matrices // placed.shards))
 
 
 def temporaries(config: RunConfig, held: int, largest_matrix: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from trainyard.config import RunConfig
 from trainyard.models.family import FULL_BYTES, Activations, RankParameters
 from trainyard.sizing.activations import activations
-from trainyard.sizing.memory import Memory, states, temporaries
+from trainyard.sizing.memory import Memory, staged_bytes, states, temporaries
 from trainyard.sizing.model_size import rank_parameters
 from trainyard.sizing.placement import Placement, placement
 
@@ -20,11 +20,19 @@ LOSS_COPIES = 3
 always in float32."""
 
 
+def accumulates_shards(config: RunConfig) -> bool:
+    """Return whether gradients are sharded after each micro-batch, should there be several."""
+    sharded = config.memory_use.gradients == "sharded" and config.mesh.pipeline == 1
+    return sharded and placement(config).sharded
+
+
 def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
     """Return the peak memory of the ranks at one place of the pipeline, counted from 0."""
     own, kept = rank_parameters(config, place), activations(config, gpu)
     moments = _Rank(config, place, own, kept).moments() if own.layers else _without_blocks(config, own, kept)
-    return max(moments, key=lambda memory: memory.total)
+    peak = max(moments, key=lambda memory: memory.total)
+    # The copy that a checkpoint is written from is in the memory of the host, and stays from the first one on.
+    return peak if gpu else peak.replace(checkpoint=staged_bytes(config, place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +72,12 @@ class _Rank:
         self.placed: Placement = placement(config)
         self.chunks = _chunks(config, place)
         # How many micro-batches all samples make is known in the worker only; there are probably several.
-        self.accumulates = config.accumulation > 1 or config.trainer.batch.global_ is None
+        accumulates = config.accumulation > 1 or config.trainer.batch.global_ is None
         self.pipelined = config.mesh.pipeline > 1
+        self.adds_shards = accumulates and accumulates_shards(config)
+        """Whether the gradients of each micro-batch are sharded, and then added to those of the others."""
+        self.accumulates = accumulates and not self.adds_shards
+        """Whether the complete gradients of the micro-batches are added up."""
 
     def moments(self) -> list[Memory]:
         """Return every moment at which memory may peak."""
@@ -97,7 +109,7 @@ class _Rank:
         head = FULL_BYTES * self.own.head
         return self._moment(
             "backward pass of the head",
-            gradients=self._accumulated + (0 if self._accumulated else head),
+            gradients=self._accumulated + (0 if self._complete else head),
             activations=self._stored + self.kept.end,
             logits=(self.chunks.last if self.pipelined else 1) * self.kept.scores,
             buffers=self._gathered + self._copies(self.own.layers) + (head if self._adds else 0),
@@ -105,7 +117,7 @@ class _Rank:
 
     def _begin(self) -> Memory:
         """Return the first block of the backward pass."""
-        head = 0 if self._accumulated else FULL_BYTES * self.own.head
+        head = 0 if self._complete else FULL_BYTES * self.own.head
         waiting = self.chunks.last - 1 if self.own.head else 0
         return self._moment(
             "backward pass begins",
@@ -121,7 +133,7 @@ class _Rank:
         gradients = FULL_BYTES * own.total
         if self.placed.sharded and not self.pipelined:
             inner = own.layers * own.block // self.placed.shards + own.stacked // self.placed.expert_shards
-            gradients = FULL_BYTES * inner + self._width * own.outer + self._unreduced_block
+            gradients = FULL_BYTES * inner + self._width * own.outer + self._unreduced_block + self._outer_shards
         copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
@@ -150,7 +162,8 @@ class _Rank:
         gathered, unreduced = self._width * own.outer, inner // placed.shards + own.stacked // placed.expert_shards
         if self.pipelined:
             gathered, unreduced = self._gathered, inner + own.stacked
-        return self._moment("gradients are reduced", gradients=FULL_BYTES * unreduced + outer, buffers=gathered + outer)
+        gradients = FULL_BYTES * unreduced + outer + self._outer_shards
+        return self._moment("gradients are reduced", gradients=gradients, buffers=gathered + outer)
 
     def _step(self) -> Memory:
         """Return the optimizer's step; with a parameter server it is the server's, but all gradients are held."""
@@ -197,12 +210,21 @@ class _Rank:
         return self.accumulates or self.placed.served
 
     @property
-    def _accumulated(self) -> int:
-        """Gradients that are held when the last backward pass of a step begins.
+    def _complete(self) -> bool:
+        """Whether the memory of all gradients, not sharded, is held when the last backward pass of a step begins."""
+        return self.accumulates or self._gradients_persist
 
-        fully_shard does not reduce them before the last micro-batch, so that they are not sharded, and in float32.
-        """
-        return FULL_BYTES * self.own.total if self.accumulates or self._gradients_persist else 0
+    @property
+    def _accumulated(self) -> int:
+        """Gradients that are held when the last backward pass of a step begins, in float32."""
+        if self._complete:
+            return FULL_BYTES * self.own.total
+        return FULL_BYTES * self.placed.held(self.own) if self.adds_shards else 0
+
+    @property
+    def _outer_shards(self) -> int:
+        """Shards of the gradients outside of the blocks, to which those of the last micro-batch are added."""
+        return FULL_BYTES * self.own.outer // self.placed.shards if self.adds_shards else 0
 
     @property
     def _complete_embedding(self) -> int:

@@ -14,6 +14,7 @@ from trainyard.mesh import AXES, Mesh
 from trainyard.models.family import FULL_BYTES
 from trainyard.sizing.activations import activations
 from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.peak_memory import accumulates_shards
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard.sizing.placement import placement
 
@@ -102,12 +103,12 @@ def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
 
 def _sharded(config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int) -> Iterator[Traffic]:
     """Yield the traffic of fully_shard: a gather in both passes of each micro-batch, but one per step in a pipeline."""
-    placed = placement(config)
+    placed, reduced = placement(config), config.accumulation if accumulates_shards(config) else 1
     times = 1 if config.mesh.pipeline > 1 else 2 * config.accumulation
     width = FULL_BYTES if placed.casts else placed.width
     yield _traffic(config, procs, axes, "all-gather", what, times, width * scalars)
     gradients = "gradients" if what == "parameters" else f"gradients of {what}"
-    yield _traffic(config, procs, axes, "reduce-scatter", gradients, 1, FULL_BYTES * scalars)
+    yield _traffic(config, procs, axes, "reduce-scatter", gradients, reduced, FULL_BYTES * scalars)
 
 
 def _server(config: RunConfig, size: int) -> Iterator[Traffic]:

@@ -20,7 +20,7 @@ def plan(
 ) -> None:
     """Estimate what a TrainingJob needs, without running it: ranks, memory, computation and communication.
 
-    It needs neither torch nor a cluster. The estimate of memory is within about 15 % of what a rank needs.
+    It needs neither torch nor a cluster. The estimate of memory is within about 10 % of what a worker needs.
 
     Exit codes: 0 the job would be admitted, and fits as far as its memory is given; 2 it would be refused.
     """

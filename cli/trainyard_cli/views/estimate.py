@@ -20,9 +20,12 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
     if estimate.training is not None:
         training = estimate.training
         console.print(_memory(training.fit, "#" if console.options.ascii_only else "█"))
-        if training.server is not None:
-            console.print(_fit(training.server))
+        for other in (training.host, training.server):
+            if other is not None:
+                console.print(_fit(other))
         console.print(_communication(training.communication, complete=training.work.samples is not None))
+    for warning in estimate.warnings:
+        console.print(Text(f"warning: {warning}", style="yellow"))
 
 
 def _job(estimate: Estimate) -> RenderableType:
@@ -75,7 +78,7 @@ def _memory(fit: Fit, block: str) -> RenderableType:
     table = _grid(f"Memory of a rank at its peak: {fit.memory.moment}")
     table.columns[1].justify = "right"
     table.add_column()
-    parts = {**fit.memory.parts, "process": fit.process}
+    parts = {name: size for name, size in fit.memory.parts.items() if size} | {"process": fit.process}
     largest = max(parts.values())
     for name, size in parts.items():
         table.add_row(name, format_bytes(size), Text(block * round(BAR_WIDTH * size / largest), style="cyan"))
@@ -84,8 +87,9 @@ def _memory(fit: Fit, block: str) -> RenderableType:
 
 
 def _fit(fit: Fit) -> Text:
-    holder = {"gpu": "each GPU", "worker": "a worker", "server": "the parameter server"}[fit.of]
-    needed = f"{holder} needs about {format_bytes(fit.needed)}"
+    holder = {"server": "the parameter server", "gpu": "each GPU"}.get(fit.of, "a worker")
+    memory = "host memory: about " if fit.of == "host" else "about "
+    needed = f"{holder} needs {memory}{format_bytes(fit.needed)}"
     if fit.available is None:
         return Text(f"fit: not checked; {needed}, and {fit.field} is not set", style="yellow")
     share = f"{needed} of {format_bytes(fit.available)} ({fit.needed / fit.available:.0%})"

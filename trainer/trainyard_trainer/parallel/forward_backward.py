@@ -85,6 +85,7 @@ class GradientAccumulation:
         # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
         self._split_logits = mesh.sizes.tensor > 1
+        self._shards_each = config.memory_use.gradients == "sharded"
         # A sharded model casts its parameters when it gathers them.
         self._casts = config.trainer.precision == "bfloat16" and not isinstance(model, FSDPModule)
 
@@ -122,11 +123,16 @@ class GradientAccumulation:
         return torch.autocast(self._device.type, torch.bfloat16) if self._casts else nullcontext()
 
     def _sync_if(self, last: bool) -> AbstractContextManager[None]:
-        """Return the context of a micro-batch: gradients are synchronized after the last one of a step only."""
+        """Return the context of a micro-batch, with which gradients are exchanged as soon as they have to be."""
+        # Replicas exchange gradients once per step: each holds all of them anyway.
         if isinstance(self._model, DistributedDataParallel) and not last:
             return self._model.no_sync()
+        # Shards are reduced after each micro-batch while its backward pass runs, or once per step from complete
+        # gradients, which take the memory of all parameters (`MemoryUse.gradients`). Their replicas (hsdp) exchange
+        # them once per step in both cases.
         if isinstance(self._model, FSDPModule):
-            self._model.set_requires_gradient_sync(last)
+            self._model.set_requires_gradient_sync(last or self._shards_each)
+            self._model.set_requires_all_reduce(last)
         return nullcontext()
 
 

@@ -6,18 +6,23 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _NEVER = -1
-_LARGEST = 1 << 30
+KEPT_BLOCK = 32 << 20
+"""Largest block that is kept for reuse: as large as the largest threshold that glibc sets by itself."""
+RETURNED_BLOCK = 256 << 10
+"""Smallest block that is returned to the system at once, if little memory is to be used."""
 
 
-def keep_freed_memory() -> None:
-    """Keep memory that a step has freed for the next step, in this process and those that it forks.
+def set_memory_reuse(*, keep: bool) -> None:
+    """Choose between speed and little memory, for this process and those that it forks.
 
-    Without this, glibc returns the activations of each step to the system, and the next step gets them back page by
-    page, filled with zeros, which is a few percent of the time of a small model on a CPU. Memory that is kept becomes
-    fragmented, so the peak is higher than with glibc's defaults. Other C libraries are left as they are.
+    With `keep`, memory that a step has freed stays in the process for the next one. Otherwise the system takes the
+    activations of each step back, and provides them again page by page, filled with zeros: a step of a small model on a
+    CPU takes up to a quarter longer. But kept memory becomes fragmented, so that the peak is up to twice that of the
+    tensors, and with sharded parameters up to five times; returned memory is within a tenth of it
+    (`trainyard.sizing.memory_use` chooses). Other C libraries than glibc are left as they are.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         # Both are set, since setting one of them stops glibc from adapting the other.
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_M_MMAP_THRESHOLD, KEPT_BLOCK if keep else RETURNED_BLOCK)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)

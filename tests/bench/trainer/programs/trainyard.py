@@ -10,7 +10,7 @@ from trainyard.config import RunConfig
 from trainyard_trainer.data.tokens import TokenFile, Windows
 from trainyard_trainer.metrics.breakdown import Breakdown
 from trainyard_trainer.metrics.exporter import MetricsExporter
-from trainyard_trainer.runtime.allocator import keep_freed_memory
+from trainyard_trainer.runtime.allocator import set_memory_reuse
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -19,7 +19,7 @@ SCRAPES = 5.0
 
 
 def train(config: RunConfig, world: World, tokens: TokenFile, pace: Pace) -> None:
-    keep_freed_memory()
+    set_memory_reuse(keep=True)
     trainer = Trainer(config, world, Windows(tokens, config.trainer.data.sequence_length))
     metrics = MetricsExporter(config, world, attempt=1)
     if world.rank == 0:
