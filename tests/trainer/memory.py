@@ -48,6 +48,8 @@ class Meter:
         self._parent = parent
         self._shared: dict[int, tuple[float, int]] = {}
         """When the shared pages of a process were last counted, and how many bytes others account for."""
+        self._shm: dict[int, int] = {}
+        """Most memory of /dev/shm that a process had."""
         self._largest = Measured()
 
     def until_step(self, step: int) -> Measured:
@@ -65,15 +67,20 @@ class Meter:
         return self._largest
 
     def _look(self) -> None:
-        # The launcher forks the ranks in the order of their numbers.
-        ranks = [rank for pod in self._pods for rank in sorted(_children(pod.pid))]
+        ranks = self._ranks()
         others = [*(pod.pid for pod in self._pods), *(writer for rank in ranks for writer in _children(rank))]
         if self._parent is not None:
             others.append(self._parent)
         found = Measured([*self._peaks(ranks, shm=True)], [*self._peaks(others, shm=False)])
-        if found.total > self._largest.total:
+        # Once a process has ended, the pages that it shared belong to the others.
+        complete = len(found.ranks) == len(ranks) and ranks == self._ranks()
+        if complete and found.total > self._largest.total:
             self._largest = found
         time.sleep(POLL_SECONDS)
+
+    def _ranks(self) -> list[int]:
+        """Return the process ids of the ranks in the order of their numbers, in which the launcher forks them."""
+        return [rank for pod in self._pods for rank in sorted(_children(pod.pid))]
 
     def _peaks(self, pids: list[int], *, shm: bool) -> Iterator[int]:
         for pid in pids:
@@ -89,7 +96,9 @@ class Meter:
             parts = _fields(Path(f"/proc/{pid}/smaps_rollup"))
             shared = status["RssAnon"] - parts["Pss_Anon"]
             self._shared[pid] = time.monotonic(), shared
-        return status["VmHWM"] - status["RssFile"] - shared - (0 if shm else status["RssShmem"])
+        # A writer has its part of /dev/shm only while it writes.
+        self._shm[pid] = max(self._shm.get(pid, 0), status["RssShmem"])
+        return status["VmHWM"] - status["RssFile"] - shared - (0 if shm else self._shm[pid])
 
 
 def _children(pid: int) -> list[int]:

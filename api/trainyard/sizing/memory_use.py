@@ -1,7 +1,5 @@
 """What the ranks do with memory that is not needed: what is fast, if the memory in the spec is enough for it."""
 
-from typing import Literal
-
 from trainyard.config import MemoryUse, RunConfig
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.sizing.fit import Fit, fit, server_fit, uses_gpus
@@ -18,8 +16,8 @@ KEPT, KEPT_SHARDED = 2, 5
 def choose_memory_use(spec: TrainingJobSpec, config: RunConfig) -> MemoryUse:
     """Return what the ranks do with memory that is not needed."""
     try:
-        gradients: Literal["sharded", "complete"] = "complete" if _fits_complete(spec, config) else "sharded"
-        return MemoryUse(gradients=gradients, keep_freed=_keeps(spec, config))
+        use = MemoryUse(gradients="complete" if _fits_complete(spec, config) else "sharded")
+        return use.replace(keep_freed=_keeps(spec, config.replace(memory_use=use)))
     except ValueError:
         # The memory in the spec is not a quantity, for which the job is refused.
         return MemoryUse()
