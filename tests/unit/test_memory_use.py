@@ -1,8 +1,10 @@
 """What memory an estimate counts besides the training of a rank, and what follows from the memory in the spec."""
 
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.builders import make_job, trainer_spec
 from trainyard.config import MemoryUse
@@ -11,6 +13,7 @@ from trainyard.resolve import resolve, spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.sizing.fit import fit, shared_memory_bytes
 from trainyard.sizing.process_memory import CUDA_HOST_BYTES, LAUNCHER_BYTES, RANK_BYTES, WRITER_BYTES
+from trainyard_cli.views.estimate import print_estimate
 
 GiB = 2**30
 FSDP = {"data": {"mode": "fsdp"}}
@@ -207,3 +210,12 @@ def test_a_volume_of_the_user_that_is_too_small_for_the_copies_is_warned_about()
     assert warning.startswith("spec.workers.template: the volume at /dev/shm has 1.00Mi, but asynchronous checkpoints")
     assert warnings("1Gi") == ()
     assert warnings("nonsense") == ()
+
+
+def test_a_plan_shows_host_memory_and_warnings() -> None:
+    shown = Console(file=StringIO(), width=200)
+    print_estimate(found(gpus("256Gi", precision="float32", checkpoint=CHECKPOINT)), shown)
+    assert isinstance(shown.file, StringIO)
+    text = shown.file.getvalue()
+    assert "\nfit: a worker needs host memory: about 101Gi of 256Gi (" in text
+    assert "\nwarning: spec.trainer.precision: in float32 PyTorch has no fast attention" in text
