@@ -45,7 +45,7 @@ LAYOUTS: tuple[Case, ...] = (
     ("moe", 1, {}, {"model": MOE}),
     ("expert", 2, {"expert": 2}, {"model": MOE}),
     ("bfloat16", 1, {}, {"precision": "bfloat16"}),
-    ("bfloat16, fsdp, accumulated", 2, FSDP, {"precision": "bfloat16", **ACCUMULATED}),
+    ("bfloat16, fsdp, accumulated", 2, FSDP, {"precision": "bfloat16", "batch": {"global": 16, "micro": 4}}),
     ("pipeline", 2, {"pipeline": PIPELINE}, ACCUMULATED),
 )
 MORE_LAYOUTS: tuple[Case, ...] = (

@@ -135,6 +135,8 @@ class _Rank:
             inner = own.layers * own.block // self.placed.shards + own.stacked // self.placed.expert_shards
             gradients = FULL_BYTES * inner + self._width * own.outer + self._unreduced_block + self._outer_shards
         copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
+        if self.adds_shards:  # the shards of this micro-batch, before they are added to the others
+            copies += FULL_BYTES * self._gathered_at_once // self.placed.shards
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
         return self._moment(
