@@ -16,9 +16,9 @@ from trainyard.sizing.process_memory import CUDA_HOST_BYTES, LAUNCHER_BYTES, RAN
 from trainyard_cli.views.estimate import print_estimate
 
 GiB = 2**30
-FSDP = {"data": {"mode": "fsdp"}}
-CHECKPOINT = {"volume": {"emptyDir": {}}}
-LLAMA_8B = {
+FSDP: dict[str, Any] = {"data": {"mode": "fsdp"}}
+CHECKPOINT: dict[str, Any] = {"volume": {"emptyDir": {}}}
+LLAMA_8B: dict[str, Any] = {
     "model": {"name": "llama", "preset": "8b"},
     "data": {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 128_256, "sequenceLength": 8192},
     "precision": "bfloat16",
