@@ -513,8 +513,8 @@ RULES = (
     Fault(
         "an mlp that learns from text",
         lambda: _trainer(model={"name": "mlp"}),
-        "spec.trainer.data.source: table is for mlp, all others are for llama and moe; change spec.trainer.model.name "
-        "or the data",
+        "spec.trainer.data.source: table is for mlp, all others are for llama, moe and custom; change "
+        "spec.trainer.model.name or the data",
     ),
     Fault(
         "digits as text",

@@ -162,7 +162,7 @@ def test_70b_on_one_gpu_is_refused() -> None:
     limits = {"resources": {"limits": {"nvidia.com/gpu": 1}}, "gpuMemory": "80Gi"}
     (problem,) = spec_problems(make_job(replicas=1, workers=limits, trainer=trainer_spec(**trainer)))
     assert problem.startswith("spec.workers.gpuMemory: each GPU has 80.0Gi but needs about 1.")
-    assert "optimizer 510Gi, weights 255Gi, gradients 255Gi" in problem
+    assert "optimizer 510Gi, gradients 257Gi, weights 255Gi" in problem
     assert problem.endswith(
         "give more memory, or use more workers with spec.parallelism.data.mode: fsdp and a larger "
         "spec.parallelism.tensor or pipeline.stages"
@@ -466,7 +466,7 @@ def test_shards_gather_parameters_and_scatter_gradients_for_each_micro_batch_or_
     ends = 4 * (2 * model.vocab_size + 1) * model.dim  # gathered in the forward pass only
     assert sent(job) == {
         ("shard", "all-gather"): (4 + 2, (4 * (size - ends) + 2 * ends) // 2),
-        ("shard", "reduce-scatter"): (scatters, scatters * size // 2),
+        ("shard", "reduce-scatter"): (2 * scatters, scatters * size // 2),
         ("replicate", "all-reduce"): (1, size // 2),
     }
 

@@ -139,7 +139,7 @@ def test_a_field_that_a_record_does_not_have_yet_has_its_default() -> None:
     config = make_config(1)
     old = config.to_dict()
     del old["health"]
-    del old["trainer"]["logEverySteps"]
+    del old["trainer"]["tensorboard"]
     old["trainer"]["forgotten"] = 1
     assert compare(record(config).replace(config=old), record(config)) == []
 
