@@ -297,6 +297,11 @@ def test_a_lease_is_taken_over_when_its_heartbeat_stops(tmp_path: Path) -> None:
     assert not Leases().acquire(holder.path)
 
 
+def test_a_lease_that_is_just_being_written_is_held(tmp_path: Path) -> None:
+    (tmp_path / "lease").touch()
+    assert not Leases().acquire(tmp_path / "lease")
+
+
 def test_the_lease_of_a_process_that_has_ended_here_is_free_at_once(tmp_path: Path) -> None:
     import socket
 

@@ -59,11 +59,11 @@ class Leases:
         with self._lock:
             if path in self._held:
                 return False
-            before, since = self._seen.get(path, (b"", 0.0))
-            # It has a new heartbeat, or is seen for the first time.
+            before, since = self._seen.get(path, (None, 0.0))
+            # It has a new heartbeat, or is seen for the first time; then it may still be empty.
             if content != before:
-                self._seen[path] = (content, self._clock())
-                before, since = content, self._clock()
+                since = self._clock()
+                self._seen[path] = (content, since)
         if self._clock() - since < STALE_SECONDS and not _has_ended(content):
             return False
         # Of several processes that take it over, the rename succeeds in one.
