@@ -14,7 +14,7 @@ from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.train import Trainer
 
 MEGABYTES = 31
-"""Size of a block that glibc returns to the system by default, and that a worker may keep."""
+"""Size of a block that a worker may keep or return."""
 
 
 def faults_of_new_memory() -> int:
@@ -44,7 +44,6 @@ def test_a_worker_keeps_freed_memory_or_returns_it_as_the_memory_in_the_spec_dem
 ) -> None:
     require(platform.libc_ver()[0] == "glibc", "glibc")
     pages = (MEGABYTES << 20) // resource.getpagesize()
-    assert faults_of_new_memory() > pages / 2, "this process has glibc's defaults"
     config = make_config()
     config = config.replace(memory_use=config.memory_use.replace(keep_freed=keep))
     (pod,) = start(config, entry="tests.trainer.test_allocator:worker_that_counts")
