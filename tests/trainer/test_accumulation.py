@@ -28,5 +28,5 @@ def test_losses_do_not_depend_on_how_gradients_are_added_up(
     assert config.accumulation > 1
     (pod,) = start(config.replace(memory_use=MemoryUse(gradients=gradients)), 1, layout.processes)
     assert finish([pod]) == [0], pod.stderr
-    reference = references(layout, "moe" if trainer else "", **trainer)
+    reference = references(layout, "accumulated moe" if trainer else "", **trainer)
     assert_equal([*pod.reports, *pod.evaluations], reference.reports)

@@ -75,10 +75,11 @@ def test_generated_code_gives_the_same_losses(start: Starter, references: Refere
     assert_equal(reports, references(layout).reports)
 
 
-def test_asynchronous_tensor_parallelism_is_the_compilers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_asynchronous_tensor_parallelism_is_the_compilers() -> None:
     """What the compiler makes of it needs GPUs; here it must have the option, and a CPU must be refused."""
-    monkeypatch.setattr(config, "_micro_pipeline_tp", False)
-    with pytest.raises(ConfigError, match=r"spec\.parallelism\.asyncTensor: needs GPUs"):
-        overlap_collectives(torch.device("cpu"))
-    overlap_collectives(torch.device("cuda", 0))
-    assert config._micro_pipeline_tp
+    with config.patch(_micro_pipeline_tp=False):
+        with pytest.raises(ConfigError, match=r"spec\.parallelism\.asyncTensor: needs GPUs"):
+            overlap_collectives(torch.device("cpu"))
+        overlap_collectives(torch.device("cuda", 0))
+        assert config._micro_pipeline_tp
+    assert not config._micro_pipeline_tp

@@ -69,6 +69,7 @@ def test_nothing_waits_for_the_device_between_two_reports(
     policy = config.health.bad_steps.replace(spike_factor=spike_factor)
     config = config.replace(health=config.health.replace(bad_steps=policy))
     trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), prepare(config))
+    trainer.initialize()
     counter = Counter()
     trainer.observers.append(counter)
     with counting(counter, monkeypatch):

@@ -252,8 +252,8 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_by_name(start: St
     pods = train(start, tmp_path, Layout(1, {}), stop=3)
     assert finish(pods, 60) == [0], pods[0].stderr
     for changes, message in (
-        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model.layers is 2, but 4 in the checkpoint"),
-        ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name is sgd, but adamw in the checkpoint"),
+        ({"model": {**transformer, "layers": 2}}, "spec.trainer.model.layers is 2, but 4 in the run of"),
+        ({"optimizer": {"name": "sgd"}}, "spec.trainer.optimizer.name is sgd, but adamw in the run of"),
     ):
         [pod] = train(start, tmp_path, Layout(1, {}), **changes)
         assert finish([pod], 60) == [constants.EXIT_INVALID_CONFIG]

@@ -157,6 +157,15 @@ def test_what_nccl_says_last_decides_whether_another_rank_is_gone(last: str, los
     assert (failure.exception, failure.rank, failure.peer_lost) == ("DistBackendError", 2, lost)
 
 
+def test_the_stacks_of_threads_behind_it_do_not_hide_a_failure() -> None:
+    thread = "Thread 0x00007f4efbfff6c0 (most recent call first):\n" + '  File "/app/train.py", line 3 in wait\n' * 20
+    stacks = f"Fatal Python error: Aborted\n\n{thread * 5}\nExtension modules: torch._C (total: 31)\n"
+    found = find_failure(WATCHDOG + stacks)
+    assert found == find_failure(WATCHDOG)
+    assert found.peer_lost
+    assert find_failure(f"step 7\n{stacks}").message == "Fatal Python error: Aborted"
+
+
 def test_a_rank_that_torchrun_has_ended_itself_is_not_the_cause() -> None:
     """Both have failed in the same second, and torchrun names the one that it has ended."""
     text = log("kill").replace("exitcode  : -9 (pid: 3707)  (SIGKILL)", "exitcode  : -15 (pid: 3707)  (SIGTERM)")

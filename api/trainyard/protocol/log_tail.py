@@ -45,6 +45,9 @@ _LAST_ERROR = "Last error:"
 _LINES_OF_ERROR = 4
 """Lines from the first line of an error of NCCL to `_LAST_ERROR`."""
 _WATCHDOG_RANK = re.compile(r"\bRank (\d{1,9})\]")
+_FATAL = "Fatal Python error: "
+_STACKS = ("Thread 0x", "Current thread 0x", "Extension modules:")
+"""Lines of the stacks of threads, besides those that begin with a space."""
 _WRAPPERS = frozenset({"ChildFailedError", "CalledProcessError"})
 """Exceptions of torchrun and other launchers, which only say that a process has failed."""
 
@@ -111,7 +114,7 @@ def is_peer_loss(text: str) -> bool:
 
 def find_failure(text: str) -> LogFailure:
     """Return the failure that the end of a log describes."""
-    full_lines = [_COLORS.sub("", line).rstrip() for line in text[-MAX_CHARACTERS:].splitlines()]
+    full_lines = _without_stacks(_COLORS.sub("", line).rstrip() for line in text[-MAX_CHARACTERS:].splitlines())
     lines = [line[:_MAX_LINE] for line in _join_last_errors(full_lines)]
     root = _root_cause(lines)
     found = list(_exceptions(lines if root else lines[-_LAST_LINES:]))
@@ -125,6 +128,21 @@ def find_failure(text: str) -> LogFailure:
     if found:
         return (causes or found)[-1]
     return _last_line(full_lines)
+
+
+def _without_stacks(lines: Iterable[str]) -> list[str]:
+    """Return lines without the stacks of all threads that Python prints when a signal ends it (faulthandler)."""
+    kept, in_stacks = [], False
+    for line in lines:
+        bare = _RANK.sub("", line)
+        if bare.startswith(_FATAL):
+            in_stacks = True
+        elif in_stacks and (not bare or bare[0].isspace() or bare.startswith(_STACKS)):
+            continue
+        else:
+            in_stacks = False
+        kept.append(line)
+    return kept
 
 
 def _join_last_errors(lines: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """`spec.trainer.data`: the data that the model is trained on."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, cast, get_args
 
 from pydantic import Field
 
@@ -190,11 +190,11 @@ class Data(ApiModel):
         if self.sources is not None:
             return self.sources
         assert self.source is not None, "admission demands source or sources"
-        assert self.source not in ("table", "custom"), "it is not a source of tokens"
+        assert self.source in get_args(Source), "a table and a custom data set are no sources of tokens"
         return (
             DataSource(
                 name="data",
-                source=self.source,
+                source=cast(Source, self.source),
                 path=self.path or f"builtin:{self.builtin}",
                 field=self.field,
                 split=self.split,
