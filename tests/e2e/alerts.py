@@ -157,6 +157,7 @@ def spoil_gradients(job: RunningJob) -> None:
 _UPDATE = """
 import gc
 from trainyard_trainer.optim.update import LocalUpdate
+gc.unfreeze()  # frozen objects are not listed
 [update] = [found for found in gc.get_objects() if isinstance(found, LocalUpdate)]
 """
 _SPOIL_WEIGHTS = """

@@ -24,6 +24,7 @@ def job(name: str) -> Body:
         replicas=1,
         workers={"procsPerWorker": 2},
         trainer={
+            "model": {"name": "moe", "preset": "nano", "layers": 2},  # the load of experts has a panel
             "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64, "evalFraction": 0.001},
             "evaluation": {"everySteps": 50},
             "schedule": {"warmupSteps": 1000},  # in a minute, so the rate is seen to change

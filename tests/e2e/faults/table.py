@@ -24,6 +24,7 @@ def once(learning_rate, update, follow):
     update._parameters[0].grad.mul_(float("nan"))
     return follow(learning_rate)
 
+gc.unfreeze()  # frozen objects are not listed
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
         update.apply_gradients = functools.partial(once, update=update, follow=update.apply_gradients)
