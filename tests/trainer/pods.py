@@ -178,6 +178,8 @@ class Starter:
         }
         pid = self._ask(request)["pid"]
         self.folders[pid] = folder
+        # Process ids are used again: an earlier pod may have had this one.
+        self.codes.pop(pid, None)
         return Pod(pid, folder, metrics_port, launcher_port, lambda seconds: self._wait(pid, seconds))
 
     def _wait(self, pid: int, seconds: float) -> int:
