@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from tests.e2e.faults.fault_job import RunningJob, make_job
 from tests.e2e.faults.table import SPOIL_GRADIENT
-from tests.e2e.namespace import Body, Namespace, eventually
+from tests.e2e.namespace import Body, Namespace, eventually, is_ready
 from tests.e2e.node_faults import NodeFaults
 from tests.e2e.prometheus import PACE, Prometheus
 from tests.support.alerting import flaws
@@ -189,12 +189,6 @@ def kill_again_and_again(job: RunningJob) -> None:
         # The operator notices the end of an attempt in place as a change from ready to not ready.
         eventually(f"{job.name} is ready", lambda: is_ready(job.pod(0)))
         job.node_faults.signal(job.node_faults.ranks(job.pod(0))[0])
-
-
-def is_ready(pod: Body) -> bool:
-    """Return whether the readiness probe of a pod has succeeded last."""
-    conditions = pod.get("status", {}).get("conditions", [])
-    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
 
 
 def patch(job: RunningJob, spec: Body) -> None:

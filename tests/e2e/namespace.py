@@ -162,6 +162,12 @@ class Namespace:
                 reader.join()
 
 
+def is_ready(pod: Body) -> bool:
+    """Return whether the readiness probe of a pod has succeeded last; a new pod has no conditions yet."""
+    conditions = pod["status"].get("conditions", [])
+    return any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
+
+
 @dataclass(frozen=True)
 class OperatorPod:
     """The operator that the chart has installed."""
@@ -171,10 +177,7 @@ class OperatorPod:
     def names(self) -> list[str]:
         """Return the names of the ready pods."""
         pods = self.namespace.objects("pods", "app.kubernetes.io/name=trainyard-operator")
-        ready = [
-            p for p in pods if any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"]["conditions"])
-        ]
-        return [p["metadata"]["name"] for p in ready if "deletionTimestamp" not in p["metadata"]]
+        return [p["metadata"]["name"] for p in pods if is_ready(p) and "deletionTimestamp" not in p["metadata"]]
 
     def scale(self, replicas: int) -> int:
         """Set the number of replicas, and return the previous one."""

@@ -79,7 +79,7 @@ def _stoppable() -> Iterator[None]:
     previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     yield
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    process_exit.block_stop_signals()
     for number, handler in previous.items():
         signal.signal(number, handler)
 
