@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.e2e.faults.fault_job import RunningJob, make_job
-from tests.e2e.faults.table import SPOIL_GRADIENT
+from tests.e2e.faults.table import SPOIL_GRADIENTS
 from tests.e2e.namespace import Body, Namespace, eventually, is_ready
 from tests.e2e.node_faults import NodeFaults
 from tests.e2e.prometheus import PACE, Prometheus
@@ -148,12 +148,6 @@ def nothing(_: RunningJob) -> None:
     """Do nothing: the fault is in the spec, or passes by itself."""
 
 
-def spoil_gradients(job: RunningJob) -> None:
-    for _ in range(NONFINITE_STEPS):
-        job.in_rank(0, SPOIL_GRADIENT)
-        eventually("the fault taken", lambda: not job.fault(0).exists(), interval=0.05)
-
-
 _UPDATE = """
 import gc
 from trainyard_trainer.optim.update import LocalUpdate
@@ -223,7 +217,12 @@ DEFECTS = ("TrainyardOperatorPartFailing",)
 """Alerts about defects of the operator, which no fault of a node causes; tests/local/test_monitoring.py causes them."""
 
 TABLE = (
-    Trouble("bad-numbers", {"TrainyardNonFiniteSteps": {}}, spoil_gradients, nothing),
+    Trouble(
+        "bad-numbers",
+        {"TrainyardNonFiniteSteps": {}},
+        lambda job: job.in_rank(0, SPOIL_GRADIENTS.format(steps=NONFINITE_STEPS)),
+        nothing,
+    ),
     Trouble(
         "diverging",
         {"TrainyardLossDiverging": {}},

@@ -13,21 +13,24 @@ from tests.e2e.namespace import Body, eventually
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
 FAILS = {"health": {"badSteps": {"action": "Fail"}}}
-SPOIL_GRADIENT = """
+SPOIL_GRADIENTS = """
 import functools
 import gc
 
 from trainyard_trainer.optim.update import LocalUpdate
 
-def once(learning_rate, update, follow):
-    update.apply_gradients = follow
+def spoil(learning_rate, update, follow, left):
+    if left == 1:
+        update.apply_gradients = follow
+    else:
+        update.apply_gradients = functools.partial(spoil, update=update, follow=follow, left=left - 1)
     update._parameters[0].grad.mul_(float("nan"))
     return follow(learning_rate)
 
 gc.unfreeze()  # frozen objects are not listed
 for update in gc.get_objects():
     if isinstance(update, LocalUpdate):
-        update.apply_gradients = functools.partial(once, update=update, follow=update.apply_gradients)
+        update.apply_gradients = functools.partial(spoil, update=update, follow=update.apply_gradients, left={steps})
 """
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
@@ -93,7 +96,7 @@ def cut_off_pod(job: FaultJob) -> None:
 
 
 def spoil_gradient(job: FaultJob) -> None:
-    job.in_rank(1, SPOIL_GRADIENT)
+    job.in_rank(1, SPOIL_GRADIENTS.format(steps=1))
 
 
 def run_out_of_memory(job: FaultJob) -> None:
