@@ -15,6 +15,10 @@ SHARES_SECONDS = 0.5
 """Time between two looks at shared pages, for which the kernel walks through all pages of a process."""
 
 
+_Program = tuple[int, bytes]
+"""A process id and its command line. A process that is about to execute another program is a copy of its parent."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """Peak memory, in bytes, that counts against the limit of a worker: anonymous and shared memory of its processes.
@@ -46,10 +50,16 @@ class Meter:
         """`parent`: a process that the pods were forked from; it shares pages with them, and so belongs to them."""
         self._pods = pods
         self._parent = parent
-        self._shared: dict[int, tuple[float, int]] = {}
+        self._shared: dict[_Program, tuple[float, int]] = {}
         """When the shared pages of a process were last counted, and how many bytes others account for."""
-        self._shm: dict[int, int] = {}
+        self._shm: dict[_Program, int] = {}
         """Most memory of /dev/shm that a process had."""
+        self._files: dict[_Program, int] = {}
+        """Most memory mapped from files that a process had. The kernel takes some of it back when memory is scarce, so
+        that what a process has of it at its end says nothing about the time of its peak."""
+        self._sampled: dict[_Program, int] = {}
+        """Most anonymous and shared memory that a look found: the kernel keeps the peak of these and of files only as
+        one sum, whose largest value less the most memory of files is as much or less."""
         self._largest = Measured()
 
     def until_step(self, step: int) -> Measured:
@@ -90,15 +100,24 @@ class Meter:
 
     def _peak(self, pid: int, *, shm: bool) -> int:
         """Return the peak of a process in bytes, of inherited pages its part only. `shm`: with those of /dev/shm."""
+        program = pid, Path(f"/proc/{pid}/cmdline").read_bytes()
         status = _fields(Path(f"/proc/{pid}/status"))
-        looked, shared = self._shared.get(pid, (-math.inf, 0))
+        looked, shared = self._shared.get(program, (-math.inf, 0))
         if time.monotonic() - looked > SHARES_SECONDS:
             parts = _fields(Path(f"/proc/{pid}/smaps_rollup"))
             shared = status["RssAnon"] - parts["Pss_Anon"]
-            self._shared[pid] = time.monotonic(), shared
+            self._shared[program] = time.monotonic(), shared
+        files = _keep(self._files, program, status["RssFile"])
+        sampled = _keep(self._sampled, program, status["RssAnon"] + status["RssShmem"])
         # A writer has its part of /dev/shm only while it writes.
-        self._shm[pid] = max(self._shm.get(pid, 0), status["RssShmem"])
-        return status["VmHWM"] - status["RssFile"] - shared - (0 if shm else self._shm[pid])
+        in_shm = _keep(self._shm, program, status["RssShmem"])
+        return max(status["VmHWM"] - files, sampled) - shared - (0 if shm else in_shm)
+
+
+def _keep(largest: dict[_Program, int], program: _Program, size: int) -> int:
+    """Return the largest size of a process up to now."""
+    largest[program] = max(largest.get(program, 0), size)
+    return largest[program]
 
 
 def _children(pid: int) -> list[int]:
