@@ -129,6 +129,7 @@ RULES: Final = (
             "trainer.data.tokenType",
             "trainer.data.tokenizer",
             "trainer.data.tokenizerFile",
+            "trainer.data.chatTemplate",
             "trainer.data.endToken",
             "trainer.data.endTokenId",
             "trainer.data.cache",
