@@ -19,10 +19,11 @@ Feature = Literal[
     "compile",
     "fullBatch",
     "isolatedDocuments",
+    "lora",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
-spec.trainer, an optimizer whose steps are over all samples (fullBatch), or attention that does not cross documents
-(isolatedDocuments)."""
+spec.trainer, an optimizer whose steps are over all samples (fullBatch), attention that does not cross documents
+(isolatedDocuments), or adapters (lora)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""
@@ -240,6 +241,10 @@ class ModelFamily(ABC, Generic[C]):
     @abstractmethod
     def rank_parameters(self, config: C, part: ModelPart) -> RankParameters:
         """Return the sizes of a part of the model. Parameters that no axis divides count in full."""
+
+    def matrix_shapes(self, config: C) -> Mapping[str, tuple[int, int]]:
+        """Return the shapes [out, in] of the matrices of a block that can have adapters, by the names of `Lora`."""
+        return {}
 
     def parameters(self, config: C) -> int:
         """Return the number of trained scalars of the whole model."""
