@@ -1,0 +1,232 @@
+"""Adapters: the same on every layout and in PEFT, alone in checkpoints, and merged where weights are read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.run_config import make_config
+from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, pipe, run
+from tests.trainer.pods import Starter, finish
+from tests.trainer.saved_models import save_model
+from trainyard.resource.lora import Lora
+from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.models.llama import FAMILY
+from trainyard_trainer.models.llama.model import Llama
+from trainyard_trainer.models.lora import (
+    LoraLinear,
+    apply_lora,
+    initial_with_adapters,
+    is_adapter,
+    merge,
+    save_peft,
+)
+from trainyard_trainer.weights.folder import load_model
+
+LORA = {"rank": 4, "alpha": 8}
+MODEL = {**LLAMA, "lora": LORA}
+
+LAYOUTS = (
+    Layout(1, {}, 1),
+    Layout(2, {}, 2),
+    Layout(2, {"data": FSDP}),
+    Layout(2, {"data": FSDP}, 1),
+    Layout(4, {"data": HSDP}, 1),
+    Layout(2, {"context": 2}),
+    Layout(2, {"pipeline": pipe(2)}),
+    Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+)
+
+
+@pytest.fixture(scope="module")
+def reference(start: Starter) -> Callable[[Layout], Reports]:
+    found: dict[int, Reports] = {}
+
+    def alone(layout: Layout) -> Reports:
+        if layout.layers not in found:
+            found[layout.layers] = run(start, Layout(1, {}), model={**MODEL, "layers": layout.layers})
+        return found[layout.layers]
+
+    return alone
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_every_layout_trains_the_same(start: Starter, reference: Callable[[Layout], Reports], layout: Layout) -> None:
+    found = run(start, layout, model={**MODEL, "layers": layout.layers})
+    assert_equal(found, reference(layout))
+    assert found[-1]["loss"] != found[0]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "settings"),
+    [
+        (Layout(1, {}), {"activationCheckpointing": "full"}),
+        (Layout(2, {"data": FSDP}), {"activationCheckpointing": "selective"}),
+        (Layout(2, {"data": FSDP}), {"optimizer": {"name": "muon"}}),
+    ],
+    ids=["full", "selective", "muon"],
+)
+def test_options_work_with_adapters(
+    start: Starter, reference: Callable[[Layout], Reports], layout: Layout, settings: dict[str, Any]
+) -> None:
+    found = run(start, layout, model={**MODEL, "layers": 2}, **settings)
+    if "optimizer" in settings:
+        assert found[2]["loss"] < found[0]["loss"]
+    else:
+        assert_equal(found, reference(layout))
+
+
+def test_frozen_parameters_are_held_in_the_type_of_the_products(start: Starter) -> None:
+    """The losses are those of bfloat16 with every parameter in float32: fully_shard casts each of them anyway."""
+    settings: dict[str, Any] = {"precision": "bfloat16", "optimizer": {"learningRate": 0.01}}
+    halves = run(start, Layout(2, {"data": FSDP}), model={**MODEL, "layers": 2}, **settings)
+    single = run(start, Layout(1, {}), model={**MODEL, "layers": 2}, **settings)
+    assert [r["loss"] for r in halves[:3]] == pytest.approx([r["loss"] for r in single[:3]], rel=2e-3)
+
+
+# --- beside PEFT ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a small random Llama that transformers has saved."""
+    return save_model("llama", tmp_path_factory.mktemp("base"))
+
+
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+ATTENTION = Lora(rank=3, alpha=5.0, targets=("q", "v"))
+
+
+def adapted(base: Path, lora: Lora) -> Llama:
+    """Return a model with adapters whose products are not 0."""
+    model = load_model(base).module
+    assert isinstance(model, Llama)
+    apply_lora(model, model.layers(), lora)
+    torch.manual_seed(2)
+    for name, parameter in model.named_parameters():
+        if is_adapter(name):
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def adapters_of(model: Llama) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def in_peft(base: Path, model: Llama, lora: Lora, folder: Path) -> Any:
+    """Return the model in PEFT, with the adapters that were saved."""
+    import transformers
+    from peft import PeftModel
+
+    assert FAMILY.hugging_face is not None
+    save_peft(folder, adapters_of(model), lora, FAMILY.hugging_face(model.config), str(base))
+    return PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(base), folder, is_trainable=True)
+
+
+IDS = torch.arange(48).mul(7).remainder(61).view(2, 24)
+
+
+@PEFT_WARNS
+@pytest.mark.parametrize("lora", [Lora(rank=4, alpha=8.0), ATTENTION], ids=["all", "attention"])
+def test_peft_reads_the_adapters(base: Path, tmp_path: Path, lora: Lora) -> None:
+    model = adapted(base, lora)
+    logits = model(IDS)
+    peft = in_peft(base, model, lora, tmp_path)
+    torch.testing.assert_close(logits, peft(IDS).logits, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits, load_model(base).module(IDS), atol=1e-2)
+    merged = peft.merge_and_unload()
+    assert FAMILY.hugging_face is not None
+    names, found = FAMILY.hugging_face(model.config), dict(model.named_parameters())
+    for name, parameter in found.items():
+        lora_a = found.get(name.replace(".weight", ".lora_a"))
+        if lora_a is not None and not is_adapter(name):
+            own = merge(parameter, lora_a, found[name.replace(".weight", ".lora_b")], lora)
+            (there,) = names.to_hugging_face(name)
+            torch.testing.assert_close(own, merged.get_parameter(there), rtol=1e-5, atol=1e-6)
+
+
+@PEFT_WARNS
+def test_steps_are_those_of_peft(base: Path, tmp_path: Path) -> None:
+    model = adapted(base, ATTENTION)
+    peft = in_peft(base, model, ATTENTION, tmp_path)
+    losses = []
+    for each, logits in ((model, lambda: model(IDS)), (peft, lambda: peft(IDS).logits)):
+        optimizer = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], 0.01)
+        found = []
+        for _ in range(10):
+            loss = torch.nn.functional.cross_entropy(logits()[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+        losses.append(found)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0][-1] < losses[0][0]
+
+
+def test_adapters_change_nothing_at_first(base: Path) -> None:
+    model = load_model(base).module
+    assert isinstance(model, Llama)
+    before = model(IDS)
+    apply_lora(model, model.layers(), Lora())
+    initialize_adapters(model)
+    torch.testing.assert_close(model(IDS), before)
+    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
+    assert len(layers) == 2 * 7
+    spread = torch.cat([layer.lora_a.flatten() for layer in layers if layer.in_features == 32])
+    assert spread.std().item() == pytest.approx((3 * 32) ** -0.5, rel=0.1)
+
+
+def initialize_adapters(model: Llama) -> None:
+    """Give adapters their initial values, and nothing else."""
+    kept = {name: p.detach().clone() for name, p in model.named_parameters() if not is_adapter(name)}
+    initialize(model, 0, initial_with_adapters(model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in kept:
+                parameter.copy_(kept[name])
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def pod(start: Starter, folder: Path, steps: int, procs: int = 1, **settings: Any) -> Any:
+    trainer = {"model": {"layers": 2, **MODEL}, "stop": {"steps": steps}, "schedule": {"name": "constant"}, **settings}
+    config = make_config(procs, checkpoint={"everySteps": 2, "async": False}, **trainer)
+    (found,) = start(config, 1, procs, env={"TRAINYARD_CHECKPOINTS": str(folder)})
+    code = finish([found], 60)
+    return code, found
+
+
+def test_a_checkpoint_has_the_adapters_alone_and_a_run_resumes_from_it(start: Starter, tmp_path: Path) -> None:
+    from trainyard_trainer.checkpoint.storage import saved_shapes
+
+    (code,), whole = pod(start, tmp_path / "whole", 6)
+    assert code == 0, whole.stderr
+    (code,), _ = pod(start, tmp_path / "parts", 4)
+    assert code == 0
+    saved = saved_shapes(tmp_path / "parts" / "step-00000004")
+    assert {name.split(".")[0] for name in saved} == {"model", "optimizer"}
+    assert all(is_adapter(name) for name in saved)
+    assert len([name for name in saved if name.startswith("model.")]) == 2 * 7 * 2
+    (code,), resumed = pod(start, tmp_path / "parts", 6, procs=2)
+    assert code == 0, resumed.stderr
+    losses = [report["loss"] for report in resumed.reports]
+    assert losses == pytest.approx([report["loss"] for report in whole.reports[4:]], rel=1e-5)
+
+
+def test_other_adapters_do_not_resume(start: Starter, tmp_path: Path) -> None:
+    (code,), _ = pod(start, tmp_path, 2)
+    assert code == 0
+    for model, message in (
+        ({**LLAMA, "lora": {**LORA, "rank": 2}}, "spec.trainer.model.lora.rank is 2, but 4 in the run of"),
+        (LLAMA, "spec.trainer.model.lora.rank is not set, but 4 in the run of"),
+    ):
+        (code,), found = pod(start, tmp_path, 4, model={"layers": 2, **model})
+        assert code == 78
+        assert found.word is not None
+        assert message in found.word.message
+        assert "the checkpoint has other adapters, or none" in found.word.message
