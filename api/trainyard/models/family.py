@@ -270,6 +270,10 @@ class ModelFamily(ABC, Generic[C]):
         """Return the number of trained scalars of the whole model."""
         return self.rank_parameters(config, ModelPart(stages=(self.layers(config),))).total
 
+    def multiplied(self, config: C) -> int:
+        """Return the number of scalars that a token is multiplied with: not those of which it takes one row."""
+        return self.active_parameters(config)
+
     @abstractmethod
     def flops_per_token(self, config: C) -> int:
         """Return the floating-point operations of training on one token (of a table: one row), nothing recomputed."""
