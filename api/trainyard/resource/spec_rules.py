@@ -20,6 +20,7 @@ from trainyard.resource.cel import (
 )
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
+from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.text import listed
 
@@ -207,5 +208,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
         "spec.trainer.model.lora",
     ),
+    *EXPORT_RULES,
     *ELASTIC_RULES,
 )
