@@ -199,11 +199,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "parameters; choose ddp, fsdp, hsdp, context or pipeline",
     ),
     Rule(
-        f"!({HAS_LORA}) || {WITHOUT_ZBV}",
-        "spec.trainer.model.lora: does not work with the schedule ZBV, whose second part of a backward pass is for the "
-        "gradients of all parameters; choose another spec.parallelism.pipeline.schedule",
-    ),
-    Rule(
         f"!({HAS_LORA}) || !self.trainer.float8",
         "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
         "spec.trainer.model.lora",

@@ -28,6 +28,8 @@ class TokenizerFile(NamedTuple):
     path: Path
     sha256: str
     """SHA-256 of its content, in hexadecimal digits."""
+    chat_template: str | None = None
+    """Template with which it was used for conversations."""
 
 
 class Tokenizer(Protocol):
