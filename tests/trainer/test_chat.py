@@ -148,8 +148,8 @@ def test_a_sample_holds_one_conversation_and_padding(tmp_path: Path) -> None:
 def test_parts_of_a_sample_make_the_whole(tmp_path: Path) -> None:
     samples = prepare(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho")])))
     whole, parts = samples.read(np.array([0]), 0, 1), [samples.read(np.array([0]), part, 4) for part in range(4)]
-    for index in (0, 1):
-        torch.testing.assert_close(torch.cat([part[index] for part in parts], 1), whole[index])  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat([part.inputs for part in parts], 1), whole.inputs)
+    torch.testing.assert_close(torch.cat([part.targets for part in parts], 1), whole.targets)
 
 
 def test_isolated_conversations_share_a_sample(tmp_path: Path) -> None:

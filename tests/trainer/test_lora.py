@@ -155,11 +155,13 @@ def test_steps_are_those_of_peft(base: Path, tmp_path: Path) -> None:
     model = adapted(base, ATTENTION)
     peft = in_peft(base, model, ATTENTION, tmp_path)
     losses = []
+    each: Any
+    logits: Callable[[], torch.Tensor]
     for each, logits in ((model, lambda: model(IDS)), (peft, lambda: peft(IDS).logits)):
         optimizer = torch.optim.AdamW([p for p in each.parameters() if p.requires_grad], 0.01)
         found = []
         for _ in range(10):
-            loss = torch.nn.functional.cross_entropy(logits()[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+            loss: Any = torch.nn.functional.cross_entropy(logits()[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()

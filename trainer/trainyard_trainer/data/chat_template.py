@@ -51,7 +51,7 @@ class ChatTokenizer(ABC):
     dtype = "uint32"
     size: int
     """Largest token id + 1."""
-    end = None
+    end: int | None = None
     file: TokenizerFile | None = None
 
     def __init__(self, template: str, variables: Mapping[str, Any], separate: frozenset[str] = frozenset()) -> None:
@@ -156,7 +156,8 @@ class ByteChat(ChatTokenizer):
 
     def tokens(self, text: str) -> _Encoded:
         """Return the bytes of a text."""
-        ids, offsets = [], []
+        ids: list[int] = []
+        offsets: list[Span] = []
         for found in re.finditer(f"{re.escape(BPE_END)}|.", text, re.DOTALL):
             own = bytes([BYTE_END]) if found[0] == BPE_END else found[0].encode(errors="replace")
             ids += own

@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     def encode(self, piece: Piece) -> bytes:
         """Return the token ids of a piece of a document as numbers of type `dtype`, in native byte order."""
 
+    @property
+    def file(self) -> TokenizerFile | None:
+        """Its tokenizer.json; None for bytes."""
+
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids."""
 
@@ -60,6 +64,7 @@ class ByteTokenizer:
     def __init__(self, *, separates: bool) -> None:
         self.size, self.dtype = BYTE_VOCABULARY, dtype_for(BYTE_VOCABULARY)
         self.end = BYTE_END if separates else None
+        self.file = None
         self._end = bytes([BYTE_END]) if separates else b""
 
     def encode(self, piece: Piece) -> bytes:
