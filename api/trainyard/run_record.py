@@ -44,6 +44,13 @@ class TokenizerRecord(ApiModel):
     """SHA-256 of tokenizer.json, in hexadecimal digits."""
 
 
+class BaseRecord(ApiModel):
+    """The weights beside which a run trains adapters."""
+
+    sha256: str
+    """SHA-256 of what identifies them, in hexadecimal digits: see `trainyard_trainer.weights.adapted.digest`."""
+
+
 class Change(ApiModel):
     """A value that changed when the run was resumed."""
 
@@ -74,6 +81,8 @@ class RunRecord(ApiModel):
     """Its data."""
     tokenizer: TokenizerRecord | None = None
     """Its tokenizer; absent if the data need none from a file."""
+    base: BaseRecord | None = None
+    """The frozen weights of a run that trains adapters; absent if it trains all parameters."""
     versions: dict[str, str]
     """Versions of trainyard, torch and python in the newest attempt."""
     image: str | None = None
@@ -123,7 +132,7 @@ class RunRecord(ApiModel):
         except ValidationError:
             config = self.config
         data = {"fingerprint": self.data.fingerprint}
-        return {**config, "data": data, "versions": self.versions, **_given(own, "tokenizer", "image")}
+        return {**config, "data": data, "versions": self.versions, **_given(own, "tokenizer", "base", "image")}
 
     def continued_by(self, attempt: "RunRecord", found: list[Difference], step: int) -> "RunRecord":
         """Return the record of this run after a new attempt, whose own record says what it is made of.
@@ -146,13 +155,13 @@ class RunRecord(ApiModel):
 
 def compare(run: RunRecord, attempt: RunRecord) -> list[Difference]:
     """Return the differences between a run and an attempt that is to resume it."""
-    absent = {"tokenizer": None, "image": None}
+    absent = {"tokenizer": None, "base": None, "image": None}
     return differences(absent | run.values(), absent | attempt.values())
 
 
 def compare_config(run: RunRecord, config: RunConfig) -> list[Difference]:
     """Return the differences between the configuration of a run and one that is to resume it."""
-    return differences(run.values(), config.to_dict())
+    return differences(run.values(), config.with_sizes_of(run.config.get("model", {})).to_dict())
 
 
 def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Adapters: the same on every layout and in PEFT, alone in checkpoints, and merged where weights are read."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,9 @@ import torch
 
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, pipe, run
-from tests.trainer.pods import Starter, finish
+from tests.trainer.pods import Pod, Starter, finish
 from tests.trainer.saved_models import save_model
+from trainyard.protocol import constants
 from trainyard.resource.lora import Lora
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.llama import FAMILY
@@ -23,10 +26,12 @@ from trainyard_trainer.models.lora import (
     merge,
     save_peft,
 )
-from trainyard_trainer.weights.folder import load_model
+from trainyard_trainer.weights.adapted import AdaptedWeights
+from trainyard_trainer.weights.folder import WeightsError, load_model, open_weights
 
 LORA = {"rank": 4, "alpha": 8}
-MODEL = {**LLAMA, "lora": LORA}
+SIZES = {"vocab_size": 256, "num_attention_heads": 8, "num_key_value_heads": 4, "rms_norm_eps": 1e-5}
+"""Those of the small model of the tests, in a config.json."""
 
 LAYOUTS = (
     Layout(1, {}, 1),
@@ -42,22 +47,42 @@ LAYOUTS = (
 )
 
 
+PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+Model = Callable[[int], dict[str, Any]]
+
+
 @pytest.fixture(scope="module")
-def reference(start: Starter) -> Callable[[Layout], Reports]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, Any]]:
+    """Return spec.trainer.model of a run that trains adapters of a small Llama with so many blocks."""
+    folder = tmp_path_factory.mktemp("bases")
+
+    def of(layers: int) -> dict[str, Any]:
+        path = folder / str(layers)
+        if not path.exists():
+            save_model("llama", path, num_hidden_layers=layers, **SIZES)
+        return {**LLAMA, "layers": layers, "from": {"path": str(path)}, "lora": LORA}
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def reference(start: Starter, model: Model) -> Callable[[Layout], Reports]:
     found: dict[str, Reports] = {}
 
     def alone(layout: Layout) -> Reports:
         key = f"{layout.layers} {layout.alone}"
         if key not in found:
-            found[key] = run(start, layout.alone, model={**MODEL, "layers": layout.layers})
+            found[key] = run(start, layout.alone, model=model(layout.layers))
         return found[key]
 
     return alone
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_every_layout_trains_the_same(start: Starter, reference: Callable[[Layout], Reports], layout: Layout) -> None:
-    found = run(start, layout, model={**MODEL, "layers": layout.layers})
+def test_every_layout_trains_the_same(
+    start: Starter, reference: Callable[[Layout], Reports], model: Model, layout: Layout
+) -> None:
+    found = run(start, layout, model=model(layout.layers))
     assert_equal(found, reference(layout))
     assert found[2]["loss"] < found[0]["loss"]
 
@@ -72,20 +97,24 @@ def test_every_layout_trains_the_same(start: Starter, reference: Callable[[Layou
     ids=["full", "selective", "muon"],
 )
 def test_options_work_with_adapters(
-    start: Starter, reference: Callable[[Layout], Reports], layout: Layout, settings: dict[str, Any]
+    start: Starter,
+    reference: Callable[[Layout], Reports],
+    model: Model,
+    layout: Layout,
+    settings: dict[str, Any],
 ) -> None:
-    found = run(start, layout, model={**MODEL, "layers": 2}, **settings)
+    found = run(start, layout, model=model(2), **settings)
     if "optimizer" in settings:
         assert found[2]["loss"] < found[0]["loss"]
     else:
         assert_equal(found, reference(layout))
 
 
-def test_frozen_parameters_are_held_in_the_type_of_the_products(start: Starter) -> None:
+def test_frozen_parameters_are_held_in_the_type_of_the_products(start: Starter, model: Model) -> None:
     """The losses are those of bfloat16 with every parameter in float32: fully_shard casts each of them anyway."""
     settings: dict[str, Any] = {"precision": "bfloat16", "optimizer": {"learningRate": 0.01}}
-    halves = run(start, Layout(2, {"data": FSDP}), model={**MODEL, "layers": 2}, **settings)
-    single = run(start, Layout(1, {}), model={**MODEL, "layers": 2}, **settings)
+    halves = run(start, Layout(2, {"data": FSDP}), model=model(2), **settings)
+    single = run(start, Layout(1, {}), model=model(2), **settings)
     assert [r["loss"] for r in halves[:3]] == pytest.approx([r["loss"] for r in single[:3]], rel=2e-3)
 
 
@@ -98,7 +127,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("base"))
 
 
-PEFT_WARNS = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 ATTENTION = Lora(rank=3, alpha=5.0, targets=("q", "v"))
 
 
@@ -197,40 +225,129 @@ def initialize_adapters(model: Llama) -> None:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def pod(start: Starter, folder: Path, steps: int, procs: int = 1, **settings: Any) -> Any:
-    trainer = {"model": {"layers": 2, **MODEL}, "stop": {"steps": steps}, "schedule": {"name": "constant"}, **settings}
-    config = make_config(procs, checkpoint={"everySteps": 2, "async": False}, **trainer)
-    (found,) = start(config, 1, procs, env={"TRAINYARD_CHECKPOINTS": str(folder)})
-    code = finish([found], 60)
-    return code, found
+def train(start: Starter, folder: Path, model: dict[str, Any], steps: int, procs: int = 1, **trainer: Any) -> Pod:
+    settings = {"stop": {"steps": steps}, "schedule": {"name": "constant"}, **trainer}
+    config = make_config(procs, checkpoint={"everySteps": 2, "async": False}, model=model, **settings)
+    (found,) = start(config, 1, procs, env={constants.ENV_CHECKPOINTS: str(folder)})
+    finish([found], 60)
+    return found
 
 
-def test_a_checkpoint_has_the_adapters_alone_and_a_run_resumes_from_it(start: Starter, tmp_path: Path) -> None:
+def losses_of(pod: Pod) -> list[float]:
+    return [report["loss"] for report in pod.reports]
+
+
+@pytest.fixture(scope="module")
+def run_folder(start: Starter, model: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """Return the folder of a run of four steps, and the losses of one of six."""
+    folder = tmp_path_factory.mktemp("runs")
+    losses = losses_of(train(start, folder / "whole", model(2), 6))
+    assert losses_of(train(start, folder / "parts", model(2), 4)) == losses[:4]
+    return folder / "parts", losses
+
+
+def copied(run: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(run, folder / "run"))
+
+
+def test_a_checkpoint_has_the_adapters_alone_and_a_run_resumes_from_it(
+    start: Starter, model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
     from trainyard_trainer.checkpoint.storage import saved_shapes
 
-    (code,), whole = pod(start, tmp_path / "whole", 6)
-    assert code == 0, whole.stderr
-    (code,), _ = pod(start, tmp_path / "parts", 4)
-    assert code == 0
-    saved = saved_shapes(tmp_path / "parts" / "step-00000004")
+    folder, losses = run_folder
+    saved = saved_shapes(folder / "step-00000004")
     assert {name.split(".")[0] for name in saved} == {"model", "optimizer"}
     assert all(is_adapter(name) for name in saved)
     assert len([name for name in saved if name.startswith("model.")]) == 2 * 7 * 2
-    (code,), resumed = pod(start, tmp_path / "parts", 6, procs=2)
-    assert code == 0, resumed.stderr
-    losses = [report["loss"] for report in resumed.reports]
-    assert losses == pytest.approx([report["loss"] for report in whole.reports[4:]], rel=1e-5)
+    resumed = train(start, copied(folder, tmp_path), model(2), 6, procs=2)
+    assert losses_of(resumed) == pytest.approx(losses[4:], rel=1e-5), resumed.stderr
 
 
-def test_other_adapters_do_not_resume(start: Starter, tmp_path: Path) -> None:
-    (code,), _ = pod(start, tmp_path, 2)
-    assert code == 0
-    for model, message in (
-        ({**LLAMA, "lora": {**LORA, "rank": 2}}, "spec.trainer.model.lora.rank is 2, but 4 in the run of"),
-        (LLAMA, "spec.trainer.model.lora.rank is not set, but 4 in the run of"),
+def test_other_adapters_do_not_resume(
+    start: Starter, model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = copied(run_folder[0], tmp_path)
+    for changes, message in (
+        ({"lora": {**LORA, "rank": 2}}, "spec.trainer.model.lora.rank is 2, but 4 in the run of"),
+        ({"lora": None}, "spec.trainer.model.lora.rank is not set, but 4 in the run of"),
     ):
-        (code,), found = pod(start, tmp_path, 4, model={"layers": 2, **model})
-        assert code == 78
+        fields = {name: value for name, value in {**model(2), **changes}.items() if value is not None}
+        found = train(start, folder, fields, 6)
         assert found.word is not None
         assert message in found.word.message
         assert "the checkpoint has other adapters, or none" in found.word.message
+
+
+def test_the_base_may_move_but_not_change(
+    start: Starter, model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder, losses = run_folder
+    moved = shutil.copytree(model(2)["from"]["path"], tmp_path / "moved")
+    resumed = train(start, copied(folder, tmp_path), {**model(2), "from": {"path": str(moved)}}, 6)
+    assert losses_of(resumed) == pytest.approx(losses[4:], rel=1e-6), resumed.stderr
+    other = save_model("llama", tmp_path / "other", seed=2, **SIZES)
+    refused = train(start, folder, {**model(2), "from": {"path": str(other)}}, 6)
+    assert refused.word is not None
+    assert "the base of the adapters (SHA-256) is " in refused.word.message
+    assert "belong to the weights that they were trained on" in refused.word.message
+    missing = train(start, folder, {**model(2), "from": {"path": str(tmp_path / "missing")}}, 6)
+    assert missing.word is not None
+    assert f"spec.trainer.model.from.path: {tmp_path / 'missing'} does not exist" in missing.word.message
+
+
+def test_a_checkpoint_is_read_as_the_complete_model(
+    model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder, _ = run_folder
+    base = load_model(Path(model(2)["from"]["path"])).module
+    loaded = load_model(folder)
+    assert dict(loaded.module.named_parameters()).keys() == dict(base.named_parameters()).keys()
+    ids = IDS.clone()
+    logits = loaded.module(ids)
+    assert not torch.allclose(logits, base(ids), atol=1e-3)
+    weights = open_weights(folder)
+    assert isinstance(weights, AdaptedWeights)
+    beside = load_model(Path(model(2)["from"]["path"])).module
+    assert isinstance(beside, Llama)
+    apply_lora(beside, beside.layers(), weights.lora)
+    beside.load_state_dict(weights.adapter_tensors(), strict=False)
+    torch.testing.assert_close(logits, beside(ids), rtol=1e-5, atol=1e-5)
+
+
+def test_a_base_that_is_elsewhere_is_found_by_its_link(
+    model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    folder = copied(run_folder[0], tmp_path)
+    record = json.loads((folder / "run.json").read_text())
+    record["config"]["trainer"]["model"]["from"]["path"] = "/nowhere"
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(
+        WeightsError, match="their base /nowhere does not exist here; put it there, or make a link"
+    ) as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
+    (folder / "base").symlink_to(model(2)["from"]["path"])
+    torch.testing.assert_close(load_model(folder).module(IDS), load_model(run_folder[0]).module(IDS))
+
+
+@PEFT_WARNS
+def test_exports_of_a_run_have_its_logits(start: Starter, model: Model, tmp_path: Path) -> None:
+    """Merged, for transformers alone, and as adapters for PEFT, by two ranks each."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    logits = []
+    for name in ("huggingface", "peft"):
+        folder = tmp_path / name
+        done = train(start, folder, model(2), 4, procs=2, export={"format": name}, batch={"global": 8})
+        assert losses_of(done)[3] < losses_of(done)[0], done.stderr
+        if name == "huggingface":
+            found = AutoModelForCausalLM.from_pretrained(folder / "export")
+        else:
+            base = AutoModelForCausalLM.from_pretrained(model(2)["from"]["path"])
+            found = PeftModel.from_pretrained(base, folder / "export")
+        logits.append((found(IDS).logits, load_model(folder).module(IDS)))
+    for there, here in logits:
+        torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits[0][1], logits[1][1], rtol=1e-4, atol=1e-4)

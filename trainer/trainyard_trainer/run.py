@@ -29,6 +29,7 @@ from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
+from trainyard_trainer.weights.initial import base_of, check_tokenizer
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -99,6 +100,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
+    if config.trainer.model.from_ is not None and (folder is None or folder.run is None):
+        check_tokenizer(config, samples.tokenizer)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
@@ -110,7 +113,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         eval_samples=trainer.batches.eval_samples,
         sources=tuple(samples.sources),
     )
-    record = describe_attempt(config, data, samples.tokenizer)
+    record = describe_attempt(config, data, samples.tokenizer).replace(base=base_of(config))
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)

@@ -4,6 +4,7 @@ A checkpoint of such a run holds the adapters only. The base is the folder that 
 `base` in the folder of the run, for where that path does not exist.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from torch import Tensor
 
 from trainyard.resource.lora import Lora
 from trainyard.run_record import RunRecord
+from trainyard_trainer.checkpoint.manifest import MANIFEST
 from trainyard_trainer.models.initial import own_part
 from trainyard_trainer.models.lora import A, B, is_adapter, merge
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, parameter_shapes
 
+BLOCKS, BLOCK_BYTES = 64, 1 << 16
 BASE = "base"
 """Name of a link to the base in the folder of a run."""
 
@@ -113,6 +116,26 @@ def named_base(record: RunRecord | None) -> str | None:
     model = {} if record is None else record.config.get("trainer", {}).get("model", {})
     path = (model.get("from") or {}).get("path")
     return None if path is None else str(path)
+
+
+def digest(folder: Path) -> str:
+    """Return the SHA-256 of what identifies the weights in a folder, without reading them completely.
+
+    That is for a checkpoint its manifest, which has the checksum of each file, and for files of safetensors their sizes
+    and `BLOCKS` blocks of each, the first of which begins with its header.
+    """
+    found = hashlib.sha256()
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        found.update(manifest.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size} ".encode())
+        with path.open("rb") as file:
+            for number in range(BLOCKS):
+                file.seek(max(0, size - BLOCK_BYTES) * number // (BLOCKS - 1))
+                found.update(file.read(BLOCK_BYTES))
+    return found.hexdigest()
 
 
 def _adapters_of(name: str) -> tuple[str, str]:
