@@ -121,7 +121,7 @@ RULES: Final = (
     ResumeRule(
         Effect.ALLOWED,
         ("trainer.model.from.*",),
-        "is read at the beginning of a run only, with adapters by every attempt",
+        "is read at the beginning of a run only; a run that trains adapters needs the same weights for each attempt",
     ),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(

@@ -46,7 +46,7 @@ _ASYNC_TENSOR = (
     "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
     "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it"
 )
-_ADAPTED = {"name": "llama", "preset": "nano", "lora": {}}
+_ADAPTED = {"name": "llama", "preset": "nano", "from": {"path": "/base"}, "lora": {}}
 _FLOAT8 = {"float8": True, "precision": "bfloat16", "compile": True}
 
 
@@ -749,8 +749,19 @@ RULES = (
         "huggingface",
     ),
     Fault(
+        "adapters of a moe",
+        lambda: _trainer(model={**_ADAPTED, "name": "moe"}),
+        "spec.trainer.model.lora: is for llama only; remove it, or set spec.trainer.model.name: llama",
+    ),
+    Fault(
+        "adapters of nothing",
+        lambda: _model(lora={}),
+        "spec.trainer.model.lora: adapters are trained beside weights that exist; set spec.trainer.model.from, or "
+        "remove lora to train all parameters",
+    ),
+    Fault(
         "two adapters of one matrix",
-        lambda: _model(lora={"targets": ["q", "v", "q"]}),
+        lambda: _trainer(model={**_ADAPTED, "lora": {"targets": ["q", "v", "q"]}}),
         "spec.trainer.model.lora.targets: names a matrix twice; remove one of them",
     ),
     Fault(

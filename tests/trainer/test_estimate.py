@@ -10,6 +10,7 @@ import pytest
 from tests.support.run_config import make_config
 from tests.trainer.memory import Meter
 from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.saved_models import with_base
 from trainyard.config import MemoryUse, RunConfig
 from trainyard.protocol import constants
 from trainyard.resource.spec import TrainingJobSpec, Workers
@@ -120,8 +121,10 @@ def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
 
 def check(start: Starter, folder: Path, case: Case) -> None:
     """Train for 16 steps with a checkpoint after 14, and compare the peak memory of the worker before and after it."""
-    _, processes, *_ = case
-    config = config_of(*case)
+    name, processes, parallelism, trainer = case
+    if "lora" in trainer.get("model", {}):
+        trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, folder / "base")}
+    config = config_of(name, processes, parallelism, trainer)
     pods = start(config, 1, processes, env={constants.ENV_CHECKPOINTS: str(folder)})
     meter = Meter(pods, start.zygote.pid)
     training = meter.until_step(STEPS)
@@ -159,8 +162,12 @@ ADAPTED = {"model": {"layers": 4, "kvHeads": 4, "lora": {"rank": 2}}, "batch": {
     ],
     ids=str,
 )
-def test_ranks_send_as_much_as_estimated(start: Starter, parallelism: dict[str, Any], trainer: dict[str, Any]) -> None:
+def test_ranks_send_as_much_as_estimated(
+    start: Starter, tmp_path: Path, parallelism: dict[str, Any], trainer: dict[str, Any]
+) -> None:
     model = {"layers": 4, "kvHeads": 4}
+    if "lora" in trainer.get("model", {}):
+        trainer = {**trainer, "model": with_base(trainer["model"], tmp_path / "base")}
     config = make_config(2, parallelism, **{"model": model, "batch": {"global": 8}, "stop": {"steps": 2}, **trainer})
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
     assert finish([pod], 120) == [0], pod.stderr
@@ -208,8 +215,8 @@ def test_experts_are_sent_about_as_much_as_estimated(start: Starter) -> None:
         {"layers": 3, "kvHeads": 4},
         {"dim": 48, "heads": 3, "kvHeads": 1, "ffnDim": 100, "layers": 5},
         {"name": "moe"},
-        {"headDim": 6, "lora": {"rank": 3}},
-        {"lora": {"targets": ["v", "down"]}},
+        {"headDim": 6, "lora": {"rank": 3}, "from": {"path": "/base"}},
+        {"lora": {"targets": ["v", "down"]}, "from": {"path": "/base"}},
     ],
 )
 def test_parameters_of_a_decoder_are_those_of_the_trainer(model: dict[str, Any]) -> None:
