@@ -69,7 +69,12 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     encoder.train_from_iterator([Path(json.__file__).read_text()], trainer)
     encoder.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": SPECIAL[0], "eos_token": {"content": SPECIAL[2]}, "chat_template": PLAIN}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": {"__type": "AddedToken", "content": SPECIAL[2], "special": True},
+        "chat_template": PLAIN,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder / "tokenizer.json"
 
