@@ -143,6 +143,12 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
+        ("trainer.data.exclude.*",),
+        "these samples are left out from the next step on, and those no longer named are trained on; all others keep "
+        "their places in the order of the run",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
         ("trainer.module", "trainer.options.*"),
         "takes effect with the next step; other parameters of the model are refused, and other data are noticed",
     ),

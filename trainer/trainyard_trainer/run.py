@@ -93,6 +93,11 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
+    if not world.all_equal(trainer.batches.excluded.digest):
+        raise ConfigError(
+            "spec.trainer.data.exclude.file: the workers do not see the same file; mount the same volume into each of "
+            "them"
+        )
     data = DataRecord(
         fingerprint=samples.fingerprint,
         samples=samples.count,

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, cast, get_args
 from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Rule
+from trainyard.resource.exclusion import Exclusion
 
 BYTE_VOCABULARY, BPE_VOCABULARY = 256, 4096
 """Entries of the byte tokenizer, and the default of a bpe tokenizer."""
@@ -111,6 +112,8 @@ class Data(ApiModel):
     random selection, the same for every seed. Defaults to 0: no evaluation."""
     eval_path: _Path | None = None
     """Path of other data of the same kind that is used for evaluation only; not for a table."""
+    exclude: Exclusion | None = None
+    """Samples that the model is not trained on."""
     cache: _Path | None = None
     """Folder inside the worker container, best on a volume that all workers share, where tokenized documents are kept
     for this and other jobs. Defaults to a folder beside the checkpoints, or without spec.checkpoint to a folder of each

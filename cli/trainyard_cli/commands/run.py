@@ -110,6 +110,7 @@ def _check_machine(job: TrainingJob) -> None:
 def missing_data(data: Data) -> list[str]:
     """Return one line for each path of spec.trainer.data that does not exist on this machine; patterns are left out."""
     given = {"path": data.path, "evalPath": data.eval_path, "tokenizerFile": data.tokenizer_file}
+    given["exclude.file"] = None if data.exclude is None else data.exclude.file
     for index, source in enumerate(data.sources or ()):
         given |= {f"sources[{index}].path": source.path, f"sources[{index}].evalPath": source.eval_path}
     return [
