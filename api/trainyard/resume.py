@@ -113,7 +113,13 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
-        ("trainer.evaluation.everySteps", "trainer.logEverySteps", "trainer.tensorboard", "trainer.profile.*"),
+        (
+            "trainer.evaluation.everySteps",
+            "trainer.logEverySteps",
+            "trainer.tensorboard",
+            "trainer.profile.*",
+            "trainer.signingKeyFile",
+        ),
         NEXT_STEP,
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),

@@ -23,6 +23,7 @@ from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.progress_log import ProgressLog
+from trainyard_trainer.record.recorder import CheckpointRecorder
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
@@ -93,7 +94,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
-    if not world.all_equal(trainer.batches.excluded.digest):
+    if not world.all_equal(trainer.batches.excluded.identity or 0):
         raise ConfigError(
             "spec.trainer.data.exclude.file: the workers do not see the same file; mount the same volume into each of "
             "them"
@@ -103,8 +104,9 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         samples=samples.count,
         eval_samples=trainer.batches.eval_samples,
         sources=tuple(samples.sources),
+        exclusion=trainer.batches.excluded.identity,
     )
-    record = describe_attempt(config, data, samples.tokenizer)
+    record = describe_attempt(config, data, samples.tokenizer, attempt)
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
@@ -125,7 +127,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:
-            trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
+            recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step)
+            trainer.observers += [RunRecorder(folder, record, samples.tokenizer), recorder]
     else:
         trainer.initialize()
     if world.rank != 0:

@@ -1,6 +1,7 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -149,6 +150,12 @@ class Trainer:
                 self.interrupted = self._saver.after_step(applied=outcome.values().applied)
             self._stopwatch.mark("checkpoint")
         self._end()
+
+    def make_steps(self, last: int) -> Iterator[StepOutcome]:
+        """Make steps up to a number, without reports, evaluations, rollbacks and checkpoints, as a replay does."""
+        self._count_steps()
+        while self.step < last:
+            yield self._step()
 
     def _begin(self) -> None:
         """Determine the number of steps, and announce the run to the observers and the launcher."""

@@ -85,16 +85,17 @@ class TrainState:
             log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
         self.parent = manifest.run
         samples = in_samples_of(self._config.tokens_per_sample, manifest.samples, manifest.tokens_per_sample)
-        self._move(samples, manifest.tokens_consumed, manifest.history)
+        self.move(samples, manifest.tokens_consumed, manifest.history)
         self.bad_steps.consecutive = manifest.bad_steps
 
     def roll_back(self, folder: Path, group: dist.ProcessGroup | None, failed_step: int) -> None:
         """Restore a checkpoint of this run, and continue behind the samples that steps up to `failed_step` consumed."""
         samples, tokens = self.timeline.samples_at(failed_step), self.timeline.tokens_at(failed_step)
         self._load(folder, group)
-        self._move(samples, tokens, self.timeline.phases)
+        self.move(samples, tokens, self.timeline.phases)
 
-    def _move(self, samples: int, tokens: int, history: Sequence[Phase]) -> None:
+    def move(self, samples: int, tokens: int, history: Sequence[Phase]) -> None:
+        """Continue behind so many samples and tokens, after steps with this history of batches."""
         self.timeline.move(self.step, samples, tokens, history)
         self._batches.set_position(self.step, samples)
 

@@ -135,6 +135,11 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
     ),
     Rule(
+        "!has(self.trainer) || !has(self.trainer.signingKeyFile) || has(self.checkpoint)",
+        "spec.trainer.signingKeyFile: signs the records of checkpoints, but none are written; add spec.checkpoint, or "
+        "remove it",
+    ),
+    Rule(
         "!has(self.trainer) || !has(self.trainer.profile) ||"
         f" {_LAYOUT.with_world('self.trainer.profile.ranks.all(rank, rank < world)')}",
         "spec.trainer.profile.ranks: must be ranks of this job, which are numbered from 0 to workers.replicas x "

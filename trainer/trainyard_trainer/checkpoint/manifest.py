@@ -25,10 +25,12 @@ ignores fields that it does not know."""
 
 @dataclass(frozen=True)
 class FileChecksum:
-    """Size in bytes and CRC-32 of one file of a checkpoint."""
+    """Size in bytes and CRC-32 of one file of a checkpoint, with which damage is found."""
 
     bytes: int
     crc32: int
+    sha256: str | None = None
+    """SHA-256 in hexadecimal digits, for the record of the run; None if an older version wrote the file."""
 
 
 class ConvergenceState(ApiModel):

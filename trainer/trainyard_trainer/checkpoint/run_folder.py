@@ -16,7 +16,7 @@ from trainyard import __version__
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_IMAGE
 from trainyard.resume import Effect, refusals
-from trainyard.run_record import RUN_FILE, TOKENIZER_FILE, DataRecord, RunRecord, TokenizerRecord, compare
+from trainyard.run_record import RUN_FILE, TOKENIZER_FILE, Attempt, DataRecord, RunRecord, TokenizerRecord, compare
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.metrics.observer import Observer
@@ -24,15 +24,19 @@ from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 
 
-def describe_attempt(config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None) -> RunRecord:
+def describe_attempt(
+    config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None, attempt: int = 1
+) -> RunRecord:
     """Return the record of a run that begins with this attempt."""
+    now = datetime.now(UTC).replace(microsecond=0)
     return RunRecord(
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=now,
         config=config.to_dict(),
         data=data,
         tokenizer=None if tokenizer is None else TokenizerRecord(sha256=tokenizer.sha256),
         versions={"trainyard": __version__, "torch": torch.__version__, "python": platform.python_version()},
         image=os.environ.get(ENV_IMAGE) or None,
+        attempts=(Attempt(number=attempt, time=now, step=0),),
     )
 
 

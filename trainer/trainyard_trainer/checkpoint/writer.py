@@ -30,7 +30,7 @@ class CheckpointWriter(FileSystemWriter):
         """Write this rank's files, and send their checksums to the coordinator as additional write results."""
         results: list[WriteResult] = super().write_data(plan, planner).value()
         for name in sorted({result.storage_data.relative_path for result in results}):
-            checksum = catalog.file_checksum(Path(self.path) / name)
+            checksum = catalog.file_checksum(Path(self.path) / name, digest=True)
             results.append(WriteResult(MetadataIndex(_CHECKSUM + name), checksum.bytes, checksum))
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
@@ -45,7 +45,7 @@ class CheckpointWriter(FileSystemWriter):
             written.append([r for r in rank_results if not _is_checksum(r)])
         super().finish(metadata, written)
         folder = Path(self.path)
-        files[".metadata"] = catalog.file_checksum(folder / ".metadata")
+        files[".metadata"] = catalog.file_checksum(folder / ".metadata", digest=True)
         catalog.commit(folder, self._manifest.replace(files=files))
 
 

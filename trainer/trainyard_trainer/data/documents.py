@@ -47,6 +47,8 @@ class Piece(NamedTuple):
     """Whether it begins the document."""
     last: bool = True
     """Whether it ends the document."""
+    where: str = ""
+    """Where it begins, for a reader: a file, and a byte or a row of it."""
 
 
 class Documents(ABC):
@@ -98,7 +100,7 @@ class Documents(ABC):
         start = 0
         while start < len(content):
             end = _cut(content, start + PIECE)
-            yield Piece(content[start:end].decode(), start == 0, end == len(content))
+            yield Piece(content[start:end].decode(), start == 0, end == len(content), where)
             start = end
 
 
@@ -123,7 +125,8 @@ class TextFiles(Documents):
                 while start < end:
                     stop = end if start + PIECE >= end else min(end, _cut_file(file, start + PIECE, size))
                     file.seek(start)
-                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size)
+                    where = f"{part.path}, byte {start}"
+                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size, where)
                     start = stop
         except UnicodeDecodeError as error:
             raise ConfigError(
@@ -157,7 +160,7 @@ class JsonLines(Documents):
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the documents of the lines that begin in a range of bytes."""
         try:
-            with self._open(part.path) as file:
+            with self.open(part.path) as file:
                 position = 0
                 if part.start:
                     # The line that holds the byte before the range belongs to the part before.
@@ -173,7 +176,8 @@ class JsonLines(Documents):
                 "permissions, or write the file again"
             ) from error
 
-    def _open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading, decompressed."""
         if not path.endswith(COMPRESSED):
             return Path(path).open("rb")
         import io
@@ -220,9 +224,11 @@ class Parquet(Documents):
         """Yield the documents of a row group."""
         file = self._open(Path(part.path))
         groups = list(range(part.start, part.end))
+        row = 0
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[self.source.field]):
             for text in batch.column(0).to_pylist():
-                yield from self.document(text, f"{part.path}, row group {part.start}")
+                yield from self.document(text, f"{part.path}, row group {part.start}, row {row}")
+                row += 1
 
     def _open(self, path: Path) -> Any:
         import pyarrow
@@ -259,8 +265,8 @@ class HuggingFace(Documents):
         """Yield the documents of a range of rows."""
         rows = self._open()
         for start in range(part.start, part.end, self.ROWS):
-            for text in rows[start : min(start + self.ROWS, part.end)][self.source.field]:
-                yield from self.document(text, f"{part.path}, rows from {start}")
+            for row, text in enumerate(rows[start : min(start + self.ROWS, part.end)][self.source.field], start):
+                yield from self.document(text, f"{part.path}, row {row}")
 
     def _open(self) -> Any:
         self.files()

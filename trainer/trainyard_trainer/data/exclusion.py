@@ -41,8 +41,10 @@ class Exclusions:
             )
 
     @property
-    def digest(self) -> int:
-        """63 bits that identify the excluded samples."""
+    def identity(self) -> int | None:
+        """63 bits that identify the excluded samples; None if there are none."""
+        if not len(self.numbers):
+            return None
         return int.from_bytes(hashlib.sha256(self.numbers.tobytes()).digest()[:8], "little") >> 1
 
     def replace(self, numbers: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:

@@ -13,7 +13,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,17 +109,15 @@ class Workshop:
         name = _digest([*key, documents.identity()])
         if (found := self._find(Path(name, INDEX))) is not None:
             return open_prepared(found.parent)
-        parts = list(documents.parts(MAX_TASK))
-        size = sum(part.size for part in parts)
-        limit = max(MIN_TASK, min(MAX_TASK, size // TASKS))
-        parts = parts if limit == MAX_TASK else list(documents.parts(limit))
+        groups = grouped_parts(documents)
+        size = sum(part.size for group in groups for part in group)
         small = size <= SMALL * (BYTE_FACTOR if choice.path is None else 1)
         log.info(f"preparing {size / 1e6:,.1f} MB of documents of {documents.source.name}", dataBytes=size)
 
         def prepare(folder: Path) -> TokenSet:
             tasks = [
                 Task(source, documents.field, tuple(group), folder / f"{index:05}.bin")
-                for index, group in enumerate(_grouped(parts, limit))
+                for index, group in enumerate(groups)
             ]
             EncodingTasks(self, tasks, folder, choice, tokenizer, alone=small).run()
             return open_prepared(folder)
@@ -212,7 +210,18 @@ class Workshop:
         return act(own)
 
 
-def _grouped(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
+def grouped_parts(documents: Documents) -> list[list[Part]]:
+    """Return the parts of documents that become one file of tokens each, in order.
+
+    Raises:
+        ConfigError: the documents are missing or unreadable.
+    """
+    parts = list(documents.parts(MAX_TASK))
+    limit = max(MIN_TASK, min(MAX_TASK, sum(part.size for part in parts) // TASKS))
+    return list(_grouped(parts if limit == MAX_TASK else documents.parts(limit), limit))
+
+
+def _grouped(parts: Iterable[Part], limit: int) -> Iterator[list[Part]]:
     """Yield parts in groups of at most about `limit` bytes, in order."""
     group: list[Part] = []
     size = 0

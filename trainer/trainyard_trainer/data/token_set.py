@@ -67,6 +67,18 @@ class TokenSet:
             into[done : done + size] = self._map(index)[begin : begin + size]
             done, index = done + size, index + 1
 
+    def locate(self, start: int, count: int) -> list[tuple[TokenFile, int, int]]:
+        """Return the files that hold `count` tokens from number `start` on, each with the first and the last of them.
+
+        Those are numbered from the beginning of the file.
+        """
+        found = []
+        for file, end in zip(self.files, self._ends.tolist(), strict=True):
+            begin = end - file.count
+            if begin < start + count and start < end:
+                found.append((file, max(start, begin) - begin, min(start + count, end) - begin - 1))
+        return found
+
     def _map(self, index: int) -> NDArray[Any]:
         """Return a file, mapped into memory; the one that was not used for longest is unmapped."""
         found = self._maps.pop(index, None)

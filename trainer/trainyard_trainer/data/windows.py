@@ -109,6 +109,13 @@ class Windows:
             documents = torch.from_numpy(np.pad(ended[:, :-1], ((0, 0), (1, 0))))
         return Batch(own[:, :-1], own[:, 1:], documents)
 
+    def locate(self, number: int) -> tuple[int, TokenSet, int]:
+        """Return the index of a sample's source, its set of tokens, and the number of its first token in the set."""
+        place = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        tokens = self._sets[place]
+        index = next(i for i, source in enumerate(self._given) if tokens in (source.tokens, source.eval_tokens))
+        return index, tokens, (number - int(self._firsts[place])) * self._length
+
     def __str__(self) -> str:
         tokens = sum(source.tokens.count for source in self._given)
         several = f" of {len(self._given)} sources" if len(self._given) > 1 else ""

@@ -1,0 +1,134 @@
+"""The state of a run before any of its steps, restored in this process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from trainyard.config import RunConfig
+from trainyard.protocol.constants import ENV_CHECKPOINTS
+from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.manifest import Manifest
+from trainyard_trainer.checkpoint.run_folder import RunFolder
+from trainyard_trainer.data.encoding_tasks import available_memory
+from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.parallel.parallelize import parameter_count
+from trainyard_trainer.plugin import Plugin, load_plugin, prepare_samples
+from trainyard_trainer.replay.saved_run import ReplayError, SavedRun, in_one_process
+from trainyard_trainer.runtime.device_settings import configure_device
+from trainyard_trainer.runtime.world import World
+from trainyard_trainer.train import Trainer
+
+BYTES_PER_PARAMETER = 16
+"""Parameters, gradients and the state of AdamW, in float32."""
+
+
+class Replay:
+    """A run in one process, before one of its steps."""
+
+    def __init__(self, run: SavedRun, step: int) -> None:
+        """Restore the newest checkpoint before a step, from 1, or the initial values; `trainer` makes steps from there.
+
+        Raises:
+            ReplayError: there is no checkpoint before it, it is damaged, or the model does not fit into memory.
+            ConfigError: the data or the plug-in is missing or does not match the configuration.
+        """
+        self.run = run
+        self.config: RunConfig = in_one_process(run.config_of(step))
+        """Configuration of the steps, for one process."""
+        folder = run.checkpoint_before(step)
+        if folder is not None and (problem := catalog.find_damage(folder)) is not None:
+            raise ReplayError(f"the checkpoint is damaged: {problem}; choose a step that follows another checkpoint")
+        self.plugin: Plugin = load_plugin(self.config)
+        self.samples: Samples = _read_samples(run, self.config, self.plugin)
+        world = World.alone()
+        configure_device(world.device, bfloat16=self.config.precision == "bfloat16")
+        _check_memory(parameter_count(self.config, self.samples), world.device)
+        self.trainer = Trainer(self.config, world, self.samples, self.plugin)
+        """Model, data and optimizer; the steps up to the checkpoint are done."""
+        if folder is None:
+            self.trainer.initialize()
+        else:
+            self.trainer.state.run = run.record.id
+            self.trainer.state.resume(folder, dist.group.WORLD)
+        later = run.manifest_of(step)
+        if later is not None:
+            self._continue_as(later)
+
+    def _continue_as(self, later: Manifest) -> None:
+        """Read the samples that the run has read, which a checkpoint behind the step knows: it may have rolled back."""
+        state = self.trainer.state
+        for phase in reversed(later.history):
+            if phase.step <= state.step:
+                state.move(phase.samples_at(state.step), phase.tokens_at(state.step), later.history)
+                return
+
+    def forward_to(self, step: int) -> Iterator[int]:
+        """Make the steps that precede a step, from 1, and yield the number of each that is done."""
+        for outcome in self.trainer.make_steps(step - 1):
+            outcome.values()
+            yield outcome.step
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self.trainer.batches.close()
+
+
+@contextmanager
+def replay_of(run: SavedRun, step: int) -> Iterator[Replay]:
+    """Hold a run in this process, before one of its steps; there can be only one at a time. See `Replay`."""
+    before = os.environ.get(ENV_CHECKPOINTS)
+    # Tokens that the run has prepared are beside its checkpoints.
+    os.environ[ENV_CHECKPOINTS] = str(run.root)
+    replay: Replay | None = None
+    try:
+        replay = Replay(run, step)
+        yield replay
+    finally:
+        if replay is not None:
+            replay.close()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        os.environ.pop(ENV_CHECKPOINTS)
+        if before is not None:
+            os.environ[ENV_CHECKPOINTS] = before
+
+
+def _read_samples(run: SavedRun, config: RunConfig, plugin: Plugin) -> Samples:
+    tokenizer = RunFolder(run.root).tokenizer
+    samples = prepare_samples(config, plugin, tokenizer=tokenizer)
+    if samples.fingerprint != run.record.data.fingerprint:
+        raise ReplayError(
+            f"the data has the fingerprint {samples.fingerprint:x}, but the run was trained on "
+            f"{run.record.data.fingerprint:x}; restore the data of the run at the paths of spec.trainer.data"
+        )
+    return samples
+
+
+def _check_memory(parameters: int, device: torch.device) -> None:
+    """Check that parameters, gradients and optimizer state fit into this process."""
+    needed = parameters * BYTES_PER_PARAMETER
+    available = available_memory()
+    if device.type == "cuda":
+        with suppress(RuntimeError):
+            available = torch.cuda.mem_get_info(device)[0]
+    if needed > available:
+        raise ReplayError(
+            f"one process needs {needed / 1e9:.0f} GB for {parameters:,} parameters with their gradients and "
+            f"optimizer state, but {available / 1e9:.0f} GB are free; use a larger machine"
+        )
+
+
+def checkpoint_at(run: SavedRun, step: int) -> Path:
+    """Return the checkpoint of a step.
+
+    Raises:
+        ReplayError: there is none.
+    """
+    if step not in run.steps:
+        there = ", ".join(map(str, run.steps)) or "none"
+        raise ReplayError(f"{run.root} has no checkpoint of step {step}; there are {there}")
+    return catalog.complete_folder(run.root, step)
