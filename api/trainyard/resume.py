@@ -135,6 +135,7 @@ RULES: Final = (
             "trainer.data.tokenType",
             "trainer.data.tokenizer",
             "trainer.data.tokenizerFile",
+            "trainer.data.chatTemplate",
             "trainer.data.endToken",
             "trainer.data.endTokenId",
             "trainer.data.cache",
@@ -192,6 +193,7 @@ RULES: Final = (
     ),
     ResumeRule(Effect.REFUSED, ("trainer.optimizer.name",), "the state in the checkpoint is that of another optimizer"),
     ResumeRule(Effect.REFUSED, ("model.*",), NEW_SHAPES),
+    ResumeRule(Effect.REFUSED, ("trainer.model.lora.*",), "the checkpoint has other adapters, or none"),
     ResumeRule(
         Effect.ALLOWED,
         ("image", "versions.trainyard", "versions.torch", "versions.python"),

@@ -183,10 +183,12 @@ def _checkpoint_root() -> Path:
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:
     """Log the size of the model, the data set, and the layout of the ranks."""
-    parameters = parameter_count(config, samples)
+    parameters, trained = parameter_count(config, samples), parameter_count(config, samples, trained=True)
+    adapters = f" ({trained:,} of them trained)" if trained < parameters else ""
     log.info(
-        f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
+        f"{parameters:,} parameters{adapters}, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
         parameters=parameters,
+        trainedParameters=trained,
         samples=trainer.batches.train_samples,
         evalSamples=trainer.batches.eval_samples,
         worldSize=world.size,

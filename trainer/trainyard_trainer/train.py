@@ -22,7 +22,7 @@ from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, named_parameters
+from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, trained_parameters
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
@@ -48,7 +48,7 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
-        named = named_parameters(self.parts)
+        named = trained_parameters(self.parts)
         self._plugin = plugin or Plugin()
         self.passes = make_forward_backward(
             config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
@@ -103,10 +103,10 @@ class Trainer:
         """
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
-        # Initial values that a checkpoint would replace are not computed.
-        if folder is None:
+        # Initial values that a checkpoint would replace are not computed. It does not have what is not trained.
+        if folder is None or self._config.trainer.model.lora is not None:
             self.initialize()
-        else:
+        if folder is not None:
             self.state.resume(folder, saver.group)
             log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 

@@ -9,6 +9,7 @@ from pydantic.fields import FieldInfo
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, Feature
+from trainyard.resource.lora import Lora
 from trainyard.text import listed
 
 
@@ -90,6 +91,10 @@ def _fields() -> dict[str, Any]:
             ),
         ),
     }
+    adapted = (
+        f"{', '.join(families_with('lora'))}: fine-tune small adapters of its matrices (LoRA) instead of all values."
+    )
+    fields["lora"] = (Lora | None, Field(default=None, description=adapted))
     for field, definitions in _owners().items():
         first = definitions[0][1]
         if any((info.annotation, info.metadata) != (first.annotation, first.metadata) for _, info in definitions):
@@ -120,7 +125,10 @@ def _rules() -> tuple[Rule, ...]:
         for rule in family.size_rules:
             shared.setdefault(rule, []).append(name)
     return (
-        *(_only_for(field, names) for field, names in {"preset": with_presets, **owned}.items()),
+        *(
+            _only_for(field, names)
+            for field, names in {"preset": with_presets, "lora": families_with("lora"), **owned}.items()
+        ),
         Rule(
             preset_is_known("self"),
             f"spec.trainer.model.preset: {lists}; choose one of them, or another spec.trainer.model.name",
@@ -134,6 +142,7 @@ class _Model(ApiModel):
 
     name: str
     preset: str | None = None
+    lora: Lora | None = None
 
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ _HEADER_MAGIC, _HEADER_BYTES = 20240520, 1024
 """Of .bin files that begin with 256 integers of 32 bits: this number, a version, and the number of tokens (llm.c)."""
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """Samples of a file that identify it."""
+READ_COMPLETELY = 64 << 20
+"""Bytes of files up to which all of their content identifies them."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,19 @@ class TokenSet:
                 self._maps.popitem(last=False)
         self._maps[index] = found
         return found
+
+
+class TokenSpan(NamedTuple):
+    """Tokens of a sample."""
+
+    source: int
+    """Index of the source."""
+    tokens: TokenSet
+    held_out: bool
+    """Whether the set is the held-out data of the source (evalPath)."""
+    start: int
+    """Number of the first token in the set."""
+    count: int
 
 
 def open_prepared(folder: Path) -> TokenSet:
@@ -159,12 +174,17 @@ def _megatron(path: Path, index: Path, size: int, field: str) -> TokenFile:
 
 
 def _fingerprint(files: Sequence[TokenFile]) -> int:
-    """Return 63 bits of a digest of the sizes and of samples of files, which may be too large to read completely."""
+    """Return 63 bits of a digest of files: of all they hold, or if that is much, of their sizes and of samples."""
     digest = hashlib.sha256()
+    complete = sum(file.count * np.dtype(file.dtype).itemsize for file in files) <= READ_COMPLETELY
     for file in files:
         digest.update(f"{file.dtype} {file.count} ".encode())
         end = file.offset + file.count * np.dtype(file.dtype).itemsize
         with file.path.open("rb") as content:
+            if complete:
+                content.seek(file.offset)
+                digest.update(content.read(end - file.offset))
+                continue
             for start in np.linspace(file.offset, max(file.offset, end - _BLOCK_BYTES), _BLOCKS, dtype=np.int64):
                 content.seek(int(start))
                 digest.update(content.read(_BLOCK_BYTES))

@@ -10,7 +10,7 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import CryptoSigner, Key, SSlibKey
 
-from trainyard_trainer.record.statement import PAYLOAD_TYPE, RecordError, Statement
+from trainyard_trainer.record.statement import PAYLOAD_TYPE, RecordError, Statement, VerificationFailed
 
 
 def load_signer(path: Path, field: str) -> CryptoSigner:
@@ -65,20 +65,20 @@ def check_signature(statement: Statement, key: Key) -> None:
     """Check that a key has signed a record.
 
     Raises:
-        RecordError: it has not, or the record was changed afterwards.
+        VerificationFailed: it has not, or the record was changed afterwards.
     """
     where = f"the record of {statement.folder}"
     if not statement.key_ids:
-        raise RecordError(f"{where} has no signature")
+        raise VerificationFailed(f"{where} has no signature")
     try:
         # from_dict changes what it is given.
         signatures = [dict(signature) for signature in statement.envelope["signatures"]]
         Envelope.from_dict({**statement.envelope, "signatures": signatures}).verify([key], 1)
     except VerificationError as error:
         reason = "it was changed after it was signed" if key.keyid in statement.key_ids else "it was signed with others"
-        raise RecordError(f"{where} has no valid signature of this key: {reason}") from error
+        raise VerificationFailed(f"{where} has no valid signature of this key: {reason}") from error
     except (ValueError, KeyError) as error:
-        raise RecordError(f"{where} has a signature that cannot be read ({error})") from error
+        raise VerificationFailed(f"{where} has a signature that cannot be read ({error})") from error
 
 
 def _read(path: Path, field: str) -> bytes:

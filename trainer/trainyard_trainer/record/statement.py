@@ -32,6 +32,10 @@ class RecordError(ValueError):
     """A record or a key cannot be used. The message has one line, with the fix."""
 
 
+class VerificationFailed(ValueError):
+    """Something is not what its record says. The message has one line."""
+
+
 class StepFigures(ApiModel):
     """What a step was reported with (spec.trainer.logEverySteps), not rounded."""
 

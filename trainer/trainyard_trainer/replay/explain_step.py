@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -112,6 +112,12 @@ class SingleSamples(Batches):
         self.micro_batch_count = 1
         self.batch: Batch | None = None
         """The sample, which `micro_batches` yields."""
+        self.targets = 1
+        """Targets of the whole step."""
+
+    def count_targets(self, share: Iterable[Batch]) -> int:
+        """Return the number of targets of the whole step."""
+        return self.targets
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield the sample."""
@@ -128,13 +134,14 @@ def _sample_figures(replay: Replay, step: int, report: Report) -> list[SampleFig
     )
     parameters = _parameters(replay)
     numbers = trainer.batches.counted_samples(step - 1).tolist()
-    total = singles.global_batch * replay.config.tokens_per_sample
+    counts = [int((singles.single(number).targets != IGNORED).sum()) for number in numbers]
+    singles.targets = max(1, sum(counts))
     measured: list[tuple[int, float, float]] = []
-    for done, number in enumerate(numbers, 1):
+    for done, (number, own) in enumerate(zip(numbers, counts, strict=True), 1):
         singles.batch = singles.single(number)
         part, _ = passes.run(singles, step - 1)
-        own = int((singles.batch.targets != IGNORED).sum())
-        measured.append((number, part.item() * total / max(1, own), gradient_norm(parameters, None).item()))
+        loss = part.item() * singles.targets / max(1, own)
+        measured.append((number, loss, gradient_norm(parameters, None).item()))
         for parameter in parameters:
             parameter.grad = None
         report("samples", done, len(numbers))

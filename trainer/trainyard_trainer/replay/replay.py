@@ -17,6 +17,7 @@ from trainyard_trainer.data.encoding_tasks import available_memory
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.plugin import Plugin, load_plugin, prepare_samples
+from trainyard_trainer.record.statement import VerificationFailed
 from trainyard_trainer.replay.saved_run import ReplayError, SavedRun, in_one_process
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.world import World
@@ -34,6 +35,7 @@ class Replay:
 
         Raises:
             ReplayError: there is no checkpoint before it, it is damaged, or the model does not fit into memory.
+            VerificationFailed: the data or the excluded samples are others than those of the run.
             ConfigError: the data or the plug-in is missing or does not match the configuration.
         """
         self.run = run
@@ -43,15 +45,17 @@ class Replay:
         if folder is not None and (problem := catalog.find_damage(folder)) is not None:
             raise ReplayError(f"the checkpoint is damaged: {problem}; choose a step that follows another checkpoint")
         self.plugin: Plugin = load_plugin(self.config)
-        self.samples: Samples = _read_samples(run, self.config, self.plugin)
+        self.samples: Samples = read_samples(run, self.config, self.plugin)
         world = World.alone()
         configure_device(world.device, bfloat16=self.config.precision == "bfloat16")
         _check_memory(parameter_count(self.config, self.samples), world.device)
         self.trainer = Trainer(self.config, world, self.samples, self.plugin)
         """Model, data and optimizer; the steps up to the checkpoint are done."""
-        if folder is None:
+        self._check_exclusions(step)
+        # A checkpoint does not have what is not trained.
+        if folder is None or self.config.trainer.model.lora is not None:
             self.trainer.initialize()
-        else:
+        if folder is not None:
             self.trainer.state.run = run.record.id
             self.trainer.state.resume(folder, dist.group.WORLD)
         later = run.manifest_of(step)
@@ -65,6 +69,13 @@ class Replay:
             if phase.step <= state.step:
                 state.move(phase.samples_at(state.step), phase.tokens_at(state.step), later.history)
                 return
+
+    def _check_exclusions(self, step: int) -> None:
+        """Check that a file of excluded samples is what it was."""
+        if self.run.record_of(step).data.exclusion != self.trainer.batches.excluded.identity:
+            raise VerificationFailed(
+                "spec.trainer.data.exclude.file: names other samples than it did when the run made the step; restore it"
+            )
 
     def forward_to(self, step: int) -> Iterator[int]:
         """Make the steps that precede a step, from 1, and yield the number of each that is done."""
@@ -97,13 +108,19 @@ def replay_of(run: SavedRun, step: int) -> Iterator[Replay]:
             os.environ[ENV_CHECKPOINTS] = before
 
 
-def _read_samples(run: SavedRun, config: RunConfig, plugin: Plugin) -> Samples:
-    tokenizer = RunFolder(run.root).tokenizer
-    samples = prepare_samples(config, plugin, tokenizer=tokenizer)
-    if samples.fingerprint != run.record.data.fingerprint:
-        raise ReplayError(
-            f"the data has the fingerprint {samples.fingerprint:x}, but the run was trained on "
-            f"{run.record.data.fingerprint:x}; restore the data of the run at the paths of spec.trainer.data"
+def read_samples(run: SavedRun, config: RunConfig, plugin: Plugin) -> Samples:
+    """Return the samples of a run.
+
+    Raises:
+        VerificationFailed: the data are others than those that the run was trained on.
+        ConfigError: the data is missing.
+    """
+    samples = prepare_samples(config, plugin, tokenizer=RunFolder(run.root).tokenizer)
+    expected = run.record.data
+    if samples.fingerprint != expected.fingerprint:
+        raise VerificationFailed(
+            f"the data has the fingerprint {samples.fingerprint:x}, but the run was trained on data with "
+            f"{expected.fingerprint:x}; restore the data of the run at the paths of spec.trainer.data"
         )
     return samples
 

@@ -72,18 +72,25 @@ class SavedRun:
             )
         return None
 
+    def record_of(self, step: int) -> RunRecord:
+        """Return the record of the attempt that made a step, as far as it is known: else that of the newest attempt.
+
+        Raises:
+            RecordError: the record of the next checkpoint cannot be read.
+        """
+        following = self._following(step)
+        predicate = None if following is None else read_predicate(following)
+        return self.record if predicate is None else predicate.run
+
     def config_of(self, step: int) -> RunConfig:
         """Return the configuration that a step was made with.
 
         Raises:
             ReplayError: it cannot be read.
         """
-        following = self._following(step)
-        predicate = None if following is None else read_predicate(following)
-        values = (predicate.run if predicate is not None else self.record).config
         try:
             # Another version may have written it.
-            return RunConfig.model_validate(values, extra="ignore")
+            return RunConfig.model_validate(self.record_of(step).config, extra="ignore")
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])

@@ -3,29 +3,33 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from trainyard.resume import differences
-from trainyard.run_record import RUN_FILE
+from trainyard.config import RunConfig
+from trainyard.resume import leaves
+from trainyard.run_record import RUN_FILE, compare_config
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainyard_trainer.checkpoint.storage import load
+from trainyard_trainer.plugin import load_plugin
 from trainyard_trainer.record.recorder import code_digests, device_name
 from trainyard_trainer.record.statement import (
     RECORD_FILE,
     RecordError,
     Statement,
     StepFigures,
+    VerificationFailed,
     file_digest,
     files_below,
     read_statement,
 )
-from trainyard_trainer.replay.replay import Replay, checkpoint_at, replay_of
-from trainyard_trainer.replay.saved_run import ReplayError, SavedRun
+from trainyard_trainer.replay.replay import Replay, checkpoint_at, read_samples, replay_of
+from trainyard_trainer.replay.saved_run import ReplayError, SavedRun, in_one_process
 
 TOLERANCE = 1e-5
 """Relative difference up to which another layout or another machine gives the same figures in float32."""
@@ -33,10 +37,6 @@ HALF_TOLERANCE = 2e-2
 """The same in bfloat16, which has 8 bits of precision."""
 Say = Callable[[str], None]
 """Receives a line for each thing that was checked, or was not."""
-
-
-class VerificationFailed(ValueError):
-    """Something is not what the record says. The message has one line."""
 
 
 def records_of(path: Path) -> list[Statement]:
@@ -122,17 +122,54 @@ def _check_manifest(statement: Statement, manifest: Manifest) -> None:
 
 def _check_run_file(newest: Statement) -> None:
     """Check run.json, which is written before the first checkpoint of an attempt, and is not in any record."""
-    folder = newest.folder.parent
+    folder, recorded = newest.folder.parent, newest.predicate.run
     if newest.predicate.source is not None or not (folder / RUN_FILE).exists():
         return
-    run, recorded = SavedRun.open(newest.folder).record, newest.predicate.run
-    # A later attempt may have written it, and no checkpoint since.
-    if len(run.attempts) > len(recorded.attempts) and run.id == recorded.id:
-        return
-    for difference in differences(recorded.to_dict(), run.to_dict() | {"config": None}):
-        raise VerificationFailed(f"{folder / RUN_FILE}: {difference.path} differs from the record of {newest.folder}")
-    if run != recorded:
-        raise VerificationFailed(f"{folder / RUN_FILE} differs from the run in the record of {newest.folder}")
+    run = SavedRun.open(newest.folder).record
+    begun = run.attempts[: len(recorded.attempts)]
+    # A later attempt may have written it, and no checkpoint since: its configuration may differ.
+    if len(run.attempts) > len(recorded.attempts):
+        recorded = run.replace(id=recorded.id, created=recorded.created, parent=recorded.parent, attempts=begun)
+        run = run.replace(attempts=begun)
+    before, after = leaves(recorded.to_dict()), leaves(run.to_dict())
+    for name in sorted({*before, *after}):
+        if before.get(name) != after.get(name):
+            raise VerificationFailed(
+                f"{folder / RUN_FILE}: {name} is {_short(after.get(name))}, but {_short(before.get(name))} in the "
+                f"record of {newest.folder}"
+            )
+
+
+def verify_config(statements: list[Statement], config: RunConfig, say: Say) -> None:
+    """Check that the newest record is of a run with this configuration.
+
+    Raises:
+        VerificationFailed: it is of another; the message names the first field that differs.
+    """
+    newest = statements[-1]
+    for difference in compare_config(newest.predicate.run, config):
+        raise VerificationFailed(
+            f"{difference.field} is {_short(difference.after)} in the manifest, but {_short(difference.before)} in the "
+            f"record of {newest.folder}"
+        )
+    say("manifest: its configuration is that of the record")
+
+
+def verify_data(path: Path, say: Say) -> None:
+    """Check that the data are those of the run; documents are tokenized again, since a cache may have been changed.
+
+    Raises:
+        VerificationFailed: they are others.
+        ReplayError: there is no record of the run.
+        ConfigError: the data is missing.
+    """
+    run = SavedRun.open(path)
+    config = in_one_process(run.config_of(max(run.steps, default=1)))
+    with TemporaryDirectory(prefix="trainyard-") as folder:
+        data = config.trainer.data.replace(cache=folder)
+        config = config.replace(trainer=config.trainer.replace(data=data))
+        samples = read_samples(run, config, load_plugin(config))
+        say(f"data: the fingerprint of {samples} is that of the record")
 
 
 def verify_steps(path: Path, first: int, last: int, say: Say, *, progress: Callable[[int, int], None]) -> None:
@@ -151,13 +188,16 @@ def verify_steps(path: Path, first: int, last: int, say: Say, *, progress: Calla
     Raises:
         VerificationFailed: figures or tensors differ.
         ReplayError: there is no checkpoint of the first step, or nothing to compare with.
+        RecordError: a record cannot be read.
         ConfigError: the data of the run is missing.
     """
     if last <= first:
         raise ReplayError(f"--steps {first}..{last}: the second step must be after the first")
     run = SavedRun.open(path)
     source = checkpoint_at(run, first) if first else None
-    statements = [s for step in run.steps if step > first and (s := read_statement(catalog.complete_folder(run.root, step)))]
+    statements = [
+        s for step in run.steps if step > first and (s := read_statement(catalog.complete_folder(run.root, step)))
+    ]
     reports = {figures.step: figures for statement in statements for figures in statement.predicate.reports}
     due = [step for step in range(first + 1, last + 1) if step in reports]
     if not due and last not in run.steps:
