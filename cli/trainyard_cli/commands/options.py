@@ -1,6 +1,7 @@
 """Options that several commands share, and how commands on a cluster report errors."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -9,7 +10,7 @@ import typer
 
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.errors import ClusterError
-from trainyard_cli.exit_codes import EXIT_INTERRUPTED
+from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from trainyard_cli.output import Output, print_error
 
 P = ParamSpec("P")
@@ -31,6 +32,16 @@ def exits_on_error(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
+def require_trainer() -> None:
+    """End the command with one line if the packages of the trainer are not installed."""
+    if importlib.util.find_spec("torch") is None:
+        print_error(
+            'this command needs torch; install the extra "trainer" from a checkout of Trainyard: uv tool install '
+            '".[cli,trainer]"'
+        )
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
 def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of jobs for shell completion; none on an error, which must not print into a command line."""
     given = {name: context.params.get(name) for name in ("kubeconfig", "context", "namespace")}
@@ -43,6 +54,13 @@ def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
 
 Manifest = Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the TrainingJob.", autocompletion=_complete_job)]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Folder of a run (of trainyard run, or of its checkpoints), or of one checkpoint or export.",
+    ),
+]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option("--kubeconfig", help="Path of the kubeconfig. [default: as for kubectl]", show_default=False),

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from trainyard.base import ApiModel, Timestamp
 from trainyard.protocol.progress import Progress
 from trainyard.run_record import RunRecord
+from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.timeline import Phase
 
 RECORD_FILE: Final = "record.intoto.json"
@@ -25,6 +26,8 @@ RECORD_FILE: Final = "record.intoto.json"
 STATEMENT_TYPE: Final = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE: Final = "https://trainyard.dev/training/v1"
 PAYLOAD_TYPE: Final = "application/vnd.in-toto+json"
+CHECKPOINTS: Final = "checkpoints"
+"""Folder of the checkpoints in a folder of `trainyard run`."""
 _CHUNK = 1 << 22
 
 
@@ -179,6 +182,28 @@ def read_predicate(folder: Path) -> TrainingPredicate | None:
     """Return what the record of a folder says; None if there is none. Raises what `read_statement` does."""
     statement = read_statement(folder)
     return None if statement is None else statement.predicate
+
+
+def records_of(path: Path) -> list[Statement]:
+    """Return the records of a checkpoint, of an export, or of all checkpoints of a run, the oldest first.
+
+    Raises:
+        RecordError: there is none, or one cannot be read.
+    """
+    if (own := read_statement(path)) is not None:
+        return [own]
+    for root in (path, path / CHECKPOINTS):
+        folders = [catalog.complete_folder(root, step) for step in reversed(catalog.complete_steps(root))]
+        found = [statement for folder in folders if (statement := read_statement(folder)) is not None]
+        # One that was removed must not go unnoticed beside others.
+        if found and len(found) < len(folders):
+            missing = next(folder for folder in folders if not (folder / RECORD_FILE).exists())
+            raise RecordError(f"{missing} has no {RECORD_FILE}, as the other checkpoints have; restore it")
+        if found:
+            return found
+    raise RecordError(
+        f"{path} has no {RECORD_FILE}; name a checkpoint, an export, or a run that has written checkpoints"
+    )
 
 
 def file_digest(path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -15,12 +15,10 @@ from trainyard_trainer.data.places import Origin, origins
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.optim.gradient import gradient_norm
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
-from trainyard_trainer.replay.replay import Replay, replay_of
+from trainyard_trainer.replay.replay import Replay, Report, replay_of
 from trainyard_trainer.replay.saved_run import SavedRun
 from trainyard_trainer.runtime.world import World
 
-Report = Callable[[str, int, int], None]
-"""Receives what is done, how much of it, and how much there is in all."""
 OUTLIER = 6.0
 """Deviation from which on a sample stands out."""
 _TO_DEVIATIONS = 1.4826

@@ -1,7 +1,7 @@
 """The state of a run before any of its steps, restored in this process."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
+Report = Callable[[str, int, int], None]
+"""Receives what is done, how much of it, and how much there is in all."""
 BYTES_PER_PARAMETER = 16
 """Parameters, gradients and the state of AdamW, in float32."""
 

@@ -11,10 +11,7 @@ from trainyard.resource.parallelism import Parallelism
 from trainyard.run_record import RUN_FILE, RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
-from trainyard_trainer.record.statement import read_predicate
-
-CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints in a folder of `trainyard run`."""
+from trainyard_trainer.record.statement import CHECKPOINTS, read_predicate
 
 
 class ReplayError(ValueError):

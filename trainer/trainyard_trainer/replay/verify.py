@@ -19,8 +19,6 @@ from trainyard_trainer.checkpoint.storage import load
 from trainyard_trainer.plugin import load_plugin
 from trainyard_trainer.record.recorder import code_digests, device_name
 from trainyard_trainer.record.statement import (
-    RECORD_FILE,
-    RecordError,
     Statement,
     StepFigures,
     VerificationFailed,
@@ -28,7 +26,7 @@ from trainyard_trainer.record.statement import (
     files_below,
     read_statement,
 )
-from trainyard_trainer.replay.replay import Replay, checkpoint_at, read_samples, replay_of
+from trainyard_trainer.replay.replay import Replay, Report, checkpoint_at, read_samples, replay_of
 from trainyard_trainer.replay.saved_run import ReplayError, SavedRun, in_one_process
 
 TOLERANCE = 1e-5
@@ -36,29 +34,7 @@ TOLERANCE = 1e-5
 HALF_TOLERANCE = 2e-2
 """The same in bfloat16, which has 8 bits of precision."""
 Say = Callable[[str], None]
-"""Receives a line for each thing that was checked, or was not."""
-
-
-def records_of(path: Path) -> list[Statement]:
-    """Return the records of a checkpoint, of an export, or of all checkpoints of a run, the oldest first.
-
-    Raises:
-        RecordError: there is none, or one cannot be read.
-    """
-    if (own := read_statement(path)) is not None:
-        return [own]
-    for root in (path, path / "checkpoints"):
-        folders = [catalog.complete_folder(root, step) for step in reversed(catalog.complete_steps(root))]
-        found = [statement for folder in folders if (statement := read_statement(folder)) is not None]
-        # One that was removed must not go unnoticed beside others.
-        if found and len(found) < len(folders):
-            missing = next(folder for folder in folders if not (folder / RECORD_FILE).exists())
-            raise RecordError(f"{missing} has no {RECORD_FILE}, as the other checkpoints have; restore it")
-        if found:
-            return found
-    raise RecordError(
-        f"{path} has no {RECORD_FILE}; name a checkpoint, an export, or a run that has written checkpoints"
-    )
+"""Receives a line for each thing that was checked."""
 
 
 def verify_files(statements: list[Statement], say: Say) -> None:
@@ -172,7 +148,7 @@ def verify_data(path: Path, say: Say) -> None:
         say(f"data: the fingerprint of {samples} is that of the record")
 
 
-def verify_steps(path: Path, first: int, last: int, say: Say, *, progress: Callable[[int, int], None]) -> None:
+def verify_steps(path: Path, first: int, last: int, say: Say, *, report: Report = lambda *_: None) -> None:
     """Compute the steps behind a checkpoint again, in this process, and compare figures and tensors.
 
     In the same environment, with a run of one process on a processor, they have to be equal bit by bit, and elsewhere
@@ -183,7 +159,7 @@ def verify_steps(path: Path, first: int, last: int, say: Say, *, progress: Calla
         first: step of a checkpoint; the first step that is computed is the next one.
         last: last step that is computed; if there is a checkpoint of it, its tensors are compared.
         say: receives what was checked.
-        progress: receives the steps that are done, and how many there are.
+        report: receives the progress.
 
     Raises:
         VerificationFailed: figures or tensors differ.
@@ -214,7 +190,7 @@ def verify_steps(path: Path, first: int, last: int, say: Say, *, progress: Calla
         for outcome in replay.trainer.make_steps(last):
             if outcome.step in reports:
                 check.figures(reports[outcome.step], outcome.loss.item(), outcome.norm.item())
-            progress(outcome.step - first, last - first)
+            report("steps", outcome.step - first, last - first)
         if last in run.steps:
             _compare_tensors(replay, catalog.complete_folder(run.root, last), check)
     where = "the same layout and machine" if exact else "one process, the run had another layout or machine"
