@@ -51,6 +51,7 @@ def verify(
     require_trainer()
     from trainyard_trainer.record import signing, statement  # imported late: other commands need no torch
     from trainyard_trainer.replay import verify as checks
+    from trainyard_trainer.replay.verify_steps import verify_steps
 
     def say(line: str) -> None:
         stdout_console().print(line, highlight=False, soft_wrap=True)
@@ -67,7 +68,7 @@ def verify(
             checks.verify_data(folder, say)
         if span is not None:
             with step_progress() as report:
-                checks.verify_steps(folder, *span, say, report=report)
+                verify_steps(folder, *span, say, report=report)
     except ManifestError as error:
         raise report_problems(manifest or folder, error.problems) from None
     except statement.VerificationFailed as error:
