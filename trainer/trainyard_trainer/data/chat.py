@@ -104,7 +104,7 @@ class Conversations:
     def _conversations(self, number: int) -> Iterator[IntArray]:
         """Yield the stored tokens of the conversations of a sample, each as far as it fits."""
         for span in self.locate(number):
-            stored = np.empty(span.count, dtype=np.int64)
+            stored = np.empty(span.size, dtype=np.int64)
             span.tokens.read(span.start, stored)
             yield stored
 

@@ -73,12 +73,12 @@ class _TokenOrigins:
         return Origin(source=source.name, places=tuple(dict.fromkeys(places))[:MAX_PLACES], text=text)
 
     def _text(self, tokenizer: Tokenizer, span: TokenSpan) -> str:
-        ids = np.empty(span.count, dtype=np.int64)
+        ids = np.empty(span.size, dtype=np.int64)
         span.tokens.read(span.start, ids)
         return tokenizer.decode((ids & self._mask).tolist())
 
     def _places(self, source: DataSource, span: TokenSpan) -> Iterator[str]:
-        for file, first, last in span.tokens.locate(span.start, span.count):
+        for file, first, last in span.tokens.locate(span.start, span.size):
             # Tokens that were given are numbered; documents that became tokens are named by their own files.
             if source.source == "tokens":
                 yield f"{file.path}, tokens {first} to {last}"

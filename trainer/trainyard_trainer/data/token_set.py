@@ -103,7 +103,8 @@ class TokenSpan(NamedTuple):
     """Whether the set is the held-out data of the source (evalPath)."""
     start: int
     """Number of the first token in the set."""
-    count: int
+    size: int
+    """Number of tokens."""
 
 
 def open_prepared(folder: Path) -> TokenSet:

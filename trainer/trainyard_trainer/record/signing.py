@@ -28,7 +28,7 @@ def load_signer(path: Path, field: str) -> CryptoSigner:
 
     content = _read(path, field)
     try:
-        return CryptoSigner(load_pem_private_key(content, None))  # type: ignore[arg-type]
+        return CryptoSigner(load_pem_private_key(content, None))
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RecordError(
             f"{field}: {path} is not a private key in PEM format without a passphrase; make one with openssl genpkey "
@@ -47,7 +47,7 @@ def load_public_key(path: Path, field: str) -> Key:
 
     content = _read(path, field)
     try:
-        return SSlibKey.from_crypto(load_pem_public_key(content))  # type: ignore[arg-type]
+        return SSlibKey.from_crypto(load_pem_public_key(content))
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise RecordError(
             f"{field}: {path} is not a public key in PEM format; write it with openssl pkey -in PRIVATE -pubout -out "
