@@ -16,6 +16,7 @@ from tests.trainer.layouts import FSDP, Layout, pipe
 from tests.trainer.pods import Starter, finish
 from tests.trainer.test_explain_step import Saved, configure, train
 from trainyard.protocol import constants
+from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer.record.recorder import record_export
 from trainyard_trainer.record.signing import load_public_key, load_signer, sign_record, verify_signatures
 from trainyard_trainer.record.statement import (
@@ -135,6 +136,25 @@ def test_steps_of_another_layout_are_equal_to_rounding(
     verify_steps(tmp_path / "run", 4, 8, lines.append)
     assert "computed again (one process, the run had another layout or machine): 4 reports" in lines[0]
     check(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("fault", "action", "checkpoints"),
+    [("nan_at_samples_32_to_55", "Rollback", (4, 8)), ("nan_at_samples_24", "Skip", (5, 8))],
+)
+def test_a_run_that_has_skipped_steps_or_rolled_back_is_replayed_as_it_was(
+    start: Starter, tmp_path: Path, fault: str, action: str, checkpoints: tuple[int, int]
+) -> None:
+    """The fault of a device is not there in the replay, but what followed from it is."""
+    np.random.default_rng(2).integers(0, 256, 16 * 200 + 1).astype(np.uint16).tofile(tmp_path / "tokens.bin")
+    batch = {"global": 8, "micro": 4}
+    config = configure(Layout(2, {"data": FSDP}), tmp_path / "tokens.bin", 8, batch=batch, optimizer={"eps": 1e-4})
+    policy = BadStepPolicy.model_validate({"action": action, "limit": 3})
+    config = config.replace(health=config.health.replace(bad_steps=policy))
+    run = train(start, tmp_path / "run", Layout(2, {"data": FSDP}), config, f"tests.trainer.faults:{fault}").folder
+    assert tuple(record.predicate.step for record in records_of(run)) == checkpoints
+    verify_steps(run, 0, 8, print)
+    check(run)
 
 
 def change(path: Path) -> None:

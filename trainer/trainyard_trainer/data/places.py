@@ -18,6 +18,7 @@ from trainyard_trainer.data.token_set import TokenFile, TokenSpan
 from trainyard_trainer.data.tokenizer import Tokenizer
 from trainyard_trainer.data.windows import Windows
 
+_FIELD = "spec.trainer.data.path"
 MAX_PLACES = 20
 """Most documents of one sample that are named."""
 
@@ -90,13 +91,14 @@ class _TokenOrigins:
         """Yield the places of the documents that the tokens from `first` to `last` of a file come from."""
         key = str(file.path)
         if key not in self._pieces:
-            documents = open_documents(source, "spec.trainer.data.path")
+            documents = open_documents(source, _FIELD)
             self._pieces[key] = list(self._encoded(documents, int(file.path.stem)))
         pieces = self._pieces[key]
         ends = [start for start, _ in pieces[1:]] + [file.count]
         for (start, place), end in zip(pieces, ends, strict=True):
             if start <= last and end > first:
-                yield str(place)
+                # Some places are for errors, and begin with the field.
+                yield str(place).removeprefix(f"{_FIELD}: ")
 
     def _encoded(self, documents: Documents, task: int) -> Iterator[tuple[int, object]]:
         """Yield the first token and the place of each piece of the documents that have become one file of tokens."""

@@ -65,6 +65,7 @@ class CheckpointRecorder(Observer):
             self._check_key(self._key)
         self._code: dict[str, str] = {}
         self._reports: list[StepFigures] = []
+        self._skipped: list[int] = []
         self._recorded = resumed_step or 0
         """Step of the last record."""
         self._checkpoints: tuple[CheckpointDigest, ...] = ()
@@ -87,9 +88,14 @@ class CheckpointRecorder(Observer):
             StepFigures(step=report.step, loss=_finite(report.loss), grad_norm=_finite(report.grad_norm))
         )
 
+    def skipped(self, step: int, norm: float) -> None:
+        """Keep the number of a step that has changed nothing."""
+        self._skipped.append(step)
+
     def rolled_back(self, step: int) -> None:
-        """Forget the figures of steps that are made again."""
+        """Forget the steps that are made again."""
         self._reports = [figures for figures in self._reports if figures.step <= step]
+        self._skipped = [skipped for skipped in self._skipped if skipped <= step]
 
     def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
         """Write the record of a checkpoint. A storage that fails costs the record, not the run."""
@@ -105,6 +111,7 @@ class CheckpointRecorder(Observer):
             return
         self._checkpoints = (*self._checkpoints, own)[-MAX_CHECKPOINTS:]
         self._reports = [figures for figures in self._reports if figures.step > step]
+        self._skipped = [skipped for skipped in self._skipped if skipped > step]
         self._recorded = step
 
     def _predicate(self, manifest: Manifest) -> TrainingPredicate:
@@ -120,6 +127,7 @@ class CheckpointRecorder(Observer):
             environment=self._environment,
             reported_after=self._recorded,
             reports=tuple(reports[-MAX_REPORTS:]),
+            skipped=tuple(step for step in self._skipped if step <= manifest.step),
             checkpoints=self._checkpoints,
             progress=manifest.progress,
             written=datetime.now(UTC).replace(microsecond=0),

@@ -91,6 +91,8 @@ class TrainingPredicate(ApiModel):
     """Step of the record before this one, which has the figures of earlier steps."""
     reports: tuple[StepFigures, ...] = ()
     """Figures of the steps since then."""
+    skipped: tuple[int, ...] = ()
+    """Steps since then that changed nothing, because their gradient was NaN, Inf or a spike on any rank."""
     checkpoints: tuple[CheckpointDigest, ...] = ()
     """Earlier checkpoints, the oldest first, those of parents included."""
     progress: Progress | None = None

@@ -1,12 +1,15 @@
 """The state of a run before any of its steps, restored in this process."""
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CHECKPOINTS
@@ -60,6 +63,9 @@ class Replay:
         if folder is not None:
             self.trainer.state.run = run.record.id
             self.trainer.state.resume(folder, dist.group.WORLD)
+        self.skipped = run.skipped_steps(step)
+        """Steps that changed nothing when the run made them."""
+        self.trainer.update = _SkippingUpdate(self.trainer, self.skipped)
         later = run.manifest_of(step)
         if later is not None:
             self._continue_as(later)
@@ -88,6 +94,23 @@ class Replay:
     def close(self) -> None:
         """Stop reading ahead."""
         self.trainer.batches.close()
+
+
+class _SkippingUpdate:
+    """The update of a trainer, which skips the steps that the run has skipped: a faulty device may have caused them."""
+
+    def __init__(self, trainer: Trainer, skipped: frozenset[int]) -> None:
+        self._trainer, self._update, self._skipped = trainer, trainer.update, skipped
+
+    def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
+        """Update the parameters, or leave them as they are, as after any gradient that is not finite."""
+        if self._trainer.step + 1 in self._skipped:
+            for parameter in (p for part in self._trainer.parts for p in part.parameters() if p.grad is not None):
+                parameter.grad.fill_(math.nan)
+        return self._update.step(learning_rate)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._update, name)
 
 
 @contextmanager

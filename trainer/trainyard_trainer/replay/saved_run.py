@@ -103,6 +103,16 @@ class SavedRun:
         following = self._following(step)
         return None if following is None else Manifest.read(following)
 
+    def skipped_steps(self, step: int) -> frozenset[int]:
+        """Return the steps that changed nothing, between the checkpoints around a step.
+
+        Raises:
+            RecordError: the record of the next checkpoint cannot be read.
+        """
+        following = self._following(step)
+        predicate = None if following is None else read_predicate(following)
+        return frozenset(() if predicate is None else predicate.skipped)
+
     def _following(self, step: int) -> Path | None:
         found = [saved for saved in self.steps if saved >= step]
         return catalog.complete_folder(self.root, found[0]) if found else None
