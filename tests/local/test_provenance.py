@@ -1,6 +1,7 @@
 """explain-step, record and verify as a user runs them, on one run of `trainyard run`."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ STEP = 6
 
 
 def command(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=120)
+    env = {**os.environ, "COLUMNS": "1000"}
+    done = subprocess.run([*COMMAND, *arguments], check=False, capture_output=True, text=True, timeout=120, env=env)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -88,7 +90,6 @@ def test_a_record_is_shown_signed_and_verified(run: Path, tmp_path: Path) -> Non
         (["explain-step", "/", "1"], "/ has no run.json; name the folder of a run"),
         (["verify", "/"], "/ has no record.intoto.json; name a checkpoint, an export, or a run"),
         (["verify", "RUN", "--steps", "4-8"], "--steps: 4-8 must be two steps as in 100..200; correct it"),
-        (["verify", "RUN", "--steps", "5..8"], "has no checkpoint of step 5; there are 4, 8"),
         (["verify", "RUN", "--key", "/missing"], "--key: /missing cannot be read (No such file or directory)"),
         (["record", "RUN", "--sign", "/missing"], "--sign: /missing cannot be read (No such file or directory)"),
     ],

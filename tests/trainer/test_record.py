@@ -110,13 +110,13 @@ def test_a_run_as_it_was_written_is_verified(signed: Saved, keys: Keys) -> None:
     assert "signature: not checked, there is no --key" in check(signed.folder)
 
 
-@pytest.mark.parametrize(("first", "last", "saved"), [(0, 4, "4"), (4, 12, "8, 12"), (8, 10, "")])
+@pytest.mark.parametrize(("first", "last", "saved"), [(0, 4, "step 4"), (4, 12, "steps 8, 12"), (8, 10, "")])
 def test_steps_that_are_computed_again_are_equal_bit_by_bit(signed: Saved, first: int, last: int, saved: str) -> None:
     """From the initial values, over two attempts with other learning rates, and between two checkpoints."""
     lines: list[str] = []
     verify_steps(signed.folder, first, last, lines.append)
     (line,) = lines
-    tensors = f" and all tensors of the steps {saved}" if saved else ""
+    tensors = f" and all tensors of {saved}" if saved else ""
     assert line == (
         f"steps: {first + 1} to {last} computed again (the same layout and machine): {last - first} reports{tensors} "
         "are equal bit by bit"

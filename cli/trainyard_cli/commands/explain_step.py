@@ -64,6 +64,9 @@ def explain_step(
 
 def _print(found: "StepExplanation", top: int) -> None:
     table = plain_table("SAMPLE", "LOSS", "GRADNORM", "DEVIATION", "PLACE", "TEXT")
+    # On a narrow terminal these two are folded, and the figures stay readable.
+    for column in table.columns[-2:]:
+        column.no_wrap = False
     for figures in found.samples[:top]:
         table.add_row(str(figures.sample), *_figures(figures), *_origin(figures))
     stdout_console().print(table)

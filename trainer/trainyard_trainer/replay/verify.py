@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 from trainyard.config import RunConfig
 from trainyard.resume import leaves
 from trainyard.run_record import RUN_FILE, compare_config
+from trainyard.text import plural
 from trainyard_trainer.checkpoint.manifest import MANIFEST, Manifest
 from trainyard_trainer.plugin import load_plugin
 from trainyard_trainer.record.statement import (
@@ -64,7 +65,8 @@ def verify_history(statements: list[Statement], say: Say) -> None:
         if predicate.step in known and known[predicate.step].sha256 != file_digest(manifest):
             raise VerificationFailed(f"{manifest} is not the one that the record of {newest.folder} names")
     _check_run_file(newest)
-    say(f"history: {len(newest.predicate.run.attempts)} attempts, {len(known) + 1} checkpoints")
+    attempts, checkpoints = len(newest.predicate.run.attempts), len(known) + 1
+    say(f"history: {plural(attempts, 'attempt')}, {plural(checkpoints, 'checkpoint')}")
 
 
 def _check_manifest(statement: Statement, manifest: Manifest) -> None:

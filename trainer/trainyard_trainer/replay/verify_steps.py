@@ -75,8 +75,12 @@ def verify_steps(path: Path, first: int, last: int, say: Say, *, report: Report 
             if end in saved:
                 _compare_tensors(replay, catalog.complete_folder(run.root, end), check)
     where = "the same layout and machine" if check.exact else "one process, the run had another layout or machine"
-    tensors = f" and all tensors of the steps {', '.join(map(str, saved))}" if saved else ""
+    tensors = f" and all tensors of {_named(saved)}" if saved else ""
     say(f"steps: {first + 1} to {last} computed again ({where}): {len(due)} reports{tensors} are {check.summary()}")
+
+
+def _named(steps: list[int]) -> str:
+    return f"step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps))}"
 
 
 class _Comparison:
