@@ -123,6 +123,12 @@ RULES: Final = (
         NEXT_STEP,
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
+    ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.model.from.*",),
+        "is read at the beginning of a run only; a run that trains adapters needs the same weights for each attempt",
+    ),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,
@@ -193,6 +199,11 @@ RULES: Final = (
     ),
     ResumeRule(Effect.REFUSED, ("trainer.optimizer.name",), "the state in the checkpoint is that of another optimizer"),
     ResumeRule(Effect.REFUSED, ("model.*",), NEW_SHAPES),
+    ResumeRule(
+        Effect.REFUSED,
+        ("base.sha256",),
+        "the adapters in the checkpoint belong to the weights that they were trained on",
+    ),
     ResumeRule(Effect.REFUSED, ("trainer.model.lora.*",), "the checkpoint has other adapters, or none"),
     ResumeRule(
         Effect.ALLOWED,
@@ -224,6 +235,7 @@ _ALIASES: Final = {
     "image": "spec.image",
     "data.fingerprint": "the data (fingerprint)",
     "tokenizer.sha256": "the tokenizer (SHA-256)",
+    "base.sha256": "the base of the adapters (SHA-256)",
 }
 """Names of values for a reader, where they are not fields of the spec with the same path."""
 

@@ -9,6 +9,8 @@ from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
 from trainyard_cli.commands.events import events
 from trainyard_cli.commands.explain_step import explain_step
+from trainyard_cli.commands.export import export
+from trainyard_cli.commands.import_weights import import_weights
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
 from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
@@ -41,6 +43,8 @@ LOCAL: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
     "prepare": prepare,
+    "import": import_weights,
+    "export": export,
     "explain-step": explain_step,
     "record": record,
     "verify": verify,

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.trainer.layouts import FSDP, SERVER, Layout, assert_equal, pipe, run
 from tests.trainer.pods import Starter, finish
 from trainyard_trainer.data import chat, documents
 from trainyard_trainer.data.batches import IGNORED
-from trainyard_trainer.data.chat_template import BEGINS, CHATML, LEARNED, TOKEN_ID, JsonChat, load_chat_tokenizer
+from trainyard_trainer.data.chat_template import BEGINS, LEARNED, TOKEN_ID, JsonChat, load_chat_tokenizer
 from trainyard_trainer.data.documents import Piece
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.runtime.errors import ConfigError
@@ -68,7 +69,12 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     encoder.train_from_iterator([Path(json.__file__).read_text()], trainer)
     encoder.save(str(folder / "tokenizer.json"))
-    settings = {"bos_token": SPECIAL[0], "eos_token": {"content": SPECIAL[2]}, "chat_template": PLAIN}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": SPECIAL[0],
+        "eos_token": {"__type": "AddedToken", "content": SPECIAL[2], "special": True},
+        "chat_template": PLAIN,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder / "tokenizer.json"
 
@@ -113,9 +119,9 @@ def test_a_thought_before_the_last_answer_only_does_not_hide_the_others(tokenize
 
 def test_bytes_have_a_template_of_their_own() -> None:
     ids, learned = stored(load_chat_tokenizer(None, None), TALK)  # type: ignore[arg-type]
-    text, answers = bytes(ids).decode(), bytes(i for i, mark in zip(ids, learned, strict=True) if mark).decode()
-    assert text.startswith("<|im_start|>system\nAnswer in a word.<|im_end|>\n<|im_start|>user\n")
-    assert answers == "Snow, é.<|im_end|>\nRain<|im_end|>\n"
+    text, answers = (bytes(each).decode(errors="replace") for each in (ids, compress(ids, learned)))
+    assert text.startswith("<|system|>\nAnswer in a word.\N{REPLACEMENT CHARACTER}\n<|user|>\n")
+    assert answers == "Snow, é.\N{REPLACEMENT CHARACTER}\nRain\N{REPLACEMENT CHARACTER}\n"
 
 
 def config(path: Path, **data: Any) -> Any:
@@ -138,17 +144,17 @@ def test_a_sample_holds_one_conversation_and_padding(tmp_path: Path) -> None:
     assert bytes(inputs[1, : len(text) - 1].tolist()) == text[:-1]
     assert inputs[1, len(text) - 1 :].abs().sum() == 0
     learned = targets[1][targets[1] != IGNORED]
-    assert bytes(learned.tolist()) == b"Ho<|im_end|>\n"
+    assert bytes(learned.tolist()) == b"Ho\xff\n"
     # Each target is the token behind its input.
     places = (targets[1] != IGNORED).nonzero().flatten()
-    assert bytes(inputs[1, places[0] : places[-1] + 1].tolist()) == b"\nHo<|im_end|>"
+    assert bytes(inputs[1, places[0] : places[-1] + 1].tolist()) == b"\nHo\xff"
 
 
 def test_parts_of_a_sample_make_the_whole(tmp_path: Path) -> None:
     samples = prepare(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho")])))
     whole, parts = samples.read(np.array([0]), 0, 1), [samples.read(np.array([0]), part, 4) for part in range(4)]
-    for index in (0, 1):
-        torch.testing.assert_close(torch.cat([part[index] for part in parts], 1), whole[index])  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat([part.inputs for part in parts], 1), whole.inputs)
+    torch.testing.assert_close(torch.cat([part.targets for part in parts], 1), whole.targets)
 
 
 def test_isolated_conversations_share_a_sample(tmp_path: Path) -> None:
@@ -197,7 +203,7 @@ def test_held_out_conversations_are_the_last_ones(tmp_path: Path) -> None:
     (subset,) = samples.subsets
     assert (subset.train, subset.held_out) == (range(10), range(10, 12))
     targets = samples.read(np.array([10]), 0, 1).targets
-    assert bytes(targets[targets != IGNORED].tolist()) == b"yes<|im_end|>\n"
+    assert bytes(targets[targets != IGNORED].tolist()) == b"yes\xff\n"
 
 
 def test_the_scan_does_not_depend_on_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,8 +290,8 @@ def test_a_tokenizer_without_a_template_is_refused(tmp_path: Path, tokenizer_fil
         load_chat_tokenizer(alone, None)
     with pytest.raises(ConfigError, match=r"spec.trainer.data.chatTemplate: .*missing cannot be read in the worker"):
         load_chat_tokenizer(alone, tmp_path / "missing")
-    (tmp_path / "chat_template.jinja").write_text(CHATML)
-    assert load_chat_tokenizer(alone, None).template == CHATML
+    (tmp_path / "chat_template.jinja").write_text(PLAIN)
+    assert load_chat_tokenizer(alone, None).template == PLAIN
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
+from trainyard_trainer.weights.final_export import FinalExport
+from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_weights_digest
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -50,10 +52,18 @@ class Run:
     """On rank 0."""
     exporter: MetricsExporter | None
     """On the first rank of each pod."""
+    export: FinalExport | None
+    """None without spec.trainer.export."""
 
     def train(self) -> None:
-        """Train to the end, and flush the experiment trackers."""
+        """Train to the end, export the weights, and flush the experiment trackers.
+
+        Raises:
+            ExportFailed: training is complete, but the weights could not be exported.
+        """
         self.trainer.run()
+        if self.export is not None and not self.trainer.interrupted:
+            self.trainer.interrupted = not self.export.run(self.trainer.step)
         if self.trackers is not None:
             self.trackers.close()
 
@@ -79,6 +89,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
+    if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
+        _check_writable(Path(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
@@ -89,6 +101,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
+    if config.trainer.model.from_ is not None and (folder is None or folder.run is None):
+        check_tokenizer(config, samples.tokenizer)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
@@ -106,7 +120,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         sources=tuple(samples.sources),
         exclusion=trainer.batches.excluded.identity,
     )
-    record = describe_attempt(config, data, samples.tokenizer, attempt)
+    record = describe_attempt(config, data, samples.tokenizer, attempt).replace(base=base_of(config))
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
@@ -118,7 +132,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver = None
+    saver, export = None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
@@ -127,16 +141,25 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:
-            recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step)
+            initial = initial_weights_digest(config) if saver.resumed_step is None else None
+            recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step, initial)
             trainer.observers += [RunRecorder(folder, record, samples.tokenizer), recorder]
+        if config.trainer.export is not None:
+            export = FinalExport(
+                config.trainer.export,
+                root,
+                world,
+                stops=lambda: saver is not None and saver.told_to_stop,
+                key=config.trainer.signing_key_file,
+            )
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
+        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, export=export)
     progress_log = ProgressLog(trainer.state, attempt)
     trackers = Trackers(config, root, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter)
+    return Run(trainer, saver, progress_log, trackers, exporter, export)
 
 
 class PreparationLog:
@@ -163,22 +186,32 @@ def _checkpoint_root() -> Path:
         OSError: the storage fails.
     """
     root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
+    _check_writable(root, "spec.checkpoint")
+    return root
+
+
+def _check_writable(folder: Path, field: str) -> None:
+    """Make a folder if it does not exist, and check that files can be created in it.
+
+    Raises:
+        ConfigError: it is not writable; `field` is the field of the spec that names it.
+        OSError: the storage fails.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # The folder may be another user's, or the volume may be mounted read-only.
-        with tempfile.TemporaryFile(dir=root):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        # A full volume costs the checkpoints that do not fit; an unavailable one may be back after a restart.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and root.is_dir():
-            return root
+        # A full volume costs the files that do not fit; an unavailable one may be back after a restart.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and folder.is_dir():
+            return
         if error.errno not in _NOT_WRITABLE:
             raise
         raise ConfigError(
-            f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
-            f"{os.getuid()} may write to"
+            f"{field}: {folder} cannot be written to ({error.strerror}); choose a volume that user {os.getuid()} may "
+            "write to"
         ) from error
-    return root
 
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:

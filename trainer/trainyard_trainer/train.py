@@ -17,12 +17,18 @@ from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
+from trainyard_trainer.models.lora import is_adapter
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, trained_parameters
+from trainyard_trainer.parallel.parallelize import (
+    build_model_parts,
+    initialize_parts,
+    named_parameters,
+    trained_parameters,
+)
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
@@ -33,6 +39,7 @@ from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
 from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
+from trainyard_trainer.weights.initial import load_initial_weights
 
 
 class Trainer:
@@ -92,8 +99,18 @@ class Trainer:
         return self.state.step
 
     def initialize(self) -> None:
-        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
-        initialize_parts(self.parts, self._config.trainer.seed)
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint.
+
+        Raises:
+            ConfigError: the weights of spec.trainer.model.from are damaged, or are those of another model.
+        """
+        if self._config.trainer.model.from_ is None:
+            initialize_parts(self.parts, self._config.trainer.seed)
+        else:
+            named = named_parameters(self.parts)
+            base = [(name, parameter) for name, parameter in named if not is_adapter(name)]
+            self.state.parent = load_initial_weights(self._config, base, self.world)
+            initialize_parts(self.parts, self._config.trainer.seed, adapters_only=True)
 
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.

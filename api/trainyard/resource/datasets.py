@@ -106,8 +106,8 @@ class Data(ApiModel):
     for the byte tokenizer and 4096 for bpe."""
     chat_template: _Path | None = None
     """chat: path of a file with the Jinja template that makes one text of the messages. Defaults to the
-    chat_template.jinja, or the chat_template of a tokenizer_config.json, beside tokenizerFile; for the byte tokenizer
-    to ChatML."""
+    chat_template.jinja, or the chat_template of a tokenizer_config.json, beside tokenizerFile. The byte tokenizer has
+    one of its own."""
     documents: Literal["joined", "separated", "isolated"] = "separated"
     """How documents follow each other in a sample. joined: without a separator. separated: each ends with an
     end-of-document token. isolated: that, and a token attends to tokens of its own document only. The tokens of source
@@ -204,8 +204,8 @@ class Data(ApiModel):
             "conversations apart (documents: separated or isolated); change tokenizer or documents",
         ),
         Rule(
-            f"!has(self.chatTemplate) || !({_NO_CHAT})",
-            "spec.trainer.data.chatTemplate: is for source chat only; remove it",
+            f"!has(self.chatTemplate) || !({_NO_CHAT}) && self.tokenizer == 'file'",
+            "spec.trainer.data.chatTemplate: is for source chat and tokenizer: file only; remove it",
         ),
     )
 

@@ -20,6 +20,7 @@ from trainyard.resource.cel import (
 )
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
+from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.text import listed
 
@@ -203,14 +204,10 @@ SPEC_RULES: tuple[Rule, ...] = (
         "parameters; choose ddp, fsdp, hsdp, context or pipeline",
     ),
     Rule(
-        f"!({HAS_LORA}) || {WITHOUT_ZBV}",
-        "spec.trainer.model.lora: does not work with the schedule ZBV, whose second part of a backward pass is for the "
-        "gradients of all parameters; choose another spec.parallelism.pipeline.schedule",
-    ),
-    Rule(
         f"!({HAS_LORA}) || !self.trainer.float8",
         "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
         "spec.trainer.model.lora",
     ),
+    *EXPORT_RULES,
     *ELASTIC_RULES,
 )

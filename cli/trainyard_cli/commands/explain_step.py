@@ -41,7 +41,7 @@ def explain_step(
 
     Example: trainyard explain-step runs/llama 1200 --top 3
     """
-    require_trainer()
+    require_trainer("explain-step")
     from trainyard_trainer.replay import explain_step as replay  # imported late: other commands need no torch
 
     try:

@@ -32,16 +32,6 @@ def exits_on_error(command: Callable[P, None]) -> Callable[P, None]:
     return run
 
 
-def require_trainer() -> None:
-    """End the command with one line if the packages of the trainer are not installed."""
-    if importlib.util.find_spec("torch") is None:
-        print_error(
-            'this command needs torch; install the extra "trainer" from a checkout of Trainyard: uv tool install '
-            '".[cli,trainer]"'
-        )
-        raise typer.Exit(EXIT_BAD_INPUT)
-
-
 def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of jobs for shell completion; none on an error, which must not print into a command line."""
     given = {name: context.params.get(name) for name in ("kubeconfig", "context", "namespace")}
@@ -52,7 +42,24 @@ def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
     return [body["metadata"]["name"] for body in bodies if body["metadata"]["name"].startswith(incomplete)]
 
 
+def require_trainer(command: str) -> None:
+    """End a command that needs the trainer with one line, where that is not installed."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
+        fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
+        print_error(f"trainyard {command}: needs torch and safetensors; {fix}")
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
 Manifest = Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")]
+Weights = Annotated[
+    Path,
+    typer.Argument(
+        metavar="WEIGHTS",
+        help="Folder of weights: a Hugging Face folder, a checkpoint (step-...), or the folder of a run, whose newest "
+        "checkpoint is meant.",
+        show_default=False,
+    ),
+]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the TrainingJob.", autocompletion=_complete_job)]
 RunFolder = Annotated[
     Path,

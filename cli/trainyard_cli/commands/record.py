@@ -37,7 +37,7 @@ def record(
 
     Example: trainyard record runs/llama --sign key.pem
     """
-    require_trainer()
+    require_trainer("record")
     from trainyard_trainer.record.signing import sign_record  # imported late: other commands do not need them
     from trainyard_trainer.record.statement import records_of
 

@@ -48,7 +48,7 @@ def verify(
 
     Example: trainyard verify runs/llama --key public.pem --steps 100..200
     """
-    require_trainer()
+    require_trainer("verify")
     from trainyard_trainer.record import signing, statement  # imported late: other commands need no torch
     from trainyard_trainer.replay import verify as checks
     from trainyard_trainer.replay.verify_steps import verify_steps

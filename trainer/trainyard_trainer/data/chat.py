@@ -183,7 +183,8 @@ def _scan(tokens: TokenSet, length: int) -> tuple[IntArray, IntArray]:
 
 def _packed(sizes: IntArray, length: int) -> IntArray:
     """Return the first conversation of each sample, if each holds as many neighbours as fit; all sizes fit."""
-    firsts, space = [], 0
+    firsts: list[int] = []
+    space = 0
     for number, size in enumerate(sizes.tolist()):
         # The last token of a conversation is a target only.
         if size - 1 > space or not firsts:

@@ -18,18 +18,19 @@ import numpy as np
 
 from trainyard.resource.datasets import BYTE_VOCABULARY
 from trainyard_trainer.data.documents import Piece
-from trainyard_trainer.data.tokenizer import TokenizerFile, load_encoder
+from trainyard_trainer.data.tokenizer import BPE_END, BYTE_END, TokenizerFile, load_encoder
 from trainyard_trainer.runtime.errors import ConfigError
 
 LEARNED, BEGINS = 1 << 31, 1 << 30
 """Bits of a stored token: the assistant has written it; it is the first one of a conversation."""
 TOKEN_ID = BEGINS - 1
 """Bits of a stored token that are its id."""
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+BYTE_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + '"
+    f"{BPE_END}"
+    "\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}"
 )
-"""Template of the byte tokenizer."""
+"""Template of the byte tokenizer. The end of each message is one token, that which ends a document."""
 _MARKS_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Span = tuple[int, int]
@@ -50,7 +51,7 @@ class ChatTokenizer(ABC):
     dtype = "uint32"
     size: int
     """Largest token id + 1."""
-    end = None
+    end: int | None = None
     file: TokenizerFile | None = None
 
     def __init__(self, template: str, variables: Mapping[str, Any], separate: frozenset[str] = frozenset()) -> None:
@@ -146,17 +147,21 @@ class ChatTokenizer(ABC):
 
 
 class ByteChat(ChatTokenizer):
-    """One token for each byte; the marks of ChatML are text like all other."""
+    """One token for each byte, and one for the end of a message."""
 
     size = BYTE_VOCABULARY
 
+    def __init__(self) -> None:
+        super().__init__(BYTE_TEMPLATE, {}, frozenset({BPE_END}))
+
     def tokens(self, text: str) -> _Encoded:
         """Return the bytes of a text."""
-        ids, offsets = [], []
-        for number, character in enumerate(text):
-            own = character.encode(errors="replace")
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for found in re.finditer(f"{re.escape(BPE_END)}|.", text, re.DOTALL):
+            own = bytes([BYTE_END]) if found[0] == BPE_END else found[0].encode(errors="replace")
             ids += own
-            offsets += [(number, number + 1)] * len(own)
+            offsets += [found.span()] * len(own)
         return _Encoded(ids, offsets)
 
     def decode(self, ids: list[int]) -> str:
@@ -173,11 +178,12 @@ class JsonChat(ChatTokenizer):
         Raises:
             ConfigError: the file is missing or is not a tokenizer, or there is no template.
         """
-        self._encoder, self.file, self.size = load_encoder(path)
+        self._encoder, file, self.size = load_encoder(path)
         settings = _settings(path)
         special = {token.content for token in self._encoder.get_added_tokens_decoder().values() if token.special}
         names = {name: _content(settings[name]) for name in ("bos_token", "eos_token") if settings.get(name)}
         super().__init__(template or _template_beside(path, settings), names, frozenset(special))
+        self.file = file._replace(chat_template=self.template)
 
     def tokens(self, text: str) -> _Encoded:
         """Return the tokens of a text."""
@@ -193,7 +199,7 @@ def load_chat_tokenizer(path: Path | None, template: Path | None) -> ChatTokeniz
     """Return what converts conversations.
 
     Args:
-        path: a tokenizer.json; None: bytes.
+        path: a tokenizer.json; None: bytes, which have a template of their own.
         template: file of the chat template; None: that of the tokenizer.
 
     Raises:
@@ -209,7 +215,7 @@ def load_chat_tokenizer(path: Path | None, template: Path | None) -> ChatTokeniz
                 f"spec.trainer.data.chatTemplate: {template} cannot be read in the worker ({reason}); mount it, or "
                 "correct the path"
             ) from error
-    return ByteChat(own or CHATML, {}) if path is None else JsonChat(path, own)
+    return ByteChat() if path is None else JsonChat(path, own)
 
 
 def _touched(offsets: list[Span], spans: list[Span]) -> list[int]:

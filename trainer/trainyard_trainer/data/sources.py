@@ -4,7 +4,7 @@ Free of torch: `trainyard prepare` uses it, too.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data, DataSource
@@ -13,7 +13,7 @@ from trainyard_trainer.data.documents import Documents, open_documents
 from trainyard_trainer.data.encoding import TokenizerChoice
 from trainyard_trainer.data.preparation import Report, Workshop
 from trainyard_trainer.data.token_set import TokenSet, open_tokens
-from trainyard_trainer.data.tokenizer import JsonTokenizer, Tokenizer, TokenizerFile
+from trainyard_trainer.data.tokenizer import Tokenizer, TokenizerFile
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -101,8 +101,8 @@ class _Preparation:
             return open_tokens(source, field)
         choice, tokenizer = self._load()
         identity = "bytes" if self.tokenizer_file is None else self.tokenizer_file.sha256
-        if isinstance(tokenizer, ChatTokenizer):
-            identity += f" {tokenizer.template}"
+        if choice.chat:
+            identity += f" {cast(ChatTokenizer, tokenizer).template}"
         return self._workshop.tokens(open_documents(source, field), choice, tokenizer, identity)
 
     def _load(self) -> tuple[TokenizerChoice, Tokenizer]:
@@ -123,8 +123,7 @@ class _Preparation:
                 f"spec.trainer.data.vocabSize: the tokenizer has token ids up to {tokenizer.size - 1}, and the "
                 f"vocabulary {self._config.vocabulary} entries; set it to {tokenizer.size} or more"
             )
-        if isinstance(tokenizer, JsonTokenizer | ChatTokenizer):
-            self.tokenizer_file = tokenizer.file
+        self.tokenizer_file = tokenizer.file
         self._choice, self._tokenizer = choice, tokenizer
         return choice, tokenizer
 

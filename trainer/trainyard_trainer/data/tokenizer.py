@@ -28,6 +28,8 @@ class TokenizerFile(NamedTuple):
     path: Path
     sha256: str
     """SHA-256 of its content, in hexadecimal digits."""
+    chat_template: str | None = None
+    """Template with which it was used for conversations."""
 
 
 class Tokenizer(Protocol):
@@ -42,6 +44,10 @@ class Tokenizer(Protocol):
 
     def encode(self, piece: Piece) -> bytes:
         """Return the token ids of a piece of a document as numbers of type `dtype`, in native byte order."""
+
+    @property
+    def file(self) -> TokenizerFile | None:
+        """Its tokenizer.json; None for bytes."""
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids."""
@@ -58,6 +64,7 @@ class ByteTokenizer:
     def __init__(self, *, separates: bool) -> None:
         self.size, self.dtype = BYTE_VOCABULARY, dtype_for(BYTE_VOCABULARY)
         self.end = BYTE_END if separates else None
+        self.file = None
         self._end = bytes([BYTE_END]) if separates else b""
 
     def encode(self, piece: Piece) -> bytes:
@@ -102,6 +109,10 @@ class JsonTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
         return str(self._encoder.decode(ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """Return the text of one token as the tokenizer.json has it, which is a name for a special one."""
+        return str(self._encoder.id_to_token(token_id))
 
     def _encode(self, text: str) -> bytes:
         return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, self._dtype).tobytes()

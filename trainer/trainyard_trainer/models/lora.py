@@ -31,12 +31,11 @@ class LoraLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, lora: Lora) -> None:
         """Put an adapter beside the weight of a layer, which becomes this one's."""
         super().__init__(layer.in_features, layer.out_features, bias=False, device="meta")
-        assert layer.bias is None, "no layer that can have an adapter has a bias"
         self.weight = layer.weight
         self.scale = lora.scale
-        place = {"device": layer.weight.device, "dtype": layer.weight.dtype}
-        self.lora_a = nn.Parameter(torch.empty(lora.rank, layer.in_features, **place))
-        self.lora_b = nn.Parameter(torch.empty(layer.out_features, lora.rank, **place))
+        device = layer.weight.device
+        self.lora_a = nn.Parameter(torch.empty(lora.rank, layer.in_features, device=device))
+        self.lora_b = nn.Parameter(torch.empty(layer.out_features, lora.rank, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         # The narrow result is scaled, not the wide one.
@@ -57,13 +56,10 @@ def apply_lora(model: nn.Module, blocks: Iterable[nn.Module], lora: Lora, frozen
         held = parameter.to(frozen) if frozen is not None else parameter
         model.get_submodule(parent).register_parameter(own, nn.Parameter(held.detach(), requires_grad=False))
     for block in blocks:
-        places = [(parent, name, child) for parent in block.modules() for name, child in parent.named_children()]
-        for parent, name, child in places:
+        places = [(holder, name, child) for holder in block.modules() for name, child in holder.named_children()]
+        for holder, name, child in places:
             if name in lora.targets and isinstance(child, nn.Linear):
-                adapted = LoraLinear(child, lora)
-                parent.register_module(name, adapted.requires_grad_(False))
-                for adapter in (adapted.lora_a, adapted.lora_b):
-                    adapter.requires_grad_(True)
+                holder.register_module(name, LoraLinear(child, lora))
 
 
 def is_adapter(name: str) -> bool:

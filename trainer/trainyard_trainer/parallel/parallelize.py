@@ -19,7 +19,7 @@ from trainyard_trainer.data.table import Table
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model, ParallelPlan
 from trainyard_trainer.models.initial import initialize
-from trainyard_trainer.models.lora import apply_lora, initial_with_adapters
+from trainyard_trainer.models.lora import apply_lora, initial_with_adapters, is_adapter
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 from trainyard_trainer.parallel.compilation import compile_blocks, overlap_collectives
 from trainyard_trainer.parallel.context import apply_context_parallel
@@ -64,12 +64,12 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
     return parts
 
 
-def initialize_parts(parts: list[nn.Module], seed: int) -> None:
-    """Fill the parameters of this rank with their initial values."""
+def initialize_parts(parts: list[nn.Module], seed: int, *, adapters_only: bool = False) -> None:
+    """Fill the parameters of this rank, or only its adapters, with their initial values."""
     for part in parts:
         model = part.module if isinstance(part, DistributedDataParallel) else part
         assert isinstance(model, Model)
-        initialize(model, seed, initial_with_adapters(model))
+        initialize(model, seed, initial_with_adapters(model), is_adapter if adapters_only else None)
 
 
 def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:

@@ -43,7 +43,13 @@ class CheckpointRecorder(Observer):
     """Keeps the figures of reported steps, and writes them with all else that a checkpoint came from."""
 
     def __init__(
-        self, root: Path, record: RunRecord, config: RunConfig, device: torch.device, resumed_step: int | None
+        self,
+        root: Path,
+        record: RunRecord,
+        config: RunConfig,
+        device: torch.device,
+        resumed_step: int | None,
+        initial_weights: str | None = None,
     ) -> None:
         """Prepare to record.
 
@@ -53,6 +59,7 @@ class CheckpointRecorder(Observer):
             config: configuration of the attempt.
             device: the device of this rank.
             resumed_step: step of the checkpoint that the attempt resumes from; None if it begins the run.
+            initial_weights: digest of the weights of spec.trainer.model.from, if the attempt begins with them.
 
         Raises:
             ConfigError: the key that signs cannot be used.
@@ -69,6 +76,7 @@ class CheckpointRecorder(Observer):
         self._recorded = resumed_step or 0
         """Step of the last record."""
         self._checkpoints: tuple[CheckpointDigest, ...] = ()
+        self._initial = initial_weights
         if resumed_step:
             self._continue_from(resumed_step)
 
@@ -79,6 +87,7 @@ class CheckpointRecorder(Observer):
             before = read_statement(folder)
             earlier = () if before is None else before.predicate.checkpoints
             self._checkpoints = (*earlier, self._digest(folder, Manifest.read(folder)))
+            self._initial = None if before is None else before.predicate.initial_weights
         except (OSError, ValueError) as error:
             log.logger.warning("the record of the checkpoint of step %d is left out: %s", step, error)
 
@@ -128,6 +137,7 @@ class CheckpointRecorder(Observer):
             reported_after=self._recorded,
             reports=tuple(reports[-MAX_REPORTS:]),
             skipped=tuple(step for step in self._skipped if step <= manifest.step),
+            initial_weights=self._initial,
             checkpoints=self._checkpoints,
             progress=manifest.progress,
             written=datetime.now(UTC).replace(microsecond=0),
@@ -160,7 +170,7 @@ def record_export(folder: Path, checkpoint: Path, key: Path | None = None) -> bo
         OSError: the storage fails.
     """
     before = read_statement(checkpoint)
-    if before is None:
+    if before is None or not (checkpoint / MANIFEST).exists():
         return False
     source = CheckpointDigest(
         run=before.predicate.run.id, step=before.predicate.step, sha256=file_digest(checkpoint / MANIFEST)

@@ -93,6 +93,9 @@ class TrainingPredicate(ApiModel):
     """Figures of the steps since then."""
     skipped: tuple[int, ...] = ()
     """Steps since then that changed nothing, because their gradient was NaN, Inf or a spike on any rank."""
+    initial_weights: str | None = None
+    """SHA-256 of the manifest, or of sizes and blocks of the files, of the weights that the run began with
+    (spec.trainer.model.from); absent for random ones."""
     checkpoints: tuple[CheckpointDigest, ...] = ()
     """Earlier checkpoints, the oldest first, those of parents included."""
     progress: Progress | None = None

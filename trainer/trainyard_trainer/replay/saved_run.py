@@ -61,7 +61,8 @@ class SavedRun:
         found = [saved for saved in self.steps if saved < step]
         if found:
             return catalog.complete_folder(self.root, found[-1])
-        if self.record.parent is not None:
+        # Weights of spec.trainer.model.from are read again, as for the first step.
+        if self.record.parent is not None and self.config_of(step).trainer.model.from_ is None:
             raise ReplayError(
                 f"no checkpoint in {self.root} precedes step {step}, and the run began with a checkpoint of another "
                 f"one; the oldest is of step {self.steps[0] if self.steps else 'none'}, choose a later step, or keep "

@@ -10,6 +10,7 @@ from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.weights.adapted import AdaptedWeights, base_path, lora_of
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.hugging_face import CONFIG, HuggingFaceWeights
 from trainyard_trainer.weights.weights import Weights, WeightsError, build_model
@@ -42,9 +43,10 @@ def find_weights(path: Path) -> Path:
         raise WeightsError(f"{path} {what}; name a folder of weights")
     if (path / MANIFEST).exists() or (path / CONFIG).exists():
         return path
-    steps = catalog.complete_steps(path)
-    if steps:
-        return catalog.complete_folder(path, steps[0])
+    # `trainyard run` has the checkpoints in a folder of its own inside that of the run.
+    for root in (path, path / "checkpoints"):
+        if steps := catalog.complete_steps(root):
+            return catalog.complete_folder(root, steps[0])
     raise WeightsError(
         f"{path} holds no weights; name a Hugging Face folder (with {CONFIG}), a checkpoint (with {MANIFEST}), or the "
         "folder of a run (with checkpoints in step-...)"
@@ -63,7 +65,13 @@ def open_weights(path: Path) -> Weights:
         OSError: the storage fails.
     """
     folder = find_weights(path)
-    return CheckpointWeights(folder) if (folder / MANIFEST).exists() else HuggingFaceWeights(folder)
+    if not (folder / MANIFEST).exists():
+        return HuggingFaceWeights(folder)
+    weights = CheckpointWeights(folder)
+    lora = lora_of(weights.record)
+    if lora is None or weights.record is None:
+        return weights
+    return AdaptedWeights(weights, open_weights(base_path(folder.parent, weights.record)), lora)
 
 
 def load_model(
@@ -88,7 +96,7 @@ def load_model(
     device = torch.device(device)
     model = build_model(weights.config, sequence_length).to(dtype=dtype or torch.float32).to_empty(device=device)
     model.tie()
-    positions: int = sequence_length or getattr(weights.config, "sequence_length", 1)
+    positions = sequence_length if sequence_length is not None else getattr(weights.config, "sequence_length", 1)
     model.set_positions(0, positions, device)
     weights.load(dict(model.named_parameters()))
     return LoadedModel(model.eval(), weights.config, weights.tokenizer, weights.record)
