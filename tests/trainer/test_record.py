@@ -17,7 +17,6 @@ from tests.trainer.pods import Starter, finish
 from tests.trainer.test_explain_step import Saved, configure, train
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
-from trainyard_trainer.record.recorder import record_export
 from trainyard_trainer.record.signing import load_public_key, load_signer, sign_record, verify_signatures
 from trainyard_trainer.record.statement import (
     RECORD_FILE,
@@ -30,6 +29,8 @@ from trainyard_trainer.record.statement import (
 from trainyard_trainer.replay.saved_run import ReplayError
 from trainyard_trainer.replay.verify import verify_config, verify_data, verify_files, verify_history
 from trainyard_trainer.replay.verify_steps import verify_steps
+from trainyard_trainer.weights.export import Export
+from trainyard_trainer.weights.folder import open_weights
 
 
 class Keys:
@@ -302,20 +303,20 @@ def test_the_manifest_of_another_job_is_refused(signed: Saved) -> None:
 
 
 def test_an_export_has_the_record_of_its_checkpoint(signed: Saved, tmp_path: Path, keys: Keys) -> None:
-    export = tmp_path / "export"
-    (export / "parts").mkdir(parents=True)
-    (export / "config.json").write_text("{}")
-    (export / "parts" / "model.safetensors").write_bytes(b"weights")
-    assert record_export(export, signed.folder / "step-00000012", keys.private)
-    check(export, keys.public)
-    statement = read_statement(export)
+    folder = tmp_path / "export"
+    job = Export(open_weights(signed.folder), folder, key=keys.private)
+    job.begin()
+    job.write_shards()
+    job.commit()
+    check(folder, keys.public)
+    statement = read_statement(folder)
     assert statement is not None
-    assert set(statement.subjects) == {"config.json", "parts/model.safetensors"}
+    assert {"config.json", "model.safetensors", "run.json"} <= set(statement.subjects)
     assert statement.predicate.source is not None
     assert statement.predicate.source.step == 12
-    change(export / "parts" / "model.safetensors")
+    change(folder / "model.safetensors")
     with pytest.raises(VerificationFailed, match="another SHA-256"):
-        check(export)
+        check(folder)
 
 
 def test_a_record_can_be_signed_later_and_by_several_keys(copied: Path, keys: Keys, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from trainyard.run_record import RUN_FILE
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.lora import PEFT_CONFIG, save_peft
 from trainyard_trainer.weights.adapted import AdaptedWeights, named_base
-from trainyard_trainer.weights.export import PARTIAL, Progress
+from trainyard_trainer.weights.export import PARTIAL, Progress, add_record
 from trainyard_trainer.weights.tokenizer_files import write_tokenizer
 from trainyard_trainer.weights.weights import Weights, WeightsError
 
@@ -22,15 +22,15 @@ class AdapterExport:
     shards = 0
     """Files that processes write together."""
 
-    def __init__(self, weights: Weights, target: Path) -> None:
-        """Plan the export.
+    def __init__(self, weights: Weights, target: Path, key: Path | None = None) -> None:
+        """Plan the export; `key`: private key that signs its record, None: it is not signed.
 
         Raises:
             WeightsError: the run has trained all parameters.
         """
         if not isinstance(weights, AdaptedWeights):
             raise WeightsError(f"{weights.path} holds no adapters; export it in the format huggingface")
-        self._weights, self._target = weights, target
+        self._weights, self._target, self._key = weights, target, key
 
     def begin(self) -> None:
         """Make an empty folder for the files.
@@ -61,6 +61,7 @@ class AdapterExport:
         write_tokenizer(weights, folder)
         if weights.record is not None:
             (folder / RUN_FILE).write_text(weights.record.text())
+        add_record(folder, weights, self._key)
         (self._target / PEFT_CONFIG).unlink(missing_ok=True)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == PEFT_CONFIG):
             path.replace(self._target / path.name)

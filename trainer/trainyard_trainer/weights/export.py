@@ -157,10 +157,7 @@ class Export:
             write_program(self._weights, folder / PROGRAM, DTYPES[self._dtype])
         (folder / CARD).write_text(model_card(self._weights, self._names.architecture, self._dtype))
         _write_json(folder / CONFIG, {**config, "dtype": self._dtype})
-        try:
-            record_export(folder, self._weights.path, self._key)
-        except RecordError as error:
-            raise WeightsError(str(error)) from error
+        add_record(folder, self._weights, self._key)
         self._publish(folder)
 
     def _publish(self, folder: Path) -> None:
@@ -230,6 +227,19 @@ def export(
     job.begin()
     job.write_shards(report=report)
     job.commit()
+
+
+def add_record(folder: Path, weights: Weights, key: Path | None) -> None:
+    """Write the record of an export that is complete otherwise, if that of its checkpoint is there.
+
+    Raises:
+        WeightsError: the record of the checkpoint, or the key, cannot be used.
+        OSError: the storage refuses.
+    """
+    try:
+        record_export(folder, weights.path, key)
+    except RecordError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _plan(shapes: Mapping[str, Shape], width: int, limit: int) -> list[list[str]]:

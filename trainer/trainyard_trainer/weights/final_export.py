@@ -71,8 +71,8 @@ class FinalExport:
     def _plan(self, step: int) -> Export | AdapterExport:
         weights = open_weights(catalog.complete_folder(self._root, step))
         if self._format == "peft":
-            return AdapterExport(weights, self._target)
-        return Export(weights, self._target, self._dtype)
+            return AdapterExport(weights, self._target, self._key)
+        return Export(weights, self._target, self._dtype, key=self._key)
 
     def _together(self, action: Callable[[], None]) -> None:
         """Do this rank's part, and wait for the other ranks.
