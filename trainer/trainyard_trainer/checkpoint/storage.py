@@ -10,9 +10,11 @@ import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.tensor import DTensor
 
+from trainyard_trainer.checkpoint.metadata import METADATA, read_metadata
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.optim.state import Shape, Tensors, is_optimizer_state
 from trainyard_trainer.runtime.torch_internals import shared_memory_stager
@@ -21,10 +23,32 @@ FAILURES = (CheckpointException, OSError)
 """Errors of the storage. A ConnectionError is not one, though an OSError: the background process has died."""
 
 
+class CheckpointReader(FileSystemReader):
+    """A storage reader that loads no pickle file: the index as `checkpoint.metadata` says, tensors with weights_only."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the index of the checkpoint.
+
+        Raises:
+            ConfigError: it holds something that could run code.
+            ValueError: it is damaged.
+        """
+        path = Path(self.path) / METADATA
+        with path.open("rb") as file:
+            metadata = read_metadata(file, str(path))
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
 def saved_shapes(folder: Path) -> dict[str, Shape]:
-    """Return the full shapes of the tensors in a checkpoint, by name."""
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in saved.items() if hasattr(entry, "size")}
+    """Return the full shapes of the tensors in a checkpoint, by name.
+
+    Raises:
+        ConfigError: the checkpoint holds something that could run code.
+        ValueError: it is damaged.
+    """
+    saved = CheckpointReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
 
 
 def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
@@ -35,7 +59,7 @@ def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> Non
     """
     saved = saved_shapes(folder)
     wanted = {name: tensor for name, tensor in tensors.items() if name in saved or not is_optimizer_state(name)}
-    state_dict_loader.load(wanted, storage_reader=FileSystemReader(folder), process_group=group, no_dist=group is None)
+    state_dict_loader.load(wanted, storage_reader=CheckpointReader(folder), process_group=group, no_dist=group is None)
 
 
 def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
