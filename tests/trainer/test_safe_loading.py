@@ -1,4 +1,4 @@
-"""No file of a volume can run code: a checkpoint with a foreign index is refused, and nothing else loads pickle files."""
+"""No file of a volume can run code: a foreign index of a checkpoint is refused, and nothing else loads pickle files."""
 
 import ast
 import io
@@ -100,7 +100,7 @@ def test_an_entry_that_torch_would_unpickle_is_refused(tmp_path: Path) -> None:
         }
 
     rewrite(folder, add)
-    with pytest.raises(ConfigError, match="it holds torch.distributed.checkpoint.metadata.BytesStorageMetadata"):
+    with pytest.raises(ConfigError, match=r"holds torch\.distributed\.checkpoint\.metadata\.BytesStorageMetadata"):
         load(folder, {"layer.weight": torch.zeros(2, 3)}, None)
     assert not created.exists()
 
@@ -199,18 +199,22 @@ def dangerous_uses(path: Path) -> set[str]:
         if isinstance(node, ast.keyword) and node.arg in REQUIRED:
             if not (isinstance(node.value, ast.Constant) and node.value.value is REQUIRED[node.arg]):
                 found.add(node.arg)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and id(node) not in safe:
-            if node.attr in DANGEROUS.get(node.value.id, ()):
-                found.add(f"{node.value.id}.{node.attr}")
+        if id(node) not in safe and (used := attribute_of_module(node)) and used[1] in DANGEROUS.get(used[0], ()):
+            found.add(".".join(used))
     return found
+
+
+def attribute_of_module(node: ast.AST) -> tuple[str, str] | None:
+    """Return the names of a module and its attribute, as in `torch.load`; None for other code."""
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        return node.value.id, node.attr
+    return None
 
 
 def is_safe_call(call: ast.Call) -> bool:
     """Return whether a call has the argument with which its function cannot run code."""
-    module = (
-        call.func.value.id if isinstance(call.func, ast.Attribute) and isinstance(call.func.value, ast.Name) else ""
-    )
-    argument = SAFE_WITH.get(module)
+    used = attribute_of_module(call.func)
+    argument = SAFE_WITH.get(used[0]) if used else None
     return argument is not None and any(
         k.arg == argument and isinstance(k.value, ast.Constant) and k.value.value is REQUIRED[argument]
         for k in call.keywords

@@ -1,8 +1,8 @@
 """Reads the index of a checkpoint (.metadata) without running what a pickle file can run.
 
 torch.distributed.checkpoint writes its index with pickle, and whoever can write a pickle file can have the reader call
-any function. Here only the classes of which an index consists are created, and what comes out is checked again: an entry
-that is no tensor would have torch load a second pickle file, and a path could lead out of the checkpoint.
+any function. Here only the classes of which an index consists are created, and what comes out is checked again: an
+entry that is no tensor would have torch load a second pickle file, and a path could lead out of the checkpoint.
 """
 
 import io
@@ -86,12 +86,12 @@ class _Unpickler(pickle.Unpickler):
 def _check(metadata: object) -> None:
     """Check that an index describes tensors, in files of its own folder."""
     if not isinstance(metadata, Metadata) or not isinstance(metadata.state_dict_metadata, dict):
-        raise ValueError("it is no index of torch.distributed.checkpoint")
+        raise TypeError("it is no index of torch.distributed.checkpoint")
     for name, entry in metadata.state_dict_metadata.items():
         if not isinstance(entry, TensorStorageMetadata):
             raise _NotAllowed(f"{name}, a {type(entry).__name__} in place of a tensor")
     if not isinstance(metadata.storage_data, dict):
-        raise ValueError("it does not say where the tensors are")
+        raise TypeError("it does not say where the tensors are")
     for info in metadata.storage_data.values():
         path = info.relative_path if isinstance(info, _StorageInfo) else None
         if not isinstance(path, str) or path in ("", ".", "..") or PurePosixPath(path).name != path:

@@ -24,7 +24,7 @@ FAILURES = (CheckpointException, OSError)
 
 
 class CheckpointReader(FileSystemReader):
-    """A storage reader that loads no pickle file: the index as `checkpoint.metadata` says, tensors with weights_only."""
+    """A storage reader that runs no code of a checkpoint: torch loads tensors with weights_only=True by itself."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index of the checkpoint.
