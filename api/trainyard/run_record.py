@@ -2,8 +2,7 @@
 
 import json
 import uuid
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import Field, ValidationError
 
@@ -56,6 +55,20 @@ class Change(ApiModel):
     """Value after; absent if there is none."""
 
 
+class RecordFile(Protocol):
+    """A file of text, on a volume or in an object store."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return its content."""
+
+
+class RecordFolder(Protocol):
+    """A folder, on a volume or in an object store."""
+
+    def __truediv__(self, name: str, /) -> RecordFile:
+        """Return a file of the folder."""
+
+
 class RunRecord(ApiModel):
     """The contents of run.json, without its format version."""
 
@@ -79,7 +92,7 @@ class RunRecord(ApiModel):
     """What has changed since the first attempt, the oldest change first."""
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecord | None":
+    def read(cls, folder: "RecordFolder") -> "RunRecord | None":
         """Read the record of the run in a folder; None if there is none.
 
         Raises:
@@ -156,5 +169,5 @@ def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _damage(path: Path, problem: str) -> str:
+def _damage(path: object, problem: str) -> str:
     return f"{path} cannot be read ({problem}); restore it, or remove it to resume without comparing configurations"

@@ -196,9 +196,8 @@ def dangerous_uses(path: Path) -> set[str]:
         if isinstance(node, ast.Name | ast.Attribute):
             name = node.id if isinstance(node, ast.Name) else node.attr
             found |= {name} & READERS
-        if isinstance(node, ast.keyword) and node.arg in REQUIRED:
-            if not (isinstance(node.value, ast.Constant) and node.value.value is REQUIRED[node.arg]):
-                found.add(node.arg)
+        if isinstance(node, ast.keyword) and node.arg in REQUIRED and not has_value(node, REQUIRED[node.arg]):
+            found.add(node.arg)
         if id(node) not in safe and (used := attribute_of_module(node)) and used[1] in DANGEROUS.get(used[0], ()):
             found.add(".".join(used))
     return found
@@ -211,14 +210,16 @@ def attribute_of_module(node: ast.AST) -> tuple[str, str] | None:
     return None
 
 
+def has_value(keyword: ast.keyword, value: bool) -> bool:
+    """Return whether an argument is given a constant value."""
+    return isinstance(keyword.value, ast.Constant) and keyword.value.value is value
+
+
 def is_safe_call(call: ast.Call) -> bool:
     """Return whether a call has the argument with which its function cannot run code."""
     used = attribute_of_module(call.func)
     argument = SAFE_WITH.get(used[0]) if used else None
-    return argument is not None and any(
-        k.arg == argument and isinstance(k.value, ast.Constant) and k.value.value is REQUIRED[argument]
-        for k in call.keywords
-    )
+    return argument is not None and any(k.arg == argument and has_value(k, REQUIRED[argument]) for k in call.keywords)
 
 
 def test_no_other_code_loads_what_can_run_code() -> None:

@@ -26,6 +26,7 @@ from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -103,7 +104,9 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
-    profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
+    # Traces and event files are for tools that read files.
+    volume = root if isinstance(root, Path) else None
+    profiler = None if volume is None else Profiler(config.trainer.profile, volume, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
     if profiler is not None:
         trainer.observers.append(profiler)
@@ -120,13 +123,14 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:
-            trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
+            saver.record = RunRecorder(folder, record, samples.tokenizer)
+            trainer.observers.append(saver.record)
     else:
         trainer.initialize()
     if world.rank != 0:
         return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
     progress_log = ProgressLog(trainer.state, attempt)
-    trackers = Trackers(config, root, record.id)
+    trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter)
 
@@ -147,13 +151,15 @@ class PreparationLog:
             log.info(f"{share:.1%} of the data is prepared, after {seconds:.0f} s", dataPrepared=round(share, 3))
 
 
-def _checkpoint_root() -> Path:
-    """Return the folder of the job on the checkpoint volume; it exists then, and files can be created in it.
+def _checkpoint_root() -> Location:
+    """Return the folder of the job on the checkpoint volume or in an object store; files can be created in it.
 
     Raises:
-        ConfigError: the volume is not writable.
+        ConfigError: it is not writable.
         OSError: the storage fails.
     """
+    if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
+        return _writable_url(ObjectPath(url))
     root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -169,6 +175,26 @@ def _checkpoint_root() -> Path:
         raise ConfigError(
             f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
             f"{os.getuid()} may write to"
+        ) from error
+    return root
+
+
+def _writable_url(root: ObjectPath) -> ObjectPath:
+    """Return a folder in an object store, after an object has been created in it, listed and removed.
+
+    Raises:
+        ConfigError: the store refuses.
+        ObjectStoreUnavailable: the store does not answer.
+    """
+    probe = root / f".writable-{os.environ.get('RANK', '0')}"
+    try:
+        probe.write_bytes(b"")
+        root.is_dir()
+        probe.unlink(missing_ok=True)
+    except ObjectStoreRefused as error:
+        raise ConfigError(
+            f"spec.checkpoint.url: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "
+            "and their permissions to get, put, list and delete objects"
         ) from error
     return root
 

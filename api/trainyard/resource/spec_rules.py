@@ -21,6 +21,7 @@ from trainyard.resource.cel import (
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.models import families_with, reasons_against
+from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
 
 _LAYOUT = Layout("self.workers.replicas")
@@ -86,6 +87,11 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
+        f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
+        "spec.env: a variable that holds a key of an object store must come from a Secret, since everybody who may read "
+        "the job can read it; use valueFrom.secretKeyRef",
+    ),
+    Rule(
         f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",
         "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
@@ -131,8 +137,10 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.checkpoint, or choose Skip",
     ),
     Rule(
-        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) || has(self.checkpoint)",
-        "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) ||"
+        " (has(self.checkpoint) && !has(self.checkpoint.url))",
+        "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, or "
+        "remove them",
     ),
     Rule(
         "!has(self.trainer) || !has(self.trainer.profile) ||"

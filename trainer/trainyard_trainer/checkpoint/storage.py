@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -15,8 +15,9 @@ from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType,
 from torch.distributed.tensor import DTensor
 
 from trainyard_trainer.checkpoint.metadata import METADATA, read_metadata
-from trainyard_trainer.checkpoint.writer import CheckpointWriter
+from trainyard_trainer.checkpoint.writer import CheckpointFiles, CheckpointWriter
 from trainyard_trainer.optim.state import Shape, Tensors, is_optimizer_state
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.torch_internals import shared_memory_stager
 
 FAILURES = (CheckpointException, OSError)
@@ -26,6 +27,12 @@ FAILURES = (CheckpointException, OSError)
 class CheckpointReader(FileSystemReader):
     """A storage reader that runs no code of a checkpoint: torch loads tensors with weights_only=True by itself."""
 
+    def __init__(self, folder: Location) -> None:
+        super().__init__(str(folder))
+        self._folder = folder
+        self.fs = cast(Any, CheckpointFiles())
+        self.path = cast(Any, folder)
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index of the checkpoint.
 
@@ -33,14 +40,13 @@ class CheckpointReader(FileSystemReader):
             ConfigError: it holds something that could run code.
             ValueError: it is damaged.
         """
-        path = Path(self.path) / METADATA
-        with path.open("rb") as file:
-            metadata = read_metadata(file, str(path))
+        with (self._folder / METADATA).open("rb") as file:
+            metadata = read_metadata(file, str(self._folder / METADATA))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
 
-def saved_shapes(folder: Path) -> dict[str, Shape]:
+def saved_shapes(folder: Location) -> dict[str, Shape]:
     """Return the full shapes of the tensors in a checkpoint, by name.
 
     Raises:
@@ -51,7 +57,7 @@ def saved_shapes(folder: Path) -> dict[str, Shape]:
     return {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
 
 
-def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
+def load(folder: Location, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
     """Fill tensors in place; each rank reads its parts. All ranks of the group call it; None: this process alone.
 
     State of the optimizer that the checkpoint does not have keeps its values, for example that of a momentum which has
