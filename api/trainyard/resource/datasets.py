@@ -74,8 +74,8 @@ class Data(ApiModel):
     path: _Path | None = None
     """Path of the data inside the worker container, which you mount with workers.template, or the URL of objects in a
     store, such as s3://bucket/folder. Give one of path, builtin and sources. A file, a folder, whose files are read in
-    sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a NumPy archive (.npz) with x of shape [samples, features] and y of shape [samples], which holds class numbers from
-    0."""
+    sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a NumPy archive (.npz) with x of shape [samples,
+    features] and y of shape [samples], which holds class numbers from 0."""
     builtin: Literal["python-stdlib", "digits"] | None = None
     """Data that every trainer image contains; give either builtin or path. python-stdlib: the source code of Python's
     standard library, about 12 MB of text. digits: scikit-learn's 1,797 images of handwritten digits, 8 x 8 pixels, as a

@@ -88,8 +88,8 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
-        "spec.env: a variable that holds a key of an object store must come from a Secret, since everybody who may read "
-        "the job can read it; use valueFrom.secretKeyRef",
+        f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since whoever may read the job can read "
+        "its values; use valueFrom.secretKeyRef",
     ),
     Rule(
         f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",
