@@ -770,8 +770,8 @@ RULES = (
         Fault(
             f"{name} without a volume",
             partial(_trainer, **{name: value}),
-            "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, "
-            "or remove them",
+            "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or "
+            "claim, or remove them",
         )
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
     ),
@@ -792,9 +792,7 @@ RULES = (
     *(
         Fault(
             f"{field} at a URL with a password",
-            partial(
-                _trainer, data={"tokenizer": "file", "vocabSize": 512, "tokenizerFile": "/t.json", field: _SECRET_URL}
-            ),
+            partial(_trainer, data={**_FILE_TOKENIZER, field: _SECRET_URL}),
             f"spec.trainer.data.{field}: {_URL}",
         )
         for field in ("path", "tokenizerFile")
