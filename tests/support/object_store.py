@@ -1,6 +1,7 @@
 """An object store with the interface of S3 on this machine: moto's server, and a proxy before it that can fail."""
 
 import os
+import re
 import secrets
 import select
 import shutil
@@ -121,11 +122,28 @@ class ObjectStore:
         self.request("PUT", name)
         return f"s3://{name}"
 
-    def request(self, method: str, path: str, content: bytes | None = None) -> bytes:
-        """Send a request to the server without the proxy, which accepts it without credentials."""
+    def request(self, method: str, path: str, content: bytes | None = None, service: str = "s3") -> bytes:
+        """Send a request to the server without the proxy, which accepts it while it demands no credentials."""
         url = f"http://127.0.0.1:{self.server_port}/{path}"
-        with urllib.request.urlopen(urllib.request.Request(url, content, method=method), timeout=20) as answer:
+        scope = f"AWS4-HMAC-SHA256 Credential=x/20260101/us-east-1/{service}/aws4_request"
+        kind = "application/x-www-form-urlencoded" if service == "iam" else "application/octet-stream"
+        headers = {"Authorization": scope, "Content-Type": kind}
+        request = urllib.request.Request(url, content, headers, method=method)
+        with urllib.request.urlopen(request, timeout=20) as answer:
             return bytes(answer.read())
+
+    @contextmanager
+    def demanding_credentials(self) -> Iterator[tuple[str, str]]:
+        """Check credentials and permissions of every request; yield the keys of a user who is permitted nothing."""
+        user = f"Version=2010-05-08&UserName=user-{secrets.token_hex(4)}"
+        self.request("POST", "", f"Action=CreateUser&{user}".encode(), "iam")
+        answer = self.request("POST", "", f"Action=CreateAccessKey&{user}".encode(), "iam").decode()
+        keys = [re.findall(f"<{name}>([^<]+)<", answer)[0] for name in ("AccessKeyId", "SecretAccessKey")]
+        self.request("POST", "moto-api/reset-auth", b"0")
+        try:
+            yield keys[0], keys[1]
+        finally:
+            self.request("POST", "moto-api/reset-auth", b"inf")
 
 
 @contextmanager

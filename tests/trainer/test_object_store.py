@@ -297,6 +297,21 @@ def test_a_bucket_that_does_not_exist_is_one_message(start: Starter, store: Obje
     assert len(pod.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["without permission", "with a wrong key"])
+def test_credentials_that_the_store_refuses_are_one_message_without_the_secret(
+    start: Starter, store: ObjectStore, bucket: ObjectPath, known: bool
+) -> None:
+    with store.demanding_credentials() as (key, secret):
+        env = {"AWS_ACCESS_KEY_ID": key if known else "AKIANOBODY0000000000", "AWS_SECRET_ACCESS_KEY": secret}
+        [pod] = train(start, store, bucket / "job", env=env)
+        assert pod.wait(60) == constants.EXIT_INVALID_CONFIG, pod.stderr
+    assert pod.word is not None
+    assert pod.word.message.startswith(f"spec.checkpoint.url: {bucket}/job cannot be used (")
+    assert ("ACCESS_DENIED" if known else "INVALID_ACCESS_KEY_ID") in pod.word.message
+    assert len(pod.stderr.splitlines()) == 1
+    assert secret not in pod.stdout + pod.stderr + pod.word.encode()
+
+
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
