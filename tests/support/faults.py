@@ -806,7 +806,7 @@ RULES = (
     Fault(
         "a secret key in the spec",
         lambda: make_manifest(env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "secret"}]),
-        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since whoever may read the job can read its "
+        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since every user who may read the job can read its "
         "values; use valueFrom.secretKeyRef",
     ),
     Fault(

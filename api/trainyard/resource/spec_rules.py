@@ -88,8 +88,8 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
-        f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since whoever may read the job can read "
-        "its values; use valueFrom.secretKeyRef",
+        f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since every user who may read the job "
+        "can read its values; use valueFrom.secretKeyRef",
     ),
     Rule(
         f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",

@@ -49,8 +49,8 @@ class Template:
         for entry in entries:
             if entry["name"] in SECRET_VARIABLES and entry.get("value"):
                 raise TemplateError(
-                    f"{self.worker_field}.env[{entry['name']}]: must come from a Secret, since whoever may read the "
-                    "job can read its values; use valueFrom.secretKeyRef, or envFrom"
+                    f"{self.worker_field}.env[{entry['name']}]: must come from a Secret, since every user who may read "
+                    "the job can read its values; use valueFrom.secretKeyRef, or envFrom"
                 )
         return entries
 

@@ -1,6 +1,6 @@
 """Reads the index of a checkpoint (.metadata) without running what a pickle file can run.
 
-torch.distributed.checkpoint writes its index with pickle, and whoever can write a pickle file can have the reader call
+torch.distributed.checkpoint writes its index with pickle, and a user who can write such a file can have the reader call
 any function. Here only the classes of which an index consists are created, and what comes out is checked again: an
 entry that is no tensor would have torch load a second pickle file, and a path could lead out of the checkpoint.
 """
