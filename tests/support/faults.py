@@ -806,8 +806,8 @@ RULES = (
     Fault(
         "a secret key in the spec",
         lambda: make_manifest(env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "secret"}]),
-        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since every user who may read the job can read its "
-        "values; use valueFrom.secretKeyRef",
+        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since every user who may read the job can read "
+        "its values; use valueFrom.secretKeyRef",
     ),
     Fault(
         "a profile of a rank that does not exist",
