@@ -117,6 +117,7 @@ RULES: Final = (
         NEXT_STEP,
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
+    ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,

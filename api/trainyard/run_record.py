@@ -13,6 +13,8 @@ from trainyard.resume import Difference, differences
 RUN_FILE: Final = "run.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 """Tokenizer of the run, beside its record; absent if the data need no file to be read (bytes, tables)."""
+TOKENIZER_SIDE_FILES: Final = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+"""Files beside a tokenizer.json by which transformers knows its special tokens and its chat template; each optional."""
 FORMAT: Final = 1
 """Version of the format. Raise it when a reader that knows only the current one would misread a record. A reader
 ignores fields that it does not know."""

@@ -29,6 +29,7 @@ from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
+from trainyard_trainer.weights.final_export import FinalExport
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -50,10 +51,18 @@ class Run:
     """On rank 0."""
     exporter: MetricsExporter | None
     """On the first rank of each pod."""
+    export: FinalExport | None
+    """None without spec.trainer.export."""
 
     def train(self) -> None:
-        """Train to the end, and flush the experiment trackers."""
+        """Train to the end, export the weights, and flush the experiment trackers.
+
+        Raises:
+            ExportFailed: training is complete, but the weights could not be exported.
+        """
         self.trainer.run()
+        if self.export is not None and not self.trainer.interrupted:
+            self.trainer.interrupted = not self.export.run(self.trainer.step)
         if self.trackers is not None:
             self.trackers.close()
 
@@ -79,6 +88,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
+    if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
+        _check_writable(Path(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
@@ -114,7 +125,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver = None
+    saver, export = None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
@@ -125,14 +136,16 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         if world.rank == 0:
             saver.record = RunRecorder(folder, record, samples.tokenizer)
             trainer.observers.append(saver.record)
+        if config.trainer.export is not None:
+            export = FinalExport(config.trainer.export, root, world, lambda: saver is not None and saver.told_to_stop)
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
+        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, export=export)
     progress_log = ProgressLog(trainer.state, attempt)
     trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter)
+    return Run(trainer, saver, progress_log, trackers, exporter, export)
 
 
 class PreparationLog:
@@ -161,22 +174,32 @@ def _checkpoint_root() -> Location:
     if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
         return _writable_url(ObjectPath(url))
     root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
+    _check_writable(root, "spec.checkpoint")
+    return root
+
+
+def _check_writable(folder: Path, field: str) -> None:
+    """Make a folder if it does not exist, and check that files can be created in it.
+
+    Raises:
+        ConfigError: it is not writable; `field` is the field of the spec that names it.
+        OSError: the storage fails.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # The folder may be another user's, or the volume may be mounted read-only.
-        with tempfile.TemporaryFile(dir=root):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        # A full volume costs the checkpoints that do not fit; an unavailable one may be back after a restart.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and root.is_dir():
-            return root
+        # A full volume costs the files that do not fit; an unavailable one may be back after a restart.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and folder.is_dir():
+            return
         if error.errno not in _NOT_WRITABLE:
             raise
         raise ConfigError(
-            f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
-            f"{os.getuid()} may write to"
+            f"{field}: {folder} cannot be written to ({error.strerror}); choose a volume that user {os.getuid()} may "
+            "write to"
         ) from error
-    return root
 
 
 def _writable_url(root: ObjectPath) -> ObjectPath:

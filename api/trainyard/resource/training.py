@@ -9,6 +9,7 @@ from trainyard.models import FAMILIES
 from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import HOLDS_OUT, Data
+from trainyard.resource.export import Export
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 from trainyard.text import listed
@@ -120,6 +121,8 @@ class TrainerSpec(ApiModel):
     """When the training ends."""
     evaluation: Evaluation = Evaluation()
     """Evaluation on held-out samples."""
+    export: Export | None = None
+    """Weights for other programs, written when the training is complete."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """llama, moe: activations that the backward pass recomputes instead of keeping them in memory (Chen et al., 2016).
     none: nothing is recomputed.
