@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.support.need import require
 from tests.support.object_store import ObjectStore, object_store, server_program
@@ -33,6 +34,8 @@ from trainyard_trainer.runtime.object_store import (
     ObjectStoreRefused,
     ObjectStoreUnavailable,
 )
+from trainyard_trainer.weights.export import Export, export
+from trainyard_trainer.weights.folder import WeightsError, load_model, open_weights
 
 FIELD = "spec.trainer.data.path"
 FSDP = {"data": {"mode": "fsdp"}}
@@ -310,6 +313,43 @@ def test_credentials_that_the_store_refuses_are_one_message_without_the_secret(
     assert ("ACCESS_DENIED" if known else "INVALID_ACCESS_KEY_ID") in pod.word.message
     assert len(pod.stderr.splitlines()) == 1
     assert secret not in pod.stdout + pod.stderr + pod.word.encode()
+
+
+@pytest.fixture
+def exported(start: Starter, store: ObjectStore, bucket: ObjectPath) -> ObjectPath:
+    """The folder of a run that has exported its weights into the store, by two ranks."""
+    [pod] = train(start, store, bucket / "job", 2, FSDP, procs=2, stop={"steps": 2}, export={"dtype": "float32"})
+    assert pod.wait(60) == 0, pod.stderr
+    return bucket / "job"
+
+
+def test_weights_are_exported_into_a_store_and_read_from_it(exported: ObjectPath, tmp_path: Path) -> None:
+    """The run's own folder and the export hold the same weights; nothing of the export stays on the worker's disk."""
+    target = exported / "export"
+    assert {"config.json", "generation_config.json", "model.safetensors", "run.json"} <= set(names(target))
+    written, saved = load_model(target), load_model(exported)
+    assert written.config.to_dict() == saved.config.to_dict()
+    for name, parameter in saved.module.named_parameters():
+        assert torch.equal(parameter, dict(written.module.named_parameters())[name]), name
+    (target / "model-00007-of-00009.safetensors").write_bytes(b"of an earlier export")
+    export(open_weights(exported), target, "bfloat16", shard_bytes=20_000)
+    assert "model.safetensors" not in names(target)
+    assert "model-00007-of-00009.safetensors" not in names(target)
+    assert "model.safetensors.index.json" in names(target)
+    assert load_model(target).config.to_dict() == saved.config.to_dict()
+    assert not list((tmp_path / "cache").rglob("export-*"))
+
+
+def test_an_export_that_was_interrupted_is_not_complete(store: ObjectStore, exported: ObjectPath) -> None:
+    job = Export(open_weights(exported), exported / "export", "float32", shard_bytes=20_000)
+    job.begin()
+    store.proxy.fail_after(60_000)
+    with pytest.raises(ObjectStoreUnavailable):
+        job.write_shards()
+    store.proxy.come_back()
+    assert len([name for name in names(exported / "export") if name.startswith("model-")]) < job.shards
+    with pytest.raises(WeightsError, match="holds no weights"):
+        open_weights(exported / "export")
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
-from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
@@ -89,7 +89,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
     if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
-        _check_writable(Path(config.trainer.export.path), "spec.trainer.export.path")
+        _writable(location(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
@@ -172,10 +172,18 @@ def _checkpoint_root() -> Location:
         OSError: the storage fails.
     """
     if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
-        return _writable_url(ObjectPath(url))
-    root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
-    _check_writable(root, "spec.checkpoint")
-    return root
+        return _writable(ObjectPath(url), "spec.checkpoint.url")
+    folder = os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT
+    return _writable(Path(folder), "spec.checkpoint")
+
+
+def _writable(folder: Location, field: str) -> Location:
+    """Return a folder after it was checked that files can be created in it; `field` names it in errors."""
+    if isinstance(folder, ObjectPath):
+        _check_url(folder, field)
+    else:
+        _check_writable(folder, field)
+    return folder
 
 
 def _check_writable(folder: Path, field: str) -> None:
@@ -202,8 +210,8 @@ def _check_writable(folder: Path, field: str) -> None:
         ) from error
 
 
-def _writable_url(root: ObjectPath) -> ObjectPath:
-    """Return a folder in an object store, after an object has been created in it, listed and removed.
+def _check_url(root: ObjectPath, field: str) -> None:
+    """Check that objects can be created in a folder of an object store, listed and removed.
 
     Raises:
         ConfigError: the store refuses.
@@ -216,10 +224,9 @@ def _writable_url(root: ObjectPath) -> ObjectPath:
         probe.unlink(missing_ok=True)
     except ObjectStoreRefused as error:
         raise ConfigError(
-            f"spec.checkpoint.url: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "
+            f"{field}: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "
             "and their permissions to get, put, list and delete objects"
         ) from error
-    return root
 
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:

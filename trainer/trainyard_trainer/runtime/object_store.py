@@ -179,6 +179,11 @@ class ObjectPath:
         with self.open("wb") as file:
             file.write(content)
 
+    def upload(self, source: Path) -> None:
+        """Create or replace the object with the content of a file."""
+        with source.open("rb") as file, self.open("wb") as target:
+            shutil.copyfileobj(file, target, BUFFER)
+
     def mkdir(self, *, parents: bool = False, exist_ok: bool = False) -> None:
         """Do nothing: a folder exists when an object is in it."""
 

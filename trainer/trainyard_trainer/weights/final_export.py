@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from trainyard.resource.export import Export as ExportSpec
 from trainyard_trainer.checkpoint import catalog
@@ -10,6 +9,7 @@ from trainyard_trainer.checkpoint.outcome import first_line
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.errors import ExportFailed
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.export import Export
@@ -19,15 +19,15 @@ FOLDER = "export"
 """Default folder of an export, in the folder of the job's checkpoints."""
 
 
-def export_folder(spec: ExportSpec, root: Path) -> Path:
+def export_folder(spec: ExportSpec, root: Location) -> Location:
     """Return the folder that an export is written to; `root`: folder of the job's checkpoints."""
-    return root / FOLDER if spec.path is None else Path(spec.path)
+    return root / FOLDER if spec.path is None else location(spec.path)
 
 
 class FinalExport:
     """Exports the last checkpoint of a run. All ranks call it at the same point."""
 
-    def __init__(self, spec: ExportSpec, root: Path, world: World, stops: Callable[[], bool]) -> None:
+    def __init__(self, spec: ExportSpec, root: Location, world: World, stops: Callable[[], bool]) -> None:
         """Prepare the export.
 
         Args:

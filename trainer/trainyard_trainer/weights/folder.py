@@ -9,7 +9,9 @@ from trainyard.models.family import ModelConfig
 from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.hugging_face import CONFIG, HuggingFaceWeights
 from trainyard_trainer.weights.weights import Weights, WeightsError, build_model
@@ -30,7 +32,7 @@ class LoadedModel(NamedTuple):
     """Record of the run that has written the weights; None if there is none."""
 
 
-def find_weights(path: Path) -> Path:
+def find_weights(path: Location) -> Location:
     """Return the folder that holds the tensors: of the folder of a run that of its newest complete checkpoint.
 
     Raises:
@@ -51,7 +53,7 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Location) -> Weights:
     """Return the weights in a folder; their tensors stay on the disk until they are loaded.
 
     Args:
@@ -63,11 +65,13 @@ def open_weights(path: Path) -> Weights:
         OSError: the storage fails.
     """
     folder = find_weights(path)
-    return CheckpointWeights(folder) if (folder / MANIFEST).exists() else HuggingFaceWeights(folder)
+    if (folder / MANIFEST).exists():
+        return CheckpointWeights(folder)
+    return HuggingFaceWeights(Path(local_path(str(folder), "the weights")))
 
 
 def load_model(
-    path: Path,
+    path: Location,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     sequence_length: int | None = None,
