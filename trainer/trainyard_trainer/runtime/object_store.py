@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -35,7 +36,8 @@ _REFUSALS = re.compile(
     r"|AuthorizationFailure|AuthorizationPermission|ContainerNotFound|HTTP (status )?(301|401|403)\b"
 )
 """What errors of the stores hold that no repetition will change."""
-_UNREMARKABLE = re.compile(r"\s*\(Request ID: [^)]*\)|\s+")
+_UNREMARKABLE = re.compile(r"\s*\(?Request ID:\s*[^)\s]*\)?| error_info=.*|\s+", re.DOTALL)
+"""What they hold besides, for the makers of the store."""
 
 
 class ObjectStoreError(OSError):
@@ -144,7 +146,7 @@ class ObjectPath:
         if mode == "rb":
             return io.BufferedReader(_Reader(self.open_raw(), self.url), BUFFER)
         assert mode == "wb", mode
-        with _translated(self.url):
+        with _translated(self.url, writes=True):
             return cast(
                 BinaryIO, _Writer(_file_system(self.url).open_output_stream(self._key, compression=None), self.url)
             )
@@ -291,7 +293,7 @@ class _Writer(io.RawIOBase):
         return True
 
     def write(self, content: Any) -> int:
-        with _translated(self._url):
+        with _translated(self._url, writes=True):
             self._stream.write(content)
         return memoryview(content).nbytes
 
@@ -304,7 +306,7 @@ class _Writer(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            with _translated(self._url):
+            with _translated(self._url, writes=True):
                 self._stream.close()
 
 
@@ -326,11 +328,12 @@ def _file_system_of(scheme: str) -> Any:
                 allow_delayed_open=True,
             )
         case "gs":
-            return fs.GcsFileSystem(retry_time_limit=REQUEST_SECONDS)
+            return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_SECONDS))
         case "az":
-            return fs.AzureFileSystem(
-                os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", ""), os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
-            )
+            if not (account := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")):
+                raise ObjectStoreRefused(errno.EACCES, "AZURE_STORAGE_ACCOUNT_NAME is not set")
+            key = os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
+            return fs.AzureFileSystem(account_name=account, account_key=key)
     raise AssertionError(f"admission demands s3, gs or az, not {scheme}")
 
 
@@ -340,14 +343,20 @@ def _file_system(url: str) -> Any:
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
-    """Turn an error of pyarrow into one that says in one line whether the store refuses or is unavailable."""
+def _translated(url: str, *, writes: bool = False) -> Iterator[None]:
+    """Turn an error of pyarrow into one that says in one line whether the store refuses or is unavailable.
+
+    `writes`: what is not found is the bucket, since no object has to exist before it is written.
+    """
     try:
         yield
-    except (FileNotFoundError, ObjectStoreError):
+    except ObjectStoreError:
         raise
     except OSError as error:
-        reason = _UNREMARKABLE.sub(" ", str(error)).strip()
-        if _REFUSALS.search(reason):
+        absent = isinstance(error, FileNotFoundError)
+        if absent and not writes:
+            raise
+        reason = _UNREMARKABLE.sub(" ", error.strerror or str(error)).strip()
+        if absent or _REFUSALS.search(reason):
             raise ObjectStoreRefused(errno.EACCES, reason, url) from None
         raise ObjectStoreUnavailable(errno.EREMOTEIO, reason, url) from None
