@@ -2,9 +2,10 @@
 
 import errno
 import os
-from typing import Any
 
+from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint.run_folder import RunFolder
+from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.launcher import main as launcher_main
 
 
@@ -12,12 +13,12 @@ def no_record_for(attempts: float) -> None:
     """Refuse to write the record of the run so many times."""
     write, refused = RunFolder.write, 0
 
-    def faulty(self: RunFolder, *args: Any) -> None:
+    def faulty(self: RunFolder, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
         nonlocal refused
         refused += 1
         if refused <= attempts:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(self, *args)
+        write(self, record, tokenizer)
 
     RunFolder.write = faulty  # type: ignore[method-assign]
     launcher_main.main()

@@ -92,8 +92,9 @@ def _parts(place: str) -> list[tuple[str, str]]:
 def test_google_refuses(google: Answers, status: int) -> None:
     google.status = status
     path = ObjectPath("gs://bucket/folder/name")
-    acts: tuple[Callable[[], object], ...] = (path.stat, path.read_bytes, lambda: path.write_bytes(b"content"))
-    for act in (*acts, lambda: list(path.iterdir())):
+    acts: list[Callable[[], object]] = [path.stat, path.read_bytes, lambda: list(path.iterdir())]
+    acts.append(lambda: path.write_bytes(b"content"))
+    for act in acts:
         with pytest.raises(ObjectStoreRefused, match=f"HTTP status code: {status}: 'gs://bucket"):
             act()
     assert all("/bucket/" in request or "/b/bucket" in request for request in google.requests)
