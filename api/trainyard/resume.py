@@ -118,6 +118,7 @@ RULES: Final = (
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
     ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
+    ResumeRule(Effect.ALLOWED, ("trainer.model.from.*",), "is read at the beginning of a run only"),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,

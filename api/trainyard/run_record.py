@@ -164,7 +164,7 @@ def compare(run: RunRecord, attempt: RunRecord) -> list[Difference]:
 
 def compare_config(run: RunRecord, config: RunConfig) -> list[Difference]:
     """Return the differences between the configuration of a run and one that is to resume it."""
-    return differences(run.values(), config.to_dict())
+    return differences(run.values(), config.with_sizes_of(run.config.get("model", {})).to_dict())
 
 
 def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import typer
 from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
 from trainyard_cli.commands.events import events
+from trainyard_cli.commands.export import export
+from trainyard_cli.commands.import_weights import import_weights
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
 from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
@@ -34,7 +36,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LOCAL: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "prepare": prepare}
+LOCAL: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "prepare": prepare,
+    "import": import_weights,
+    "export": export,
+}
 CLUSTER: dict[str, Callable[..., None]] = {
     "list": list_jobs,
     "status": status,

@@ -30,6 +30,7 @@ from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectS
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
+from trainyard_trainer.weights.initial import check_tokenizer
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -100,6 +101,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
+    if config.trainer.model.from_ is not None and (folder is None or folder.run is None):
+        check_tokenizer(config, samples.tokenizer)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"

@@ -32,6 +32,7 @@ from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
 from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
+from trainyard_trainer.weights.initial import load_initial_weights
 
 
 class Trainer:
@@ -91,8 +92,15 @@ class Trainer:
         return self.state.step
 
     def initialize(self) -> None:
-        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
-        initialize_parts(self.parts, self._config.trainer.seed)
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint.
+
+        Raises:
+            ConfigError: the weights of spec.trainer.model.from are damaged, or are those of another model.
+        """
+        if self._config.trainer.model.from_ is None:
+            initialize_parts(self.parts, self._config.trainer.seed)
+        else:
+            self.state.parent = load_initial_weights(self._config, named_parameters(self.parts), self.world)
 
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
