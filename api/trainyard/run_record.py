@@ -2,8 +2,7 @@
 
 import json
 import uuid
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import Field, ValidationError
 
@@ -79,6 +78,20 @@ class Attempt(ApiModel):
     """Optimizer steps done by then."""
 
 
+class RecordFile(Protocol):
+    """A file of text, on a volume or in an object store."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return its content."""
+
+
+class RecordFolder(Protocol):
+    """A folder, on a volume or in an object store."""
+
+    def __truediv__(self, name: str, /) -> RecordFile:
+        """Return a file of the folder."""
+
+
 class RunRecord(ApiModel):
     """The contents of run.json, without its format version."""
 
@@ -106,7 +119,7 @@ class RunRecord(ApiModel):
     """All attempts, the first one first; absent in records of older versions."""
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecord | None":
+    def read(cls, folder: "RecordFolder") -> "RunRecord | None":
         """Read the record of the run in a folder; None if there is none.
 
         Raises:
@@ -185,5 +198,5 @@ def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _damage(path: Path, problem: str) -> str:
+def _damage(path: object, problem: str) -> str:
     return f"{path} cannot be read ({problem}); restore it, or remove it to resume without comparing configurations"

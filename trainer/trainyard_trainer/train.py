@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import Tensor
 
@@ -34,6 +33,7 @@ from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
@@ -85,7 +85,7 @@ class Trainer:
         self._unread: StepOutcome | None = None
         """The newest step, if the host has not looked at its outcome yet."""
         self._saver: Saver | None = None
-        self._source: Path | None = None
+        self._source: Location | None = None
         """Checkpoint that this attempt has resumed from."""
         self._stopwatch = Stopwatch()
         self._garbage = GarbageCollection()

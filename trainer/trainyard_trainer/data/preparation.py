@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CACHE, ENV_CHECKPOINTS
 from trainyard_trainer.data.documents import Documents, Part
+from trainyard_trainer.data.downloads import cache_folder
 from trainyard_trainer.data.encoding import Task, TokenizerChoice
 from trainyard_trainer.data.encoding_tasks import EncodingTasks, waits
 from trainyard_trainer.data.lease import Leases
@@ -44,11 +44,6 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENO
 T = TypeVar("T")
 Report = Callable[[float, float], None]
 """Receives the share of the preparation that is done, and the seconds from its start to the last task that was done."""
-
-
-def cache_folder() -> Path:
-    """Return the folder for prepared data of this pod alone."""
-    return Path(os.environ.get(ENV_CACHE) or Path(tempfile.gettempdir(), f"trainyard-{os.getuid()}"))
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.tokenizer import TokenizerFile
@@ -94,7 +95,7 @@ def load_table(config: RunConfig) -> Table:
         x, y = load_digits(return_X_y=True)
         name = "digits"
     else:
-        x, y = _read_archive(Path(data.path))
+        x, y = _read_archive(Path(local_path(data.path, "spec.trainer.data.path")))
         name = data.path
     held_out = max(1, round(len(y) * data.eval_fraction)) if data.eval_fraction > 0 else 0
     order = _order(len(y))

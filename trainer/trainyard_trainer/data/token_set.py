@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.resource.datasets import DataSource
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.files import find_files, unreadable
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.runtime.errors import ConfigError
@@ -124,18 +125,21 @@ def open_tokens(source: DataSource, field: str) -> TokenSet:
     Raises:
         ConfigError: there are none, or a file is not what its header says.
     """
-    folder = Path(source.path)
+    # Tokens are mapped into memory, so those of an object store are downloaded.
+    path = local_path(source.path, field, (".bin", ".idx", INDEX), beside=(".idx",))
+    folder = Path(path)
     if (folder / INDEX).is_file():
         try:
             return open_prepared(folder)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{field}: {folder} is incomplete ({error}); run trainyard prepare again") from error
     files = []
-    for path in find_files(source.path, field, (".bin",)):
+    for found in find_files(path, field, (".bin",)):
+        assert isinstance(found, Path), "objects are downloaded"
         try:
-            files.append(_describe(path, source.token_type, field))
+            files.append(_describe(found, source.token_type, field))
         except OSError as error:
-            raise unreadable(path, field, error) from error
+            raise unreadable(found, field, error) from error
     return TokenSet(files, _fingerprint(files))
 
 

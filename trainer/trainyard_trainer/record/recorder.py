@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from trainyard_trainer.record.statement import (
 )
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 
 MAX_REPORTS = 10_000
 """Reports that a record keeps, the newest ones."""
@@ -44,7 +46,7 @@ class CheckpointRecorder(Observer):
 
     def __init__(
         self,
-        root: Path,
+        root: Location,
         record: RunRecord,
         config: RunConfig,
         device: torch.device,
@@ -143,7 +145,7 @@ class CheckpointRecorder(Observer):
             written=datetime.now(UTC).replace(microsecond=0),
         )
 
-    def _digest(self, folder: Path, manifest: Manifest) -> CheckpointDigest:
+    def _digest(self, folder: Location, manifest: Manifest) -> CheckpointDigest:
         return CheckpointDigest(
             run=manifest.run or self._run.id, step=manifest.step, sha256=file_digest(folder / MANIFEST)
         )
@@ -157,13 +159,16 @@ class CheckpointRecorder(Observer):
             raise ConfigError(str(error)) from error
 
 
-def record_export(folder: Path, checkpoint: Path, key: Path | None = None) -> bool:
+def record_export(
+    folder: Path, checkpoint: Location, key: Path | None = None, uploaded: Sequence[ObjectPath] = ()
+) -> bool:
     """Write the record of files that were made from a checkpoint, beside them; False if the checkpoint has none.
 
     Args:
         folder: the files, complete; the record is about all of them.
         checkpoint: folder of the checkpoint.
         key: private key that signs the record; None: it is not signed.
+        uploaded: other files of the export that are in an object store already.
 
     Raises:
         RecordError: the record of the checkpoint, or the key, cannot be used.
@@ -176,6 +181,7 @@ def record_export(folder: Path, checkpoint: Path, key: Path | None = None) -> bo
         run=before.predicate.run.id, step=before.predicate.step, sha256=file_digest(checkpoint / MANIFEST)
     )
     files = {name: file_digest(folder / name) for name in files_below(folder)}
+    files |= {file.name: file_digest(file) for file in uploaded}
     predicate = before.predicate.replace(source=source, written=datetime.now(UTC).replace(microsecond=0))
     payload = make_payload(files, predicate)
     write_envelope(folder, unsigned(payload) if key is None else _signed(payload, key))

@@ -20,6 +20,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.timeline import Phase
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 
 RECORD_FILE: Final = "record.intoto.json"
 """Name of the record in a folder, about all other files in it."""
@@ -110,12 +111,18 @@ class TrainingPredicate(ApiModel):
 class Statement:
     """A record that was read."""
 
-    folder: Path
+    folder: Location
     subjects: dict[str, str]
     """SHA-256 of each file that the record is about, by its path in the folder."""
     predicate: TrainingPredicate
     envelope: dict[str, Any]
     """The envelope as JSON."""
+
+    @property
+    def local(self) -> Path:
+        """The folder, of records that are verified: they are on this machine."""
+        assert isinstance(self.folder, Path)
+        return self.folder
 
     @property
     def key_ids(self) -> tuple[str, ...]:
@@ -139,12 +146,15 @@ def unsigned(payload: bytes) -> dict[str, Any]:
     return {"payload": base64.b64encode(payload).decode(), "payloadType": PAYLOAD_TYPE, "signatures": []}
 
 
-def write_envelope(folder: Path, envelope: Mapping[str, Any]) -> None:
+def write_envelope(folder: Location, envelope: Mapping[str, Any]) -> None:
     """Write the record of a folder, atomically.
 
     Raises:
         OSError: the storage refuses.
     """
+    if isinstance(folder, ObjectPath):
+        (folder / RECORD_FILE).write_bytes(json.dumps(envelope).encode())
+        return
     part = folder / f"{RECORD_FILE}.part"
     with part.open("w") as file:
         json.dump(envelope, file)
@@ -153,7 +163,7 @@ def write_envelope(folder: Path, envelope: Mapping[str, Any]) -> None:
     part.replace(folder / RECORD_FILE)
 
 
-def read_statement(folder: Path) -> Statement | None:
+def read_statement(folder: Location) -> Statement | None:
     """Read the record of a folder; None if there is none.
 
     Raises:
@@ -183,7 +193,7 @@ def read_statement(folder: Path) -> Statement | None:
     return Statement(folder, subjects, predicate, envelope)
 
 
-def read_predicate(folder: Path) -> TrainingPredicate | None:
+def read_predicate(folder: Location) -> TrainingPredicate | None:
     """Return what the record of a folder says; None if there is none. Raises what `read_statement` does."""
     statement = read_statement(folder)
     return None if statement is None else statement.predicate
@@ -211,7 +221,7 @@ def records_of(path: Path) -> list[Statement]:
     )
 
 
-def file_digest(path: Path) -> str:
+def file_digest(path: Location) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
@@ -227,5 +237,5 @@ def files_below(folder: Path) -> list[str]:
     return sorted(name for name in names if name != RECORD_FILE)
 
 
-def _damaged(path: Path, problem: str) -> RecordError:
+def _damaged(path: Location, problem: str) -> RecordError:
     return RecordError(f"{path} is not a record of Trainyard ({problem}); restore it, or remove it")

@@ -105,8 +105,10 @@ class _SkippingUpdate:
     def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:
         """Update the parameters, or leave them as they are, as after any gradient that is not finite."""
         if self._trainer.step + 1 in self._skipped:
-            for parameter in (p for part in self._trainer.parts for p in part.parameters() if p.grad is not None):
-                parameter.grad.fill_(math.nan)
+            gradients = [p.grad for part in self._trainer.parts for p in part.parameters()]
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.fill_(math.nan)
         return self._update.step(learning_rate)
 
     def __getattr__(self, name: str) -> Any:

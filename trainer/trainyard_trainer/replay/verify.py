@@ -34,7 +34,7 @@ def verify_files(statements: list[Statement], say: Say) -> None:
         VerificationFailed: it does not.
     """
     for statement in statements:
-        folder, expected = statement.folder, statement.subjects
+        folder, expected = statement.local, statement.subjects
         found = set(files_below(folder))
         for name in sorted(found | set(expected)):
             if name not in found:
@@ -92,7 +92,7 @@ def _check_run_file(newest: Statement) -> None:
     folder, recorded = newest.folder.parent, newest.predicate.run
     if newest.predicate.source is not None or not (folder / RUN_FILE).exists():
         return
-    run = SavedRun.open(newest.folder).record
+    run = SavedRun.open(newest.local).record
     begun = run.attempts[: len(recorded.attempts)]
     # A later attempt may have written it, and no checkpoint since: its configuration may differ.
     if len(run.attempts) > len(recorded.attempts):

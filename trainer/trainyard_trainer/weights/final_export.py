@@ -10,6 +10,7 @@ from trainyard_trainer.checkpoint.outcome import first_line
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.errors import ExportFailed
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.weights.adapter_export import AdapterExport
 from trainyard_trainer.weights.export import Export
@@ -20,16 +21,16 @@ FOLDER = "export"
 """Default folder of an export, in the folder of the job's checkpoints."""
 
 
-def export_folder(spec: ExportSpec, root: Path) -> Path:
+def export_folder(spec: ExportSpec, root: Location) -> Location:
     """Return the folder that an export is written to; `root`: folder of the job's checkpoints."""
-    return root / FOLDER if spec.path is None else Path(spec.path)
+    return root / FOLDER if spec.path is None else location(spec.path)
 
 
 class FinalExport:
     """Exports the last checkpoint of a run. All ranks call it at the same point."""
 
     def __init__(
-        self, spec: ExportSpec, root: Path, world: World, stops: Callable[[], bool], key: str | None = None
+        self, spec: ExportSpec, root: Location, world: World, stops: Callable[[], bool], key: str | None = None
     ) -> None:
         """Prepare the export.
 
