@@ -141,6 +141,11 @@ def test_a_value_that_is_not_finite_stands_out_and_leaves_the_others_comparable(
         ("", 5, "has no run.json; name the folder of a run that has written checkpoints (spec.checkpoint)"),
         ("run", 0, "there is no step 0; steps are counted from 1"),
         ("parent", 4, "precedes step 4, and the run began with a checkpoint of another one; the oldest is of step 4"),
+        (
+            "private",
+            20,
+            "the run is private (spec.trainer.privacy): its samples and its noise follow from a secret key",
+        ),
         ("damaged", STEP, "step-00000008/__0_0.distcp has a wrong checksum; choose a step that follows another"),
     ],
 )
@@ -148,11 +153,15 @@ def test_a_run_that_cannot_be_replayed_is_one_message(
     saved: Saved, tmp_path: Path, path: str, step: int, message: str
 ) -> None:
     run = tmp_path / path
-    if path in ("run", "parent", "damaged"):
+    if path in ("run", "parent", "private", "damaged"):
         shutil.copytree(saved.folder, run)
     if path == "parent":
         record = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps(record | {"parent": "0" * 32}))
+    if path == "private":
+        record = json.loads((run / "run.json").read_text())
+        record["config"]["trainer"]["privacy"] = {"epsilon": 3}
+        (run / "run.json").write_text(json.dumps(record))
     if path == "damaged":
         content = bytearray((run / "step-00000008" / "__0_0.distcp").read_bytes())
         content[len(content) // 2] ^= 1

@@ -84,11 +84,17 @@ class SavedRun:
         """Return the configuration that a step was made with.
 
         Raises:
-            ReplayError: it cannot be read.
+            ReplayError: it cannot be read, or the run is private.
         """
+        config = self.record_of(step).config
+        if config.get("trainer", {}).get("privacy") is not None:
+            raise ReplayError(
+                "the run is private (spec.trainer.privacy): its samples and its noise follow from a secret key, so its "
+                "steps cannot be made again"
+            )
         try:
             # Another version may have written it.
-            return RunConfig.model_validate(self.record_of(step).config, extra="ignore")
+            return RunConfig.model_validate(config, extra="ignore")
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(str(part) for part in first["loc"])
