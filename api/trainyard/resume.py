@@ -113,7 +113,13 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
-        ("trainer.evaluation.everySteps", "trainer.logEverySteps", "trainer.tensorboard", "trainer.profile.*"),
+        (
+            "trainer.evaluation.everySteps",
+            "trainer.logEverySteps",
+            "trainer.tensorboard",
+            "trainer.profile.*",
+            "trainer.signingKeyFile",
+        ),
         NEXT_STEP,
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
@@ -147,6 +153,12 @@ RULES: Final = (
         ("trainer.data.documents",),
         "attention crosses documents or not from the next step on; with or without separators the data are others, see "
         "below",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.data.exclude.*",),
+        "these samples are left out from the next step on, and those no longer named are trained on; all others keep "
+        "their places in the order of the run",
     ),
     ResumeRule(
         Effect.ALLOWED,

@@ -2,8 +2,7 @@
 
 import json
 import uuid
-from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import Field, ValidationError
 
@@ -21,7 +20,7 @@ FORMAT: Final = 1
 """Version of the format. Raise it when a reader that knows only the current one would misread a record. A reader
 ignores fields that it does not know."""
 MAX_CHANGES: Final = 1000
-"""Changes that a record keeps, the newest ones."""
+"""Changes, and attempts, that a record keeps, the newest ones."""
 
 
 class DataRecord(ApiModel):
@@ -35,6 +34,8 @@ class DataRecord(ApiModel):
     """Number of held-out samples: the last ones."""
     sources: tuple[dict[str, Any], ...] = ()
     """What the samples come from, one entry for each source."""
+    exclusion: int | None = None
+    """63 bits that identify the samples that the newest attempt leaves out; absent if there are none."""
 
 
 class TokenizerRecord(ApiModel):
@@ -66,6 +67,31 @@ class Change(ApiModel):
     """Value after; absent if there is none."""
 
 
+class Attempt(ApiModel):
+    """An attempt of a run."""
+
+    number: int
+    """Its number, from 1; a job that resumes the run of another one counts from 1 again."""
+    time: Timestamp
+    """When it began."""
+    step: int
+    """Optimizer steps done by then."""
+
+
+class RecordFile(Protocol):
+    """A file of text, on a volume or in an object store."""
+
+    def read_text(self, encoding: str) -> str:
+        """Return its content."""
+
+
+class RecordFolder(Protocol):
+    """A folder, on a volume or in an object store."""
+
+    def __truediv__(self, name: str, /) -> RecordFile:
+        """Return a file of the folder."""
+
+
 class RunRecord(ApiModel):
     """The contents of run.json, without its format version."""
 
@@ -89,9 +115,11 @@ class RunRecord(ApiModel):
     """Image of the newest attempt; absent outside of a cluster."""
     changes: tuple[Change, ...] = ()
     """What has changed since the first attempt, the oldest change first."""
+    attempts: tuple[Attempt, ...] = ()
+    """All attempts, the first one first; absent in records of older versions."""
 
     @classmethod
-    def read(cls, folder: Path) -> "RunRecord | None":
+    def read(cls, folder: "RecordFolder") -> "RunRecord | None":
         """Read the record of the run in a folder; None if there is none.
 
         Raises:
@@ -145,11 +173,13 @@ class RunRecord(ApiModel):
         changes = [
             Change(time=attempt.created, step=step, field=d.field, before=d.before, after=d.after) for d in found
         ]
+        begun = [each.replace(step=step) for each in attempt.attempts]
         return attempt.replace(
             id=self.id,
             created=self.created,
             parent=self.parent,
             changes=(*self.changes, *changes)[-MAX_CHANGES:],
+            attempts=(*self.attempts, *begun)[-MAX_CHANGES:],
         )
 
 
@@ -168,5 +198,5 @@ def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if name in values}
 
 
-def _damage(path: Path, problem: str) -> str:
+def _damage(path: object, problem: str) -> str:
     return f"{path} cannot be read ({problem}); restore it, or remove it to resume without comparing configurations"

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tests.builders import make_manifest, trainer_spec
+from trainyard.resource.urls import SECRET_VARIABLES
+from trainyard.text import listed
 
 Manifest = dict[str, Any]
 
@@ -20,6 +22,14 @@ class Fault(NamedTuple):
     """Part of the API server's message; None: the same message, since it comes from one of our CEL rules."""
     strict: bool = False
     """Whether the API server refuses it only with strict field validation (the default of kubectl)."""
+
+
+_URL = (
+    "a URL must be s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME without credentials, which belong into a "
+    "Secret (workers.template, env or envFrom); correct it"
+)
+_SECRET_URL = "s3://key:secret@bucket/data"
+_FILE_TOKENIZER = {"source": "text", "path": "/d", "tokenizer": "file", "vocabSize": 512, "tokenizerFile": "/t.json"}
 
 
 def _trainer(**changes: Any) -> Manifest:
@@ -824,9 +834,44 @@ RULES = (
         Fault(
             f"{name} without a volume",
             partial(_trainer, **{name: value}),
-            "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+            "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or "
+            "claim, or remove them",
         )
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
+    ),
+    Fault(
+        "a profile in an object store",
+        lambda: make_manifest(trainer=trainer_spec(profile={"startStep": 5}), checkpoint={"url": "s3://bucket/runs"}),
+        "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, or "
+        "remove them",
+    ),
+    *(
+        Fault(
+            f"checkpoints at {url}",
+            partial(make_manifest, checkpoint={"url": url}),
+            f"spec.checkpoint.url: {_URL}",
+        )
+        for url in ("/checkpoints", "https://host/bucket", "s3://key:secret@bucket/runs", "s3://bucket/runs?key=secret")
+    ),
+    *(
+        Fault(
+            f"{field} at a URL with a password",
+            partial(_trainer, data={**_FILE_TOKENIZER, field: _SECRET_URL}),
+            f"spec.trainer.data.{field}: {_URL}",
+        )
+        for field in ("path", "tokenizerFile")
+    ),
+    Fault(
+        "prepared data in an object store",
+        lambda: _trainer(data={"source": "text", "path": "/d", "cache": "s3://bucket/cache"}),
+        "spec.trainer.data.cache: must be a path on a volume, since tokens are mapped into memory; correct it, or "
+        "remove it",
+    ),
+    Fault(
+        "a secret key in the spec",
+        lambda: make_manifest(env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "secret"}]),
+        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since every user who may read the job can read "
+        "its values; use valueFrom.secretKeyRef",
     ),
     Fault(
         "a profile of a rank that does not exist",
@@ -859,7 +904,7 @@ RULES = (
     Fault(
         "checkpoints without a volume",
         lambda: make_manifest(checkpoint={}),
-        "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
+        "spec.checkpoint: exactly one of volume, claim and url must be given; add one, or remove the others",
     ),
     Fault(
         "everySteps of a user program",

@@ -122,7 +122,7 @@ def test_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> 
 
 def test_builtin_text_is_source_without_tests() -> None:
     root = Path(sysconfig.get_path("stdlib"))
-    names = [str(path.relative_to(root)) for path in find_files(BUILTIN, FIELD)]
+    names = [str(path).removeprefix(f"{root}/") for path in find_files(BUILTIN, FIELD)]
     assert {"argparse.py", "json/decoder.py"} < set(names)
     assert not any(part in name.split("/") for name in names for part in ("test", "tests", "site-packages"))
     assert sum((root / name).stat().st_size for name in names) > 5_000_000

@@ -23,13 +23,15 @@ from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.progress_log import ProgressLog
+from trainyard_trainer.record.recorder import CheckpointRecorder
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
-from trainyard_trainer.weights.initial import base_of, check_tokenizer
+from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_weights_digest
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -89,7 +91,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
     if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
-        _check_writable(Path(config.trainer.export.path), "spec.trainer.export.path")
+        _writable(location(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
@@ -107,17 +109,25 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
+    if not world.all_equal(trainer.batches.excluded.identity or 0):
+        raise ConfigError(
+            "spec.trainer.data.exclude.file: the workers do not see the same file; mount the same volume into each of "
+            "them"
+        )
     data = DataRecord(
         fingerprint=samples.fingerprint,
         samples=samples.count,
         eval_samples=trainer.batches.eval_samples,
         sources=tuple(samples.sources),
+        exclusion=trainer.batches.excluded.identity,
     )
-    record = describe_attempt(config, data, samples.tokenizer).replace(base=base_of(config))
+    record = describe_attempt(config, data, samples.tokenizer, attempt).replace(base=base_of(config))
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
-    profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
+    # Traces and event files are for tools that read files.
+    volume = root if isinstance(root, Path) else None
+    profiler = None if volume is None else Profiler(config.trainer.profile, volume, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
     if profiler is not None:
         trainer.observers.append(profiler)
@@ -134,15 +144,24 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:
-            trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
+            initial = initial_weights_digest(config) if saver.resumed_step is None else None
+            recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step, initial)
+            saver.record = RunRecorder(folder, record, samples.tokenizer)
+            trainer.observers += [saver.record, recorder]
         if config.trainer.export is not None:
-            export = FinalExport(config.trainer.export, root, world, lambda: saver is not None and saver.told_to_stop)
+            export = FinalExport(
+                config.trainer.export,
+                root,
+                world,
+                stops=lambda: saver is not None and saver.told_to_stop,
+                key=config.trainer.signing_key_file,
+            )
     else:
         trainer.initialize()
     if world.rank != 0:
         return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, export=export)
     progress_log = ProgressLog(trainer.state, attempt)
-    trackers = Trackers(config, root, record.id)
+    trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter, export)
 
@@ -163,16 +182,26 @@ class PreparationLog:
             log.info(f"{share:.1%} of the data is prepared, after {seconds:.0f} s", dataPrepared=round(share, 3))
 
 
-def _checkpoint_root() -> Path:
-    """Return the folder of the job on the checkpoint volume; it exists then, and files can be created in it.
+def _checkpoint_root() -> Location:
+    """Return the folder of the job on the checkpoint volume or in an object store; files can be created in it.
 
     Raises:
-        ConfigError: the volume is not writable.
+        ConfigError: it is not writable.
         OSError: the storage fails.
     """
-    root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
-    _check_writable(root, "spec.checkpoint")
-    return root
+    if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
+        return _writable(ObjectPath(url), "spec.checkpoint.url")
+    folder = os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT
+    return _writable(Path(folder), "spec.checkpoint")
+
+
+def _writable(folder: Location, field: str) -> Location:
+    """Return a folder after it was checked that files can be created in it; `field` names it in errors."""
+    if isinstance(folder, ObjectPath):
+        _check_url(folder, field)
+    else:
+        _check_writable(folder, field)
+    return folder
 
 
 def _check_writable(folder: Path, field: str) -> None:
@@ -196,6 +225,25 @@ def _check_writable(folder: Path, field: str) -> None:
         raise ConfigError(
             f"{field}: {folder} cannot be written to ({error.strerror}); choose a volume that user {os.getuid()} may "
             "write to"
+        ) from error
+
+
+def _check_url(root: ObjectPath, field: str) -> None:
+    """Check that objects can be created in a folder of an object store, listed and removed.
+
+    Raises:
+        ConfigError: the store refuses.
+        ObjectStoreUnavailable: the store does not answer.
+    """
+    probe = root / f".writable-{os.environ.get('RANK', '0')}"
+    try:
+        probe.write_bytes(b"")
+        root.is_dir()
+        probe.unlink(missing_ok=True)
+    except ObjectStoreRefused as error:
+        raise ConfigError(
+            f"{field}: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "
+            "and their permissions to get, put, list and delete objects"
         ) from error
 
 

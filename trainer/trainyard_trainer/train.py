@@ -1,7 +1,7 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
 import math
-from pathlib import Path
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -33,6 +33,7 @@ from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
@@ -84,7 +85,7 @@ class Trainer:
         self._unread: StepOutcome | None = None
         """The newest step, if the host has not looked at its outcome yet."""
         self._saver: Saver | None = None
-        self._source: Path | None = None
+        self._source: Location | None = None
         """Checkpoint that this attempt has resumed from."""
         self._stopwatch = Stopwatch()
         self._garbage = GarbageCollection()
@@ -166,6 +167,12 @@ class Trainer:
                 self.interrupted = self._saver.after_step(applied=outcome.values().applied)
             self._stopwatch.mark("checkpoint")
         self._end()
+
+    def make_steps(self, last: int) -> Iterator[StepOutcome]:
+        """Make steps up to a number, without reports, evaluations, rollbacks and checkpoints, as a replay does."""
+        self._count_steps()
+        while self.step < last:
+            yield self._step()
 
     def _begin(self) -> None:
         """Determine the number of steps, and announce the run to the observers and the launcher."""

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal, cast, get_args
 from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Rule
+from trainyard.resource.exclusion import Exclusion
+from trainyard.resource.urls import url_rule
 
 BYTE_VOCABULARY, BPE_VOCABULARY = 256, 4096
 """Entries of the byte tokenizer, and the default of a bpe tokenizer."""
@@ -59,6 +61,8 @@ class DataSource(ApiModel):
             f"{_LOCATED}: conversations are not mixed with other sources; join their files in one folder, and set "
             "spec.trainer.data.source: chat",
         ),
+        url_rule("path", f"{_LOCATED}.path"),
+        url_rule("evalPath", f"{_LOCATED}.evalPath"),
     )
 
 
@@ -76,10 +80,10 @@ class Data(ApiModel):
     data set of spec.trainer.module, which finds path and sequenceLength in its configuration. table: labelled samples,
     for the model mlp."""
     path: _Path | None = None
-    """Path of the data inside the worker container; mount it with workers.template. Give one of path, builtin and
-    sources. A file, a folder, whose files are read in sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a
-    NumPy archive (.npz) with x of shape [samples, features] and y of shape [samples], which holds class numbers from
-    0."""
+    """Path of the data inside the worker container, which you mount with workers.template, or the URL of objects in a
+    store, such as s3://bucket/folder. Give one of path, builtin and sources. A file, a folder, whose files are read in
+    sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a NumPy archive (.npz) with x of shape [samples,
+    features] and y of shape [samples], which holds class numbers from 0."""
     builtin: Literal["python-stdlib", "digits"] | None = None
     """Data that every trainer image contains; give either builtin or path. python-stdlib: the source code of Python's
     standard library, about 12 MB of text. digits: scikit-learn's 1,797 images of handwritten digits, 8 x 8 pixels, as a
@@ -97,8 +101,8 @@ class Data(ApiModel):
     """Tokenizer of documents. byte: each byte is a token, 256 in all. bpe: byte-pair encoding with vocabSize entries,
     trained on a part of the data (256 MiB at most). file: tokenizerFile. Defaults to byte."""
     tokenizer_file: _Path | None = None
-    """Path of a tokenizer.json (Hugging Face tokenizers) inside the worker container. With source tokens it is not
-    used, but is saved with the checkpoints."""
+    """Path of a tokenizer.json (Hugging Face tokenizers) inside the worker container, or its URL. With source tokens it
+    is not used, but is saved with the checkpoints."""
     vocab_size: Annotated[int, Field(ge=256, le=MAX_VOCABULARY)] | None = None
     """Number of entries of the model's vocabulary. bpe: number of entries that the tokenizer learns. file and tokens:
     required, at least the largest token id + 1; it may be larger, for example to be a multiple of 128. Defaults to 256
@@ -124,6 +128,8 @@ class Data(ApiModel):
     random selection, the same for every seed. Defaults to 0: no evaluation."""
     eval_path: _Path | None = None
     """Path of other data of the same kind that is used for evaluation only; not for a table."""
+    exclude: Exclusion | None = None
+    """Samples that the model is not trained on."""
     cache: _Path | None = None
     """Folder inside the worker container, best on a volume that all workers share, where tokenized documents are kept
     for this and other jobs. Defaults to a folder beside the checkpoints, or without spec.checkpoint to a folder of each
@@ -164,6 +170,12 @@ class Data(ApiModel):
         Rule(
             "!has(self.split) || (has(self.source) && self.source == 'huggingface')",
             "spec.trainer.data.split: is for source huggingface only; remove it",
+        ),
+        *(url_rule(name, f"spec.trainer.data.{name}") for name in ("path", "evalPath", "tokenizerFile")),
+        Rule(
+            "!has(self.cache) || !self.cache.contains('://')",
+            "spec.trainer.data.cache: must be a path on a volume, since tokens are mapped into memory; correct it, or "
+            "remove it",
         ),
         Rule(
             "self.tokenizer != 'file' || has(self.tokenizerFile)",

@@ -1,11 +1,12 @@
 """`spec.trainer.export`: what is written for other programs at the end of a run."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
+from trainyard.resource.urls import url_rule
 from trainyard.text import listed
 
 Format = Literal["huggingface", "peft"]
@@ -23,12 +24,15 @@ class Export(ApiModel):
     """Form of the folder. huggingface: config.json, files of safetensors, tokenizer and model card; of an mlp also
     model.pt2, a program for torch.export.load; adapters (spec.trainer.model.lora) are merged into the weights. peft:
     the adapters alone, as PeftModel.from_pretrained reads them. Defaults to huggingface."""
-    path: Annotated[str, Field(min_length=2, max_length=4096, pattern="^/")] | None = None
-    """Absolute path of the folder inside the worker container; mount a volume there with workers.template. Defaults to
-    the folder `export` in the job's folder on the checkpoint volume."""
+    path: Annotated[str, Field(min_length=2, max_length=4096, pattern="^(/|[a-z0-9]+://)")] | None = None
+    """Absolute path of the folder inside the worker container, where you mount a volume with workers.template, or the
+    URL of a folder in an object store, such as s3://bucket/model. Defaults to the folder `export` in the job's folder
+    of the checkpoints."""
     dtype: Dtype = "float32"
     """Data type of the tensors. Training keeps parameters in float32; bfloat16 halves the size, and rounds them.
     Defaults to float32."""
+
+    cel_rules: ClassVar[tuple[Rule, ...]] = (url_rule("path", "spec.trainer.export.path"),)
 
 
 EXPORT_RULES: tuple[Rule, ...] = (

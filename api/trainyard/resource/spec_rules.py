@@ -22,6 +22,7 @@ from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.models import families_with, reasons_against
+from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
 
 HAS_LORA = "has(self.trainer) && has(self.trainer.model.lora)"
@@ -88,6 +89,11 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
+        f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
+        f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since every user who may read the job "
+        "can read its values; use valueFrom.secretKeyRef",
+    ),
+    Rule(
         f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",
         "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
@@ -133,8 +139,15 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.checkpoint, or choose Skip",
     ),
     Rule(
-        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) || has(self.checkpoint)",
-        "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) ||"
+        " (has(self.checkpoint) && !has(self.checkpoint.url))",
+        "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, or "
+        "remove them",
+    ),
+    Rule(
+        "!has(self.trainer) || !has(self.trainer.signingKeyFile) || has(self.checkpoint)",
+        "spec.trainer.signingKeyFile: signs the records of checkpoints, but none are written; add spec.checkpoint, or "
+        "remove it",
     ),
     Rule(
         "!has(self.trainer) || !has(self.trainer.profile) ||"

@@ -140,6 +140,10 @@ class TrainerSpec(ApiModel):
     are faster. Needs a C++ compiler in the worker, which the trainer image has."""
     seed: NonNegative = 0
     """Random seed of the initial weights and of the order of the samples."""
+    signing_key_file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Path of a private key inside the worker container: a PEM file without a passphrase, best from a Secret that
+    workers.template mounts. It signs the record of each checkpoint, which `trainyard verify` checks. Without it records
+    are not signed."""
     tensorboard: bool = False
     """Whether the metrics of each report and evaluation are written for TensorBoard, to the folder `tensorboard` of the
     checkpoint volume."""

@@ -61,6 +61,13 @@ Weights = Annotated[
     ),
 ]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the TrainingJob.", autocompletion=_complete_job)]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Folder of a run (of trainyard run, or of its checkpoints), or of one checkpoint or export.",
+    ),
+]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option("--kubeconfig", help="Path of the kubeconfig. [default: as for kubectl]", show_default=False),

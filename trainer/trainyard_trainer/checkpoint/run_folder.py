@@ -21,34 +21,42 @@ from trainyard.run_record import (
     RUN_FILE,
     TOKENIZER_FILE,
     TOKENIZER_SIDE_FILES,
+    Attempt,
     DataRecord,
     RunRecord,
     TokenizerRecord,
     compare,
 )
 from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.outcome import first_line
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 
 
-def describe_attempt(config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None) -> RunRecord:
+def describe_attempt(
+    config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None, attempt: int = 1
+) -> RunRecord:
     """Return the record of a run that begins with this attempt."""
+    now = datetime.now(UTC).replace(microsecond=0)
     return RunRecord(
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=now,
         config=config.to_dict(),
         data=data,
         tokenizer=None if tokenizer is None else TokenizerRecord(sha256=tokenizer.sha256),
         versions={"trainyard": __version__, "torch": torch.__version__, "python": platform.python_version()},
         image=os.environ.get(ENV_IMAGE) or None,
+        attempts=(Attempt(number=attempt, time=now, step=0),),
     )
 
 
 class RunFolder:
     """Record and tokenizer of the run in a folder of checkpoints."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         """Read the record of the run that has checkpoints in the folder.
 
         Raises:
@@ -65,7 +73,7 @@ class RunFolder:
                 raise ConfigError(f"spec.checkpoint: {error}") from error
         path = root / TOKENIZER_FILE
         has_tokenizer = self._run is not None and self._run.tokenizer is not None and path.exists()
-        self.tokenizer = path if has_tokenizer else None
+        self.tokenizer = Path(local_path(str(path), "spec.checkpoint")) if has_tokenizer else None
         """Tokenizer of the run that the attempt resumes; None if it has none."""
 
     @property
@@ -121,6 +129,9 @@ class RunFolder:
         self._replace(RUN_FILE, record.text().encode())
 
     def _replace(self, name: str, content: bytes) -> None:
+        if isinstance(self._root, ObjectPath):
+            (self._root / name).write_bytes(content)
+            return
         part = self._root / f"{name}.part"
         with part.open("wb") as file:
             file.write(content)
@@ -131,23 +142,31 @@ class RunFolder:
 
 
 class RunRecorder(Observer):
-    """Writes the record of a run at its beginning, on rank 0. A volume that is full then is tried again later."""
+    """Writes the record of a run at its beginning, on rank 0. Storage that fails then is tried again later.
+
+    The end of the run waits for it (see `Saver.finish`), since a checkpoint without its record is not enough to use it.
+    """
 
     def __init__(self, folder: RunFolder, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
         self._folder, self._record, self._tokenizer = folder, record, tokenizer
         self._written = False
-        self._write()
+        self.problem = ""
+        """Why the record could not be written; empty if it is."""
+        self.write()
 
     def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
         """Write the record if it could not be written before."""
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> bool:
+        """Write the record unless it is written; return whether it is."""
         if self._written:
-            return
+            return True
         try:
             self._folder.write(self._record, self._tokenizer)
         except OSError as error:
-            log.logger.warning("%s could not be written: %s", RUN_FILE, error)
+            self.problem = f"{RUN_FILE} could not be written: {first_line(error)}"
+            log.logger.warning("%s", self.problem)
         else:
-            self._written = True
+            self._written, self.problem = True, ""
+        return self._written

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.samples import Batch, Samples, Subset
 from trainyard_trainer.data.sampling import IntArray, MixedSource, Sampler, quotas
@@ -50,7 +51,7 @@ class Batches:
         """Divide the samples among the ranks.
 
         Raises:
-            ConfigError: the held-out samples leave none to train on.
+            ConfigError: the held-out samples leave none to train on, or spec.trainer.data.exclude is wrong.
         """
         mesh = config.mesh
         self._samples = samples
@@ -70,6 +71,8 @@ class Batches:
                 f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of "
                 f"{samples.count} samples to train on; lower it, or add data"
             )
+        self.excluded = Exclusions(config.trainer.data.exclude, samples.subsets)
+        """Samples that are left out."""
         self._world = world
         self._counts_targets = mesh.coordinate(world.rank).tensor == 0
         self._positions = config.tokens_per_sample
@@ -110,10 +113,21 @@ class Batches:
         for index in range(self.micro_batch_count):
             yield self._take(step, index)
 
+    def counted_samples(self, step: int) -> IntArray:
+        """Return the numbers of those samples of this rank in a step (from 0) that are trained on, in order."""
+        numbers, padding = self._draw(step)
+        counted: IntArray = numbers[~padding]
+        return counted
+
+    def single(self, number: int) -> Batch:
+        """Return one sample, by its number, on the device."""
+        numbers = np.array([number], dtype=np.int64)
+        return self._to_device(self._read(EVALUATION, 0, numbers, np.zeros(1, dtype=bool)))
+
     @property
     def varying_targets(self) -> bool:
         """Whether the number of targets differs from step to step."""
-        return self._samples.masks_targets
+        return self._samples.masks_targets or len(self.excluded.numbers) > 0
 
     def count_targets(self, share: Iterable[Batch]) -> int | Tensor:
         """Return the number of targets of a step over all ranks, each of which must call it.
@@ -171,11 +185,18 @@ class Batches:
             yield self._read(EVALUATION, index, *self._in_order(subset.held_out, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
-        """Return the numbers of this rank's samples in a step, and which of them are padding: [share] each."""
+        """Return the numbers of this rank's samples in a step, and which of them do not count: [share] each.
+
+        What does not count is padding, or an excluded sample, of which nothing may reach the model, in whose place
+        another one is read.
+        """
         if self._full_batch:
-            return self._in_order(range(self.train_samples), 0)
-        numbers = self.sampler.batch_windows(step, self._index, self.origin)
-        return numbers, np.zeros(len(numbers), dtype=bool)
+            numbers, padding = self._in_order(range(self.train_samples), 0)
+        else:
+            numbers = self.sampler.batch_windows(step, self._index, self.origin)
+            padding = np.zeros(len(numbers), dtype=bool)
+        replaced, excluded = self.excluded.replace(numbers)
+        return replaced, padding | excluded
 
     def _in_order(self, samples: range, start: int) -> tuple[IntArray, BoolArray]:
         """Return this rank's share of the batch that begins at position `start` of some samples, and its padding."""

@@ -13,7 +13,7 @@ from trainyard_trainer.data.chat_template import BEGINS, LEARNED, TOKEN_ID
 from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.sources import WindowedSource, held_out_count
-from trainyard_trainer.data.token_set import TokenSet
+from trainyard_trainer.data.token_set import TokenSet, TokenSpan
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
@@ -103,13 +103,19 @@ class Conversations:
 
     def _conversations(self, number: int) -> Iterator[IntArray]:
         """Yield the stored tokens of the conversations of a sample, each as far as it fits."""
-        first = len(self._sets[0].samples)
-        source, index = (self._sets[0], number) if number < first else (self._sets[1], number - first)
-        begin, end = source.samples[index]
-        for start, size in zip(source.starts[begin:end].tolist(), source.sizes[begin:end].tolist(), strict=True):
-            stored = np.empty(size, dtype=np.int64)
-            source.tokens.read(start, stored)
+        for span in self.locate(number):
+            stored = np.empty(span.size, dtype=np.int64)
+            span.tokens.read(span.start, stored)
             yield stored
+
+    def locate(self, number: int) -> list[TokenSpan]:
+        """Return where the tokens of the conversations of a sample are."""
+        first = len(self._sets[0].samples)
+        held_out = number >= first
+        source, index = self._sets[held_out], number - first * held_out
+        begin, end = source.samples[index]
+        places = zip(source.starts[begin:end].tolist(), source.sizes[begin:end].tolist(), strict=True)
+        return [TokenSpan(0, source.tokens, held_out, start, size) for start, size in places]
 
     def __str__(self) -> str:
         conversations = sum(len(each.starts) for each in self._sets)

@@ -9,12 +9,13 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from trainyard.resource.datasets import DataSource
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.files import FileStatus, describe, find_files, unreadable
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreUnavailable, location
 
 PIECE = 1 << 16
 """Bytes after which a piece ends at the next possible place."""
@@ -48,7 +49,7 @@ class Piece(NamedTuple):
     last: bool = True
     """Whether it ends the document."""
     place: object = ""
-    """Where it comes from, for errors."""
+    """Where it comes from, for a reader: a file, and a byte, line or row of it."""
 
 
 class Line:
@@ -90,7 +91,7 @@ class Documents(ABC):
             ConfigError: the part is unreadable, or has another form than the source should have.
         """
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source.
 
         Raises:
@@ -116,7 +117,7 @@ class Documents(ABC):
         start = 0
         while start < len(content):
             end = _cut(content, start + PIECE)
-            yield Piece(content[start:end].decode(), start == 0, end == len(content))
+            yield Piece(content[start:end].decode(), start == 0, end == len(content), where)
             start = end
 
 
@@ -135,13 +136,14 @@ class TextFiles(Documents):
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the pieces of a range of bytes; it begins and ends at the next possible places."""
         try:
-            with Path(part.path).open("rb") as file:
+            with location(part.path).open("rb") as file:
                 size = file.seek(0, 2)
                 start, end = _cut_file(file, part.start, size), _cut_file(file, part.end, size)
                 while start < end:
                     stop = end if start + PIECE >= end else min(end, _cut_file(file, start + PIECE, size))
                     file.seek(start)
-                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size)
+                    place = f"{part.path}, byte {start}"
+                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size, place)
                     start = stop
         except UnicodeDecodeError as error:
             raise ConfigError(
@@ -156,7 +158,7 @@ class JsonLines(Documents):
 
     SUFFIXES = (".jsonl", ".ndjson", ".json", *(f".jsonl{end}" for end in COMPRESSED))
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source."""
         return find_files(self.source.path, self.field, self.SUFFIXES)
 
@@ -185,6 +187,8 @@ class JsonLines(Documents):
                 while (whole or position < part.end) and (line := file.readline()):
                     yield from self._documents(line, Line(self, part.path, position))
                     position += len(line)
+        except ObjectStoreUnavailable:
+            raise
         except OSError as error:
             raise ConfigError(
                 f"{self.field}: {part.path} cannot be read in the worker ({error.strerror or error}); correct its "
@@ -193,13 +197,15 @@ class JsonLines(Documents):
 
     def open(self, path: str) -> BinaryIO:
         """Open a file, compressed or not, as what it contains."""
+        file = location(path).open("rb")
         if not path.endswith(COMPRESSED):
-            return Path(path).open("rb")
+            return file
         import io
 
         import pyarrow
 
-        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(path, compression="detect")))
+        codec = pyarrow.Codec.detect(path).name
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), codec)))
 
     def _documents(self, line: bytes, where: Line) -> Iterator[Piece]:
         row = self._row(line, where)
@@ -272,7 +278,7 @@ def _problem(messages: Any) -> str | None:
 class Parquet(Documents):
     """Parquet files, each row of which is a document."""
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source."""
         return find_files(self.source.path, self.field, (".parquet",))
 
@@ -287,18 +293,22 @@ class Parquet(Documents):
 
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the documents of a row group."""
-        file = self._open(Path(part.path))
+        file = self._open(location(part.path))
         groups = list(range(part.start, part.end))
+        row = 0
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[self.source.field]):
             for text in batch.column(0).to_pylist():
-                yield from self.document(text, f"{part.path}, row group {part.start}")
+                yield from self.document(text, f"{part.path}, row group {part.start}, row {row}")
+                row += 1
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Location) -> Any:
         import pyarrow
         from pyarrow import parquet
 
         try:
-            file = parquet.ParquetFile(path)
+            file = parquet.ParquetFile(path.open_raw() if isinstance(path, ObjectPath) else path)
+        except ObjectStoreUnavailable:
+            raise
         except (OSError, pyarrow.ArrowException) as error:
             raise ConfigError(f"{self.field}: {path} cannot be read as Parquet ({error}); correct the path") from error
         if self.source.field not in file.schema_arrow.names:
@@ -328,8 +338,8 @@ class HuggingFace(Documents):
         """Yield the documents of a range of rows."""
         rows = self._open()
         for start in range(part.start, part.end, self.ROWS):
-            for text in rows[start : min(start + self.ROWS, part.end)][self.source.field]:
-                yield from self.document(text, f"{part.path}, rows from {start}")
+            for row, text in enumerate(rows[start : min(start + self.ROWS, part.end)][self.source.field], start):
+                yield from self.document(text, f"{part.path}, row {row}")
 
     def _open(self) -> Any:
         self.files()
@@ -337,7 +347,9 @@ class HuggingFace(Documents):
 
         datasets.disable_progress_bars()
         try:
-            found = datasets.load_from_disk(self.source.path)
+            found = datasets.load_from_disk(local_path(self.source.path, self.field))
+        except ObjectStoreUnavailable:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"{self.field}: {self.source.path} is not a folder that datasets.save_to_disk has written ({error}); "

@@ -10,6 +10,7 @@ from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data, DataSource
 from trainyard_trainer.data.chat_template import ChatTokenizer
 from trainyard_trainer.data.documents import Documents, open_documents
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.encoding import TokenizerChoice
 from trainyard_trainer.data.preparation import Report, Workshop
 from trainyard_trainer.data.token_set import TokenSet, open_tokens
@@ -59,6 +60,17 @@ def prepare_sources(config: RunConfig, report: Report, tokenizer: Path | None = 
     return PreparedSources(sources, end, preparation.tokenizer_file)
 
 
+def tokenizer_choice(data: Data, path: Path | None) -> TokenizerChoice:
+    """Return the tokenizer that makes tokens of documents; `path`: its tokenizer.json, None for bytes."""
+    return TokenizerChoice(
+        None if path is None else str(path),
+        data.documents != "joined",
+        data.end_token,
+        chat=data.source == "chat",
+        template=data.chat_template,
+    )
+
+
 class _Preparation:
     """Turns the sources of a job into tokens, all with one tokenizer."""
 
@@ -102,16 +114,11 @@ class _Preparation:
         path: Path | None = None
         if data.tokenizer == "file":
             assert data.tokenizer_file is not None, "admission demands it"
-            path = Path(data.tokenizer_file)
+            field, beside = "spec.trainer.data.tokenizerFile", ("tokenizer_config.json",)
+            path = Path(local_path(data.tokenizer_file, field, beside=beside))
         elif data.tokenizer == "bpe":
             path = self._given or self._workshop.learned_tokenizer(self._documents(), self._config.vocabulary)
-        choice = TokenizerChoice(
-            None if path is None else str(path),
-            data.documents != "joined",
-            data.end_token,
-            chat=data.source == "chat",
-            template=data.chat_template,
-        )
+        choice = tokenizer_choice(data, path)
         tokenizer = choice.load()
         if tokenizer.size > self._config.vocabulary:
             raise ConfigError(

@@ -1,7 +1,6 @@
 """The tensors of a run by name, the same on every layout: what a checkpoint holds, and how it is loaded."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from trainyard_trainer.optim.optimizer import Optimizers
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location
 
 Tensors = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -38,7 +38,7 @@ def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Opt
     }
 
 
-def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[str, Shape], folder: Path) -> None:
+def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[str, Shape], folder: Location) -> None:
     """Check that a checkpoint has parameters of the same names and shapes, which a custom model may have changed.
 
     Raises:

@@ -16,6 +16,7 @@ from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
 from trainyard.protocol.log_tail import is_peer_loss
 from trainyard.protocol.termination import TerminationMessage
 from trainyard_trainer.runtime.errors import BadSteps, ConfigError, ExportFailed, FinalCheckpointFailed
+from trainyard_trainer.runtime.object_store import ObjectStoreError
 
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
@@ -74,6 +75,10 @@ def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoR
         print(f"error: {process}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
         exit_now(constants.EXIT_BAD_STEPS)
+    # The message says all; a traceback through libraries would hide it.
+    if isinstance(error, ObjectStoreError):
+        print(f"error: {process}: {message.message}", file=sys.stderr)
+        exit_now(1)
     if isinstance(error, ExportFailed):
         print(f"error: {process}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)

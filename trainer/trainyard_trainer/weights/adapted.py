@@ -6,7 +6,6 @@ A checkpoint of such a run holds the adapters only. The base is the folder that 
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint.manifest import MANIFEST
 from trainyard_trainer.models.initial import own_part
 from trainyard_trainer.models.lora import A, B, is_adapter, merge
+from trainyard_trainer.runtime.object_store import Location, location
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, parameter_shapes
 
@@ -89,7 +89,7 @@ def lora_of(record: RunRecord | None) -> Lora | None:
         raise WeightsError(f"run.json: spec.trainer.model.lora: {error.errors()[0]['msg']}; restore it") from error
 
 
-def base_path(run: Path, record: RunRecord) -> Path:
+def base_path(run: Location, record: RunRecord) -> Location:
     """Return the folder of the base of a run.
 
     Args:
@@ -103,8 +103,8 @@ def base_path(run: Path, record: RunRecord) -> Path:
     if link.exists():
         return link
     named = named_base(record)
-    if named is not None and Path(named).exists():
-        return Path(named)
+    if named is not None and location(named).exists():
+        return location(named)
     raise WeightsError(
         f"{run} holds adapters only, and their base {named} does not exist here; put it there, or make a link to it: "
         f"ln -s FOLDER {link}"
@@ -118,7 +118,7 @@ def named_base(record: RunRecord | None) -> str | None:
     return None if path is None else str(path)
 
 
-def digest(folder: Path) -> str:
+def digest(folder: Location) -> str:
     """Return the SHA-256 of what identifies the weights in a folder, without reading them completely.
 
     That is for a checkpoint its manifest, which has the checksum of each file, and for files of safetensors their sizes
@@ -128,7 +128,8 @@ def digest(folder: Path) -> str:
     manifest = folder / MANIFEST
     if manifest.exists():
         found.update(manifest.read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
+    files = [path for path in folder.iterdir() if path.name.endswith(".safetensors")]
+    for path in sorted(files, key=lambda path: path.name):
         size = path.stat().st_size
         found.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:

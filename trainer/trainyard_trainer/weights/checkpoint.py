@@ -16,14 +16,16 @@ from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.outcome import first_line
 from trainyard_trainer.checkpoint.storage import FAILURES, load, saved_shapes
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.optim.state import is_optimizer_state, model_tensor
+from trainyard_trainer.runtime.object_store import Location, ObjectStoreError
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError
 
 
 class CheckpointWeights(Weights):
     """The parameters in a complete checkpoint, whatever layout wrote it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         """Read the manifest of a checkpoint, and the record of its run beside it.
 
         Raises:
@@ -45,12 +47,10 @@ class CheckpointWeights(Weights):
         try:
             self._shapes = {name: shape for name, shape in saved_shapes(path).items() if not is_optimizer_state(name)}
         except ValueError as error:
-            raise WeightsError(str(error)) from error
-        except Exception as error:
-            # What an unpickler raises for a damaged file is not defined.
-            raise WeightsError(f"{path} cannot be read ({first_line(error)}); use an earlier checkpoint") from error
+            raise WeightsError(f"{error}; use an earlier checkpoint") from error
         config = _config(manifest.model, self.shapes(), path)
-        super().__init__(path, config, tokenizer if has_tokenizer else None, record, manifest.run)
+        local = Path(local_path(str(tokenizer), "the weights")) if has_tokenizer else None
+        super().__init__(path, config, local, record, manifest.run)
         self.manifest = manifest
 
     def shapes(self) -> dict[str, Shape]:
@@ -73,6 +73,8 @@ class CheckpointWeights(Weights):
                 # torch warns a process that loads alone that it is alone.
                 warnings.simplefilter("ignore", UserWarning)
                 load(self.path, {model_tensor(name): tensor.detach() for name, tensor in tensors.items()}, group)
+        except ObjectStoreError:
+            raise
         except (*FAILURES, Exception) as error:
             # torch raises various errors for a file that is too short; the checksums say what is wrong.
             problem = catalog.find_damage(self.path) or f"{self.path} cannot be read: {first_line(error)}"
@@ -85,7 +87,7 @@ class CheckpointWeights(Weights):
             raise WeightsError(f"{problem}; use an earlier checkpoint")
 
 
-def _config(saved: dict[str, Any], shapes: Mapping[str, Shape], path: Path) -> ModelConfig:
+def _config(saved: dict[str, Any], shapes: Mapping[str, Shape], path: Location) -> ModelConfig:
     """Return the sizes of the model of a checkpoint.
 
     Raises:

@@ -1,13 +1,14 @@
 """Writes weights as a Hugging Face folder, shard by shard, so that no process ever holds the whole model.
 
 The files are written into a folder inside of the target (`PARTIAL`) and moved at the end, config.json last: a folder
-with a config.json is complete. The target itself is never renamed, since it may be the root of a volume.
+with a config.json is complete. For an object store they are written on this machine, uploaded and removed one by one.
+The target itself is never renamed, since it may be the root of a volume.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from torch import Tensor
 from trainyard.models import FAMILIES as FAMILY_TYPES
 from trainyard.resource.export import Dtype
 from trainyard.run_record import RUN_FILE
+from trainyard_trainer.data.downloads import cache_folder
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.names import HuggingFaceNames
+from trainyard_trainer.record.recorder import record_export
+from trainyard_trainer.record.statement import RECORD_FILE, RecordError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 from trainyard_trainer.weights.hugging_face import CONFIG, INDEX, SINGLE
 from trainyard_trainer.weights.model_card import CARD, model_card
 from trainyard_trainer.weights.program import PROGRAM, write_program
@@ -45,7 +50,12 @@ class Export:
     """
 
     def __init__(
-        self, weights: Weights, target: Path, dtype: Dtype = "float32", shard_bytes: int = SHARD_BYTES
+        self,
+        weights: Weights,
+        target: Location,
+        dtype: Dtype = "float32",
+        shard_bytes: int = SHARD_BYTES,
+        key: Path | None = None,
     ) -> None:
         """Plan the shards.
 
@@ -54,6 +64,7 @@ class Export:
             target: folder that is written; an export that it holds is replaced at the end.
             dtype: type of all tensors.
             shard_bytes: bytes of one file, unless a single parameter is larger.
+            key: private key that signs the record of the export; None: it is not signed.
 
         Raises:
             WeightsError: there is no form for the model outside of Trainyard, or the weights are not complete.
@@ -63,7 +74,7 @@ class Export:
         if make_names is None or not family.architectures:
             known = ", ".join(name for name, each in FAMILY_TYPES.items() if each.architectures)
             raise WeightsError(f"{weights.path}: model {weights.family} cannot be exported, only {known}")
-        self._weights, self._target, self._dtype = weights, target, dtype
+        self._weights, self._target, self._dtype, self._key = weights, target, dtype, key
         self._names: HuggingFaceNames = make_names(weights.config)
         self._experts: int = getattr(weights.config, "experts", 0)
         self._shapes = parameter_shapes(weights.config)
@@ -72,6 +83,9 @@ class Export:
             if saved.get(name) != shape:
                 raise WeightsError(f"{weights.path}: the parameter {name} is absent; export another checkpoint")
         self._shards = _plan(self._shapes, DTYPES[dtype].itemsize, shard_bytes)
+        # Files for an object store are written here, and each is uploaded when it is complete.
+        own = cache_folder() / f"export-{os.getpid()}"
+        self._folder = target / PARTIAL if isinstance(target, Path) else own
 
     @property
     def shards(self) -> int:
@@ -84,8 +98,11 @@ class Export:
         Raises:
             OSError: the storage refuses.
         """
-        shutil.rmtree(self._target / PARTIAL, ignore_errors=True)
-        (self._target / PARTIAL).mkdir(parents=True)
+        if isinstance(self._target, ObjectPath):
+            # Its shards are replaced one by one: what is there is incomplete from now on.
+            (self._target / CONFIG).unlink(missing_ok=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.mkdir(parents=True)
 
     def write_shards(
         self, share: int = 0, shares: int = 1, report: Progress | None = None, stops: Callable[[], bool] = bool
@@ -108,12 +125,17 @@ class Export:
                 return
             if report is not None:
                 report(done, len(own))
-            path = self._target / PARTIAL / self._file(number)
+            path = self._folder / self._file(number)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             try:
                 save_file(self._read(self._shards[number]), path, {"format": "pt"})
             except SafetensorError as error:
                 raise OSError(str(error)) from error
-            _sync(path)
+            if isinstance(self._target, ObjectPath):
+                (self._target / path.name).upload(path)
+                path.unlink()
+            else:
+                _sync(path)
         if report is not None:
             report(len(own), len(own))
 
@@ -124,11 +146,12 @@ class Export:
             WeightsError: a shard is missing.
             OSError: the storage refuses.
         """
-        folder = self._target / PARTIAL
+        folder = self._folder
+        written = self._target if isinstance(self._target, ObjectPath) else folder
         for number in range(len(self._shards)):
-            if not (folder / self._file(number)).exists():
+            if not (written / self._file(number)).exists():
                 raise WeightsError(
-                    f"{folder / self._file(number)} is missing, which another worker has written; mount the same "
+                    f"{written / self._file(number)} is missing, which another worker has written; mount the same "
                     f"volume at {self._target} in all workers"
                 )
         if len(self._shards) > 1:
@@ -149,19 +172,37 @@ class Export:
             write_program(self._weights, folder / PROGRAM, DTYPES[self._dtype])
         (folder / CARD).write_text(model_card(self._weights, self._names.architecture, self._dtype))
         _write_json(folder / CONFIG, {**config, "dtype": self._dtype})
+        shards = [self._target / self._file(number) for number in range(len(self._shards))]
+        add_record(folder, self._weights, self._key, [each for each in shards if isinstance(each, ObjectPath)])
         self._publish(folder)
 
     def _publish(self, folder: Path) -> None:
         """Replace the files of an earlier export by those of a folder, config.json last."""
+        last = sorted(folder.iterdir(), key=lambda path: path.name == CONFIG)
+        if isinstance(self._target, ObjectPath):
+            self._upload(last)
+            shutil.rmtree(folder, ignore_errors=True)
+            return
         (self._target / CONFIG).unlink(missing_ok=True)
-        for pattern in ("*.safetensors", INDEX, PROGRAM, RUN_FILE):
+        for pattern in ("*.safetensors", INDEX, PROGRAM, RUN_FILE, RECORD_FILE):
             for old in self._target.glob(pattern):
                 old.unlink()
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == CONFIG):
+        for path in last:
             _sync(path)
             path.replace(self._target / path.name)
         folder.rmdir()
         _sync(self._target)
+
+    def _upload(self, files: Sequence[Path]) -> None:
+        """Upload the files beside the shards in order, after what an earlier export has left is removed."""
+        assert isinstance(self._target, ObjectPath)
+        kept = {path.name for path in files} | {self._file(number) for number in range(len(self._shards))}
+        for old in self._target.iterdir():
+            stale = old.name.endswith(".safetensors") or old.name in (INDEX, PROGRAM, RUN_FILE)
+            if stale and old.name not in kept:
+                old.unlink()
+        for path in files:
+            (self._target / path.name).upload(path)
 
     def _file(self, number: int) -> str:
         if len(self._shards) == 1:
@@ -195,7 +236,7 @@ class Export:
 
 def export(
     weights: Weights,
-    target: Path,
+    target: Location,
     dtype: Dtype = "float32",
     report: Progress | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -218,6 +259,19 @@ def export(
     job.begin()
     job.write_shards(report=report)
     job.commit()
+
+
+def add_record(folder: Path, weights: Weights, key: Path | None, uploaded: Sequence[ObjectPath] = ()) -> None:
+    """Write the record of an export that is complete otherwise, if that of its checkpoint is there.
+
+    Raises:
+        WeightsError: the record of the checkpoint, or the key, cannot be used.
+        OSError: the storage refuses.
+    """
+    try:
+        record_export(folder, weights.path, key, uploaded)
+    except RecordError as error:
+        raise WeightsError(str(error)) from error
 
 
 def _plan(shapes: Mapping[str, Shape], width: int, limit: int) -> list[list[str]]:

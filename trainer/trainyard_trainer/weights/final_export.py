@@ -10,6 +10,7 @@ from trainyard_trainer.checkpoint.outcome import first_line
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.errors import ExportFailed
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.weights.adapter_export import AdapterExport
 from trainyard_trainer.weights.export import Export
@@ -20,15 +21,17 @@ FOLDER = "export"
 """Default folder of an export, in the folder of the job's checkpoints."""
 
 
-def export_folder(spec: ExportSpec, root: Path) -> Path:
+def export_folder(spec: ExportSpec, root: Location) -> Location:
     """Return the folder that an export is written to; `root`: folder of the job's checkpoints."""
-    return root / FOLDER if spec.path is None else Path(spec.path)
+    return root / FOLDER if spec.path is None else location(spec.path)
 
 
 class FinalExport:
     """Exports the last checkpoint of a run. All ranks call it at the same point."""
 
-    def __init__(self, spec: ExportSpec, root: Path, world: World, stops: Callable[[], bool]) -> None:
+    def __init__(
+        self, spec: ExportSpec, root: Location, world: World, stops: Callable[[], bool], key: str | None = None
+    ) -> None:
         """Prepare the export.
 
         Args:
@@ -36,10 +39,12 @@ class FinalExport:
             root: folder of the job's checkpoints.
             world: the ranks.
             stops: returns whether this rank was told to stop.
+            key: spec.trainer.signingKeyFile.
         """
         self._dtype, self._format = spec.dtype, spec.format
         self._root, self._target = root, export_folder(spec, root)
         self._world, self._stops = world, stops
+        self._key = None if key is None else Path(key)
 
     def run(self, step: int) -> bool:
         """Export the checkpoint of a step. Returns False if a rank was told to stop before the export was complete.
@@ -67,8 +72,8 @@ class FinalExport:
     def _plan(self, step: int) -> Export | AdapterExport:
         weights = open_weights(catalog.complete_folder(self._root, step))
         if self._format == "peft":
-            return AdapterExport(weights, self._target)
-        return Export(weights, self._target, self._dtype)
+            return AdapterExport(weights, self._target, self._key)
+        return Export(weights, self._target, self._dtype, key=self._key)
 
     def _together(self, action: Callable[[], None]) -> None:
         """Do this rank's part, and wait for the other ranks.

@@ -9,7 +9,9 @@ from trainyard.models.family import ModelConfig
 from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.weights.adapted import AdaptedWeights, base_path, lora_of
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.hugging_face import CONFIG, HuggingFaceWeights
@@ -31,7 +33,7 @@ class LoadedModel(NamedTuple):
     """Record of the run that has written the weights; None if there is none."""
 
 
-def find_weights(path: Path) -> Path:
+def find_weights(path: Location) -> Location:
     """Return the folder that holds the tensors: of the folder of a run that of its newest complete checkpoint.
 
     Raises:
@@ -53,7 +55,7 @@ def find_weights(path: Path) -> Path:
     )
 
 
-def open_weights(path: Path) -> Weights:
+def open_weights(path: Location) -> Weights:
     """Return the weights in a folder; their tensors stay on the disk until they are loaded.
 
     Args:
@@ -66,7 +68,7 @@ def open_weights(path: Path) -> Weights:
     """
     folder = find_weights(path)
     if not (folder / MANIFEST).exists():
-        return HuggingFaceWeights(folder)
+        return HuggingFaceWeights(Path(local_path(str(folder), "the weights")))
     weights = CheckpointWeights(folder)
     lora = lora_of(weights.record)
     if lora is None or weights.record is None:
@@ -75,7 +77,7 @@ def open_weights(path: Path) -> Weights:
 
 
 def load_model(
-    path: Path,
+    path: Location,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     sequence_length: int | None = None,

@@ -86,6 +86,15 @@ def base_of(config: RunConfig) -> BaseRecord | None:
     return BaseRecord(sha256=digest(_open(config).path))
 
 
+def initial_weights_digest(config: RunConfig) -> str | None:
+    """Return the digest of the weights of spec.trainer.model.from, for the record of a run; None without them.
+
+    Raises:
+        ConfigError: there are no weights.
+    """
+    return None if config.trainer.model.from_ is None else digest(_open(config).path)
+
+
 def load_initial_weights(config: RunConfig, named: Iterable[tuple[str, nn.Parameter]], world: World) -> str | None:
     """Fill this rank's part of the parameters, and return the identity of the run that has written the weights.
 

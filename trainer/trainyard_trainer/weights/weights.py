@@ -14,6 +14,7 @@ from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.runtime.object_store import Location
 
 Shape = tuple[int, ...]
 
@@ -29,7 +30,7 @@ class Weights(ABC):
     """Manifest of the checkpoint: its step and last report, among others; None for a Hugging Face folder."""
 
     def __init__(
-        self, path: Path, config: ModelConfig, tokenizer: Path | None, record: RunRecord | None, run: str | None
+        self, path: Location, config: ModelConfig, tokenizer: Path | None, record: RunRecord | None, run: str | None
     ) -> None:
         self.path = path
         """Folder that holds the tensors."""
