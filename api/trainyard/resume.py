@@ -116,6 +116,11 @@ RULES: Final = (
         ("trainer.evaluation.everySteps", "trainer.logEverySteps", "trainer.tensorboard", "trainer.profile.*"),
         NEXT_STEP,
     ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.task", "trainer.evaluation.report", "trainer.explain.*"),
+        "evaluations, reports and explanations change nothing in a run",
+    ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
@@ -255,6 +260,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Dif
     ]
     shown = [difference for difference in found if difference.rule.effect is not Effect.DERIVED]
     return sorted(shown, key=lambda difference: (RULES.index(difference.rule), difference.path))
+
+
+def belongs_to_weights(difference: Difference) -> bool:
+    """Return whether a difference concerns the weights themselves: the sizes of the model, or its tokenizer."""
+    return difference.path.startswith("model.") or difference.path == "tokenizer.sha256"
 
 
 def refusals(found: Iterable[Difference], place: str) -> str:

@@ -23,6 +23,7 @@ from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.progress_log import ProgressLog
+from trainyard_trainer.reports import Reports
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
@@ -49,10 +50,17 @@ class Run:
     """On rank 0."""
     exporter: MetricsExporter | None
     """On the first rank of each pod."""
+    reports: Reports | None
+    """None without spec.checkpoint."""
 
     def train(self) -> None:
-        """Train to the end, and flush the experiment trackers."""
-        self.trainer.run()
+        """Train to the end, or evaluate; write reports, and flush the experiment trackers."""
+        if self.trainer.config.trainer.task == "evaluate":
+            self.trainer.evaluate_only()
+        else:
+            self.trainer.run()
+        if self.reports is not None and not self.trainer.interrupted:
+            self.reports.write(self.trainer)
         if self.trackers is not None:
             self.trackers.close()
 
@@ -80,7 +88,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     root = None if config.checkpoint is None else _checkpoint_root()
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
-    samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
+    trained_on = () if folder is None or folder.existing is None else folder.existing.data.sources
+    samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer, trained_on)
     # Data are prepared on all processors, and before CUDA has threads.
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
@@ -100,8 +109,9 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         sources=tuple(samples.sources),
     )
     record = describe_attempt(config, data, samples.tokenizer)
+    evaluates = config.trainer.task == "evaluate"
     if folder is not None:
-        folder.check(record, announce=world.rank == 0)
+        folder.check(record, announce=world.rank == 0, weights_only=evaluates)
     _log_setup(config, world, trainer, samples)
     profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
@@ -111,24 +121,30 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver = None
+    saver, reports = None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
         trainer.state.run = folder.run
-        trainer.resume(saver)
-        record = folder.record(record, trainer.step, trainer.state.parent)
+        if evaluates:
+            trainer.load_weights(saver)
+        else:
+            trainer.resume(saver)
+        known = folder.existing if evaluates else folder.record(record, trainer.step, trainer.state.parent)
+        record = known or record
         trainer.state.run = record.id
-        if world.rank == 0:
+        # An evaluation changes nothing of the run whose model it evaluates.
+        if world.rank == 0 and not evaluates:
             trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
+        reports = Reports(config, root, known, samples)
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
+        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, reports=reports)
     progress_log = ProgressLog(trainer.state, attempt)
     trackers = Trackers(config, root, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter)
+    return Run(trainer, saver, progress_log, trackers, exporter, reports)
 
 
 class PreparationLog:

@@ -80,6 +80,8 @@ class _Rank:
 
     def moments(self) -> list[Memory]:
         """Return every moment at which memory may peak."""
+        if self.config.only_evaluates:
+            return [self._evaluation()]
         moments = [self._begin(), self._end(), self._step()]
         if self.own.head:
             moments += [self._loss(), self._head()]
@@ -183,7 +185,8 @@ class _Rank:
         return self._moment(
             "evaluation",
             gradients=FULL_BYTES * self.own.total if self._gradients_persist else 0,
-            activations=kept.end,
+            # Otherwise training needs more than the blocks of an evaluation, which keep nothing.
+            activations=kept.end + (kept.block if self.config.only_evaluates else 0),
             logits=logits if self.own.head else 0,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers),
         )

@@ -57,7 +57,9 @@ def set_running(builder: StatusBuilder, observation: Observation, workers: tuple
     # A user's own program need not report progress: without any, Progressing stays unset.
     if spec.trainer is None and builder.progress is None:
         return
-    if has_stepped(builder.progress, attempt):
+    if spec.trainer is not None and spec.trainer.task == "evaluate":
+        builder.set_condition(C.PROGRESSING, True, Reason.EVALUATING, f"attempt {attempt} evaluates the model")
+    elif has_stepped(builder.progress, attempt):
         builder.set_condition(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
     else:
         builder.set_condition(C.PROGRESSING, False, Reason.NO_STEP_YET, startup_message(builder, progress))

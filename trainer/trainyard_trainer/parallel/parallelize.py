@@ -77,6 +77,22 @@ def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter
     return [named for model in models for named in model.named_parameters()]
 
 
+def whole_model(config: RunConfig, samples: Samples, parts: Sequence[nn.Module], device: torch.device) -> Model:
+    """Return the model without what divides it, with the parameters of this rank, which are not copied.
+
+    Each rank must hold the entire model. Changes of the parameters change both.
+    """
+    model = _build_stage(config, samples, 0, PipelineParallelism())
+    complete = {
+        name: parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        for name, parameter in named_parameters(parts)
+    }
+    model.load_state_dict(complete, strict=False, assign=True)
+    model.tie()
+    model.set_positions(0, config.trainer.data.sequence_length, device)
+    return model.eval()
+
+
 def parameter_count(config: RunConfig, samples: Samples) -> int:
     """Return the number of trained scalars of the whole model."""
     undivided = PipelineParallelism()
