@@ -198,6 +198,9 @@ class ModelFamily(ABC, Generic[C]):
     """Rules between its fields, `self` being spec.trainer.model; families that share a rule share the object."""
     layout_rules: ClassVar[tuple[LayoutRule, ...]] = ()
     """Rules between its sizes and the layout of the ranks."""
+    architectures: ClassVar[Mapping[str, str]] = {}
+    """Classes of transformers that have the same models, with the model_type of each in config.json; empty if there is
+    no such class."""
 
     @property
     @abstractmethod
@@ -217,6 +220,23 @@ class ModelFamily(ABC, Generic[C]):
             return self.config.model_validate(saved).to_dict()
         except ValidationError:
             return dict(saved)
+
+    def own_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of some fields in spec.trainer.model (names as in the CRD) that this family has."""
+        names = {info.alias or name for name, info in self.fields.model_fields.items()}
+        return {name: value for name, value in given.items() if name in names}
+
+    def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of spec.trainer.model, by their names in the CRD, that a config.json says.
+
+        Raises:
+            ValueError: a field of it is absent or has a value that the family does not support; the message names it.
+        """
+        raise NotImplementedError(f"{self.name} has no architectures")
+
+    def to_hugging_face(self, config: C) -> dict[str, Any]:
+        """Return the content of a config.json, without what depends on the tokenizer."""
+        raise NotImplementedError(f"{self.name} has no architectures")
 
     def problems(self, config: C, preset: str) -> list[str]:
         """Return what is wrong with the resolved sizes that no rule of the CRD can see: field, rule and fix."""

@@ -33,6 +33,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
     )
     fields: ClassVar[type[ApiModel]] = LlamaFields
     presets: ClassVar[Mapping[str, Shape]] = LLAMA
+    architectures: ClassVar[Mapping[str, str]] = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
     supports: ClassVar[frozenset[Feature]] = frozenset(
         {
             "tensor",

@@ -31,7 +31,7 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
     """Fill this rank's part of every parameter with its initial values; nothing is communicated."""
     for name, parameter in model.named_parameters():
         mean, deviation = initial(name, tuple(parameter.shape))
-        own, offsets = _own_part(parameter)
+        own, offsets = own_part(parameter)
         if not deviation:
             own.fill_(mean)
         if not deviation or not own.numel():
@@ -47,7 +47,7 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
             rows_RE[first : first + step] = values_RE.mul_(deviation).add_(mean)
 
 
-def _own_part(parameter: nn.Parameter) -> tuple[Tensor, tuple[int, ...]]:
+def own_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return this rank's part of a parameter, and where it begins in each dimension."""
     if isinstance(parameter, DTensor):
         return parameter.to_local(), local_offsets(parameter)

@@ -16,9 +16,14 @@ Shape = tuple[int, ...]
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
+def model_tensor(name: str) -> str:
+    """Return the name of a parameter's tensor in a checkpoint."""
+    return f"{_MODEL}{name}"
+
+
 def model_tensors(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
     """Return the parameters, or shards of them, that this rank holds: `model.NAME`."""
-    return {f"{_MODEL}{name}": parameter.detach() for name, parameter in named}
+    return {model_tensor(name): parameter.detach() for name, parameter in named}
 
 
 def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Optimizers) -> Tensors:
@@ -40,7 +45,7 @@ def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[s
         ConfigError: it has others; the message names the first of them.
     """
     for name, parameter in named:
-        shape = saved.get(f"{_MODEL}{name}")
+        shape = saved.get(model_tensor(name))
         if shape != tuple(parameter.shape):
             there = "does not exist" if shape is None else f"has the shape {list(shape)}"
             raise ConfigError(
