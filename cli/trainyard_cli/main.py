@@ -7,7 +7,9 @@ import typer
 
 from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
+from trainyard_cli.commands.evaluate import evaluate
 from trainyard_cli.commands.events import events
+from trainyard_cli.commands.explain import explain
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
 from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
@@ -34,7 +36,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LOCAL: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "prepare": prepare}
+LOCAL: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "prepare": prepare,
+    "evaluate": evaluate,
+    "explain": explain,
+}
 CLUSTER: dict[str, Callable[..., None]] = {
     "list": list_jobs,
     "status": status,

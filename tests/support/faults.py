@@ -819,9 +819,7 @@ RULES = (
     ),
     Fault(
         "a text as an image",
-        lambda: make_manifest(
-            trainer=trainer_spec(explain={"imageWidth": 8}), checkpoint={"claim": {"size": "1Gi"}}
-        ),
+        lambda: make_manifest(trainer=trainer_spec(explain={"imageWidth": 8}), checkpoint={"claim": {"size": "1Gi"}}),
         "spec.trainer.explain.imageWidth: is for tables only; remove it",
     ),
     Fault(

@@ -47,7 +47,8 @@ class Page:
         numeric = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(columns))]
         head = "".join(f"<th{_class(n)}>{html.escape(c)}</th>" for c, n in zip(columns, numeric, strict=True))
         body = "".join(
-            "<tr>" + "".join(f"<td{_class(n)}>{html.escape(cell(v))}</td>" for v, n in zip(row, numeric, strict=True))
+            "<tr>"
+            + "".join(f"<td{_class(n)}>{html.escape(cell(v))}</td>" for v, n in zip(row, numeric, strict=True))
             + "</tr>\n"
             for row in rows
         )
@@ -70,7 +71,11 @@ class Page:
     def content(self) -> str:
         """Return the page."""
         head = f'<meta charset="utf-8"><title>{html.escape(self._title)}</title><style>{_STYLE}</style>'
-        return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(self._parts) + "\n</body></html>\n"
+        return (
+            f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n'
+            + "\n".join(self._parts)
+            + "\n</body></html>\n"
+        )
 
 
 def write_file(path: Path, content: str) -> None:

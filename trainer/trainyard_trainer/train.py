@@ -266,8 +266,8 @@ class Trainer:
         folder = saver.find_checkpoint()
         if folder is None:
             raise ConfigError(
-                "spec.trainer.task: evaluate needs a checkpoint of a job of this name on the volume of spec.checkpoint, "
-                "but there is none; name the volume and the job whose checkpoints it holds"
+                "spec.trainer.task: evaluate needs a checkpoint, and the volume of spec.checkpoint has none of a job "
+                "of this name; name the volume and the job whose checkpoints it holds"
             )
         self.state.load_weights(folder, saver.group)
         log.info(f"evaluates the model of {folder}, after step {self.step}", resumedStep=self.step)

@@ -76,7 +76,8 @@ def prepare(
         config: configuration of the run.
         report: receives the share of the preparation that is done, and the seconds up to the last progress.
         tokenizer: a tokenizer.json that replaces the one that would be learned: the one that a resumed run has.
-        trained_on: sources of the run that has trained the model (`Samples.sources`), whose scaling and classes a table gets.
+        trained_on: sources of the run that has trained the model (`Samples.sources`), whose scaling and classes
+            a table gets.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.

@@ -60,7 +60,9 @@ def _classes(page: Page, content: Mapping[str, Any]) -> None:
     columns = ("class", "actual", "predicted", "precision", "recall", "f1")
     most = sorted(content["classes"], key=lambda row: -row["actual"])[:LISTED_CLASSES]
     if len(most) < len(content["classes"]):
-        page.text(f"The {len(most)} classes with the most positions; evaluation.json has all {len(content['classes'])}.")
+        page.text(
+            f"The {len(most)} classes with the most positions; evaluation.json has all {len(content['classes'])}."
+        )
     rows = [[str(row["class"]), *(row[c] for c in columns[1:])] for row in sorted(most, key=lambda row: row["class"])]
     averages = [[name, "", "", *(values[c] for c in columns[3:])] for name, values in content["averages"].items()]
     page.table(columns, rows)
@@ -106,7 +108,9 @@ def _calibration(page: Page, calibration: Mapping[str, Any]) -> None:
     curve.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     total = sum(b["positions"] for b in bins) or 1
     width = bins[0]["to"] - bins[0]["from"] if bins else 1.0
-    counts.bar([b["from"] for b in bins], [b["positions"] / total for b in bins], width, align="edge", edgecolor="white")
+    counts.bar(
+        [b["from"] for b in bins], [b["positions"] / total for b in bins], width, align="edge", edgecolor="white"
+    )
     counts.set(xlabel="confidence: probability of the predicted class", ylabel="share")
     page.figure(figure, "Reliability curve, and how the predictions are distributed over the confidence.")
 

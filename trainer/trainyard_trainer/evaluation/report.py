@@ -67,9 +67,7 @@ def describe_samples(record: RunRecord | None, samples: Samples, count: int) -> 
     return f"{count:,} samples of the run, with samples among them that the model was trained on"
 
 
-def evaluation_content(
-    subject: Subject, scores: Scores, harness: Sequence[Mapping[str, Any]] = ()
-) -> dict[str, Any]:
+def evaluation_content(subject: Subject, scores: Scores, harness: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
     """Return the content of evaluation.json.
 
     Args:

@@ -42,7 +42,9 @@ def explain_folder(
     numbers = chosen_numbers([subset.held_out for subset in data.subsets], sample_count(explain, data.samples))
     if isinstance(data.samples, Table):
         if texts:
-            raise ConfigError("--text: is for language models, and this model classifies the rows of a table; remove it")
+            raise ConfigError(
+                "--text: is for language models, and this model classifies the rows of a table; remove it"
+            )
         width = image_width(explain, data.config, data.samples)
         rows, similarity = explain_rows(model, data.samples, numbers, device)
         return table_content(rows, similarity, width)

@@ -158,9 +158,10 @@ def _tokens(page: Page, content: Mapping[str, Any], data: Mapping[str, Any]) -> 
         predicted, actual = text["predicted"], text["actual"]
         where = "" if text["sample"] is None else f"Sample {text['sample']:,}. "
         truth = "" if actual is None else f", the data has {actual!r}"
+        others = [f"{other['text']!r} {other['probability']:.1%}" for other in text["alternatives"][1:]]
         page.text(
             f"{where}Predicted: {predicted['text']!r} with probability {predicted['probability']:.1%}{truth}. "
-            f"Others: {', '.join(f'{o["text"]!r} {o["probability"]:.1%}' for o in text['alternatives'][1:])}."
+            f"Others: {', '.join(others)}."
         )
         page.tokens(text["tokens"], text["weights"])
 

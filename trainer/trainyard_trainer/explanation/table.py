@@ -82,9 +82,7 @@ class TableExplainer:
         """Return by how much one logit of each row falls if a feature has its mean value [N, F]."""
         x_NF = x_NF.double()
         at_once = max(1, min(x_NF.shape[1], AT_ONCE // len(x_NF)))
-        values: Tensor = FeatureAblation(self.model).attribute(
-            x_NF, target=class_N, perturbations_per_eval=at_once
-        )
+        values: Tensor = FeatureAblation(self.model).attribute(x_NF, target=class_N, perturbations_per_eval=at_once)
         return values
 
     def explain(self, x_NF: Tensor, actual_N: Tensor, numbers: Sequence[int]) -> list[RowExplanation]:
@@ -111,15 +109,15 @@ class TableExplainer:
     def similarity_to_random(self, x_NF: Tensor, rows: Sequence[RowExplanation]) -> float:
         """Return the mean rank correlation of the maps with those of the same model with random weights.
 
-        Maps that stay the same would show the input alone, and nothing that was learnt (Adebayo et al., 2018).
+        Maps that stay the same would show the input alone, and nothing that was learnt (Adebayo et al., 2018). Signs
+        count: the size of an attribution follows from the input for every model.
         """
         random = copy.deepcopy(self.model)
         initialize(random, _RANDOM_SEED, self._initial)
         class_N = torch.tensor([row.predicted for row in rows], device=x_NF.device)
-        maps_NF = self.integrated_gradients(x_NF, class_N, random).values.abs().cpu()
+        maps_NF = self.integrated_gradients(x_NF, class_N, random).values.cpu()
         return sum(
-            rank_correlation(torch.tensor(row.gradients).abs(), other)
-            for row, other in zip(rows, maps_NF, strict=True)
+            rank_correlation(torch.tensor(row.gradients), other) for row, other in zip(rows, maps_NF, strict=True)
         ) / len(rows)
 
 
