@@ -119,5 +119,5 @@ def _svg(figure: "Figure") -> str:
 
     content = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "trainyard"}):
-        figure.savefig(content, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(content, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     return re.sub(r"\A.*?(?=<svg)", "", content.getvalue(), flags=re.DOTALL)

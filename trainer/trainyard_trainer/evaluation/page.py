@@ -104,7 +104,7 @@ def _calibration(page: Page, calibration: Mapping[str, Any]) -> None:
     figure = new_figure(6, 6)
     curve, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     curve.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="dashed")
-    curve.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o")
+    curve.plot([b["confidence"] for b in bins], [b["accuracy"] for b in bins], marker="o", clip_on=False)
     curve.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     total = sum(b["positions"] for b in bins) or 1
     width = bins[0]["to"] - bins[0]["from"] if bins else 1.0

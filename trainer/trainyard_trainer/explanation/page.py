@@ -128,7 +128,7 @@ def _examples(rows: Sequence[Mapping[str, Any]], width: int | None) -> "Figure":
     for column, row in enumerate(rows):
         for line, name in enumerate(names):
             _draw(axes[line][column], row[name], "", width, signed=name != "features")
-        axes[0][column].images[0].set(cmap="gray", clim=(min(row["features"]), max(row["features"])))
+        axes[0][column].images[0].set(cmap="Greys", clim=(min(row["features"]), max(row["features"])))
         axes[0][column].set_title(_row_title(row), fontsize=8)
     for line, name in enumerate(("values", "integrated\ngradients", "ablation")):
         axes[line][0].text(-0.12, 0.5, name, rotation=90, va="center", ha="right", transform=axes[line][0].transAxes)

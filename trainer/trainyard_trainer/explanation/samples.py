@@ -1,6 +1,7 @@
 """Explanations of samples of a data set: of the rows of a table, or of the beginnings of texts."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,9 @@ def explain_rows(
     heartbeat.beat(Phase.EVALUATION)
     rows = explainer.explain(x_NF, batch.targets, numbers)
     heartbeat.beat(Phase.EVALUATION)
-    return rows, explainer.similarity_to_random(x_NF, rows)
+    similarity = explainer.similarity_to_random(x_NF, rows)
+    mean, deviation, _ = table.trained_on
+    return [replace(row, features=(np.array(row.features) * deviation + mean).tolist()) for row in rows], similarity
 
 
 def explain_samples(

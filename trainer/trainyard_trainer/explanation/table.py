@@ -37,7 +37,7 @@ class RowExplanation:
     gap: float
     """Sum of the integrated gradients less the difference."""
     features: list[float]
-    """Features of the row, scaled [F]."""
+    """Features of the row as the data has them [F]."""
     gradients: list[float]
     """Integrated gradients [F]."""
     ablation: list[float]
