@@ -17,9 +17,15 @@ from tests.trainer.pods import Pod, Starter, finish
 from trainyard.protocol import constants
 from trainyard.run_record import RunRecord
 from trainyard_cli.main import app
+from trainyard_trainer.data.table import load_table
 from trainyard_trainer.data.tokenizer import learn_bpe
 from trainyard_trainer.evaluation.folder import DataChoice, evaluate_folder, open_folder
 from trainyard_trainer.evaluation.harness import read_harness
+from trainyard_trainer.launcher.hang_detection import FIRST_TIMEOUT, timeout_of
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import HeartbeatTable
+from trainyard_trainer.runtime.world import World
+from trainyard_trainer.train import Trainer
 
 DIGITS: dict[str, Any] = {
     "model": {"name": "mlp", "hiddenSizes": [32]},
@@ -158,6 +164,22 @@ def test_a_job_evaluates_the_checkpoint_of_another_layout_and_leaves_the_run_as_
     assert {p: t for p, t in after.items() if p.is_file()} == {p: t for p, t in before.items() if p.is_file()}
 
 
+def test_an_evaluation_that_hangs_is_detected() -> None:
+    config = make_config(1, replace=True, checkpoint={}, task="evaluate", **DIGITS)
+    trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), load_table(config))
+    trainer.initialize()
+    table = HeartbeatTable(1)
+    heartbeat.install(table.writer(0))
+    try:
+        trainer.evaluate_only()
+        found = table.read(0)
+    finally:
+        heartbeat.install(None)
+        table.close()
+    assert found.phase is heartbeat.Phase.EVALUATION
+    assert timeout_of(found) == FIRST_TIMEOUT
+
+
 def test_an_evaluation_without_a_checkpoint_is_a_mistake(start: Starter, tmp_path: Path) -> None:
     config = make_config(1, replace=True, checkpoint={}, task="evaluate", **DIGITS)
     (pod,) = start(config, env={constants.ENV_CHECKPOINTS: str(tmp_path)})
@@ -218,6 +240,17 @@ def test_the_loss_of_a_hugging_face_folder_is_that_of_transformers(hugging_face:
     assert found["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert found["accuracy"] == pytest.approx((logits.argmax(-1) == batch.targets).double().mean().item())
     assert data.subject().samples.endswith("it is not known whether the model was trained on them")
+
+
+def test_the_command_explains_the_rows_that_the_job_has_explained(digits: Trained, tmp_path: Path) -> None:
+    arguments = ["explain", str(digits.folder), "--samples", "3", "--report", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.stderr
+    content = json.loads((tmp_path / "explanation.json").read_text())
+    for row, expected in zip(content["samples"], digits.report("explanation")["samples"][:3], strict=True):
+        assert row["gradients"] == pytest.approx(expected["gradients"], abs=1e-3)
+        assert row["ablation"] == pytest.approx(expected["ablation"], abs=1e-5)
+        assert row["features"] == pytest.approx(expected["features"])
 
 
 def test_the_command_explains_a_text(hugging_face: Path, tmp_path: Path) -> None:

@@ -276,7 +276,9 @@ class Trainer:
         """Compute the metrics of the model as it is, on the held-out samples, or on all if none are held out."""
         self._total_steps = self.step
         self._announce()
-        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
+        # Hangs are detected from the first step of an attempt on; an evaluation counts as one.
+        heartbeat.start(self.step - 1, self.config.health.hang_timeout_seconds)
+        heartbeat.beat(Phase.EVALUATION, self.step)
         self._score(None if self.batches.held_out else everything(self.batches.subsets))
         self.batches.close()
         self.update.close()

@@ -23,7 +23,8 @@ from trainyard_trainer.explanation.samples import (
 from trainyard_trainer.explanation.table import table_content
 from trainyard_trainer.explanation.tokens import tokens_content
 from trainyard_trainer.parallel.parallelize import whole_model
-from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime import heartbeat, log
+from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.train import Trainer
 
 
@@ -54,6 +55,8 @@ def explain_run(explain: Explain, trainer: Trainer, samples: Samples, subject: S
         tokenizer = None if samples.tokenizer is None else samples.tokenizer.path
         explainer = token_explainer(model, Vocabulary(config, tokenizer), world.device)
         found = explain_samples(explainer, samples, own, explain.tokens)
+    # The others may still explain.
+    heartbeat.beat(Phase.SHUTDOWN)
     parts = [found]
     if world.size > 1:
         parts = [None] * world.size

@@ -19,9 +19,7 @@ from trainyard_trainer.explanation.table import RowExplanation, TableExplainer
 from trainyard_trainer.explanation.tokens import TextExplanation, TokenExplainer
 from trainyard_trainer.models.family import Model
 from trainyard_trainer.models.llama.model import Llama
-from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.errors import ConfigError
-from trainyard_trainer.runtime.heartbeat import Phase
 
 ROWS, TEXTS = 200, 8
 """Default number of rows of a table, and of texts, that are explained."""
@@ -61,9 +59,7 @@ def explain_rows(
     batch = table.read(np.asarray(numbers, np.int64), 0, 1)
     x_NF = batch.inputs.to(device)
     explainer = TableExplainer(model)
-    heartbeat.beat(Phase.EVALUATION)
     rows = explainer.explain(x_NF, batch.targets, numbers)
-    heartbeat.beat(Phase.EVALUATION)
     similarity = explainer.similarity_to_random(x_NF, rows)
     mean, deviation, _ = table.trained_on
     return [replace(row, features=(np.array(row.features) * deviation + mean).tolist()) for row in rows], similarity
@@ -75,7 +71,6 @@ def explain_samples(
     """Return the explanations of the token that follows the first `tokens` of each sample."""
     texts = []
     for number in numbers:
-        heartbeat.beat(Phase.EVALUATION)
         batch = samples.read(np.array([number], np.int64), 0, 1)
         ids, targets = batch.inputs[0], batch.targets[0]
         length = min(tokens, len(ids))

@@ -4,7 +4,7 @@ Letters: N rows, F features, C classes.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from trainyard_trainer.explanation.attribution import TOLERANCE, Attributions, rank_correlation, until_complete
 from trainyard_trainer.models.family import Model
 from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import Phase
 
-AT_ONCE = 8192
-"""Points of paths that pass through the model at a time."""
+AT_ONCE = 1 << 19
+"""Values that pass into the model at a time: points of paths x features."""
 _RANDOM_SEED = 0x72616E
 """Seed of the random weights with which the maps are compared."""
 
@@ -60,7 +62,7 @@ class TableExplainer:
 
     def integrated_gradients(self, x_NF: Tensor, class_N: Tensor, model: nn.Module | None = None) -> Attributions:
         """Return the integrated gradients [N, F] of one logit of each row; `model`: another than this one."""
-        method = IntegratedGradients(self.model if model is None else model)
+        method = IntegratedGradients(_beating(self.model if model is None else model))
         x_NF = x_NF.double()
 
         def attribute(rows: Tensor, points: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +72,7 @@ class TableExplainer:
                 target=class_N[rows],
                 n_steps=points,
                 method="riemann_middle",
-                internal_batch_size=max(AT_ONCE, len(rows)),
+                internal_batch_size=max(AT_ONCE // x_NF.shape[1], len(rows)),
                 return_convergence_delta=True,
             )
             return values.detach(), gap.detach()
@@ -81,8 +83,10 @@ class TableExplainer:
     def ablation(self, x_NF: Tensor, class_N: Tensor) -> Tensor:
         """Return by how much one logit of each row falls if a feature has its mean value [N, F]."""
         x_NF = x_NF.double()
-        at_once = max(1, min(x_NF.shape[1], AT_ONCE // len(x_NF)))
-        values: Tensor = FeatureAblation(self.model).attribute(x_NF, target=class_N, perturbations_per_eval=at_once)
+        at_once = max(1, min(x_NF.shape[1], AT_ONCE // x_NF.numel()))
+        values: Tensor = FeatureAblation(_beating(self.model)).attribute(
+            x_NF, target=class_N, perturbations_per_eval=at_once
+        )
         return values
 
     def explain(self, x_NF: Tensor, actual_N: Tensor, numbers: Sequence[int]) -> list[RowExplanation]:
@@ -119,6 +123,17 @@ class TableExplainer:
         return sum(
             rank_correlation(torch.tensor(row.gradients), other) for row, other in zip(rows, maps_NF, strict=True)
         ) / len(rows)
+
+
+def _beating(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a model that sends a heartbeat with each pass: a table may take minutes."""
+
+    def forward(x_NF: Tensor) -> Tensor:
+        heartbeat.beat(Phase.EVALUATION)
+        logits_NC: Tensor = model(x_NF)
+        return logits_NC
+
+    return forward
 
 
 def table_content(rows: Sequence[RowExplanation], similarity: float, image_width: int | None) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from trainyard_trainer.explanation.attribution import TOLERANCE, until_complete
 from trainyard_trainer.models.llama.model import Llama
+from trainyard_trainer.runtime import heartbeat
+from trainyard_trainer.runtime.heartbeat import Phase
 
 AT_ONCE = 16
 """Points of a path that pass through the model at a time."""
@@ -97,6 +99,7 @@ class TokenExplainer:
         documents_1T = None if documents is None else documents.to(self._device).unsqueeze(0)
 
         def log_probability(ids_BT: Tensor, documents_BT: Tensor | None) -> Tensor:
+            heartbeat.beat(Phase.EVALUATION)
             logits_BTV = self._model(ids_BT, documents_BT)
             log_p_BV: Tensor = logits_BTV[:, position].float().log_softmax(-1)
             return log_p_BV[:, target]

@@ -89,6 +89,7 @@ def whole_model(config: RunConfig, samples: Samples, parts: Sequence[nn.Module],
     }
     model.load_state_dict(complete, strict=False, assign=True)
     model.tie()
+    assert not any(parameter.is_meta for parameter in model.parameters()), "the parts hold the entire model"
     model.set_positions(0, config.trainer.data.sequence_length, device)
     return model.eval()
 
