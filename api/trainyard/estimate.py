@@ -123,6 +123,14 @@ def estimate(job: TrainingJob) -> Estimate:
     config = resolve(job)
     if not config.family.estimated:
         return Estimate(**fields)
+    if not config.sizes_known:
+        return Estimate(
+            **fields,
+            warnings=(
+                "spec.trainer.model.from: only the workers know the sizes of the model, so that its memory is not "
+                "estimated; set the fields that `trainyard import` prints for the folder",
+            ),
+        )
     fields["problems"] = tuple(memory_problems(spec, config))
     fields["warnings"] = tuple(warnings(spec, config))
     return Estimate(**fields, training=_training(job, config))

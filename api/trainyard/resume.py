@@ -122,6 +122,8 @@ RULES: Final = (
         "evaluations, reports and explanations change nothing in a run",
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
+    ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
+    ResumeRule(Effect.ALLOWED, ("trainer.model.from.*",), "is read at the beginning of a run only"),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,

@@ -14,6 +14,8 @@ from trainyard.resume import Difference, belongs_to_weights, differences
 RUN_FILE: Final = "run.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 """Tokenizer of the run, beside its record; absent if the data need no file to be read (bytes, tables)."""
+TOKENIZER_SIDE_FILES: Final = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+"""Files beside a tokenizer.json by which transformers knows its special tokens and its chat template; each optional."""
 FORMAT: Final = 1
 """Version of the format. Raise it when a reader that knows only the current one would misread a record. A reader
 ignores fields that it does not know."""
@@ -149,7 +151,7 @@ def compare(run: RunRecord, attempt: RunRecord) -> list[Difference]:
 
 def compare_config(run: RunRecord, config: RunConfig) -> list[Difference]:
     """Return the differences between the configuration of a run and one that is to resume it, or evaluate its model."""
-    found = differences(run.values(), config.to_dict())
+    found = differences(run.values(), config.with_sizes_of(run.config.get("model", {})).to_dict())
     return [d for d in found if belongs_to_weights(d)] if config.trainer.task == "evaluate" else found
 
 

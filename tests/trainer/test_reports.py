@@ -185,7 +185,7 @@ def test_an_evaluation_without_a_checkpoint_is_a_mistake(start: Starter, tmp_pat
     (pod,) = start(config, env={constants.ENV_CHECKPOINTS: str(tmp_path)})
     assert finish([pod]) == [constants.EXIT_INVALID_CONFIG]
     assert pod.word is not None
-    assert "spec.trainer.task: evaluate needs a checkpoint" in pod.word.message
+    assert "spec.trainer.task: evaluate needs weights" in pod.word.message
 
 
 def test_the_command_gives_the_metrics_of_the_job(digits: Trained, text: Trained, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def edit(**values: Any) -> Callable[[Path], None]:
     return change
 
 
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
 def pickle_only(folder: Path) -> None:
     for path in folder.glob("model*"):
         path.unlink()
@@ -73,7 +77,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
     "missing shard": (lambda f: min(f.glob("*.safetensors")).unlink(), "model-00001-of-.* is missing; copy the folder"),
     "truncated shard": (truncate, r"model-.*\.safetensors is truncated or no file of safetensors"),
     "no config": (lambda f: (f / "config.json").unlink(), "holds no weights; name a Hugging Face folder"),
-    "broken config": (lambda f: (f / "config.json").write_text("{") and None, "config.json is not JSON"),
+    "broken config": (break_config, "config.json is not JSON"),
     "unknown architecture": (edit(architectures=["GPT2LMHeadModel"]), "GPT2LMHeadModel is not supported, only Llama"),
     "no architecture": (edit(architectures=None), "architectures: is absent"),
     "biases": (edit(attention_bias=True), "attention_bias: is True, which models here do not have"),

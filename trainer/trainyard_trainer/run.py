@@ -29,6 +29,8 @@ from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
+from trainyard_trainer.weights.final_export import FinalExport
+from trainyard_trainer.weights.initial import check_tokenizer, initial_record
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -50,15 +52,23 @@ class Run:
     """On rank 0."""
     exporter: MetricsExporter | None
     """On the first rank of each pod."""
+    export: FinalExport | None
+    """None without spec.trainer.export."""
     reports: Reports | None
     """None without spec.checkpoint."""
 
     def train(self) -> None:
-        """Train to the end, or evaluate; write reports, and flush the experiment trackers."""
+        """Train to the end and export the weights, or evaluate; write reports, and flush the experiment trackers.
+
+        Raises:
+            ExportFailed: training is complete, but the weights could not be exported.
+        """
         if self.trainer.config.trainer.task == "evaluate":
             self.trainer.evaluate_only()
         else:
             self.trainer.run()
+        if self.export is not None and not self.trainer.interrupted:
+            self.trainer.interrupted = not self.export.run(self.trainer.step)
         if self.reports is not None and not self.trainer.interrupted:
             self.reports.write(self.trainer)
         if self.trackers is not None:
@@ -86,9 +96,13 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
+    if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
+        _check_writable(Path(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
-    trained_on = () if folder is None or folder.existing is None else folder.existing.data.sources
+    # The run that this attempt resumes, or else the one that has written the weights with which it begins.
+    origin = (None if folder is None else folder.existing) or initial_record(config)
+    trained_on = () if origin is None else origin.data.sources
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer, trained_on)
     # Data are prepared on all processors, and before CUDA has threads.
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
@@ -97,6 +111,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
+    if config.trainer.model.from_ is not None and (folder is None or folder.run is None):
+        check_tokenizer(config, samples.tokenizer)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
@@ -121,7 +137,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver, reports = None, None
+    saver, export, reports = None, None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
@@ -136,15 +152,17 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         # An evaluation changes nothing of the run whose model it evaluates.
         if world.rank == 0 and not evaluates:
             trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
-        reports = Reports(config, root, known, samples)
+        if config.trainer.export is not None and not evaluates:
+            export = FinalExport(config.trainer.export, root, world, lambda: saver is not None and saver.told_to_stop)
+        reports = Reports(config, root, known or origin, samples)
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, reports=reports)
+        return Run(trainer, saver, None, None, exporter, export, reports)
     progress_log = ProgressLog(trainer.state, attempt)
     trackers = Trackers(config, root, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter, reports)
+    return Run(trainer, saver, progress_log, trackers, exporter, export, reports)
 
 
 class PreparationLog:
@@ -171,22 +189,32 @@ def _checkpoint_root() -> Path:
         OSError: the storage fails.
     """
     root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
+    _check_writable(root, "spec.checkpoint")
+    return root
+
+
+def _check_writable(folder: Path, field: str) -> None:
+    """Make a folder if it does not exist, and check that files can be created in it.
+
+    Raises:
+        ConfigError: it is not writable; `field` is the field of the spec that names it.
+        OSError: the storage fails.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # The folder may be another user's, or the volume may be mounted read-only.
-        with tempfile.TemporaryFile(dir=root):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        # A full volume costs the checkpoints that do not fit; an unavailable one may be back after a restart.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and root.is_dir():
-            return root
+        # A full volume costs the files that do not fit; an unavailable one may be back after a restart.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and folder.is_dir():
+            return
         if error.errno not in _NOT_WRITABLE:
             raise
         raise ConfigError(
-            f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
-            f"{os.getuid()} may write to"
+            f"{field}: {folder} cannot be written to ({error.strerror}); choose a volume that user {os.getuid()} may "
+            "write to"
         ) from error
-    return root
 
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:

@@ -35,6 +35,7 @@ from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
 from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
+from trainyard_trainer.weights.initial import load_initial_weights
 
 
 class Trainer:
@@ -96,8 +97,15 @@ class Trainer:
         return self.state.step
 
     def initialize(self) -> None:
-        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
-        initialize_parts(self.parts, self.config.trainer.seed)
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint.
+
+        Raises:
+            ConfigError: the weights of spec.trainer.model.from are damaged, or are those of another model.
+        """
+        if self.config.trainer.model.from_ is None:
+            initialize_parts(self.parts, self.config.trainer.seed)
+        else:
+            self.state.parent = load_initial_weights(self.config, named_parameters(self.parts), self.world)
 
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
@@ -258,19 +266,22 @@ class Trainer:
         return due and self.batches.eval_samples > 0
 
     def load_weights(self, saver: Saver) -> None:
-        """Load the parameters of the newest complete checkpoint, whatever layout wrote it, to evaluate them.
+        """Load the parameters to evaluate, on any layout: of the newest complete checkpoint, else of `model.from`.
 
         Raises:
-            ConfigError: there is no checkpoint, or it belongs to another model.
+            ConfigError: there are no weights, or they belong to another model.
         """
         folder = saver.find_checkpoint()
-        if folder is None:
+        if folder is not None:
+            self.state.load_weights(folder, saver.group)
+            log.info(f"evaluates the model of {folder}, after step {self.step}", resumedStep=self.step)
+        elif self.config.trainer.model.from_ is not None:
+            self.initialize()
+        else:
             raise ConfigError(
-                "spec.trainer.task: evaluate needs a checkpoint, and the volume of spec.checkpoint has none of a job "
-                "of this name; name the volume and the job whose checkpoints it holds"
+                "spec.trainer.task: evaluate needs weights, but the volume of spec.checkpoint has no checkpoint of a job "
+                "of this name; name the volume and the job, or set spec.trainer.model.from"
             )
-        self.state.load_weights(folder, saver.group)
-        log.info(f"evaluates the model of {folder}, after step {self.step}", resumedStep=self.step)
 
     def evaluate_only(self) -> None:
         """Compute the metrics of the model as it is, on the held-out samples, or on all if none are held out."""

@@ -189,7 +189,7 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
         return self.config.model_validate({"name": self.name, **fields})
 
     def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of spec.trainer.model that a config.json says."""
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration."""
         fields = decoder_fields(content)
         return {**fields, "qkNorm": self.architectures[architecture(content)].startswith("qwen3")}
 

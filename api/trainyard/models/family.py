@@ -199,8 +199,8 @@ class ModelFamily(ABC, Generic[C]):
     layout_rules: ClassVar[tuple[LayoutRule, ...]] = ()
     """Rules between its sizes and the layout of the ranks."""
     architectures: ClassVar[Mapping[str, str]] = {}
-    """Classes of transformers that have the same models, with the model_type of each in config.json; empty if there is
-    no such class."""
+    """Values of `architectures` in the config.json of a Hugging Face folder that the family reads and writes, classes
+    of transformers, with the `model_type` of each; empty if it reads and writes none."""
 
     @property
     @abstractmethod
@@ -227,7 +227,7 @@ class ModelFamily(ABC, Generic[C]):
         return {name: value for name, value in given.items() if name in names}
 
     def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of spec.trainer.model, by their names in the CRD, that a config.json says.
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration.
 
         Raises:
             ValueError: a field of it is absent or has a value that the family does not support; the message names it.

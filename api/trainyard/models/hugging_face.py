@@ -51,7 +51,7 @@ def architecture(content: Config) -> str:
 
 
 def decoder_fields(content: Config) -> dict[str, Any]:
-    """Return the fields of spec.trainer.model, by their names in the CRD, that the config.json of a decoder says.
+    """Return the sizes in the config.json of a decoder, by the names that they have in a resolved configuration.
 
     Raises:
         ValueError: a field is absent, or has a value that decoders here do not support; the message names it.
@@ -65,6 +65,8 @@ def decoder_fields(content: Config) -> dict[str, Any]:
     fields["headDim"] = positive(content, "head_dim", fields["dim"] // fields["heads"])
     fields["normEps"] = number(content, "rms_norm_eps", 1e-6)
     fields["tiedEmbeddings"] = bool(content.get("tie_word_embeddings", False))
+    fields["vocabSize"] = positive(content, "vocab_size")
+    fields["sequenceLength"] = positive(content, "max_position_embeddings")
     return fields | _rope(content)
 
 
@@ -123,7 +125,7 @@ def _rope(content: Config) -> dict[str, Any]:
     theta = number(parameters, "rope_theta", number(content, "rope_theta", 10_000.0))
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
-        return {"ropeTheta": theta, "ropeScaling": {"type": "none"}}
+        return {"ropeTheta": theta}
     if kind not in _SCALING_FIELDS:
         known = ", ".join(_SCALING_FIELDS)
         raise ValueError(f"rope_parameters: rope_type is {kind}, but models here have {known} only")

@@ -107,7 +107,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         return MoeConfig
 
     def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of spec.trainer.model that a config.json says."""
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration."""
         fields = super().from_hugging_face(content)
         if fields["qkNorm"]:
             check_values(content, {"norm_topk_prob": True})

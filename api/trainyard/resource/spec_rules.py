@@ -20,6 +20,7 @@ from trainyard.resource.cel import (
 )
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
+from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.insight import INSIGHT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.text import listed
@@ -192,6 +193,7 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
     ),
+    *EXPORT_RULES,
     *INSIGHT_RULES,
     *ELASTIC_RULES,
 )

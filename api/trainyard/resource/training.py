@@ -9,6 +9,7 @@ from trainyard.models import FAMILIES
 from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import HOLDS_OUT, Data
+from trainyard.resource.export import Export
 from trainyard.resource.insight import EVALUATES, EXPLAIN_RULES, Explain, Task
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
@@ -98,9 +99,10 @@ class TrainerSpec(ApiModel):
 
     task: Task = "train"
     """What the job does. train: it trains the model. evaluate: it computes the metrics of the model in the newest
-    checkpoint, on any layout, writes a report, and ends. Nothing is trained or saved, so that fields about the training
-    are not used: the manifest of a training job plus this line evaluates what it has trained. Evaluated are the
-    held-out samples of data, or all samples if none are held out. Defaults to train."""
+    checkpoint, or without one of model.from, on any layout, writes a report, and ends. Nothing is trained, saved or
+    exported, so that fields about the training are not used: the manifest of a training job plus this line evaluates
+    what it has trained. Evaluated are the held-out samples of data, or all samples if none are held out. Defaults to
+    train."""
     model: Model
     """Model to train."""
     data: Data
@@ -126,6 +128,8 @@ class TrainerSpec(ApiModel):
     explain: Explain | None = None
     """Explain some predictions at the end of the job, in a report (explanation.html and explanation.json) in the folder
     `reports` beside the checkpoints. The rank that explains a sample needs the entire model."""
+    export: Export | None = None
+    """Weights for other programs, written when the training is complete."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """llama, moe: activations that the backward pass recomputes instead of keeping them in memory (Chen et al., 2016).
     none: nothing is recomputed.

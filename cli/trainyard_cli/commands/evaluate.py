@@ -54,6 +54,7 @@ def evaluate(
 
         page = write_evaluation(report, content)
     if output is Output.TABLE:
+        stdout_console().print(content["data"]["samples"])
         stdout_console().print(_table(content))
     elif output is Output.JSON:
         typer.echo(to_json(content), nl=False)
@@ -83,7 +84,7 @@ def _content(
 
 
 def _table(content: dict[str, Any]) -> Table:
-    table = Table("metric", "value", title=f"{content['data']['samples']}", title_justify="left")
+    table = Table(show_header=False)
     values = dict(content["metrics"])
     if "calibration" in content:
         values["calibration error"] = content["calibration"]["error"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
@@ -79,7 +79,7 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
     from trainyard_trainer.evaluation.folder import DataChoice, open_folder  # imported late: it needs torch
 
     choice = DataChoice(data, None if manifest is None else _trainer(manifest))
-    with Progress(TextColumn("preparing"), BarColumn(), console=stderr_console(), transient=True) as progress:
+    with _progress(TextColumn("preparing"), BarColumn()) as progress:
         task = progress.add_task("", total=1.0)
         return open_folder(weights, choice, samples, lambda share, _: progress.update(task, completed=share))
 
@@ -87,10 +87,15 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on standard error, and yield what advances it."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+    with _progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.advance(task, done)
+
+
+def _progress(*columns: ProgressColumn) -> Progress:
+    """Return a progress bar on standard error, which is shown on a terminal only."""
+    console = stderr_console()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _trainer(manifest: Path) -> TrainerSpec:

@@ -1,7 +1,7 @@
 """The folder of a run: its record and its tokenizer, beside the checkpoints (see `trainyard.run_record`).
 
 CHECKPOINTS/run.json                  what the run is made of
-CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one
+CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one, with the files beside it that describe it
 CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
 """
 
@@ -16,7 +16,15 @@ from trainyard import __version__
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_IMAGE
 from trainyard.resume import Effect, belongs_to_weights, refusals
-from trainyard.run_record import RUN_FILE, TOKENIZER_FILE, DataRecord, RunRecord, TokenizerRecord, compare
+from trainyard.run_record import (
+    RUN_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_SIDE_FILES,
+    DataRecord,
+    RunRecord,
+    TokenizerRecord,
+    compare,
+)
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.metrics.observer import Observer
@@ -110,6 +118,9 @@ class RunFolder:
             OSError: the storage refuses.
         """
         if tokenizer is not None:
+            for name in TOKENIZER_SIDE_FILES:
+                if (beside := tokenizer.path.with_name(name)).exists():
+                    self._replace(name, beside.read_bytes())
             self._replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
         self._replace(RUN_FILE, record.text().encode())
 

@@ -164,6 +164,11 @@ class Saver:
         self._told_to_stop = self._told_to_stop or time.monotonic()
         self._agreement.request(Request.STOP)
 
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether this rank was told to stop."""
+        return self._told_to_stop is not None
+
     def before_update(self) -> None:
         """Wait until the tensors of the save under way have been copied, since the optimizer changes them next."""
         if self._staging is not None:

@@ -113,6 +113,10 @@ class JsonTokenizer:
         """Return the text of token ids, special tokens included."""
         return str(self._encoder.decode(ids, skip_special_tokens=False))
 
+    def token(self, token_id: int) -> str:
+        """Return the text of one token as the tokenizer.json has it, which is a name for a special one."""
+        return str(self._encoder.id_to_token(token_id))
+
     def _encode(self, text: str) -> bytes:
         return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, self._dtype).tobytes()
 

@@ -15,7 +15,7 @@ from trainyard.run_record import TOKENIZER_FILE, RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.outcome import first_line
-from trainyard_trainer.checkpoint.storage import load, saved_shapes
+from trainyard_trainer.checkpoint.storage import FAILURES, load, saved_shapes
 from trainyard_trainer.optim.state import is_optimizer_state, model_tensor
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError
 
@@ -31,25 +31,27 @@ class CheckpointWeights(Weights):
             OSError: the storage fails.
         """
         try:
-            self.manifest = Manifest.read(path)
-            """Manifest of the checkpoint: its step and last report, among others."""
+            manifest = Manifest.read(path)
             record = RunRecord.read(path.parent)
         except FileNotFoundError as error:
             raise WeightsError(f"{path} is no complete checkpoint; name another step") from error
         except ValueError as error:
             raise WeightsError(str(error)) from error
         # A folder of another run may have been copied here.
-        if record is not None and self.manifest.run not in (None, record.id):
+        if record is not None and manifest.run not in (None, record.id):
             record = None
         tokenizer = path.parent / TOKENIZER_FILE
         has_tokenizer = record is not None and record.tokenizer is not None and tokenizer.exists()
         try:
             self._shapes = {name: shape for name, shape in saved_shapes(path).items() if not is_optimizer_state(name)}
+        except ValueError as error:
+            raise WeightsError(str(error)) from error
         except Exception as error:
             # What an unpickler raises for a damaged file is not defined.
             raise WeightsError(f"{path} cannot be read ({first_line(error)}); use an earlier checkpoint") from error
-        config = _config(self.manifest.model, self.shapes(), path)
-        super().__init__(path, config, tokenizer if has_tokenizer else None, record, self.manifest.run)
+        config = _config(manifest.model, self.shapes(), path)
+        super().__init__(path, config, tokenizer if has_tokenizer else None, record, manifest.run)
+        self.manifest = manifest
 
     def shapes(self) -> dict[str, Shape]:
         """Return the shapes of the parameters, by their names in the model."""
@@ -71,7 +73,7 @@ class CheckpointWeights(Weights):
                 # torch warns a process that loads alone that it is alone.
                 warnings.simplefilter("ignore", UserWarning)
                 load(self.path, {model_tensor(name): tensor.detach() for name, tensor in tensors.items()}, group)
-        except Exception as error:
+        except (*FAILURES, Exception) as error:
             # torch raises various errors for a file that is too short; the checksums say what is wrong.
             problem = catalog.find_damage(self.path) or f"{self.path} cannot be read: {first_line(error)}"
             raise WeightsError(f"{problem}; use an earlier checkpoint") from error

@@ -88,7 +88,7 @@ def load_model(
     device = torch.device(device)
     model = build_model(weights.config, sequence_length).to(dtype=dtype or torch.float32).to_empty(device=device)
     model.tie()
-    positions: int = sequence_length or getattr(weights.config, "sequence_length", 1)
+    positions = sequence_length if sequence_length is not None else getattr(weights.config, "sequence_length", 1)
     model.set_positions(0, positions, device)
     weights.load(dict(model.named_parameters()))
     return LoadedModel(model.eval(), weights.config, weights.tokenizer, weights.record)

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from trainyard.models import FAMILIES as FAMILY_TYPES
-from trainyard.models.family import DataShape, ModelConfig
-from trainyard.models.hugging_face import architecture, positive
+from trainyard.models.family import ModelConfig, ModelFamily
+from trainyard.models.hugging_face import architecture
 from trainyard.run_record import TOKENIZER_FILE, RunRecord
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import own_part
@@ -41,23 +42,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def fields_of(path: Path, content: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the family of the model in a config.json, and the fields of spec.trainer.model.
-
-    Raises:
-        WeightsError: no family has its architecture, or the family does not have one of its values.
-    """
-    try:
-        name = architecture(content)
-        for family in FAMILY_TYPES.values():
-            if name in family.architectures:
-                return family.name, family.from_hugging_face(content)
-    except ValueError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    known = ", ".join(each for family in FAMILY_TYPES.values() for each in family.architectures)
-    raise WeightsError(f"{path}: architectures: {name} is not supported, only {known}")
-
-
 def read_config(path: Path) -> ModelConfig:
     """Return the sizes of the model in a config.json.
 
@@ -65,15 +49,29 @@ def read_config(path: Path) -> ModelConfig:
         WeightsError: no family here has the model.
     """
     content = read_json(path)
-    name, fields = fields_of(path, content)
     try:
-        shape = DataShape(positive(content, "vocab_size"), positive(content, "max_position_embeddings"), None, None)
-        config: ModelConfig = FAMILY_TYPES[name].resolve(fields, shape)
+        family = _family(architecture(content))
+        config: ModelConfig = family.config.model_validate({"name": family.name, **family.from_hugging_face(content)})
+    except ValidationError as error:
+        raise WeightsError(f"{path}: {error.errors()[0]['msg']}") from error
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    if problems := FAMILY_TYPES[name].problems(config, "none"):
+    if problems := family.problems(config, "none"):
         raise WeightsError(f"{path}: {problems[0]}")
     return config
+
+
+def _family(name: str) -> ModelFamily[Any]:
+    """Return the family that has an architecture.
+
+    Raises:
+        ValueError: none has it.
+    """
+    for family in FAMILY_TYPES.values():
+        if name in family.architectures:
+            return family
+    known = ", ".join(each for family in FAMILY_TYPES.values() for each in family.architectures)
+    raise ValueError(f"architectures: {name} is not supported, only {known}")
 
 
 class HuggingFaceWeights(Weights):

@@ -11,6 +11,7 @@ from torch import Tensor
 from trainyard.models import FAMILIES as FAMILY_TYPES
 from trainyard.models.family import DataShape, ModelConfig
 from trainyard.run_record import RunRecord
+from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model
 
@@ -23,6 +24,9 @@ class WeightsError(ValueError):
 
 class Weights(ABC):
     """The weights of a model in a folder, with what is known about them. Tensors stay on the disk until `load`."""
+
+    manifest: Manifest | None = None
+    """Manifest of the checkpoint: its step and last report, among others; None for a Hugging Face folder."""
 
     def __init__(
         self, path: Path, config: ModelConfig, tokenizer: Path | None, record: RunRecord | None, run: str | None
