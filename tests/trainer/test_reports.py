@@ -164,6 +164,25 @@ def test_a_job_evaluates_the_checkpoint_of_another_layout_and_leaves_the_run_as_
     assert {p: t for p, t in after.items() if p.is_file()} == {p: t for p, t in before.items() if p.is_file()}
 
 
+def test_a_job_of_another_name_evaluates_the_weights_that_it_names(
+    start: Starter, text: Trained, tmp_path: Path
+) -> None:
+    spec = text_spec(text.folder.parent)
+    data = {**spec["data"], "tokenizer": "file", "tokenizerFile": str(text.folder / "tokenizer.json")}
+    model = {"name": "llama", "from": {"path": str(text.folder)}}
+    layout = {"tensor": 2}
+    found = run(start, tmp_path, 2, model=model, data=data, parallelism=layout, task="evaluate", batch={}, stop={})
+    report, expected = found.report("evaluation"), text.report("evaluation")
+    assert report["metrics"] == pytest.approx(expected["metrics"], rel=1e-5)
+    assert report["calibration"]["error"] == pytest.approx(expected["calibration"]["error"], abs=1e-5)
+    assert report["data"]["samples"] == expected["data"]["samples"]
+    assert report["weights"]["run"] == expected["weights"]["run"]
+    assert found.pod.word is not None
+    assert found.pod.word.progress is not None
+    assert found.pod.word.progress.eval_loss == pytest.approx(expected["metrics"]["loss"], rel=1e-5)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["reports"], "nothing else is written"
+
+
 def test_an_evaluation_that_hangs_is_detected() -> None:
     config = make_config(1, replace=True, checkpoint={}, task="evaluate", **DIGITS)
     trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), load_table(config))

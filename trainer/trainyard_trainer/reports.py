@@ -50,7 +50,7 @@ class Reports:
         return Subject(
             weights=f"{self._config.namespace}/{self._config.job}",
             model=self._config.model.name,
-            step=trainer.step,
+            step=trainer.step or None,
             run=None if self._record is None else self._record.id,
             data=str(self._samples),
             samples=describe_samples(self._record, self._samples, count),

@@ -279,8 +279,8 @@ class Trainer:
             self.initialize()
         else:
             raise ConfigError(
-                "spec.trainer.task: evaluate needs weights, but the volume of spec.checkpoint has no checkpoint of a job "
-                "of this name; name the volume and the job, or set spec.trainer.model.from"
+                "spec.trainer.task: evaluate needs weights, but the volume of spec.checkpoint has no checkpoint of a "
+                "job of this name; name the volume and the job, or set spec.trainer.model.from"
             )
 
     def evaluate_only(self) -> None:
