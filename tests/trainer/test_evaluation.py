@@ -81,7 +81,7 @@ def test_metrics_equal_those_of_scikit_learn() -> None:
 
 def scores_of(actual: Tensor, logits: Tensor, classes: int) -> Scores:
     scores = Scores(["data"], classes, Plugin(), ALONE.device)
-    for part in torch.arange(len(actual)).split(30):
+    for part in torch.split(torch.arange(len(actual)), 30):
         counted = torch.ones(len(part), dtype=torch.bool)
         scores.add(0, torch.tensor(0.0), predict(logits[part]), actual[part], counted)
     return scores

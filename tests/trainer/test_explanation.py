@@ -42,7 +42,12 @@ def rows(count: int = 6) -> Tensor:
 def llama(seed: int = 0, **changes: Any) -> Llama:
     """A model whose weights are larger than at the start of a training, so that its predictions differ."""
     model = Llama(LlamaConfig.model_validate({**SIZES, **changes}))
-    initialize(model, seed, lambda name, shape: (lambda m, d: (m, 6 * d))(*model.initial(name, shape)))
+
+    def larger(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+        mean, deviation = model.initial(name, shape)
+        return mean, 6 * deviation
+
+    initialize(model, seed, larger)
     return model.eval()
 
 
@@ -86,7 +91,7 @@ def test_ablation_is_the_decrease_of_the_logit() -> None:
 def test_a_column_that_the_model_does_not_use_has_no_attribution() -> None:
     model, x = mlp(), rows()
     with torch.no_grad():
-        model.dense[0].weight[:, 4] = 0  # type: ignore[index]
+        dict(model.named_parameters())["dense.0.weight"][:, 4] = 0
     for row in TableExplainer(model).explain(x, torch.zeros(len(x)), range(len(x))):
         assert row.gradients[4] == 0
         assert abs(row.ablation[4]) < 1e-12
@@ -169,7 +174,10 @@ def test_page_of_a_text_escapes_its_tokens_and_shows_their_weights() -> None:
 
 @pytest.mark.parametrize("width", [None, 8])
 def test_page_of_a_table_has_a_picture_of_each_class(width: int | None) -> None:
-    digits = {"model": {"name": "mlp"}, "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2}}
+    digits: dict[str, Any] = {
+        "model": {"name": "mlp"},
+        "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2},
+    }
     table = load_table(make_config(1, replace=True, **digits, batch={"global": 32}))
     model = Mlp(64, (16,), 10)
     initialize(model, 0, model.initial)

@@ -35,7 +35,7 @@ DIGITS: dict[str, Any] = {
     "stop": {"steps": 60},
 }
 TEXT = "The yard has seven tracks, and every track has a signal of its own. " * 40
-REPORTED = {"evaluation": {"report": True}}
+REPORTED: dict[str, Any] = {"evaluation": {"report": True}}
 
 
 class Trained(NamedTuple):

@@ -305,12 +305,15 @@ def _without_blocks(config: RunConfig, own: RankParameters, kept: Activations) -
     placed = placement(config)
     held = placed.held(own)
     optimizer = 0 if placed.served else states(config, held, own.matrices)
-    buffers = 0 if placed.served else temporaries(config, held, own.largest_matrix)
+    evaluates = config.only_evaluates
+    buffers = 0 if placed.served or evaluates else temporaries(config, held, own.largest_matrix)
+    # DistributedDataParallel allocates gradients before the first backward pass.
+    keeps_gradients = placed.replicated or not evaluates
     return [
         Memory(
-            moment="backward pass ends",
+            moment="evaluation" if evaluates else "backward pass ends",
             weights=FULL_BYTES * held,
-            gradients=FULL_BYTES * held,
+            gradients=FULL_BYTES * held if keeps_gradients else 0,
             optimizer=FULL_BYTES * optimizer,
             activations=kept.block,
             logits=0,

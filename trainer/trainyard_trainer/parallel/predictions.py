@@ -21,8 +21,8 @@ def predict(logits: Tensor) -> Predictions:
     """Return the predictions of logits [..., V], all of whose V entries are here."""
     rows_NV = logits.flatten(0, -2)
     best_N, class_N = rows_NV.max(-1)
-    size = max(1, CHUNK // rows_NV.shape[-1])
-    log_sum_N = torch.cat([chunk_RV.float().logsumexp(-1) for chunk_RV in rows_NV.split(size)])
+    chunks = torch.split(rows_NV, max(1, CHUNK // rows_NV.shape[-1]))
+    log_sum_N = torch.cat([chunk_RV.float().logsumexp(-1) for chunk_RV in chunks])
     confidence_N = (best_N.float() - log_sum_N).exp()
     shape = logits.shape[:-1]
     return Predictions(class_N.view(shape), confidence_N.view(shape))
