@@ -1,5 +1,6 @@
 """Data for a folder of weights, and its evaluation in one process."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,8 @@ _SOURCES = {
     ".bin": "tokens",
 }
 """Kinds of data by the end of a file's name; anything else is text."""
+_STEP = re.compile(r"step-(\d+)")
+"""Name of the folder of a checkpoint."""
 _DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
 """Files in a folder of datasets.save_to_disk."""
 
@@ -67,10 +70,17 @@ class FolderData:
     def subject(self) -> Subject:
         """Return what a report about this is about."""
         count = sum(len(subset.held_out) for subset in self.subsets)
-        step = getattr(getattr(self.weights, "manifest", None), "step", None)
         relation = describe_samples(self.weights.record, self.samples, count)
-        path = str(self.weights.path)
-        return Subject(path, self.config.model.name, step, self.weights.run, str(self.samples), relation)
+        path = self.weights.path
+        step = _STEP.fullmatch(path.name)
+        return Subject(
+            weights=str(path),
+            model=self.config.model.name,
+            step=None if step is None else int(step[1]),
+            run=self.weights.run,
+            data=str(self.samples),
+            samples=relation,
+        )
 
     def load(self, device: torch.device) -> LoadedModel:
         """Return the model, whole on a device."""
@@ -171,6 +181,8 @@ def _data_of_path(path: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
         source = _SOURCES[found[0].suffix] if found else "text"
         if any((path / name).exists() for name in _DATA_SET_FILES):
             source = "huggingface"
+    if source == "jsonl" and trained.get("source") == "chat":
+        source = "chat"
     kept = ("field", "tokenType", "documents", "endToken", "endTokenId", "sequenceLength")
     return {"source": source, "path": str(path.absolute()), **{k: trained[k] for k in kept if k in trained}}
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainyard.config import RunConfig
 from trainyard.resource.insight import Explain
+from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.documents import Piece
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
@@ -75,7 +76,8 @@ def explain_samples(
         ids, targets = batch.inputs[0], batch.targets[0]
         length = min(tokens, len(ids))
         documents = None if batch.documents is None else batch.documents[0, :length]
-        texts.append(explainer.explain(ids[:length], documents, int(targets[length - 1]), number))
+        actual = int(targets[length - 1])
+        texts.append(explainer.explain(ids[:length], documents, None if actual == IGNORED else actual, number))
         if report is not None:
             report(1)
     return texts

@@ -78,13 +78,13 @@ def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter
 
 
 def whole_model(config: RunConfig, samples: Samples, parts: Sequence[nn.Module], device: torch.device) -> Model:
-    """Return the model without what divides it, with the parameters of this rank, which are not copied.
+    """Return the model without what divides it, in float32, with the parameters of this rank.
 
-    Each rank must hold the entire model. Changes of the parameters change both.
+    Each rank must hold the entire model. Parameters that are float32 already are not copied.
     """
     model = _build_stage(config, samples, 0, PipelineParallelism())
     complete = {
-        name: parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().float()
         for name, parameter in named_parameters(parts)
     }
     model.load_state_dict(complete, strict=False, assign=True)
