@@ -10,6 +10,8 @@ from trainyard_cli.commands.estimate import plan
 from trainyard_cli.commands.evaluate import evaluate
 from trainyard_cli.commands.events import events
 from trainyard_cli.commands.explain import explain
+from trainyard_cli.commands.export import export
+from trainyard_cli.commands.import_weights import import_weights
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
 from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
@@ -40,6 +42,8 @@ LOCAL: dict[str, Callable[..., None]] = {
     "run": run,
     "plan": plan,
     "prepare": prepare,
+    "import": import_weights,
+    "export": export,
     "evaluate": evaluate,
     "explain": explain,
 }

@@ -42,9 +42,10 @@ def find_weights(path: Path) -> Path:
         raise WeightsError(f"{path} {what}; name a folder of weights")
     if (path / MANIFEST).exists() or (path / CONFIG).exists():
         return path
-    steps = catalog.complete_steps(path)
-    if steps:
-        return catalog.complete_folder(path, steps[0])
+    # `trainyard run` has the checkpoints in a folder of its own inside that of the run.
+    for root in (path, path / "checkpoints"):
+        if steps := catalog.complete_steps(root):
+            return catalog.complete_folder(root, steps[0])
     raise WeightsError(
         f"{path} holds no weights; name a Hugging Face folder (with {CONFIG}), a checkpoint (with {MANIFEST}), or the "
         "folder of a run (with checkpoints in step-...)"
