@@ -272,16 +272,17 @@ def test_the_command_explains_the_rows_that_the_job_has_explained(digits: Traine
         assert row["features"] == pytest.approx(expected["features"])
 
 
-def test_the_command_explains_a_text(hugging_face: Path, tmp_path: Path) -> None:
-    (tmp_path / "text").write_text(TEXT)
-    arguments = ["explain", str(hugging_face), "--data", str(tmp_path / "text"), "--text", "The yard has"]
-    done = CliRunner().invoke(app, [*arguments, "--report", str(tmp_path)], catch_exceptions=False)
-    assert done.exit_code == 0, done.stderr
-    content = json.loads((tmp_path / "explanation.json").read_text())
-    (only,) = content["texts"]
-    assert "".join(only["tokens"]) == "The yard has"
-    assert sum(only["weights"]) == pytest.approx(only["difference"], abs=2e-3)
-    assert (tmp_path / "explanation.html").exists()
+def test_the_command_explains_texts_without_data(hugging_face: Path, text: Trained, tmp_path: Path) -> None:
+    long = "The yard has seven tracks, and every track has a signal of its own, which is longer than the model has seen"
+    for folder in (hugging_face, text.folder):
+        arguments = ["explain", str(folder), "--text", "The yard has", "--text", long, "--report", str(tmp_path)]
+        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+        assert done.exit_code == 0, done.stderr
+        content = json.loads((tmp_path / "explanation.json").read_text())
+        assert ["".join(each["tokens"]) for each in content["texts"]] == ["The yard has", long]
+        for each in content["texts"]:
+            assert sum(each["weights"]) == pytest.approx(each["difference"], abs=2e-3)
+        assert (tmp_path / "explanation.html").exists()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,7 @@ def test_the_command_explains_a_text(hugging_face: Path, tmp_path: Path) -> None
         ("evaluate", ["--data", "missing"], "--data: missing does not exist; correct the path"),
         ("evaluate", ["--harness", "missing"], "missing cannot be read"),
         ("explain", ["--text", "a"], "--text: is for language models"),
+        ("explain", ["--text", "a", "--data", "b"], "--text: replaces samples of data"),
         ("explain", ["--image-width", "7"], "spec.trainer.explain.imageWidth: 7 does not divide the 64 columns"),
     ],
 )

@@ -44,7 +44,7 @@ def evaluate(
     matrix; calibration. The result is written to evaluation.json and, with plots, to evaluation.html. One process does
     it, on a GPU if there is one; a job with spec.trainer.task: evaluate uses any layout.
 
-    Example: trainyard evaluate runs/digits/checkpoints --data new-digits.npz
+    Example: trainyard evaluate runs/digits --data new-digits.npz
 
     Exit codes: 0 done; 2 the weights or what is named does not fit; 130 interrupted.
     """

@@ -13,6 +13,7 @@ from trainyard_cli.commands.weights_options import (
     Weights,
     counting,
     mistakes_are_bad_input,
+    needs_torch,
     open_data,
 )
 from trainyard_cli.output import print_notice
@@ -64,12 +65,19 @@ def explain(
     """
     spec = Explain(samples=samples, tokens=tokens, image_width=image_width)
     with mistakes_are_bad_input():
-        folder = open_data(weights, data, manifest, None)
-        from trainyard_trainer.explanation.folder import explain_folder  # imported late: it needs torch and captum
+        if text and (data is not None or manifest is not None):
+            raise ValueError("--text: replaces samples of data; remove it, or --data and --manifest")
+        needs_torch()
+        from trainyard_trainer.explanation.folder import explain_folder, explain_texts  # imported late: torch, captum
         from trainyard_trainer.explanation.report import write_explanation
         from trainyard_trainer.explanation.samples import sample_count
 
-        with counting("explaining", len(text) if text else sample_count(spec, folder.samples)) as advance:
-            content = explain_folder(folder, spec, text or [], advance)
-        page = write_explanation(report, folder.subject(), content)
+        if text:
+            with counting("explaining", len(text)) as advance:
+                subject, content = explain_texts(weights, text, advance)
+        else:
+            folder = open_data(weights, data, manifest, None)
+            with counting("explaining", sample_count(spec, folder.samples)) as advance:
+                subject, content = folder.subject(), explain_folder(folder, spec, advance)
+        page = write_explanation(report, subject, content)
     print_notice(f"report: {page}")

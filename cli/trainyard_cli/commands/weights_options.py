@@ -59,6 +59,17 @@ def mistakes_are_bad_input() -> Iterator[None]:
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
+def needs_torch() -> None:
+    """Check that the trainer's packages are installed.
+
+    Raises:
+        ValueError: they are not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
+        raise ValueError(f"weights are read with torch, which is not installed; {fix}")
+
+
 def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: int | None) -> "FolderData":
     """Return a folder of weights with its data, prepared.
 
@@ -71,9 +82,7 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
     Raises:
         ValueError: there are no weights, or no such data, or the data do not fit the model.
     """
-    if importlib.util.find_spec("torch") is None:
-        fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
-        raise ValueError(f"weights are read with torch, which is not installed; {fix}")
+    needs_torch()
     if data is not None and manifest is not None:
         raise ValueError("--data and --manifest both name data; keep one of them")
     from trainyard_trainer.evaluation.folder import DataChoice, open_folder  # imported late: it needs torch

@@ -71,21 +71,25 @@ class FolderData:
         """Return what a report about this is about."""
         count = sum(len(subset.held_out) for subset in self.subsets)
         relation = describe_samples(self.weights.record, self.samples, count)
-        path = self.weights.path
-        step = _STEP.fullmatch(path.name)
-        return Subject(
-            weights=str(path),
-            model=self.config.model.name,
-            step=None if step is None else int(step[1]),
-            run=self.weights.run,
-            data=str(self.samples),
-            samples=relation,
-        )
+        return folder_subject(self.weights, str(self.samples), relation)
 
     def load(self, device: torch.device) -> LoadedModel:
         """Return the model, whole on a device."""
         length = getattr(self.config.model, "sequence_length", None)
         return load_model(self.weights.path, device, sequence_length=length)
+
+
+def folder_subject(weights: Weights, data: str, samples: str) -> Subject:
+    """Return what a report about a folder of weights is about; `data` and `samples`: see `Subject`."""
+    step = _STEP.fullmatch(weights.path.name)
+    return Subject(
+        weights=str(weights.path),
+        model=weights.config.name,
+        step=None if step is None else int(step[1]),
+        run=weights.run,
+        data=data,
+        samples=samples,
+    )
 
 
 def open_folder(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard.resource.datasets import Data
 from trainyard.resource.insight import Explain
 from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.documents import Piece
@@ -86,16 +87,23 @@ def explain_samples(
 class Vocabulary:
     """Text of token ids, and token ids of text."""
 
-    def __init__(self, config: RunConfig, tokenizer: Path | None) -> None:
-        """Load the tokenizer; `tokenizer`: path of the tokenizer.json of the run, None if there is none."""
-        data = config.trainer.data
+    def __init__(self, tokenizer: Path | None, data: Data | None) -> None:
+        """Load the tokenizer.
+
+        Args:
+            tokenizer: path of a tokenizer.json; None if there is none.
+            data: spec.trainer.data of the run that has trained the model; None if it is not known.
+        """
         self._tokenizer: Tokenizer | None = None
-        separates = data.documents != "joined"
+        separates = data is None or data.documents != "joined"
         if tokenizer is not None:
-            self._tokenizer = JsonTokenizer(tokenizer, separates=separates, end_token=data.end_token)
-        elif data.tokenizer == "byte" and all(source.source != "tokens" for source in data.each_source):
+            end_token = None if data is None else data.end_token
+            self._tokenizer = JsonTokenizer(tokenizer, separates=separates, end_token=end_token)
+        elif data is not None and data.tokenizer == "byte" and _has_documents(data):
             self._tokenizer = ByteTokenizer(separates=separates)
-        end = data.end_token_id if self._tokenizer is None else self._tokenizer.end
+        end = None if data is None else data.end_token_id
+        if self._tokenizer is not None:
+            end = self._tokenizer.end
         self.baseline = 0 if end is None else end
         """Id of the token that ends a document; 0 if there is none."""
 
@@ -116,6 +124,12 @@ class Vocabulary:
         if not len(ids):
             raise ConfigError("--text: is empty; give at least one token")
         return ids
+
+
+def _has_documents(data: Data) -> bool:
+    """Return whether all data are documents, whose tokens are those of the tokenizer."""
+    kinds = [data.source] if data.sources is None else [source.source for source in data.sources]
+    return not {"tokens", "custom"} & set(kinds)
 
 
 def token_explainer(model: Model, vocabulary: Vocabulary, device: torch.device) -> TokenExplainer:
