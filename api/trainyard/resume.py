@@ -123,7 +123,11 @@ RULES: Final = (
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
     ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
-    ResumeRule(Effect.ALLOWED, ("trainer.model.from.*",), "is read at the beginning of a run only"),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.model.from.*",),
+        "is read at the beginning of a run only; a run that trains adapters needs the same weights for each attempt",
+    ),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,
@@ -136,6 +140,7 @@ RULES: Final = (
             "trainer.data.tokenType",
             "trainer.data.tokenizer",
             "trainer.data.tokenizerFile",
+            "trainer.data.chatTemplate",
             "trainer.data.endToken",
             "trainer.data.endTokenId",
             "trainer.data.cache",
@@ -188,6 +193,12 @@ RULES: Final = (
     ResumeRule(Effect.REFUSED, ("trainer.optimizer.name",), "the state in the checkpoint is that of another optimizer"),
     ResumeRule(Effect.REFUSED, ("model.*",), NEW_SHAPES),
     ResumeRule(
+        Effect.REFUSED,
+        ("base.sha256",),
+        "the adapters in the checkpoint belong to the weights that they were trained on",
+    ),
+    ResumeRule(Effect.REFUSED, ("trainer.model.lora.*",), "the checkpoint has other adapters, or none"),
+    ResumeRule(
         Effect.ALLOWED,
         ("image", "versions.trainyard", "versions.torch", "versions.python"),
         "noted in run.json; another version of torch may round differently",
@@ -217,6 +228,7 @@ _ALIASES: Final = {
     "image": "spec.image",
     "data.fingerprint": "the data (fingerprint)",
     "tokenizer.sha256": "the tokenizer (SHA-256)",
+    "base.sha256": "the base of the adapters (SHA-256)",
 }
 """Names of values for a reader, where they are not fields of the spec with the same path."""
 
@@ -265,8 +277,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Dif
 
 
 def belongs_to_weights(difference: Difference) -> bool:
-    """Return whether a difference concerns the weights themselves: the sizes of the model, or its tokenizer."""
-    return difference.path.startswith("model.") or difference.path == "tokenizer.sha256"
+    """Return whether a difference concerns the weights themselves: sizes, adapters and their base, or the tokenizer."""
+    return difference.path.startswith(("model.", "trainer.model.lora", "base.", "tokenizer."))
 
 
 def refusals(found: Iterable[Difference], place: str) -> str:

@@ -14,7 +14,8 @@ from trainyard.resume import Difference, belongs_to_weights, differences
 RUN_FILE: Final = "run.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
 """Tokenizer of the run, beside its record; absent if the data need no file to be read (bytes, tables)."""
-TOKENIZER_SIDE_FILES: Final = ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+CHAT_TEMPLATE_FILE: Final = "chat_template.jinja"
+TOKENIZER_SIDE_FILES: Final = ("tokenizer_config.json", CHAT_TEMPLATE_FILE, "special_tokens_map.json")
 """Files beside a tokenizer.json by which transformers knows its special tokens and its chat template; each optional."""
 FORMAT: Final = 1
 """Version of the format. Raise it when a reader that knows only the current one would misread a record. A reader
@@ -41,6 +42,13 @@ class TokenizerRecord(ApiModel):
 
     sha256: str
     """SHA-256 of tokenizer.json, in hexadecimal digits."""
+
+
+class BaseRecord(ApiModel):
+    """The weights beside which a run trains adapters."""
+
+    sha256: str
+    """SHA-256 of what identifies them, in hexadecimal digits: see `trainyard_trainer.weights.adapted.digest`."""
 
 
 class Change(ApiModel):
@@ -73,6 +81,8 @@ class RunRecord(ApiModel):
     """Its data."""
     tokenizer: TokenizerRecord | None = None
     """Its tokenizer; absent if the data need none from a file."""
+    base: BaseRecord | None = None
+    """The frozen weights of a run that trains adapters; absent if it trains all parameters."""
     versions: dict[str, str]
     """Versions of trainyard, torch and python in the newest attempt."""
     image: str | None = None
@@ -122,7 +132,7 @@ class RunRecord(ApiModel):
         except ValidationError:
             config = self.config
         data = {"fingerprint": self.data.fingerprint}
-        return {**config, "data": data, "versions": self.versions, **_given(own, "tokenizer", "image")}
+        return {**config, "data": data, "versions": self.versions, **_given(own, "tokenizer", "base", "image")}
 
     def continued_by(self, attempt: "RunRecord", found: list[Difference], step: int) -> "RunRecord":
         """Return the record of this run after a new attempt, whose own record says what it is made of.
@@ -145,7 +155,7 @@ class RunRecord(ApiModel):
 
 def compare(run: RunRecord, attempt: RunRecord) -> list[Difference]:
     """Return the differences between a run and an attempt that is to resume it."""
-    absent = {"tokenizer": None, "image": None}
+    absent = {"tokenizer": None, "base": None, "image": None}
     return differences(absent | run.values(), absent | attempt.values())
 
 

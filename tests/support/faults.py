@@ -46,6 +46,7 @@ _ASYNC_TENSOR = (
     "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
     "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it"
 )
+_ADAPTED = {"name": "llama", "preset": "nano", "from": {"path": "/base"}, "lora": {}}
 _FLOAT8 = {"float8": True, "precision": "bfloat16", "compile": True}
 
 
@@ -594,6 +595,29 @@ RULES = (
                 "spec.trainer.data.endToken: is for tokenizer: file only, the others have one of their own; remove it",
             ),
             (
+                "conversations among several sources",
+                {"sources": [{"name": "a", "source": "chat", "path": "/data"}]},
+                "spec.trainer.data.sources: conversations are not mixed with other sources; join their files in one "
+                "folder, and set spec.trainer.data.source: chat",
+            ),
+            *(
+                (
+                    f"conversations with {field}: {value}",
+                    {"source": "chat", "path": "/data", field: value},
+                    "spec.trainer.data: source chat needs a tokenizer that exists (tokenizer: file, or byte), and "
+                    "keeps conversations apart (documents: separated or isolated); change tokenizer or documents",
+                )
+                for field, value in (("tokenizer", "bpe"), ("documents", "joined"))
+            ),
+            *(
+                (
+                    f"a chat template for {source}",
+                    {"source": source, "path": "/data", "chatTemplate": "/a"},
+                    "spec.trainer.data.chatTemplate: is for source chat and tokenizer: file only; remove it",
+                )
+                for source in ("text", "chat")
+            ),
+            (
                 "isolated tokens without the token that ends a document",
                 {"source": "tokens", "path": "/data", "vocabSize": 512, "documents": "isolated"},
                 "spec.trainer.data.endTokenId: is required with source: tokens and documents: isolated; set it to the "
@@ -699,6 +723,46 @@ RULES = (
         lambda: _on_gpus(_trainer(**_FLOAT8, data={"source": "text", "path": "/data", "sequenceLength": 100})),
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
+    ),
+    *(
+        Fault(
+            f"adapters with {name}",
+            make,
+            "spec.trainer.model.lora: adapters are not divided by a tensor group, and a parameter server updates all "
+            "parameters; choose ddp, fsdp, hsdp, context or pipeline",
+        )
+        for name, make in (
+            ("tensor parallelism", lambda: _parallel(2, {"model": _ADAPTED}, tensor=2)),
+            ("a parameter server", lambda: _parallel(2, {"model": _ADAPTED}, data={"mode": "parameterServer"})),
+        )
+    ),
+    Fault(
+        "adapters with float8",
+        lambda: _on_gpus(_trainer(**_FLOAT8, model=_ADAPTED)),
+        "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
+        "spec.trainer.model.lora",
+    ),
+    Fault(
+        "an export of adapters that do not exist",
+        lambda: make_manifest(trainer=trainer_spec(export={"format": "peft"}), checkpoint={"claim": {"size": "1Gi"}}),
+        "spec.trainer.export.format: peft is the format of adapters alone; set spec.trainer.model.lora, or choose "
+        "huggingface",
+    ),
+    Fault(
+        "adapters of a moe",
+        lambda: _trainer(model={**_ADAPTED, "name": "moe"}),
+        "spec.trainer.model.lora: is for llama only; remove it, or set spec.trainer.model.name: llama",
+    ),
+    Fault(
+        "adapters of nothing",
+        lambda: _model(lora={}),
+        "spec.trainer.model.lora: adapters are trained beside weights that exist; set spec.trainer.model.from, or "
+        "remove lora to train all parameters",
+    ),
+    Fault(
+        "two adapters of one matrix",
+        lambda: _trainer(model={**_ADAPTED, "lora": {"targets": ["q", "v", "q"]}}),
+        "spec.trainer.model.lora.targets: names a matrix twice; remove one of them",
     ),
     Fault(
         "a parameter server without its mode",

@@ -47,6 +47,25 @@ def make_model(name: str, **sizes: Any) -> Any:
     return getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
 
 
+def with_base(model: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return spec.trainer.model of a run that begins with a random Llama of its sizes, saved in a folder.
+
+    `model`: its fields; those that it leaves out are the ones of `tests.support.run_config`.
+    """
+    sizes = {"dim": 32, "layers": 2, "heads": 4, "kvHeads": 2, "ffnDim": 64, **model}
+    names = {
+        "dim": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "kvHeads": "num_key_value_heads",
+        "ffnDim": "intermediate_size",
+    }
+    if not folder.exists():
+        there = {there: sizes[here] for here, there in names.items()}
+        save_model("llama", folder, vocab_size=256, rms_norm_eps=1e-5, **there)
+    return {**model, "from": {"path": str(folder)}}
+
+
 def save_model(name: str, folder: Path, shard: str = "5GB", **sizes: Any) -> Path:
     """Save a model as its users do, and return the folder."""
     make_model(name, **sizes).save_pretrained(folder, max_shard_size=shard)

@@ -148,7 +148,7 @@ def mistakes(folder: Path) -> dict[str, tuple[Documents, str]]:
         "no suffix": (source("parquet", folder / "text"), "holds no files that end with .parquet"),
         "no field": (
             source("jsonl", folder / "other.jsonl"),
-            "byte 0: there is no field text, the line has the fields",
+            "line 1: there is no field text, the line has the fields",
         ),
         "no text in the field": (source("jsonl", folder / "number.jsonl"), "text is of type int"),
         "no JSON": (source("jsonl", folder / "words.jsonl"), "the line is not JSON"),

@@ -15,12 +15,14 @@ from typer.testing import CliRunner
 from tests.support.run_config import make_config
 from tests.trainer.pods import Pod, Starter, finish
 from trainyard.protocol import constants
+from trainyard.resource.insight import Explain
 from trainyard.run_record import RunRecord
 from trainyard_cli.main import app
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.data.tokenizer import learn_bpe
 from trainyard_trainer.evaluation.folder import DataChoice, evaluate_folder, open_folder
 from trainyard_trainer.evaluation.harness import read_harness
+from trainyard_trainer.explanation.folder import explain_folder
 from trainyard_trainer.launcher.hang_detection import FIRST_TIMEOUT, timeout_of
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import HeartbeatTable
@@ -283,6 +285,39 @@ def test_the_command_explains_texts_without_data(hugging_face: Path, text: Train
         for each in content["texts"]:
             assert sum(each["weights"]) == pytest.approx(each["difference"], abs=2e-3)
         assert (tmp_path / "explanation.html").exists()
+
+
+def test_adapters_are_evaluated_and_explained_with_their_base(
+    start: Starter, hugging_face: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text").write_text(TEXT)
+    spec: dict[str, Any] = {
+        "model": {"name": "llama", "from": {"path": str(hugging_face)}, "lora": {"rank": 2}},
+        "data": {
+            "source": "text",
+            "path": str(tmp_path / "text"),
+            "tokenizer": "file",
+            "tokenizerFile": str(hugging_face / "tokenizer.json"),
+            "vocabSize": 384,
+            "sequenceLength": 16,
+            "evalFraction": 0.2,
+        },
+        "optimizer": {"learningRate": 0.05},
+        "explain": {"samples": 2, "tokens": 12},
+    }
+    trained = run(start, tmp_path / "run", **spec, **REPORTED, batch={"global": 8}, stop={"steps": 10})
+    expected = trained.report("evaluation")["metrics"]
+    texts = trained.report("explanation")["texts"]
+    (tmp_path / "run" / "reports").rename(tmp_path / "before")
+    evaluated = run(start, tmp_path / "run", **spec, task="evaluate", batch={}, stop={})
+    assert evaluated.report("evaluation")["metrics"] == pytest.approx(expected, rel=1e-5)
+    found = evaluate_folder(open_folder(trained.folder, DataChoice())).metrics()
+    assert found == pytest.approx(expected, rel=1e-4)
+    base = evaluate_folder(open_folder(hugging_face, DataChoice(tmp_path / "text"))).metrics()
+    assert base["loss"] > expected["loss"] + 0.1, "the adapters have learnt something"
+    again = explain_folder(open_folder(trained.folder, DataChoice()), Explain(samples=2, tokens=12))["texts"]
+    for one, other in zip(again, texts, strict=True):
+        assert one["weights"] == pytest.approx(other["weights"], abs=1e-3)
 
 
 @pytest.mark.parametrize(

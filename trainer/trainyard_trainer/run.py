@@ -30,7 +30,7 @@ from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
-from trainyard_trainer.weights.initial import check_tokenizer, initial_record
+from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_record
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -124,7 +124,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         eval_samples=trainer.batches.eval_samples,
         sources=tuple(samples.sources),
     )
-    record = describe_attempt(config, data, samples.tokenizer)
+    record = describe_attempt(config, data, samples.tokenizer).replace(base=base_of(config))
     evaluates = config.trainer.task == "evaluate"
     if folder is not None:
         folder.check(record, announce=world.rank == 0, weights_only=evaluates)
@@ -219,10 +219,12 @@ def _check_writable(folder: Path, field: str) -> None:
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:
     """Log the size of the model, the data set, and the layout of the ranks."""
-    parameters = parameter_count(config, samples)
+    parameters, trained = parameter_count(config, samples), parameter_count(config, samples, trained=True)
+    adapters = f" ({trained:,} of them trained)" if trained < parameters else ""
     log.info(
-        f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
+        f"{parameters:,} parameters{adapters}, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
         parameters=parameters,
+        trainedParameters=trained,
         samples=trainer.batches.train_samples,
         evalSamples=trainer.batches.eval_samples,
         worldSize=world.size,

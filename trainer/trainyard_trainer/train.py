@@ -18,12 +18,18 @@ from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
+from trainyard_trainer.models.lora import is_adapter
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, named_parameters
+from trainyard_trainer.parallel.parallelize import (
+    build_model_parts,
+    initialize_parts,
+    named_parameters,
+    trained_parameters,
+)
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
@@ -51,7 +57,7 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
-        named = named_parameters(self.parts)
+        named = trained_parameters(self.parts)
         self._plugin = plugin or Plugin()
         self.passes = make_forward_backward(
             config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
@@ -105,7 +111,10 @@ class Trainer:
         if self.config.trainer.model.from_ is None:
             initialize_parts(self.parts, self.config.trainer.seed)
         else:
-            self.state.parent = load_initial_weights(self.config, named_parameters(self.parts), self.world)
+            named = named_parameters(self.parts)
+            base = [(name, parameter) for name, parameter in named if not is_adapter(name)]
+            self.state.parent = load_initial_weights(self.config, base, self.world)
+            initialize_parts(self.parts, self.config.trainer.seed, adapters_only=True)
 
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
@@ -115,10 +124,10 @@ class Trainer:
         """
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
-        # Initial values that a checkpoint would replace are not computed.
-        if folder is None:
+        # Initial values that a checkpoint would replace are not computed. It does not have what is not trained.
+        if folder is None or self.config.trainer.model.lora is not None:
             self.initialize()
-        else:
+        if folder is not None:
             self.state.resume(folder, saver.group)
             log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 
@@ -271,13 +280,14 @@ class Trainer:
         Raises:
             ConfigError: there are no weights, or they belong to another model.
         """
-        folder = saver.find_checkpoint()
+        folder, model = saver.find_checkpoint(), self.config.trainer.model
+        # A checkpoint of adapters does not have their base.
+        if model.from_ is not None and (folder is None or model.lora is not None):
+            self.initialize()
         if folder is not None:
             self.state.load_weights(folder, saver.group)
             log.info(f"evaluates the model of {folder}, after step {self.step}", resumedStep=self.step)
-        elif self.config.trainer.model.from_ is not None:
-            self.initialize()
-        else:
+        elif model.from_ is None:
             raise ConfigError(
                 "spec.trainer.task: evaluate needs weights, but the volume of spec.checkpoint has no checkpoint of a "
                 "job of this name; name the volume and the job, or set spec.trainer.model.from"

@@ -270,15 +270,17 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
             largest_matrix=self.largest_matrix(config),
         )
 
+    def multiplied(self, config: D) -> int:
+        """Return the number of scalars that a token is multiplied with: all that it uses, but its embedding."""
+        return self.active_parameters(config) - (0 if config.tied_embeddings else config.vocab_size * config.dim)
+
     def flops_per_token(self, config: D) -> int:
         """Return the floating-point operations of one token (Chowdhery et al., 2022).
 
         6 for each parameter that it is multiplied with, so of an embedding for the head alone, and 12 x layers x width
         of the queries x sequence length for the attention.
         """
-        looked_up = 0 if config.tied_embeddings else config.vocab_size * config.dim
-        multiplied = self.active_parameters(config) - looked_up
-        return 6 * multiplied + 12 * config.layers * config.q_dim * config.sequence_length
+        return 6 * self.multiplied(config) + 12 * config.layers * config.q_dim * config.sequence_length
 
     def activations(self, config: D, batch: MicroBatch) -> Activations:
         """Return the memory of activations on one rank.

@@ -20,10 +20,11 @@ Feature = Literal[
     "fullBatch",
     "isolatedDocuments",
     "explain",
+    "lora",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
 spec.trainer, an optimizer whose steps are over all samples (fullBatch), attention that does not cross documents
-(isolatedDocuments), or explanations of predictions."""
+(isolatedDocuments), explanations of predictions, or adapters (lora)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""
@@ -262,9 +263,17 @@ class ModelFamily(ABC, Generic[C]):
     def rank_parameters(self, config: C, part: ModelPart) -> RankParameters:
         """Return the sizes of a part of the model. Parameters that no axis divides count in full."""
 
+    def matrix_shapes(self, config: C) -> Mapping[str, tuple[int, int]]:
+        """Return the shapes [out, in] of the matrices of a block that can have adapters, by the names of `Lora`."""
+        return {}
+
     def parameters(self, config: C) -> int:
         """Return the number of trained scalars of the whole model."""
         return self.rank_parameters(config, ModelPart(stages=(self.layers(config),))).total
+
+    def multiplied(self, config: C) -> int:
+        """Return the number of scalars that a token is multiplied with: not those of which it takes one row."""
+        return self.active_parameters(config)
 
     @abstractmethod
     def flops_per_token(self, config: C) -> int:

@@ -8,6 +8,8 @@ from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.text import listed
 
+Format = Literal["huggingface", "peft"]
+"""Form of an exported folder."""
 Dtype = Literal["float32", "bfloat16"]
 """Data type of exported tensors."""
 EXPORTED = [name for name, family in FAMILIES.items() if family.architectures]
@@ -17,9 +19,10 @@ EXPORTED = [name for name, family in FAMILIES.items() if family.architectures]
 class Export(ApiModel):
     """Weights for other programs, written when the training is complete: a folder that transformers loads."""
 
-    format: Literal["huggingface"] = "huggingface"
+    format: Format = "huggingface"
     """Form of the folder. huggingface: config.json, files of safetensors, tokenizer and model card; of an mlp also
-    model.pt2, a program for torch.export.load. Defaults to huggingface."""
+    model.pt2, a program for torch.export.load; adapters (spec.trainer.model.lora) are merged into the weights. peft:
+    the adapters alone, as PeftModel.from_pretrained reads them. Defaults to huggingface."""
     path: Annotated[str, Field(min_length=2, max_length=4096, pattern="^/")] | None = None
     """Absolute path of the folder inside the worker container; mount a volume there with workers.template. Defaults to
     the folder `export` in the job's folder on the checkpoint volume."""
@@ -32,6 +35,12 @@ EXPORT_RULES: tuple[Rule, ...] = (
     Rule(
         f"!has(self.trainer) || !has(self.trainer.export) || self.trainer.model.name in {EXPORTED}",
         f"spec.trainer.export: is for {listed(EXPORTED)} only, since other programs know no other model; remove it",
+    ),
+    Rule(
+        "!has(self.trainer) || !has(self.trainer.export) || self.trainer.export.format != 'peft' ||"
+        " has(self.trainer.model.lora)",
+        "spec.trainer.export.format: peft is the format of adapters alone; set spec.trainer.model.lora, or choose "
+        "huggingface",
     ),
     Rule(
         "!has(self.trainer) || !has(self.trainer.export) || has(self.checkpoint)",

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, Feature
+from trainyard.resource.lora import Lora
 from trainyard.resource.model_source import ModelSource
 from trainyard.text import listed
 
@@ -105,6 +106,8 @@ def _fields() -> dict[str, Any]:
             ),
         ),
     }
+    adapted = f"{', '.join(families_with('lora'))}: {inspect.cleandoc(Lora.__doc__ or '')}"
+    fields["lora"] = (Lora | None, Field(default=None, description=adapted))
     fields["from_"] = (
         ModelSource | None,
         Field(
@@ -136,12 +139,18 @@ def _rules() -> tuple[Rule, ...]:
     with_presets = [name for name, family in FAMILIES.items() if family.presets]
     lists = ", and ".join(f"{name} has {', '.join(FAMILIES[name].presets)}" for name in with_presets)
     owned = {definitions[0][1].alias or field: [n for n, _ in definitions] for field, definitions in _owners().items()}
+    shared_fields = {"preset": with_presets, "from": _FROM, "lora": families_with("lora")}
     shared: dict[Rule, list[str]] = {}
     for name, family in FAMILIES.items():
         for rule in family.size_rules:
             shared.setdefault(rule, []).append(name)
     return (
-        *(_only_for(field, names) for field, names in {"preset": with_presets, "from": _FROM, **owned}.items()),
+        *(_only_for(field, names) for field, names in {**shared_fields, **owned}.items()),
+        Rule(
+            "!has(self.lora) || has(self.from)",
+            "spec.trainer.model.lora: adapters are trained beside weights that exist; set spec.trainer.model.from, or "
+            "remove lora to train all parameters",
+        ),
         Rule(
             preset_is_known("self"),
             f"spec.trainer.model.preset: {lists}; choose one of them, or another spec.trainer.model.name",
@@ -156,6 +165,7 @@ class _Model(ApiModel):
     name: str
     preset: str | None = None
     from_: Annotated[ModelSource | None, Field(alias="from")] = None
+    lora: Lora | None = None
 
 
 if TYPE_CHECKING:

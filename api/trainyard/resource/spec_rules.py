@@ -25,6 +25,7 @@ from trainyard.resource.insight import INSIGHT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.text import listed
 
+HAS_LORA = "has(self.trainer) && has(self.trainer.model.lora)"
 _LAYOUT = Layout("self.workers.replicas")
 _AXES: dict[Feature, tuple[str, str]] = {
     "tensor": ("spec.parallelism.tensor", TENSOR),
@@ -192,6 +193,16 @@ SPEC_RULES: tuple[Rule, ...] = (
         f"!has(self.trainer) || !self.trainer.float8 || self.trainer.data.sequenceLength % (16 * {CONTEXT}) == 0",
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
+    ),
+    Rule(
+        f"!({HAS_LORA}) || {TENSOR} == 1 && !({HAS_PARAMETER_SERVER})",
+        "spec.trainer.model.lora: adapters are not divided by a tensor group, and a parameter server updates all "
+        "parameters; choose ddp, fsdp, hsdp, context or pipeline",
+    ),
+    Rule(
+        f"!({HAS_LORA}) || !self.trainer.float8",
+        "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
+        "spec.trainer.model.lora",
     ),
     *EXPORT_RULES,
     *INSIGHT_RULES,

@@ -17,6 +17,7 @@ from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_IMAGE
 from trainyard.resume import Effect, belongs_to_weights, refusals
 from trainyard.run_record import (
+    CHAT_TEMPLATE_FILE,
     RUN_FILE,
     TOKENIZER_FILE,
     TOKENIZER_SIDE_FILES,
@@ -121,6 +122,9 @@ class RunFolder:
             for name in TOKENIZER_SIDE_FILES:
                 if (beside := tokenizer.path.with_name(name)).exists():
                     self._replace(name, beside.read_bytes())
+            # That of the run, which may be another one than that beside its tokenizer.
+            if tokenizer.chat_template is not None:
+                self._replace(CHAT_TEMPLATE_FILE, tokenizer.chat_template.encode())
             self._replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
         self._replace(RUN_FILE, record.text().encode())
 

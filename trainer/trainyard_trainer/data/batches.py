@@ -1,7 +1,7 @@
 """The batches of one rank: which samples it reads for each step and for an evaluation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -72,6 +72,9 @@ class Batches:
                 f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of "
                 f"{samples.count} samples to train on; lower it, or add data"
             )
+        self._world = world
+        self._counts_targets = mesh.coordinate(world.rank).tensor == 0
+        self._positions = config.tokens_per_sample
         self._full_batch = config.trainer.batch.global_ is None
         self.global_batch = config.trainer.batch.global_ or self.train_samples
         """Samples of one step, over all ranks; all training samples if no batch is set (gradient descent)."""
@@ -108,6 +111,28 @@ class Batches:
         """Yield the micro-batches of this rank in a step (from 0)."""
         for index in range(self.micro_batch_count):
             yield self._take(step, index)
+
+    @property
+    def varying_targets(self) -> bool:
+        """Whether the number of targets differs from step to step."""
+        return self._samples.masks_targets
+
+    def count_targets(self, share: Iterable[Batch]) -> int | Tensor:
+        """Return the number of targets of a step over all ranks, each of which must call it.
+
+        The host does not wait for the device if the number varies: it is a tensor on the device then.
+
+        Args:
+            share: this rank's micro-batches of the step; none if another stage of the pipeline has its targets.
+        """
+        if not self.varying_targets:
+            return self.global_batch * self._positions
+        own = torch.zeros((), dtype=torch.int64, device=self._device)
+        # The ranks of a tensor group have the same samples.
+        for batch in share if self._counts_targets else ():
+            own += (batch.targets != IGNORED).sum()
+        # Without any target the sum of the losses is 0, and so is their mean.
+        return self._world.sum(own).clamp(min=1)
 
     def global_share(self, step: int) -> Batch:
         """Return this rank's share of the global batch of a step (from 0), which a pipeline takes in one."""

@@ -47,6 +47,24 @@ class Piece(NamedTuple):
     """Whether it begins the document."""
     last: bool = True
     """Whether it ends the document."""
+    place: object = ""
+    """Where it comes from, for errors."""
+
+
+class Line:
+    """A line of a file, named in errors; its number is counted only then."""
+
+    def __init__(self, documents: "JsonLines", path: str, position: int) -> None:
+        """Name the line that begins at a position in bytes."""
+        self._documents, self._path, self._position = documents, path, position
+
+    def __str__(self) -> str:
+        number, left = 1, self._position
+        with self._documents.open(self._path) as file:
+            while left > 0 and (content := file.read(min(left, PIECE))):
+                number += content.count(b"\n")
+                left -= len(content)
+        return f"{self._path}, line {number}"
 
 
 class Documents(ABC):
@@ -84,7 +102,7 @@ class Documents(ABC):
         """Return what identifies the documents without reading them."""
         return describe(self.files(), self.field)
 
-    def document(self, text: Any, where: str) -> Iterator[Piece]:
+    def document(self, text: Any, where: object) -> Iterator[Piece]:
         """Yield the pieces of a document that is in memory; `where` names it in errors. An empty one has none."""
         if text is None or text == "":
             return
@@ -157,7 +175,7 @@ class JsonLines(Documents):
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the documents of the lines that begin in a range of bytes."""
         try:
-            with self._open(part.path) as file:
+            with self.open(part.path) as file:
                 position = 0
                 if part.start:
                     # The line that holds the byte before the range belongs to the part before.
@@ -165,7 +183,7 @@ class JsonLines(Documents):
                     position = part.start - 1 + len(file.readline())
                 whole = part.path.endswith(COMPRESSED)
                 while (whole or position < part.end) and (line := file.readline()):
-                    yield from self._documents(line, f"{part.path}, byte {position}")
+                    yield from self._documents(line, Line(self, part.path, position))
                     position += len(line)
         except OSError as error:
             raise ConfigError(
@@ -173,7 +191,8 @@ class JsonLines(Documents):
                 "permissions, or write the file again"
             ) from error
 
-    def _open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
+        """Open a file, compressed or not, as what it contains."""
         if not path.endswith(COMPRESSED):
             return Path(path).open("rb")
         import io
@@ -182,9 +201,15 @@ class JsonLines(Documents):
 
         return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(path, compression="detect")))
 
-    def _documents(self, line: bytes, where: str) -> Iterator[Piece]:
+    def _documents(self, line: bytes, where: Line) -> Iterator[Piece]:
+        row = self._row(line, where)
+        if row is not None:
+            yield from self.document(row[self.source.field], where)
+
+    def _row(self, line: bytes, where: Line) -> dict[str, Any] | None:
+        """Return the object of a line, which has the field of the source; None for an empty line."""
         if not line.strip():
-            return
+            return None
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -194,10 +219,54 @@ class JsonLines(Documents):
         if not isinstance(row, dict) or self.source.field not in row:
             names = f"has the fields {', '.join(row)}" if isinstance(row, dict) else "is not an object"
             raise ConfigError(
-                f"{self.field}: {where}: there is no field {self.source.field}, the line {names}; name one that holds "
-                "the text"
+                f"{self.field}: {where}: there is no field {self.source.field}, the line {names}; name the field in "
+                "spec.trainer.data.field"
             )
-        yield from self.document(row[self.source.field], where)
+        return row
+
+
+class Chats(JsonLines):
+    """Files with a JSON object in each line, each of which is a conversation: messages with a role and a content."""
+
+    def _documents(self, line: bytes, where: Line) -> Iterator[Piece]:
+        row = self._row(line, where)
+        if row is None:
+            return
+        messages, tools = row[self.source.field], row.get("tools")
+        problem = _problem(messages)
+        if problem is None and not (tools is None or isinstance(tools, list)):
+            problem = "its tools are not a list"
+        if problem is not None:
+            raise ConfigError(
+                f'{self.field}: {where}: {problem}; write {{"{self.source.field}": [{{"role": "user", '
+                '"content": TEXT}, {"role": "assistant", "content": TEXT}]}'
+            )
+        text = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False)
+        yield Piece(text, place=_Place(self.field, where))
+
+
+class _Place(NamedTuple):
+    """Where a conversation is, with the field of the spec that leads there."""
+
+    field: str
+    line: Line
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.line}"
+
+
+def _problem(messages: Any) -> str | None:
+    """Return why something is no conversation to learn from; None if it is one."""
+    if not isinstance(messages, list) or not messages:
+        return "there are no messages"
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"message {number} has no role"
+        if message.get("content") is None and not message.get("tool_calls"):
+            return f"message {number}, of the {message['role']}, has no content"
+    if all(message["role"] != "assistant" for message in messages):
+        return "the assistant says nothing, and nothing else is learned"
+    return None
 
 
 class Parquet(Documents):
@@ -291,6 +360,7 @@ class HuggingFace(Documents):
 _READERS: dict[str, type[Documents]] = {
     "text": TextFiles,
     "jsonl": JsonLines,
+    "chat": Chats,
     "parquet": Parquet,
     "huggingface": HuggingFace,
 }

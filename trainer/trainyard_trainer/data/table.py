@@ -54,6 +54,7 @@ class Table:
     held_out: int = 0
     """Number of samples for evaluation only: the last ones."""
     tokenizer: TokenizerFile | None = None
+    masks_targets: bool = False
 
     @property
     def count(self) -> int:

@@ -20,6 +20,8 @@ class Windows:
     numbered source by source: those of its tokens, then those of its other held-out tokens.
     """
 
+    masks_targets = False
+
     def __init__(
         self,
         sources: list[WindowedSource],

@@ -11,8 +11,9 @@ from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.errors import ExportFailed
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
-from trainyard_trainer.weights.checkpoint import CheckpointWeights
+from trainyard_trainer.weights.adapter_export import AdapterExport
 from trainyard_trainer.weights.export import Export
+from trainyard_trainer.weights.folder import open_weights
 from trainyard_trainer.weights.weights import WeightsError
 
 FOLDER = "export"
@@ -36,7 +37,7 @@ class FinalExport:
             world: the ranks.
             stops: returns whether this rank was told to stop.
         """
-        self._dtype = spec.dtype
+        self._dtype, self._format = spec.dtype, spec.format
         self._root, self._target = root, export_folder(spec, root)
         self._world, self._stops = world, stops
 
@@ -48,7 +49,7 @@ class FinalExport:
         """
         heartbeat.beat(Phase.CHECKPOINT)
         began, first = time.monotonic(), self._world.rank == 0
-        jobs: list[Export] = []
+        jobs: list[Export | AdapterExport] = []
         self._together(lambda: jobs.append(self._plan(step)))
         (job,) = jobs
         self._together(job.begin if first else _nothing)
@@ -63,8 +64,11 @@ class FinalExport:
             )
         return True
 
-    def _plan(self, step: int) -> Export:
-        return Export(CheckpointWeights(catalog.complete_folder(self._root, step)), self._target, self._dtype)
+    def _plan(self, step: int) -> Export | AdapterExport:
+        weights = open_weights(catalog.complete_folder(self._root, step))
+        if self._format == "peft":
+            return AdapterExport(weights, self._target)
+        return Export(weights, self._target, self._dtype)
 
     def _together(self, action: Callable[[], None]) -> None:
         """Do this rank's part, and wait for the other ranks.

@@ -10,6 +10,7 @@ from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST
 from trainyard_trainer.models.family import Model
+from trainyard_trainer.weights.adapted import AdaptedWeights, base_path, lora_of
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
 from trainyard_trainer.weights.hugging_face import CONFIG, HuggingFaceWeights
 from trainyard_trainer.weights.weights import Weights, WeightsError, build_model
@@ -64,7 +65,13 @@ def open_weights(path: Path) -> Weights:
         OSError: the storage fails.
     """
     folder = find_weights(path)
-    return CheckpointWeights(folder) if (folder / MANIFEST).exists() else HuggingFaceWeights(folder)
+    if not (folder / MANIFEST).exists():
+        return HuggingFaceWeights(folder)
+    weights = CheckpointWeights(folder)
+    lora = lora_of(weights.record)
+    if lora is None or weights.record is None:
+        return weights
+    return AdaptedWeights(weights, open_weights(base_path(folder.parent, weights.record)), lora)
 
 
 def load_model(

@@ -10,12 +10,13 @@ from torch import nn
 
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CHECKPOINTS
-from trainyard.run_record import RunRecord
+from trainyard.run_record import BaseRecord, RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
+from trainyard_trainer.weights.adapted import digest
 from trainyard_trainer.weights.folder import open_weights
 from trainyard_trainer.weights.tokenizer_files import byte_tokenizer
 from trainyard_trainer.weights.weights import Weights, WeightsError
@@ -81,6 +82,17 @@ def check_tokenizer(config: RunConfig, tokenizer: TokenizerFile | None) -> None:
                 f"{weights.path} have learnt {theirs[number]!r}; set it to file, and tokenizerFile to "
                 f"{weights.tokenizer}"
             )
+
+
+def base_of(config: RunConfig) -> BaseRecord | None:
+    """Return the record of the frozen weights of a run; None if it trains all parameters.
+
+    Raises:
+        ConfigError: there are no weights.
+    """
+    if config.trainer.model.lora is None:
+        return None
+    return BaseRecord(sha256=digest(_open(config).path))
 
 
 def load_initial_weights(config: RunConfig, named: Iterable[tuple[str, nn.Parameter]], world: World) -> str | None:

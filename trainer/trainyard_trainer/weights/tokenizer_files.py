@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from trainyard.resource.datasets import Data
-from trainyard.run_record import TOKENIZER_FILE, TOKENIZER_SIDE_FILES, RunRecord
+from trainyard.run_record import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, TOKENIZER_SIDE_FILES, RunRecord
+from trainyard_trainer.data.chat_template import BYTE_TEMPLATE
 from trainyard_trainer.data.tokenizer import BPE_END, BYTE_END, JsonTokenizer
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.weights.weights import Weights
@@ -34,6 +35,8 @@ def write_tokenizer(weights: Weights, folder: Path) -> EndToken | None:
     # Rule 2: a run that has read bytes has no file; the same tokenizer in the form of one is written.
     elif data is not None and data.tokenizer == "byte" and data.source not in ("tokens", "table", "custom"):
         byte_tokenizer().save(str(folder / TOKENIZER_FILE))
+        if data.source == "chat":
+            (folder / CHAT_TEMPLATE_FILE).write_text(BYTE_TEMPLATE)
         end = None if data.documents == "joined" else EndToken(BPE_END, BYTE_END)
     # Rule 3: of tokens that another program has written, nothing is known.
     else:
