@@ -77,6 +77,11 @@ class RunConfig(ApiModel):
         return self.trainer.precision
 
     @property
+    def only_evaluates(self) -> bool:
+        """Whether no gradient is ever computed: the job neither trains nor explains."""
+        return self.trainer.task == "evaluate" and self.trainer.explain is None
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches of one rank per optimizer step; a lower limit if each step is over all samples."""
         batch = self.trainer.batch.global_

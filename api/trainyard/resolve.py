@@ -126,6 +126,11 @@ def _configure(job: TrainingJob) -> RunConfig:
     trainer = job.spec.trainer
     assert trainer is not None
     mesh = make_mesh(job.spec)
+    micro_batch = _micro_batch(trainer, mesh)
+    if trainer.task == "evaluate" and trainer.batch.global_ is None:
+        # An evaluation has no steps whose size would matter: each rank takes one micro-batch for each pipeline stage.
+        batch = trainer.batch.replace(global_=micro_batch * mesh.data * mesh.pipeline)
+        trainer = trainer.replace(batch=batch)
     config = RunConfig(
         job=job.metadata.name,
         namespace=job.metadata.namespace,
@@ -134,7 +139,7 @@ def _configure(job: TrainingJob) -> RunConfig:
         mesh=mesh,
         parallelism=job.spec.parallel,
         model=_model_config(trainer),
-        micro_batch=_micro_batch(trainer, mesh),
+        micro_batch=micro_batch,
         checkpoint=checkpoint_config(job.spec.checkpoint),
         health=health_config(job.spec.health),
         trainer=trainer.replace(precision=_precision(job.spec, trainer)),

@@ -122,6 +122,11 @@ RULES: Final = (
         ),
         NEXT_STEP,
     ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.task", "trainer.evaluation.report", "trainer.explain.*"),
+        "evaluations, reports and explanations change nothing in a run",
+    ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
     ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
     ResumeRule(
@@ -281,6 +286,11 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Dif
     ]
     shown = [difference for difference in found if difference.rule.effect is not Effect.DERIVED]
     return sorted(shown, key=lambda difference: (RULES.index(difference.rule), difference.path))
+
+
+def belongs_to_weights(difference: Difference) -> bool:
+    """Return whether a difference concerns the weights themselves: sizes, adapters and their base, or the tokenizer."""
+    return difference.path.startswith(("model.", "trainer.model.lora", "base.", "tokenizer."))
 
 
 def refusals(found: Iterable[Difference], place: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from trainyard.base import ApiModel, Timestamp
 from trainyard.config import RunConfig
-from trainyard.resume import Difference, differences
+from trainyard.resume import Difference, belongs_to_weights, differences
 
 RUN_FILE: Final = "run.json"
 TOKENIZER_FILE: Final = "tokenizer.json"
@@ -190,8 +190,9 @@ def compare(run: RunRecord, attempt: RunRecord) -> list[Difference]:
 
 
 def compare_config(run: RunRecord, config: RunConfig) -> list[Difference]:
-    """Return the differences between the configuration of a run and one that is to resume it."""
-    return differences(run.values(), config.with_sizes_of(run.config.get("model", {})).to_dict())
+    """Return the differences between the configuration of a run and one that is to resume it, or evaluate its model."""
+    found = differences(run.values(), config.with_sizes_of(run.config.get("model", {})).to_dict())
+    return [d for d in found if belongs_to_weights(d)] if config.trainer.task == "evaluate" else found
 
 
 def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:

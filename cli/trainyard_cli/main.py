@@ -7,7 +7,9 @@ import typer
 
 from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
+from trainyard_cli.commands.evaluate import evaluate
 from trainyard_cli.commands.events import events
+from trainyard_cli.commands.explain import explain
 from trainyard_cli.commands.explain_step import explain_step
 from trainyard_cli.commands.export import export
 from trainyard_cli.commands.import_weights import import_weights
@@ -48,6 +50,8 @@ LOCAL: dict[str, Callable[..., None]] = {
     "explain-step": explain_step,
     "record": record,
     "verify": verify,
+    "evaluate": evaluate,
+    "explain": explain,
 }
 CLUSTER: dict[str, Callable[..., None]] = {
     "list": list_jobs,

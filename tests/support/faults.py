@@ -806,6 +806,11 @@ RULES = (
         )
     ),
     Fault(
+        "no stop condition",
+        lambda: _without(_trainer(), "spec", "trainer", "stop"),
+        "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
+    ),
+    Fault(
         "two stop conditions",
         lambda: _trainer(stop={"steps": 10, "epochs": 1}),
         "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
@@ -838,6 +843,59 @@ RULES = (
             "claim, or remove them",
         )
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
+    ),
+    *(
+        Fault(
+            f"a report without a volume: {name}",
+            partial(_trainer, **{name: value}),
+            "spec.trainer: task: evaluate, evaluation.report and explain write reports to the checkpoint volume; add "
+            "spec.checkpoint, or remove them",
+        )
+        for name, value in (("task", "evaluate"), ("explain", {"samples": 5}))
+    ),
+    Fault(
+        "an evaluation with a parameter server",
+        lambda: make_manifest(
+            trainer=trainer_spec(task="evaluate"),
+            parallelism={"data": {"mode": "parameterServer"}},
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.trainer.task: evaluate needs no parameter server, which only updates parameters; set "
+        "spec.parallelism.data.mode: ddp",
+    ),
+    Fault(
+        "a job that only evaluates, with the schedule ZBV",
+        lambda: make_manifest(
+            trainer=trainer_spec(task="evaluate", model={"name": "llama", "preset": "nano", "layers": 4}),
+            parallelism={"pipeline": {"stages": 2, "schedule": "ZBV"}},
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.parallelism.pipeline.schedule: ZBV cannot evaluate (torch 2.15 has no forward pass alone for it); "
+        "choose Interleaved1F1B",
+    ),
+    Fault(
+        "explanations of a model that is sharded",
+        lambda: make_manifest(
+            trainer=trainer_spec(explain={}),
+            parallelism={"data": {"mode": "fsdp"}},
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.trainer.explain: needs the entire model on each rank; set spec.parallelism.data.mode: ddp without "
+        "tensor, context, expert and pipeline, or remove it and run trainyard explain on the checkpoint",
+    ),
+    Fault(
+        "explanations of a moe",
+        lambda: make_manifest(
+            trainer=trainer_spec(explain={}, model={"name": "moe", "preset": "nano"}),
+            checkpoint={"claim": {"size": "1Gi"}},
+        ),
+        "spec.trainer.explain: is for llama and mlp only (the choice of experts changes in jumps, which no gradient "
+        "sees); remove it, or set spec.trainer.model.name: llama or mlp",
+    ),
+    Fault(
+        "a text as an image",
+        lambda: make_manifest(trainer=trainer_spec(explain={"imageWidth": 8}), checkpoint={"claim": {"size": "1Gi"}}),
+        "spec.trainer.explain.imageWidth: is for tables only; remove it",
     ),
     Fault(
         "a profile in an object store",
@@ -1078,12 +1136,6 @@ SCHEMA = (
         "spec.restartPolicy.rules[0].onExitCodes[0]: must be at least 1, not 0",
         server="spec.restartPolicy.rules[0].onExitCodes[0]: Invalid value: 0: "
         "spec.restartPolicy.rules[0].onExitCodes[0] in body should be greater than or equal to 1",
-    ),
-    Fault(
-        "no stop condition",
-        lambda: _without(_trainer(), "spec", "trainer", "stop"),
-        "spec.trainer.stop: is required; add it",
-        server="spec.trainer.stop: Required value",
     ),
     Fault(
         "an environment variable without a name",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
+from sklearn.calibration import calibration_curve
 from torch import Tensor
 
 from tests.support.run_config import make_config
@@ -15,7 +16,10 @@ from tests.trainer.pods import Starter, finish
 from trainyard_trainer.data.batches import IGNORED, Batch, Batches
 from trainyard_trainer.data.samples import Subset
 from trainyard_trainer.data.table import load_table
-from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.evaluation.scores import BINS, Scores
+from trainyard_trainer.evaluation.scoring import score
+from trainyard_trainer.parallel.predictions import Predictions, predict
+from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
@@ -46,8 +50,9 @@ class GivenPredictions:
     def eval_batches(self, subset: Subset) -> Iterator[Batch]:
         return (Batch(predicted, targets) for predicted, targets, _ in self.batches)
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return next(loss for _, t, loss in self.batches if t is batch.targets), batch.inputs
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions]:
+        loss = next(loss for _, t, loss in self.batches if t is batch.targets)
+        return loss, Predictions(batch.inputs, torch.full(batch.inputs.shape, 0.9))
 
 
 def test_metrics_equal_those_of_scikit_learn() -> None:
@@ -61,7 +66,7 @@ def test_metrics_equal_those_of_scikit_learn() -> None:
     padding = torch.full((3,), IGNORED)
     batches.append((torch.zeros(3, dtype=torch.int64), padding, torch.tensor(0.0)))
     given = cast(Any, GivenPredictions(batches))
-    metrics_found = evaluate(given, given, ALONE, classes=6, counts=True)
+    metrics_found = score(given, given, ALONE, classes=6, counts=True).metrics()
     mean = {"average": "macro", "zero_division": 0.0}
     assert metrics_found == pytest.approx(
         {
@@ -72,6 +77,55 @@ def test_metrics_equal_those_of_scikit_learn() -> None:
             "f1": metrics.f1_score(actual, predicted, **mean),
         }
     )
+
+
+def scores_of(actual: Tensor, logits: Tensor, classes: int) -> Scores:
+    scores = Scores(["data"], classes, Plugin(), ALONE.device)
+    for part in torch.split(torch.arange(len(actual)), 30):
+        counted = torch.ones(len(part), dtype=torch.bool)
+        scores.add(0, torch.tensor(0.0), predict(logits[part]), actual[part], counted)
+    return scores
+
+
+def test_classes_and_their_pairs_equal_those_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    actual = torch.randint(0, 5, (200,), generator=generator)
+    logits = torch.randn(200, 7, generator=generator)  # class 5 is predicted only, and 6 never occurs
+    logits[:, 6] = -100
+    logits[torch.arange(200), actual] += 2
+    scores, predicted = scores_of(actual, logits, 7), logits.argmax(-1)
+    assert scores.pairs.tolist() == metrics.confusion_matrix(actual, predicted, labels=range(7)).tolist()
+    expected = metrics.precision_recall_fscore_support(actual, predicted, labels=range(6), zero_division=0.0)
+    rows = scores.class_metrics()
+    for index, name in enumerate(("precision", "recall", "f1", "actual")):
+        assert [row[name] for row in rows] == pytest.approx(expected[index].tolist()), name
+    for average in ("macro", "weighted"):
+        means = metrics.precision_recall_fscore_support(actual, predicted, average=average, zero_division=0.0)
+        assert list(scores.averages()[average].values()) == pytest.approx(means[:3]), average
+
+
+def test_calibration_equals_that_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(1)
+    actual = torch.randint(0, 4, (500,), generator=generator)
+    logits = 1.5 * torch.randn(500, 4, generator=generator)
+    logits[torch.arange(500), actual] += 1
+    found = scores_of(actual, logits, 4).calibration()
+    assert found is not None
+    confidence, predicted = logits.softmax(-1).max(-1)
+    right = (predicted == actual).numpy()
+    accuracy, mean = calibration_curve(right, confidence.numpy(), n_bins=BINS)
+    assert [row["accuracy"] for row in found["bins"]] == pytest.approx(accuracy.tolist())
+    assert [row["confidence"] for row in found["bins"]] == pytest.approx(mean.tolist())
+    shares = np.histogram(confidence.numpy(), bins=BINS, range=(0, 1))[0] / 500
+    assert found["error"] == pytest.approx(float((np.abs(accuracy - mean) * shares[shares > 0]).sum()))
+
+
+def test_predictions_of_many_logits_are_those_of_a_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainyard_trainer.parallel.predictions.CHUNK", 64)
+    logits = torch.randn(3, 7, 20, generator=torch.Generator().manual_seed(2)).bfloat16()
+    found, expected = predict(logits), logits.float().softmax(-1).max(-1)
+    assert torch.equal(found.classes, expected.indices)
+    torch.testing.assert_close(found.confidence, expected.values)
 
 
 def test_evaluation_samples_are_evaluated_once_and_never_trained_on() -> None:
@@ -176,7 +230,7 @@ def test_many_classes_need_no_memory_for_their_pairs() -> None:
     actual = torch.tensor([5, 99_999, 7, 5])
     predicted = torch.tensor([5, 7, 7, 99_998])
     given = cast(Any, GivenPredictions([(predicted, actual, torch.tensor(4.0))]))
-    found = evaluate(given, given, ALONE, classes=100_000, counts=True)
+    found = score(given, given, ALONE, classes=100_000, counts=True).metrics()
     assert found["f1"] == pytest.approx(metrics.f1_score(actual, predicted, average="macro", zero_division=0.0))
     assert found["precision"] == pytest.approx(
         metrics.precision_score(actual, predicted, average="macro", zero_division=0.0)

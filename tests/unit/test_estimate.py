@@ -541,3 +541,18 @@ def test_sizes_from_an_older_checkpoint_are_completed() -> None:
     older = {field: value for field, value in config.to_dict().items() if field not in new}
     assert family.completed(older) == config.to_dict()
     assert family.completed({"name": "mlp", "hiddenSizes": [4]}) == {"name": "mlp", "hiddenSizes": [4]}
+
+
+def test_an_evaluation_needs_neither_gradients_nor_optimizer_state() -> None:
+    volume: dict[str, Any] = {"volume": {"emptyDir": {}}}
+    sizes: dict[str, Any] = {"replicas": 2, "procs": 1, "parallelism": {"data": FSDP}, "checkpoint": volume}
+    trained = memory(cpus(**sizes))
+    only = memory(cpus(**sizes, trainer={"task": "evaluate"}))
+    assert (only.gradients, only.optimizer, only.checkpoint) == (0, 0, 0)
+    assert only.weights == trained.weights
+    assert only.total < trained.total
+    sent = training(cpus(**sizes, trainer={"task": "evaluate"})).communication
+    assert {traffic.what for traffic in sent} == {"parameters", "embedding and head"}
+    # Explanations compute gradients.
+    explained = memory(cpus(checkpoint=volume, trainer={"task": "evaluate", "explain": {}}))
+    assert explained.gradients > 0

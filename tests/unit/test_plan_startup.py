@@ -173,3 +173,16 @@ def test_no_page_can_claim_more_time_than_has_passed() -> None:
     story = starting().later(600)
     story.progress = page(story, data_prepared=0.5, data_preparation_seconds=1e9)
     assert story.step().wake_after == 600
+
+
+def test_an_evaluation_makes_no_step_and_has_no_timeout() -> None:
+    story = running(trainer=trainer_spec(task="evaluate"), health={"startupTimeoutSeconds": 600})
+    assert story.condition("Progressing").reason == Reason.EVALUATING
+    assert story.step().wake_after is None
+    story.later(10_000)
+    story.progress = page(story, 80, resumed_step=80, eval_loss=0.5, metrics={"loss": 0.5})
+    story.settle()
+    assert (story.phase, story.status.attempt) == (Phase.RUNNING, 1)
+    assert story.condition("Progressing").status == "True"
+    assert story.status.progress is not None
+    assert (story.status.progress.step, story.status.progress.eval_loss) == (80, 0.5)

@@ -5,10 +5,10 @@
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -100,16 +100,17 @@ def prepare_samples(
     plugin: Plugin,
     report: Callable[[float, float], None] | None = None,
     tokenizer: Path | None = None,
+    trained_on: Sequence[Mapping[str, Any]] = (),
 ) -> Samples:
     """Return the samples of a job: those of the module, or those that spec.trainer.data describes.
 
-    `report` and `tokenizer` are those of `trainyard_trainer.data.samples.prepare`.
+    `report`, `tokenizer` and `trained_on` are those of `trainyard_trainer.data.samples.prepare`.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
     """
     if config.trainer.data.source != CUSTOM:
-        return prepare(config, report, tokenizer)
+        return prepare(config, report, tokenizer, trained_on)
     if plugin.data is None:
         raise ConfigError(
             "spec.trainer.data.source: custom is the data set of spec.trainer.module, but that has none; let its "

@@ -30,8 +30,9 @@ class ProgressLog(Observer):
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of an evaluation."""
-        assert self.last is not None, "a report precedes every evaluation"
-        self._keep(self.last.replace(eval_loss=metrics["loss"], metrics=dict(metrics)))
+        # Without a report before it, the job only evaluates weights that it has not trained.
+        last = self.last or Progress(attempt=self._attempt, step=step)
+        self._keep(last.replace(eval_loss=metrics["loss"], metrics=dict(metrics)))
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         log.info(f"evaluation after step {step}: {text}", evaluation=metrics)
 

@@ -24,6 +24,7 @@ from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.record.recorder import CheckpointRecorder
+from trainyard_trainer.reports import Reports
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
@@ -31,7 +32,7 @@ from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectS
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
-from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_weights_digest
+from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_record, initial_weights_digest
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -55,16 +56,23 @@ class Run:
     """On the first rank of each pod."""
     export: FinalExport | None
     """None without spec.trainer.export."""
+    reports: Reports | None
+    """None without spec.checkpoint."""
 
     def train(self) -> None:
-        """Train to the end, export the weights, and flush the experiment trackers.
+        """Train to the end and export the weights, or evaluate; write reports, and flush the experiment trackers.
 
         Raises:
             ExportFailed: training is complete, but the weights could not be exported.
         """
-        self.trainer.run()
+        if self.trainer.config.trainer.task == "evaluate":
+            self.trainer.evaluate_only()
+        else:
+            self.trainer.run()
         if self.export is not None and not self.trainer.interrupted:
             self.trainer.interrupted = not self.export.run(self.trainer.step)
+        if self.reports is not None and not self.trainer.interrupted:
+            self.reports.write(self.trainer)
         if self.trackers is not None:
             self.trackers.close()
 
@@ -94,7 +102,10 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         _writable(location(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
-    samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
+    # The run that this attempt resumes, or else the one that has written the weights with which it begins.
+    origin = (None if folder is None else folder.existing) or initial_record(config)
+    trained_on = () if origin is None else origin.data.sources
+    samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer, trained_on)
     # Data are prepared on all processors, and before CUDA has threads.
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
@@ -122,8 +133,9 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         exclusion=trainer.batches.excluded.identity,
     )
     record = describe_attempt(config, data, samples.tokenizer, attempt).replace(base=base_of(config))
+    evaluates = config.trainer.task == "evaluate"
     if folder is not None:
-        folder.check(record, announce=world.rank == 0)
+        folder.check(record, announce=world.rank == 0, weights_only=evaluates)
     _log_setup(config, world, trainer, samples)
     # Traces and event files are for tools that read files.
     volume = root if isinstance(root, Path) else None
@@ -135,20 +147,25 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver, export = None, None
+    saver, export, reports = None, None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
         trainer.state.run = folder.run
-        trainer.resume(saver)
-        record = folder.record(record, trainer.step, trainer.state.parent)
+        if evaluates:
+            trainer.load_weights(saver)
+        else:
+            trainer.resume(saver)
+        known = folder.existing if evaluates else folder.record(record, trainer.step, trainer.state.parent)
+        record = known or record
         trainer.state.run = record.id
-        if world.rank == 0:
+        # An evaluation changes nothing of the run whose model it evaluates.
+        if world.rank == 0 and not evaluates:
             initial = initial_weights_digest(config) if saver.resumed_step is None else None
             recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step, initial)
             saver.record = RunRecorder(folder, record, samples.tokenizer)
             trainer.observers += [saver.record, recorder]
-        if config.trainer.export is not None:
+        if config.trainer.export is not None and not evaluates:
             export = FinalExport(
                 config.trainer.export,
                 root,
@@ -156,14 +173,15 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
                 stops=lambda: saver is not None and saver.told_to_stop,
                 key=config.trainer.signing_key_file,
             )
+        reports = Reports(config, root, known or origin, samples)
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, export=export)
+        return Run(trainer, saver, None, None, exporter, export, reports)
     progress_log = ProgressLog(trainer.state, attempt)
     trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter, export)
+    return Run(trainer, saver, progress_log, trackers, exporter, export, reports)
 
 
 class PreparationLog:

@@ -1,7 +1,7 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -9,9 +9,10 @@ from trainyard.config import RunConfig
 from trainyard_trainer.bad_steps import BadStepHandler
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.data.samples import Samples, Subset
 from trainyard_trainer.data.table import Table
-from trainyard_trainer.evaluation import evaluate
+from trainyard_trainer.evaluation.scores import Scores
+from trainyard_trainer.evaluation.scoring import everything, score
 from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
@@ -32,6 +33,7 @@ from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
+from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
@@ -50,7 +52,7 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, world: World, samples: Samples, plugin: Plugin | None = None) -> None:
-        self._config, self._trainer = config, config.trainer
+        self.config, self._trainer = config, config.trainer
         self.world = world
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
@@ -72,6 +74,8 @@ class Trainer:
         self.state = TrainState(config, named, self.update, self.batches, guard)
         self.observers: list[Observer] = []
         """Observers of this rank; they are called in order."""
+        self.final_scores: Scores | None = None
+        """Scores of the model as it is at the end; None before, or without an evaluation."""
         self._bad_steps = BadStepHandler(policy, world, self.state, self.update, self.observers)
         self._step_metrics = StepMetrics(
             config,
@@ -104,13 +108,13 @@ class Trainer:
         Raises:
             ConfigError: the weights of spec.trainer.model.from are damaged, or are those of another model.
         """
-        if self._config.trainer.model.from_ is None:
-            initialize_parts(self.parts, self._config.trainer.seed)
+        if self.config.trainer.model.from_ is None:
+            initialize_parts(self.parts, self.config.trainer.seed)
         else:
             named = named_parameters(self.parts)
             base = [(name, parameter) for name, parameter in named if not is_adapter(name)]
-            self.state.parent = load_initial_weights(self._config, base, self.world)
-            initialize_parts(self.parts, self._config.trainer.seed, adapters_only=True)
+            self.state.parent = load_initial_weights(self.config, base, self.world)
+            initialize_parts(self.parts, self.config.trainer.seed, adapters_only=True)
 
     def resume(self, saver: Saver) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
@@ -121,7 +125,7 @@ class Trainer:
         self._saver = saver
         self._source = folder = saver.find_checkpoint()
         # Initial values that a checkpoint would replace are not computed. It does not have what is not trained.
-        if folder is None or self._config.trainer.model.lora is not None:
+        if folder is None or self.config.trainer.model.lora is not None:
             self.initialize()
         if folder is not None:
             self.state.resume(folder, saver.group)
@@ -181,6 +185,14 @@ class Trainer:
         check_schedule(self._trainer.schedule, self._total_steps, timeline.tokens_at(self._total_steps))
         if self.step >= self._total_steps:
             log.info(f"nothing is left to do: spec.trainer.stop was reached before, the run has made {self.step} steps")
+        self._announce()
+        self.update.begin(self._source)
+        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
+        self._stopwatch = Stopwatch()
+
+    def _announce(self) -> None:
+        """Announce the run to the observers."""
+        timeline = self.state.timeline
         self._step_metrics.begin(self.step)
         start = Start(
             step=self.step,
@@ -192,9 +204,6 @@ class Trainer:
         )
         for observer in self.observers:
             observer.begin(start)
-        self.update.begin(self._source)
-        heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
-        self._stopwatch = Stopwatch()
 
     def _step(self) -> StepOutcome:
         """Make one step; the device may still be computing it when this returns."""
@@ -244,7 +253,7 @@ class Trainer:
             return False
         self._count_steps()
         self._step_metrics.begin(self.step)
-        heartbeat.start(self.step, self._config.health.hang_timeout_seconds)
+        heartbeat.start(self.step, self.config.health.hang_timeout_seconds)
         self._stopwatch.mark("other")
         return True
 
@@ -271,14 +280,52 @@ class Trainer:
         due = self.step == self._total_steps or (every is not None and self.step % every == 0)
         return due and self.batches.eval_samples > 0
 
-    def _evaluate(self) -> None:
-        """Evaluate the model, and end the training if it has converged or reached its target."""
-        metrics = evaluate(self.passes, self.batches, self.world, self._classes, self.mesh.counts_loss, self._plugin)
+    def load_weights(self, saver: Saver) -> None:
+        """Load the parameters to evaluate, on any layout: of the newest complete checkpoint, else of `model.from`.
+
+        Raises:
+            ConfigError: there are no weights, or they belong to another model.
+        """
+        folder, model = saver.find_checkpoint(), self.config.trainer.model
+        # A checkpoint of adapters does not have their base.
+        if model.from_ is not None and (folder is None or model.lora is not None):
+            self.initialize()
+        if folder is not None:
+            self.state.load_weights(folder, saver.group)
+            log.info(f"evaluates the model of {folder}, after step {self.step}", resumedStep=self.step)
+        elif model.from_ is None:
+            raise ConfigError(
+                "spec.trainer.task: evaluate needs weights, but the volume of spec.checkpoint has no checkpoint of a "
+                "job of this name; name the volume and the job, or set spec.trainer.model.from"
+            )
+
+    def evaluate_only(self) -> None:
+        """Compute the metrics of the model as it is, on the held-out samples, or on all if none are held out."""
+        self._total_steps = self.step
+        self._announce()
+        # Hangs are detected from the first step of an attempt on; an evaluation counts as one.
+        heartbeat.start(self.step - 1, self.config.health.hang_timeout_seconds)
+        heartbeat.beat(Phase.EVALUATION, self.step)
+        self._score(None if self.batches.held_out else everything(self.batches.subsets))
+        self.batches.close()
+        self.update.close()
+
+    def _score(self, subsets: Sequence[Subset] | None = None) -> dict[str, float]:
+        """Score the model, and show the metrics to the observers; `subsets`: see `evaluation.scoring.score`."""
+        counts = self.mesh.counts_loss
+        scores = score(self.passes, self.batches, self.world, self._classes, counts, self._plugin, subsets)
+        metrics = scores.metrics()
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:
             observer.evaluated(self.step, rounded)
         if not math.isfinite(metrics["loss"]):
             log.logger.warning("the evaluation loss after step %d is %s", self.step, metrics["loss"])
+        self.final_scores = scores
+        return metrics
+
+    def _evaluate(self) -> None:
+        """Evaluate the model, and end the training if it has converged or reached its target."""
+        metrics = self._score()
         self.state.stopped_because = self.state.convergence.reason_to_stop(metrics["loss"])
         if self.state.stopped_because:
             log.info(f"stopped after step {self.step}: {self.state.stopped_because}")

@@ -88,6 +88,22 @@ class TrainState:
         self.move(samples, manifest.tokens_consumed, manifest.history)
         self.bad_steps.consecutive = manifest.bad_steps
 
+    def load_weights(self, folder: Location, group: dist.ProcessGroup | None) -> None:
+        """Load the parameters of a checkpoint, whatever layout wrote it, and nothing of its optimizer.
+
+        All ranks of `group` must call it; None: there is only one rank.
+
+        Raises:
+            ConfigError: the checkpoint belongs to another model.
+        """
+        manifest = Manifest.read(folder)
+        manifest.check_compatible(self._config, folder)
+        check_parameters(self._named, saved_shapes(folder), folder)
+        load(folder, model_tensors(self._named), group)
+        self.step, self.parent, self.progress = manifest.step, manifest.run, manifest.progress
+        samples = in_samples_of(self._config.tokens_per_sample, manifest.samples, manifest.tokens_per_sample)
+        self.move(samples, manifest.tokens_consumed, manifest.history)
+
     def roll_back(self, folder: Location, group: dist.ProcessGroup | None, failed_step: int) -> None:
         """Restore a checkpoint of this run, and continue behind the samples that steps up to `failed_step` consumed."""
         samples, tokens = self.timeline.samples_at(failed_step), self.timeline.tokens_at(failed_step)

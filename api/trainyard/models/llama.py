@@ -44,6 +44,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "compile",
             "fullBatch",
             "isolatedDocuments",
+            "explain",
             "lora",
         }
     )

@@ -88,6 +88,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         "parameterServer": "the load of the experts is balanced inside the layers",
         "compile": "the route of a token through a moe is not known in advance",
         "fullBatch": "the load of the experts is balanced over batches",
+        "explain": "the choice of experts changes in jumps, which no gradient sees",
     }
     auxiliary_loss: ClassVar[bool] = True
     size_rules: ClassVar[tuple[Rule, ...]] = (*DecoderFamily.size_rules, ALIGNED)

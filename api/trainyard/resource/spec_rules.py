@@ -21,6 +21,7 @@ from trainyard.resource.cel import (
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.export import EXPORT_RULES
+from trainyard.resource.insight import INSIGHT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
@@ -217,5 +218,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.model.lora",
     ),
     *EXPORT_RULES,
+    *INSIGHT_RULES,
     *ELASTIC_RULES,
 )

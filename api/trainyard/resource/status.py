@@ -77,6 +77,7 @@ class Reason(StrEnum):
     ALL_WORKERS_RUNNING = "AllWorkersRunning"
     STEPPING = "Stepping"
     NO_STEP_YET = "NoStepYet"
+    EVALUATING = "Evaluating"
     WORKER_FAILED = "WorkerFailed"
     WORKER_LOST = "WorkerLost"
     PEER_LOST = "PeerLost"

@@ -10,6 +10,7 @@ from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import HOLDS_OUT, Data
 from trainyard.resource.export import Export
+from trainyard.resource.insight import EVALUATES, EXPLAIN_RULES, Explain, Task
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 from trainyard.text import listed
@@ -67,13 +68,6 @@ class Stop(ApiModel):
     converged: Converged | None = None
     """Stop when the evaluation loss no longer improves."""
 
-    cel_rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "[has(self.steps), has(self.epochs), has(self.tokens)].filter(given, given).size() == 1",
-            "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
-        ),
-    )
-
 
 class Evaluation(ApiModel):
     """Evaluation on the samples that data.evalFraction or data.evalPath keeps from the training, always after the last
@@ -83,6 +77,10 @@ class Evaluation(ApiModel):
 
     every_steps: Positive | None = None
     """Number of steps between two evaluations. Default: evaluate after the last step only."""
+    report: bool = False
+    """Whether the last evaluation writes a report (evaluation.html and evaluation.json: metrics of each class and
+    source, confusion matrix, calibration) to the folder `reports` beside the checkpoints. A job with task: evaluate
+    always does."""
 
 
 class Profile(ApiModel):
@@ -99,6 +97,12 @@ class Profile(ApiModel):
 class TrainerSpec(ApiModel):
     """Configuration of the built-in trainer."""
 
+    task: Task = "train"
+    """What the job does. train: it trains the model. evaluate: it computes the metrics of the model in the newest
+    checkpoint, or without one of model.from, on any layout, writes a report, and ends. Nothing is trained, saved or
+    exported, so that fields about the training are not used: the manifest of a training job plus this line evaluates
+    what it has trained. Evaluated are the held-out samples of data, or all samples if none are held out. Defaults to
+    train."""
     model: Model
     """Model to train."""
     data: Data
@@ -117,10 +121,13 @@ class TrainerSpec(ApiModel):
     """Optimizer and its parameters."""
     schedule: Schedule = Schedule()
     """Learning rate schedule."""
-    stop: Stop
-    """When the training ends."""
+    stop: Stop = Stop()
+    """When the training ends. Required, except with task: evaluate."""
     evaluation: Evaluation = Evaluation()
     """Evaluation on held-out samples."""
+    explain: Explain | None = None
+    """Explain some predictions at the end of the job, in a report (explanation.html and explanation.json) in the folder
+    `reports` beside the checkpoints. The rank that explains a sample needs the entire model."""
     export: Export | None = None
     """Weights for other programs, written when the training is complete."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -177,6 +184,8 @@ class TrainerSpec(ApiModel):
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
+        _only_for("explain", "!has(self.explain)"),
+        *EXPLAIN_RULES,
         Rule(
             "!self.float8 || (self.compile && self.precision != 'float32')",
             "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "
@@ -188,7 +197,12 @@ class TrainerSpec(ApiModel):
             f"{reasons_against('fullBatch')}; choose another optimizer",
         ),
         Rule(
-            f"has(self.batch.global) != (self.optimizer.name in {_FULL_BATCH})",
+            f"{EVALUATES} || [has(self.stop.steps), has(self.stop.epochs),"
+            " has(self.stop.tokens)].filter(given, given).size() == 1",
+            "spec.trainer.stop: exactly one of steps, epochs and tokens must be given; keep the one you mean",
+        ),
+        Rule(
+            f"{EVALUATES} || has(self.batch.global) != (self.optimizer.name in {_FULL_BATCH})",
             f"spec.trainer.batch.global: every optimizer needs it except {_FULL_BATCH_NAMES}, whose steps are over "
             f"all samples; add it, or with {_FULL_BATCH_NAMES} remove it",
         ),
@@ -198,7 +212,8 @@ class TrainerSpec(ApiModel):
             "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
-            f"!has(self.evaluation.everySteps) || {HOLDS_OUT.format(data='self.data')}",
+            f"!(has(self.evaluation.everySteps) || self.evaluation.report) || {EVALUATES} ||"
+            f" {HOLDS_OUT.format(data='self.data')}",
             "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to "
             "0.1",
         ),

@@ -49,6 +49,8 @@ def states(config: RunConfig, held: int, matrices: int) -> int:
         held: scalars of trained parameters.
         matrices: how many of them are in matrices inside the blocks.
     """
+    if config.only_evaluates:
+        return 0
     optimizer = config.trainer.optimizer
     parameters, info = optimizer.parameters(), optimizer.info
     each = info.state_scalars(parameters)
@@ -63,7 +65,7 @@ def staged_bytes(config: RunConfig, place: int) -> int:
     memory. With a parameter server, which has all of it, training waits for each checkpoint.
     """
     placed = placement(config)
-    if config.checkpoint is None or not config.checkpoint.async_ or placed.served:
+    if config.checkpoint is None or not config.checkpoint.async_ or placed.served or config.only_evaluates:
         return 0
     trained = trained_parameters(config, place)
     held = placed.held(trained)

@@ -81,6 +81,8 @@ class _Rank:
 
     def moments(self) -> list[Memory]:
         """Return every moment at which memory may peak."""
+        if self.config.only_evaluates:
+            return [self._evaluation()]
         moments = [self._begin(), self._end(), self._step()]
         if self.own.head:
             moments += [self._loss(), self._head()]
@@ -184,7 +186,8 @@ class _Rank:
         return self._moment(
             "evaluation",
             gradients=FULL_BYTES * self.trained.total if self._gradients_persist else 0,
-            activations=kept.end,
+            # Otherwise training needs more than the blocks of an evaluation, which keep nothing.
+            activations=kept.end + (kept.block if self.config.only_evaluates else 0),
             logits=logits if self.own.head else 0,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers),
         )
@@ -303,12 +306,15 @@ def _without_blocks(config: RunConfig, own: RankParameters, kept: Activations) -
     placed = placement(config)
     held = placed.held(own)
     optimizer = 0 if placed.served else states(config, held, own.matrices)
-    buffers = 0 if placed.served else temporaries(config, held, own.largest_matrix)
+    evaluates = config.only_evaluates
+    buffers = 0 if placed.served or evaluates else temporaries(config, held, own.largest_matrix)
+    # DistributedDataParallel allocates gradients before the first backward pass.
+    keeps_gradients = placed.replicated or not evaluates
     return [
         Memory(
-            moment="backward pass ends",
+            moment="evaluation" if evaluates else "backward pass ends",
             weights=FULL_BYTES * held,
-            gradients=FULL_BYTES * held,
+            gradients=FULL_BYTES * held if keeps_gradients else 0,
             optimizer=FULL_BYTES * optimizer,
             activations=kept.block,
             logits=0,

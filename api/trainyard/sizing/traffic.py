@@ -58,7 +58,7 @@ def rank_traffic(config: RunConfig, place: int, procs_per_worker: int) -> list[T
         traffic
         for part in (_parameters, _tensor, _context, _experts, _pipeline)
         for traffic in part(config, place, procs_per_worker)
-        if traffic.bytes
+        if traffic.bytes and not (config.only_evaluates and traffic.what.startswith("gradients"))
     ]
 
 

@@ -49,15 +49,18 @@ def set_running(builder: StatusBuilder, observation: Observation, workers: tuple
     builder.clear_condition(C.RESTARTING, Reason.RESTARTED, f"attempt {attempt} runs")
     builder.refusing_nodes = ()
     report_blocked_sidecars(builder, workers)
-    # A metrics page of another attempt, or without a step, is not progress of this attempt.
-    if progress is not None and progress.attempt == attempt and progress.step > 0:
+    evaluates = spec.trainer is not None and spec.trainer.task == "evaluate"
+    # A metrics page of another attempt, or without a step, is not progress of this attempt. An evaluation makes none.
+    if progress is not None and progress.attempt == attempt and (progress.step > 0 or evaluates):
         report_degradation(builder, progress, workers)
         builder.progress = progress
     report_unusable_input(builder, observation.page_problem, workers)
     # A user's own program need not report progress: without any, Progressing stays unset.
     if spec.trainer is None and builder.progress is None:
         return
-    if has_stepped(builder.progress, attempt):
+    if evaluates:
+        builder.set_condition(C.PROGRESSING, True, Reason.EVALUATING, f"attempt {attempt} evaluates the model")
+    elif has_stepped(builder.progress, attempt):
         builder.set_condition(C.PROGRESSING, True, Reason.STEPPING, f"attempt {attempt} makes steps")
     else:
         builder.set_condition(C.PROGRESSING, False, Reason.NO_STEP_YET, startup_message(builder, progress))

@@ -19,10 +19,13 @@ def first_step_deadline(builder: StatusBuilder, progress: Progress | None) -> da
     """Return when the running attempt must have made its first step; None if no deadline applies.
 
     The time in which the workers prepared data, as far as they made progress, does not count. None applies once the
-    attempt has made a step, while not all workers run, and to a user's own program, which need not report steps.
+    attempt has made a step, while not all workers run, to an evaluation, which makes none (launchers detect it if it
+    hangs), and to a user's own program, which need not report steps.
     """
     running, job = builder.condition(ConditionType.RUNNING), builder.effective_job
-    if job.spec.trainer is None or running is None or running.status != "True":
+    if job.spec.trainer is None or job.spec.trainer.task == "evaluate":
+        return None
+    if running is None or running.status != "True":
         return None
     if has_stepped(builder.progress, builder.attempt):
         return None

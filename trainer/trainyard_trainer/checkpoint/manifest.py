@@ -120,17 +120,16 @@ class Manifest(ApiModel):
         return (Phase(step=0, samples=0, tokens=0, batch=batch, tokens_per_sample=length),)
 
     def check_compatible(self, config: RunConfig, folder: Location) -> None:
-        """Check that a run of this configuration can resume from the checkpoint in `folder`.
+        """Check that a run of this configuration can resume from the checkpoint in `folder`, or evaluate its model.
 
-        The checkpoint may have no run.json beside it, or be that of another run.
+        The checkpoint may have no run.json beside it, or be that of another run. An evaluation needs no optimizer.
 
         Raises:
             ConfigError: it belongs to another model or optimizer; the message names each field and both values.
         """
         saved = {"model": config.family.completed(self.model), "trainer": {"optimizer": {"name": self.optimizer}}}
-        wanted = {
-            "model": config.model.to_dict(),
-            "trainer": {"optimizer": {"name": config.trainer.optimizer.name}},
-        }
+        wanted: dict[str, Any] = {"model": config.model.to_dict()}
+        if config.trainer.task != "evaluate":
+            wanted["trainer"] = {"optimizer": {"name": config.trainer.optimizer.name}}
         if problem := refusals(differences(saved, wanted), f"the checkpoint {folder}"):
             raise ConfigError(problem)

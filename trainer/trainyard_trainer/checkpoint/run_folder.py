@@ -15,7 +15,7 @@ import torch
 from trainyard import __version__
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_IMAGE
-from trainyard.resume import Effect, refusals
+from trainyard.resume import Effect, belongs_to_weights, refusals
 from trainyard.run_record import (
     CHAT_TEMPLATE_FILE,
     RUN_FILE,
@@ -81,10 +81,16 @@ class RunFolder:
         """Identity of the run that the attempt resumes; None if there is no record of one."""
         return None if self._run is None else self._run.id
 
-    def check(self, attempt: RunRecord, *, announce: bool) -> None:
+    @property
+    def existing(self) -> RunRecord | None:
+        """Record of the run that the attempt resumes; None if there is none."""
+        return self._run
+
+    def check(self, attempt: RunRecord, *, announce: bool, weights_only: bool = False) -> None:
         """Check that an attempt can resume the run of this folder, if there is one.
 
-        `announce`: whether to log what has changed, as one rank does for all.
+        `announce`: whether to log what has changed, as one rank does for all. `weights_only`: the attempt evaluates the
+        model, so that only what belongs to the weights must be the same.
 
         Raises:
             ConfigError: the table of `trainyard.resume` refuses a difference; the message names each of them.
@@ -92,6 +98,8 @@ class RunFolder:
         if self._run is None:
             return
         found = compare(self._run, attempt)
+        if weights_only:
+            found = [difference for difference in found if belongs_to_weights(difference)]
         if problem := refusals(found, f"the run of {self._root / RUN_FILE}"):
             raise ConfigError(problem)
         for difference in found if announce else ():

@@ -60,6 +60,8 @@ class Batches:
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
         self.fingerprint = samples.fingerprint
         """63 bits that identify the data set."""
+        self.subsets = samples.subsets
+        """All sources."""
         self.held_out = tuple(subset for subset in samples.subsets if len(subset.held_out))
         """Sources that have samples for evaluation."""
         self.eval_samples = sum(len(subset.held_out) for subset in self.held_out)

@@ -1,6 +1,6 @@
 """Numbered samples, from which batches are read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -69,7 +69,10 @@ class Samples(Protocol):
 
 
 def prepare(
-    config: RunConfig, report: Callable[[float, float], None] | None = None, tokenizer: Path | None = None
+    config: RunConfig,
+    report: Callable[[float, float], None] | None = None,
+    tokenizer: Path | None = None,
+    trained_on: Sequence[Mapping[str, Any]] = (),
 ) -> Samples:
     """Return the samples of a job; what has to be prepared is prepared once for all pods.
 
@@ -77,14 +80,16 @@ def prepare(
         config: configuration of the run.
         report: receives the share of the preparation that is done, and the seconds up to the last progress.
         tokenizer: a tokenizer.json that replaces the one that would be learned: the one that a resumed run has.
+        trained_on: sources of the run that has trained the model (`Samples.sources`), whose scaling and classes
+            a table gets.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
     """
     if config.trainer.data.source == "table":
-        from trainyard_trainer.data.table import load_table
+        from trainyard_trainer.data.table import TrainedOn, load_table
 
-        return load_table(config)
+        return load_table(config, TrainedOn.of_record(trained_on))
     from trainyard_trainer.data.sources import prepare_sources
     from trainyard_trainer.data.windows import Windows
 

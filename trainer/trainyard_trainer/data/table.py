@@ -2,10 +2,11 @@
 
 import hashlib
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,25 @@ _SHUFFLE_SEED = 0
 """Constant, so that the evaluation samples do not depend on spec.trainer.seed."""
 
 
+class TrainedOn(NamedTuple):
+    """What a model has learnt of its table: how features are scaled, and the classes."""
+
+    mean: NDArray[np.float64]
+    """Mean of each feature over the samples to train on."""
+    deviation: NDArray[np.float64]
+    """Standard deviation of each feature over them."""
+    classes: int
+    """Number of classes."""
+
+    @classmethod
+    def of_record(cls, sources: Sequence[Mapping[str, Any]]) -> "TrainedOn | None":
+        """Return what the record of a run says (`Table.sources`); None if it says nothing, as of old versions."""
+        if len(sources) != 1 or not {"mean", "deviation", "classes"} <= sources[0].keys():
+            return None
+        mean, deviation, classes = (sources[0][name] for name in ("mean", "deviation", "classes"))
+        return cls(np.asarray(mean, np.float64), np.asarray(deviation, np.float64), int(classes))
+
+
 @dataclass(frozen=True)
 class Table:
     """Features [samples, features], scaled to mean 0 and deviation 1, and classes [samples], in random order."""
@@ -31,6 +51,7 @@ class Table:
     features: NDArray[np.float32]
     classes: NDArray[np.int64]
     name: str
+    trained_on: TrainedOn
     held_out: int = 0
     """Number of samples for evaluation only: the last ones."""
     tokenizer: TokenizerFile | None = None
@@ -49,7 +70,7 @@ class Table:
     @property
     def class_count(self) -> int:
         """Number of classes."""
-        return int(self.classes.max()) + 1
+        return self.trained_on.classes
 
     @property
     def subsets(self) -> tuple[Subset, ...]:
@@ -65,9 +86,11 @@ class Table:
 
     @property
     def sources(self) -> list[dict[str, Any]]:
-        """Fingerprint and held-out samples, which JSON can hold."""
+        """Fingerprint, held-out samples, scaling and classes, which JSON can hold."""
         held_out = [self.count - self.held_out, self.count]
-        return [{"name": "data", "fingerprint": self.fingerprint, "samples": self.count, "heldOut": held_out}]
+        content = {"name": "data", "fingerprint": self.fingerprint, "samples": self.count, "heldOut": held_out}
+        mean, deviation, classes = self.trained_on
+        return [{**content, "mean": mean.tolist(), "deviation": deviation.tolist(), "classes": classes}]
 
     def row(self, number: int) -> int:
         """Return the row of a sample in the data as they were given, from 0."""
@@ -82,11 +105,14 @@ class Table:
         return f"{self.count:,} samples of {self.width} features in {self.class_count} classes ({self.name})"
 
 
-def load_table(config: RunConfig) -> Table:
+def load_table(config: RunConfig, trained_on: TrainedOn | None = None) -> Table:
     """Return the samples of spec.trainer.data, shuffled.
 
+    `trained_on`: scaling and classes of the run that has trained the model; None: those of the samples to train on.
+
     Raises:
-        ConfigError: the file is missing, or does not hold the arrays x and y, or evalFraction leaves no samples.
+        ConfigError: the file is missing, or does not hold the arrays x and y, or evalFraction leaves no samples, or the
+            model was trained on other features or fewer classes.
     """
     data = config.trainer.data
     if data.path is None:
@@ -99,8 +125,11 @@ def load_table(config: RunConfig) -> Table:
         name = data.path
     held_out = max(1, round(len(y) * data.eval_fraction)) if data.eval_fraction > 0 else 0
     order = _order(len(y))
-    features = _scaled(x[order].astype(np.float64), len(y) - held_out, name)
-    return Table(features, y[order].astype(np.int64), name, held_out)
+    x, y = x[order].astype(np.float64), y[order].astype(np.int64)
+    if trained_on is None:
+        trained_on = _trained_on(x, y, len(y) - held_out)
+    _check_matches(x, y, trained_on, name)
+    return Table(_scaled(x, trained_on, name), y, name, trained_on, held_out)
 
 
 def _order(count: int) -> NDArray[np.int64]:
@@ -108,20 +137,42 @@ def _order(count: int) -> NDArray[np.int64]:
     return np.random.default_rng(_SHUFFLE_SEED).permutation(count)
 
 
-def _scaled(x: NDArray[np.float64], trained: int, name: str) -> NDArray[np.float32]:
-    """Return features with mean 0 and deviation 1 over the training samples, of any type that they had.
-
-    Mean and deviation are of the training samples alone: evaluation samples must not leak into the training.
+def _trained_on(x: NDArray[np.float64], y: NDArray[np.int64], trained: int) -> TrainedOn:
+    """Return mean and deviation of the training samples alone: evaluation samples must not leak into the training.
 
     Raises:
-        ConfigError: the features are too large for a deviation in float64, or there are no training samples.
+        ConfigError: there are no training samples.
     """
     if not trained:
         raise ConfigError(
             f"spec.trainer.data.evalFraction: leaves none of {len(x)} samples to train on; lower it, or add data"
         )
     with np.errstate(over="ignore", invalid="ignore"):
-        mean, deviation = x[:trained].mean(axis=0), x[:trained].std(axis=0)
+        return TrainedOn(x[:trained].mean(axis=0), x[:trained].std(axis=0), int(y.max()) + 1)
+
+
+def _check_matches(x: NDArray[np.float64], y: NDArray[np.int64], trained_on: TrainedOn, name: str) -> None:
+    field = f"spec.trainer.data.path: {name}"
+    if len(trained_on.mean) != x.shape[1]:
+        raise ConfigError(
+            f"{field}: x has {x.shape[1]} columns, but the model was trained on {len(trained_on.mean)}; choose data "
+            "with the same columns"
+        )
+    if y.max() >= trained_on.classes:
+        raise ConfigError(
+            f"{field}: y has the class {y.max()}, but the model was trained on {trained_on.classes} classes, numbered "
+            "from 0; number them as then"
+        )
+
+
+def _scaled(x: NDArray[np.float64], trained_on: TrainedOn, name: str) -> NDArray[np.float32]:
+    """Return features with mean 0 and deviation 1 over the training samples, of any type that they had.
+
+    Raises:
+        ConfigError: the features are too large for a deviation in float64.
+    """
+    mean, deviation = trained_on.mean, trained_on.deviation
+    with np.errstate(over="ignore", invalid="ignore"):
         scaled: NDArray[np.float32] = ((x - mean) / np.where(deviation > 0, deviation, 1)).astype(np.float32)
     if not (np.isfinite(deviation).all() and np.isfinite(scaled).all()):
         column = int(np.flatnonzero(~(np.isfinite(deviation) & np.isfinite(scaled).all(axis=0)))[0])

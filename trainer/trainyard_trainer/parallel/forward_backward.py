@@ -25,6 +25,7 @@ from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batch, Batches
 from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.parallel.predictions import Predictions, predict
 from trainyard_trainer.plugin import Loss
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
@@ -48,12 +49,12 @@ class ForwardBackward(Protocol):
             of the parts over all ranks with one tensor coordinate is the loss of the step.
         """
 
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions | None]:
         """Run the forward pass of a batch without gradients.
 
         Returns:
-            Sum of the losses of the batch, a scalar, and the most probable class for each target, None on ranks that
-            do not compute the logits.
+            Sum of the losses of the batch, a scalar, and the prediction for each target, None on ranks that do not
+            compute the logits.
         """
 
 
@@ -114,7 +115,7 @@ class GradientAccumulation:
         return loss, waited
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions | None]:
         loss = torch.zeros((), device=self._device)
         predicted = []
         for x, y, documents in _chunks(batch, self._micro_batch_count):
@@ -122,8 +123,8 @@ class GradientAccumulation:
             with self._precision():
                 logits = self._model(x, **_isolation(documents))
                 loss += self._loss(logits, y)
-            predicted.append(_value(logits).argmax(-1))
-        return loss, torch.cat(predicted)
+            predicted.append(predict(_value(logits)))
+        return loss, Predictions(*(torch.cat(parts) for parts in zip(*predicted, strict=True)))
 
     def _precision(self) -> AbstractContextManager[None]:
         """Return the context in which matrix products are computed in bfloat16, if autocast has to do that."""
@@ -194,7 +195,7 @@ class PipelineSchedule:
         return loss, waited
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions | None]:
         losses: list[Tensor] = []
         heartbeat.beat(Phase.EVALUATION)
         self._divisor = 1
@@ -206,7 +207,7 @@ class PipelineSchedule:
         )
         if not self._last:
             return torch.zeros((), device=self._device), None
-        return torch.stack(losses).sum(), _value(logits).argmax(-1)
+        return torch.stack(losses).sum(), predict(_value(logits))
 
 
 def _arriving(batches: Batches, step: int) -> tuple[Iterator[Batch], int | Tensor, float]:

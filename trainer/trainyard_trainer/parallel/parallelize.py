@@ -78,6 +78,23 @@ def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter
     return [named for model in models for named in model.named_parameters()]
 
 
+def whole_model(config: RunConfig, samples: Samples, parts: Sequence[nn.Module], device: torch.device) -> Model:
+    """Return the model without what divides it, in float32, with the parameters of this rank.
+
+    Each rank must hold the entire model. Parameters that are float32 already are not copied.
+    """
+    model = _build_stage(config, samples, 0, PipelineParallelism())
+    complete = {
+        name: (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().float()
+        for name, parameter in named_parameters(parts)
+    }
+    model.load_state_dict(complete, strict=False, assign=True)
+    model.tie()
+    assert not any(parameter.is_meta for parameter in model.parameters()), "the parts hold the entire model"
+    model.set_positions(0, config.trainer.data.sequence_length, device)
+    return model.eval()
+
+
 def trained_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
     """Return those of the `named_parameters` that are trained: all, or only adapters."""
     return [(name, parameter) for name, parameter in named_parameters(parts) if parameter.requires_grad]

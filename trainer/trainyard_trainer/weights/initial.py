@@ -48,6 +48,15 @@ def with_initial_sizes(config: RunConfig) -> RunConfig:
     return config
 
 
+def initial_record(config: RunConfig) -> RunRecord | None:
+    """Return the record of the run that has written the weights of spec.trainer.model.from, if there is one.
+
+    Raises:
+        ConfigError: the folder holds no weights.
+    """
+    return None if config.trainer.model.from_ is None else _open(config).record
+
+
 def check_tokenizer(config: RunConfig, tokenizer: TokenizerFile | None) -> None:
     """Check that the data are in the tokens that the weights have learnt, as far as both tokenizers are known.
 

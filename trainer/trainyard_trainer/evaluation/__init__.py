@@ -1,0 +1,1 @@
+"""Evaluation: sums over samples, the metrics that follow from them, and reports."""
