@@ -1,5 +1,6 @@
 """What a manifest says to begin with the weights of a folder."""
 
+from pathlib import Path
 from typing import Any
 
 from trainyard.models import FAMILIES as FAMILY_TYPES
@@ -20,7 +21,8 @@ def describe(weights: Weights) -> dict[str, Any]:
         model |= {"preset": preset, **{name: value for name, value in rest.items() if not _follows(name, value, sizes)}}
     else:
         model |= own
-    model["from"] = {"path": str(weights.path.absolute())}
+    path = weights.path.absolute() if isinstance(weights.path, Path) else weights.path
+    model["from"] = {"path": str(path)}
     fields: dict[str, Any] = {"model": model}
     if "vocabSize" in sizes:
         data: dict[str, Any] = {"vocabSize": sizes["vocabSize"]}
