@@ -23,7 +23,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("saved") / "llama", vocab_size=256)
 
 
-def test_the_printed_fields_are_those_of_a_manifest(llama: Path) -> None:
+def test_the_printed_fields_are_those_of_a_manifest(llama: Path, tmp_path: Path) -> None:
     done = trainyard("import", llama)
     assert done.returncode == 0, done.stderr
     assert "a llama with 34,976 parameters, complete" in done.stderr
@@ -35,9 +35,12 @@ def test_the_printed_fields_are_those_of_a_manifest(llama: Path) -> None:
     assert found.training.parameters == 34_976
     # With the path alone nothing is estimated, which is said.
     fields["model"] = {"name": "llama", "from": {"path": str(llama)}}
-    short = estimate(load_manifest(yaml.safe_dump(make_manifest(trainer=trainer_spec(data=data, **fields)))))
-    assert short.training is None
-    assert "spec.trainer.model.from: only the workers know the sizes" in short.warnings[0]
+    short = yaml.safe_dump(make_manifest(trainer=trainer_spec(data=data, **fields)))
+    (tmp_path / "job.yaml").write_text(short)
+    done = trainyard("plan", tmp_path / "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "the built-in trainer: mesh, memory and communication are not known" in done.stdout
+    assert "warning: spec.trainer.model.from: only the workers know the sizes" in done.stdout
 
 
 def test_an_export_loads_and_is_not_written_over_other_files(llama: Path, tmp_path: Path) -> None:
