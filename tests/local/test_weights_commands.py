@@ -1,6 +1,7 @@
 """`trainyard import` and `trainyard export`: from a folder of transformers to a manifest, and back to a folder."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,3 +62,10 @@ def test_what_is_wrong_with_the_weights_is_bad_input(arguments: tuple[str, ...],
     assert "architectures: BertForMaskedLM is not supported, only LlamaForCausalLM" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_command_itself_loads_nothing_of_the_trainer() -> None:
+    heavy = {"torch", "safetensors", "trainyard_trainer"}
+    program = f"import sys, trainyard_cli.main; print(sorted({heavy} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
