@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, pipe, run
@@ -15,6 +16,7 @@ from tests.trainer.pods import Pod, Starter, finish
 from tests.trainer.saved_models import save_model, with_base
 from trainyard.protocol import constants
 from trainyard.resource.lora import Lora
+from trainyard_cli.main import app
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.llama import FAMILY
 from trainyard_trainer.models.llama.model import Llama
@@ -346,3 +348,20 @@ def test_exports_of_a_run_have_its_logits(start: Starter, model: Model, tmp_path
     for there, here in logits:
         torch.testing.assert_close(there, here, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(logits[0][1], logits[1][1], rtol=1e-4, atol=1e-4)
+
+
+@PEFT_WARNS
+def test_the_command_exports_adapters_of_any_checkpoint(
+    model: Model, run_folder: tuple[Path, list[float]], tmp_path: Path
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    step, base = run_folder[0] / "step-00000002", model(2)["from"]["path"]
+    done = CliRunner().invoke(app, ["export", str(step), str(tmp_path / "out"), "--format", "peft"])
+    assert done.exit_code == 0, done.output
+    found = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
+    torch.testing.assert_close(found(IDS[:, :16]).logits, load_model(step).module(IDS[:, :16]), rtol=1e-5, atol=1e-5)
+    refused = CliRunner().invoke(app, ["export", base, str(tmp_path / "other"), "--format", "peft"])
+    assert refused.exit_code == 2
+    assert "holds no adapters; export it in the format huggingface" in refused.stderr

@@ -9,6 +9,8 @@ from trainyard.models import FAMILIES
 from trainyard.resource.urls import url_rule
 from trainyard.text import listed
 
+Format = Literal["huggingface", "peft"]
+"""Form of an exported folder."""
 Dtype = Literal["float32", "bfloat16"]
 """Data type of exported tensors."""
 EXPORTED = [name for name, family in FAMILIES.items() if family.architectures]
@@ -18,7 +20,7 @@ EXPORTED = [name for name, family in FAMILIES.items() if family.architectures]
 class Export(ApiModel):
     """Weights for other programs, written when the training is complete: a folder that transformers loads."""
 
-    format: Literal["huggingface", "peft"] = "huggingface"
+    format: Format = "huggingface"
     """Form of the folder. huggingface: config.json, files of safetensors, tokenizer and model card; of an mlp also
     model.pt2, a program for torch.export.load; adapters (spec.trainer.model.lora) are merged into the weights. peft:
     the adapters alone, as PeftModel.from_pretrained reads them. Defaults to huggingface."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from trainyard.resource.export import Dtype
+from trainyard.resource.export import Dtype, Format
 from trainyard_cli.commands.options import Weights, require_trainer
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED
 from trainyard_cli.output import print_error, stderr_console, stdout_console
@@ -20,6 +20,14 @@ def export(
     dtype: Annotated[
         Dtype, typer.Option("--dtype", help="Data type of the tensors; bfloat16 halves the size, and rounds them.")
     ] = "float32",
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="huggingface: the complete model, adapters merged into it. peft: the adapters of a run alone, for "
+            "PeftModel.from_pretrained.",
+        ),
+    ] = "huggingface",
 ) -> None:
     """Write weights as a Hugging Face folder, which transformers and other programs load.
 
@@ -33,6 +41,7 @@ def export(
     interrupted.
     """
     require_trainer("export")
+    from trainyard_trainer.weights.adapter_export import export_adapters
     from trainyard_trainer.weights.export import export as write  # imported late: other commands need no trainer
     from trainyard_trainer.weights.folder import WeightsError, open_weights
 
@@ -44,7 +53,10 @@ def export(
         with Progress(*columns, console=stderr_console(), transient=True) as progress:
             task = progress.add_task("", total=None)
             found = open_weights(weights)
-            write(found, folder, dtype, lambda done, total: progress.update(task, completed=done, total=total))
+            if form == "peft":
+                export_adapters(found, folder)
+            else:
+                write(found, folder, dtype, lambda done, total: progress.update(task, completed=done, total=total))
     except WeightsError as error:
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None

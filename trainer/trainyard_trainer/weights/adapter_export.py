@@ -76,3 +76,16 @@ class AdapterExport:
             else:
                 path.replace(self._target / path.name)
         folder.rmdir()
+
+
+def export_adapters(weights: Weights, target: Path) -> None:
+    """Write the adapters of a run as PEFT reads them, in this process alone.
+
+    Raises:
+        WeightsError: the run has trained all parameters, or its weights are damaged.
+        OSError: the storage refuses.
+    """
+    job = AdapterExport(weights, target)
+    weights.check()
+    job.begin()
+    job.commit()
