@@ -859,7 +859,27 @@ RULES = (
             partial(_trainer, data={**_FILE_TOKENIZER, field: _SECRET_URL}),
             f"spec.trainer.data.{field}: {_URL}",
         )
-        for field in ("path", "tokenizerFile")
+        for field in ("path", "evalPath", "tokenizerFile")
+    ),
+    *(
+        Fault(
+            f"{field} of a source at a URL with a password",
+            partial(_trainer, data={"sources": [{"name": "a", "source": "text", "path": "/a", field: _SECRET_URL}]}),
+            f"spec.trainer.data.sources.{field}: {_URL}",
+        )
+        for field in ("path", "evalPath")
+    ),
+    Fault(
+        "weights at a URL with a password",
+        lambda: _trainer(model={"name": "llama", "from": {"path": _SECRET_URL}}),
+        f"spec.trainer.model.from.path: {_URL}",
+    ),
+    Fault(
+        "an export to a URL with a password",
+        lambda: make_manifest(
+            trainer=trainer_spec(export={"path": _SECRET_URL}), checkpoint={"url": "s3://bucket/runs"}
+        ),
+        f"spec.trainer.export.path: {_URL}",
     ),
     Fault(
         "prepared data in an object store",

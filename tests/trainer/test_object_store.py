@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import signal
 import time
@@ -338,6 +339,20 @@ def test_weights_are_exported_into_a_store_and_read_from_it(exported: ObjectPath
     assert "model.safetensors.index.json" in names(target)
     assert load_model(target).config.to_dict() == saved.config.to_dict()
     assert not list((tmp_path / "cache").rglob("export-*"))
+
+
+def test_a_run_begins_with_weights_of_a_store(
+    start: Starter, store: ObjectStore, exported: ObjectPath, bucket: ObjectPath
+) -> None:
+    """From an export, and from a checkpoint."""
+    first: list[float] = []
+    for source in (exported / "export", exported):
+        model = {"name": "llama", "from": {"path": str(source)}}
+        [pod] = train(start, store, bucket / f"{len(first)}", model=model, replace=True, stop={"steps": 1})
+        assert pod.wait(60) == 0, pod.stderr
+        first.append(losses(pod)[1])
+    assert first[0] == pytest.approx(first[1], rel=TOLERANCE)
+    assert first[0] < math.log(256), "random weights know nothing about the next byte"
 
 
 def test_an_export_that_was_interrupted_is_not_complete(store: ObjectStore, exported: ObjectPath) -> None:

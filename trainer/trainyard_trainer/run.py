@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from trainyard.config import RunConfig
-from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 from trainyard.run_record import DataRecord
+from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.run_folder import RunFolder, RunRecorder, describe_attempt
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import Samples
@@ -189,10 +189,8 @@ def _checkpoint_root() -> Location:
         ConfigError: it is not writable.
         OSError: the storage fails.
     """
-    if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
-        return _writable(ObjectPath(url), "spec.checkpoint.url")
-    folder = os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT
-    return _writable(Path(folder), "spec.checkpoint")
+    root = catalog.root_of_job()
+    return _writable(root, "spec.checkpoint.url" if isinstance(root, ObjectPath) else "spec.checkpoint")
 
 
 def _writable(folder: Location, field: str) -> Location:

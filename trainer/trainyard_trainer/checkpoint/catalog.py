@@ -21,6 +21,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from trainyard.protocol import constants
 from trainyard_trainer.checkpoint.manifest import MANIFEST, FileChecksum, Manifest
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.object_store import (
@@ -36,6 +37,13 @@ _PARTIAL = ".partial"
 _CHUNK = 1 << 22
 """Bytes read at a time for a checksum."""
 _Folder = TypeVar("_Folder", Path, ObjectPath, Location)
+
+
+def root_of_job() -> Location:
+    """Return the folder of the job's checkpoints, as the environment of a worker has it; it may not exist."""
+    if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
+        return ObjectPath(url)
+    return Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
 
 
 def partial_folder(root: _Folder, step: int) -> _Folder:

@@ -1,20 +1,18 @@
 """The weights with which a run begins: spec.trainer.model.from."""
 
-import os
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from trainyard.config import RunConfig
-from trainyard.protocol.constants import ENV_CHECKPOINTS
 from trainyard.run_record import BaseRecord, RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.weights.adapted import digest
 from trainyard_trainer.weights.folder import open_weights
@@ -115,18 +113,18 @@ def load_initial_weights(config: RunConfig, named: Iterable[tuple[str, nn.Parame
 def _open(config: RunConfig) -> Weights:
     assert config.trainer.model.from_ is not None
     try:
-        return open_weights(Path(config.trainer.model.from_.path))
+        return open_weights(location(config.trainer.model.from_.path))
     except WeightsError as error:
         raise ConfigError(f"{_FIELD}: {error}") from error
 
 
 def _recorded_sizes() -> dict[str, Any] | None:
     """Return the sizes of the model of the run that this attempt resumes; None if it begins one."""
-    root = os.environ.get(ENV_CHECKPOINTS)
-    if not root or not catalog.complete_steps(Path(root)):
+    root = catalog.root_of_job()
+    if not catalog.complete_steps(root):
         return None
     try:
-        record = RunRecord.read(Path(root))
+        record = RunRecord.read(root)
     except ValueError as error:
         raise ConfigError(f"spec.checkpoint: {error}") from error
     return None if record is None else record.config.get("model")
