@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, pipe, run
-from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from tests.trainer.saved_models import save_model, with_base
 from trainyard.protocol import constants
 from trainyard.resource.lora import Lora
@@ -90,8 +90,9 @@ def test_every_layout_trains_the_same(
         (Layout(1, {}), {"activationCheckpointing": "full"}),
         (Layout(2, {"data": FSDP}), {"activationCheckpointing": "selective"}),
         (Layout(2, {"data": FSDP}), {"optimizer": {"name": "muon"}}),
+        (Layout(2, {"data": FSDP}), {"compile": True, "activationCheckpointing": "full"}),
     ],
-    ids=["full", "selective", "muon"],
+    ids=["full", "selective", "muon", "compile"],
 )
 def test_options_work_with_adapters(
     start: Starter,
@@ -100,7 +101,8 @@ def test_options_work_with_adapters(
     layout: Layout,
     settings: dict[str, Any],
 ) -> None:
-    found = run(start, layout, model=model(2), **settings)
+    entry = "tests.trainer.compiled:count" if "compile" in settings else ENTRY
+    found = run(start, layout, entry, model=model(2), **settings)
     if "optimizer" in settings:
         assert found[2]["loss"] < found[0]["loss"]
     else:
