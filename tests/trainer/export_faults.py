@@ -10,7 +10,7 @@ from trainyard_trainer.weights.export import Export
 def full_volume() -> None:
     """Run a pod whose volume is full when the export is completed."""
 
-    def commit(_: Export) -> None:
+    def commit(self: Export) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     Export.commit = commit  # type: ignore[method-assign]
