@@ -631,6 +631,11 @@ RULES = (
                 "spec.trainer.data.endToken: is for tokenizer: file only, the others have one of their own; remove it",
             ),
             (
+                "an exclusion of nothing",
+                {"source": "text", "path": "/data", "exclude": {}},
+                "spec.trainer.data.exclude: needs samples or a file; add numbers of samples, or remove it",
+            ),
+            (
                 "conversations among several sources",
                 {"sources": [{"name": "a", "source": "chat", "path": "/data"}]},
                 "spec.trainer.data.sources: conversations are not mixed with other sources; join their files in one "
@@ -922,6 +927,12 @@ RULES = (
         "a text as an image",
         lambda: make_manifest(trainer=trainer_spec(explain={"imageWidth": 8}), checkpoint={"claim": {"size": "1Gi"}}),
         "spec.trainer.explain.imageWidth: is for tables only; remove it",
+    ),
+    Fault(
+        "signatures without checkpoints",
+        partial(_trainer, signingKeyFile="/keys/private.pem"),
+        "spec.trainer.signingKeyFile: signs the records of checkpoints, but none are written; add spec.checkpoint, or "
+        "remove it",
     ),
     Fault(
         "a profile in an object store",

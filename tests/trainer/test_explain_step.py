@@ -144,7 +144,7 @@ def test_a_value_that_is_not_finite_stands_out_and_leaves_the_others_comparable(
         (
             "private",
             20,
-            "the run is private (spec.trainer.privacy): its samples and its noise follow from a secret key",
+            "the run is private (spec.trainer.privacy): its samples, and what is added",
         ),
         ("damaged", STEP, "step-00000008/__0_0.distcp has a wrong checksum; choose a step that follows another"),
     ],

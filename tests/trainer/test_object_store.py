@@ -18,7 +18,7 @@ from tests.support.need import require
 from tests.support.object_store import ObjectStore, object_store, server_program
 from tests.support.run_config import make_config
 from tests.trainer.layouts import TOLERANCE
-from tests.trainer.pods import Pod, Starter, wait_until
+from tests.trainer.pods import ENTRY, Pod, Starter, wait_until
 from trainyard.protocol import constants
 from trainyard.resource.datasets import DataSource
 from trainyard.run_record import RUN_FILE, RunRecord
@@ -79,6 +79,7 @@ def train(
     parallelism: dict[str, Any] | None = None,
     *,
     procs: int = 1,
+    entry: str = ENTRY,
     env: dict[str, str] | None = None,
     **trainer: Any,
 ) -> list[Pod]:
@@ -87,7 +88,7 @@ def train(
     trainer = {"optimizer": {"name": "sgd", "momentum": 0.9}, "schedule": {"name": "constant"}, **trainer}
     config = make_config(world, parallelism, checkpoint=checkpoint, **trainer)
     variables = {**store.environment, constants.ENV_CHECKPOINT_URL: str(root), **SHORT_GRACE, **(env or {})}
-    return start(config, world // procs, procs, env=variables)
+    return start(config, world // procs, procs, entry, variables)
 
 
 def losses(pod: Pod) -> dict[int, float]:
@@ -282,13 +283,25 @@ def test_a_store_that_is_down_at_the_start_is_no_error_of_the_configuration(
     root = bucket / "job"
     write_step(root, 3)
     store.proxy.go_down()
-    [pod] = train(start, store, root)
+    [pod] = train(start, store, root, entry="tests.trainer.storage_faults:impatient")
     assert pod.wait(60) == 1, pod.stderr
     assert pod.word is not None
     assert pod.word.exception == "ObjectStoreUnavailable"
     assert "Traceback" not in pod.stderr
     store.proxy.come_back()
     assert catalog.complete_steps(root) == [3]
+
+
+def test_a_run_waits_at_its_start_for_a_store_that_comes_back(
+    start: Starter, store: ObjectStore, bucket: ObjectPath
+) -> None:
+    """Restarts are limited, and would be used up in the first minutes of an outage."""
+    store.proxy.go_down()
+    [pod] = train(start, store, bucket / "job", stop={"steps": 1})
+    wait_until(lambda: "the object store does not answer" in pod.stdout, 60, lambda: pod.stderr)
+    store.proxy.come_back()
+    assert pod.wait(60) == 0, pod.stderr
+    assert catalog.complete_steps(bucket / "job") == [1]
 
 
 def test_a_bucket_that_does_not_exist_is_one_message(start: Starter, store: ObjectStore) -> None:

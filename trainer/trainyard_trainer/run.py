@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +29,13 @@ from trainyard_trainer.reports import Reports
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
-from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused, location
+from trainyard_trainer.runtime.object_store import (
+    Location,
+    ObjectPath,
+    ObjectStoreRefused,
+    ObjectStoreUnavailable,
+    location,
+)
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 from trainyard_trainer.weights.final_export import FinalExport
@@ -37,6 +44,10 @@ from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
 
+STORE_SECONDS = 600.0
+"""How long the start of an attempt waits for an object store that does not answer."""
+STORE_PAUSE_SECONDS = 5.0
+"""Pause before it is tried again."""
 PREPARATION_LOG_SECONDS = 10.0
 """Seconds between two lines of the log about the preparation of the data."""
 
@@ -245,17 +256,26 @@ def _check_writable(folder: Path, field: str) -> None:
 
 
 def _check_url(root: ObjectPath, field: str) -> None:
-    """Check that objects can be created in a folder of an object store, listed and removed.
+    """Check that objects can be created in a folder of an object store, listed and removed; wait for one that is down.
 
     Raises:
         ConfigError: the store refuses.
         ObjectStoreUnavailable: the store does not answer.
     """
-    probe = root / f".writable-{os.environ.get('RANK', '0')}"
+    probe, began = root / f".writable-{os.environ.get('RANK', '0')}", time.monotonic()
     try:
-        probe.write_bytes(b"")
-        root.is_dir()
-        probe.unlink(missing_ok=True)
+        while True:
+            try:
+                probe.write_bytes(b"")
+                root.is_dir()
+                probe.unlink(missing_ok=True)
+                return
+            except ObjectStoreUnavailable as error:
+                # Restarts are limited, and would be used up in the first minutes of an outage.
+                if time.monotonic() - began > STORE_SECONDS:
+                    raise
+                log.logger.warning("the object store does not answer; it is tried again: %s", error.strerror)
+                time.sleep(STORE_PAUSE_SECONDS)
     except ObjectStoreRefused as error:
         raise ConfigError(
             f"{field}: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "

@@ -89,8 +89,8 @@ class SavedRun:
         config = self.record_of(step).config
         if config.get("trainer", {}).get("privacy") is not None:
             raise ReplayError(
-                "the run is private (spec.trainer.privacy): its samples and its noise follow from a secret key, so its "
-                "steps cannot be made again"
+                "the run is private (spec.trainer.privacy): its samples, and what is added to its gradients, follow "
+                "from a secret key, so its steps cannot be made again"
             )
         try:
             # Another version may have written it.
