@@ -185,6 +185,15 @@ def test_a_job_of_another_name_evaluates_the_weights_that_it_names(
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["reports"], "nothing else is written"
 
 
+def test_a_training_in_bfloat16_is_explained_in_float32(start: Starter, text: Trained, tmp_path: Path) -> None:
+    """fully_shard casts then, with a shard axis of one rank, and blocks are wrapped."""
+    spec = {**text_spec(text.folder.parent), "stop": {"steps": 3}, "explain": {"samples": 2, "tokens": 12}}
+    found = run(start, tmp_path, 2, **spec, precision="bfloat16", activationCheckpointing="full")
+    content = found.report("explanation")
+    assert len(content["texts"]) == 2
+    assert content["method"]["largestGap"] <= 1e-3
+
+
 def test_an_evaluation_that_hangs_is_detected() -> None:
     config = make_config(1, replace=True, checkpoint={}, task="evaluate", **DIGITS)
     trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), load_table(config))
