@@ -26,6 +26,15 @@ def _trainer(**changes: Any) -> Manifest:
     return make_manifest(trainer=trainer_spec(**changes))
 
 
+def _custom(**changes: Any) -> Manifest:
+    return _trainer(**{"model": {"name": "custom"}, "module": "plugin:build", **changes})
+
+
+def _with_checkpoints(manifest: Manifest) -> Manifest:
+    manifest["spec"]["checkpoint"] = {"volume": {"emptyDir": {}}}
+    return manifest
+
+
 def _model(**sizes: Any) -> Manifest:
     return _trainer(model={"name": "llama", "preset": "nano", **sizes})
 
@@ -468,6 +477,23 @@ RULES = (
         "options without a module",
         lambda: _trainer(options={"width": "64"}),
         "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
+    ),
+    Fault(
+        "weights for a custom model",
+        lambda: _custom(model={"name": "custom", "from": {"path": "/models/it"}}),
+        "spec.trainer.model.from: is for llama, moe and mlp only; remove it, or set spec.trainer.model.name: llama, "
+        "moe or mlp",
+    ),
+    Fault(
+        "an export of a custom model",
+        lambda: _with_checkpoints(_custom(export={})),
+        "spec.trainer.export: is for llama, moe and mlp only, since other programs know no other model; remove it",
+    ),
+    Fault(
+        "an export without checkpoints",
+        lambda: _trainer(export={}),
+        "spec.trainer.export: is made from the last checkpoint, so that no rank needs memory for the whole model; add "
+        "spec.checkpoint, or remove it",
     ),
     Fault(
         "an odd width of a head",
