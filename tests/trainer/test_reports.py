@@ -1,6 +1,7 @@
 """Reports of jobs, and the commands that make the same from what a job leaves behind."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,6 +134,15 @@ def test_the_report_of_a_training_has_the_metrics_of_its_last_evaluation(digits:
     record = RunRecord.read(digits.folder)
     assert record is not None
     assert report["weights"] == {"name": "default/tests", "model": "mlp", "step": 60, "run": record.id}
+
+
+def test_an_attempt_that_finds_the_training_complete_writes_the_reports(
+    start: Starter, digits: Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(digits.folder, tmp_path / "run", ignore=shutil.ignore_patterns("reports"))
+    again = run(start, tmp_path / "run", **DIGITS, **REPORTED, explain={"samples": 12})
+    assert again.report("evaluation")["metrics"] == digits.report("evaluation")["metrics"]
+    assert again.report("explanation")["overall"] == digits.report("explanation")["overall"]
 
 
 def test_a_training_explains_its_held_out_samples(digits: Trained, text: Trained) -> None:
