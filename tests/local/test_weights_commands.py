@@ -1,6 +1,7 @@
 """`trainyard import` and `trainyard export`: from a folder of transformers to a manifest, and back to a folder."""
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model("llama", tmp_path_factory.mktemp("saved") / "llama", vocab_size=256)
 
 
-def test_the_printed_fields_are_those_of_a_manifest(llama: Path) -> None:
+def test_the_printed_fields_are_those_of_a_manifest(llama: Path, tmp_path: Path) -> None:
     done = trainyard("import", llama)
     assert done.returncode == 0, done.stderr
     assert "a llama with 34,976 parameters, complete" in done.stderr
@@ -35,9 +36,12 @@ def test_the_printed_fields_are_those_of_a_manifest(llama: Path) -> None:
     assert found.training.parameters == 34_976
     # With the path alone nothing is estimated, which is said.
     fields["model"] = {"name": "llama", "from": {"path": str(llama)}}
-    short = estimate(load_manifest(yaml.safe_dump(make_manifest(trainer=trainer_spec(data=data, **fields)))))
-    assert short.training is None
-    assert "spec.trainer.model.from: only the workers know the sizes" in short.warnings[0]
+    short = yaml.safe_dump(make_manifest(trainer=trainer_spec(data=data, **fields)))
+    (tmp_path / "job.yaml").write_text(short)
+    done = trainyard("plan", tmp_path / "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "the built-in trainer: mesh, memory and communication are not known" in done.stdout
+    assert "warning: spec.trainer.model.from: only the workers know the sizes" in done.stdout
 
 
 def test_an_export_loads_and_is_not_written_over_other_files(llama: Path, tmp_path: Path) -> None:
@@ -58,3 +62,10 @@ def test_what_is_wrong_with_the_weights_is_bad_input(arguments: tuple[str, ...],
     assert "architectures: BertForMaskedLM is not supported, only LlamaForCausalLM" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_command_itself_loads_nothing_of_the_trainer() -> None:
+    heavy = {"torch", "safetensors", "trainyard_trainer"}
+    program = f"import sys, trainyard_cli.main; print(sorted({heavy} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"

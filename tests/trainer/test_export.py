@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, SERVER, Layout, pipe
-from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from tests.trainer.saved_models import save_model
 from trainyard.protocol import constants
 from trainyard.resource.export import Export as ExportSpec
@@ -39,12 +39,13 @@ MLP = {"model": {"name": "mlp", "hiddenSizes": [16]}, "data": {"source": "table"
 
 def run(start: Starter, folder: Path, layout: Layout, **changes: Any) -> list[Pod]:
     """Train a few steps with checkpoints in a folder, and export the weights."""
+    entry = changes.pop("entry", ENTRY)
     settings = {"stop": {"steps": 3}, "export": {}, **changes}
     replace = settings["model"].get("name") == "mlp"
     if replace:
         settings = {"optimizer": {"learningRate": 0.01}, "batch": {"global": 8}, **settings}
     config = make_config(layout.processes, layout.parallelism, checkpoint={"async": False}, replace=replace, **settings)
-    return start(config, 1, layout.processes, env={constants.ENV_CHECKPOINTS: str(folder)})
+    return start(config, 1, layout.processes, entry, {constants.ENV_CHECKPOINTS: str(folder)})
 
 
 def text_of_transformers(folder: Path, prompt: str) -> tuple[Tensor, str]:
@@ -204,6 +205,21 @@ def test_an_export_that_fails_is_one_message_and_the_next_attempt_exports(
     assert not (target / CONFIG).exists()
     assert final.run(3)
     assert load_model(target).config == load_model(checkpoint).config
+
+
+def test_an_attempt_without_its_export_fails_and_the_next_one_only_exports(start: Starter, tmp_path: Path) -> None:
+    layout = Layout(2, {})
+    [pod] = run(start, tmp_path, layout, model=LLAMA, entry="tests.trainer.export_faults:full_volume")
+    assert finish([pod], 120) == [1]
+    assert pod.word is not None
+    assert (pod.word.exception, pod.word.rank, pod.word.peer_lost) == ("ExportFailed", 0, False)
+    assert "No space left on device" in pod.word.message
+    assert "Traceback" not in pod.stderr
+    assert not (tmp_path / "export" / CONFIG).exists()
+    [pod] = run(start, tmp_path, layout, model=LLAMA)
+    assert finish([pod], 120) == [0], pod.stderr
+    assert pod.reports == []
+    assert load_model(tmp_path / "export").config == load_model(tmp_path).config
 
 
 def test_a_rank_that_is_told_to_stop_leaves_no_half_of_an_export(checkpoint: Path, tmp_path: Path) -> None:

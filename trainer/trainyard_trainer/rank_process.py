@@ -79,7 +79,7 @@ class RankProcess:
             BadSteps: spec.health.badSteps demands that the attempt fails.
             FinalCheckpointFailed: the training is complete, but could not be saved.
         """
-        config = with_initial_sizes(read_config())
+        config = read_config()
         self._saves = config.checkpoint is not None
         log.configure(config.job, self._attempt, self.rank)
         world = World.from_environment(config.servers)
@@ -88,6 +88,9 @@ class RankProcess:
                 f"spec.workers: the configuration is for {config.world_size} processes, but {world.size} were "
                 "started; start as many as spec.workers asks for"
             )
+        # A parameter server needs no model, and perhaps has no volume with its weights.
+        if self.rank < world.size:
+            config = with_initial_sizes(config)
         exporter = None
         if world.local_rank == 0:
             exporter = MetricsExporter(config, world, self._attempt)

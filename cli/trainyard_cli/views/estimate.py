@@ -38,7 +38,9 @@ def _job(estimate: Estimate) -> RenderableType:
         table.add_row("limits", ", ".join(f"{name} {amount}" for name, amount in workers.limits.items()))
     training = estimate.training
     if training is None:
-        table.add_row("program", "of your own: mesh, memory and communication are not known")
+        # A warning says why nothing is known of a job of the built-in trainer.
+        program = "the built-in trainer" if estimate.warnings else "of your own"
+        table.add_row("program", f"{program}: mesh, memory and communication are not known")
         return table
     table.add_row("mesh", "\n".join(map(_axis, training.axes)) or "one rank")
     table.add_row("model", _parameters(training))

@@ -135,13 +135,9 @@ class Export:
             _write_json(folder / INDEX, self._index())
         end = write_tokenizer(self._weights, folder)
         config = FAMILY_TYPES[self._weights.family].to_hugging_face(self._weights.config)
-        if end is not None:
-            config |= {"eos_token_id": end.id, "pad_token_id": end.id}
-        # transformers would assume the ids 1 and 2 for a field that is absent.
-        elif "vocab_size" in config:
-            config |= {"eos_token_id": None, "pad_token_id": None}
         if "vocab_size" in config:
-            config["bos_token_id"] = None
+            # transformers would assume other ids for fields that are absent, and train no token that is for padding.
+            config |= {"bos_token_id": None, "eos_token_id": None if end is None else end.id, "pad_token_id": None}
             _write_json(folder / GENERATION_CONFIG, {"eos_token_id": end.id, "pad_token_id": end.id} if end else {})
         if self._weights.record is not None:
             (folder / RUN_FILE).write_text(self._weights.record.text())
