@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +136,12 @@ def test_the_report_of_a_training_has_the_metrics_of_its_last_evaluation(digits:
     record = RunRecord.read(digits.folder)
     assert record is not None
     assert report["weights"] == {"name": "default/tests", "model": "mlp", "step": 60, "run": record.id}
+
+
+def test_a_worker_starts_without_what_only_reports_need() -> None:
+    late = ("captum", "matplotlib", "transformers")
+    program = f"import sys, trainyard_trainer.rank_process; sys.exit(any(n in sys.modules for n in {late}))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_an_attempt_that_finds_the_training_complete_writes_the_reports(
