@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from tests.support.run_config import make_config
 from tests.trainer.layouts import FSDP, SERVER, Layout, assert_equal, pipe, run
 from tests.trainer.pods import Starter, finish
+from trainyard.protocol import constants
 from trainyard_trainer.data import chat, documents
 from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.chat_template import BEGINS, LEARNED, TOKEN_ID, JsonChat, load_chat_tokenizer
 from trainyard_trainer.data.documents import Piece
 from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.evaluation.folder import DataChoice, evaluate_folder, open_folder
 from trainyard_trainer.runtime.errors import ConfigError
 
 MARKED = (
@@ -368,3 +370,37 @@ def test_a_broken_line_fails_a_job_with_one_message(start: Starter, tmp_path: Pa
     assert finish([pod]) == [78]
     assert pod.word is not None
     assert pod.word.message.startswith(f"spec.trainer.data.path: {path}, line 2: the line is not JSON")
+
+
+def test_answers_are_evaluated_and_explained_by_the_job_and_by_the_command(
+    start: Starter, tokenizer_file: Path, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "chat.jsonl", [talk(f"Say {i}.", f"It is {i}.", "Again?", f"{i}!") for i in range(40)])
+    spec: dict[str, Any] = {
+        "model": {"name": "llama", "preset": "nano"},
+        "data": {
+            "source": "chat",
+            "path": str(data),
+            "tokenizer": "file",
+            "tokenizerFile": str(tokenizer_file),
+            "vocabSize": 600,
+            "sequenceLength": 64,
+            "evalFraction": 0.2,
+        },
+        "batch": {"global": 4},
+        "stop": {"steps": 3},
+        "evaluation": {"report": True},
+        "explain": {"samples": 2, "tokens": 30},
+    }
+    config = make_config(1, replace=True, checkpoint={}, **spec)
+    (pod,) = start(config, env={constants.ENV_CHECKPOINTS: str(tmp_path / "run")})
+    assert finish([pod]) == [0], pod.stderr
+    (report,) = (tmp_path / "run").glob("reports/*/evaluation.json")
+    expected = json.loads(report.read_text())
+    folder = open_folder(tmp_path / "run", DataChoice())
+    scores = evaluate_folder(folder)
+    assert scores.metrics() == pytest.approx(expected["metrics"], rel=1e-4)
+    samples = [folder.samples.read(np.array([n]), 0, 1) for subset in folder.subsets for n in subset.held_out]
+    assert scores.positions() == expected["positions"] == sum(int((b.targets != IGNORED).sum()) for b in samples)
+    assert open_folder(tmp_path / "run", DataChoice(data)).config.trainer.data.source == "chat"
+    assert (report.with_name("explanation.html")).exists()

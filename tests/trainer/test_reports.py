@@ -1,6 +1,9 @@
 """Reports of jobs, and the commands that make the same from what a job leaves behind."""
 
 import json
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -135,6 +138,21 @@ def test_the_report_of_a_training_has_the_metrics_of_its_last_evaluation(digits:
     assert report["weights"] == {"name": "default/tests", "model": "mlp", "step": 60, "run": record.id}
 
 
+def test_a_worker_starts_without_what_only_reports_need() -> None:
+    late = ("captum", "matplotlib", "transformers")
+    program = f"import sys, trainyard_trainer.rank_process; sys.exit(any(n in sys.modules for n in {late}))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_an_attempt_that_finds_the_training_complete_writes_the_reports(
+    start: Starter, digits: Trained, tmp_path: Path
+) -> None:
+    shutil.copytree(digits.folder, tmp_path / "run", ignore=shutil.ignore_patterns("reports"))
+    again = run(start, tmp_path / "run", **DIGITS, **REPORTED, explain={"samples": 12})
+    assert again.report("evaluation")["metrics"] == digits.report("evaluation")["metrics"]
+    assert again.report("explanation")["overall"] == digits.report("explanation")["overall"]
+
+
 def test_a_training_explains_its_held_out_samples(digits: Trained, text: Trained) -> None:
     rows = digits.report("explanation")
     assert [row["sample"] for row in rows["samples"]] == list(range(1438, 1450))
@@ -183,6 +201,15 @@ def test_a_job_of_another_name_evaluates_the_weights_that_it_names(
     assert found.pod.word.progress is not None
     assert found.pod.word.progress.eval_loss == pytest.approx(expected["metrics"]["loss"], rel=1e-5)
     assert [path.name for path in tmp_path.iterdir() if path.name != "data"] == ["reports"], "nothing else is written"
+
+
+def test_a_training_in_bfloat16_is_explained_in_float32(start: Starter, text: Trained, tmp_path: Path) -> None:
+    """fully_shard casts then, with a shard axis of one rank, and blocks are wrapped."""
+    spec = {**text_spec(text.folder.parent), "stop": {"steps": 3}, "explain": {"samples": 2, "tokens": 12}}
+    found = run(start, tmp_path, 2, **spec, precision="bfloat16", activationCheckpointing="full")
+    content = found.report("explanation")
+    assert len(content["texts"]) == 2
+    assert content["method"]["largestGap"] <= 1e-3
 
 
 def test_an_evaluation_that_hangs_is_detected() -> None:

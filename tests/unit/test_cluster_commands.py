@@ -380,7 +380,7 @@ def command_help(*path: str) -> str:
 def test_help_prints_every_text_as_it_is_written() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    assert len(group.commands) == 21
+    assert len(group.commands) == 23
     for name, command in group.commands.items():
         text = command_help(name)
         assert command.callback is not None

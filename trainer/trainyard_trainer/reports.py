@@ -32,10 +32,14 @@ class Reports:
         Raises:
             OSError: the storage refuses.
         """
-        task, spec = self._config.trainer.task, self._config.trainer
+        spec = self._config.trainer
         folder = self._root / FOLDER / f"step-{trainer.step:08d}"
+        reports = spec.task == "evaluate" or spec.evaluation.report
+        # An earlier attempt has completed the training, and ended before it wrote the report.
+        if reports and trainer.final_scores is None:
+            trainer.score()
         scores = trainer.final_scores
-        if scores is not None and trainer.world.rank == 0 and (task == "evaluate" or spec.evaluation.report):
+        if reports and scores is not None and trainer.world.rank == 0:
             page = write_evaluation(folder, evaluation_content(self._subject(trainer), scores))
             log.info(f"report of the evaluation: {page}")
         if spec.explain is not None:

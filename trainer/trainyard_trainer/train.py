@@ -306,12 +306,15 @@ class Trainer:
         # Hangs are detected from the first step of an attempt on; an evaluation counts as one.
         heartbeat.start(self.step - 1, self.config.health.hang_timeout_seconds)
         heartbeat.beat(Phase.EVALUATION, self.step)
-        self._score(None if self.batches.held_out else everything(self.batches.subsets))
+        self.score(None if self.batches.held_out else everything(self.batches.subsets))
         self.batches.close()
         self.update.close()
 
-    def _score(self, subsets: Sequence[Subset] | None = None) -> dict[str, float]:
-        """Score the model, and show the metrics to the observers; `subsets`: see `evaluation.scoring.score`."""
+    def score(self, subsets: Sequence[Subset] | None = None) -> dict[str, float]:
+        """Score the model, show the metrics to the observers, and return them; all ranks must call it.
+
+        `subsets`: see `evaluation.scoring.score`.
+        """
         counts = self.mesh.counts_loss
         scores = score(self.passes, self.batches, self.world, self._classes, counts, self._plugin, subsets)
         metrics = scores.metrics()
@@ -325,7 +328,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """Evaluate the model, and end the training if it has converged or reached its target."""
-        metrics = self._score()
+        metrics = self.score()
         self.state.stopped_because = self.state.convergence.reason_to_stop(metrics["loss"])
         if self.state.stopped_because:
             log.info(f"stopped after step {self.step}: {self.state.stopped_because}")

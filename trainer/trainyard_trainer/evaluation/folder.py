@@ -153,6 +153,8 @@ def _config(weights: Weights, choice: DataChoice) -> RunConfig:
     data = dict(trainer.get("data", {}))
     if choice.path is not None:
         data = _data_of_path(choice.path, data)
+    if not Path(data.get("cache", "/")).exists():
+        del data["cache"]  # a folder of the workers
     if not data:
         raise ConfigError(f"{weights.path} has no run.json that names data; name a file or a folder with --data")
     kept = {name: trainer[name] for name in ("module", "options") if name in trainer}
