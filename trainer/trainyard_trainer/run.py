@@ -22,6 +22,7 @@ from trainyard_trainer.metrics.trackers import Trackers
 from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
+from trainyard_trainer.privacy.budget import Budget
 from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
@@ -116,7 +117,10 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
         trainer.state.run = folder.run
-        trainer.resume(saver)
+        budget = None
+        if config.trainer.privacy is not None:
+            budget = Budget(config, trainer.batches.train_samples, samples.fingerprint, folder, world)
+        trainer.resume(saver, budget)
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:

@@ -19,10 +19,11 @@ Feature = Literal[
     "compile",
     "fullBatch",
     "isolatedDocuments",
+    "privacy",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
-spec.trainer, an optimizer whose steps are over all samples (fullBatch), or attention that does not cross documents
-(isolatedDocuments)."""
+spec.trainer, an optimizer whose steps are over all samples (fullBatch), attention that does not cross documents
+(isolatedDocuments), or gradients of single samples (privacy)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""

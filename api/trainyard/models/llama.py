@@ -43,6 +43,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "compile",
             "fullBatch",
             "isolatedDocuments",
+            "privacy",
         }
     )
     reasons: ClassVar[Mapping[Feature, str]] = {"expert": "other models have no experts"}

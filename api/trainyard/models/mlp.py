@@ -55,7 +55,7 @@ class MlpFamily(ModelFamily[MlpConfig]):
     )
     fields: ClassVar[type[ApiModel]] = MlpFields
     data_source: ClassVar[Literal["text", "table"]] = "table"
-    supports: ClassVar[frozenset[Feature]] = frozenset({"parameterServer", "fullBatch"})
+    supports: ClassVar[frozenset[Feature]] = frozenset({"parameterServer", "fullBatch", "privacy"})
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": _TOO_SMALL,
         "context": _TOO_SMALL,

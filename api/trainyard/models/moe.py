@@ -86,6 +86,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         "parameterServer": "the load of the experts is balanced inside the layers",
         "compile": "the route of a token through a moe is not known in advance",
         "fullBatch": "the load of the experts is balanced over batches",
+        "privacy": "which experts a token uses depends on other samples, by the loss that balances them",
     }
     auxiliary_loss: ClassVar[bool] = True
     size_rules: ClassVar[tuple[Rule, ...]] = (*DecoderFamily.size_rules, ALIGNED)

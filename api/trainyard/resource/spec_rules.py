@@ -21,6 +21,7 @@ from trainyard.resource.cel import (
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.models import families_with, reasons_against
+from trainyard.resource.privacy import PRIVACY_LAYOUT_RULES
 from trainyard.text import listed
 
 _LAYOUT = Layout("self.workers.replicas")
@@ -191,5 +192,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
     ),
+    *PRIVACY_LAYOUT_RULES,
     *ELASTIC_RULES,
 )

@@ -11,6 +11,7 @@ from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import HOLDS_OUT, Data
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard.resource.privacy import PRIVACY_RULES, Privacy
 from trainyard.text import listed
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
@@ -120,6 +121,8 @@ class TrainerSpec(ApiModel):
     """When the training ends."""
     evaluation: Evaluation = Evaluation()
     """Evaluation on held-out samples."""
+    privacy: Privacy | None = None
+    """llama, mlp: differentially private training, with a budget."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """llama, moe: activations that the backward pass recomputes instead of keeping them in memory (Chen et al., 2016).
     none: nothing is recomputed.
@@ -170,6 +173,8 @@ class TrainerSpec(ApiModel):
         ),
         _only_for("activationCheckpointing", "self.activationCheckpointing == 'none'"),
         _only_for("compile", "!self.compile"),
+        _only_for("privacy", "!has(self.privacy)"),
+        *PRIVACY_RULES,
         Rule(
             "!self.float8 || (self.compile && self.precision != 'float32')",
             "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "

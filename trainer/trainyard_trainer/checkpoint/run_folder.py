@@ -2,6 +2,7 @@
 
 CHECKPOINTS/run.json                  what the run is made of
 CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one
+CHECKPOINTS/privacy.json              the ledger of a private run, see `privacy.ledger`
 CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
 """
 
@@ -102,10 +103,26 @@ class RunFolder:
             OSError: the storage refuses.
         """
         if tokenizer is not None:
-            self._replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
-        self._replace(RUN_FILE, record.text().encode())
+            self.replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
+        self.replace(RUN_FILE, record.text().encode())
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file of the run; None if there is none.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file of the run atomically; it is durable when this returns.
+
+        Raises:
+            OSError: the storage refuses.
+        """
         part = self._root / f"{name}.part"
         with part.open("wb") as file:
             file.write(content)

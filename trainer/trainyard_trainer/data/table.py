@@ -93,8 +93,10 @@ def load_table(config: RunConfig) -> Table:
         name = data.path
     held_out = max(1, round(len(y) * data.eval_fraction)) if data.eval_fraction > 0 else 0
     order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
-    features = _scaled(x[order].astype(np.float64), len(y) - held_out, name)
-    return Table(features, y[order].astype(np.int64), name, held_out)
+    x, y = x[order].astype(np.float64), y[order].astype(np.int64)
+    private = config.trainer.privacy is not None
+    features = _scaled_publicly(x, name) if private else _scaled(x, len(y) - held_out, name)
+    return Table(features, y, name, held_out)
 
 
 def _scaled(x: NDArray[np.float64], trained: int, name: str) -> NDArray[np.float32]:
@@ -119,6 +121,24 @@ def _scaled(x: NDArray[np.float64], trained: int, name: str) -> NDArray[np.float
             "it by a constant, or take the logarithm"
         )
     return scaled
+
+
+def _scaled_publicly(x: NDArray[np.float64], name: str) -> NDArray[np.float32]:
+    """Return features as they are, for private training: mean and deviation would show something of each sample.
+
+    The brightness of the builtin digits is known to be from 0 to 16, and becomes one from -1 to 1.
+
+    Raises:
+        ConfigError: a feature is too large for float32.
+    """
+    with np.errstate(over="ignore"):
+        features: NDArray[np.float32] = (x / 8 - 1 if name == "digits" else x).astype(np.float32)
+    if not np.isfinite(features).all():
+        raise ConfigError(
+            f"spec.trainer.data.path: {name}: x has values that are too large for float32, and private training does "
+            "not scale them; divide each column by a constant that does not follow from the data"
+        )
+    return features
 
 
 def _read_archive(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
