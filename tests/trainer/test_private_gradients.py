@@ -14,7 +14,7 @@ from opacus.optimizers import DPOptimizer
 from scipy import stats
 from torch import Tensor, nn
 
-from tests.support.run_config import make_config
+from tests.trainer.private import KEY, LLAMA, private
 from tests.trainer.test_batches import windows_of
 from trainyard.config import RunConfig
 from trainyard_trainer.data.batches import Batch, Batches
@@ -32,20 +32,6 @@ from trainyard_trainer.runtime.secret_words import secret_words
 from trainyard_trainer.runtime.world import World
 
 CPU = torch.device("cpu")
-KEY = bytes(range(32))
-DIGITS = {"model": {"name": "mlp", "hiddenSizes": [16]}, "data": {"source": "table", "builtin": "digits"}}
-LLAMA = {"data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}}
-
-
-def private(data: dict[str, Any] = DIGITS, ranks: int = 1, **changes: Any) -> RunConfig:
-    """Return a private run; `privacy` and `batch` replace parts of it."""
-    privacy = {"epsilon": 8, "delta": 1e-6, "noiseMultiplier": 1, **changes.pop("privacy", {})}
-    more = {"batch": {"global": 32}, **data, **changes}
-    return make_config(ranks, checkpoint={}, replace="model" in data, privacy=privacy, **_complete(more, data))
-
-
-def _complete(more: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    return {"optimizer": {"learningRate": 0.01}, "stop": {"steps": 6}, **more} if "model" in data else more
 
 
 def world(rank: int = 0, size: int = 1) -> World:

@@ -15,6 +15,8 @@ LARGEST_NOISE = 1e6
 """No budget needs more; one that seems to is spent already."""
 _SMALLEST_NOISE = 2.0**-5
 """Below it any budget of the API is spent by one step."""
+_LARGE_ORDERS = (64, 80, 96, 128, 192, 256, 512)
+"""Orders besides those that Opacus tries: budgets below 0.3 need them."""
 _DIGITS = 1e4
 """Steps of 1 in which a noise multiplier is chosen."""
 
@@ -84,7 +86,7 @@ def _orders() -> tuple[float, ...]:
     """Return the orders at which divergences are computed; Opacus is loaded for runs that need it only."""
     from opacus.accountants import RDPAccountant
 
-    return tuple(RDPAccountant.DEFAULT_ALPHAS)
+    return (*RDPAccountant.DEFAULT_ALPHAS, *_LARGE_ORDERS)
 
 
 @cache
