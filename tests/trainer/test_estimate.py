@@ -33,6 +33,11 @@ MOE = {"name": "moe", "dim": 256, "ffnDim": 512, "experts": 8, "expertsPerToken"
 SMALL = {"dim": 128, "ffnDim": 256, "layers": 1}
 FSDP: dict[str, Any] = {"data": {"mode": "fsdp"}}
 ACCUMULATED: dict[str, Any] = {"batch": {"global": 4, "micro": 1}}
+PRIVATE: dict[str, Any] = {
+    "privacy": {"epsilon": 50, "delta": 1e-6},
+    "model": {"dim": 256, "ffnDim": 768},
+    "batch": {"global": 16, "micro": 8},
+}
 PIPELINE = {"stages": 2, "schedule": "1F1B"}
 
 Case = tuple[str, int, dict[str, Any], dict[str, Any]]
@@ -66,6 +71,8 @@ MORE_LAYOUTS: tuple[Case, ...] = (
     ("moe, recomputed", 1, {}, {"model": MOE, "activationCheckpointing": "full"}),
     ("moe, selective", 1, {}, {"model": MOE, "activationCheckpointing": "selective", "batch": {"global": 16}}),
     ("expert and fsdp", 4, {**FSDP, "expert": 2}, {"model": MOE, "batch": {"global": 16}}),
+    ("private", 1, {}, PRIVATE),
+    ("private, two ranks", 2, {}, PRIVATE),
     ("bfloat16, ddp", 2, {}, {"precision": "bfloat16", "batch": {"global": 16}}),
     ("bfloat16, fsdp", 2, FSDP, {"precision": "bfloat16"}),
     ("bfloat16, tensor", 2, {"tensor": 2}, {"precision": "bfloat16"}),

@@ -209,6 +209,18 @@ def test_the_key_is_erased_when_nothing_needs_it_any_more() -> None:
     assert [(c.first, c.steps) for c in read_ledger(store).charges] == [(1, 30), (21, 10)]
 
 
+@pytest.mark.parametrize("complete", [False, True])
+def test_a_ledger_that_cannot_be_closed_is_worth_a_warning(complete: bool, caplog: pytest.LogCaptureFixture) -> None:
+    store = Memory()
+    budget, _ = opened(private(), store, 0, planned=30)
+    made(budget, 1, 10)
+    store.full = True
+    budget.close(10, complete=complete)
+    consequence = "it still has the secret key" if complete else "it charges more steps than made"
+    assert f"privacy.json could not be written: [Errno 28] No space left on device; {consequence}" in caplog.text
+    assert read_ledger(store).last == 30
+
+
 def test_the_budget_ends_the_training() -> None:
     store = Memory()
     budget, total = opened(private(privacy={"epsilon": 2}), store, 0)

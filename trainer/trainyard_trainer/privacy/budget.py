@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from trainyard.config import RunConfig
 from trainyard_trainer.privacy.accountant import Target, affordable_steps, epsilon_of, smallest_noise
-from trainyard_trainer.privacy.ledger import Charge, Ledger, PrivacySpent, Store, read_ledger, write_ledger
+from trainyard_trainer.privacy.ledger import LEDGER_FILE, Charge, Ledger, PrivacySpent, Store, read_ledger, write_ledger
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.secret_words import KEY_BYTES
@@ -144,9 +144,19 @@ class Budget:
     def close(self, step: int, *, complete: bool) -> None:
         """Charge for no more steps than were made, all of which are in a checkpoint now.
 
+        The state is saved by then, so a ledger that cannot be written is worth a warning, but does not end the run.
+
         `complete`: no step is left to make or to repeat, so that nothing needs the key any more.
         """
-        self._keep(None if complete else self._ledger.key, self._ledger.up_to(step)[-1])
+        try:
+            self._keep(None if complete else self._ledger.key, self._ledger.up_to(step)[-1])
+        except OSError as error:
+            log.logger.warning(
+                "%s could not be written: %s; %s",
+                LEDGER_FILE,
+                error,
+                "it still has the secret key, so remove it by hand" if complete else "it charges more steps than made",
+            )
 
     def reason_to_stop(self) -> str | None:
         """Return why the training ends before spec.trainer.stop; None if it does not."""
