@@ -31,8 +31,8 @@ def learning() -> list[Panel]:
                 "Loss",
                 "none",
                 "Training loss of single steps, and loss on held-out samples. If training falls while held-out rises,"
-                " the model overfits. If both rise, lower the learning rate or restart from a checkpoint. On the right the"
-                " epsilon of a private run: training ends when its budget is spent.",
+                " the model overfits. If both rise, lower the learning rate or restart from a checkpoint. On the right"
+                " the epsilon of a private run: training ends when its budget is spent.",
                 ("TrainyardLossDiverging",),
             ),
             Query(f"max(trainyard_loss{{{S}}})", "training"),
