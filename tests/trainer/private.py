@@ -10,8 +10,11 @@ from trainyard_trainer.launcher import main as launcher_main
 from trainyard_trainer.privacy import budget
 
 KEY = bytes(range(32))
-DIGITS = {"model": {"name": "mlp", "hiddenSizes": [16]}, "data": {"source": "table", "builtin": "digits"}}
-LLAMA = {"data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}}
+DIGITS: dict[str, Any] = {
+    "model": {"name": "mlp", "hiddenSizes": [16]},
+    "data": {"source": "table", "builtin": "digits"},
+}
+LLAMA: dict[str, Any] = {"data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 16}}
 
 
 def private(

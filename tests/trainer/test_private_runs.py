@@ -193,11 +193,11 @@ def test_an_attack_finds_the_samples_of_an_overfitted_model_but_not_of_a_private
     y = random.integers(0, CLASSES, 2 * MEMBERS)
     y[:CLASSES] = np.arange(CLASSES)
     np.savez(tmp_path / "members.npz", x=x[:MEMBERS], y=y[:MEMBERS])
-    data = {
+    data: dict[str, Any] = {
         "model": {"name": "mlp", "hiddenSizes": [64]},
         "data": {"source": "table", "path": str(tmp_path / "members.npz")},
     }
-    settings = {"batch": {"global": 50}, "stop": {"steps": 300}, "logEverySteps": 100}
+    settings: dict[str, Any] = {"batch": {"global": 50}, "stop": {"steps": 300}, "logEverySteps": 100}
     budget = {"epsilon": EPSILON, "delta": 1e-5, "noiseMultiplier": None}
     config = private(data, privacy=budget, **settings)
     protected = train(start_private, config, tmp_path / "private")
@@ -220,7 +220,7 @@ def test_an_attack_finds_the_samples_of_an_overfitted_model_but_not_of_a_private
 
 
 def test_digits_are_learned_with_a_moderate_budget(start_private: Starter, tmp_path: Path) -> None:
-    data = {"model": DIGITS["model"], "data": {**DIGITS["data"], "evalFraction": 0.2}}
+    data: dict[str, Any] = {"model": DIGITS["model"], "data": {**DIGITS["data"], "evalFraction": 0.2}}
     config = private(
         data,
         batch={"global": 64},

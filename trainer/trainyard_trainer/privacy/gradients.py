@@ -70,7 +70,7 @@ class PrivateGradients:
         self._add_noise(total, step)
         self._world.sum(total)
         total /= self._expected
-        for parameter, gradient in zip(self._parameters, total.split(self._sizes), strict=True):
+        for parameter, gradient in zip(self._parameters, torch.split(total, self._sizes), strict=True):
             parameter.grad = gradient.view_as(parameter)
         return loss / batches.batch_size(step), waited
 
@@ -91,7 +91,7 @@ class PrivateGradients:
             loss.backward()  # type: ignore[no-untyped-call]
         gradients: list[Tensor] = [parameter.grad_sample for parameter in self._parameters]  # type: ignore[attr-defined]
         factors = clip_factors(gradients, self._limit)
-        for gradient, own in zip(gradients, total.split(self._sizes), strict=True):
+        for gradient, own in zip(gradients, torch.split(total, self._sizes), strict=True):
             own.add_(factors @ gradient.flatten(1))
         self._hooks.set_grad_sample_to_none()
         for parameter in self._parameters:
@@ -100,7 +100,7 @@ class PrivateGradients:
 
     def _add_noise(self, total: Tensor, step: int) -> None:
         """Add the noise of this rank's blocks to a vector of all parameters."""
-        for block, part in enumerate(total.split(BLOCK)):
+        for block, part in enumerate(torch.split(total, BLOCK)):
             if block % self._world.size == self._world.rank:
                 noise = self._deviation * noise_block(self._key, step, block, len(part))
                 part.add_(torch.from_numpy(noise).to(part))
@@ -120,4 +120,5 @@ def clip_factors(gradients: Iterable[Tensor], limit: float) -> Tensor:
     infinite = ~norms.isfinite()
     for gradient in gradients:
         gradient.masked_fill_(infinite.view(-1, *[1] * (gradient.ndim - 1)), 0.0)
-    return (limit / (norms + 1e-6)).clamp(max=1.0).masked_fill(infinite, 0.0)
+    factors: Tensor = (limit / (norms + 1e-6)).clamp(max=1.0).masked_fill(infinite, 0.0)
+    return factors
