@@ -67,8 +67,7 @@ def _digits(**changes: Any) -> Manifest:
 def _private(trainer: Manifest | None = None, **spec: Any) -> Manifest:
     """A private llama; None in place of a part of the spec removes it."""
     private = trainer_spec(**{"privacy": {"epsilon": 3, "delta": 1e-6}, **(trainer or {})})
-    checkpoint = {"volume": {"emptyDir": {}}}
-    parts = {"checkpoint": checkpoint, **spec}
+    parts: Manifest = {"checkpoint": {"volume": {"emptyDir": {}}}, **spec}
     return make_manifest(trainer=private, **{name: part for name, part in parts.items() if part is not None})
 
 

@@ -544,7 +544,8 @@ def test_sizes_from_an_older_checkpoint_are_completed() -> None:
 
 
 def test_the_gradients_of_single_samples_count_and_limit_the_micro_batch() -> None:
-    privacy, checkpoint = {"epsilon": 3, "delta": 1e-6}, {"volume": {"emptyDir": {}}}
+    privacy = {"epsilon": 3, "delta": 1e-6}
+    checkpoint: dict[str, Any] = {"volume": {"emptyDir": {}}}
     data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 32}
     shape = {"model": {"name": "llama", "preset": "tiny"}, "batch": {"global": 512}, "data": data}
     private = cpus(trainer={**shape, "privacy": privacy}, checkpoint=checkpoint)
