@@ -209,6 +209,19 @@ def test_the_key_is_erased_when_nothing_needs_it_any_more() -> None:
     assert [(c.first, c.steps) for c in read_ledger(store).charges] == [(1, 30), (21, 10)]
 
 
+def test_attempts_that_make_no_step_leave_no_trace() -> None:
+    """An evaluation has ended the training, and its pod is started again."""
+    store = Memory()
+    budget, _ = opened(private(), store, 0)
+    made(budget, 1, 30)
+    budget.close(30, complete=True)
+    for _ in range(3):
+        again, _ = opened(private(), store, 30)
+        again.close(30, complete=True)
+    assert [(c.first, c.steps) for c in read_ledger(store).charges] == [(1, 30), (31, 0)]
+    assert read_ledger(store).key is None
+
+
 @pytest.mark.parametrize("complete", [False, True])
 def test_a_ledger_that_cannot_be_closed_is_worth_a_warning(complete: bool, caplog: pytest.LogCaptureFixture) -> None:
     store = Memory()

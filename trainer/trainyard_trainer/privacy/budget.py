@@ -195,10 +195,11 @@ class Budget:
             if found.key is not None or step >= allowed:
                 return found, allowed
         # Rule 3: another configuration, or one whose key is gone, begins with a key of its own behind all charges.
-        noise = self._noise(found.charges, planned - step)
-        allowed = step + affordable_steps(found.charges, self._rate, noise, self._target, planned - step)
+        before = tuple(charge for charge in found.charges if charge.steps)
+        noise = self._noise(before, planned - step)
+        allowed = step + affordable_steps(before, self._rate, noise, self._target, planned - step)
         if allowed == step:
-            raise ConfigError(self._explain_spent(found.charges, noise))
+            raise ConfigError(self._explain_spent(before, noise))
         charge = Charge(
             configuration=self._configuration,
             first=step + 1,
@@ -206,7 +207,7 @@ class Budget:
             sample_rate=self._rate,
             noise_multiplier=noise,
         )
-        ledger = Ledger(key=os.urandom(KEY_BYTES).hex(), charges=(*found.charges, charge))
+        ledger = Ledger(key=os.urandom(KEY_BYTES).hex(), charges=(*before, charge))
         write_ledger(self._store, ledger)
         return ledger, allowed
 
