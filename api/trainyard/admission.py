@@ -12,11 +12,13 @@ import celpy
 from celpy.adapter import json_to_cel
 from pydantic import ValidationError
 
+from trainyard.config import RunConfig
 from trainyard.crd import Schema, openapi_schema
 from trainyard.manifest import ManifestError, parse_manifest
 from trainyard.messages import schema_messages
 from trainyard.resolve import layout_problems, spec_problems
 from trainyard.resource.job import TrainingJob
+from trainyard.sizing.pipeline_stages import stage_count
 
 _TOO_DEEP = "the manifest is nested too deeply; remove the superfluous levels"
 
@@ -69,6 +71,24 @@ def admit(body: dict[str, Any], *, memory: bool = True, old: TrainingJob | None 
     if problems:
         raise ManifestError(problems)
     return job
+
+
+def broken_layout_rules(config: RunConfig) -> list[str]:
+    """Return what is wrong with the layout of a model whose sizes the spec does not say, once they are known.
+
+    The rules are those that admission checks where the spec has the sizes.
+    """
+    mesh, family = config.mesh, config.family
+    values = config.model.to_dict() | {
+        "tensor": mesh.tensor,
+        "context": mesh.context,
+        "expert": mesh.expert,
+        "totalStages": stage_count(config.parallelism.pipeline),
+        "vocabulary": config.vocabulary,
+    }
+    in_cel = {name: str(value).lower() for name, value in values.items()}
+    problems = [rule.message for rule in family.layout_rules if not _evaluate(rule.cel.format_map(in_cel), {})]
+    return family.problems(config.model, config.trainer.model.preset or "none") + problems
 
 
 def _broken_rules(schema: Schema, variables: dict[str, Any]) -> list[str]:

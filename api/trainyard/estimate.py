@@ -11,7 +11,7 @@ from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
 from trainyard.sizing.advice import memory_problems
 from trainyard.sizing.fit import Fit, fit, host_fit, server_fit, uses_gpus
-from trainyard.sizing.model_size import flops_per_token, rank_parameters
+from trainyard.sizing.model_size import adapter_scalars, flops_per_token, parameters, rank_parameters
 from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
 from trainyard.sizing.traffic import Traffic, crosses_workers, rank_traffic
@@ -67,7 +67,9 @@ class TrainingEstimate(ApiModel):
     """Estimate of the built-in trainer."""
 
     parameters: int
-    """Number of trained scalars of the model."""
+    """Number of scalars of the model."""
+    trained_parameters: int
+    """Number of scalars that are trained: all, or those of adapters."""
     active_parameters: int
     """Number of scalars that one token passes through: of experts, only those that it chooses."""
     rank_parameters: int
@@ -123,6 +125,14 @@ def estimate(job: TrainingJob) -> Estimate:
     config = resolve(job)
     if not config.family.estimated:
         return Estimate(**fields)
+    if not config.sizes_known:
+        return Estimate(
+            **fields,
+            warnings=(
+                "spec.trainer.model.from: only the workers know the sizes of the model, so that its memory is not "
+                "estimated; set the fields that `trainyard import` prints for the folder",
+            ),
+        )
     fields["problems"] = tuple(memory_problems(spec, config))
     fields["warnings"] = tuple(warnings(spec, config))
     return Estimate(**fields, training=_training(job, config))
@@ -134,8 +144,9 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
     family, model = config.family, config.model
     held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
     return TrainingEstimate(
-        parameters=family.parameters(model),
-        active_parameters=family.active_parameters(model),
+        parameters=parameters(config),
+        trained_parameters=adapter_scalars(config) * family.layers(model) or parameters(config),
+        active_parameters=family.active_parameters(model) + adapter_scalars(config) * family.layers(model),
         rank_parameters=held,
         axes=tuple(
             Axis(name=name, size=size, crosses_workers=crosses_workers(mesh, name, procs))

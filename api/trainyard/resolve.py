@@ -1,6 +1,6 @@
 """Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
-from trainyard.config import Precision, RunConfig
+from trainyard.config import MemoryUse, Precision, RunConfig
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
@@ -62,7 +62,7 @@ def _problems_at_size(job: TrainingJob, *, memory: bool) -> list[str]:
     problems = _layout_problems(job)
     if memory and not problems and job.spec.trainer is not None:
         config = _configure(job)
-        problems = memory_problems(job.spec, config) if config.family.estimated else []
+        problems = memory_problems(job.spec, config) if config.family.estimated and config.sizes_known else []
     return problems
 
 
@@ -82,6 +82,9 @@ def _layout_problems(job: TrainingJob) -> list[str]:
     except ValueError as error:
         return [str(error)]
     problems = _batch_problems(trainer, mesh)
+    # What the spec leaves out of a model with `from`, only the workers know, which check it.
+    if trainer.model.from_ is not None and trainer.model.preset is None:
+        return problems
     model = _model_config(trainer)
     return problems + FAMILIES[model.name].problems(model, trainer.model.preset or DEFAULT_PRESET)
 
@@ -138,7 +141,9 @@ def _configure(job: TrainingJob) -> RunConfig:
         health=health_config(job.spec.health),
         trainer=trainer.replace(precision=_precision(job.spec, trainer)),
     )
-    return config.replace(memory_use=choose_memory_use(job.spec, config))
+    # Without an estimate the ranks keep no memory that they could return.
+    use = choose_memory_use(job.spec, config) if config.sizes_known else MemoryUse(keep_freed=False)
+    return config.replace(memory_use=use)
 
 
 def _precision(spec: TrainingJobSpec, trainer: TrainerSpec) -> Precision:

@@ -123,10 +123,22 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
-        ("trainer.evaluation.everySteps", "trainer.logEverySteps", "trainer.tensorboard", "trainer.profile.*"),
+        (
+            "trainer.evaluation.everySteps",
+            "trainer.logEverySteps",
+            "trainer.tensorboard",
+            "trainer.profile.*",
+            "trainer.signingKeyFile",
+        ),
         NEXT_STEP,
     ),
     ResumeRule(Effect.ALLOWED, ("checkpoint.*", "health.*"), NEXT_STEP),
+    ResumeRule(Effect.ALLOWED, ("trainer.export.*",), "applies when the training is complete"),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.model.from.*",),
+        "is read at the beginning of a run only; a run that trains adapters needs the same weights for each attempt",
+    ),
     ResumeRule(Effect.ALLOWED, ("job", "namespace"), "names only"),
     ResumeRule(
         Effect.ALLOWED,
@@ -139,6 +151,7 @@ RULES: Final = (
             "trainer.data.tokenType",
             "trainer.data.tokenizer",
             "trainer.data.tokenizerFile",
+            "trainer.data.chatTemplate",
             "trainer.data.endToken",
             "trainer.data.endTokenId",
             "trainer.data.cache",
@@ -150,6 +163,12 @@ RULES: Final = (
         ("trainer.data.documents",),
         "attention crosses documents or not from the next step on; with or without separators the data are others, see "
         "below",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
+        ("trainer.data.exclude.*",),
+        "these samples are left out from the next step on, and those no longer named are trained on; all others keep "
+        "their places in the order of the run",
     ),
     ResumeRule(
         Effect.ALLOWED,
@@ -191,6 +210,12 @@ RULES: Final = (
     ResumeRule(Effect.REFUSED, ("trainer.optimizer.name",), "the state in the checkpoint is that of another optimizer"),
     ResumeRule(Effect.REFUSED, ("model.*",), NEW_SHAPES),
     ResumeRule(
+        Effect.REFUSED,
+        ("base.sha256",),
+        "the adapters in the checkpoint belong to the weights that they were trained on",
+    ),
+    ResumeRule(Effect.REFUSED, ("trainer.model.lora.*",), "the checkpoint has other adapters, or none"),
+    ResumeRule(
         Effect.ALLOWED,
         ("image", "versions.trainyard", "versions.torch", "versions.python"),
         "noted in run.json; another version of torch may round differently",
@@ -220,6 +245,7 @@ _ALIASES: Final = {
     "image": "spec.image",
     "data.fingerprint": "the data (fingerprint)",
     "tokenizer.sha256": "the tokenizer (SHA-256)",
+    "base.sha256": "the base of the adapters (SHA-256)",
 }
 """Names of values for a reader, where they are not fields of the spec with the same path."""
 

@@ -8,6 +8,9 @@ import typer
 from trainyard import __version__
 from trainyard_cli.commands.estimate import plan
 from trainyard_cli.commands.events import events
+from trainyard_cli.commands.explain_step import explain_step
+from trainyard_cli.commands.export import export
+from trainyard_cli.commands.import_weights import import_weights
 from trainyard_cli.commands.lifecycle import delete, restart, resume, scale, suspend
 from trainyard_cli.commands.list import list_jobs
 from trainyard_cli.commands.logs import logs
@@ -15,10 +18,12 @@ from trainyard_cli.commands.options import exits_on_error
 from trainyard_cli.commands.plot import plot
 from trainyard_cli.commands.prepare import prepare
 from trainyard_cli.commands.profile import profile
+from trainyard_cli.commands.record import record
 from trainyard_cli.commands.run import run
 from trainyard_cli.commands.status import status
 from trainyard_cli.commands.submit import submit
 from trainyard_cli.commands.top import top
+from trainyard_cli.commands.verify import verify
 from trainyard_cli.help import HelpCommand, HelpGroup
 from trainyard_cli.streams import guard_streams
 
@@ -34,7 +39,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-LOCAL: dict[str, Callable[..., None]] = {"run": run, "plan": plan, "prepare": prepare}
+LOCAL: dict[str, Callable[..., None]] = {
+    "run": run,
+    "plan": plan,
+    "prepare": prepare,
+    "import": import_weights,
+    "export": export,
+    "explain-step": explain_step,
+    "record": record,
+    "verify": verify,
+}
 CLUSTER: dict[str, Callable[..., None]] = {
     "list": list_jobs,
     "status": status,

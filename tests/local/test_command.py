@@ -158,7 +158,7 @@ def test_the_end_of_the_log_of_the_pod_that_failed_is_printed(tmp_path: Path) ->
     [
         (
             {"name": "TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
-            "spec.env TOKEN: valueFrom needs a cluster; give it a value, or remove it and set it in your shell",
+            "spec.env TOKEN: valueFrom needs a cluster; set the variable TOKEN in your shell, or remove it",
         ),
         (
             {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},

@@ -16,6 +16,7 @@ import yaml
 
 from tests.local.test_command import run
 from tests.support.samples import OF_CLAIMS, TRAINED, sample
+from tests.trainer.saved_models import save_model
 from trainyard.admission import admit
 from trainyard.resolve import resolve
 
@@ -48,6 +49,30 @@ def write_corpus(folder: Path) -> None:
     content[-10_000:].tofile(folder / "val.bin")
 
 
+def write_model(folder: Path) -> None:
+    """Write a small random model in the shape of Qwen 3 for 384 tokens, its tokenizer, and conversations."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    save_model("qwen3", folder / "model", vocab_size=384)
+    encoder = Tokenizer(models.BPE())
+    encoder.pre_tokenizer, encoder.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    encoder.train_from_iterator(
+        [Path(__file__).read_text()],
+        trainers.BpeTrainer(vocab_size=384, show_progress=False, special_tokens=special, initial_alphabet=alphabet),
+    )
+    encoder.save(str(folder / "model" / "tokenizer.json"))
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (folder / "model" / "chat_template.jinja").write_text(template)
+    talks = [[("user", f"What is {i} + {i}?"), ("assistant", f"{2 * i}")] for i in range(200)]
+    lines = (json.dumps({"messages": [{"role": r, "content": c} for r, c in talk]}) for talk in talks)
+    (folder / "chat.jsonl").write_text("\n".join(lines))
+
+
 def with_corpus(value: Any, folder: str) -> Any:
     """Return a manifest with another folder in place of /data."""
     if isinstance(value, dict):
@@ -63,7 +88,10 @@ def test_sample_with_data_of_a_claim(name: str, tmp_path: Path) -> None:
     body = sample(name, steps=3)
     body["spec"]["workers"].pop("template")
     body["spec"]["trainer"]["evaluation"] = {"everySteps": 3}
-    body["spec"]["trainer"]["data"] = with_corpus(body["spec"]["trainer"]["data"], str(tmp_path))
+    body["spec"]["trainer"] = with_corpus(body["spec"]["trainer"], str(tmp_path))
+    if "from" in body["spec"]["trainer"]["model"]:
+        write_model(tmp_path)
+        body["spec"]["trainer"]["data"]["vocabSize"] = 384
     done = run("-", "-o", "json", "--folder", str(tmp_path / "run"), stdin=yaml.safe_dump(body))
     assert done.returncode == 0, done.stderr
     progress = json.loads(done.stdout)["status"]["progress"]
@@ -71,3 +99,5 @@ def test_sample_with_data_of_a_claim(name: str, tmp_path: Path) -> None:
     assert 0 < progress["evalLoss"] < 12
     sources = {"loss_web", "loss_code"} if "sources" in body["spec"]["trainer"]["data"] else set()
     assert {name for name in progress["metrics"] if name.startswith("loss_")} == sources
+    if "export" in body["spec"]["trainer"]:
+        assert (tmp_path / "exported" / "config.json").exists()

@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from tests.builders import make_manifest, trainer_spec
+from trainyard.resource.urls import SECRET_VARIABLES
+from trainyard.text import listed
 
 Manifest = dict[str, Any]
 
@@ -20,6 +22,14 @@ class Fault(NamedTuple):
     """Part of the API server's message; None: the same message, since it comes from one of our CEL rules."""
     strict: bool = False
     """Whether the API server refuses it only with strict field validation (the default of kubectl)."""
+
+
+_URL = (
+    "a URL must be s3://BUCKET/NAME, gs://BUCKET/NAME or az://CONTAINER/NAME without credentials, which belong into a "
+    "Secret (workers.template, env or envFrom); correct it"
+)
+_SECRET_URL = "s3://key:secret@bucket/data"
+_FILE_TOKENIZER = {"source": "text", "path": "/d", "tokenizer": "file", "vocabSize": 512, "tokenizerFile": "/t.json"}
 
 
 def _trainer(**changes: Any) -> Manifest:
@@ -46,6 +56,7 @@ _ASYNC_TENSOR = (
     "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
     "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it"
 )
+_ADAPTED = {"name": "llama", "preset": "nano", "from": {"path": "/base"}, "lora": {}}
 _FLOAT8 = {"float8": True, "precision": "bfloat16", "compile": True}
 
 
@@ -611,6 +622,29 @@ RULES = (
                 "spec.trainer.data.endToken: is for tokenizer: file only, the others have one of their own; remove it",
             ),
             (
+                "conversations among several sources",
+                {"sources": [{"name": "a", "source": "chat", "path": "/data"}]},
+                "spec.trainer.data.sources: conversations are not mixed with other sources; join their files in one "
+                "folder, and set spec.trainer.data.source: chat",
+            ),
+            *(
+                (
+                    f"conversations with {field}: {value}",
+                    {"source": "chat", "path": "/data", field: value},
+                    "spec.trainer.data: source chat needs a tokenizer that exists (tokenizer: file, or byte), and "
+                    "keeps conversations apart (documents: separated or isolated); change tokenizer or documents",
+                )
+                for field, value in (("tokenizer", "bpe"), ("documents", "joined"))
+            ),
+            *(
+                (
+                    f"a chat template for {source}",
+                    {"source": source, "path": "/data", "chatTemplate": "/a"},
+                    "spec.trainer.data.chatTemplate: is for source chat and tokenizer: file only; remove it",
+                )
+                for source in ("text", "chat")
+            ),
+            (
                 "isolated tokens without the token that ends a document",
                 {"source": "tokens", "path": "/data", "vocabSize": 512, "documents": "isolated"},
                 "spec.trainer.data.endTokenId: is required with source: tokens and documents: isolated; set it to the "
@@ -778,6 +812,46 @@ RULES = (
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
     ),
+    *(
+        Fault(
+            f"adapters with {name}",
+            make,
+            "spec.trainer.model.lora: adapters are not divided by a tensor group, and a parameter server updates all "
+            "parameters; choose ddp, fsdp, hsdp, context or pipeline",
+        )
+        for name, make in (
+            ("tensor parallelism", lambda: _parallel(2, {"model": _ADAPTED}, tensor=2)),
+            ("a parameter server", lambda: _parallel(2, {"model": _ADAPTED}, data={"mode": "parameterServer"})),
+        )
+    ),
+    Fault(
+        "adapters with float8",
+        lambda: _on_gpus(_trainer(**_FLOAT8, model=_ADAPTED)),
+        "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
+        "spec.trainer.model.lora",
+    ),
+    Fault(
+        "an export of adapters that do not exist",
+        lambda: make_manifest(trainer=trainer_spec(export={"format": "peft"}), checkpoint={"claim": {"size": "1Gi"}}),
+        "spec.trainer.export.format: peft is the format of adapters alone; set spec.trainer.model.lora, or choose "
+        "huggingface",
+    ),
+    Fault(
+        "adapters of a moe",
+        lambda: _trainer(model={**_ADAPTED, "name": "moe"}),
+        "spec.trainer.model.lora: is for llama only; remove it, or set spec.trainer.model.name: llama",
+    ),
+    Fault(
+        "adapters of nothing",
+        lambda: _model(lora={}),
+        "spec.trainer.model.lora: adapters are trained beside weights that exist; set spec.trainer.model.from, or "
+        "remove lora to train all parameters",
+    ),
+    Fault(
+        "two adapters of one matrix",
+        lambda: _trainer(model={**_ADAPTED, "lora": {"targets": ["q", "v", "q"]}}),
+        "spec.trainer.model.lora.targets: names a matrix twice; remove one of them",
+    ),
     Fault(
         "a parameter server without its mode",
         lambda: make_manifest(trainer=trainer_spec(), parameterServer={}),
@@ -838,9 +912,64 @@ RULES = (
         Fault(
             f"{name} without a volume",
             partial(_trainer, **{name: value}),
-            "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+            "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or "
+            "claim, or remove them",
         )
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
+    ),
+    Fault(
+        "a profile in an object store",
+        lambda: make_manifest(trainer=trainer_spec(profile={"startStep": 5}), checkpoint={"url": "s3://bucket/runs"}),
+        "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, or "
+        "remove them",
+    ),
+    *(
+        Fault(
+            f"checkpoints at {url}",
+            partial(make_manifest, checkpoint={"url": url}),
+            f"spec.checkpoint.url: {_URL}",
+        )
+        for url in ("/checkpoints", "https://host/bucket", "s3://key:secret@bucket/runs", "s3://bucket/runs?key=secret")
+    ),
+    *(
+        Fault(
+            f"{field} at a URL with a password",
+            partial(_trainer, data={**_FILE_TOKENIZER, field: _SECRET_URL}),
+            f"spec.trainer.data.{field}: {_URL}",
+        )
+        for field in ("path", "evalPath", "tokenizerFile")
+    ),
+    *(
+        Fault(
+            f"{field} of a source at a URL with a password",
+            partial(_trainer, data={"sources": [{"name": "a", "source": "text", "path": "/a", field: _SECRET_URL}]}),
+            f"spec.trainer.data.sources.{field}: {_URL}",
+        )
+        for field in ("path", "evalPath")
+    ),
+    Fault(
+        "weights at a URL with a password",
+        lambda: _trainer(model={"name": "llama", "from": {"path": _SECRET_URL}}),
+        f"spec.trainer.model.from.path: {_URL}",
+    ),
+    Fault(
+        "an export to a URL with a password",
+        lambda: make_manifest(
+            trainer=trainer_spec(export={"path": _SECRET_URL}), checkpoint={"url": "s3://bucket/runs"}
+        ),
+        f"spec.trainer.export.path: {_URL}",
+    ),
+    Fault(
+        "prepared data in an object store",
+        lambda: _trainer(data={"source": "text", "path": "/d", "cache": "s3://bucket/cache"}),
+        "spec.trainer.data.cache: must be a path on a volume, since tokens are mapped into memory; correct it, or "
+        "remove it",
+    ),
+    Fault(
+        "a secret key in the spec",
+        lambda: make_manifest(env=[{"name": "AWS_SECRET_ACCESS_KEY", "value": "secret"}]),
+        f"spec.env: {listed(SECRET_VARIABLES)} must come from a Secret, since every user who may read the job can read "
+        "its values; use valueFrom.secretKeyRef",
     ),
     Fault(
         "a profile of a rank that does not exist",
@@ -873,7 +1002,7 @@ RULES = (
     Fault(
         "checkpoints without a volume",
         lambda: make_manifest(checkpoint={}),
-        "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
+        "spec.checkpoint: exactly one of volume, claim and url must be given; add one, or remove the others",
     ),
     Fault(
         "everySteps of a user program",

@@ -18,8 +18,8 @@ from trainyard.protocol import constants
 from trainyard.resource.datasets import DataSource
 from trainyard_trainer.data import token_set
 from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.downloads import cache_folder
 from trainyard_trainer.data.prefetch import Prefetch
-from trainyard_trainer.data.preparation import cache_folder
 from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.data.sources import WindowedSource
 from trainyard_trainer.data.token_set import TokenFile, TokenSet, open_tokens

@@ -122,7 +122,7 @@ def test_folder_is_read_in_sorted_order_without_hidden_files(tmp_path: Path) -> 
 
 def test_builtin_text_is_source_without_tests() -> None:
     root = Path(sysconfig.get_path("stdlib"))
-    names = [str(path.relative_to(root)) for path in find_files(BUILTIN, FIELD)]
+    names = [str(path).removeprefix(f"{root}/") for path in find_files(BUILTIN, FIELD)]
     assert {"argparse.py", "json/decoder.py"} < set(names)
     assert not any(part in name.split("/") for name in names for part in ("test", "tests", "site-packages"))
     assert sum((root / name).stat().st_size for name in names) > 5_000_000
@@ -148,7 +148,7 @@ def mistakes(folder: Path) -> dict[str, tuple[Documents, str]]:
         "no suffix": (source("parquet", folder / "text"), "holds no files that end with .parquet"),
         "no field": (
             source("jsonl", folder / "other.jsonl"),
-            "byte 0: there is no field text, the line has the fields",
+            "line 1: there is no field text, the line has the fields",
         ),
         "no text in the field": (source("jsonl", folder / "number.jsonl"), "text is of type int"),
         "no JSON": (source("jsonl", folder / "words.jsonl"), "the line is not JSON"),

@@ -10,11 +10,13 @@ import pytest
 from tests.support.run_config import make_config
 from tests.trainer.memory import Meter
 from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.saved_models import with_base
 from trainyard.config import MemoryUse, RunConfig
 from trainyard.protocol import constants
 from trainyard.resource.spec import TrainingJobSpec, Workers
 from trainyard.sizing import peak_memory
 from trainyard.sizing.fit import fit, server_fit
+from trainyard.sizing.model_size import parameters, trained_parameters
 from trainyard.sizing.process_memory import LAUNCHER_BYTES
 from trainyard.sizing.traffic import rank_traffic
 from trainyard_trainer.data.samples import prepare
@@ -31,6 +33,8 @@ MODEL = {"dim": 512, "layers": 4, "heads": 8, "kvHeads": 4, "ffnDim": 1536}
 VOCABULARY = {"tokenizer": "bpe", "vocabSize": 8192, "sequenceLength": 128}
 MOE = {"name": "moe", "dim": 256, "ffnDim": 512, "experts": 8, "expertsPerToken": 2}
 SMALL = {"dim": 128, "ffnDim": 256, "layers": 1}
+LORA = {"dim": 768, "layers": 6, "ffnDim": 2048, "lora": {"rank": 8}}
+"""150 MiB of parameters, of which 1 % are trained."""
 FSDP: dict[str, Any] = {"data": {"mode": "fsdp"}}
 ACCUMULATED: dict[str, Any] = {"batch": {"global": 4, "micro": 1}}
 PRIVATE: dict[str, Any] = {
@@ -55,6 +59,7 @@ LAYOUTS: tuple[Case, ...] = (
     ("bfloat16", 1, {}, {"precision": "bfloat16"}),
     ("bfloat16, fsdp, accumulated", 2, FSDP, {"precision": "bfloat16", "batch": {"global": 16, "micro": 4}}),
     ("pipeline", 2, {"pipeline": PIPELINE}, ACCUMULATED),
+    ("adapters", 1, {}, {"model": LORA}),
 )
 MORE_LAYOUTS: tuple[Case, ...] = (
     ("sgd", 1, {}, {"optimizer": {"name": "sgd", "momentum": 0.9, "weightDecay": 0.1}}),
@@ -76,6 +81,8 @@ MORE_LAYOUTS: tuple[Case, ...] = (
     ("bfloat16, ddp", 2, {}, {"precision": "bfloat16", "batch": {"global": 16}}),
     ("bfloat16, fsdp", 2, FSDP, {"precision": "bfloat16"}),
     ("bfloat16, tensor", 2, {"tensor": 2}, {"precision": "bfloat16"}),
+    ("adapters, fsdp, accumulated", 2, FSDP, {"model": LORA, **ACCUMULATED}),
+    ("adapters, bfloat16", 1, {}, {"model": LORA, "precision": "bfloat16"}),
 )
 """Layouts of `make test-all`; each of `LAYOUTS` represents some of them."""
 
@@ -121,8 +128,10 @@ def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
 
 def check(start: Starter, folder: Path, case: Case) -> None:
     """Train for 16 steps with a checkpoint after 14, and compare the peak memory of the worker before and after it."""
-    _, processes, *_ = case
-    config = config_of(*case)
+    name, processes, parallelism, trainer = case
+    if "lora" in trainer.get("model", {}):
+        trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, folder / "base")}
+    config = config_of(name, processes, parallelism, trainer)
     pods = start(config, 1, processes, env={constants.ENV_CHECKPOINTS: str(folder)})
     meter = Meter(pods, start.zygote.pid)
     training = meter.until_step(STEPS)
@@ -141,6 +150,7 @@ def test_the_estimate_knows_the_chunks_of_the_loss() -> None:
 
 
 FULL = {"activationCheckpointing": "full"}
+ADAPTED = {"model": {"layers": 4, "kvHeads": 4, "lora": {"rank": 2}}, "batch": {"global": 8, "micro": 2}}
 
 
 @pytest.mark.parametrize(
@@ -154,11 +164,17 @@ FULL = {"activationCheckpointing": "full"}
         ({"context": 2}, FULL),
         ({"pipeline": PIPELINE}, {}),
         ({"pipeline": {"stages": 2, "schedule": "ZBV"}}, {}),
+        ({}, ADAPTED),
+        (FSDP, ADAPTED),
     ],
     ids=str,
 )
-def test_ranks_send_as_much_as_estimated(start: Starter, parallelism: dict[str, Any], trainer: dict[str, Any]) -> None:
+def test_ranks_send_as_much_as_estimated(
+    start: Starter, tmp_path: Path, parallelism: dict[str, Any], trainer: dict[str, Any]
+) -> None:
     model = {"layers": 4, "kvHeads": 4}
+    if "lora" in trainer.get("model", {}):
+        trainer = {**trainer, "model": with_base(trainer["model"], tmp_path / "base")}
     config = make_config(2, parallelism, **{"model": model, "batch": {"global": 8}, "stop": {"steps": 2}, **trainer})
     (pod,) = start(config, 1, 2, entry="tests.trainer.traffic:main")
     assert finish([pod], 120) == [0], pod.stderr
@@ -206,11 +222,14 @@ def test_experts_are_sent_about_as_much_as_estimated(start: Starter) -> None:
         {"layers": 3, "kvHeads": 4},
         {"dim": 48, "heads": 3, "kvHeads": 1, "ffnDim": 100, "layers": 5},
         {"name": "moe"},
+        {"headDim": 6, "lora": {"rank": 3}, "from": {"path": "/base"}},
+        {"lora": {"targets": ["v", "down"]}, "from": {"path": "/base"}},
     ],
 )
 def test_parameters_of_a_decoder_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
+    assert parameters(config) == parameter_count(config, prepare(config))
+    assert trained_parameters(config, 0).total == parameter_count(config, prepare(config), trained=True)
 
 
 def test_parameters_of_an_mlp_are_those_of_the_trainer() -> None:

@@ -112,7 +112,7 @@ def test_no_noise_brings_back_a_budget_that_is_spent() -> None:
 
 
 def opened(config: RunConfig, store: Memory, step: int, planned: int = 400) -> tuple[Budget, int]:
-    budget = Budget(config, SAMPLES, 7, store, ALONE)
+    budget = Budget(config, SAMPLES, (7, None), store, ALONE)
     return budget, budget.begin(step, planned)
 
 
@@ -178,7 +178,8 @@ def test_an_attempt_with_another_configuration_has_another_key_and_pays_for_its_
 
 def test_other_data_have_another_key() -> None:
     config = private()
-    assert configuration_digest(config, 7) != configuration_digest(config, 8)
+    digests = {configuration_digest(config, data) for data in ((7, None), (8, None), (7, 1))}
+    assert len(digests) == 3
 
 
 def test_a_stop_charges_for_the_steps_that_were_made() -> None:
@@ -339,4 +340,4 @@ def test_a_ledger_is_read_as_it_was_written() -> None:
 )
 def test_a_budget_that_does_not_fit_the_data_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        Budget(private(**changes), SAMPLES, 7, Memory(), ALONE)
+        Budget(private(**changes), SAMPLES, (7, None), Memory(), ALONE)

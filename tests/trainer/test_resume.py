@@ -21,6 +21,7 @@ from trainyard.resource.health import BadStepPolicy
 from trainyard_trainer import run
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
+from trainyard_trainer.record.statement import RECORD_FILE
 from trainyard_trainer.runtime.errors import ConfigError
 
 FAULTS = "tests.trainer.faults"
@@ -166,7 +167,7 @@ def test_the_optimizer_waits_until_a_background_checkpoint_has_been_copied(start
 def test_the_checksums_of_a_checkpoint_cover_all_its_files(tmp_path: Path, pipeline_checkpoint: Path) -> None:
     folder = tmp_path / pipeline_checkpoint.name
     shutil.copytree(pipeline_checkpoint, folder)
-    names = {path.name for path in folder.iterdir()} - {MANIFEST}
+    names = {path.name for path in folder.iterdir()} - {MANIFEST, RECORD_FILE}
     assert names == set(Manifest.read(folder).files)
     assert ".metadata" in names
     assert len(names) > 4

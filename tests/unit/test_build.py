@@ -1,5 +1,6 @@
 """The children of a job: complete manifests as snapshots (`pytest --snapshot-update` accepts a change), and rules."""
 
+import json
 from typing import Any
 
 import pytest
@@ -173,6 +174,21 @@ def test_checkpoints_have_a_volume_a_folder_and_time_to_be_written(
     grace = "120" if trainer else None
     assert env.get("TRAINYARD_GRACE_SECONDS") == grace
     assert pod["spec"].get("terminationGracePeriodSeconds") == (int(grace) if grace else None)
+
+
+@pytest.mark.parametrize("trainer", [trainer_spec(), None], ids=["trainer", "a program of one's own"])
+def test_checkpoints_in_an_object_store_have_a_url_and_no_volume(trainer: dict[str, Any] | None) -> None:
+    """With the namespace, since a bucket is not of one namespace as a volume is."""
+    checkpoint = {"url": "s3://bucket/runs/"}
+    given: dict[str, Any] = {"trainer": trainer} if trainer else {}
+    job = make_job("train", checkpoint=checkpoint, **given)
+    pod, env = pod_of(job), env_of(job)
+    assert "trainyard-checkpoints" not in json.dumps(pod)
+    assert "initContainers" not in pod["spec"]
+    assert env["TRAINYARD_CHECKPOINT_URL"] == f"s3://bucket/runs/{job.metadata.namespace}/train"
+    assert "TRAINYARD_CHECKPOINTS" not in env
+    assert env.get("TRAINYARD_GRACE_SECONDS") == ("120" if trainer else None)
+    assert build_claim(job) is None
 
 
 def test_a_template_may_give_another_time_to_write_the_last_checkpoint() -> None:

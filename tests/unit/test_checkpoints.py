@@ -41,6 +41,22 @@ def test_only_committed_checkpoints_are_complete_and_the_newest_comes_first(tmp_
     assert not partial_folder(tmp_path, 30).exists()
 
 
+def test_a_checkpoint_of_which_files_are_missing_is_not_complete(tmp_path: Path) -> None:
+    """Two nodes may have a volume each; rank 0 then sees its own files only."""
+    complete = write(tmp_path, 1)
+    files = Manifest.read(complete).files
+    partial = write(tmp_path, 2, complete=False)
+    (partial / "b").unlink()
+    with pytest.raises(
+        OSError, match="b is missing where rank 0 looks for it; all workers must write to the same volume"
+    ):
+        catalog.commit(partial, make_manifest(2, files=files))
+    (partial / "b").write_bytes(b"short")
+    with pytest.raises(OSError, match=f"b has 5 bytes instead of {files['b'].bytes} where rank 0 looks for it"):
+        catalog.commit(partial, make_manifest(2, files=files))
+    assert complete_steps(tmp_path) == [1]
+
+
 def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         write(tmp_path, step)

@@ -17,7 +17,7 @@ from trainyard_cli.views.estimate import print_estimate
 
 GiB = 2**30
 FSDP: dict[str, Any] = {"data": {"mode": "fsdp"}}
-CHECKPOINT: dict[str, Any] = {"volume": {"emptyDir": {}}}
+CHECKPOINT: dict[str, Any] = {"claim": {"size": "1Gi"}}
 LLAMA_8B: dict[str, Any] = {
     "model": {"name": "llama", "preset": "8b"},
     "data": {"source": "text", "path": "/data", "tokenizer": "bpe", "vocabSize": 128_256, "sequenceLength": 8192},
@@ -210,6 +210,14 @@ def test_a_volume_of_the_user_that_is_too_small_for_the_copies_is_warned_about()
     assert warning.startswith("spec.workers.template: the volume at /dev/shm has 1.00Mi, but asynchronous checkpoints")
     assert warnings("1Gi") == ()
     assert warnings("nonsense") == ()
+
+
+def test_checkpoints_that_are_deleted_with_their_pod_are_warned_about() -> None:
+    job = make_job(replicas=1, trainer=trainer_spec(), checkpoint={"volume": {"emptyDir": {}}})
+    (warning,) = found(job).warnings
+    assert warning.startswith(
+        "spec.checkpoint.volume: an emptyDir is deleted with its pod, and the trained model with it"
+    )
 
 
 def test_a_plan_shows_host_memory_and_warnings() -> None:

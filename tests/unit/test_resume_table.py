@@ -27,6 +27,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "checkpoints.md"
 IDENTITY = (
     "data.fingerprint",
     "tokenizer.sha256",
+    "base.sha256",
     "image",
     "versions.trainyard",
     "versions.torch",

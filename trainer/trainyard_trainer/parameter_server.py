@@ -8,7 +8,6 @@ server needs no GPU.
 
 from collections.abc import Mapping
 from enum import IntEnum
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from trainyard_trainer.optim.state import Shape, Tensors, model_tensors
 from trainyard_trainer.optim.update import LocalUpdate, Named
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.step_agreement import StepAgreement
 from trainyard_trainer.runtime.world import World
 
@@ -72,7 +72,7 @@ class RemoteUpdate:
         self._agreement = agreement
         self._server = world.size
 
-    def begin(self, folder: Path | None) -> None:
+    def begin(self, folder: Location | None) -> None:
         """Send the initial parameters to the server, and the checkpoint that holds the state of its optimizer."""
         if self._world.rank == 0:
             shapes: Shapes = [(name, tuple(parameter.shape)) for name, parameter in self._named]
@@ -86,7 +86,7 @@ class RemoteUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         """Do nothing: the server holds the state of the optimizer."""
 
-    def after_rollback(self, folder: Path) -> None:
+    def after_rollback(self, folder: Location) -> None:
         """Have the server load the checkpoint, too, since it holds parameters and optimizer state of its own."""
         self._send_command(Command.ROLL_BACK)
         if self._world.rank == 0:
@@ -109,7 +109,7 @@ class RemoteUpdate:
         # The server has decided for all; the exchange is for the requests of the ranks.
         return norm, ~self._agreement.any_bad(applied == 0)
 
-    def save(self, root: Path, manifest: Manifest) -> None:
+    def save(self, root: Location, manifest: Manifest) -> None:
         """Have the server write a checkpoint, and wait for it; called on rank 0 only.
 
         Raises:

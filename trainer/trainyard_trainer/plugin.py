@@ -28,8 +28,8 @@ BUILTIN_METRICS = ("loss", "accuracy", "perplexity", "precision", "recall", "f1"
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Takes outputs [N, T, ...] of the model and targets [N, T]; returns the sum of the losses of all positions, a scalar.
 
-It is called once per micro-batch, and the sums of all ranks are added and divided by the positions of the global batch.
-So each position must count by itself: a mean over a micro-batch would depend on its size."""
+It is called once per micro-batch, and the sums of all ranks are added and divided by the targets of the global batch
+that are not -100. So each position must count by itself: a mean over a micro-batch would depend on its size."""
 
 
 class Metric(Protocol):

@@ -21,6 +21,7 @@ from trainyard_trainer.runtime.allocator import set_memory_reuse
 from trainyard_trainer.runtime.errors import ConfigError, FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
 from trainyard_trainer.runtime.world import World
+from trainyard_trainer.weights.initial import with_initial_sizes
 
 
 def main() -> None:
@@ -78,7 +79,7 @@ class RankProcess:
             BadSteps: spec.health.badSteps demands that the attempt fails.
             FinalCheckpointFailed: the training is complete, but could not be saved.
         """
-        config = read_config()
+        config = with_initial_sizes(read_config())
         self._saves = config.checkpoint is not None
         log.configure(config.job, self._attempt, self.rank)
         world = World.from_environment(config.servers)

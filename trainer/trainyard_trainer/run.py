@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from trainyard.config import RunConfig
-from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 from trainyard.run_record import DataRecord
+from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.run_folder import RunFolder, RunRecorder, describe_attempt
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.samples import Samples
@@ -24,11 +24,15 @@ from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
 from trainyard_trainer.privacy.budget import Budget
 from trainyard_trainer.progress_log import ProgressLog
+from trainyard_trainer.record.recorder import CheckpointRecorder
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.device_settings import configure_device
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreRefused, location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
+from trainyard_trainer.weights.final_export import FinalExport
+from trainyard_trainer.weights.initial import base_of, check_tokenizer, initial_weights_digest
 
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 """Errors of a volume on which no file can be created, after a restart either."""
@@ -50,10 +54,18 @@ class Run:
     """On rank 0."""
     exporter: MetricsExporter | None
     """On the first rank of each pod."""
+    export: FinalExport | None
+    """None without spec.trainer.export."""
 
     def train(self) -> None:
-        """Train to the end, and flush the experiment trackers."""
+        """Train to the end, export the weights, and flush the experiment trackers.
+
+        Raises:
+            ExportFailed: training is complete, but the weights could not be exported.
+        """
         self.trainer.run()
+        if self.export is not None and not self.trainer.interrupted:
+            self.trainer.interrupted = not self.export.run(self.trainer.step)
         if self.trackers is not None:
             self.trackers.close()
 
@@ -79,6 +91,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     plugin = load_plugin(config)
     root = None if config.checkpoint is None else _checkpoint_root()
+    if root is not None and config.trainer.export is not None and config.trainer.export.path is not None:
+        _writable(location(config.trainer.export.path), "spec.trainer.export.path")
     folder = None if root is None else RunFolder(root)
     tokenizer = None if folder is None else folder.tokenizer
     samples = prepare_samples(config, plugin, PreparationLog(exporter), tokenizer)
@@ -89,22 +103,32 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
+    if config.trainer.model.from_ is not None and (folder is None or folder.run is None):
+        check_tokenizer(config, samples.tokenizer)
     if not world.all_equal(samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
         )
     trainer = Trainer(config, world, samples, plugin)
+    if not world.all_equal(trainer.batches.excluded.identity or 0):
+        raise ConfigError(
+            "spec.trainer.data.exclude.file: the workers do not see the same file; mount the same volume into each of "
+            "them"
+        )
     data = DataRecord(
         fingerprint=samples.fingerprint,
         samples=samples.count,
         eval_samples=trainer.batches.eval_samples,
         sources=tuple(samples.sources),
+        exclusion=trainer.batches.excluded.identity,
     )
-    record = describe_attempt(config, data, samples.tokenizer)
+    record = describe_attempt(config, data, samples.tokenizer, attempt).replace(base=base_of(config))
     if folder is not None:
         folder.check(record, announce=world.rank == 0)
     _log_setup(config, world, trainer, samples)
-    profiler = None if root is None else Profiler(config.trainer.profile, root, world.rank, attempt, world.device)
+    # Traces and event files are for tools that read files.
+    volume = root if isinstance(root, Path) else None
+    profiler = None if volume is None else Profiler(config.trainer.profile, volume, world.rank, attempt, world.device)
     # Observers that trace steps come first, so that a trace does not contain the others.
     if profiler is not None:
         trainer.observers.append(profiler)
@@ -112,27 +136,39 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         trainer.observers.append(Breakdown(exporter.broken_down, world.device, profiler))
     if exporter is not None:
         trainer.observers.append(exporter)
-    saver = None
+    saver, export = None, None
     if config.checkpoint is not None and root is not None and folder is not None:
         remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
         saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
         trainer.state.run = folder.run
         budget = None
         if config.trainer.privacy is not None:
-            budget = Budget(config, trainer.batches.train_samples, samples.fingerprint, folder, world)
+            identity = (samples.fingerprint, trainer.batches.excluded.identity)
+            budget = Budget(config, trainer.batches.train_samples, identity, folder, world)
         trainer.resume(saver, budget)
         record = folder.record(record, trainer.step, trainer.state.parent)
         trainer.state.run = record.id
         if world.rank == 0:
-            trainer.observers.append(RunRecorder(folder, record, samples.tokenizer))
+            initial = initial_weights_digest(config) if saver.resumed_step is None else None
+            recorder = CheckpointRecorder(root, record, config, world.device, saver.resumed_step, initial)
+            saver.record = RunRecorder(folder, record, samples.tokenizer)
+            trainer.observers += [saver.record, recorder]
+        if config.trainer.export is not None:
+            export = FinalExport(
+                config.trainer.export,
+                root,
+                world,
+                stops=lambda: saver is not None and saver.told_to_stop,
+                key=config.trainer.signing_key_file,
+            )
     else:
         trainer.initialize()
     if world.rank != 0:
-        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter)
+        return Run(trainer, saver, progress_log=None, trackers=None, exporter=exporter, export=export)
     progress_log = ProgressLog(trainer.state, attempt)
-    trackers = Trackers(config, root, record.id)
+    trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
-    return Run(trainer, saver, progress_log, trackers, exporter)
+    return Run(trainer, saver, progress_log, trackers, exporter, export)
 
 
 class PreparationLog:
@@ -151,38 +187,77 @@ class PreparationLog:
             log.info(f"{share:.1%} of the data is prepared, after {seconds:.0f} s", dataPrepared=round(share, 3))
 
 
-def _checkpoint_root() -> Path:
-    """Return the folder of the job on the checkpoint volume; it exists then, and files can be created in it.
+def _checkpoint_root() -> Location:
+    """Return the folder of the job on the checkpoint volume or in an object store; files can be created in it.
 
     Raises:
-        ConfigError: the volume is not writable.
+        ConfigError: it is not writable.
         OSError: the storage fails.
     """
-    root = Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
+    root = catalog.root_of_job()
+    return _writable(root, "spec.checkpoint.url" if isinstance(root, ObjectPath) else "spec.checkpoint")
+
+
+def _writable(folder: Location, field: str) -> Location:
+    """Return a folder after it was checked that files can be created in it; `field` names it in errors."""
+    if isinstance(folder, ObjectPath):
+        _check_url(folder, field)
+    else:
+        _check_writable(folder, field)
+    return folder
+
+
+def _check_writable(folder: Path, field: str) -> None:
+    """Make a folder if it does not exist, and check that files can be created in it.
+
+    Raises:
+        ConfigError: it is not writable; `field` is the field of the spec that names it.
+        OSError: the storage fails.
+    """
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # The folder may be another user's, or the volume may be mounted read-only.
-        with tempfile.TemporaryFile(dir=root):
+        with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        # A full volume costs the checkpoints that do not fit; an unavailable one may be back after a restart.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) and root.is_dir():
-            return root
+        # A full volume costs the files that do not fit; an unavailable one may be back after a restart.
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and folder.is_dir():
+            return
         if error.errno not in _NOT_WRITABLE:
             raise
         raise ConfigError(
-            f"spec.checkpoint: {root} cannot be written to ({error.strerror}); choose a volume that user "
-            f"{os.getuid()} may write to"
+            f"{field}: {folder} cannot be written to ({error.strerror}); choose a volume that user {os.getuid()} may "
+            "write to"
         ) from error
-    return root
+
+
+def _check_url(root: ObjectPath, field: str) -> None:
+    """Check that objects can be created in a folder of an object store, listed and removed.
+
+    Raises:
+        ConfigError: the store refuses.
+        ObjectStoreUnavailable: the store does not answer.
+    """
+    probe = root / f".writable-{os.environ.get('RANK', '0')}"
+    try:
+        probe.write_bytes(b"")
+        root.is_dir()
+        probe.unlink(missing_ok=True)
+    except ObjectStoreRefused as error:
+        raise ConfigError(
+            f"{field}: {root} cannot be used ({error.strerror}); correct the bucket, or the credentials "
+            "and their permissions to get, put, list and delete objects"
+        ) from error
 
 
 def _log_setup(config: RunConfig, world: World, trainer: Trainer, samples: Samples) -> None:
     """Log the size of the model, the data set, and the layout of the ranks."""
-    parameters = parameter_count(config, samples)
+    parameters, trained = parameter_count(config, samples), parameter_count(config, samples, trained=True)
+    adapters = f" ({trained:,} of them trained)" if trained < parameters else ""
     log.info(
-        f"{parameters:,} parameters, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
+        f"{parameters:,} parameters{adapters}, {samples}, {world.size} ranks on {world.device.type}: {config.mesh}",
         parameters=parameters,
+        trainedParameters=trained,
         samples=trainer.batches.train_samples,
         evalSamples=trainer.batches.eval_samples,
         worldSize=world.size,

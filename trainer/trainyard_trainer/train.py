@@ -1,8 +1,8 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -17,12 +17,18 @@ from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
 from trainyard_trainer.metrics.stopwatch import Stopwatch
+from trainyard_trainer.models.lora import is_adapter
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.learning_rate import learning_rate_factor
 from trainyard_trainer.optim.update import LocalUpdate, Update
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
-from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts, named_parameters
+from trainyard_trainer.parallel.parallelize import (
+    build_model_parts,
+    initialize_parts,
+    named_parameters,
+    trained_parameters,
+)
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.privacy.budget import Budget
@@ -30,11 +36,13 @@ from trainyard_trainer.privacy.gradients import PrivateGradients
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.step_outcome import StepOutcome
 from trainyard_trainer.stopping import check_schedule, progress_unit, total_steps
 from trainyard_trainer.train_state import TrainState
+from trainyard_trainer.weights.initial import load_initial_weights
 
 
 class Trainer:
@@ -50,7 +58,7 @@ class Trainer:
         self.batches = Batches(samples, config, world)
         self.mesh = RankMesh(config.mesh, world)
         self.parts = build_model_parts(config, self.mesh, samples, world.device)
-        named = named_parameters(self.parts)
+        named = trained_parameters(self.parts)
         self._plugin = plugin or Plugin()
         self.passes = make_forward_backward(
             config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
@@ -84,7 +92,7 @@ class Trainer:
         self._unread: StepOutcome | None = None
         """The newest step, if the host has not looked at its outcome yet."""
         self._saver: Saver | None = None
-        self._source: Path | None = None
+        self._source: Location | None = None
         """Checkpoint that this attempt has resumed from."""
         self._stopwatch = Stopwatch()
         self._garbage = GarbageCollection()
@@ -104,8 +112,18 @@ class Trainer:
         return self.state.stopped_because or (None if budget is None else budget.reason_to_stop()) or ""
 
     def initialize(self) -> None:
-        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint."""
-        initialize_parts(self.parts, self._config.trainer.seed)
+        """Give the parameters their initial values, in place of `resume` or where there is no checkpoint.
+
+        Raises:
+            ConfigError: the weights of spec.trainer.model.from are damaged, or are those of another model.
+        """
+        if self._config.trainer.model.from_ is None:
+            initialize_parts(self.parts, self._config.trainer.seed)
+        else:
+            named = named_parameters(self.parts)
+            base = [(name, parameter) for name, parameter in named if not is_adapter(name)]
+            self.state.parent = load_initial_weights(self._config, base, self.world)
+            initialize_parts(self.parts, self._config.trainer.seed, adapters_only=True)
 
     def resume(self, saver: Saver, budget: Budget | None = None) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
@@ -118,10 +136,10 @@ class Trainer:
         self._saver = saver
         self.state.budget = budget
         self._source = folder = saver.find_checkpoint()
-        # Initial values that a checkpoint would replace are not computed.
-        if folder is None:
+        # Initial values that a checkpoint would replace are not computed. It does not have what is not trained.
+        if folder is None or self._config.trainer.model.lora is not None:
             self.initialize()
-        else:
+        if folder is not None:
             self.state.resume(folder, saver.group)
             log.info(f"resumed after step {self.step} from {folder}", resumedStep=self.step)
 
@@ -165,6 +183,12 @@ class Trainer:
                 self.interrupted = self._saver.after_step(applied=outcome.values().applied)
             self._stopwatch.mark("checkpoint")
         self._end()
+
+    def make_steps(self, last: int) -> Iterator[StepOutcome]:
+        """Make steps up to a number, without reports, evaluations, rollbacks and checkpoints, as a replay does."""
+        self._count_steps()
+        while self.step < last:
+            yield self._step()
 
     def _begin(self) -> None:
         """Determine the number of steps, and announce the run to the observers and the launcher."""

@@ -1,7 +1,6 @@
 """The state of a run: what a checkpoint saves and restores."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch.distributed as dist
 from torch import nn
@@ -17,6 +16,7 @@ from trainyard_trainer.optim.state import Tensors, check_parameters, model_tenso
 from trainyard_trainer.optim.update import Update
 from trainyard_trainer.privacy.budget import Budget
 from trainyard_trainer.runtime import log
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.stopping import Convergence
 
 
@@ -74,7 +74,7 @@ class TrainState:
         )
         return self._tensors(), manifest
 
-    def resume(self, folder: Path, group: dist.ProcessGroup | None) -> None:
+    def resume(self, folder: Location, group: dist.ProcessGroup | None) -> None:
         """Restore a checkpoint, whatever layout wrote it, and continue behind the samples that it has consumed.
 
         All ranks of `group` must call it; None: there is only one rank. If the sequence length has changed, samples are
@@ -89,20 +89,21 @@ class TrainState:
             log.logger.warning("the data set differs from the one that the checkpoint %s was trained on", folder)
         self.parent = manifest.run
         samples = in_samples_of(self._config.tokens_per_sample, manifest.samples, manifest.tokens_per_sample)
-        self._move(samples, manifest.tokens_consumed, manifest.history)
+        self.move(samples, manifest.tokens_consumed, manifest.history)
         self.bad_steps.consecutive = manifest.bad_steps
 
-    def roll_back(self, folder: Path, group: dist.ProcessGroup | None, failed_step: int) -> None:
+    def roll_back(self, folder: Location, group: dist.ProcessGroup | None, failed_step: int) -> None:
         """Restore a checkpoint of this run, and continue behind the samples that steps up to `failed_step` consumed."""
         samples, tokens = self.timeline.samples_at(failed_step), self.timeline.tokens_at(failed_step)
         self._load(folder, group)
-        self._move(samples, tokens, self.timeline.phases)
+        self.move(samples, tokens, self.timeline.phases)
 
-    def _move(self, samples: int, tokens: int, history: Sequence[Phase]) -> None:
+    def move(self, samples: int, tokens: int, history: Sequence[Phase]) -> None:
+        """Continue behind so many samples and tokens, after steps with this history of batches."""
         self.timeline.move(self.step, samples, tokens, history)
         self._batches.set_position(self.step, samples)
 
-    def _load(self, folder: Path, group: dist.ProcessGroup | None) -> Manifest:
+    def _load(self, folder: Location, group: dist.ProcessGroup | None) -> Manifest:
         """Restore everything but the position in the data, and return the checkpoint's manifest."""
         manifest = Manifest.read(folder)
         manifest.check_compatible(self._config, folder)

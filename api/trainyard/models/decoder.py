@@ -24,6 +24,7 @@ from trainyard.models.family import (
     ModelPart,
     RankParameters,
 )
+from trainyard.models.hugging_face import architecture, decoder_config, decoder_fields
 from trainyard.models.presets import WITH_HEAD_DIM
 from trainyard.models.rope_scaling import RopeScaling
 
@@ -180,12 +181,22 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
 
     def resolve(self, given: Mapping[str, Any], data: DataShape) -> D:
         """Return the preset's shape with the user's fields in place of some, and the vocabulary of the data."""
-        own = {field: value for field, value in given.items() if field not in ("name", "preset")}
+        own = self.own_fields(given)
         shape = {"vocabSize": data.vocabulary, "sequenceLength": data.sequence_length}
         fields = {**self.presets[given.get("preset", DEFAULT_PRESET)], **own, **shape}
         if fields.get("ropeScaling", {}).get("type") == "none":
             del fields["ropeScaling"]
         return self.config.model_validate({"name": self.name, **fields})
+
+    def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration."""
+        fields = decoder_fields(content)
+        return {**fields, "qkNorm": self.architectures[architecture(content)].startswith("qwen3")}
+
+    def to_hugging_face(self, config: D) -> dict[str, Any]:
+        """Return the content of a config.json; norms of queries and keys make a model one of Qwen 3."""
+        name = next(n for n, kind in self.architectures.items() if kind.startswith("qwen3") == config.qk_norm)
+        return decoder_config(config, name, self.architectures[name])
 
     def problems(self, config: D, preset: str) -> list[str]:
         """Return what is wrong with sizes of which some are the preset's."""
@@ -259,15 +270,17 @@ class DecoderFamily(ModelFamily[D], Generic[D]):
             largest_matrix=self.largest_matrix(config),
         )
 
+    def multiplied(self, config: D) -> int:
+        """Return the number of scalars that a token is multiplied with: all that it uses, but its embedding."""
+        return self.active_parameters(config) - (0 if config.tied_embeddings else config.vocab_size * config.dim)
+
     def flops_per_token(self, config: D) -> int:
         """Return the floating-point operations of one token (Chowdhery et al., 2022).
 
         6 for each parameter that it is multiplied with, so of an embedding for the head alone, and 12 x layers x width
         of the queries x sequence length for the attention.
         """
-        looked_up = 0 if config.tied_embeddings else config.vocab_size * config.dim
-        multiplied = self.active_parameters(config) - looked_up
-        return 6 * multiplied + 12 * config.layers * config.q_dim * config.sequence_length
+        return 6 * self.multiplied(config) + 12 * config.layers * config.q_dim * config.sequence_length
 
     def activations(self, config: D, batch: MicroBatch) -> Activations:
         """Return the memory of activations on one rank.

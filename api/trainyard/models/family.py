@@ -20,10 +20,11 @@ Feature = Literal[
     "fullBatch",
     "isolatedDocuments",
     "privacy",
+    "lora",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
 spec.trainer, an optimizer whose steps are over all samples (fullBatch), attention that does not cross documents
-(isolatedDocuments), or gradients of single samples (privacy)."""
+(isolatedDocuments), gradients of single samples (privacy), or adapters (lora)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""
@@ -198,6 +199,9 @@ class ModelFamily(ABC, Generic[C]):
     """Rules between its fields, `self` being spec.trainer.model; families that share a rule share the object."""
     layout_rules: ClassVar[tuple[LayoutRule, ...]] = ()
     """Rules between its sizes and the layout of the ranks."""
+    architectures: ClassVar[Mapping[str, str]] = {}
+    """Values of `architectures` in the config.json of a Hugging Face folder that the family reads and writes, classes
+    of transformers, with the `model_type` of each; empty if it reads and writes none."""
 
     @property
     @abstractmethod
@@ -217,6 +221,23 @@ class ModelFamily(ABC, Generic[C]):
             return self.config.model_validate(saved).to_dict()
         except ValidationError:
             return dict(saved)
+
+    def own_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of some fields in spec.trainer.model (names as in the CRD) that this family has."""
+        names = {info.alias or name for name, info in self.fields.model_fields.items()}
+        return {name: value for name, value in given.items() if name in names}
+
+    def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration.
+
+        Raises:
+            ValueError: a field of it is absent or has a value that the family does not support; the message names it.
+        """
+        raise NotImplementedError(f"{self.name} has no architectures")
+
+    def to_hugging_face(self, config: C) -> dict[str, Any]:
+        """Return the content of a config.json, without what depends on the tokenizer."""
+        raise NotImplementedError(f"{self.name} has no architectures")
 
     def problems(self, config: C, preset: str) -> list[str]:
         """Return what is wrong with the resolved sizes that no rule of the CRD can see: field, rule and fix."""
@@ -242,9 +263,17 @@ class ModelFamily(ABC, Generic[C]):
     def rank_parameters(self, config: C, part: ModelPart) -> RankParameters:
         """Return the sizes of a part of the model. Parameters that no axis divides count in full."""
 
+    def matrix_shapes(self, config: C) -> Mapping[str, tuple[int, int]]:
+        """Return the shapes [out, in] of the matrices of a block that can have adapters, by the names of `Lora`."""
+        return {}
+
     def parameters(self, config: C) -> int:
         """Return the number of trained scalars of the whole model."""
         return self.rank_parameters(config, ModelPart(stages=(self.layers(config),))).total
+
+    def multiplied(self, config: C) -> int:
+        """Return the number of scalars that a token is multiplied with: not those of which it takes one row."""
+        return self.active_parameters(config)
 
     @abstractmethod
     def flops_per_token(self, config: C) -> int:

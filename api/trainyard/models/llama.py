@@ -33,6 +33,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
     )
     fields: ClassVar[type[ApiModel]] = LlamaFields
     presets: ClassVar[Mapping[str, Shape]] = LLAMA
+    architectures: ClassVar[Mapping[str, str]] = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
     supports: ClassVar[frozenset[Feature]] = frozenset(
         {
             "tensor",
@@ -44,9 +45,17 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "fullBatch",
             "isolatedDocuments",
             "privacy",
+            "lora",
         }
     )
     reasons: ClassVar[Mapping[Feature, str]] = {"expert": "other models have no experts"}
+
+    def matrix_shapes(self, config: LlamaConfig) -> Mapping[str, tuple[int, int]]:
+        """Return the shapes of the matrices of attention and of the feed-forward network."""
+        dim, ffn_dim = config.dim, config.ffn_dim
+        columns = {"q": config.q_dim, "k": config.kv_dim, "v": config.kv_dim, "gate": ffn_dim, "up": ffn_dim}
+        rows = {"o": config.q_dim, "down": ffn_dim}
+        return {name: (size, dim) for name, size in columns.items()} | {n: (dim, size) for n, size in rows.items()}
 
     @property
     def config(self) -> type[LlamaConfig]:

@@ -18,6 +18,7 @@ from trainyard.models.family import (
     ModelPart,
     RankParameters,
 )
+from trainyard.models.hugging_face import positive
 
 DEFAULT_HIDDEN_SIZES = (64, 64)
 
@@ -65,6 +66,8 @@ class MlpFamily(ModelFamily[MlpConfig]):
         "compile": "an mlp has no blocks",
     }
 
+    architectures: ClassVar[Mapping[str, str]] = {"TrainyardMlp": "trainyard_mlp"}
+
     @property
     def config(self) -> type[MlpConfig]:
         """Type of its resolved sizes."""
@@ -74,6 +77,20 @@ class MlpFamily(ModelFamily[MlpConfig]):
         """Return the user's sizes, and those of the data."""
         hidden = given.get("hiddenSizes") or DEFAULT_HIDDEN_SIZES
         return MlpConfig(hidden_sizes=tuple(hidden), features=data.features, classes=data.classes)
+
+    def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes in a config.json, which only Trainyard writes and reads."""
+        widths = content.get("hidden_sizes")
+        if not isinstance(widths, list) or not widths:
+            raise ValueError("hidden_sizes: must be a list of whole numbers above 0")
+        sizes = [positive({"hidden_sizes": width}, "hidden_sizes") for width in widths]
+        return {"hiddenSizes": sizes, **{name: positive(content, name) for name in ("features", "classes")}}
+
+    def to_hugging_face(self, config: MlpConfig) -> dict[str, Any]:
+        """Return the content of a config.json."""
+        ((name, kind),) = self.architectures.items()
+        sizes = {"features": config.features, "hidden_sizes": list(config.hidden_sizes), "classes": config.classes}
+        return {"architectures": [name], "model_type": kind, **sizes}
 
     def active_parameters(self, config: MlpConfig) -> int:
         """Return the number of scalars; between hidden layers alone, if the width of the data is not known."""

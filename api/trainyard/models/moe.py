@@ -1,7 +1,7 @@
 """The family `moe`: a Llama with experts in place of each feed-forward network, as in Mixtral (Jiang et al., 2024)."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,6 +17,7 @@ from trainyard.models.decoder import (
     FeedForward,
 )
 from trainyard.models.family import FULL_BYTES, Feature, LayoutRule, MicroBatch, ModelPart
+from trainyard.models.hugging_face import check_values, positive
 from trainyard.models.presets import MOE, Shape
 
 DEFAULT_BALANCE_LOSS_WEIGHT = 0.01
@@ -78,6 +79,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     )
     fields: ClassVar[type[ApiModel]] = MoeFields
     presets: ClassVar[Mapping[str, Shape]] = MOE
+    architectures: ClassVar[Mapping[str, str]] = {"MixtralForCausalLM": "mixtral", "Qwen3MoeForCausalLM": "qwen3_moe"}
     supports: ClassVar[frozenset[Feature]] = frozenset(
         {"context", "pipeline", "expert", "activationCheckpointing", "isolatedDocuments"}
     )
@@ -103,6 +105,31 @@ class MoeFamily(DecoderFamily[MoeConfig]):
     def config(self) -> type[MoeConfig]:
         """Type of its resolved sizes."""
         return MoeConfig
+
+    def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the sizes in a config.json, by the names that they have in a resolved configuration."""
+        fields = super().from_hugging_face(content)
+        if fields["qkNorm"]:
+            check_values(content, {"norm_topk_prob": True})
+            for name, value in {"decoder_sparse_step": 1, "mlp_only_layers": []}.items():
+                check_values({name: value, **content}, {name: value})
+            fields["ffnDim"] = positive(content, "moe_intermediate_size")
+        experts = "num_local_experts" if "num_local_experts" in content else "num_experts"
+        fields["experts"] = positive(content, experts)
+        fields["expertsPerToken"] = positive(content, "num_experts_per_tok")
+        return fields
+
+    def to_hugging_face(self, config: MoeConfig) -> dict[str, Any]:
+        """Return the content of a config.json."""
+        experts: dict[str, Any] = {
+            "num_local_experts": config.experts,
+            "num_experts_per_tok": config.experts_per_token,
+            "router_aux_loss_coef": config.balance_loss_weight,
+            "output_router_logits": False,
+        }
+        if config.qk_norm:
+            experts |= {"num_experts": config.experts, "moe_intermediate_size": config.ffn_dim, "norm_topk_prob": True}
+        return super().to_hugging_face(config) | experts
 
     def divides_evenly(self, config: MoeConfig, *, tensor: int = 1, context: int = 1, expert: int = 1) -> bool:
         """Return whether the `layout_rules` hold."""

@@ -1,8 +1,10 @@
 """Sizes of a layout in the Common Expression Language, for rules whose `self` is a spec."""
 
+from string import Formatter
+
 from trainyard.models.family import Feature
 from trainyard.resource.datasets import VOCABULARY
-from trainyard.resource.models import families_with, preset_is_known, size_in_cel
+from trainyard.resource.models import families_with, is_known_in_cel, preset_is_known, size_in_cel
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 
 _GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
@@ -55,7 +57,9 @@ def model_rule(names: list[str], body: str) -> str:
     Where the preset belongs to another family, the rule about presets alone reports it.
     """
     model = "self.trainer.model"
-    others = f"!has(self.trainer) || !({model}.name in {names}) || !{preset_is_known(model)}"
+    fields = dict.fromkeys(field for _, field, _, _ in Formatter().parse(body) if field and field not in _PLACEHOLDERS)
+    known = f" || !{is_known_in_cel(fields)}" if fields else ""
+    others = f"!has(self.trainer) || !({model}.name in {names}) || !{preset_is_known(model)}{known}"
     return f"{others} || ({body.format_map(_Terms(_PLACEHOLDERS))})"
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from trainyard.base import PART_OF_POD, ApiModel, Positive, Rule
+from trainyard.resource.urls import url_rule
 
 DEFAULT_EVERY_SECONDS = 600
 """Seconds between checkpoints if neither everySteps nor everySeconds is given."""
@@ -61,11 +62,17 @@ class Checkpoint(ApiModel):
 
     volume: VolumeSource | None = None
     """Source of the volume, as in a pod but without the name, for example {persistentVolumeClaim: {claimName: shared}};
-    give either volume or claim. Each job uses a folder of its own name in the volume and resumes from the checkpoints
-    that it finds there. Sources that are not listed here are accepted, but the API server does not notice when one of
-    them is replaced by another while the job is active."""
+    give one of volume, claim and url. Each job uses a folder of its own name in the volume and resumes from the
+    checkpoints that it finds there. Sources that are not listed here are accepted, but the API server does not notice
+    when one of them is replaced by another while the job is active."""
     claim: Claim | None = None
-    """A PersistentVolumeClaim that the operator creates for this job; give either claim or volume."""
+    """A PersistentVolumeClaim that the operator creates for this job; give one of claim, volume and url."""
+    url: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """URL of a folder in an object store, for example s3://bucket/runs; give one of url, volume and claim. s3: S3 and
+    what has its interface, gs: Google Cloud Storage, az: Azure Blob Storage. Each job uses the folder NAMESPACE/NAME in
+    it. Credentials come from a Secret, as environment variables of the worker: AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION and AWS_ENDPOINT_URL; GOOGLE_APPLICATION_CREDENTIALS; AZURE_STORAGE_ACCOUNT_NAME
+    and AZURE_STORAGE_ACCOUNT_KEY."""
     every_steps: Positive | None = None
     """Number of optimizer steps between checkpoints. May be combined with everySeconds: then a checkpoint is saved when
     either is due. Only with trainer."""
@@ -80,9 +87,10 @@ class Checkpoint(ApiModel):
 
     cel_rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
-            "has(self.volume) != has(self.claim)",
-            "spec.checkpoint: exactly one of volume and claim must be given; add one or remove the other",
+            "[has(self.volume), has(self.claim), has(self.url)].filter(given, given).size() == 1",
+            "spec.checkpoint: exactly one of volume, claim and url must be given; add one, or remove the others",
         ),
+        url_rule("url", "spec.checkpoint.url", required=True),
     )
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, ClassVar, Literal, cast, get_args
 from pydantic import Field
 
 from trainyard.base import ApiModel, NonNegative, Rule
+from trainyard.resource.exclusion import Exclusion
+from trainyard.resource.urls import url_rule
 
 BYTE_VOCABULARY, BPE_VOCABULARY = 256, 4096
 """Entries of the byte tokenizer, and the default of a bpe tokenizer."""
@@ -12,12 +14,13 @@ MAX_VOCABULARY = 1_048_576
 MAX_SOURCES = 24
 """Most sources of one job: each adds a metric to an evaluation, of which the status holds 32."""
 
-Source = Literal["text", "jsonl", "parquet", "huggingface", "tokens"]
+Source = Literal["text", "jsonl", "parquet", "huggingface", "tokens", "chat"]
 """Kinds of data that give tokens."""
 _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 _Fraction = Annotated[float, Field(ge=0, le=0.9)]
 
 _LOCATED = "spec.trainer.data.sources"
+_NO_CHAT = "!has(self.source) || self.source != 'chat'"
 
 
 class DataSource(ApiModel):
@@ -53,6 +56,13 @@ class DataSource(ApiModel):
             "self.source == 'huggingface' || !has(self.split)",
             f"{_LOCATED}: split is for source huggingface only; remove it",
         ),
+        Rule(
+            "self.source != 'chat'",
+            f"{_LOCATED}: conversations are not mixed with other sources; join their files in one folder, and set "
+            "spec.trainer.data.source: chat",
+        ),
+        url_rule("path", f"{_LOCATED}.path"),
+        url_rule("evalPath", f"{_LOCATED}.evalPath"),
     )
 
 
@@ -61,26 +71,28 @@ class Data(ApiModel):
     that another program has written; or a table of labelled samples.
     """
 
-    source: Literal["text", "jsonl", "parquet", "huggingface", "tokens", "table", "custom"] | None = None
+    source: Literal["text", "jsonl", "parquet", "huggingface", "tokens", "chat", "table", "custom"] | None = None
     """Kind of data; required unless `sources` is given. For the models llama, moe and custom: text: UTF-8 files, each
     of which is a document. jsonl: JSON objects, one a line, each of which is a document. parquet: Parquet files, each
     row of which is a document. huggingface: a data set that datasets.save_to_disk has written, each row of which is a
     document. tokens: token ids, written by `trainyard prepare`, by Megatron (.bin with .idx), or as a flat array (.bin,
-    as for nanoGPT). custom: the data set of spec.trainer.module, which finds path and sequenceLength in its
-    configuration. table: labelled samples, for the model mlp."""
+    as for nanoGPT). chat: conversations as JSON lines, of which only what the assistant says is learned. custom: the
+    data set of spec.trainer.module, which finds path and sequenceLength in its configuration. table: labelled samples,
+    for the model mlp."""
     path: _Path | None = None
-    """Path of the data inside the worker container; mount it with workers.template. Give one of path, builtin and
-    sources. A file, a folder, whose files are read in sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a
-    NumPy archive (.npz) with x of shape [samples, features] and y of shape [samples], which holds class numbers from
-    0."""
+    """Path of the data inside the worker container, which you mount with workers.template, or the URL of objects in a
+    store, such as s3://bucket/folder. Give one of path, builtin and sources. A file, a folder, whose files are read in
+    sorted order, or a pattern such as /data/**/*.jsonl.gz. table: a NumPy archive (.npz) with x of shape [samples,
+    features] and y of shape [samples], which holds class numbers from 0."""
     builtin: Literal["python-stdlib", "digits"] | None = None
     """Data that every trainer image contains; give either builtin or path. python-stdlib: the source code of Python's
     standard library, about 12 MB of text. digits: scikit-learn's 1,797 images of handwritten digits, 8 x 8 pixels, as a
     table."""
     sources: Annotated[tuple[DataSource, ...], Field(min_length=1, max_length=MAX_SOURCES)] | None = None
     """Several data sets, of which each sample is drawn from one with a probability in proportion to its weight."""
-    field: Annotated[str, Field(min_length=1, max_length=253)] = "text"
-    """jsonl, parquet, huggingface: field (or column) that holds the text of a document. Defaults to text."""
+    field: Annotated[str, Field(min_length=1, max_length=253)] | None = None
+    """jsonl, parquet, huggingface: field (or column) that holds the text of a document; defaults to text. chat: field
+    that holds the messages; defaults to messages."""
     split: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """huggingface: split to read of a folder that holds several."""
     token_type: Literal["uint8", "uint16", "uint32"] = "uint16"
@@ -89,16 +101,21 @@ class Data(ApiModel):
     """Tokenizer of documents. byte: each byte is a token, 256 in all. bpe: byte-pair encoding with vocabSize entries,
     trained on a part of the data (256 MiB at most). file: tokenizerFile. Defaults to byte."""
     tokenizer_file: _Path | None = None
-    """Path of a tokenizer.json (Hugging Face tokenizers) inside the worker container. With source tokens it is not
-    used, but is saved with the checkpoints."""
+    """Path of a tokenizer.json (Hugging Face tokenizers) inside the worker container, or its URL. With source tokens it
+    is not used, but is saved with the checkpoints."""
     vocab_size: Annotated[int, Field(ge=256, le=MAX_VOCABULARY)] | None = None
     """Number of entries of the model's vocabulary. bpe: number of entries that the tokenizer learns. file and tokens:
     required, at least the largest token id + 1; it may be larger, for example to be a multiple of 128. Defaults to 256
     for the byte tokenizer and 4096 for bpe."""
+    chat_template: _Path | None = None
+    """chat: path of a file with the Jinja template that makes one text of the messages. Defaults to the
+    chat_template.jinja, or the chat_template of a tokenizer_config.json, beside tokenizerFile. The byte tokenizer has
+    one of its own."""
     documents: Literal["joined", "separated", "isolated"] = "separated"
     """How documents follow each other in a sample. joined: without a separator. separated: each ends with an
     end-of-document token. isolated: that, and a token attends to tokens of its own document only. The tokens of source
-    tokens stay as they are. Defaults to separated."""
+    tokens stay as they are. chat: with separated a sample holds one conversation, with isolated as many as fit; joined
+    is not possible. Defaults to separated."""
     end_token: Annotated[str, Field(min_length=1, max_length=253)] | None = None
     """file: the token that ends a document, for example <|end_of_text|>. Defaults to the eos_token of a
     tokenizer_config.json beside tokenizerFile, or to a usual one that the tokenizer has."""
@@ -111,6 +128,8 @@ class Data(ApiModel):
     random selection, the same for every seed. Defaults to 0: no evaluation."""
     eval_path: _Path | None = None
     """Path of other data of the same kind that is used for evaluation only; not for a table."""
+    exclude: Exclusion | None = None
+    """Samples that the model is not trained on."""
     cache: _Path | None = None
     """Folder inside the worker container, best on a volume that all workers share, where tokenized documents are kept
     for this and other jobs. Defaults to a folder beside the checkpoints, or without spec.checkpoint to a folder of each
@@ -136,7 +155,7 @@ class Data(ApiModel):
         ),
         Rule(
             "!has(self.sources) || self.evalFraction == 0.0 && !has(self.evalPath) && !has(self.split)"
-            " && self.field == 'text' && self.tokenType == 'uint16'",
+            " && !has(self.field) && self.tokenType == 'uint16'",
             "spec.trainer.data: field, split, tokenType, evalFraction and evalPath belong to each of sources; move "
             "them there",
         ),
@@ -151,6 +170,12 @@ class Data(ApiModel):
         Rule(
             "!has(self.split) || (has(self.source) && self.source == 'huggingface')",
             "spec.trainer.data.split: is for source huggingface only; remove it",
+        ),
+        *(url_rule(name, f"spec.trainer.data.{name}") for name in ("path", "evalPath", "tokenizerFile")),
+        Rule(
+            "!has(self.cache) || !self.cache.contains('://')",
+            "spec.trainer.data.cache: must be a path on a volume, since tokens are mapped into memory; correct it, or "
+            "remove it",
         ),
         Rule(
             "self.tokenizer != 'file' || has(self.tokenizerFile)",
@@ -182,6 +207,15 @@ class Data(ApiModel):
             "spec.trainer.data.endTokenId: is required with source: tokens and documents: isolated; set it to the id "
             "that ends a document",
         ),
+        Rule(
+            f"{_NO_CHAT} || (self.tokenizer != 'bpe' && self.documents != 'joined')",
+            "spec.trainer.data: source chat needs a tokenizer that exists (tokenizer: file, or byte), and keeps "
+            "conversations apart (documents: separated or isolated); change tokenizer or documents",
+        ),
+        Rule(
+            f"!has(self.chatTemplate) || !({_NO_CHAT}) && self.tokenizer == 'file'",
+            "spec.trainer.data.chatTemplate: is for source chat and tokenizer: file only; remove it",
+        ),
     )
 
     @property
@@ -196,7 +230,7 @@ class Data(ApiModel):
                 name="data",
                 source=cast(Source, self.source),
                 path=self.path or f"builtin:{self.builtin}",
-                field=self.field,
+                field=self.field or ("messages" if self.source == "chat" else "text"),
                 split=self.split,
                 token_type=self.token_type,
                 eval_fraction=self.eval_fraction,

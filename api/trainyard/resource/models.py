@@ -1,7 +1,8 @@
 """`spec.trainer.model`: its fields and rules, made from the registry of model families."""
 
+import inspect
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
@@ -9,7 +10,12 @@ from pydantic.fields import FieldInfo
 from trainyard.base import ApiModel, Rule
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, Feature
+from trainyard.resource.lora import Lora
+from trainyard.resource.model_source import ModelSource
 from trainyard.text import listed
+
+_FROM = [name for name, family in FAMILIES.items() if family.architectures]
+"""Families that can begin with weights of a folder."""
 
 
 def families_with(feature: Feature) -> list[str]:
@@ -46,6 +52,16 @@ def size_in_cel(field: str) -> str:
         if family.presets and all(field in sizes for sizes in family.presets.values())
     }
     return f"(has({model}.{field}) ? {model}.{field} : {_in_cel(table)}[{model}.name][{preset}])"
+
+
+def is_known_in_cel(fields: Iterable[str]) -> str:
+    """Return a CEL expression: whether the spec says what some sizes are, which else only spec.trainer.model.from does.
+
+    Rules about sizes that are not known are checked by the workers, when they have read the folder.
+    """
+    model = "self.trainer.model"
+    given = " && ".join(f"has({model}.{field})" for field in fields)
+    return f"(!has({model}.from) || has({model}.preset) || ({given}))"
 
 
 def _in_cel(value: Any) -> str:
@@ -90,6 +106,14 @@ def _fields() -> dict[str, Any]:
             ),
         ),
     }
+    adapted = f"{', '.join(families_with('lora'))}: {inspect.cleandoc(Lora.__doc__ or '')}"
+    fields["lora"] = (Lora | None, Field(default=None, description=adapted))
+    fields["from_"] = (
+        ModelSource | None,
+        Field(
+            default=None, alias="from", description=f"{listed(_FROM)}: {inspect.cleandoc(ModelSource.__doc__ or '')}"
+        ),
+    )
     for field, definitions in _owners().items():
         first = definitions[0][1]
         if any((info.annotation, info.metadata) != (first.annotation, first.metadata) for _, info in definitions):
@@ -115,12 +139,18 @@ def _rules() -> tuple[Rule, ...]:
     with_presets = [name for name, family in FAMILIES.items() if family.presets]
     lists = ", and ".join(f"{name} has {', '.join(FAMILIES[name].presets)}" for name in with_presets)
     owned = {definitions[0][1].alias or field: [n for n, _ in definitions] for field, definitions in _owners().items()}
+    shared_fields = {"preset": with_presets, "from": _FROM, "lora": families_with("lora")}
     shared: dict[Rule, list[str]] = {}
     for name, family in FAMILIES.items():
         for rule in family.size_rules:
             shared.setdefault(rule, []).append(name)
     return (
-        *(_only_for(field, names) for field, names in {"preset": with_presets, **owned}.items()),
+        *(_only_for(field, names) for field, names in {**shared_fields, **owned}.items()),
+        Rule(
+            "!has(self.lora) || has(self.from)",
+            "spec.trainer.model.lora: adapters are trained beside weights that exist; set spec.trainer.model.from, or "
+            "remove lora to train all parameters",
+        ),
         Rule(
             preset_is_known("self"),
             f"spec.trainer.model.preset: {lists}; choose one of them, or another spec.trainer.model.name",
@@ -134,6 +164,8 @@ class _Model(ApiModel):
 
     name: str
     preset: str | None = None
+    from_: Annotated[ModelSource | None, Field(alias="from")] = None
+    lora: Lora | None = None
 
 
 if TYPE_CHECKING:

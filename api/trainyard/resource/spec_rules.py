@@ -20,10 +20,13 @@ from trainyard.resource.cel import (
 )
 from trainyard.resource.datasets import HOLDS_OUT
 from trainyard.resource.elastic import ELASTIC_RULES
+from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.resource.privacy import PRIVACY_LAYOUT_RULES
+from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
 
+HAS_LORA = "has(self.trainer) && has(self.trainer.model.lora)"
 _LAYOUT = Layout("self.workers.replicas")
 _AXES: dict[Feature, tuple[str, str]] = {
     "tensor": ("spec.parallelism.tensor", TENSOR),
@@ -87,6 +90,11 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
+        f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
+        f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since every user who may read the job "
+        "can read its values; use valueFrom.secretKeyRef",
+    ),
+    Rule(
         f"!has(self.parameterServer) || {HAS_PARAMETER_SERVER}",
         "spec.parameterServer: is only for spec.parallelism.data.mode parameterServer; remove it, or set that mode",
     ),
@@ -132,8 +140,15 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.checkpoint, or choose Skip",
     ),
     Rule(
-        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) || has(self.checkpoint)",
-        "spec.trainer: tensorboard and profile write to the checkpoint volume; add spec.checkpoint, or remove them",
+        "!has(self.trainer) || !(self.trainer.tensorboard || has(self.trainer.profile)) ||"
+        " (has(self.checkpoint) && !has(self.checkpoint.url))",
+        "spec.trainer: tensorboard and profile write to the checkpoint volume; set spec.checkpoint.volume or claim, or "
+        "remove them",
+    ),
+    Rule(
+        "!has(self.trainer) || !has(self.trainer.signingKeyFile) || has(self.checkpoint)",
+        "spec.trainer.signingKeyFile: signs the records of checkpoints, but none are written; add spec.checkpoint, or "
+        "remove it",
     ),
     Rule(
         "!has(self.trainer) || !has(self.trainer.profile) ||"
@@ -192,6 +207,17 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.trainer.float8: products in float8 need positions in multiples of 16; make "
         "spec.trainer.data.sequenceLength a multiple of 16 x spec.parallelism.context, or remove it",
     ),
+    Rule(
+        f"!({HAS_LORA}) || {TENSOR} == 1 && !({HAS_PARAMETER_SERVER})",
+        "spec.trainer.model.lora: adapters are not divided by a tensor group, and a parameter server updates all "
+        "parameters; choose ddp, fsdp, hsdp, context or pipeline",
+    ),
+    Rule(
+        f"!({HAS_LORA}) || !self.trainer.float8",
+        "spec.trainer.float8: is for matrices that are trained, not for those with adapters; remove it, or "
+        "spec.trainer.model.lora",
+    ),
+    *EXPORT_RULES,
     *PRIVACY_LAYOUT_RULES,
     *ELASTIC_RULES,
 )

@@ -9,6 +9,7 @@ from trainyard.models import FAMILIES
 from trainyard.models.family import CUSTOM, Feature
 from trainyard.optimizers import OPTIMIZERS
 from trainyard.resource.datasets import HOLDS_OUT, Data
+from trainyard.resource.export import Export
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
 from trainyard.resource.privacy import PRIVACY_RULES, Privacy
@@ -123,6 +124,8 @@ class TrainerSpec(ApiModel):
     """Evaluation on held-out samples."""
     privacy: Privacy | None = None
     """llama, mlp: differentially private training, with a budget."""
+    export: Export | None = None
+    """Weights for other programs, written when the training is complete."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """llama, moe: activations that the backward pass recomputes instead of keeping them in memory (Chen et al., 2016).
     none: nothing is recomputed.
@@ -140,6 +143,10 @@ class TrainerSpec(ApiModel):
     are faster. Needs a C++ compiler in the worker, which the trainer image has."""
     seed: NonNegative = 0
     """Random seed of the initial weights and of the order of the samples."""
+    signing_key_file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """Path of a private key inside the worker container: a PEM file without a passphrase, best from a Secret that
+    workers.template mounts. It signs the record of each checkpoint, which `trainyard verify` checks. Without it records
+    are not signed."""
     tensorboard: bool = False
     """Whether the metrics of each report and evaluation are written for TensorBoard, to the folder `tensorboard` of the
     checkpoint volume."""

@@ -5,7 +5,7 @@ from pydantic import computed_field
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.models.family import FULL_BYTES
-from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.model_size import frozen_bytes, rank_parameters, trained_parameters
 from trainyard.sizing.placement import placement
 
 
@@ -46,7 +46,7 @@ def states(config: RunConfig, held: int, matrices: int) -> int:
 
     Args:
         config: configuration of the run.
-        held: scalars of parameters.
+        held: scalars of trained parameters.
         matrices: how many of them are in matrices inside the blocks.
     """
     optimizer = config.trainer.optimizer
@@ -59,15 +59,22 @@ def states(config: RunConfig, held: int, matrices: int) -> int:
 def staged_bytes(config: RunConfig, place: int) -> int:
     """Return the bytes of /dev/shm that a rank at a place of the pipeline fills for asynchronous checkpoints.
 
-    The first save copies the rank's part of parameters and optimizer state there, and later ones use the same memory.
-    With a parameter server, which has all of it, training waits for each checkpoint.
+    The first save copies the rank's part of trained parameters and optimizer state there, and later ones use the same
+    memory. With a parameter server, which has all of it, training waits for each checkpoint.
     """
     placed = placement(config)
     if config.checkpoint is None or not config.checkpoint.async_ or placed.served:
         return 0
-    own = rank_parameters(config, place)
-    held = placed.held(own)
-    return FULL_BYTES * (held + states(config, held, own.matrices // placed.shards))
+    trained = trained_parameters(config, place)
+    held = placed.held(trained)
+    return FULL_BYTES * (held + states(config, held, trained.matrices // placed.shards))
+
+
+def weight_bytes(config: RunConfig, place: int) -> int:
+    """Return the bytes of the parameters that a rank at a place of the pipeline holds."""
+    placed = placement(config)
+    trained = placed.held(trained_parameters(config, place))
+    return FULL_BYTES * trained + frozen_bytes(config) * (placed.held(rank_parameters(config, place)) - trained)
 
 
 def temporaries(config: RunConfig, held: int, largest_matrix: int) -> int:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from trainyard.config import RunConfig
 from trainyard.models.family import FULL_BYTES, Activations, RankParameters
 from trainyard.sizing.activations import activations
-from trainyard.sizing.memory import Memory, staged_bytes, states, temporaries
-from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.memory import Memory, staged_bytes, states, temporaries, weight_bytes
+from trainyard.sizing.model_size import rank_parameters, trained_parameters
 from trainyard.sizing.placement import Placement, placement
 
 BUCKET_BYTES = 25 * 2**20
@@ -74,7 +74,8 @@ class _Rank:
 
     def __init__(self, config: RunConfig, place: int, own: RankParameters, kept: Activations) -> None:
         self.config = config
-        self.own = own
+        self.place, self.own = place, own
+        self.trained = trained_parameters(config, place)
         self.kept = kept
         self.placed: Placement = placement(config)
         self.chunks = _chunks(config, place)
@@ -112,10 +113,10 @@ class _Rank:
 
     def _head(self) -> Memory:
         """Return the backward pass of the head, whose gradient and the logits' are held."""
-        head = FULL_BYTES * self.own.head
+        head = FULL_BYTES * self.trained.head
         return self._moment(
             "backward pass of the head",
-            gradients=self._accumulated + (0 if self._complete else head) + self._sample_gradients(self.own.head),
+            gradients=self._accumulated + (0 if self._complete else head) + self._sample_gradients(self.trained.head),
             activations=self._stored + self.kept.end,
             logits=(self.chunks.last if self.pipelined else 1) * self.kept.scores,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers) + (head if self._adds else 0),
@@ -123,7 +124,7 @@ class _Rank:
 
     def _begin(self) -> Memory:
         """Return the first block of the backward pass."""
-        head = 0 if self._complete else FULL_BYTES * self.own.head
+        head = 0 if self._complete else FULL_BYTES * self.trained.head
         waiting = self.chunks.last - 1 if self.own.head else 0
         return self._moment(
             "backward pass begins",
@@ -135,15 +136,15 @@ class _Rank:
 
     def _end(self) -> Memory:
         """Return the last block of the backward pass, when all gradients are held."""
-        own = self.own
+        own = self.trained
         gradients = FULL_BYTES * own.total
         if self.placed.sharded and not self.pipelined:
             inner = own.layers * own.block // self.placed.shards + own.stacked // self.placed.expert_shards
             gradients = FULL_BYTES * (inner + own.head // self.placed.shards) + self._unreduced_block
             gradients += self._embedding_shards
-        copies = FULL_BYTES * self._gathered_at_once if self.placed.sharded else 0
+        copies = FULL_BYTES * self._reduced_at_once if self.placed.sharded else 0
         if self.adds_shards:  # the shards of this micro-batch, before they are added to the others
-            copies += FULL_BYTES * self._gathered_at_once // self.placed.shards
+            copies += FULL_BYTES * self._reduced_at_once // self.placed.shards
         if self.placed.replicated:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
         return self._moment(
@@ -156,17 +157,17 @@ class _Rank:
     def _first_reduce(self) -> Memory:
         """Return the first reduction in the last of several micro-batches: all other gradients are not sharded yet."""
         # Gradients in bfloat16 are held besides those in float32 to which they are added.
-        loose = self._width * self._gathered_at_once if self._width < FULL_BYTES else 0
+        loose = self._width * self._reduced_at_once if self._width < FULL_BYTES else 0
         return self._moment(
             "gradients are reduced",
             gradients=self._accumulated + loose,
             activations=self._stored,
-            buffers=self._gathered + FULL_BYTES * self._gathered_at_once,
+            buffers=self._gathered + FULL_BYTES * self._reduced_at_once,
         )
 
     def _reduce(self) -> Memory:
         """Return the last reduction: the gradient of the embedding is copied for it."""
-        own, placed = self.own, self.placed
+        own, placed = self.trained, self.placed
         inner, last = own.layers * own.block + own.head, FULL_BYTES * own.embedding
         gathered, unreduced = 0, inner // placed.shards + own.stacked // placed.expert_shards
         if self.pipelined:
@@ -176,9 +177,9 @@ class _Rank:
 
     def _step(self) -> Memory:
         """Return the optimizer's step; with a parameter server it is the server's, but all gradients are held."""
-        held = self.placed.held(self.own)
+        held = self.placed.held(self.trained)
         gradients = FULL_BYTES * held + (0 if self.placed.sharded else self._complete_embedding)
-        scalars = 0 if self.placed.served else temporaries(self.config, held, self.own.largest_matrix)
+        scalars = 0 if self.placed.served else temporaries(self.config, held, self.trained.largest_matrix)
         return self._moment("optimizer step", gradients=gradients, buffers=FULL_BYTES * scalars)
 
     def _evaluation(self) -> Memory:
@@ -190,7 +191,7 @@ class _Rank:
         logits = ((2 if self.pipelined else 1) * micros + micros * gathered) * kept.scores + self._loss_chunk
         return self._moment(
             "evaluation",
-            gradients=FULL_BYTES * self.own.total if self._gradients_persist else 0,
+            gradients=FULL_BYTES * self.trained.total if self._gradients_persist else 0,
             activations=kept.end,
             logits=logits if self.own.head else 0,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers),
@@ -234,23 +235,23 @@ class _Rank:
     def _accumulated(self) -> int:
         """Gradients that are held when the last backward pass of a step begins, in float32."""
         if self._complete:
-            return FULL_BYTES * self.own.total
-        return FULL_BYTES * self.placed.held(self.own) if self.adds_shards else 0
+            return FULL_BYTES * self.trained.total
+        return FULL_BYTES * self.placed.held(self.trained) if self.adds_shards else 0
 
     @property
     def _embedding_shards(self) -> int:
         """Shards of the gradient of the embedding, to which that of the last micro-batch is added."""
-        return FULL_BYTES * self.own.embedding // self.placed.shards if self.adds_shards else 0
+        return FULL_BYTES * self.trained.embedding // self.placed.shards if self.adds_shards else 0
 
     @property
     def _complete_embedding(self) -> int:
         """The embedding's gradient beyond this rank's part: torch computes all of it before it is split."""
-        return FULL_BYTES * self.own.embedding * (self.config.mesh.tensor - 1)
+        return FULL_BYTES * self.trained.embedding * (self.config.mesh.tensor - 1)
 
     @property
-    def _gathered_at_once(self) -> int:
-        """Scalars of the largest set of parameters of a block that are gathered and reduced at once."""
-        own = self.own
+    def _reduced_at_once(self) -> int:
+        """Scalars of the largest set of parameters of a block whose gradients are reduced at once."""
+        own = self.trained
         if not self.placed.apart:
             return own.block + own.experts
         return max(own.block, own.experts) if self.placed.experts_sharded else own.block
@@ -258,7 +259,7 @@ class _Rank:
     @property
     def _unreduced_block(self) -> int:
         """Gradients of a block before they are sharded."""
-        return self._width * self._gathered_at_once if self.placed.sharded and not self.accumulates else 0
+        return self._width * self._reduced_at_once if self.placed.sharded and not self.accumulates else 0
 
     @property
     def _gathered(self) -> int:
@@ -291,16 +292,16 @@ class _Rank:
     @property
     def _added(self) -> int:
         """Largest gradient that is computed first and then added to the accumulated one."""
-        return FULL_BYTES * self.own.largest if self._adds else 0
+        return FULL_BYTES * self.trained.largest if self._adds else 0
 
     def _moment(
         self, moment: str, *, gradients: int = 0, activations: int = 0, logits: int = 0, buffers: int = 0
     ) -> Memory:
-        held = self.placed.held(self.own)
-        kept = 0 if self.placed.served else states(self.config, held, self.own.matrices // self.placed.shards)
+        held = self.placed.held(self.trained)
+        kept = 0 if self.placed.served else states(self.config, held, self.trained.matrices // self.placed.shards)
         return Memory(
             moment=moment,
-            weights=FULL_BYTES * held,
+            weights=weight_bytes(self.config, self.place),
             gradients=gradients,
             optimizer=FULL_BYTES * kept,
             activations=activations,

@@ -13,7 +13,7 @@ from trainyard.config import RunConfig
 from trainyard.mesh import AXES, Mesh
 from trainyard.models.family import FULL_BYTES
 from trainyard.sizing.activations import activations
-from trainyard.sizing.model_size import rank_parameters
+from trainyard.sizing.model_size import rank_parameters, trained_parameters
 from trainyard.sizing.peak_memory import accumulates_shards
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard.sizing.placement import placement
@@ -85,26 +85,30 @@ def _traffic(
 def _parameters(config: RunConfig, place: int, procs: int) -> Iterator[Traffic]:
     """Yield the gradients and the gathered parameters (Li et al., 2020; Rajbhandari et al., 2020)."""
     placed, own = placement(config), rank_parameters(config, place)
+    trained = trained_parameters(config, place)
     # Rule 1: with a parameter server, everything goes through it.
     if placed.served:
         yield from _server(config, FULL_BYTES * own.total)
         return
     # Rule 2: what is not sharded is replicated, and its gradients are reduced.
     if not placed.sharded:
-        yield _traffic(config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, FULL_BYTES * own.total)
+        yield _traffic(
+            config, procs, ("replicate", "context"), "all-reduce", "gradients", 1, FULL_BYTES * trained.total
+        )
         return
     # Rule 3: shards are gathered and their gradients scattered; experts that ranks divide have a mesh of their own.
     stacked = own.stacked if placed.apart else 0
     axes = ("shard", "context", "expert")
-    yield from _sharded(config, procs, axes, "parameters", own.total - stacked - own.outer)
-    yield from _sharded(config, procs, axes, "embedding and head", own.outer, passes=1)
+    inner, reduced = own.total - stacked - own.outer, trained.total - stacked - trained.outer
+    yield from _sharded(config, procs, axes, "parameters", inner, reduced)
+    yield from _sharded(config, procs, axes, "embedding and head", own.outer, trained.outer, passes=1)
     if placed.experts_sharded:
-        yield from _sharded(config, procs, ("shard", "context"), "experts", stacked)
-    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * placed.held(own))
+        yield from _sharded(config, procs, ("shard", "context"), "experts", stacked, stacked)
+    yield _traffic(config, procs, ("replicate",), "all-reduce", "gradients", 1, FULL_BYTES * placed.held(trained))
 
 
 def _sharded(
-    config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int, passes: int = 2
+    config: RunConfig, procs: int, axes: tuple[str, ...], what: str, scalars: int, trained: int, passes: int = 2
 ) -> Iterator[Traffic]:
     """Yield the traffic of fully_shard: a gather in each pass of a micro-batch, but in a pipeline one per step.
 
@@ -114,7 +118,7 @@ def _sharded(
     times = 1 if config.mesh.pipeline > 1 else passes * config.accumulation
     yield _traffic(config, procs, axes, "all-gather", what, times, placed.width * scalars)
     gradients = "gradients" if what == "parameters" else f"gradients of {what}"
-    yield _traffic(config, procs, axes, "reduce-scatter", gradients, reduced, FULL_BYTES * scalars)
+    yield _traffic(config, procs, axes, "reduce-scatter", gradients, reduced, FULL_BYTES * trained)
 
 
 def _server(config: RunConfig, size: int) -> Iterator[Traffic]:

@@ -13,6 +13,12 @@ SHM_PATH = "/dev/shm"
 
 def warnings(spec: TrainingJobSpec, config: RunConfig) -> Iterator[str]:
     """Yield each of them, with the field, the reason and the fix."""
+    volume = spec.checkpoint.volume if spec.checkpoint is not None else None
+    if volume is not None and "emptyDir" in volume:
+        yield (
+            "spec.checkpoint.volume: an emptyDir is deleted with its pod, and the trained model with it; no new pod "
+            "can resume; set claim, url or another volume"
+        )
     gpu = uses_gpus(spec)
     scores = activations(config, gpu).attention_scores
     # No fast kernel of attention takes float32 and grouped queries.
@@ -22,11 +28,11 @@ def warnings(spec: TrainingJobSpec, config: RunConfig) -> Iterator[str]:
             f"each layer holds {format_bytes(scores)} of attention scores per micro-batch, which grow with the square "
             "of sequenceLength; set bfloat16, or spec.trainer.model.kvHeads to the number of heads"
         )
-    staged, volume = shared_memory_bytes(config, spec.procs_per_worker), _shared_memory_limit(spec)
+    staged, limit = shared_memory_bytes(config, spec.procs_per_worker), _shared_memory_limit(spec)
     # The trainer notices the same before its first checkpoint, and then waits for each of them.
-    if volume is not None and staged > volume:
+    if limit is not None and staged > limit:
         yield (
-            f"spec.workers.template: the volume at {SHM_PATH} has {format_bytes(volume)}, but asynchronous checkpoints "
+            f"spec.workers.template: the volume at {SHM_PATH} has {format_bytes(limit)}, but asynchronous checkpoints "
             f"need {format_bytes(staged)} there, so that training will wait for each checkpoint; raise its sizeLimit, "
             "or set spec.checkpoint.async: false"
         )

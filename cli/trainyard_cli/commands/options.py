@@ -1,6 +1,7 @@
 """Options that several commands share, and how commands on a cluster report errors."""
 
 import functools
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ParamSpec
@@ -9,7 +10,7 @@ import typer
 
 from trainyard_cli.cluster.client import Cluster
 from trainyard_cli.cluster.errors import ClusterError
-from trainyard_cli.exit_codes import EXIT_INTERRUPTED
+from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED
 from trainyard_cli.output import Output, print_error
 
 P = ParamSpec("P")
@@ -41,8 +42,32 @@ def _complete_job(context: typer.Context, incomplete: str) -> list[str]:
     return [body["metadata"]["name"] for body in bodies if body["metadata"]["name"].startswith(incomplete)]
 
 
+def require_trainer(command: str) -> None:
+    """End a command that needs the trainer with one line, where that is not installed."""
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("safetensors") is None:
+        fix = 'install the extra "trainer" from a checkout of Trainyard: uv tool install ".[cli,trainer]"'
+        print_error(f"trainyard {command}: needs torch and safetensors; {fix}")
+        raise typer.Exit(EXIT_BAD_INPUT)
+
+
 Manifest = Annotated[Path, typer.Argument(help="Manifest of a TrainingJob (YAML or JSON); - for standard input.")]
+Weights = Annotated[
+    Path,
+    typer.Argument(
+        metavar="WEIGHTS",
+        help="Folder of weights: a Hugging Face folder, a checkpoint (step-...), or the folder of a run, whose newest "
+        "checkpoint is meant.",
+        show_default=False,
+    ),
+]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="Name of the TrainingJob.", autocompletion=_complete_job)]
+RunFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER",
+        help="Folder of a run (of trainyard run, or of its checkpoints), or of one checkpoint or export.",
+    ),
+]
 Kubeconfig = Annotated[
     Path | None,
     typer.Option("--kubeconfig", help="Path of the kubeconfig. [default: as for kubectl]", show_default=False),

@@ -21,6 +21,7 @@ from trainyard.resolve import resolve
 from trainyard.resource.datasets import Data
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
+from trainyard.resource.urls import is_url
 from trainyard_cli.commands.options import Manifest
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_INTERRUPTED, exit_code
 from trainyard_cli.manifest import read_manifest, report_problems
@@ -63,6 +64,8 @@ def run(
     try:
         job = load_manifest(read_manifest(file))
         _check_machine(job)
+        if fresh and job.spec.checkpoint is not None and job.spec.checkpoint.url is not None:
+            raise ManifestError(["spec.checkpoint.url: --fresh removes checkpoints of --folder only; name another job"])
         target = folder or Path("runs") / f"{job.metadata.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     except ManifestError as error:
         raise report_problems(file, error.problems) from None
@@ -110,12 +113,13 @@ def _check_machine(job: TrainingJob) -> None:
 def missing_data(data: Data) -> list[str]:
     """Return one line for each path of spec.trainer.data that does not exist on this machine; patterns are left out."""
     given = {"path": data.path, "evalPath": data.eval_path, "tokenizerFile": data.tokenizer_file}
+    given["exclude.file"] = None if data.exclude is None else data.exclude.file
     for index, source in enumerate(data.sources or ()):
         given |= {f"sources[{index}].path": source.path, f"sources[{index}].evalPath": source.eval_path}
     return [
         f"spec.trainer.data.{field}: {path} does not exist on this machine; correct the path"
         for field, path in given.items()
-        if path is not None and not has_magic(path) and not Path(path).exists()
+        if path is not None and not is_url(path) and not has_magic(path) and not Path(path).exists()
     ]
 
 
@@ -129,7 +133,7 @@ def prepare_folder(folder: Path, job: TrainingJob, *, fresh: bool) -> None:
     pods.mkdir(parents=True, exist_ok=True)
     if not os.access(pods, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(pods))
-    if job.spec.checkpoint is None:
+    if job.spec.checkpoint is None or job.spec.checkpoint.url is not None:
         return
     checkpoints = folder / "checkpoints"
     if fresh and checkpoints.exists():

@@ -55,6 +55,8 @@ def _parameters(training: TrainingEstimate) -> str:
     text = f"{_count(training.parameters)} parameters"
     if training.active_parameters < training.parameters:
         text += f" of which a token uses {_count(training.active_parameters)}"
+    if training.trained_parameters < training.parameters:
+        text += f", {_count(training.trained_parameters)} of them trained"
     return f"{text}, {_count(training.rank_parameters)} held by a rank"
 
 

@@ -1,6 +1,7 @@
 """A pod of the process backend: its process, its environment, and its termination message."""
 
 import asyncio
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,10 +63,19 @@ def _env_problem(entry: dict[str, Any]) -> str | None:
         return f"spec.env {name!r}: a name must not be empty or contain = or NUL; correct it"
     if "\0" in str(entry.get("value", "")):
         return f"spec.env {name}: a value must not contain NUL; correct it"
+    if _is_of_cluster(entry):
+        if name in os.environ:
+            return None
+        return f"spec.env {name}: valueFrom needs a cluster; set the variable {name} in your shell, or remove it"
     path = _source(entry, "fieldRef").get("fieldPath")
     if entry.get("valueFrom") is not None and path not in _POD_FIELDS:
         return f"spec.env {name}: valueFrom needs a cluster; give it a value, or remove it and set it in your shell"
     return None
+
+
+def _is_of_cluster(entry: dict[str, Any]) -> bool:
+    """Return whether a value comes from a Secret or ConfigMap; a local run takes the value of the shell instead."""
+    return bool(_source(entry, "secretKeyRef") or _source(entry, "configMapKeyRef"))
 
 
 def _source(entry: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -77,7 +87,8 @@ def _source(entry: dict[str, Any], kind: str) -> dict[str, Any]:
 def env_value(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str, str]]) -> str:
     """Return the value of an environment variable.
 
-    Of the sources of `valueFrom` only the pod's metadata and the operator's own Secret exist on this machine.
+    Of the sources of `valueFrom` only the pod's metadata and the operator's own Secret exist on this machine; in place
+    of other Secrets and ConfigMaps the variable of the same name in the environment of this process counts.
 
     Raises:
         Refused: the value comes from another source, or the name or the value cannot be that of a variable.
@@ -89,6 +100,8 @@ def env_value(entry: dict[str, Any], pod: Pod, secrets: Mapping[str, Mapping[str
         raise Refused(Reason.PODS_REFUSED, problem)
     if entry.get("valueFrom") is None:
         return str(entry.get("value", ""))
+    if _is_of_cluster(entry):
+        return os.environ[entry["name"]]
     return str(pod["metadata"][_source(entry, "fieldRef")["fieldPath"].removeprefix("metadata.")])
 
 

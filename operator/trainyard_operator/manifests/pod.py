@@ -129,7 +129,7 @@ def _own_spec(
         spec["tolerations"] = tolerations
     if job.status.avoided_nodes:
         spec["affinity"] = _avoiding(job.status.avoided_nodes, template)
-    if job.spec.checkpoint is not None:
+    if job.spec.checkpoint is not None and job.spec.checkpoint.url is None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({**source, "name": CHECKPOINT_VOLUME})
         if job.spec.trainer is None:  # the trainer creates the folder itself
@@ -240,7 +240,7 @@ def _worker_container(
         "volumeMounts": [{"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
-    if spec.checkpoint is not None:
+    if spec.checkpoint is not None and spec.checkpoint.url is None:
         container["volumeMounts"].append({"name": CHECKPOINT_VOLUME, "mountPath": constants.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
@@ -311,7 +311,9 @@ def _add_launcher(worker: Manifest) -> None:
 
 
 def checkpoint_folder(job: TrainingJob) -> str:
-    """Return the path of the job's folder on the checkpoint volume."""
+    """Return the path of the job's folder on the checkpoint volume, or its URL in an object store."""
+    if job.spec.checkpoint is not None and job.spec.checkpoint.url is not None:
+        return f"{job.spec.checkpoint.url.rstrip('/')}/{job.metadata.namespace}/{job.metadata.name}"
     return f"{constants.CHECKPOINT_MOUNT}/{job.metadata.name}"
 
 
@@ -344,7 +346,8 @@ def rendezvous_env(
     if procs == 1 or job.spec.servers:
         values["WORLD_SIZE"] = str(job.spec.world_size + job.spec.servers)
     if job.spec.checkpoint is not None:
-        values[constants.ENV_CHECKPOINTS] = checkpoint_folder(job)
+        stored = constants.ENV_CHECKPOINTS if job.spec.checkpoint.url is None else constants.ENV_CHECKPOINT_URL
+        values[stored] = checkpoint_folder(job)
         if job.spec.trainer is not None:
             values[constants.ENV_GRACE] = str(grace_seconds)
     if job.spec.trainer is not None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainyard.protocol import constants
+from trainyard.resource.urls import SECRET_VARIABLES
 
 Manifest = dict[str, Any]
 """A Kubernetes object as a plain dictionary, or a part of one."""
@@ -39,8 +40,19 @@ class Template:
 
     @property
     def env(self) -> list[Manifest]:
-        """Return the variables of the worker container."""
-        return _entries(self.worker, "env", "name", self.worker_field)
+        """Return the variables of the worker container.
+
+        Raises:
+            TemplateError: the value of one is secret, and is not taken from a Secret.
+        """
+        entries = _entries(self.worker, "env", "name", self.worker_field)
+        for entry in entries:
+            if entry["name"] in SECRET_VARIABLES and entry.get("value"):
+                raise TemplateError(
+                    f"{self.worker_field}.env[{entry['name']}]: must come from a Secret, since every user who may read "
+                    "the job can read its values; use valueFrom.secretKeyRef, or envFrom"
+                )
+        return entries
 
     @property
     def mounts(self) -> list[Manifest]:

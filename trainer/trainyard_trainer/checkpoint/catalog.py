@@ -1,51 +1,91 @@
-"""The checkpoints of a job on disk: which exist, whether they are intact, and which are removed.
+"""The checkpoints of a job: which exist, whether they are intact, and which are removed.
 
     CHECKPOINTS/step-00000100/            complete: it got this name last
         manifest.json                     see `checkpoint.manifest`
         .metadata, __0_0.distcp, ...      as torch.distributed.checkpoint writes them
     CHECKPOINTS/step-00000200.partial/    being written or removed, or left behind by an attempt that died
 
+An object store cannot rename. There the manifest makes a checkpoint complete: it is written last and removed first.
+
 Free of torch.
 """
 
+import errno
 import json
 import os
 import re
 import shutil
 import zlib
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
+from trainyard.protocol import constants
 from trainyard_trainer.checkpoint.manifest import MANIFEST, FileChecksum, Manifest
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import (
+    Location,
+    ObjectPath,
+    ObjectStatus,
+    ObjectStoreError,
+    statuses,
+)
 
 _COMPLETE = re.compile(r"step-(\d{8,})")
 _PARTIAL = ".partial"
 _CHUNK = 1 << 22
 """Bytes read at a time for a checksum."""
+_Folder = TypeVar("_Folder", Path, ObjectPath, Location)
 
 
-def partial_folder(root: Path, step: int) -> Path:
+def root_of_job() -> Location:
+    """Return the folder of the job's checkpoints, as the environment of a worker has it; it may not exist."""
+    if url := os.environ.get(constants.ENV_CHECKPOINT_URL):
+        return ObjectPath(url)
+    return Path(os.environ.get(constants.ENV_CHECKPOINTS) or constants.CHECKPOINT_MOUNT)
+
+
+def partial_folder(root: _Folder, step: int) -> _Folder:
     """Return the folder in which the checkpoint of a step is written."""
-    return root / f"step-{step:08d}{_PARTIAL}"
+    return root / f"step-{step:08d}{'' if isinstance(root, ObjectPath) else _PARTIAL}"
 
 
-def complete_folder(root: Path, step: int) -> Path:
+def complete_folder(root: _Folder, step: int) -> _Folder:
     """Return the folder of the complete checkpoint of a step."""
     return root / f"step-{step:08d}"
 
 
-def complete_steps(root: Path) -> list[int]:
+def complete_steps(root: Location) -> list[int]:
     """Return the steps of all complete checkpoints, the newest first."""
     names = [entry.name for entry in root.iterdir()] if root.is_dir() else []
-    return sorted((int(found[1]) for name in names if (found := _COMPLETE.fullmatch(name))), reverse=True)
+    steps = sorted((int(found[1]) for name in names if (found := _COMPLETE.fullmatch(name))), reverse=True)
+    if isinstance(root, ObjectPath):
+        return [step for step in steps if (complete_folder(root, step) / MANIFEST).is_file()]
+    return steps
 
 
-def commit(partial: Path, manifest: Manifest) -> None:
-    """Make a checkpoint complete, atomically, once its files have been written and synced.
+def begin(partial: Location) -> None:
+    """Prepare to write a checkpoint, before any rank does.
 
     Raises:
         OSError: the storage refuses.
     """
+    # A damaged checkpoint of an earlier attempt may have the same step; it is incomplete from now on.
+    if isinstance(partial, ObjectPath):
+        (partial / MANIFEST).unlink(missing_ok=True)
+
+
+def commit(partial: Location, manifest: Manifest) -> None:
+    """Make a checkpoint complete, atomically, once its files have been written and synced.
+
+    Raises:
+        OSError: the storage refuses, or the files of another rank are not there.
+    """
+    _check_sizes(partial, manifest)
+    if isinstance(partial, ObjectPath):
+        (partial / MANIFEST).write_bytes(json.dumps(manifest.content(), indent=1).encode())
+        return
     with (partial / MANIFEST).open("w") as file:
         json.dump(manifest.content(), file, indent=1)
         file.flush()
@@ -59,7 +99,26 @@ def commit(partial: Path, manifest: Manifest) -> None:
     sync_folder(target.parent)
 
 
-def size(folder: Path) -> int:
+def _check_sizes(folder: Location, manifest: Manifest) -> None:
+    """Check that all files are there: a rank on another node may have written to a volume of its own."""
+    names = list(manifest.files)
+    found: Sequence[ObjectStatus | os.stat_result | None]
+    if isinstance(folder, ObjectPath):
+        found = statuses([folder / name for name in names])
+    else:
+        found = [(folder / name).stat() if (folder / name).exists() else None for name in names]
+    for name, status in zip(names, found, strict=True):
+        expected = manifest.files[name].bytes
+        if status is None or status.st_size != expected:
+            what = "is missing" if status is None else f"has {status.st_size} bytes instead of {expected}"
+            raise OSError(
+                errno.EIO,
+                f"{name} {what} where rank 0 looks for it; all workers must write to the same volume "
+                "(accessModes: ReadWriteMany)",
+            )
+
+
+def size(folder: Location) -> int:
     """Return the size in bytes of all files of a complete checkpoint, as its manifest has it.
 
     Raises:
@@ -68,15 +127,17 @@ def size(folder: Path) -> int:
     return sum(file.bytes for file in Manifest.read(folder).files.values())
 
 
-def free_space(root: Path) -> str:
+def free_space(root: Location) -> str:
     """Return in words how many bytes are free on the volume, for an error message."""
+    if isinstance(root, ObjectPath):
+        return f"the folder is {root}"
     try:
         return f"{shutil.disk_usage(root).free / 1e6:,.0f} MB are free on the volume"
     except OSError as error:
         return f"the volume does not respond: {error.strerror}"
 
 
-def file_checksum(path: Path) -> FileChecksum:
+def file_checksum(path: Location) -> FileChecksum:
     """Read a file and return its size and checksum."""
     size = crc = 0
     with path.open("rb") as file:
@@ -86,7 +147,7 @@ def file_checksum(path: Path) -> FileChecksum:
     return FileChecksum(size, crc)
 
 
-def find_damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
+def find_damage(folder: Location, share: int = 0, shares: int = 1) -> str | None:
     """Return what is wrong with a complete checkpoint; None if nothing is.
 
     Ranks divide the files among them, so that a large checkpoint is read once: this one reads every `shares`-th
@@ -94,6 +155,7 @@ def find_damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
 
     Raises:
         ConfigError: a newer version of the trainer has written the checkpoint.
+        ObjectStoreError: the object store refuses, or does not answer.
     """
     try:
         files = Manifest.read(folder).files
@@ -101,25 +163,41 @@ def find_damage(folder: Path, share: int = 0, shares: int = 1) -> str | None:
             found, expected = file_checksum(folder / name), files[name]
             if found.bytes != expected.bytes:
                 return f"{folder / name} has {found.bytes} bytes instead of {expected.bytes}"
-            if found != expected:
+            if found.crc32 != expected.crc32:
                 return f"{folder / name} has a wrong checksum"
-    except ConfigError:
+    # A store that does not answer has damaged nothing.
+    except (ConfigError, ObjectStoreError):
         raise
     except (OSError, ValueError) as error:
         return f"{folder} cannot be read: {error}"
     return None
 
 
-def remove_partial(root: Path) -> None:
+def remove_partial(root: Location) -> None:
     """Remove all checkpoints that are not complete. No process may be writing one."""
+    if isinstance(root, ObjectPath):
+        # What cannot be removed now is removed by the next attempt.
+        with suppress(OSError):
+            for folder in root.iterdir():
+                if _COMPLETE.fullmatch(folder.name) and not (folder / MANIFEST).is_file():
+                    folder.remove_folder()
+        return
     for path in root.glob(f"*{_PARTIAL}") if root.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True)
 
 
-def remove_old(root: Path, keep: int) -> None:
-    """Remove all complete checkpoints but the newest `keep`."""
+def remove_old(root: Location, keep: int) -> None:
+    """Remove all complete checkpoints but the newest `keep`.
+
+    Raises:
+        OSError: the storage fails; what is left is removed the next time.
+    """
     for step in complete_steps(root)[keep:]:
-        # Rename first: a removal that is interrupted must not leave a complete checkpoint without some of its files.
+        # A removal that is interrupted must not leave a complete checkpoint without some of its files.
+        if isinstance(root, ObjectPath):
+            (complete_folder(root, step) / MANIFEST).unlink()
+            complete_folder(root, step).remove_folder()
+            continue
         partial = partial_folder(root, step)
         complete_folder(root, step).rename(partial)
         shutil.rmtree(partial, ignore_errors=True)

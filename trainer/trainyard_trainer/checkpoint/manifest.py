@@ -5,7 +5,6 @@ Free of torch.
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError
@@ -17,6 +16,7 @@ from trainyard.resume import differences, refusals
 from trainyard_trainer.data.timeline import Phase
 from trainyard_trainer.privacy.ledger import PrivacySpent
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -26,10 +26,12 @@ ignores fields that it does not know."""
 
 @dataclass(frozen=True)
 class FileChecksum:
-    """Size in bytes and CRC-32 of one file of a checkpoint."""
+    """Size in bytes and CRC-32 of one file of a checkpoint, with which damage is found."""
 
     bytes: int
     crc32: int
+    sha256: str | None = None
+    """SHA-256 in hexadecimal digits, for the record of the run; None if an older version wrote the file."""
 
 
 class ConvergenceState(ApiModel):
@@ -75,7 +77,7 @@ class Manifest(ApiModel):
     """Size and checksum of each file by name; complete once the checkpoint is committed."""
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Location) -> "Manifest":
         """Read the manifest of a complete checkpoint.
 
         Raises:
@@ -120,7 +122,7 @@ class Manifest(ApiModel):
         batch, length = self.samples // self.step, self.tokens_per_sample
         return (Phase(step=0, samples=0, tokens=0, batch=batch, tokens_per_sample=length),)
 
-    def check_compatible(self, config: RunConfig, folder: Path) -> None:
+    def check_compatible(self, config: RunConfig, folder: Location) -> None:
         """Check that a run of this configuration can resume from the checkpoint in `folder`.
 
         The checkpoint may have no run.json beside it, or be that of another run.

@@ -1,7 +1,7 @@
 """The folder of a run: its record and its tokenizer, beside the checkpoints (see `trainyard.run_record`).
 
 CHECKPOINTS/run.json                  what the run is made of
-CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one
+CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one, with the files beside it that describe it
 CHECKPOINTS/privacy.json              the ledger of a private run, see `privacy.ledger`
 CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
 """
@@ -17,30 +17,47 @@ from trainyard import __version__
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_IMAGE
 from trainyard.resume import Effect, refusals
-from trainyard.run_record import RUN_FILE, TOKENIZER_FILE, DataRecord, RunRecord, TokenizerRecord, compare
+from trainyard.run_record import (
+    CHAT_TEMPLATE_FILE,
+    RUN_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_SIDE_FILES,
+    Attempt,
+    DataRecord,
+    RunRecord,
+    TokenizerRecord,
+    compare,
+)
 from trainyard_trainer.checkpoint import catalog
+from trainyard_trainer.checkpoint.outcome import first_line
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 
 
-def describe_attempt(config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None) -> RunRecord:
+def describe_attempt(
+    config: RunConfig, data: DataRecord, tokenizer: TokenizerFile | None, attempt: int = 1
+) -> RunRecord:
     """Return the record of a run that begins with this attempt."""
+    now = datetime.now(UTC).replace(microsecond=0)
     return RunRecord(
-        created=datetime.now(UTC).replace(microsecond=0),
+        created=now,
         config=config.to_dict(),
         data=data,
         tokenizer=None if tokenizer is None else TokenizerRecord(sha256=tokenizer.sha256),
         versions={"trainyard": __version__, "torch": torch.__version__, "python": platform.python_version()},
         image=os.environ.get(ENV_IMAGE) or None,
+        attempts=(Attempt(number=attempt, time=now, step=0),),
     )
 
 
 class RunFolder:
     """Record and tokenizer of the run in a folder of checkpoints."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Location) -> None:
         """Read the record of the run that has checkpoints in the folder.
 
         Raises:
@@ -57,7 +74,7 @@ class RunFolder:
                 raise ConfigError(f"spec.checkpoint: {error}") from error
         path = root / TOKENIZER_FILE
         has_tokenizer = self._run is not None and self._run.tokenizer is not None and path.exists()
-        self.tokenizer = path if has_tokenizer else None
+        self.tokenizer = Path(local_path(str(path), "spec.checkpoint")) if has_tokenizer else None
         """Tokenizer of the run that the attempt resumes; None if it has none."""
 
     @property
@@ -103,6 +120,12 @@ class RunFolder:
             OSError: the storage refuses.
         """
         if tokenizer is not None:
+            for name in TOKENIZER_SIDE_FILES:
+                if (beside := tokenizer.path.with_name(name)).exists():
+                    self.replace(name, beside.read_bytes())
+            # That of the run, which may be another one than that beside its tokenizer.
+            if tokenizer.chat_template is not None:
+                self.replace(CHAT_TEMPLATE_FILE, tokenizer.chat_template.encode())
             self.replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
         self.replace(RUN_FILE, record.text().encode())
 
@@ -123,6 +146,9 @@ class RunFolder:
         Raises:
             OSError: the storage refuses.
         """
+        if isinstance(self._root, ObjectPath):
+            (self._root / name).write_bytes(content)
+            return
         part = self._root / f"{name}.part"
         with part.open("wb") as file:
             file.write(content)
@@ -133,23 +159,31 @@ class RunFolder:
 
 
 class RunRecorder(Observer):
-    """Writes the record of a run at its beginning, on rank 0. A volume that is full then is tried again later."""
+    """Writes the record of a run at its beginning, on rank 0. Storage that fails then is tried again later.
+
+    The end of the run waits for it (see `Saver.finish`), since a checkpoint without its record is not enough to use it.
+    """
 
     def __init__(self, folder: RunFolder, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
         self._folder, self._record, self._tokenizer = folder, record, tokenizer
         self._written = False
-        self._write()
+        self.problem = ""
+        """Why the record could not be written; empty if it is."""
+        self.write()
 
     def checkpoint_saved(self, step: int, seconds: float, size: int | None) -> None:
         """Write the record if it could not be written before."""
-        self._write()
+        self.write()
 
-    def _write(self) -> None:
+    def write(self) -> bool:
+        """Write the record unless it is written; return whether it is."""
         if self._written:
-            return
+            return True
         try:
             self._folder.write(self._record, self._tokenizer)
         except OSError as error:
-            log.logger.warning("%s could not be written: %s", RUN_FILE, error)
+            self.problem = f"{RUN_FILE} could not be written: {first_line(error)}"
+            log.logger.warning("%s", self.problem)
         else:
-            self._written = True
+            self._written, self.problem = True, ""
+        return self._written

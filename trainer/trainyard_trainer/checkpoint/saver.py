@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
 import torch.distributed as dist
@@ -13,6 +12,7 @@ from trainyard.resource.checkpoint import CheckpointConfig
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.outcome import PendingSave, finished, first_line
+from trainyard_trainer.checkpoint.run_folder import RunRecorder
 from trainyard_trainer.checkpoint.storage import FAILURES, BackgroundSave, free_shared_memory, local_bytes, save
 from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.metrics.observer import Observer
@@ -20,6 +20,7 @@ from trainyard_trainer.optim.state import Tensors
 from trainyard_trainer.runtime import heartbeat, log, process_exit
 from trainyard_trainer.runtime.errors import FinalCheckpointFailed
 from trainyard_trainer.runtime.heartbeat import Phase
+from trainyard_trainer.runtime.object_store import Location, ObjectPath
 from trainyard_trainer.runtime.step_agreement import Request, StepAgreement
 from trainyard_trainer.runtime.world import World
 
@@ -44,7 +45,7 @@ class Checkpointable(Protocol):
         """Return the tensors of this rank, and the manifest of a checkpoint after the current step."""
 
 
-RemoteSave = Callable[[Path, Manifest], None]
+RemoteSave = Callable[[Location, Manifest], None]
 """Has a parameter server write a checkpoint; raises OSError if it cannot."""
 
 
@@ -54,7 +55,7 @@ class Saver:
     def __init__(
         self,
         config: CheckpointConfig,
-        root: Path,
+        root: Location,
         world: World,
         state: Checkpointable,
         observers: list[Observer],
@@ -98,6 +99,8 @@ class Saver:
         """Why the last save has failed; empty if it has not."""
         self._told_to_stop: float | None = None
         """Monotonic time at which this rank was told to stop."""
+        self.record: RunRecorder | None = None
+        """Writes the record of the run, on rank 0."""
         self.stopping = False
         """Whether all ranks have agreed to save and stop before the training is complete."""
         self.step: int | None = None
@@ -112,7 +115,7 @@ class Saver:
 
     # --- resuming ------------------------------------------------------------------------------------------------
 
-    def find_checkpoint(self) -> Path | None:
+    def find_checkpoint(self) -> Location | None:
         """Return the newest intact checkpoint, the same on every rank, and remove incomplete ones.
 
         Raises:
@@ -124,13 +127,13 @@ class Saver:
                 observer.checkpoint_resumed(self.resumed_step or 0, damaged)
         return self._folder(self.resumed_step)
 
-    def find_rollback_target(self) -> Path | None:
+    def find_rollback_target(self) -> Location | None:
         """Return the newest intact checkpoint, in the middle of a run, that was not written amid bad steps."""
         self._finish_pending()
         self._due = self._asked = False
         return self._folder(self._newest(before_bad_steps=True)[0])
 
-    def _folder(self, step: int | None) -> Path | None:
+    def _folder(self, step: int | None) -> Location | None:
         return None if step is None else catalog.complete_folder(self._root, step)
 
     def _newest(self, *, before_bad_steps: bool) -> tuple[int | None, int]:
@@ -163,6 +166,11 @@ class Saver:
         """Have all ranks save and stop after one of the next steps; may be called from any thread of any rank."""
         self._told_to_stop = self._told_to_stop or time.monotonic()
         self._agreement.request(Request.STOP)
+
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether this rank was told to stop."""
+        return self._told_to_stop is not None
 
     def before_update(self) -> None:
         """Wait until the tensors of the save under way have been copied, since the optimizer changes them next."""
@@ -215,30 +223,35 @@ class Saver:
         """
         self._finish_pending()
         began, pause, attempts = time.monotonic(), RETRY_SECONDS, 0
-        while not self._world.all_true(self.step == self._state.step):
+        while True:
+            saved = self._world.all_true(self.step == self._state.step)
+            if saved and self._world.all_true(self.record is None or self.record.write()):
+                break
             # The first attempt, or one more that can be complete in time on every rank.
             if attempts > 0:
                 deadline = (self._told_to_stop or began) + process_exit.grace_seconds() - EXIT_SECONDS
                 took = time.monotonic() - self._last_time
                 if not self._world.all_true(time.monotonic() + pause + took < deadline):
-                    raise FinalCheckpointFailed(self._explain_failure(attempts), on_other_ranks=not self._problem)
+                    problem = self._problem or (self.record.problem if self.record is not None else "")
+                    raise FinalCheckpointFailed(self._explain_failure(attempts, problem), on_other_ranks=not problem)
                 time.sleep(pause)
                 pause = min(2 * pause, MAX_RETRY_SECONDS)
             attempts += 1
-            self._save(wait=True)
-            self._finish_pending()
+            if not saved:
+                self._save(wait=True)
+                self._finish_pending()
         if self._removal is not None:
             self._removal.join(REMOVAL_SECONDS)
 
-    def _explain_failure(self, attempts: int) -> str:
+    def _explain_failure(self, attempts: int, problem: str) -> str:
         """Return why the final state is not saved, and what to do."""
         newest = f"the newest checkpoint is of step {self.step}" if self.step else "there is no checkpoint"
         tries = "once" if attempts == 1 else f"{attempts} times"
-        problem = self._problem or "the log of rank 0 says why"
-        return (
-            f"the state after step {self._state.step} could not be saved, tried {tries}: {problem}; {newest}; free or "
-            "enlarge the volume of spec.checkpoint"
-        )
+        fix = "free or enlarge the volume of spec.checkpoint"
+        if isinstance(self._root, ObjectPath):
+            fix = "see that the object store of spec.checkpoint answers"
+        lost = "the record of the run" if self.step == self._state.step else f"the state after step {self._state.step}"
+        return f"{lost} could not be saved, tried {tries}: {problem or 'the log of rank 0 says why'}; {newest}; {fix}"
 
     # --- saving --------------------------------------------------------------------------------------------------
 
@@ -335,8 +348,14 @@ class Saver:
         size = self._size(pending.step)
         for observer in self._observers:
             observer.checkpoint_saved(pending.step, seconds, size)
-        self._removal = threading.Thread(target=catalog.remove_old, args=(self._root, self._config.keep))
+        self._removal = threading.Thread(target=self._remove_old)
         self._removal.start()
+
+    def _remove_old(self) -> None:
+        try:
+            catalog.remove_old(self._root, self._config.keep)
+        except OSError as error:
+            log.logger.warning("old checkpoints could not be removed: %s", first_line(error))
 
     def _size(self, step: int) -> int | None:
         """Return the size of a checkpoint in bytes; None if the storage fails, which must not end the run."""

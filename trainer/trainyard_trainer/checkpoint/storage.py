@@ -3,31 +3,61 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer.checkpoint.writer import CheckpointWriter
+from trainyard_trainer.checkpoint.metadata import METADATA, read_metadata
+from trainyard_trainer.checkpoint.writer import CheckpointFiles, CheckpointWriter
 from trainyard_trainer.optim.state import Shape, Tensors, is_optimizer_state
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.torch_internals import shared_memory_stager
 
 FAILURES = (CheckpointException, OSError)
 """Errors of the storage. A ConnectionError is not one, though an OSError: the background process has died."""
 
 
-def saved_shapes(folder: Path) -> dict[str, Shape]:
-    """Return the full shapes of the tensors in a checkpoint, by name."""
-    saved = FileSystemReader(folder).read_metadata().state_dict_metadata
-    return {name: tuple(entry.size) for name, entry in saved.items() if hasattr(entry, "size")}
+class CheckpointReader(FileSystemReader):
+    """A storage reader that runs no code of a checkpoint: torch loads tensors with weights_only=True by itself."""
+
+    def __init__(self, folder: Location) -> None:
+        super().__init__(str(folder))
+        self._folder = folder
+        self.fs = cast(Any, CheckpointFiles())
+        self.path = cast(Any, folder)
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """Return the index of the checkpoint.
+
+        Raises:
+            ConfigError: it holds something that could run code.
+            ValueError: it is damaged.
+        """
+        with (self._folder / METADATA).open("rb") as file:
+            metadata = read_metadata(file, str(self._folder / METADATA))
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
 
 
-def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
+def saved_shapes(folder: Location) -> dict[str, Shape]:
+    """Return the full shapes of the tensors in a checkpoint, by name.
+
+    Raises:
+        ConfigError: the checkpoint holds something that could run code.
+        ValueError: it is damaged.
+    """
+    saved = CheckpointReader(folder).read_metadata().state_dict_metadata
+    return {name: tuple(entry.size) for name, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def load(folder: Location, tensors: Tensors, group: dist.ProcessGroup | None) -> None:
     """Fill tensors in place; each rank reads its parts. All ranks of the group call it; None: this process alone.
 
     State of the optimizer that the checkpoint does not have keeps its values, for example that of a momentum which has
@@ -35,7 +65,7 @@ def load(folder: Path, tensors: Tensors, group: dist.ProcessGroup | None) -> Non
     """
     saved = saved_shapes(folder)
     wanted = {name: tensor for name, tensor in tensors.items() if name in saved or not is_optimizer_state(name)}
-    state_dict_loader.load(wanted, storage_reader=FileSystemReader(folder), process_group=group, no_dist=group is None)
+    state_dict_loader.load(wanted, storage_reader=CheckpointReader(folder), process_group=group, no_dist=group is None)
 
 
 def save(writer: CheckpointWriter, tensors: Tensors, group: dist.ProcessGroup | None) -> None:

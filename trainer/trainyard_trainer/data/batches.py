@@ -1,7 +1,7 @@
 """The batches of one rank: which samples it reads for each step and for an evaluation."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.samples import Batch, Samples, Subset
 from trainyard_trainer.data.sampling import IntArray, MixedSource, PoissonSampler, Sampler, quotas
@@ -50,7 +51,7 @@ class Batches:
         """Divide the samples among the ranks.
 
         Raises:
-            ConfigError: the held-out samples leave none to train on.
+            ConfigError: the held-out samples leave none to train on, or spec.trainer.data.exclude is wrong.
         """
         mesh = config.mesh
         self._samples = samples
@@ -70,6 +71,11 @@ class Batches:
                 f"spec.trainer.data.evalFraction: {config.trainer.data.eval_fraction} leaves none of "
                 f"{samples.count} samples to train on; lower it, or add data"
             )
+        self.excluded = Exclusions(config.trainer.data.exclude, samples.subsets)
+        """Samples that are left out."""
+        self._world = world
+        self._counts_targets = mesh.coordinate(world.rank).tensor == 0
+        self._positions = config.tokens_per_sample
         self._full_batch = config.trainer.batch.global_ is None
         self.global_batch = config.trainer.batch.global_ or self.train_samples
         """Samples of one step, over all ranks; all training samples if no batch is set (gradient descent)."""
@@ -97,7 +103,14 @@ class Batches:
 
     def batch_size(self, step: int) -> int:
         """Return the number of samples in a step (from 0), over all ranks; 0 is possible in a private run."""
-        return self.global_batch if self._poisson is None else len(self._poisson.batch(step))
+        return self.global_batch if self._poisson is None else len(self._private_batch(step))
+
+    def _private_batch(self, step: int) -> IntArray:
+        """Return the samples of a private step (from 0) over all ranks, without excluded ones."""
+        assert self._poisson is not None
+        batch = self._poisson.batch(step)
+        kept: IntArray = batch[~np.isin(batch, self.excluded.numbers)]
+        return kept
 
     def samples_consumed(self, step: int) -> int:
         """Return the number of samples that the run has consumed before a step (from 0)."""
@@ -122,6 +135,39 @@ class Batches:
     def _share(self, step: int) -> int:
         """Return the number of samples that this rank reads in a step (from 0)."""
         return self._micro_batch * self.micro_batch_count if self._poisson is None else len(self._draw(step)[0])
+
+    def counted_samples(self, step: int) -> IntArray:
+        """Return the numbers of those samples of this rank in a step (from 0) that are trained on, in order."""
+        numbers, padding = self._draw(step)
+        counted: IntArray = numbers[~padding]
+        return counted
+
+    def single(self, number: int) -> Batch:
+        """Return one sample, by its number, on the device."""
+        numbers = np.array([number], dtype=np.int64)
+        return self._to_device(self._read(EVALUATION, 0, numbers, np.zeros(1, dtype=bool)))
+
+    @property
+    def varying_targets(self) -> bool:
+        """Whether the number of targets differs from step to step."""
+        return self._samples.masks_targets or len(self.excluded.numbers) > 0
+
+    def count_targets(self, share: Iterable[Batch]) -> int | Tensor:
+        """Return the number of targets of a step over all ranks, each of which must call it.
+
+        The host does not wait for the device if the number varies: it is a tensor on the device then.
+
+        Args:
+            share: this rank's micro-batches of the step; none if another stage of the pipeline has its targets.
+        """
+        if not self.varying_targets:
+            return self.global_batch * self._positions
+        own = torch.zeros((), dtype=torch.int64, device=self._device)
+        # The ranks of a tensor group have the same samples.
+        for batch in share if self._counts_targets else ():
+            own += (batch.targets != IGNORED).sum()
+        # Without any target the sum of the losses is 0, and so is their mean.
+        return self._world.sum(own).clamp(min=1)
 
     def global_share(self, step: int) -> Batch:
         """Return this rank's share of the global batch of a step (from 0), which a pipeline takes in one."""
@@ -162,15 +208,22 @@ class Batches:
             yield self._read(EVALUATION, index, *self._in_order(subset.held_out, start))
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
-        """Return the numbers of this rank's samples in a step, and which of them are padding: [share] each."""
+        """Return the numbers of this rank's samples in a step, and which of them do not count: [share] each.
+
+        What does not count is padding, or an excluded sample, of which nothing may reach the model, in whose place
+        another one is read.
+        """
         if self._poisson is not None:
-            own = self._poisson.batch(step)[self._index :: self._shares]
+            own = self._private_batch(step)[self._index :: self._shares]
             # A rank without samples reads one that does not count.
             return (own, np.zeros(len(own), bool)) if len(own) else (np.zeros(1, np.int64), np.ones(1, bool))
         if self._full_batch:
-            return self._in_order(range(self.train_samples), 0)
-        numbers = self.sampler.batch_windows(step, self._index, self.origin)
-        return numbers, np.zeros(len(numbers), dtype=bool)
+            numbers, padding = self._in_order(range(self.train_samples), 0)
+        else:
+            numbers = self.sampler.batch_windows(step, self._index, self.origin)
+            padding = np.zeros(len(numbers), dtype=bool)
+        replaced, excluded = self.excluded.replace(numbers)
+        return replaced, padding | excluded
 
     def _in_order(self, samples: range, start: int) -> tuple[IntArray, BoolArray]:
         """Return this rank's share of the batch that begins at position `start` of some samples, and its padding."""

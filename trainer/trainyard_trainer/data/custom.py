@@ -34,6 +34,8 @@ class DataSet(Protocol):
 class CustomSamples:
     """The samples of a `DataSet`, as batches need them."""
 
+    masks_targets = True
+
     def __init__(self, data: DataSet, config: RunConfig) -> None:
         self._data = data
         self._length = config.trainer.data.sequence_length

@@ -9,12 +9,13 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from trainyard.resource.datasets import DataSource
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.files import FileStatus, describe, find_files, unreadable
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, ObjectStoreUnavailable, location
 
 PIECE = 1 << 16
 """Bytes after which a piece ends at the next possible place."""
@@ -47,6 +48,24 @@ class Piece(NamedTuple):
     """Whether it begins the document."""
     last: bool = True
     """Whether it ends the document."""
+    place: object = ""
+    """Where it comes from, for a reader: a file, and a byte, line or row of it."""
+
+
+class Line:
+    """A line of a file, named in errors; its number is counted only then."""
+
+    def __init__(self, documents: "JsonLines", path: str, position: int) -> None:
+        """Name the line that begins at a position in bytes."""
+        self._documents, self._path, self._position = documents, path, position
+
+    def __str__(self) -> str:
+        number, left = 1, self._position
+        with self._documents.open(self._path) as file:
+            while left > 0 and (content := file.read(min(left, PIECE))):
+                number += content.count(b"\n")
+                left -= len(content)
+        return f"{self._path}, line {number}"
 
 
 class Documents(ABC):
@@ -72,7 +91,7 @@ class Documents(ABC):
             ConfigError: the part is unreadable, or has another form than the source should have.
         """
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source.
 
         Raises:
@@ -84,7 +103,7 @@ class Documents(ABC):
         """Return what identifies the documents without reading them."""
         return describe(self.files(), self.field)
 
-    def document(self, text: Any, where: str) -> Iterator[Piece]:
+    def document(self, text: Any, where: object) -> Iterator[Piece]:
         """Yield the pieces of a document that is in memory; `where` names it in errors. An empty one has none."""
         if text is None or text == "":
             return
@@ -98,7 +117,7 @@ class Documents(ABC):
         start = 0
         while start < len(content):
             end = _cut(content, start + PIECE)
-            yield Piece(content[start:end].decode(), start == 0, end == len(content))
+            yield Piece(content[start:end].decode(), start == 0, end == len(content), where)
             start = end
 
 
@@ -117,13 +136,14 @@ class TextFiles(Documents):
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the pieces of a range of bytes; it begins and ends at the next possible places."""
         try:
-            with Path(part.path).open("rb") as file:
+            with location(part.path).open("rb") as file:
                 size = file.seek(0, 2)
                 start, end = _cut_file(file, part.start, size), _cut_file(file, part.end, size)
                 while start < end:
                     stop = end if start + PIECE >= end else min(end, _cut_file(file, start + PIECE, size))
                     file.seek(start)
-                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size)
+                    place = f"{part.path}, byte {start}"
+                    yield Piece(file.read(stop - start).decode(), start == 0, stop == size, place)
                     start = stop
         except UnicodeDecodeError as error:
             raise ConfigError(
@@ -138,7 +158,7 @@ class JsonLines(Documents):
 
     SUFFIXES = (".jsonl", ".ndjson", ".json", *(f".jsonl{end}" for end in COMPRESSED))
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source."""
         return find_files(self.source.path, self.field, self.SUFFIXES)
 
@@ -157,7 +177,7 @@ class JsonLines(Documents):
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the documents of the lines that begin in a range of bytes."""
         try:
-            with self._open(part.path) as file:
+            with self.open(part.path) as file:
                 position = 0
                 if part.start:
                     # The line that holds the byte before the range belongs to the part before.
@@ -165,26 +185,37 @@ class JsonLines(Documents):
                     position = part.start - 1 + len(file.readline())
                 whole = part.path.endswith(COMPRESSED)
                 while (whole or position < part.end) and (line := file.readline()):
-                    yield from self._documents(line, f"{part.path}, byte {position}")
+                    yield from self._documents(line, Line(self, part.path, position))
                     position += len(line)
+        except ObjectStoreUnavailable:
+            raise
         except OSError as error:
             raise ConfigError(
                 f"{self.field}: {part.path} cannot be read in the worker ({error.strerror or error}); correct its "
                 "permissions, or write the file again"
             ) from error
 
-    def _open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
+        """Open a file, compressed or not, as what it contains."""
+        file = location(path).open("rb")
         if not path.endswith(COMPRESSED):
-            return Path(path).open("rb")
+            return file
         import io
 
         import pyarrow
 
-        return cast(BinaryIO, io.BufferedReader(pyarrow.input_stream(path, compression="detect")))
+        codec = pyarrow.Codec.detect(path).name
+        return cast(BinaryIO, io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(file, "r"), codec)))
 
-    def _documents(self, line: bytes, where: str) -> Iterator[Piece]:
+    def _documents(self, line: bytes, where: Line) -> Iterator[Piece]:
+        row = self._row(line, where)
+        if row is not None:
+            yield from self.document(row[self.source.field], where)
+
+    def _row(self, line: bytes, where: Line) -> dict[str, Any] | None:
+        """Return the object of a line, which has the field of the source; None for an empty line."""
         if not line.strip():
-            return
+            return None
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -194,16 +225,60 @@ class JsonLines(Documents):
         if not isinstance(row, dict) or self.source.field not in row:
             names = f"has the fields {', '.join(row)}" if isinstance(row, dict) else "is not an object"
             raise ConfigError(
-                f"{self.field}: {where}: there is no field {self.source.field}, the line {names}; name one that holds "
-                "the text"
+                f"{self.field}: {where}: there is no field {self.source.field}, the line {names}; name the field in "
+                "spec.trainer.data.field"
             )
-        yield from self.document(row[self.source.field], where)
+        return row
+
+
+class Chats(JsonLines):
+    """Files with a JSON object in each line, each of which is a conversation: messages with a role and a content."""
+
+    def _documents(self, line: bytes, where: Line) -> Iterator[Piece]:
+        row = self._row(line, where)
+        if row is None:
+            return
+        messages, tools = row[self.source.field], row.get("tools")
+        problem = _problem(messages)
+        if problem is None and not (tools is None or isinstance(tools, list)):
+            problem = "its tools are not a list"
+        if problem is not None:
+            raise ConfigError(
+                f'{self.field}: {where}: {problem}; write {{"{self.source.field}": [{{"role": "user", '
+                '"content": TEXT}, {"role": "assistant", "content": TEXT}]}'
+            )
+        text = json.dumps({"messages": messages, "tools": tools}, ensure_ascii=False)
+        yield Piece(text, place=_Place(self.field, where))
+
+
+class _Place(NamedTuple):
+    """Where a conversation is, with the field of the spec that leads there."""
+
+    field: str
+    line: Line
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.line}"
+
+
+def _problem(messages: Any) -> str | None:
+    """Return why something is no conversation to learn from; None if it is one."""
+    if not isinstance(messages, list) or not messages:
+        return "there are no messages"
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            return f"message {number} has no role"
+        if message.get("content") is None and not message.get("tool_calls"):
+            return f"message {number}, of the {message['role']}, has no content"
+    if all(message["role"] != "assistant" for message in messages):
+        return "the assistant says nothing, and nothing else is learned"
+    return None
 
 
 class Parquet(Documents):
     """Parquet files, each row of which is a document."""
 
-    def files(self) -> tuple[Path, ...]:
+    def files(self) -> tuple[Location, ...]:
         """Return the files of the source."""
         return find_files(self.source.path, self.field, (".parquet",))
 
@@ -218,18 +293,22 @@ class Parquet(Documents):
 
     def read(self, part: Part) -> Iterator[Piece]:
         """Yield the documents of a row group."""
-        file = self._open(Path(part.path))
+        file = self._open(location(part.path))
         groups = list(range(part.start, part.end))
+        row = 0
         for batch in file.iter_batches(batch_size=256, row_groups=groups, columns=[self.source.field]):
             for text in batch.column(0).to_pylist():
-                yield from self.document(text, f"{part.path}, row group {part.start}")
+                yield from self.document(text, f"{part.path}, row group {part.start}, row {row}")
+                row += 1
 
-    def _open(self, path: Path) -> Any:
+    def _open(self, path: Location) -> Any:
         import pyarrow
         from pyarrow import parquet
 
         try:
-            file = parquet.ParquetFile(path)
+            file = parquet.ParquetFile(path.open_raw() if isinstance(path, ObjectPath) else path)
+        except ObjectStoreUnavailable:
+            raise
         except (OSError, pyarrow.ArrowException) as error:
             raise ConfigError(f"{self.field}: {path} cannot be read as Parquet ({error}); correct the path") from error
         if self.source.field not in file.schema_arrow.names:
@@ -259,8 +338,8 @@ class HuggingFace(Documents):
         """Yield the documents of a range of rows."""
         rows = self._open()
         for start in range(part.start, part.end, self.ROWS):
-            for text in rows[start : min(start + self.ROWS, part.end)][self.source.field]:
-                yield from self.document(text, f"{part.path}, rows from {start}")
+            for row, text in enumerate(rows[start : min(start + self.ROWS, part.end)][self.source.field], start):
+                yield from self.document(text, f"{part.path}, row {row}")
 
     def _open(self) -> Any:
         self.files()
@@ -268,7 +347,9 @@ class HuggingFace(Documents):
 
         datasets.disable_progress_bars()
         try:
-            found = datasets.load_from_disk(self.source.path)
+            found = datasets.load_from_disk(local_path(self.source.path, self.field))
+        except ObjectStoreUnavailable:
+            raise
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(
                 f"{self.field}: {self.source.path} is not a folder that datasets.save_to_disk has written ({error}); "
@@ -291,6 +372,7 @@ class HuggingFace(Documents):
 _READERS: dict[str, type[Documents]] = {
     "text": TextFiles,
     "jsonl": JsonLines,
+    "chat": Chats,
     "parquet": Parquet,
     "huggingface": HuggingFace,
 }

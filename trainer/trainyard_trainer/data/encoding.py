@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from trainyard.resource.datasets import DataSource
 from trainyard_trainer.data.documents import Part, open_documents
-from trainyard_trainer.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer, dtype_for
+from trainyard_trainer.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -31,6 +31,10 @@ class TokenizerChoice:
     """Whether documents end with a token."""
     end_token: str | None = None
     """spec.trainer.data.endToken."""
+    chat: bool = False
+    """Whether documents are conversations."""
+    template: str | None = None
+    """Path of the chat template; None: that of the tokenizer."""
 
     def load(self) -> Tokenizer:
         """Return the tokenizer.
@@ -38,6 +42,11 @@ class TokenizerChoice:
         Raises:
             ConfigError: the file is missing or is not a tokenizer.
         """
+        if self.chat:
+            from trainyard_trainer.data.chat_template import load_chat_tokenizer
+
+            path, template = (None if name is None else Path(name) for name in (self.path, self.template))
+            return load_chat_tokenizer(path, template)
         if self.path is None:
             return ByteTokenizer(separates=self.separates)
         return JsonTokenizer(Path(self.path), separates=self.separates, end_token=self.end_token)
@@ -101,7 +110,7 @@ def encode(task: Task, tokenizer: Tokenizer) -> None:
         return
     finally:
         part.unlink(missing_ok=True)
-    size = {"uint8": 1, "uint16": 2, "uint32": 4}[dtype_for(tokenizer.size)]
+    size = {"uint8": 1, "uint16": 2, "uint32": 4}[tokenizer.dtype]
     write_atomically(
         task.target.with_suffix(".json"), json.dumps({"count": count // size, "digest": digest.hexdigest()})
     )

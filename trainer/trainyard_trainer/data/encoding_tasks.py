@@ -12,7 +12,7 @@ from typing import Protocol
 from trainyard_trainer.data.encoding import Encoder, Task, TokenizerChoice, encode, write_atomically
 from trainyard_trainer.data.lease import Leases
 from trainyard_trainer.data.token_set import INDEX
-from trainyard_trainer.data.tokenizer import Tokenizer, dtype_for
+from trainyard_trainer.data.tokenizer import Tokenizer
 
 PROCESS_MEMORY = 256 << 20
 """Bytes of memory that a process which encodes may need: 100 MiB were measured with a vocabulary of 32,768."""
@@ -147,7 +147,7 @@ class EncodingTasks:
         records = [json.loads(task.target.with_suffix(".json").read_text()) for task in self._tasks]
         digest = hashlib.sha256("".join(record["digest"] for record in records).encode()).hexdigest()
         index = {
-            "dtype": dtype_for(self._tokenizer.size),
+            "dtype": self._tokenizer.dtype,
             "files": [[task.target.name, record["count"]] for task, record in zip(self._tasks, records, strict=True)],
             "digest": digest,
         }

@@ -2,12 +2,20 @@
 
 import glob
 import os
+import re
 import sysconfig
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import (
+    Location,
+    ObjectPath,
+    ObjectStoreUnavailable,
+    location,
+    statuses,
+)
 
 BUILTIN = "builtin:python-stdlib"
 """Stands for the path of the text that every trainer image contains."""
@@ -27,7 +35,7 @@ class FileStatus(NamedTuple):
     """Time of modification in nanoseconds since the epoch."""
 
 
-def find_files(path: str, field: str, suffixes: tuple[str, ...] = ()) -> tuple[Path, ...]:
+def find_files(path: str, field: str, suffixes: tuple[str, ...] = ()) -> tuple[Location, ...]:
     """Return the files that a path stands for, sorted: itself, those of a folder, or those that match a pattern.
 
     Args:
@@ -37,17 +45,19 @@ def find_files(path: str, field: str, suffixes: tuple[str, ...] = ()) -> tuple[P
 
     Raises:
         ConfigError: there are none, or they cannot be listed.
+        ObjectStoreUnavailable: the object store does not answer.
     """
     if path == BUILTIN:
         return tuple(_standard_library(Path(sysconfig.get_path("stdlib"))))
+    place = location(path)
+    files: tuple[Location, ...] | None
     try:
-        files = _list(Path(path), suffixes)
+        files = _list_objects(place, suffixes) if isinstance(place, ObjectPath) else _list(place, suffixes)
     except OSError as error:
-        raise ConfigError(
-            f"{field}: {error.filename or path} cannot be read in the worker ({error.strerror}); correct its "
-            "permissions"
-        ) from error
+        raise unreadable(error.filename or path, field, error) from error
     if files is None:
+        if isinstance(place, ObjectPath):
+            raise ConfigError(f"{field}: there are no objects at {path}; correct the URL")
         raise ConfigError(
             f"{field}: {path} does not exist in the worker; mount it through spec.workers.template, or correct the path"
         )
@@ -57,25 +67,41 @@ def find_files(path: str, field: str, suffixes: tuple[str, ...] = ()) -> tuple[P
     return files
 
 
-def describe(files: tuple[Path, ...], field: str) -> list[FileStatus]:
+def describe(files: Sequence[Location], field: str) -> list[FileStatus]:
     """Return what identifies files.
 
     Raises:
         ConfigError: one of them cannot be read.
+        ObjectStoreUnavailable: the object store does not answer.
     """
-    root = os.path.commonpath([path.parent for path in files])
+    names = relative_names(files)
+    if objects := [path for path in files if isinstance(path, ObjectPath)]:
+        try:
+            known = statuses(objects)
+        except OSError as error:
+            raise unreadable(objects[0].parent, field, error) from error
+        return [FileStatus(n, s.st_size, s.st_mtime_ns) for n, s in zip(names, known, strict=True) if s is not None]
     found = []
-    for path in files:
+    for path, name in zip(files, names, strict=True):
         try:
             status = path.stat()
         except OSError as error:
             raise unreadable(path, field, error) from error
-        found.append(FileStatus(os.path.relpath(path, root), status.st_size, status.st_mtime_ns))
+        found.append(FileStatus(name, status.st_size, status.st_mtime_ns))
     return found
 
 
-def unreadable(path: Path | str, field: str, error: OSError) -> ConfigError:
-    """Return the error of a file that cannot be read."""
+def relative_names(files: Sequence[Location]) -> list[str]:
+    """Return the paths of files, relative to the folder that all have in common."""
+    paths = [str(path).rpartition("://")[2] for path in files]
+    root = os.path.commonpath([PurePosixPath(path).parent for path in paths])
+    return [os.path.relpath(path, root) for path in paths]
+
+
+def unreadable(path: Location | str, field: str, error: OSError) -> ConfigError | ObjectStoreUnavailable:
+    """Return the error of a file that cannot be read; that of a store which may answer later stays what it is."""
+    if isinstance(error, ObjectStoreUnavailable):
+        return error
     return ConfigError(f"{field}: {path} cannot be read in the worker ({error.strerror}); correct its permissions")
 
 
@@ -102,11 +128,30 @@ def _list(path: Path, suffixes: tuple[str, ...]) -> tuple[Path, ...] | None:
     return tuple(sorted(p for p in listed if _ends(p, suffixes) and (p.is_symlink() or p.is_file())))
 
 
+def _list_objects(path: ObjectPath, suffixes: tuple[str, ...]) -> tuple[ObjectPath, ...] | None:
+    """Return the objects of a URL, as `_list` does; None if there are none."""
+    if glob.has_magic(str(path)) and not path.is_file():
+        from fsspec.utils import glob_translate
+
+        folder = path
+        while glob.has_magic(str(folder)):
+            folder = folder.parent
+        pattern = re.compile(glob_translate(str(path)))
+        return tuple(p for p in folder.files() if pattern.match(str(p)) and _ends(p, suffixes))
+    if path.is_file():
+        return (path,)
+    found = list(path.files())
+    if not found and not path.exists():
+        return None
+    depth = len(str(path))
+    return tuple(p for p in found if "/." not in str(p)[depth:] and _ends(p, suffixes))
+
+
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _ends(path: Path, suffixes: tuple[str, ...]) -> bool:
+def _ends(path: Location, suffixes: tuple[str, ...]) -> bool:
     return not suffixes or path.name.endswith(suffixes)
 
 

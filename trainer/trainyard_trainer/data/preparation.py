@@ -11,9 +11,8 @@ import errno
 import hashlib
 import json
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 from trainyard.config import RunConfig
 from trainyard.protocol.constants import ENV_CACHE, ENV_CHECKPOINTS
 from trainyard_trainer.data.documents import Documents, Part
+from trainyard_trainer.data.downloads import cache_folder
 from trainyard_trainer.data.encoding import Task, TokenizerChoice
 from trainyard_trainer.data.encoding_tasks import EncodingTasks, waits
 from trainyard_trainer.data.lease import Leases
@@ -44,11 +44,6 @@ _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENO
 T = TypeVar("T")
 Report = Callable[[float, float], None]
 """Receives the share of the preparation that is done, and the seconds from its start to the last task that was done."""
-
-
-def cache_folder() -> Path:
-    """Return the folder for prepared data of this pod alone."""
-    return Path(os.environ.get(ENV_CACHE) or Path(tempfile.gettempdir(), f"trainyard-{os.getuid()}"))
 
 
 @dataclass
@@ -109,17 +104,15 @@ class Workshop:
         name = _digest([*key, documents.identity()])
         if (found := self._find(Path(name, INDEX))) is not None:
             return open_prepared(found.parent)
-        parts = list(documents.parts(MAX_TASK))
-        size = sum(part.size for part in parts)
-        limit = max(MIN_TASK, min(MAX_TASK, size // TASKS))
-        parts = parts if limit == MAX_TASK else list(documents.parts(limit))
+        groups = grouped_parts(documents)
+        size = sum(part.size for group in groups for part in group)
         small = size <= SMALL * (BYTE_FACTOR if choice.path is None else 1)
         log.info(f"preparing {size / 1e6:,.1f} MB of documents of {documents.source.name}", dataBytes=size)
 
         def prepare(folder: Path) -> TokenSet:
             tasks = [
                 Task(source, documents.field, tuple(group), folder / f"{index:05}.bin")
-                for index, group in enumerate(_grouped(parts, limit))
+                for index, group in enumerate(groups)
             ]
             EncodingTasks(self, tasks, folder, choice, tokenizer, alone=small).run()
             return open_prepared(folder)
@@ -212,7 +205,18 @@ class Workshop:
         return act(own)
 
 
-def _grouped(parts: Sequence[Part], limit: int) -> Iterator[list[Part]]:
+def grouped_parts(documents: Documents) -> list[list[Part]]:
+    """Return the parts of documents that become one file of tokens each, in order.
+
+    Raises:
+        ConfigError: the documents are missing or unreadable.
+    """
+    parts = list(documents.parts(MAX_TASK))
+    limit = max(MIN_TASK, min(MAX_TASK, sum(part.size for part in parts) // TASKS))
+    return list(_grouped(parts if limit == MAX_TASK else documents.parts(limit), limit))
+
+
+def _grouped(parts: Iterable[Part], limit: int) -> Iterator[list[Part]]:
     """Yield parts in groups of at most about `limit` bytes, in order."""
     group: list[Part] = []
     size = 0

@@ -46,6 +46,10 @@ class Samples(Protocol):
         """The sources."""
 
     @property
+    def masks_targets(self) -> bool:
+        """Whether targets may be `IGNORED`, so that a step has fewer of them than positions."""
+
+    @property
     def count(self) -> int:
         """Number of samples. They are numbered from 0."""
 
@@ -85,4 +89,8 @@ def prepare(
     from trainyard_trainer.data.windows import Windows
 
     sources, end, file = prepare_sources(config, report or (lambda _share, _seconds: None), tokenizer)
+    if config.trainer.data.source == "chat":
+        from trainyard_trainer.data.chat import Conversations
+
+        return Conversations(sources[0], config, file)
     return Windows(sources, config.trainer.data.sequence_length, config.vocabulary, end, file)

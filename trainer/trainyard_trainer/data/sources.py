@@ -4,15 +4,17 @@ Free of torch: `trainyard prepare` uses it, too.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data, DataSource
+from trainyard_trainer.data.chat_template import ChatTokenizer
 from trainyard_trainer.data.documents import Documents, open_documents
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.encoding import TokenizerChoice
 from trainyard_trainer.data.preparation import Report, Workshop
 from trainyard_trainer.data.token_set import TokenSet, open_tokens
-from trainyard_trainer.data.tokenizer import JsonTokenizer, Tokenizer, TokenizerFile
+from trainyard_trainer.data.tokenizer import Tokenizer, TokenizerFile
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -54,8 +56,19 @@ def prepare_sources(config: RunConfig, report: Report, tokenizer: Path | None = 
     ]
     if workshop.started_work:
         report(1.0, workshop.seconds)
-    end = preparation.end if data.documents == "isolated" else None
+    end = preparation.end if data.documents == "isolated" and data.source != "chat" else None
     return PreparedSources(sources, end, preparation.tokenizer_file)
+
+
+def tokenizer_choice(data: Data, path: Path | None) -> TokenizerChoice:
+    """Return the tokenizer that makes tokens of documents; `path`: its tokenizer.json, None for bytes."""
+    return TokenizerChoice(
+        None if path is None else str(path),
+        data.documents != "joined",
+        data.end_token,
+        chat=data.source == "chat",
+        template=data.chat_template,
+    )
 
 
 class _Preparation:
@@ -89,6 +102,8 @@ class _Preparation:
             return open_tokens(source, field)
         choice, tokenizer = self._load()
         identity = "bytes" if self.tokenizer_file is None else self.tokenizer_file.sha256
+        if choice.chat:
+            identity += f" {cast(ChatTokenizer, tokenizer).template}"
         return self._workshop.tokens(open_documents(source, field), choice, tokenizer, identity)
 
     def _load(self) -> tuple[TokenizerChoice, Tokenizer]:
@@ -99,18 +114,18 @@ class _Preparation:
         path: Path | None = None
         if data.tokenizer == "file":
             assert data.tokenizer_file is not None, "admission demands it"
-            path = Path(data.tokenizer_file)
+            field, beside = "spec.trainer.data.tokenizerFile", ("tokenizer_config.json",)
+            path = Path(local_path(data.tokenizer_file, field, beside=beside))
         elif data.tokenizer == "bpe":
             path = self._given or self._workshop.learned_tokenizer(self._documents(), self._config.vocabulary)
-        choice = TokenizerChoice(None if path is None else str(path), data.documents != "joined", data.end_token)
+        choice = tokenizer_choice(data, path)
         tokenizer = choice.load()
         if tokenizer.size > self._config.vocabulary:
             raise ConfigError(
                 f"spec.trainer.data.vocabSize: the tokenizer has token ids up to {tokenizer.size - 1}, and the "
                 f"vocabulary {self._config.vocabulary} entries; set it to {tokenizer.size} or more"
             )
-        if isinstance(tokenizer, JsonTokenizer):
-            self.tokenizer_file = tokenizer.file
+        self.tokenizer_file = tokenizer.file
         self._choice, self._tokenizer = choice, tokenizer
         return choice, tokenizer
 
@@ -125,6 +140,9 @@ def _windowed(source: DataSource, tokens: TokenSet, eval_tokens: TokenSet | None
         ConfigError: a set of tokens is shorter than one window, or nothing is left to train on.
     """
     data = config.trainer.data
+    # Conversations are divided into samples in another way, see `data.chat`.
+    if source.source == "chat":
+        return WindowedSource(source.name, source.weight, tokens, 0, eval_tokens)
     field, length = _field(data, source), data.sequence_length
     for path, each in ((source.path, tokens), (source.eval_path, eval_tokens)):
         if each is not None and each.count < length + 1:

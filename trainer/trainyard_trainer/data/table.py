@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.tokenizer import TokenizerFile
@@ -33,6 +34,7 @@ class Table:
     held_out: int = 0
     """Number of samples for evaluation only: the last ones."""
     tokenizer: TokenizerFile | None = None
+    masks_targets: bool = False
 
     @property
     def count(self) -> int:
@@ -67,6 +69,10 @@ class Table:
         held_out = [self.count - self.held_out, self.count]
         return [{"name": "data", "fingerprint": self.fingerprint, "samples": self.count, "heldOut": held_out}]
 
+    def row(self, number: int) -> int:
+        """Return the row of a sample in the data as they were given, from 0."""
+        return int(_order(self.count)[number])
+
     def read(self, numbers: IntArray, part: int, parts: int) -> Batch:
         """Return features [N, width] and classes [N] of samples; they have no parts."""
         assert parts == 1, "admission refuses context parallelism for a table"
@@ -89,14 +95,19 @@ def load_table(config: RunConfig) -> Table:
         x, y = load_digits(return_X_y=True)
         name = "digits"
     else:
-        x, y = _read_archive(Path(data.path))
+        x, y = _read_archive(Path(local_path(data.path, "spec.trainer.data.path")))
         name = data.path
     held_out = max(1, round(len(y) * data.eval_fraction)) if data.eval_fraction > 0 else 0
-    order = np.random.default_rng(_SHUFFLE_SEED).permutation(len(y))
+    order = _order(len(y))
     x, y = x[order].astype(np.float64), y[order].astype(np.int64)
     private = config.trainer.privacy is not None
     features = _scaled_publicly(x, name) if private else _scaled(x, len(y) - held_out, name)
     return Table(features, y, name, held_out)
+
+
+def _order(count: int) -> NDArray[np.int64]:
+    """Return the rows of a table in the order in which its samples are numbered [count]."""
+    return np.random.default_rng(_SHUFFLE_SEED).permutation(count)
 
 
 def _scaled(x: NDArray[np.float64], trained: int, name: str) -> NDArray[np.float32]:

@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainyard.resource.datasets import DataSource
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.data.files import find_files, unreadable
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.runtime.errors import ConfigError
@@ -27,6 +28,8 @@ _HEADER_MAGIC, _HEADER_BYTES = 20240520, 1024
 """Of .bin files that begin with 256 integers of 32 bits: this number, a version, and the number of tokens (llm.c)."""
 _BLOCKS, _BLOCK_BYTES = 64, 4096
 """Samples of a file that identify it."""
+READ_COMPLETELY = 64 << 20
+"""Bytes of files up to which all of their content identifies them."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,18 @@ class TokenSet:
             into[done : done + size] = self._map(index)[begin : begin + size]
             done, index = done + size, index + 1
 
+    def locate(self, start: int, count: int) -> list[tuple[TokenFile, int, int]]:
+        """Return the files that hold `count` tokens from number `start` on, each with the first and the last of them.
+
+        Those are numbered from the beginning of the file.
+        """
+        found = []
+        for file, end in zip(self.files, self._ends.tolist(), strict=True):
+            begin = end - file.count
+            if begin < start + count and start < end:
+                found.append((file, max(start, begin) - begin, min(start + count, end) - begin - 1))
+        return found
+
     def _map(self, index: int) -> NDArray[Any]:
         """Return a file, mapped into memory; the one that was not used for longest is unmapped."""
         found = self._maps.pop(index, None)
@@ -77,6 +92,20 @@ class TokenSet:
                 self._maps.popitem(last=False)
         self._maps[index] = found
         return found
+
+
+class TokenSpan(NamedTuple):
+    """Tokens of a sample."""
+
+    source: int
+    """Index of the source."""
+    tokens: TokenSet
+    held_out: bool
+    """Whether the set is the held-out data of the source (evalPath)."""
+    start: int
+    """Number of the first token in the set."""
+    size: int
+    """Number of tokens."""
 
 
 def open_prepared(folder: Path) -> TokenSet:
@@ -96,18 +125,21 @@ def open_tokens(source: DataSource, field: str) -> TokenSet:
     Raises:
         ConfigError: there are none, or a file is not what its header says.
     """
-    folder = Path(source.path)
+    # Tokens are mapped into memory, so those of an object store are downloaded.
+    path = local_path(source.path, field, (".bin", ".idx", INDEX), beside=(".idx",))
+    folder = Path(path)
     if (folder / INDEX).is_file():
         try:
             return open_prepared(folder)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{field}: {folder} is incomplete ({error}); run trainyard prepare again") from error
     files = []
-    for path in find_files(source.path, field, (".bin",)):
+    for found in find_files(path, field, (".bin",)):
+        assert isinstance(found, Path), "objects are downloaded"
         try:
-            files.append(_describe(path, source.token_type, field))
+            files.append(_describe(found, source.token_type, field))
         except OSError as error:
-            raise unreadable(path, field, error) from error
+            raise unreadable(found, field, error) from error
     return TokenSet(files, _fingerprint(files))
 
 
@@ -147,12 +179,17 @@ def _megatron(path: Path, index: Path, size: int, field: str) -> TokenFile:
 
 
 def _fingerprint(files: Sequence[TokenFile]) -> int:
-    """Return 63 bits of a digest of the sizes and of samples of files, which may be too large to read completely."""
+    """Return 63 bits of a digest of files: of all they hold, or if that is much, of their sizes and of samples."""
     digest = hashlib.sha256()
+    complete = sum(file.count * np.dtype(file.dtype).itemsize for file in files) <= READ_COMPLETELY
     for file in files:
         digest.update(f"{file.dtype} {file.count} ".encode())
         end = file.offset + file.count * np.dtype(file.dtype).itemsize
         with file.path.open("rb") as content:
+            if complete:
+                content.seek(file.offset)
+                digest.update(content.read(end - file.offset))
+                continue
             for start in np.linspace(file.offset, max(file.offset, end - _BLOCK_BYTES), _BLOCKS, dtype=np.int64):
                 content.seek(int(start))
                 digest.update(content.read(_BLOCK_BYTES))

@@ -28,6 +28,8 @@ class TokenizerFile(NamedTuple):
     path: Path
     sha256: str
     """SHA-256 of its content, in hexadecimal digits."""
+    chat_template: str | None = None
+    """Template with which it was used for conversations."""
 
 
 class Tokenizer(Protocol):
@@ -35,11 +37,17 @@ class Tokenizer(Protocol):
 
     size: int
     """Largest token id + 1."""
+    dtype: str
+    """Type of the numbers that `encode` returns."""
     end: int | None
     """Id of the token that ends a document; None: documents follow each other without one."""
 
     def encode(self, piece: Piece) -> bytes:
-        """Return the token ids of a piece of a document as numbers of type `dtype_for(size)`, in native byte order."""
+        """Return the token ids of a piece of a document as numbers of type `dtype`, in native byte order."""
+
+    @property
+    def file(self) -> TokenizerFile | None:
+        """Its tokenizer.json; None for bytes."""
 
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids."""
@@ -54,8 +62,9 @@ class ByteTokenizer:
     """One token per byte of UTF-8; needs no training."""
 
     def __init__(self, *, separates: bool) -> None:
-        self.size = BYTE_VOCABULARY
+        self.size, self.dtype = BYTE_VOCABULARY, dtype_for(BYTE_VOCABULARY)
         self.end = BYTE_END if separates else None
+        self.file = None
         self._end = bytes([BYTE_END]) if separates else b""
 
     def encode(self, piece: Piece) -> bytes:
@@ -84,25 +93,13 @@ class JsonTokenizer:
         Raises:
             ConfigError: the file is missing or is not a tokenizer, or has no token that ends a document.
         """
-        from tokenizers import Tokenizer as Encoder
-
-        field = f"spec.trainer.data.tokenizerFile: {path}"
-        try:
-            content = path.read_text("utf-8")
-            self._encoder = Encoder.from_str(content)
-        except OSError as error:
-            raise ConfigError(f"{field} cannot be read in the worker ({error.strerror}); mount it") from error
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise ConfigError(f"{field} is not a tokenizer.json ({error}); correct the path") from error
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
+        self._encoder, self.file, self.size = load_encoder(path)
         self._encoder.encode_special_tokens = True
-        self.file = TokenizerFile(path, hashlib.sha256(content.encode()).hexdigest())
-        self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
-        self._dtype = np.dtype(dtype_for(self.size))
+        self.dtype = dtype_for(self.size)
+        self._dtype = np.dtype(self.dtype)
         self.end = self._find_end(path, end_token) if separates else None
         self._before, self._after = self._added(separates)
-        self._words = WordCache(json.loads(content), self._encode)
+        self._words = WordCache(json.loads(path.read_text("utf-8")), self._encode)
 
     def encode(self, piece: Piece) -> bytes:
         """Return the token ids of a piece."""
@@ -112,6 +109,10 @@ class JsonTokenizer:
     def decode(self, ids: list[int]) -> str:
         """Return the text of token ids, special tokens included."""
         return str(self._encoder.decode(ids, skip_special_tokens=False))
+
+    def token(self, token_id: int) -> str:
+        """Return the text of one token as the tokenizer.json has it, which is a name for a special one."""
+        return str(self._encoder.id_to_token(token_id))
 
     def _encode(self, text: str) -> bytes:
         return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, self._dtype).tobytes()
@@ -143,6 +144,28 @@ class JsonTokenizer:
             f"spec.trainer.data.endToken: {path} has none of the usual ones ({', '.join(USUAL_ENDS)}); name the token "
             "that ends a document, or set spec.trainer.data.documents: joined"
         )
+
+
+def load_encoder(path: Path) -> tuple[Any, TokenizerFile, int]:
+    """Return the tokenizer of a tokenizer.json, its file, and the largest token id + 1.
+
+    Raises:
+        ConfigError: the file is missing or is not a tokenizer.
+    """
+    from tokenizers import Tokenizer as Encoder
+
+    field = f"spec.trainer.data.tokenizerFile: {path}"
+    try:
+        content = path.read_text("utf-8")
+        encoder = Encoder.from_str(content)
+    except OSError as error:
+        raise ConfigError(f"{field} cannot be read in the worker ({error.strerror}); mount it") from error
+    except Exception as error:  # tokenizers raises nothing more specific
+        raise ConfigError(f"{field} is not a tokenizer.json ({error}); correct the path") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    size = max(encoder.get_vocab(with_added_tokens=True).values()) + 1
+    return encoder, TokenizerFile(path, hashlib.sha256(content.encode()).hexdigest()), size
 
 
 def learn_bpe(texts: Iterator[str], vocab_size: int, path: Path) -> None:

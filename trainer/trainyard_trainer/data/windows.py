@@ -8,7 +8,7 @@ import torch
 from trainyard_trainer.data.samples import Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.sources import WindowedSource
-from trainyard_trainer.data.token_set import TokenSet
+from trainyard_trainer.data.token_set import TokenSet, TokenSpan
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -19,6 +19,8 @@ class Windows:
     Neighbouring windows share one token: the last target of a window is the first input of the next. Windows are
     numbered source by source: those of its tokens, then those of its other held-out tokens.
     """
+
+    masks_targets = False
 
     def __init__(
         self,
@@ -108,6 +110,14 @@ class Windows:
             ended = np.cumsum(ids[:, :-1] == self._end, axis=1, dtype=np.int32)
             documents = torch.from_numpy(np.pad(ended[:, :-1], ((0, 0), (1, 0))))
         return Batch(own[:, :-1], own[:, 1:], documents)
+
+    def locate(self, number: int) -> list[TokenSpan]:
+        """Return where the tokens of a sample are."""
+        place = int(np.searchsorted(self._firsts, number, side="right")) - 1
+        tokens = self._sets[place]
+        index = next(i for i, source in enumerate(self._given) if tokens in (source.tokens, source.eval_tokens))
+        start = (number - int(self._firsts[place])) * self._length
+        return [TokenSpan(index, tokens, tokens is self._given[index].eval_tokens, start, self._length)]
 
     def __str__(self) -> str:
         tokens = sum(source.tokens.count for source in self._given)

@@ -6,6 +6,7 @@ so that each rank computes its own part alone, on its device, and all layouts be
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -27,11 +28,16 @@ class Initial(Protocol):
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
-    """Fill this rank's part of every parameter with its initial values; nothing is communicated."""
+def initialize(model: nn.Module, seed: int, initial: Initial, chosen: Callable[[str], bool] | None = None) -> None:
+    """Fill this rank's part of every parameter with its initial values; nothing is communicated.
+
+    `chosen`: tells by its name whether a parameter is filled; None: all are.
+    """
     for name, parameter in model.named_parameters():
+        if chosen is not None and not chosen(name):
+            continue
         mean, deviation = initial(name, tuple(parameter.shape))
-        own, offsets = _own_part(parameter)
+        own, offsets = own_part(parameter)
         if not deviation:
             own.fill_(mean)
         if not deviation or not own.numel():
@@ -47,7 +53,7 @@ def initialize(model: nn.Module, seed: int, initial: Initial) -> None:
             rows_RE[first : first + step] = values_RE.mul_(deviation).add_(mean)
 
 
-def _own_part(parameter: nn.Parameter) -> tuple[Tensor, tuple[int, ...]]:
+def own_part(parameter: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     """Return this rank's part of a parameter, and where it begins in each dimension."""
     if isinstance(parameter, DTensor):
         return parameter.to_local(), local_offsets(parameter)

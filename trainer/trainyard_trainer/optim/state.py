@@ -1,7 +1,6 @@
 """The tensors of a run by name, the same on every layout: what a checkpoint holds, and how it is loaded."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from trainyard_trainer.optim.optimizer import Optimizers
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location
 
 Tensors = dict[str, Tensor]
 Shape = tuple[int, ...]
@@ -16,9 +16,14 @@ Shape = tuple[int, ...]
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 
+def model_tensor(name: str) -> str:
+    """Return the name of a parameter's tensor in a checkpoint."""
+    return f"{_MODEL}{name}"
+
+
 def model_tensors(named: Iterable[tuple[str, nn.Parameter]]) -> Tensors:
     """Return the parameters, or shards of them, that this rank holds: `model.NAME`."""
-    return {f"{_MODEL}{name}": parameter.detach() for name, parameter in named}
+    return {model_tensor(name): parameter.detach() for name, parameter in named}
 
 
 def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Optimizers) -> Tensors:
@@ -33,14 +38,14 @@ def optimizer_tensors(named: Iterable[tuple[str, nn.Parameter]], optimizers: Opt
     }
 
 
-def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[str, Shape], folder: Path) -> None:
+def check_parameters(named: Iterable[tuple[str, nn.Parameter]], saved: Mapping[str, Shape], folder: Location) -> None:
     """Check that a checkpoint has parameters of the same names and shapes, which a custom model may have changed.
 
     Raises:
         ConfigError: it has others; the message names the first of them.
     """
     for name, parameter in named:
-        shape = saved.get(f"{_MODEL}{name}")
+        shape = saved.get(model_tensor(name))
         if shape != tuple(parameter.shape):
             there = "does not exist" if shape is None else f"has the shape {list(shape)}"
             raise ConfigError(

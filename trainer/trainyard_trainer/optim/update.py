@@ -1,7 +1,6 @@
 """The update of the parameters from their gradients: by each rank, or by a parameter server."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.optim.optimizer import build_optimizers
 from trainyard_trainer.optim.state import Shape, Tensors, optimizer_tensors, prepare_optimizers
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.runtime.object_store import Location
 
 Named = Iterable[tuple[str, nn.Parameter]]
 
@@ -19,7 +19,7 @@ Named = Iterable[tuple[str, nn.Parameter]]
 class Update(Protocol):
     """Updates the parameters from the gradients that the backward passes of a step have left in them."""
 
-    def begin(self, folder: Path | None) -> None:
+    def begin(self, folder: Location | None) -> None:
         """Start the training: parameters have their initial values, or those of the checkpoint in `folder`."""
 
     def tensors(self) -> Tensors:
@@ -38,7 +38,7 @@ class Update(Protocol):
             on the device, which may not have computed them yet.
         """
 
-    def after_rollback(self, folder: Path) -> None:
+    def after_rollback(self, folder: Location) -> None:
         """Continue after a rollback: parameters and `tensors` were filled from the checkpoint in `folder`."""
 
     def close(self) -> None:
@@ -58,7 +58,7 @@ class LocalUpdate:
         self._mesh = mesh
         self._guard = guard
 
-    def begin(self, folder: Path | None) -> None:
+    def begin(self, folder: Location | None) -> None:
         pass
 
     def tensors(self) -> Tensors:
@@ -67,7 +67,7 @@ class LocalUpdate:
     def prepare(self, saved: Mapping[str, Shape]) -> None:
         prepare_optimizers(self._named, self._optimizers, saved)
 
-    def after_rollback(self, folder: Path) -> None:
+    def after_rollback(self, folder: Location) -> None:
         pass
 
     def step(self, learning_rate: float) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainyard_trainer.data.preparation import cache_folder
+from trainyard_trainer.data.downloads import cache_folder
 from trainyard_trainer.models.family import ParallelPlan
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.torch_internals import AsyncCollectiveTensor, overlap_tensor_collectives

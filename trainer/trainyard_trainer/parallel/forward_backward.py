@@ -38,7 +38,7 @@ SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]]
 
 
 class ForwardBackward(Protocol):
-    """Computes the gradient of the mean loss over all tokens of the global batch, and leaves it in the parameters."""
+    """Computes the gradient of the mean loss over all targets of the global batch, and leaves it in the parameters."""
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         """Run all micro-batches of a step.
@@ -69,11 +69,10 @@ def make_forward_backward(
 
     `own_loss`: loss of a plug-in, in place of the cross-entropy.
     """
-    tokens = batches.global_batch * config.tokens_per_sample
     loss = TokenLosses(compiled=config.trainer.compile) if own_loss is None else _gathers_outputs(own_loss)
     if mesh.sizes.pipeline > 1:
-        return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, tokens, loss)
-    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, tokens, loss)
+        return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, loss)
+    return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, loss)
 
 
 class GradientAccumulation:
@@ -86,14 +85,12 @@ class GradientAccumulation:
         model: nn.Module,
         device: torch.device,
         micro_batch_count: int,
-        tokens: int,
         loss: Loss,
     ) -> None:
         self._loss = loss
         self._model = model
         self._micro_batch_count = micro_batch_count
         self._device = device
-        self._tokens = tokens
         # DistributedDataParallel averages over the ranks, and the gradients are to be summed.
         self._ranks = mesh.sizes.size if isinstance(model, DistributedDataParallel) else 1
         self._shards_each = config.memory_use.gradients == "sharded"
@@ -102,8 +99,7 @@ class GradientAccumulation:
 
     def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
         loss = torch.zeros((), device=self._device)
-        arriving = batches.micro_batches(step)
-        waited = 0.0
+        arriving, targets_of_step, waited = _arriving(batches, step)
         for index in range(self._micro_batch_count):
             began = time.perf_counter()
             heartbeat.beat(Phase.DATA)
@@ -112,7 +108,7 @@ class GradientAccumulation:
             heartbeat.beat(Phase.FORWARD_BACKWARD)
             with self._sync_if(index == self._micro_batch_count - 1):
                 with self._precision():
-                    micro_loss = self._loss(self._model(inputs, **_isolation(documents)), targets) / self._tokens
+                    micro_loss = self._loss(self._model(inputs, **_isolation(documents)), targets) / targets_of_step
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.detach()
         return loss, waited
@@ -157,7 +153,6 @@ class PipelineSchedule:
         parts: list[nn.Module],
         device: torch.device,
         micro_batch_count: int,
-        tokens: int,
         loss: Loss,
     ) -> None:
         self._loss = loss
@@ -170,10 +165,11 @@ class PipelineSchedule:
         self._schedule = schedule(
             stages if several else stages[0],  # type: ignore[arg-type]
             micro_batch_count,
-            loss_fn=lambda logits, targets: loss(logits, targets) / tokens,
+            loss_fn=lambda logits, targets: loss(logits, targets) / self._divisor,
             scale_grads=False,
         )
-        self._tokens = tokens
+        self._divisor: int | Tensor = 1
+        """What the sum of the losses is divided by."""
         self._first, self._last = 0 in own, total - 1 in own
         # Every stage needs to know where documents end, if attention must not cross them.
         self._needs_data = self._first or self._last or config.trainer.data.documents == "isolated"
@@ -183,6 +179,7 @@ class PipelineSchedule:
         began = time.perf_counter()
         heartbeat.beat(Phase.DATA)
         batch = batches.global_share(step) if self._needs_data else None
+        self._divisor = batches.count_targets([batch] if batch is not None and self._last else [])
         waited = time.perf_counter() - began
         heartbeat.beat(Phase.FORWARD_BACKWARD)
         losses: list[Tensor] = []
@@ -200,6 +197,7 @@ class PipelineSchedule:
     def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         losses: list[Tensor] = []
         heartbeat.beat(Phase.EVALUATION)
+        self._divisor = 1
         logits = self._schedule.eval(
             *([batch.inputs] if self._first else []),
             target=batch.targets if self._last else None,
@@ -208,7 +206,19 @@ class PipelineSchedule:
         )
         if not self._last:
             return torch.zeros((), device=self._device), None
-        return torch.stack(losses).sum() * self._tokens, _value(logits).argmax(-1)
+        return torch.stack(losses).sum(), _value(logits).argmax(-1)
+
+
+def _arriving(batches: Batches, step: int) -> tuple[Iterator[Batch], int | Tensor, float]:
+    """Return the micro-batches of a step, the number of its targets on all ranks, and the seconds spent waiting."""
+    if not batches.varying_targets:
+        return batches.micro_batches(step), batches.count_targets(()), 0.0
+    # Each micro-batch has another share of the targets, so all are read before the first backward pass.
+    began = time.perf_counter()
+    heartbeat.beat(Phase.DATA)
+    read = list(batches.micro_batches(step))
+    waited = time.perf_counter() - began
+    return iter(read), batches.count_targets(read), waited
 
 
 def _isolation(documents: Tensor | None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from trainyard_trainer.data.table import Table
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model, ParallelPlan
 from trainyard_trainer.models.initial import initialize
+from trainyard_trainer.models.lora import apply_lora, initial_with_adapters, is_adapter
 from trainyard_trainer.parallel.activation_checkpoint import apply_activation_checkpointing
 from trainyard_trainer.parallel.compilation import compile_blocks, overlap_collectives
 from trainyard_trainer.parallel.context import apply_context_parallel
@@ -63,12 +64,12 @@ def build_model_parts(config: RunConfig, mesh: RankMesh, samples: Samples, devic
     return parts
 
 
-def initialize_parts(parts: list[nn.Module], seed: int) -> None:
-    """Fill the parameters of this rank with their initial values."""
+def initialize_parts(parts: list[nn.Module], seed: int, *, adapters_only: bool = False) -> None:
+    """Fill the parameters of this rank, or only its adapters, with their initial values."""
     for part in parts:
         model = part.module if isinstance(part, DistributedDataParallel) else part
         assert isinstance(model, Model)
-        initialize(model, seed, model.initial)
+        initialize(model, seed, initial_with_adapters(model), is_adapter if adapters_only else None)
 
 
 def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
@@ -77,10 +78,16 @@ def named_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter
     return [named for model in models for named in model.named_parameters()]
 
 
-def parameter_count(config: RunConfig, samples: Samples) -> int:
-    """Return the number of trained scalars of the whole model."""
+def trained_parameters(parts: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:
+    """Return those of the `named_parameters` that are trained: all, or only adapters."""
+    return [(name, parameter) for name, parameter in named_parameters(parts) if parameter.requires_grad]
+
+
+def parameter_count(config: RunConfig, samples: Samples, *, trained: bool = False) -> int:
+    """Return the number of scalars of the whole model, or only of those that are trained."""
     undivided = PipelineParallelism()
-    return sum(p.numel() for p in _build_stage(config, samples, 0, undivided).parameters())
+    parameters = _build_stage(config, samples, 0, undivided).parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad or not trained)
 
 
 def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: PipelineParallelism | None = None) -> Model:
@@ -93,8 +100,15 @@ def _build_stage(config: RunConfig, samples: Samples, stage: int, pipeline: Pipe
         classes=None if table is None else table.class_count,
     )
     layers = layers_of_stage(pipeline or config.parallelism.pipeline, config.family.layers(config.model), stage)
+    family, lora = FAMILIES[config.model.name], config.trainer.model.lora
     with torch.device("meta"):
-        return FAMILIES[config.model.name].build(config.model, shape, layers)
+        part = family.build(config.model, shape, layers)
+        if lora is not None:
+            # What is not trained is held in the type in which it is computed with: nothing is lost by small updates.
+            half = torch.bfloat16 if config.trainer.precision == "bfloat16" else None
+            apply_lora(part, family.plan(part).layers(), lora, frozen=half)
+            part.tie()
+    return part
 
 
 def _divide(plan: ParallelPlan, mesh: RankMesh) -> None:

@@ -9,6 +9,7 @@ the same noise on other gradients would give both away, and pays for its steps w
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -36,20 +37,20 @@ _WITHOUT_EFFECT = (
     "memoryUse",
     "checkpoint",
 )
-_WITHOUT_EFFECT_IN_TRAINER = ("logEverySteps", "tensorboard", "profile", "evaluation")
+_WITHOUT_EFFECT_IN_TRAINER = ("logEverySteps", "tensorboard", "profile", "evaluation", "export", "signingKeyFile")
 """Parts of a configuration that neither samples, noise nor parameters follow from, rounding aside."""
 
 
 class Budget:
     """The budget of a run, the same on every rank; rank 0 keeps the ledger."""
 
-    def __init__(self, config: RunConfig, samples: int, fingerprint: int, store: Store, world: World) -> None:
+    def __init__(self, config: RunConfig, samples: int, data: Sequence[int | None], store: Store, world: World) -> None:
         """Prepare the budget.
 
         Args:
             config: configuration of the run.
             samples: number of training samples.
-            fingerprint: identifies the data.
+            data: numbers that identify the data, and what is excluded of them.
             store: where the ledger is.
             world: the ranks; they have a control group, since a private run writes checkpoints.
 
@@ -72,7 +73,7 @@ class Budget:
         self._privacy = privacy
         self._target = Target(privacy.epsilon, privacy.delta)
         self._rate = batch / samples
-        self._configuration = configuration_digest(config, fingerprint)
+        self._configuration = configuration_digest(config, data)
         self._store, self._world = store, world
         self._ledger = Ledger()
         self._planned = self._total = 0
@@ -232,11 +233,11 @@ class Budget:
         )
 
 
-def configuration_digest(config: RunConfig, fingerprint: int) -> str:
+def configuration_digest(config: RunConfig, data: Sequence[int | None]) -> str:
     """Return a digest of everything that the steps of a run follow from, besides key and layout."""
     fields = {name: value for name, value in config.to_dict().items() if name not in _WITHOUT_EFFECT}
     fields["health"] = config.health.bad_steps.to_dict()
     trainer = {name: value for name, value in fields["trainer"].items() if name not in _WITHOUT_EFFECT_IN_TRAINER}
     trainer["batch"] = {"global": config.trainer.batch.global_}
-    content = json.dumps([{**fields, "trainer": trainer}, fingerprint], sort_keys=True)
+    content = json.dumps([{**fields, "trainer": trainer}, list(data)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]

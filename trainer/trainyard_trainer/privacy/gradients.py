@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainyard.config import RunConfig
 from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.models.lora import LoraLinear
 from trainyard_trainer.parallel.forward_backward import ForwardBackward
 from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.privacy.noise import BLOCK, noise_block
@@ -31,8 +32,9 @@ class PrivateGradients:
 
         `evaluation`: passes that evaluate the same model.
         """
-        from opacus.grad_sample import GradSampleHooks
+        from opacus.grad_sample import GradSampleHooks, register_grad_sampler
 
+        register_grad_sampler(LoraLinear)(_gradients_of_adapters)
         assert config.trainer.privacy is not None, "only a private run has clipped gradients"
         assert config.trainer.batch.global_ is not None, "admission demands a batch"
         self._model, self._world, self._evaluation = model, world, evaluation
@@ -104,6 +106,22 @@ class PrivateGradients:
             if block % self._world.size == self._world.rank:
                 noise = self._deviation * noise_block(self._key, step, block, len(part))
                 part.add_(torch.from_numpy(noise).to(part))
+
+
+def _gradients_of_adapters(layer: LoraLinear, inputs: list[Tensor], outputs: Tensor) -> dict[nn.Parameter, Tensor]:
+    """Return the gradients of an adapter for each sample, as Opacus asks for them; its frozen weight has none.
+
+    Args:
+        layer: the layer.
+        inputs: its input [N, ..., in].
+        outputs: gradient of its output [N, ..., out].
+    """
+    narrow = layer.scale * torch.nn.functional.linear(inputs[0], layer.lora_a)
+    back = layer.scale * outputs @ layer.lora_b
+    return {
+        layer.lora_a: torch.einsum("n...r,n...i->nri", back, inputs[0]),
+        layer.lora_b: torch.einsum("n...o,n...r->nor", outputs, narrow),
+    }
 
 
 @torch.no_grad()

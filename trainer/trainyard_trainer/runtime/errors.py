@@ -20,6 +20,18 @@ class FinalCheckpointFailed(Exception):
         self.on_other_ranks = on_other_ranks
 
 
+class ExportFailed(Exception):
+    """The training is complete and saved, but its weights could not be exported; the next attempt exports them again.
+
+    The worker exits with code 1, so that restarts are counted.
+    """
+
+    def __init__(self, message: str, *, on_other_ranks: bool) -> None:
+        """`on_other_ranks`: another rank has failed to write, and only that one knows why."""
+        super().__init__(message)
+        self.on_other_ranks = on_other_ranks
+
+
 class BadSteps(ArithmeticError):
     """Gradients are not finite or spike, and spec.health.badSteps demands that the attempt fails.
 

@@ -15,7 +15,8 @@ from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher import STOP_SIGNALS, termination_message_path
 from trainyard.protocol.log_tail import is_peer_loss
 from trainyard.protocol.termination import TerminationMessage
-from trainyard_trainer.runtime.errors import BadSteps, ConfigError, FinalCheckpointFailed
+from trainyard_trainer.runtime.errors import BadSteps, ConfigError, ExportFailed, FinalCheckpointFailed
+from trainyard_trainer.runtime.object_store import ObjectStoreError
 
 PEER_LOST_PAUSE = 1.0
 """Seconds that a process which has lost a peer waits before it ends, so that the operator sees the cause first."""
@@ -74,6 +75,14 @@ def exit_with_error(error: Exception, rank: int | None, step: int | None) -> NoR
         print(f"error: {process}: {error}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
         exit_now(constants.EXIT_BAD_STEPS)
+    # The message says all; a traceback through libraries would hide it.
+    if isinstance(error, ObjectStoreError):
+        print(f"error: {process}: {message.message}", file=sys.stderr)
+        exit_now(1)
+    if isinstance(error, ExportFailed):
+        print(f"error: {process}: {error}", file=sys.stderr, flush=True)
+        time.sleep(PEER_LOST_PAUSE if message.peer_lost else 0)
+        exit_now(1)
     if message.peer_lost:
         print(f"{process} lost a peer: {message.message}", file=sys.stderr, flush=True)
         time.sleep(PEER_LOST_PAUSE)
@@ -98,7 +107,7 @@ def describe(error: Exception, rank: int | None, step: int | None) -> Terminatio
     if lost:
         # Gloo puts a location in its source before the message, and advice after it.
         text = re.sub(r"^\[[^]]*\] ", "", text).partition(" This is typically")[0]
-    lost = lost or (isinstance(error, BadSteps | FinalCheckpointFailed) and error.on_other_ranks)
+    lost = lost or (isinstance(error, BadSteps | ExportFailed | FinalCheckpointFailed) and error.on_other_ranks)
     return TerminationMessage(rank=rank, exception=type(error).__name__, message=text, step=step, peer_lost=lost)
 
 

@@ -68,6 +68,12 @@ class World:
             servers=servers,
         )
 
+    @classmethod
+    def alone(cls) -> "World":
+        """Return this process as the only rank, on a GPU if there is one, in a process group of its own."""
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
+        return cls(0, 0, 1, 1, _device(0))
+
     def init_process_group(
         self,
         *,

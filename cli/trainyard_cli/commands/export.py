@@ -1,0 +1,66 @@
+"""export: weights for other programs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from trainyard.resource.export import Dtype, Format
+from trainyard_cli.commands.options import Weights, require_trainer
+from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED
+from trainyard_cli.output import print_error, stderr_console, stdout_console
+
+
+def export(
+    weights: Weights,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder to write; it must be empty or absent.", show_default=False)
+    ],
+    dtype: Annotated[
+        Dtype, typer.Option("--dtype", help="Data type of the tensors; bfloat16 halves the size, and rounds them.")
+    ] = "float32",
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="huggingface: the complete model, adapters merged into it. peft: the adapters of a run alone, for "
+            "PeftModel.from_pretrained.",
+        ),
+    ] = "huggingface",
+) -> None:
+    """Write weights as a Hugging Face folder, which transformers and other programs load.
+
+    It has config.json, files of safetensors, the tokenizer, and a model card with the figures of the run; of an mlp
+    also model.pt2, a program for torch.export.load. One file of tensors is held in memory at a time. Checksums of a
+    checkpoint are compared before.
+
+    Example: trainyard export runs/my-job/checkpoints my-model
+
+    Exit codes: 0 the folder is complete; 1 it could not be written; 2 there are no weights, or they are damaged; 130
+    interrupted.
+    """
+    require_trainer("export")
+    from trainyard_trainer.weights.adapter_export import export_adapters
+    from trainyard_trainer.weights.export import export as write  # imported late: other commands need no trainer
+    from trainyard_trainer.weights.folder import WeightsError, open_weights
+
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        print_error(f"FOLDER: {folder} is not empty; choose another one, or remove it")
+        raise typer.Exit(EXIT_BAD_INPUT)
+    columns = (TextColumn("exporting"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=stderr_console(), transient=True) as progress:
+            task = progress.add_task("", total=None)
+            found = open_weights(weights)
+            if form == "peft":
+                export_adapters(found, folder)
+            else:
+                write(found, folder, dtype, lambda done, total: progress.update(task, completed=done, total=total))
+    except WeightsError as error:
+        print_error(str(error))
+        raise typer.Exit(EXIT_BAD_INPUT) from None
+    except OSError as error:
+        print_error(f"{error.filename or folder}: {error.strerror or error}; free space, or choose another folder")
+        raise typer.Exit(EXIT_FAILED) from None
+    stdout_console().print(f"{found.path} is exported to {folder}", highlight=False, soft_wrap=True)

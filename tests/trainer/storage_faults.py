@@ -1,0 +1,33 @@
+"""Entry points of pods whose storage refuses some files."""
+
+import errno
+import os
+
+from trainyard.run_record import RunRecord
+from trainyard_trainer.checkpoint.run_folder import RunFolder
+from trainyard_trainer.data.tokenizer import TokenizerFile
+from trainyard_trainer.launcher import main as launcher_main
+
+
+def no_record_for(attempts: float) -> None:
+    """Refuse to write the record of the run so many times."""
+    write, refused = RunFolder.write, 0
+
+    def faulty(self: RunFolder, record: RunRecord, tokenizer: TokenizerFile | None) -> None:
+        nonlocal refused
+        refused += 1
+        if refused <= attempts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(self, record, tokenizer)
+
+    RunFolder.write = faulty  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def no_record() -> None:
+    no_record_for(float("inf"))
+
+
+def no_record_at_first() -> None:
+    """At the beginning, after the only checkpoint, and at the first try of the end."""
+    no_record_for(3)

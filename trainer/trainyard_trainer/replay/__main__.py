@@ -1,0 +1,30 @@
+"""`python -m trainyard_trainer.replay FOLDER STEP` in a pod of the trainer image: what the samples of a step did.
+
+Prints what `trainyard explain-step -o json` prints, and exits with 2 if the run cannot be replayed.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from trainyard_trainer.replay.explain_step import explain_step
+
+
+def main() -> None:
+    """Explain a step of a run."""
+    parser = argparse.ArgumentParser(prog="python -m trainyard_trainer.replay", description=__doc__)
+    parser.add_argument("folder", type=Path, help="folder of the run's checkpoints, for example /checkpoints/JOB")
+    parser.add_argument("step", type=int, help="number of the step, from 1")
+    parser.add_argument("--top", type=int, default=10, help="samples whose places and text are looked for")
+    arguments = parser.parse_args()
+    try:
+        found = explain_step(arguments.folder, arguments.step, top=arguments.top)
+    except ValueError as error:  # ReplayError, ConfigError
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print(json.dumps(found.to_dict(), indent=1))
+
+
+if __name__ == "__main__":
+    main()
