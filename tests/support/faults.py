@@ -36,6 +36,15 @@ def _trainer(**changes: Any) -> Manifest:
     return make_manifest(trainer=trainer_spec(**changes))
 
 
+def _custom(**changes: Any) -> Manifest:
+    return _trainer(**{"model": {"name": "custom"}, "module": "plugin:build", **changes})
+
+
+def _with_checkpoints(manifest: Manifest) -> Manifest:
+    manifest["spec"]["checkpoint"] = {"volume": {"emptyDir": {}}}
+    return manifest
+
+
 def _model(**sizes: Any) -> Manifest:
     return _trainer(model={"name": "llama", "preset": "nano", **sizes})
 
@@ -497,6 +506,23 @@ RULES = (
         "spec.trainer.options: are for spec.trainer.module; add it, or remove them",
     ),
     Fault(
+        "weights for a custom model",
+        lambda: _custom(model={"name": "custom", "from": {"path": "/models/it"}}),
+        "spec.trainer.model.from: is for llama, moe and mlp only; remove it, or set spec.trainer.model.name: llama, "
+        "moe or mlp",
+    ),
+    Fault(
+        "an export of a custom model",
+        lambda: _with_checkpoints(_custom(export={})),
+        "spec.trainer.export: is for llama, moe and mlp only, since other programs know no other model; remove it",
+    ),
+    Fault(
+        "an export without checkpoints",
+        lambda: _trainer(export={}),
+        "spec.trainer.export: is made from the last checkpoint, so that no rank needs memory for the whole model; add "
+        "spec.checkpoint, or remove it",
+    ),
+    Fault(
         "an odd width of a head",
         lambda: _model(headDim=33),
         "spec.trainer.model.headDim: must be even, since rotary positions rotate pairs; change it",
@@ -620,6 +646,11 @@ RULES = (
                 "an end token of bytes",
                 {"source": "text", "path": "/data", "endToken": "</s>"},
                 "spec.trainer.data.endToken: is for tokenizer: file only, the others have one of their own; remove it",
+            ),
+            (
+                "an exclusion of nothing",
+                {"source": "text", "path": "/data", "exclude": {}},
+                "spec.trainer.data.exclude: needs samples or a file; add numbers of samples, or remove it",
             ),
             (
                 "conversations among several sources",
@@ -916,6 +947,12 @@ RULES = (
             "claim, or remove them",
         )
         for name, value in (("tensorboard", True), ("profile", {"startStep": 5}))
+    ),
+    Fault(
+        "signatures without checkpoints",
+        partial(_trainer, signingKeyFile="/keys/private.pem"),
+        "spec.trainer.signingKeyFile: signs the records of checkpoints, but none are written; add spec.checkpoint, or "
+        "remove it",
     ),
     Fault(
         "a profile in an object store",

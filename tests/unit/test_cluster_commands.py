@@ -387,7 +387,7 @@ def command_help(*path: str) -> str:
 def test_help_prints_every_text_as_it_is_written() -> None:
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
-    assert len(group.commands) == 16
+    assert len(group.commands) == 18
     for name, command in group.commands.items():
         text = command_help(name)
         assert command.callback is not None
