@@ -16,6 +16,8 @@ from trainyard.sizing.memory_use import choose_memory_use
 
 MICRO_BATCH_TOKENS = 16_384
 """Tokens of the largest micro-batch that is chosen automatically."""
+SAMPLE_GRADIENT_SCALARS = 2**26
+"""Scalars in the gradients of all samples of such a micro-batch, with spec.trainer.privacy: 256 MiB."""
 DIGITS_FEATURES, DIGITS_CLASSES = 64, 10
 """Columns and classes of the builtin table `digits`."""
 
@@ -156,6 +158,9 @@ def _precision(spec: TrainingJobSpec, trainer: TrainerSpec) -> Precision:
     """
     if trainer.precision != "auto":
         return trainer.precision
+    # Gradients of single samples are computed in float32.
+    if trainer.privacy is not None:
+        return "float32"
     return "bfloat16" if uses_gpus(spec) else "float32"
 
 
@@ -182,6 +187,9 @@ def _micro_batch(trainer: TrainerSpec, mesh: Mesh) -> int:
         return trainer.batch.micro
     tokens = 1 if trainer.data.source == "table" else trainer.data.sequence_length
     fits = max(1, MICRO_BATCH_TOKENS * mesh.context // tokens)
+    if trainer.privacy is not None:
+        parameters = FAMILIES[trainer.model.name].parameters(_model_config(trainer))
+        fits = min(fits, max(1, SAMPLE_GRADIENT_SCALARS // max(1, parameters)))
     if trainer.batch.global_ is None:
         return fits
     share = trainer.batch.global_ // mesh.data

@@ -83,6 +83,16 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
+        ("trainer.privacy.epsilon", "trainer.privacy.maxGradNorm", "trainer.privacy.noiseMultiplier"),
+        "applies from the next step on; each step counts with the noise that it had",
+    ),
+    ResumeRule(
+        Effect.REFUSED,
+        ("trainer.privacy.delta",),
+        "a budget is for all steps of a run: it can neither be added later nor removed, and its delta stays",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
         (
             "trainer.schedule.name",
             "trainer.schedule.warmupSteps",

@@ -31,11 +31,14 @@ def learning() -> list[Panel]:
                 "Loss",
                 "none",
                 "Training loss of single steps, and loss on held-out samples. If training falls while held-out rises,"
-                " the model overfits. If both rise, lower the learning rate or restart from a checkpoint.",
+                " the model overfits. If both rise, lower the learning rate or restart from a checkpoint. On the right"
+                " the epsilon of a private run: training ends when its budget is spent.",
                 ("TrainyardLossDiverging",),
             ),
             Query(f"max(trainyard_loss{{{S}}})", "training"),
             Query(f"max(trainyard_eval_loss{{{S}}})", "held out"),
+            Query(f"max(trainyard_privacy_epsilon{{{S}}})", "epsilon spent"),
+            right={"epsilon spent": "none"},
         ),
         graph(
             PanelInfo(

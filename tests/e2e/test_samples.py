@@ -11,8 +11,9 @@ from tests.support.samples import TRAINED, sample
 pytestmark = pytest.mark.e2e
 
 STEPS = 5
-PARAMETER_SERVER, TWO_AXES = "mlp-parameter-server", "llama-tp-pp"
-REPRESENTED = [name for name in TRAINED if name not in (PARAMETER_SERVER, TWO_AXES, "llama-ddp", "llama-checkpoint")]
+PARAMETER_SERVER, TWO_AXES, PRIVATE = "mlp-parameter-server", "llama-tp-pp", "mlp-private"
+OTHERS = (PARAMETER_SERVER, TWO_AXES, PRIVATE, "llama-ddp", "llama-checkpoint")
+REPRESENTED = [name for name in TRAINED if name not in OTHERS]
 """Samples whose layouts tests/trainer proves and tests/local runs; test_training.py trains llama-ddp on the node."""
 
 
@@ -54,7 +55,17 @@ def test_matrices_and_layers_split_over_four_pods_train_on_the_node(namespace: N
     train(namespace, body)
 
 
-# Extended: the two tests above train such samples on the node; tests/trainer compares the losses of these layouts with
+def test_a_private_run_reports_what_it_has_spent(namespace: Namespace) -> None:
+    """Two private runs draw other samples, so its losses are compared with nothing here."""
+    body = sample(PRIVATE, steps=STEPS)
+    body["spec"]["checkpoint"] = {"volume": {"emptyDir": {}}}
+    namespace.apply(body)
+    progress = namespace.await_phase(PRIVATE, "Succeeded", timeout=180)["progress"]
+    assert progress["step"] == STEPS
+    assert 2.9 < progress["epsilon"] <= body["spec"]["trainer"]["privacy"]["epsilon"]
+
+
+# Extended: the tests above train such samples on the node; tests/trainer compares the losses of these layouts with
 # those of one process, and tests/local runs them.
 @pytest.mark.extended
 @pytest.mark.parametrize("name", [TWO_AXES, *REPRESENTED])

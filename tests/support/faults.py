@@ -84,6 +84,23 @@ def _digits(**changes: Any) -> Manifest:
     return make_manifest(trainer=_digits_spec(**changes))
 
 
+def _private(trainer: Manifest | None = None, **spec: Any) -> Manifest:
+    """A private llama; None in place of a part of the spec removes it."""
+    private = trainer_spec(**{"privacy": {"epsilon": 3, "delta": 1e-6}, **(trainer or {})})
+    parts: Manifest = {"checkpoint": {"volume": {"emptyDir": {}}}, **spec}
+    return make_manifest(trainer=private, **{name: part for name, part in parts.items() if part is not None})
+
+
+_WHOLE_PARAMETERS = (
+    "spec.trainer.privacy: needs all parameters on each rank, since the norm of one sample's gradient is over all of "
+    "them; set spec.parallelism.data.mode: ddp, and remove tensor, context, expert and pipeline"
+)
+_SAMPLE_GRADIENTS = (
+    "spec.trainer.privacy: gradients of single samples are computed by hooks of the layers, which compiled and "
+    "recomputed blocks do not run once; remove spec.trainer.compile and activationCheckpointing"
+)
+
+
 def _digits_with(model: Manifest) -> Manifest:
     return _digits(model=model)
 
@@ -717,6 +734,73 @@ RULES = (
         "batches); choose another optimizer",
     ),
     Fault(
+        "privacy of a moe",
+        lambda: _private({"model": {"name": "moe", "preset": "nano"}}),
+        "spec.trainer.privacy: is for llama and mlp only (which experts a token uses depends on other samples, by the "
+        "loss that balances them; its layers may mix samples); remove it, or set spec.trainer.model.name: llama or mlp",
+    ),
+    Fault(
+        "privacy with sharded parameters",
+        lambda: _private(parallelism={"data": {"mode": "fsdp"}}),
+        _WHOLE_PARAMETERS,
+    ),
+    Fault(
+        "privacy at a parameter server",
+        lambda: _private(parallelism={"data": {"mode": "parameterServer"}}),
+        _WHOLE_PARAMETERS,
+    ),
+    Fault("privacy in a tensor group", lambda: _private(replicas=2, parallelism={"tensor": 2}), _WHOLE_PARAMETERS),
+    Fault(
+        "privacy without checkpoints",
+        lambda: _private(checkpoint=None),
+        "spec.trainer.privacy: needs spec.checkpoint, where the spent budget is recorded, so that a restart does not "
+        "spend it twice; add it",
+    ),
+    Fault(
+        "privacy with rollbacks",
+        lambda: _private(health={"badSteps": {"action": "Rollback"}}),
+        "spec.trainer.privacy: each step spends budget, also one that a rollback undoes; set "
+        "spec.health.badSteps.action to Skip or Fail",
+    ),
+    Fault(
+        "privacy of gradient descent",
+        lambda: _private({"batch": {}, "optimizer": {"name": "gd"}}),
+        "spec.trainer.privacy: needs spec.trainer.batch.global, the expected size of a batch whose samples are drawn "
+        "at random; set it, and choose an optimizer other than gd",
+    ),
+    Fault(
+        "privacy in bfloat16",
+        lambda: _private({"precision": "bfloat16"}),
+        "spec.trainer.privacy: gradients of single samples are computed in float32; set spec.trainer.precision: "
+        "float32, or remove it",
+    ),
+    Fault("privacy of compiled blocks", lambda: _private({"compile": True}), _SAMPLE_GRADIENTS),
+    Fault("privacy of recomputed blocks", lambda: _private({"activationCheckpointing": "full"}), _SAMPLE_GRADIENTS),
+    Fault(
+        "privacy with a plug-in",
+        lambda: _private({"module": "own:build"}),
+        "spec.trainer.privacy: a loss, a model or data of your own may mix samples, and then a bound on each sample's "
+        "gradient protects none of them; remove spec.trainer.module",
+    ),
+    Fault(
+        "privacy of several sources",
+        lambda: _private({"data": {"sources": [_source()]}}),
+        "spec.trainer.privacy: each sample must have the same probability, but those of several sources follow from "
+        "their weights; put the data into one source (spec.trainer.data.source and path)",
+    ),
+    Fault(
+        "privacy of conversations",
+        lambda: _private({"data": {"source": "chat", "path": "/data"}}),
+        "spec.trainer.privacy: conversations have different numbers of targets, by whose sum over a batch the loss is "
+        "divided; set spec.trainer.data.source: text",
+    ),
+    Fault(
+        "privacy with a tokenizer of the data",
+        lambda: _private({"data": {"source": "text", "path": "/data", "tokenizer": "bpe"}}),
+        "spec.trainer.privacy: a bpe tokenizer is learned from the data without protection, and shows frequent words "
+        "of them; set spec.trainer.data.tokenizer to byte, or to file with a tokenizer of other data",
+    ),
+    Fault(
         "experts at a parameter server",
         lambda: _parallel(2, {"model": {"name": "moe", "preset": "nano"}}, data={"mode": "parameterServer"}),
         "spec.parallelism.data.mode: parameterServer is for llama, mlp and custom only (the load of the experts is "
@@ -1193,6 +1277,13 @@ SCHEMA = (
         "spec.restartPolicy.rules[0].onExitCodes[0]: must be at least 1, not 0",
         server="spec.restartPolicy.rules[0].onExitCodes[0]: Invalid value: 0: "
         "spec.restartPolicy.rules[0].onExitCodes[0] in body should be greater than or equal to 1",
+    ),
+    Fault(
+        "a budget of zero",
+        lambda: _private({"privacy": {"epsilon": 0, "delta": 1e-6}}),
+        "spec.trainer.privacy.epsilon: must be greater than 0.0, not 0",
+        server="spec.trainer.privacy.epsilon: Invalid value: 0: spec.trainer.privacy.epsilon in body should be greater "
+        "than 0",
     ),
     Fault(
         "an environment variable without a name",

@@ -14,10 +14,19 @@ from tests.trainer.pods import Starter, environment
 @pytest.fixture(scope="session")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
     """Starts worker pods as processes, and ends those that a test leaves behind."""
-    program = [sys.executable, str(Path(__file__).with_name("pods.py"))]
-    folder = tmp_path_factory.mktemp("pods")
+    yield from _starter("pods.py", tmp_path_factory.mktemp("pods"))
+
+
+@pytest.fixture(scope="session")
+def start_private(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Starts worker pods of private runs."""
+    yield from _starter("private_pods.py", tmp_path_factory.mktemp("private"))
+
+
+def _starter(program: str, folder: Path) -> Iterator[Starter]:
+    command = [sys.executable, str(Path(__file__).with_name(program))]
     with subprocess.Popen(
-        program, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as zygote:
         yield Starter(folder, zygote)
         for process in psutil.Process(zygote.pid).children(recursive=True):

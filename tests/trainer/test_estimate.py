@@ -37,6 +37,11 @@ LORA = {"dim": 768, "layers": 6, "ffnDim": 2048, "lora": {"rank": 8}}
 """150 MiB of parameters, of which 1 % are trained."""
 FSDP: dict[str, Any] = {"data": {"mode": "fsdp"}}
 ACCUMULATED: dict[str, Any] = {"batch": {"global": 4, "micro": 1}}
+PRIVATE: dict[str, Any] = {
+    "privacy": {"epsilon": 50, "delta": 1e-6},
+    "model": {"dim": 256, "ffnDim": 768},
+    "batch": {"global": 16, "micro": 8},
+}
 PIPELINE = {"stages": 2, "schedule": "1F1B"}
 
 Case = tuple[str, int, dict[str, Any], dict[str, Any]]
@@ -71,6 +76,8 @@ MORE_LAYOUTS: tuple[Case, ...] = (
     ("moe, recomputed", 1, {}, {"model": MOE, "activationCheckpointing": "full"}),
     ("moe, selective", 1, {}, {"model": MOE, "activationCheckpointing": "selective", "batch": {"global": 16}}),
     ("expert and fsdp", 4, {**FSDP, "expert": 2}, {"model": MOE, "batch": {"global": 16}}),
+    ("private", 1, {}, PRIVATE),
+    ("private, two ranks", 2, {}, PRIVATE),
     ("bfloat16, ddp", 2, {}, {"precision": "bfloat16", "batch": {"global": 16}}),
     ("bfloat16, fsdp", 2, FSDP, {"precision": "bfloat16"}),
     ("bfloat16, tensor", 2, {"tensor": 2}, {"precision": "bfloat16"}),

@@ -109,6 +109,13 @@ def test_the_status_shows_progress_nodes_and_conditions() -> None:
         assert part in text
 
 
+def test_the_status_of_a_private_run_shows_what_it_has_spent() -> None:
+    trainer = trainer_spec(privacy={"epsilon": 3, "delta": 1e-5})
+    status = running_job(progress={"epsilon": 1.2345}).status.to_dict()
+    job = make_job(trainer=trainer, checkpoint={"volume": {"emptyDir": {}}}, status=status)
+    assert "epsilon spent │ 1.234 of 3 (delta 1e-05)" in "\n".join(shown(status_table(job, NOW)))
+
+
 def test_a_group_of_reduced_size_shows_both_sizes() -> None:
     job = make_job(replicas=3, **elastic(), status={"attempt": 2, "elastic": {"replicas": 2}})
     assert "workers │ 2 (of 3) x 1 rank" in "\n".join(shown(status_table(job, NOW)))

@@ -13,10 +13,10 @@ from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
 from trainyard.models import FAMILIES
 from trainyard.models.decoder import DecoderConfig
-from trainyard.models.family import DataShape
+from trainyard.models.family import FULL_BYTES, DataShape
 from trainyard.models.llama import LlamaFamily
 from trainyard.models.moe import MoeFamily
-from trainyard.resolve import resolve, spec_problems
+from trainyard.resolve import SAMPLE_GRADIENT_SCALARS, resolve, spec_problems
 from trainyard.resource.job import TrainingJob
 from trainyard.sizing.activations import activations
 from trainyard.sizing.fit import _fullest_worker
@@ -556,3 +556,22 @@ def test_an_evaluation_needs_neither_gradients_nor_optimizer_state() -> None:
     # Explanations compute gradients.
     explained = memory(cpus(checkpoint=volume, trainer={"task": "evaluate", "explain": {}}))
     assert explained.gradients > 0
+
+
+def test_the_gradients_of_single_samples_count_and_limit_the_micro_batch() -> None:
+    privacy = {"epsilon": 3, "delta": 1e-6}
+    checkpoint: dict[str, Any] = {"volume": {"emptyDir": {}}}
+    data = {"source": "text", "builtin": "python-stdlib", "sequenceLength": 32}
+    shape = {"model": {"name": "llama", "preset": "tiny"}, "batch": {"global": 512}, "data": data}
+    private = cpus(trainer={**shape, "privacy": privacy}, checkpoint=checkpoint)
+    plain = cpus(trainer=shape, checkpoint=checkpoint)
+    config, parameters = resolve(private), training(private).parameters
+    assert 1 < config.micro_batch < resolve(plain).micro_batch
+    assert config.micro_batch * parameters <= SAMPLE_GRADIENT_SCALARS < 2 * config.micro_batch * parameters
+    gradients = memory(private).gradients
+    assert gradients - FULL_BYTES * parameters == FULL_BYTES * (config.micro_batch + 1) * parameters
+    large = cpus(
+        trainer={**shape, "model": {"name": "llama", "preset": "8b"}, "privacy": privacy}, checkpoint=checkpoint
+    )
+    assert resolve(large).micro_batch == 1
+    assert FULL_BYTES * 2 * training(large).parameters < memory(large).gradients

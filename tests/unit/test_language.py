@@ -59,7 +59,7 @@ BANNED = {
     r"mend(?:s|ed|ing)?": "fix, repair",
     r"for the worse": "fail",
     r"come what may|in good order": "plain English",
-    r"noises?": "alert",
+    r"(?:make|makes|making|made) (?:a )?noises?|noises? (?:in|of) (?:the )?(?:logs?|events?|alerts?)": "alert",
     r"(?:not|n't|never) (?:un|im|in)(?:known|usual|possible|common|like|frequent|valid)": "no double negation",
     r"looks? after": "manage",
     r"knows nothing|notices? nothing": "is not affected",

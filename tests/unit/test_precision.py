@@ -31,3 +31,9 @@ def test_auto_is_resolved_by_the_resources_of_the_workers(
     assert found.precision == resolved
     # An image of an earlier version reads it here, and does not know auto.
     assert found.to_dict()["trainer"]["precision"] == resolved
+
+
+def test_auto_is_float32_with_privacy_also_on_gpus() -> None:
+    privacy = {"epsilon": 3, "delta": 1e-6}
+    job = make_job(workers=GPU, trainer=trainer_spec(privacy=privacy), checkpoint={"volume": {"emptyDir": {}}})
+    assert resolve(job).precision == "float32"

@@ -111,6 +111,24 @@ def test_differences_of_a_configuration(changes: dict[str, Any], expected: list[
     assert [(difference.field, difference.rule.effect) for difference in found] == expected
 
 
+PRIVACY = {"epsilon": 3, "delta": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "refused"),
+    [
+        ({}, {"privacy": PRIVACY}, True),
+        ({"privacy": PRIVACY}, {}, True),
+        ({"privacy": PRIVACY}, {"privacy": {**PRIVACY, "delta": 1e-5}}, True),
+        ({"privacy": PRIVACY}, {"privacy": {**PRIVACY, "epsilon": 4, "noiseMultiplier": 2, "maxGradNorm": 3}}, False),
+    ],
+)
+def test_privacy_is_for_all_steps_of_a_run(before: dict[str, Any], after: dict[str, Any], refused: bool) -> None:
+    run, attempt = (make_config(1, checkpoint={}, **changes) for changes in (before, after))
+    found = refusals(differences(run.to_dict(), attempt.to_dict()), "run.json")
+    assert found.startswith("spec.trainer.privacy.delta is") if refused else found == ""
+
+
 def test_what_an_attempt_is_made_of_is_compared_too() -> None:
     run = record(make_config(1))
     attempt = record(

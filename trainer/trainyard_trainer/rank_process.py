@@ -137,7 +137,7 @@ class RankProcess:
             process_exit.write_termination_message(
                 TerminationMessage(
                     rank=0,
-                    message=trainer.state.stopped_because or "",
+                    message=trainer.stopped_because,
                     step=self.step(),
                     progress=self._run.final_progress(),
                 )

@@ -23,6 +23,7 @@ from trainyard_trainer.metrics.trackers import Trackers
 from trainyard_trainer.parallel.parallelize import parameter_count
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import load_plugin, prepare_samples
+from trainyard_trainer.privacy.budget import Budget
 from trainyard_trainer.progress_log import ProgressLog
 from trainyard_trainer.record.recorder import CheckpointRecorder
 from trainyard_trainer.reports import Reports
@@ -166,7 +167,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         if evaluates:
             trainer.load_weights(saver)
         else:
-            trainer.resume(saver)
+            trainer.resume(saver, _budget(config, trainer, samples, folder, world))
         known = folder.existing if evaluates else folder.record(record, trainer.step, trainer.state.parent)
         record = known or record
         trainer.state.run = record.id
@@ -193,6 +194,14 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     trackers = Trackers(config, volume, record.id)
     trainer.observers += [progress_log, trackers]
     return Run(trainer, saver, progress_log, trackers, exporter, export, reports)
+
+
+def _budget(config: RunConfig, trainer: Trainer, samples: Samples, folder: RunFolder, world: World) -> Budget | None:
+    """Return the budget of a private run."""
+    if config.trainer.privacy is None:
+        return None
+    identity = (samples.fingerprint, trainer.batches.excluded.identity)
+    return Budget(config, trainer.batches.train_samples, identity, folder, world)
 
 
 class PreparationLog:

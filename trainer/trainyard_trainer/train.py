@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -31,6 +32,8 @@ from trainyard_trainer.parallel.parallelize import (
 )
 from trainyard_trainer.parameter_server import RemoteUpdate
 from trainyard_trainer.plugin import Plugin
+from trainyard_trainer.privacy.budget import Budget
+from trainyard_trainer.privacy.gradients import PrivateGradients
 from trainyard_trainer.runtime import heartbeat, log
 from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.errors import ConfigError
@@ -62,6 +65,10 @@ class Trainer:
         self.passes = make_forward_backward(
             config, self.mesh, self.parts, world.device, self.batches, self._plugin.loss
         )
+        self._private: PrivateGradients | None = None
+        """The passes of a private run; None for others."""
+        if config.trainer.privacy is not None:
+            self.passes = self._private = PrivateGradients(config, world, self.parts[0], self.passes)
         policy = config.health.bad_steps
         self.update: Update
         self.agreement = StepAgreement(world)
@@ -102,6 +109,12 @@ class Trainer:
         """Optimizer steps done, including those of earlier attempts."""
         return self.state.step
 
+    @property
+    def stopped_because(self) -> str:
+        """Why the training ends before spec.trainer.stop; empty if it does not."""
+        budget = self.state.budget
+        return self.state.stopped_because or (None if budget is None else budget.reason_to_stop()) or ""
+
     def initialize(self) -> None:
         """Give the parameters their initial values, in place of `resume` or where there is no checkpoint.
 
@@ -116,13 +129,16 @@ class Trainer:
             self.state.parent = load_initial_weights(self.config, base, self.world)
             initialize_parts(self.parts, self.config.trainer.seed, adapters_only=True)
 
-    def resume(self, saver: Saver) -> None:
+    def resume(self, saver: Saver, budget: Budget | None = None) -> None:
         """Resume from the newest complete checkpoint, whatever layout wrote it, and save checkpoints from now on.
+
+        `budget`: of a private run.
 
         Raises:
             ConfigError: the checkpoint belongs to another model or optimizer, or to a newer version of the trainer.
         """
         self._saver = saver
+        self.state.budget = budget
         self._source = folder = saver.find_checkpoint()
         # Initial values that a checkpoint would replace are not computed. It does not have what is not trained.
         if folder is None or self.config.trainer.model.lora is not None:
@@ -181,6 +197,7 @@ class Trainer:
     def _begin(self) -> None:
         """Determine the number of steps, and announce the run to the observers and the launcher."""
         self._count_steps()
+        self._begin_privately()
         timeline = self.state.timeline
         check_schedule(self._trainer.schedule, self._total_steps, timeline.tokens_at(self._total_steps))
         if self.step >= self._total_steps:
@@ -205,11 +222,27 @@ class Trainer:
         for observer in self.observers:
             observer.begin(start)
 
+    def _begin_privately(self) -> None:
+        """Open the account of the budget, which may end the run earlier, and set the secret key of a private run.
+
+        Raises:
+            ConfigError: the budget is spent, or its ledger does not account for all steps done.
+        """
+        budget = self.state.budget
+        if budget is None or self._private is None:
+            return
+        self._total_steps = budget.begin(self.step, self._total_steps)
+        if self.step < self._total_steps:
+            self.batches.draw_privately(budget.key)
+            self._private.begin(budget.key, budget.noise_multiplier)
+
     def _step(self) -> StepOutcome:
         """Make one step; the device may still be computing it when this returns."""
         for observer in self.observers:
             observer.before_step(self.step + 1)
         learning_rate = self._learning_rate(self.step + 1)
+        if self.state.budget is not None:
+            self.state.budget.charge(self.step + 1)
         loss, data_seconds = self._forward_backward()
         self._stopwatch.mark("passes", waited=data_seconds)
         if self._saver is not None:
@@ -262,6 +295,8 @@ class Trainer:
         report = self._step_metrics.report(
             outcome.step, self._total_steps, outcome.loss, outcome.norm, outcome.learning_rate
         )
+        if self.state.budget is not None:
+            report = replace(report, epsilon=self.state.budget.epsilon(outcome.step))
         for observer in self.observers:
             observer.reported(report)
 
@@ -346,6 +381,8 @@ class Trainer:
         if self._saver is not None:
             self._saver.finish()
             self._stopwatch.mark("checkpoint")
+        if self.state.budget is not None:
+            self.state.budget.close(self.step, complete=not self.interrupted)
         self._record_timing()
         self._garbage.stop()
         self.update.close()

@@ -14,6 +14,7 @@ from trainyard_trainer.data.timeline import Phase, Timeline, in_samples_of
 from trainyard_trainer.optim.guard import BadStepCounter, GradientGuard
 from trainyard_trainer.optim.state import Tensors, check_parameters, model_tensors
 from trainyard_trainer.optim.update import Update
+from trainyard_trainer.privacy.budget import Budget
 from trainyard_trainer.runtime import log
 from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.stopping import Convergence
@@ -48,6 +49,8 @@ class TrainState:
         self.convergence = Convergence(config.trainer.stop)
         self.stopped_because: str | None = None
         """Why an evaluation has ended the training; None if it has not."""
+        self.budget: Budget | None = None
+        """The budget of a private run; None for others."""
         self.progress: Progress | None = None
         """The last report; kept by rank 0."""
 
@@ -66,6 +69,7 @@ class TrainState:
             stopped_because=self.stopped_because,
             bad_steps=self.bad_steps.consecutive,
             norms=() if self._guard is None else self._guard.norms,
+            privacy=None if self.budget is None else self.budget.spent(self.step),
             progress=self.progress,
         )
         return self._tensors(), manifest

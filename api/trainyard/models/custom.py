@@ -43,7 +43,11 @@ class CustomFamily(ModelFamily[CustomConfig]):
     supports: ClassVar[frozenset[Feature]] = frozenset(
         {"tensor", "context", "parameterServer", "activationCheckpointing", "compile", "fullBatch"}
     )
-    reasons: ClassVar[Mapping[Feature, str]] = {"pipeline": _UNKNOWN, "expert": _UNKNOWN}
+    reasons: ClassVar[Mapping[Feature, str]] = {
+        "pipeline": _UNKNOWN,
+        "expert": _UNKNOWN,
+        "privacy": "its layers may mix samples",
+    }
     estimated: ClassVar[bool] = False
 
     @property

@@ -20,11 +20,12 @@ Feature = Literal[
     "fullBatch",
     "isolatedDocuments",
     "explain",
+    "privacy",
     "lora",
 ]
 """Features that the trainer has for some families only: an axis of spec.parallelism, a data-parallel mode, an option of
 spec.trainer, an optimizer whose steps are over all samples (fullBatch), attention that does not cross documents
-(isolatedDocuments), explanations of predictions, or adapters (lora)."""
+(isolatedDocuments), explanations of predictions, gradients of single samples (privacy), or adapters (lora)."""
 
 FULL_BYTES, HALF_BYTES = 4, 2
 """Bytes of a float32, in which all state is held, and of a bfloat16."""

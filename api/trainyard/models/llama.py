@@ -45,6 +45,7 @@ class LlamaFamily(DecoderFamily[LlamaConfig]):
             "fullBatch",
             "isolatedDocuments",
             "explain",
+            "privacy",
             "lora",
         }
     )

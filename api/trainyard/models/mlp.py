@@ -56,7 +56,7 @@ class MlpFamily(ModelFamily[MlpConfig]):
     )
     fields: ClassVar[type[ApiModel]] = MlpFields
     data_source: ClassVar[Literal["text", "table"]] = "table"
-    supports: ClassVar[frozenset[Feature]] = frozenset({"parameterServer", "fullBatch", "explain"})
+    supports: ClassVar[frozenset[Feature]] = frozenset({"parameterServer", "fullBatch", "explain", "privacy"})
     reasons: ClassVar[Mapping[Feature, str]] = {
         "tensor": _TOO_SMALL,
         "context": _TOO_SMALL,

@@ -89,6 +89,7 @@ class MoeFamily(DecoderFamily[MoeConfig]):
         "compile": "the route of a token through a moe is not known in advance",
         "fullBatch": "the load of the experts is balanced over batches",
         "explain": "the choice of experts changes in jumps, which no gradient sees",
+        "privacy": "which experts a token uses depends on other samples, by the loss that balances them",
     }
     auxiliary_loss: ClassVar[bool] = True
     size_rules: ClassVar[tuple[Rule, ...]] = (*DecoderFamily.size_rules, ALIGNED)

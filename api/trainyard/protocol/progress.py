@@ -60,6 +60,7 @@ class Progress(ApiModel):
     metrics: Annotated[EvaluationMetrics, _described(worker_metrics.EVALUATION)] = None
     learning_rate: Annotated[Measurement, _described(worker_metrics.LEARNING_RATE)] = None
     grad_norm: Annotated[Measurement, _described(worker_metrics.GRAD_NORM)] = None
+    epsilon: Annotated[Measurement, _described(worker_metrics.PRIVACY_EPSILON)] = None
     tokens_per_second: Annotated[Measurement, _described(worker_metrics.TOKENS_PER_SECOND)] = None
     samples_per_second: Annotated[Measurement, _described(worker_metrics.SAMPLES_PER_SECOND)] = None
     mfu: Annotated[Measurement, _described(worker_metrics.MFU)] = None

@@ -122,6 +122,14 @@ GRAD_NORM: Final = WorkerMetric(
     "grad_norm",
     tracker_name="train/grad_norm",
 )
+PRIVACY_EPSILON: Final = WorkerMetric(
+    "trainyard_privacy_epsilon",
+    "gauge",
+    "Epsilon that the run has spent up to the last report (spec.trainer.privacy), earlier attempts included.",
+    "epsilon",
+    decimals=4,
+    tracker_name="train/epsilon",
+)
 TOKENS_PER_SECOND: Final = WorkerMetric(
     "trainyard_tokens_per_second",
     "gauge",

@@ -23,6 +23,7 @@ from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.insight import INSIGHT_RULES
 from trainyard.resource.models import families_with, reasons_against
+from trainyard.resource.privacy import PRIVACY_LAYOUT_RULES
 from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
 
@@ -219,5 +220,6 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     *EXPORT_RULES,
     *INSIGHT_RULES,
+    *PRIVACY_LAYOUT_RULES,
     *ELASTIC_RULES,
 )

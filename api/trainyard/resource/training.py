@@ -13,6 +13,7 @@ from trainyard.resource.export import Export
 from trainyard.resource.insight import EVALUATES, EXPLAIN_RULES, Explain, Task
 from trainyard.resource.models import Model, families_with, reasons_against
 from trainyard.resource.optimization import Optimizer, Schedule
+from trainyard.resource.privacy import PRIVACY_RULES, Privacy
 from trainyard.text import listed
 
 _BY_SOURCE = {name: family.data_source for name, family in FAMILIES.items()}
@@ -128,6 +129,8 @@ class TrainerSpec(ApiModel):
     explain: Explain | None = None
     """Explain some predictions at the end of the job, in a report (explanation.html and explanation.json) in the folder
     `reports` beside the checkpoints. The rank that explains a sample needs the entire model."""
+    privacy: Privacy | None = None
+    """llama, mlp: differentially private training, with a budget."""
     export: Export | None = None
     """Weights for other programs, written when the training is complete."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
@@ -186,6 +189,8 @@ class TrainerSpec(ApiModel):
         _only_for("compile", "!self.compile"),
         _only_for("explain", "!has(self.explain)"),
         *EXPLAIN_RULES,
+        _only_for("privacy", "!has(self.privacy)"),
+        *PRIVACY_RULES,
         Rule(
             "!self.float8 || (self.compile && self.precision != 'float32')",
             "spec.trainer.float8: needs precision bfloat16, which everything but matrix products is computed in, and "

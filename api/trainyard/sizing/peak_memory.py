@@ -25,6 +25,14 @@ def accumulates_shards(config: RunConfig) -> bool:
     return sharded and placement(config).sharded
 
 
+def sample_gradient_bytes(config: RunConfig, scalars: int) -> int:
+    """Return the bytes of the gradients of all samples of a micro-batch, of so many scalars, and of their clipped sum.
+
+    Without spec.trainer.privacy there are none.
+    """
+    return 0 if config.trainer.privacy is None else FULL_BYTES * (config.micro_batch + 1) * scalars
+
+
 def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
     """Return the peak memory of the ranks at one place of the pipeline, counted from 0."""
     own, kept = rank_parameters(config, place), activations(config, gpu)
@@ -110,7 +118,7 @@ class _Rank:
         head = FULL_BYTES * self.trained.head
         return self._moment(
             "backward pass of the head",
-            gradients=self._accumulated + (0 if self._complete else head),
+            gradients=self._accumulated + (0 if self._complete else head) + self._sample_gradients(self.trained.head),
             activations=self._stored + self.kept.end,
             logits=(self.chunks.last if self.pipelined else 1) * self.kept.scores,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers) + (head if self._adds else 0),
@@ -143,7 +151,7 @@ class _Rank:
             copies = min(BUCKET_BYTES, FULL_BYTES * own.total)
         return self._moment(
             "backward pass ends",
-            gradients=gradients + self._complete_embedding,
+            gradients=gradients + self._complete_embedding + self._sample_gradients(own.total),
             activations=self.kept.block + self.kept.working,
             buffers=self._gathered + self._copies(1) + self._added + copies,
         )
@@ -191,6 +199,10 @@ class _Rank:
             logits=logits if self.own.head else 0,
             buffers=self._gathered + self._gathered_head + self._copies(self.own.layers),
         )
+
+    def _sample_gradients(self, scalars: int) -> int:
+        """Bytes of the gradients of the samples of a micro-batch, of so many scalars."""
+        return sample_gradient_bytes(self.config, scalars)
 
     @property
     def _width(self) -> int:
@@ -314,7 +326,7 @@ def _without_blocks(config: RunConfig, own: RankParameters, kept: Activations) -
         Memory(
             moment="evaluation" if evaluates else "backward pass ends",
             weights=FULL_BYTES * held,
-            gradients=FULL_BYTES * held if keeps_gradients else 0,
+            gradients=(FULL_BYTES * held if keeps_gradients else 0) + sample_gradient_bytes(config, held),
             optimizer=FULL_BYTES * optimizer,
             activations=kept.block,
             logits=0,

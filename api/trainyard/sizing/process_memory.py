@@ -20,7 +20,12 @@ GPU_BYTES = 1536 * MiB
 of process groups."""
 
 
+PRIVACY_BYTES = 45 * MiB
+"""What a rank imports for spec.trainer.privacy (Opacus and SciPy), measured as its proportional set size."""
+
+
 def host_bytes_of_rank(config: RunConfig, gpu: bool) -> int:
     """Return the bytes of host memory of a rank, and of the process that writes its checkpoints, besides training."""
     writer = WRITER_BYTES if staged_bytes(config, 0) else 0
-    return RANK_BYTES + writer + (CUDA_HOST_BYTES if gpu else 0)
+    privacy = 0 if config.trainer.privacy is None else PRIVACY_BYTES
+    return RANK_BYTES + writer + privacy + (CUDA_HOST_BYTES if gpu else 0)

@@ -43,6 +43,8 @@ def _add_progress(table: Table, job: TrainingJob) -> None:
     for name, value, form in (("loss", progress.loss, ".4f"), ("learning rate", progress.learning_rate, ".3g")):
         if value is not None:
             table.add_row(name, format(value, form))
+    if progress.epsilon is not None:
+        table.add_row("epsilon spent", f"{progress.epsilon:.4g}{_budget(job)}")
     if (speed := throughput(job)) is not None:
         table.add_row("throughput", speed)
     if progress.mfu is not None:
@@ -53,6 +55,12 @@ def _add_progress(table: Table, job: TrainingJob) -> None:
         table.add_row("checkpoint", f"step {progress.checkpoint_step}")
     for name, value in (progress.metrics or {}).items():
         table.add_row(f"evaluation {name}", format(value, ".4f"))
+
+
+def _budget(job: TrainingJob) -> str:
+    """Return the limit of the privacy budget, behind what is spent of it; empty if the spec has none any more."""
+    privacy = None if job.spec.trainer is None else job.spec.trainer.privacy
+    return "" if privacy is None else f" of {privacy.epsilon:g} (delta {privacy.delta:g})"
 
 
 def _add_goodput(table: Table, job: TrainingJob) -> None:

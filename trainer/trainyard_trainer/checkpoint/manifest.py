@@ -14,6 +14,7 @@ from trainyard.config import RunConfig
 from trainyard.protocol.progress import Progress
 from trainyard.resume import differences, refusals
 from trainyard_trainer.data.timeline import Phase
+from trainyard_trainer.privacy.ledger import PrivacySpent
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.object_store import Location
 
@@ -68,6 +69,8 @@ class Manifest(ApiModel):
     """Consecutive bad steps that precede this checkpoint."""
     norms: tuple[float, ...] = ()
     """Gradient norms of the last good steps, with which spikes are compared; empty in format 1."""
+    privacy: PrivacySpent | None = None
+    """What the parameters have cost of a privacy budget; None for a run without one."""
     progress: Progress | None = None
     """Last report of the run; None before the first one."""
     files: dict[str, FileChecksum] = Field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 CHECKPOINTS/run.json                  what the run is made of
 CHECKPOINTS/tokenizer.json            its tokenizer, if its data need one, with the files beside it that describe it
+CHECKPOINTS/privacy.json              the ledger of a private run, see `privacy.ledger`
 CHECKPOINTS/step-00000100/            see `checkpoint.catalog`
 """
 
@@ -129,14 +130,30 @@ class RunFolder:
         if tokenizer is not None:
             for name in TOKENIZER_SIDE_FILES:
                 if (beside := tokenizer.path.with_name(name)).exists():
-                    self._replace(name, beside.read_bytes())
+                    self.replace(name, beside.read_bytes())
             # That of the run, which may be another one than that beside its tokenizer.
             if tokenizer.chat_template is not None:
-                self._replace(CHAT_TEMPLATE_FILE, tokenizer.chat_template.encode())
-            self._replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
-        self._replace(RUN_FILE, record.text().encode())
+                self.replace(CHAT_TEMPLATE_FILE, tokenizer.chat_template.encode())
+            self.replace(TOKENIZER_FILE, tokenizer.path.read_bytes())
+        self.replace(RUN_FILE, record.text().encode())
 
-    def _replace(self, name: str, content: bytes) -> None:
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a file of the run; None if there is none.
+
+        Raises:
+            OSError: the storage fails.
+        """
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def replace(self, name: str, content: bytes) -> None:
+        """Write a file of the run atomically; it is durable when this returns.
+
+        Raises:
+            OSError: the storage refuses.
+        """
         if isinstance(self._root, ObjectPath):
             (self._root / name).write_bytes(content)
             return

@@ -14,7 +14,7 @@ from trainyard.config import RunConfig
 from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.samples import Batch, Samples, Subset
-from trainyard_trainer.data.sampling import IntArray, MixedSource, Sampler, quotas
+from trainyard_trainer.data.sampling import IntArray, MixedSource, PoissonSampler, Sampler, quotas
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
@@ -89,11 +89,30 @@ class Batches:
         self.sampler = Sampler(
             self.train_samples, config.trainer.seed, self.global_batch, self._shares, _mixture(samples.subsets)
         )
+        self._poisson: PoissonSampler | None = None
+        """Batches of a private run, once its key is known."""
         self.origin = 0
         """Sample number that step 0 would begin with; not 0 once the global batch has changed during the run."""
         self._ahead: Prefetch[Prepared] | None = None
         self._next = (0, 0)
         """Step and part that the thread will hand out next."""
+
+    def draw_privately(self, key: bytes) -> None:
+        """Draw each sample of each step independently from now on, by a secret key; there is one source."""
+        (subset,) = self._samples.subsets
+        self.close()
+        self._poisson = PoissonSampler(subset.train, self.global_batch, key)
+
+    def batch_size(self, step: int) -> int:
+        """Return the number of samples in a step (from 0), over all ranks; 0 is possible in a private run."""
+        return self.global_batch if self._poisson is None else len(self._private_batch(step))
+
+    def _private_batch(self, step: int) -> IntArray:
+        """Return the samples of a private step (from 0) over all ranks, without excluded ones."""
+        assert self._poisson is not None
+        batch = self._poisson.batch(step)
+        kept: IntArray = batch[~np.isin(batch, self.excluded.numbers)]
+        return kept
 
     def samples_consumed(self, step: int) -> int:
         """Return the number of samples that the run has consumed before a step (from 0)."""
@@ -112,8 +131,12 @@ class Batches:
 
     def micro_batches(self, step: int) -> Iterator[Batch]:
         """Yield the micro-batches of this rank in a step (from 0)."""
-        for index in range(self.micro_batch_count):
+        for index in range(math.ceil(self._share(step) / self._micro_batch)):
             yield self._take(step, index)
+
+    def _share(self, step: int) -> int:
+        """Return the number of samples that this rank reads in a step (from 0)."""
+        return self._micro_batch * self.micro_batch_count if self._poisson is None else len(self._draw(step)[0])
 
     def counted_samples(self, step: int) -> IntArray:
         """Return the numbers of those samples of this rank in a step (from 0) that are trained on, in order."""
@@ -168,7 +191,7 @@ class Batches:
             depth = max(2, min(MAX_DEPTH, self.micro_batch_count))
             self._ahead = Prefetch(self._read_steps(step, index), depth, self._begin_thread)
         prepared = next(self._ahead)
-        last = (index + 1) * self._read_at_once >= self._micro_batch * self.micro_batch_count
+        last = (index + 1) * self._read_at_once >= self._share(step)
         self._next = (step + 1, 0) if last else (step, index + 1)
         return self._to_device(prepared)
 
@@ -192,6 +215,10 @@ class Batches:
         What does not count is padding, or an excluded sample, of which nothing may reach the model, in whose place
         another one is read.
         """
+        if self._poisson is not None:
+            own = self._private_batch(step)[self._index :: self._shares]
+            # A rank without samples reads one that does not count.
+            return (own, np.zeros(len(own), bool)) if len(own) else (np.zeros(1, np.int64), np.ones(1, bool))
         if self._full_batch:
             numbers, padding = self._in_order(range(self.train_samples), 0)
         else:

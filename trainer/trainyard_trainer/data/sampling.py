@@ -7,6 +7,9 @@ per epoch, and the position of a run is one integer.
 With several sources, each block of MIXED samples has a fixed number of each source, in proportion to the weights, in an
 order that differs from block to block. So sample i is the n-th of its source, for an n that follows from i alone, and
 each source has epochs of its own.
+
+In a private run each sample takes part in each step with the same probability (`PoissonSampler`): whether sample i is
+in step t is a function of t, of i, and of a secret key in place of the seed.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from trainyard_trainer.runtime.secret_words import secret_words
 
 _ROUNDS = 6
 _STEPS_AT_ONCE = 64
@@ -91,6 +96,43 @@ class Sampler:
                 found[selected] = source.first + _shuffled(drawn, source.windows, seed)
             windows[in_block] = found
         return windows
+
+
+_POISSON_BLOCK = 2**16
+"""Samples whose random numbers are computed at once."""
+
+
+@dataclass(frozen=True)
+class PoissonSampler:
+    """Batches of a private run, whose sizes differ: each sample is in each of them with the same probability.
+
+    The protection of a sample rests on not knowing in which batches it is, so they follow from a secret key.
+    """
+
+    samples: range
+    """Numbers of the training samples."""
+    expected: int
+    """Expected number of samples in a batch; the probability of a sample is this divided by the number of samples."""
+    key: bytes
+
+    def batch(self, step: int) -> IntArray:
+        """Return the samples of a step (from 0) over all ranks, in order."""
+        return _poisson_batch(self, step)
+
+
+@lru_cache(maxsize=8)
+def _poisson_batch(sampler: PoissonSampler, step: int) -> IntArray:
+    size = len(sampler.samples)
+    # Compared with 64 bits, rounded down: at most 2^-64 below the probability, which the budget is computed with.
+    limit = (sampler.expected << 64) // size
+    chosen = []
+    for block, start in enumerate(range(0, size, _POISSON_BLOCK)):
+        words = secret_words(sampler.key, "samples", step, block, min(_POISSON_BLOCK, size - start))
+        drawn = np.arange(len(words)) if limit >> 64 else np.flatnonzero(words < np.uint64(limit))
+        chosen.append(sampler.samples.start + start + drawn)
+    batch: IntArray = np.concatenate(chosen).astype(np.int64)
+    batch.setflags(write=False)
+    return batch
 
 
 def _shuffled(samples: IntArray, windows: int, seed: int) -> IntArray:

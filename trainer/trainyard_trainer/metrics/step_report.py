@@ -13,7 +13,7 @@ class StepReport:
     An attribute with the name of a field of status.progress reaches the log, the metrics page and the trackers by the
     table `trainyard.protocol.worker_metrics`. As a JSON line on standard output, a report has time (RFC 3339), level,
     message, job, attempt, rank and seconds besides these fields (step, totalSteps, loss, learningRate, gradNorm,
-    tokensPerSecond, samplesPerSecond, mfu, etaSeconds). A value that is NaN or Inf is left out of the line.
+    epsilon, tokensPerSecond, samplesPerSecond, mfu, etaSeconds). A value that is NaN or Inf is left out of the line.
     """
 
     step: int
@@ -34,6 +34,8 @@ class StepReport:
     """Seconds since this attempt began its first step."""
     steps: int
     """Steps of this attempt, done in `seconds`."""
+    epsilon: float | None = None
+    """Epsilon that the run has spent; None without spec.trainer.privacy."""
     mfu: float | None = None
     """Model FLOPs utilization since the previous report (Chowdhery et al., 2022); None if the peak is not known."""
     compute: list[float] = field(default_factory=list)

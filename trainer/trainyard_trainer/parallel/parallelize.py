@@ -163,18 +163,21 @@ def data_parallel_wrapper(config: RunConfig, mesh: RankMesh) -> Literal["none", 
     # Rule 1: with a parameter server each worker holds the model as it is, and sends it as one vector.
     if config.servers:
         return "none"
-    # Rule 2: bfloat16 is fully_shard's, on a single rank, too. It casts parameters and inputs of a block once, so that
+    # Rule 2: gradients of single samples are clipped before they are reduced.
+    if config.trainer.privacy is not None:
+        return "none"
+    # Rule 3: bfloat16 is fully_shard's, on a single rank, too. It casts parameters and inputs of a block once, so that
     # everything inside is bfloat16, whereas autocast casts each operation and keeps a float32 residual stream.
     if config.trainer.precision == "bfloat16":
         return "fully_shard"
-    # Rule 3: one rank has nothing to reduce.
+    # Rule 4: one rank has nothing to reduce.
     if mesh.sizes.size == 1:
         return "none"
-    # Rule 4: replicas are DistributedDataParallel's, whose buckets are the fastest. It averages gradients, and so would
+    # Rule 5: replicas are DistributedDataParallel's, whose buckets are the fastest. It averages gradients, and so would
     # scale an auxiliary loss inside a layer wrongly.
     if mesh.is_plain and not config.family.auxiliary_loss:
         return "ddp"
-    # Rule 5: everything else is sharded, if several ranks hold the same part of the model.
+    # Rule 6: everything else is sharded, if several ranks hold the same part of the model.
     return "fully_shard" if mesh.parameters.size() > 1 else "none"
 
 
