@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -11,11 +12,10 @@ from tests.trainer.layouts import References
 from tests.trainer.pods import Starter, environment
 
 
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
-    """Starts worker pods as processes, and ends those that a test leaves behind."""
+@contextmanager
+def starter(folder: Path) -> Iterator[Starter]:
+    """Start worker pods as processes, and end those that are left behind."""
     program = [sys.executable, str(Path(__file__).with_name("pods.py"))]
-    folder = tmp_path_factory.mktemp("pods")
     with subprocess.Popen(
         program, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as zygote:
@@ -23,6 +23,13 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
         for process in psutil.Process(zygote.pid).children(recursive=True):
             process.send_signal(signal.SIGKILL)
         zygote.kill()
+
+
+@pytest.fixture(scope="session")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Starts worker pods as processes."""
+    with starter(tmp_path_factory.mktemp("pods")) as starts:
+        yield starts
 
 
 @pytest.fixture(scope="session")
