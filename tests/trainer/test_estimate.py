@@ -2,12 +2,14 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
 from tests.support.run_config import make_config
+from tests.trainer.conftest import starter
 from tests.trainer.memory import Meter
 from tests.trainer.pods import Pod, Starter, finish
 from tests.trainer.saved_models import with_base
@@ -99,6 +101,16 @@ def config_of(name: str, processes: int, parallelism: dict[str, Any], trainer: d
     )
     gradients: Literal["sharded", "complete"] = "complete" if "complete" in name else "sharded"
     return config.replace(memory_use=MemoryUse(gradients=gradients, keep_freed=False))
+
+
+@pytest.fixture(scope="module")
+def start(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starter]:
+    """Starts pods from a process that has imported compiled modules, as those of an image are.
+
+    The first one may have compiled them, and so have 50 MiB more, which each of its pods would inherit.
+    """
+    with starter(tmp_path_factory.mktemp("measured")) as starts:
+        yield starts
 
 
 @pytest.mark.parametrize("case", LAYOUTS, ids=[case[0] for case in LAYOUTS])

@@ -95,7 +95,7 @@ def test_workers_with_gpus_but_too_little_host_memory_are_refused() -> None:
     assert problem.startswith("spec.workers.resources.limits.memory: a worker has 64.0Gi but needs about 101Gi")
     assert "checkpoint 11.2Gi" in problem
     assert problem.endswith(
-        "or set spec.checkpoint.async: false, with which training waits for each checkpoint (then about 8.69Gi)"
+        "or set spec.checkpoint.async: false, with which training waits for each checkpoint (then about 8.78Gi)"
     )
     assert spec_problems(gpus("64Gi", checkpoint={**CHECKPOINT, "async": False})) == []
 

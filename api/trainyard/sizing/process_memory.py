@@ -4,11 +4,11 @@ from trainyard.config import RunConfig
 from trainyard.sizing.memory import staged_bytes
 
 MiB = 2**20
-LAUNCHER_BYTES = 390 * MiB
+LAUNCHER_BYTES = 400 * MiB
 """A worker's launcher with torch 2.15 imported, whose memory the ranks forked from it share. Measured as the
 proportional set sizes of anonymous memory (Pss_Anon) of a worker's processes with 1, 2 and 4 ranks; memory mapped from
 files does not count, since the kernel reclaims it before it kills a container for its limit."""
-RANK_BYTES = 40 * MiB
+RANK_BYTES = 50 * MiB
 """What each rank adds to that besides its training, measured likewise."""
 WRITER_BYTES = 362 * MiB
 """The process of a rank that writes asynchronous checkpoints, which imports torch for itself, and its resource tracker;
