@@ -22,7 +22,7 @@ def sample(name: str, *, steps: int | None = None) -> dict[str, Any]:
 
 
 def _is_job(path: Path) -> bool:
-    return bool(yaml.safe_load(path.read_text("utf-8")).get("kind") == constants.KIND)
+    return any(body.get("kind") == constants.KIND for body in yaml.safe_load_all(path.read_text("utf-8")))
 
 
 SAMPLES = sorted(path.stem for path in FOLDER.glob("*.yaml") if _is_job(path))
