@@ -9,9 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.support.run_config import make_config
-from tests.trainer.conftest import starter
 from tests.trainer.memory import Meter
-from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.pods import Pod, Starter, finish, starter
 from trainyard.config import MemoryUse, RunConfig
 from trainyard.protocol import constants
 from trainyard.resource.spec import TrainingJobSpec, Workers
