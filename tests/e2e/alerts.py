@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tests.e2e.faults.fault_job import RunningJob, make_job
-from tests.e2e.faults.table import SPOIL_GRADIENTS
+from tests.e2e.faults.table import FIND_UPDATES, SPOIL_GRADIENTS
 from tests.e2e.namespace import Body, Namespace, eventually, is_ready
 from tests.e2e.node_faults import NodeFaults
 from tests.e2e.prometheus import PACE, Prometheus
@@ -148,12 +148,7 @@ def nothing(_: RunningJob) -> None:
     """Do nothing: the fault is in the spec, or passes by itself."""
 
 
-_UPDATE = """
-import gc
-from trainyard_trainer.optim.update import LocalUpdate
-gc.unfreeze()  # frozen objects are not listed
-[update] = [found for found in gc.get_objects() if isinstance(found, LocalUpdate)]
-"""
+_UPDATE = FIND_UPDATES + "[update] = updates\n"
 _SPOIL_WEIGHTS = """
 update.kept = [parameter.detach().clone() for parameter in update._parameters]
 for parameter in update._parameters:

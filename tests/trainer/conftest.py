@@ -1,28 +1,9 @@
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.trainer.layouts import References
-from tests.trainer.pods import Starter, environment
-
-
-@contextmanager
-def starter(folder: Path, program: str = "pods.py") -> Iterator[Starter]:
-    """Start worker pods as processes, and end those that are left behind. `program`: what forks them."""
-    command = [sys.executable, str(Path(__file__).with_name(program))]
-    with subprocess.Popen(
-        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as zygote:
-        yield Starter(folder, zygote)
-        for process in psutil.Process(zygote.pid).children(recursive=True):
-            process.send_signal(signal.SIGKILL)
-        zygote.kill()
+from tests.trainer.pods import Starter, starter
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,6 @@ from tests.trainer.pods import Pod
 POLL_SECONDS = 0.05
 SHARES_SECONDS = 0.5
 """Time between two looks at shared pages, for which the kernel walks through all pages of a process."""
-
-
 _Program = tuple[int, bytes]
 """A process id and its command line. A process that is about to execute another program is a copy of its parent."""
 
@@ -39,6 +37,24 @@ class Measured:
         return sum(self.ranks) + sum(self.others)
 
 
+@dataclass
+class _Found:
+    """What has been found about a process up to now, in bytes."""
+
+    looked: float = -math.inf
+    """When its shared pages were last counted (time.monotonic)."""
+    shared: int = 0
+    """Inherited pages that other processes account for."""
+    shm: int = 0
+    """Most memory of /dev/shm."""
+    files: int = 0
+    """Most memory mapped from files. The kernel takes some of it back when memory is scarce, so that what a process has
+    of it at its end says nothing about the time of its peak."""
+    sampled: int = 0
+    """Most anonymous and shared memory that a look found. The kernel keeps the peak of these and of files only as one
+    sum, whose largest value less the most memory of files is as much or less."""
+
+
 class Meter:
     """Follows the processes of some pods until they end.
 
@@ -50,16 +66,7 @@ class Meter:
         """`parent`: a process that the pods were forked from; it shares pages with them, and so belongs to them."""
         self._pods = pods
         self._parent = parent
-        self._shared: dict[_Program, tuple[float, int]] = {}
-        """When the shared pages of a process were last counted, and how many bytes others account for."""
-        self._shm: dict[_Program, int] = {}
-        """Most memory of /dev/shm that a process had."""
-        self._files: dict[_Program, int] = {}
-        """Most memory mapped from files that a process had. The kernel takes some of it back when memory is scarce, so
-        that what a process has of it at its end says nothing about the time of its peak."""
-        self._sampled: dict[_Program, int] = {}
-        """Most anonymous and shared memory that a look found: the kernel keeps the peak of these and of files only as
-        one sum, whose largest value less the most memory of files is as much or less."""
+        self._found: dict[_Program, _Found] = {}
         self._largest = Measured()
 
     def until_step(self, step: int) -> Measured:
@@ -102,22 +109,15 @@ class Meter:
         """Return the peak of a process in bytes, of inherited pages its part only. `shm`: with those of /dev/shm."""
         program = pid, Path(f"/proc/{pid}/cmdline").read_bytes()
         status = _fields(Path(f"/proc/{pid}/status"))
-        looked, shared = self._shared.get(program, (-math.inf, 0))
-        if time.monotonic() - looked > SHARES_SECONDS:
+        found = self._found.setdefault(program, _Found())
+        if time.monotonic() - found.looked > SHARES_SECONDS:
             parts = _fields(Path(f"/proc/{pid}/smaps_rollup"))
-            shared = status["RssAnon"] - parts["Pss_Anon"]
-            self._shared[program] = time.monotonic(), shared
-        files = _keep(self._files, program, status["RssFile"])
-        sampled = _keep(self._sampled, program, status["RssAnon"] + status["RssShmem"])
+            found.looked, found.shared = time.monotonic(), status["RssAnon"] - parts["Pss_Anon"]
+        found.files = max(found.files, status["RssFile"])
+        found.sampled = max(found.sampled, status["RssAnon"] + status["RssShmem"])
         # A writer has its part of /dev/shm only while it writes.
-        in_shm = _keep(self._shm, program, status["RssShmem"])
-        return max(status["VmHWM"] - files, sampled) - shared - (0 if shm else in_shm)
-
-
-def _keep(largest: dict[_Program, int], program: _Program, size: int) -> int:
-    """Return the largest size of a process up to now."""
-    largest[program] = max(largest.get(program, 0), size)
-    return largest[program]
+        found.shm = max(found.shm, status["RssShmem"])
+        return max(status["VmHWM"] - found.files, found.sampled) - found.shared - (0 if shm else found.shm)
 
 
 def _children(pid: int) -> list[int]:

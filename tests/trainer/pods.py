@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,19 @@ def environment() -> dict[str, str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     env.pop("PYTHONDONTWRITEBYTECODE", None)
     return env
+
+
+@contextmanager
+def starter(folder: Path, program: str = "pods.py") -> Iterator[Starter]:
+    """Start worker pods as processes, and end those that are left behind. `program`: what forks them."""
+    command = [sys.executable, str(Path(__file__).with_name(program))]
+    with subprocess.Popen(
+        command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as zygote:
+        yield Starter(folder, zygote)
+        for process in psutil.Process(zygote.pid).children(recursive=True):
+            process.send_signal(signal.SIGKILL)
+        zygote.kill()
 
 
 def serve() -> None:

@@ -9,9 +9,8 @@ from typing import Any, Literal
 import pytest
 
 from tests.support.run_config import make_config
-from tests.trainer.conftest import starter
 from tests.trainer.memory import Meter
-from tests.trainer.pods import Pod, Starter, finish
+from tests.trainer.pods import Pod, Starter, finish, starter
 from tests.trainer.saved_models import with_base
 from trainyard.config import MemoryUse, RunConfig
 from trainyard.protocol import constants

@@ -13,11 +13,17 @@ from tests.e2e.namespace import Body, eventually
 HANG = {"health": {"hangTimeoutSeconds": 5}}
 SMALL = {"workers": {"resources": {"requests": {"cpu": "400m"}, "limits": {"memory": "1Gi"}}}}
 FAILS = {"health": {"badSteps": {"action": "Fail"}}}
-SPOIL_GRADIENTS = """
-import functools
+FIND_UPDATES = """
 import gc
-
 from trainyard_trainer.optim.update import LocalUpdate
+gc.unfreeze()  # frozen objects are not listed
+updates = [found for found in gc.get_objects() if isinstance(found, LocalUpdate)]
+"""
+"""Code that finds the updates of parameters in a rank, of which there is one."""
+SPOIL_GRADIENTS = (
+    FIND_UPDATES
+    + """
+import functools
 
 def spoil(learning_rate, update, follow, left):
     if left == 1:
@@ -27,11 +33,11 @@ def spoil(learning_rate, update, follow, left):
     update._parameters[0].grad.mul_(float("nan"))
     return follow(learning_rate)
 
-gc.unfreeze()  # frozen objects are not listed
-for update in gc.get_objects():
-    if isinstance(update, LocalUpdate):
-        update.apply_gradients = functools.partial(spoil, update=update, follow=update.apply_gradients, left={steps})
+for update in updates:
+    update.apply_gradients = functools.partial(spoil, update=update, follow=update.apply_gradients, left={steps})
 """
+)
+"""Code that makes the gradients of a rank NaN in so many consecutive steps (`steps`)."""
 _EAT = "hoard = []\nwhile True:\n    hoard.append(b'x' * (64 << 20))\n"
 
 
