@@ -42,6 +42,9 @@ from trainyard_trainer.runtime.device_settings import GarbageCollection
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
+ENV_WAIT_FOR = "TEST_WAIT_FOR"
+"""Path of a file, see `wait_before_checkpoint`."""
+
 
 def sum_instead_of_mean() -> None:
     apply = LocalUpdate.apply_gradients
@@ -90,6 +93,20 @@ def rank_0_waits() -> None:
         return accumulate(self)
 
     Trainer._forward_backward = late  # type: ignore[method-assign]
+    launcher_main.main()
+
+
+def wait_before_checkpoint() -> None:
+    """Each rank waits before the last step that no checkpoint follows, until the file of `ENV_WAIT_FOR` exists."""
+    accumulate = Trainer._forward_backward
+
+    def waiting(self: Trainer) -> Any:
+        every = self._config.checkpoint and self._config.checkpoint.every_steps
+        while every and self.step == every - 2 and not Path(os.environ[ENV_WAIT_FOR]).exists():
+            time.sleep(0.02)
+        return accumulate(self)
+
+    Trainer._forward_backward = waiting  # type: ignore[method-assign]
     launcher_main.main()
 
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.support.run_config import make_config
+from tests.trainer import faults
 from tests.trainer.memory import Meter
 from tests.trainer.pods import Pod, Starter, finish, starter
 from tests.trainer.saved_models import with_base
@@ -27,7 +28,7 @@ from trainyard_trainer.parallel.parallelize import parameter_count
 TOLERANCE = 0.1
 MIB = 2**20
 STEPS, SAVED_AFTER, LAST = 10, 14, 16
-"""Steps before the first look, the step after which a checkpoint is written, and the last step."""
+"""Steps before the first result, the step after which a checkpoint is written, and the last step."""
 
 MODEL = {"dim": 512, "layers": 4, "heads": 8, "kvHeads": 4, "ffnDim": 1536}
 """50 MiB of parameters, so that a process' small change does not matter."""
@@ -142,10 +143,12 @@ def check(start: Starter, folder: Path, case: Case) -> None:
     if "lora" in trainer.get("model", {}):
         trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, folder / "base")}
     config = config_of(name, processes, parallelism, trainer)
-    pods = start(config, 1, processes, env={constants.ENV_CHECKPOINTS: str(folder)})
+    measured = folder / "measured"
+    env = {constants.ENV_CHECKPOINTS: str(folder), faults.ENV_WAIT_FOR: str(measured)}
+    pods = start(config, 1, processes, entry="tests.trainer.faults:wait_before_checkpoint", env=env)
     meter = Meter(pods, start.zygote.pid)
     training = meter.until_step(STEPS)
-    assert max(report["step"] for report in pods[0].reports) < SAVED_AFTER, "looked before the checkpoint"
+    measured.touch()
     saving = meter.until_end()
     assert finish(pods) == [0], pods[0].stderr
     spec = TrainingJobSpec(workers=Workers(procs_per_worker=processes))
