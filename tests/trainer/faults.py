@@ -517,7 +517,7 @@ def _in_rank_1_at_step_3(act: Any) -> None:
 def prepare_and_count() -> None:
     """Prepare the data and print how many tasks this process has encoded; do not train."""
     from trainyard_trainer.data import encoding, encoding_tasks, preparation
-    from trainyard_trainer.data.samples import prepare
+    from trainyard_trainer.data.loading import load_samples
 
     done: list[int] = []
     encode = encoding.encode
@@ -528,7 +528,7 @@ def prepare_and_count() -> None:
 
     encoding_tasks.encode = counted  # type: ignore[assignment, attr-defined]
     preparation.MIN_TASK = preparation.MAX_TASK = 100_000
-    prepared = prepare(rank_process.read_config())
+    prepared = load_samples(rank_process.read_config())
     print(json.dumps({"fingerprint": prepared.fingerprint, "encoded": len(done)}), flush=True)
 
 

@@ -18,7 +18,7 @@ from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.runtime.world import World
 
 TEXTS = [f"document {number}: " + "so many words " * (number % 7 + 3) for number in range(150)]
@@ -111,7 +111,7 @@ def test_no_sample_is_repeated_or_skipped(start: Starter, tmp_path: Path, kind: 
     (third,) = start(configure(wider, data, first + 8, 2 * BATCH), 1, 2, entry, env)
     assert finish([third]) == [0], third.stderr
     found = consumed(killed, 1, first) + consumed(second, 2, first + 5) + consumed(third, 2, first + 8)
-    expected = Batches(prepare(config := configure(Layout(1, {}), data, 1, BATCH)), config, ALONE)
+    expected = Batches(load_samples(config := configure(Layout(1, {}), data, 1, BATCH)), config, ALONE)
     total = BATCH * (first + 5) + 2 * BATCH * 3
     trained = found[:total]
     assert trained == expected.sampler.windows_at(np.arange(total)).tolist()

@@ -19,8 +19,8 @@ from trainyard.resource.datasets import DataSource
 from trainyard_trainer.data import token_set
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.downloads import cache_folder
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.data.prefetch import Prefetch
-from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.data.sources import WindowedSource
 from trainyard_trainer.data.token_set import TokenFile, TokenSet, open_tokens
 from trainyard_trainer.data.windows import Windows
@@ -180,10 +180,10 @@ def test_a_changed_token_changes_the_fingerprint(tmp_path: Path) -> None:
 def test_prepared_tokens_are_a_source_of_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "cache"))
     (tmp_path / "text").write_text("one two three " * 20)
-    prepared = prepare(make_config(1, data={"path": str(tmp_path / "text")}))
+    prepared = load_samples(make_config(1, data={"path": str(tmp_path / "text")}))
     (index,) = (tmp_path / "cache").glob("*/index.json")
     data = {"source": "tokens", "path": str(index.parent), "vocabSize": 256}
-    again = prepare(make_config(1, data=data))
+    again = load_samples(make_config(1, data=data))
     assert (again.fingerprint, again.count) == (prepared.fingerprint, prepared.count)
 
 
@@ -207,7 +207,7 @@ def test_wrong_tokens_are_refused_with_the_fix(tmp_path: Path, write: Any, messa
 def test_a_token_id_beyond_the_vocabulary_is_refused(tmp_path: Path) -> None:
     np.arange(1000, dtype=np.uint16).tofile(tmp_path / "a.bin")
     config = make_config(1, data={"source": "tokens", "path": str(tmp_path), "vocabSize": 512})
-    batches = Batches(prepare(config), config, ALONE)
+    batches = Batches(load_samples(config), config, ALONE)
     everything = (batch for step in range(8) for batch in batches.micro_batches(step))
     with pytest.raises(ConfigError, match=r"spec\.trainer\.data\.vocabSize: the data has the token id"):
         list(everything)
@@ -245,7 +245,7 @@ def test_sources_are_mixed_by_weight_and_each_has_epochs_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = several(tmp_path, monkeypatch)
-    samples = prepare(config)
+    samples = load_samples(config)
     batches = Batches(samples, config, ALONE)
     drawn = np.concatenate([batches.sampler.batch_windows(step, 0) for step in range(10_000 // 8)])
     for subset, share in zip(samples.subsets, (0.5, 0.25, 0.25), strict=True):
@@ -264,7 +264,7 @@ def test_sources_are_mixed_by_weight_and_each_has_epochs_of_its_own(
 
 def test_held_out_samples_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = several(tmp_path, monkeypatch)
-    samples = prepare(config)
+    samples = load_samples(config)
     batches = Batches(samples, config, ALONE)
     assert [(s.name, len(s.held_out)) for s in batches.held_out] == [("a", 31), ("c", (400 - 1) // 16)]
     seen = torch.cat([batch.inputs[batch.targets[:, 0] >= 0] for batch in batches.eval_batches(batches.held_out[1])])
@@ -280,7 +280,7 @@ def test_held_out_samples_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_the_order_of_a_mixture_never_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run depends on it."""
     config = several(tmp_path, monkeypatch, seed=7)
-    batches = Batches(prepare(config), config, ALONE)
+    batches = Batches(load_samples(config), config, ALONE)
     found = [batches.sampler.batch_windows(step, 0).tolist() for step in (0, 12_345)]
     assert found == MIXTURE
 
@@ -292,7 +292,7 @@ def test_a_source_without_samples_to_train_on(tmp_path: Path, monkeypatch: pytes
     config = several(tmp_path, monkeypatch)
     (tmp_path / "b" / "0.bin").write_bytes(b"12" * 10)
     with pytest.raises(ConfigError, match=r"spec\.trainer\.data\.sources\[1\]\.path: .* gives 10 tokens"):
-        prepare(config)
+        load_samples(config)
 
 
 def test_items_are_prepared_ahead_and_no_more() -> None:

@@ -16,10 +16,10 @@ from tests.trainer.layouts import FSDP, SERVER, Layout, assert_equal, pipe, run
 from tests.trainer.pods import Starter, finish
 from trainyard.protocol import constants
 from trainyard_trainer.data import chat, documents
-from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.chat_template import BEGINS, LEARNED, TOKEN_ID, JsonChat, load_chat_tokenizer
 from trainyard_trainer.data.documents import Piece
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
+from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.evaluation.folder import DataChoice, evaluate_folder, open_folder
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -137,7 +137,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sample_holds_one_conversation_and_padding(tmp_path: Path) -> None:
-    samples = prepare(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho"), talk("A", "B")])))
+    samples = load_samples(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho"), talk("A", "B")])))
     assert samples.masks_targets
     assert samples.count == 2
     inputs, targets, isolation = samples.read(np.array([1, 0]), 0, 1)
@@ -153,7 +153,7 @@ def test_a_sample_holds_one_conversation_and_padding(tmp_path: Path) -> None:
 
 
 def test_parts_of_a_sample_make_the_whole(tmp_path: Path) -> None:
-    samples = prepare(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho")])))
+    samples = load_samples(config(write(tmp_path / "a.jsonl", [talk("Hi", "Ho")])))
     whole, parts = samples.read(np.array([0]), 0, 1), [samples.read(np.array([0]), part, 4) for part in range(4)]
     torch.testing.assert_close(torch.cat([part.inputs for part in parts], 1), whole.inputs)
     torch.testing.assert_close(torch.cat([part.targets for part in parts], 1), whole.targets)
@@ -162,8 +162,8 @@ def test_parts_of_a_sample_make_the_whole(tmp_path: Path) -> None:
 def test_isolated_conversations_share_a_sample(tmp_path: Path) -> None:
     talks = [talk("a" * (7 * i % 23), "b") for i in range(20)]
     path = write(tmp_path / "a.jsonl", talks)
-    alone = prepare(config(path, sequenceLength=200))
-    packed = prepare(config(path, sequenceLength=200, documents="isolated"))
+    alone = load_samples(config(path, sequenceLength=200))
+    packed = load_samples(config(path, sequenceLength=200, documents="isolated"))
     assert packed.count < alone.count == 20
     assert packed.fingerprint != alone.fingerprint
     single = alone.read(np.arange(20), 0, 1)
@@ -187,21 +187,21 @@ def test_long_conversations_are_cut_and_those_without_an_answer_are_left_out(
 ) -> None:
     path = write(tmp_path / "a.jsonl", [talk("a" * 100, "b"), talk("a", "b" * 100), talk("a", "b")])
     with caplog.at_level("WARNING", "trainyard"):
-        samples = prepare(config(path))
+        samples = load_samples(config(path))
     assert samples.count == 2
     assert "of 3 conversations 2 are longer than sequenceLength (64)" in caplog.text
     targets = samples.read(np.array([0]), 0, 1).targets[0]
     assert targets[-1] == ord("b")
     with pytest.raises(ConfigError, match=r"spec.trainer.data.path: in none of 1 conversations the assistant"):
-        prepare(config(write(tmp_path / "b.jsonl", [talk("a" * 100, "b")])))
+        load_samples(config(write(tmp_path / "b.jsonl", [talk("a" * 100, "b")])))
 
 
 def test_held_out_conversations_are_the_last_ones(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [talk(f"{i}", f"{i}") for i in range(10)])
-    (subset,) = prepare(config(path, evalFraction=0.2)).subsets
+    (subset,) = load_samples(config(path, evalFraction=0.2)).subsets
     assert (subset.train, subset.held_out) == (range(8), range(8, 10))
     other = write(tmp_path / "b.jsonl", [talk("x", "yes"), talk("x", "no")])
-    samples = prepare(config(path, evalPath=str(other)))
+    samples = load_samples(config(path, evalPath=str(other)))
     (subset,) = samples.subsets
     assert (subset.train, subset.held_out) == (range(10), range(10, 12))
     targets = samples.read(np.array([10]), 0, 1).targets
@@ -210,9 +210,9 @@ def test_held_out_conversations_are_the_last_ones(tmp_path: Path) -> None:
 
 def test_the_scan_does_not_depend_on_its_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jsonl", [talk("a" * (i % 9), "b" * (i % 5 + 1)) for i in range(50)])
-    whole = prepare(config(path)).read(np.arange(50), 0, 1)
+    whole = load_samples(config(path)).read(np.arange(50), 0, 1)
     monkeypatch.setattr(chat, "SCANNED", 37)
-    pieces = prepare(config(path)).read(np.arange(50), 0, 1)
+    pieces = load_samples(config(path)).read(np.arange(50), 0, 1)
     assert torch.equal(whole.targets, pieces.targets)
 
 
@@ -234,7 +234,7 @@ def test_the_line_of_a_mistake_is_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(f"{GOOD}\n{GOOD}\n{line}\n{GOOD}\n")
     with pytest.raises(ConfigError) as error:
-        prepare(config(path))
+        load_samples(config(path))
     assert str(error.value).startswith(f"spec.trainer.data.path: {path}, {message}")
     assert "\n" not in str(error.value)
 
@@ -248,7 +248,7 @@ def test_the_line_is_named_in_a_part_of_a_compressed_or_long_file(
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(content.encode()))
     with pytest.raises(ConfigError, match=r"a\.jsonl\.gz, line 601: the line is not JSON"):
-        prepare(config(path))
+        load_samples(config(path))
     plain = tmp_path / "a.jsonl"
     plain.write_text(content)
     found = documents.open_documents(config(plain).trainer.data.each_source[0], "spec.trainer.data.path")
@@ -279,7 +279,7 @@ def test_what_the_template_refuses_names_the_line(
     path = write(tmp_path / "a.jsonl", [talk("a", "b")] * 2 + [messages])
     data = {"tokenizer": "file", "tokenizerFile": str(tokenizer_file), "vocabSize": 600}
     with pytest.raises(ConfigError) as error:
-        prepare(config(path, chatTemplate=str(tmp_path / "template"), **data))
+        load_samples(config(path, chatTemplate=str(tmp_path / "template"), **data))
     assert message in str(error.value)
     assert str(error.value).startswith(f"spec.trainer.data.path: {path}, line ")
     assert "\n" not in str(error.value)
@@ -354,7 +354,7 @@ def test_the_loss_is_the_mean_over_all_answers_of_the_batch(
     from trainyard_trainer.models.llama.model import Llama
 
     settings = configure(Layout(1, {}), data=data)
-    samples = prepare(settings)
+    samples = load_samples(settings)
     (subset,) = samples.subsets
     batch = samples.read(Sampler(len(subset.train), 0, 8, 1).batch_windows(0, 0), 0, 1)
     model = Llama(settings.model)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from trainyard.sizing.fit import fit, server_fit
 from trainyard.sizing.model_size import parameters, trained_parameters
 from trainyard.sizing.process_memory import LAUNCHER_BYTES
 from trainyard.sizing.traffic import rank_traffic
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.parallel import loss
 from trainyard_trainer.parallel.parallelize import parameter_count
 
@@ -241,11 +241,11 @@ def test_experts_are_sent_about_as_much_as_estimated(start: Starter) -> None:
 )
 def test_parameters_of_a_decoder_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert parameters(config) == parameter_count(config, prepare(config))
-    assert trained_parameters(config, 0).total == parameter_count(config, prepare(config), trained=True)
+    assert parameters(config) == parameter_count(config, load_samples(config))
+    assert trained_parameters(config, 0).total == parameter_count(config, load_samples(config), trained=True)
 
 
 def test_parameters_of_an_mlp_are_those_of_the_trainer() -> None:
     data = {"source": "table", "builtin": "digits"}
     config = make_config(model={"name": "mlp", "hiddenSizes": [32, 16]}, data=data, batch={"global": 8}, replace=True)
-    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, load_samples(config))

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tests.support.run_config import make_config
 from tests.trainer.pods import Starter, finish
-from trainyard_trainer.data.batches import IGNORED, Batch, Batches
-from trainyard_trainer.data.samples import Subset
+from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.samples import IGNORED, Subset
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation.scores import BINS, Scores
 from trainyard_trainer.evaluation.scoring import score

@@ -14,8 +14,8 @@ from tests.trainer.layouts import FSDP, TOLERANCE, Layout, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.data.places import Origin, origins
-from trainyard_trainer.data.samples import prepare
 from trainyard_trainer.data.sampling import Sampler
 from trainyard_trainer.replay.explain_step import deviations, explain_step
 from trainyard_trainer.replay.saved_run import ReplayError
@@ -179,7 +179,7 @@ TEXTS = ["the first document is short", "the second one has more words than the 
 
 def origin(tmp_path: Path, number: int, **data: Any) -> Origin:
     config = make_config(1, data={"path": str(tmp_path), "sequenceLength": LENGTH} | data)
-    return origins(prepare(config), [number], config)[0]
+    return origins(load_samples(config), [number], config)[0]
 
 
 def write_rows(kind: str, path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_sample_of_several_sources_names_its_own(tmp_path: Path) -> None:
         stop={"steps": 1},
         data={"sources": sources, "sequenceLength": LENGTH},
     )
-    samples = prepare(config)
+    samples = load_samples(config)
     second = samples.subsets[1].train.start
     found = origins(samples, [0, second], config)
     assert [(f.source, f.places) for f in found] == [
@@ -254,7 +254,7 @@ def test_a_row_of_a_table_is_named_as_it_was_given(tmp_path: Path) -> None:
     np.savez(tmp_path / "table.npz", x=features, y=np.arange(20))
     table = {"source": "table", "path": str(tmp_path / "table.npz")}
     config = make_config(1, replace=True, model={"name": "mlp"}, data=table, batch={"global": 4}, stop={"steps": 1})
-    samples = prepare(config)
+    samples = load_samples(config)
     for number, found in enumerate(origins(samples, range(20), config)):
         label = int(samples.read(np.array([number]), 0, 1).targets)
         assert (found.places, found.text) == ((f"{tmp_path}/table.npz, row {label}",), f"class {label}")

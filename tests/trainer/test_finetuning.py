@@ -19,8 +19,9 @@ from tests.trainer.test_lora import PEFT_WARNS, adapters_of
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard.resource.lora import Lora
-from trainyard_trainer.data.batches import IGNORED, Batches
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.loading import load_samples
+from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.models.initial import initialize
 from trainyard_trainer.models.llama import FAMILY
 from trainyard_trainer.models.llama.model import Llama
@@ -78,7 +79,7 @@ def with_peft(base: Path, model: Any, folder: Path) -> Any:
 
 def losses_of_a_plain_loop(model: Any, config: RunConfig) -> list[float]:
     """Return the losses over the same batches, each the mean of torch over all targets of the batch."""
-    batches = Batches(prepare(config), config, alone())
+    batches = Batches(load_samples(config), config, alone())
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": 0.1},

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.run_config import make_config
 from trainyard.protocol import constants
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.metrics.observer import Observer
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
@@ -68,7 +68,7 @@ def test_nothing_waits_for_the_device_between_two_reports(
     config = make_config(1, optimizer={"name": name}, stop={"steps": STEPS}, logEverySteps=6)
     policy = config.health.bad_steps.replace(spike_factor=spike_factor)
     config = config.replace(health=config.health.replace(bad_steps=policy))
-    trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), prepare(config))
+    trainer = Trainer(config, World(0, 0, 1, 1, torch.device("cpu")), load_samples(config))
     trainer.initialize()
     counter = Counter()
     trainer.observers.append(counter)

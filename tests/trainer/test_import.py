@@ -20,7 +20,7 @@ from trainyard.manifest import ManifestError
 from trainyard.protocol import constants
 from trainyard.run_record import RunRecord, compare_config
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.data.tokenizer import TokenizerFile, learn_bpe
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.weights.folder import load_model
@@ -54,7 +54,7 @@ def losses_of_transformers(folder: Path, config: RunConfig) -> list[float]:
     """Return the losses of a plain loop over the same batches."""
     from transformers import AutoModelForCausalLM
 
-    batches = Batches(prepare(config), config, alone())
+    batches = Batches(load_samples(config), config, alone())
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim == 1]

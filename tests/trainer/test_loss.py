@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainyard_trainer.data.batches import IGNORED
+from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.parallel import loss
 from trainyard_trainer.parallel.loss import TokenLosses
 

@@ -17,7 +17,7 @@ from trainyard.config import RunConfig
 from trainyard.protocol import constants
 from trainyard_trainer.data import encoding_tasks, lease, preparation
 from trainyard_trainer.data.lease import Leases
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.data.token_set import INDEX
 from trainyard_trainer.data.tokenizer import BPE_END, BYTE_END, JsonTokenizer
 from trainyard_trainer.data.windows import Windows
@@ -42,7 +42,7 @@ def config_for(path: Path, **data: Any) -> RunConfig:
 
 
 def prepared(config: RunConfig, **options: Any) -> Windows:
-    samples = prepare(config, **options)
+    samples = load_samples(config, **options)
     assert isinstance(samples, Windows)
     return samples
 
@@ -118,11 +118,11 @@ import sys
 from pathlib import Path
 from trainyard.config import RunConfig
 from trainyard_trainer.data import preparation
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 preparation.MIN_TASK = preparation.MAX_TASK = 10_000
 preparation.SMALL = 0
 config = RunConfig.model_validate_json(Path(sys.argv[1]).read_text())
-samples = prepare(config, lambda share, seconds: print(share, flush=True))
+samples = load_samples(config, lambda share, seconds: print(share, flush=True))
 print(samples.fingerprint, flush=True)
 """
 
@@ -189,7 +189,7 @@ def test_a_mistake_in_a_document_is_one_of_the_configuration(tmp_path: Path, mon
     small_tasks(monkeypatch, 5_000)
     for _ in range(2):
         with pytest.raises(ConfigError, match=r"there is no field text"):
-            prepare(config)
+            load_samples(config)
     assert not list((tmp_path / "cache").glob("*/*.lease"))
 
 
@@ -197,7 +197,7 @@ def test_a_shared_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pyt
     path = write(tmp_path / "text", WORDS * 10)
     config = config_for(path, cache="/proc/nowhere")
     with pytest.raises(ConfigError, match=r"spec\.trainer\.data\.cache: /proc/nowhere cannot be written to"):
-        prepare(config)
+        load_samples(config)
     # Beside the checkpoints nobody has asked for it, and each pod prepares for itself.
     monkeypatch.setenv(constants.ENV_CHECKPOINTS, "/proc/nowhere")
     monkeypatch.setattr(preparation, "SMALL", 0)
@@ -221,11 +221,11 @@ def test_beside_the_checkpoints_if_it_is_worth_it(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv(constants.ENV_CHECKPOINTS, str(tmp_path / "checkpoints"))
     path = write(tmp_path / "text", WORDS * 10)
     config = make_config(1, data={"path": str(path)}, checkpoint={"everySteps": 1})
-    prepare(config)
+    load_samples(config)
     assert not (tmp_path / "checkpoints").exists()
     monkeypatch.setattr(preparation, "SMALL", 1)
     monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "other"))
-    prepare(config)
+    load_samples(config)
     assert len(list((tmp_path / "checkpoints" / "data").glob(f"*/{INDEX}"))) == 1
 
 
@@ -236,8 +236,8 @@ def test_a_larger_tokenizer_than_the_vocabulary(tmp_path: Path) -> None:
     path = write(tmp_path / "text", WORDS * 10)
     given = {"tokenizer": "file", "tokenizerFile": str(tmp_path / "tokenizer.json")}
     with pytest.raises(ConfigError, match=r"spec\.trainer\.data\.vocabSize: the tokenizer has token ids up to"):
-        prepare(config_for(path, **given, vocabSize=256))
-    assert prepare(config_for(path, **given, vocabSize=512)).count > 0
+        load_samples(config_for(path, **given, vocabSize=256))
+    assert load_samples(config_for(path, **given, vocabSize=512)).count > 0
 
 
 def test_the_tokenizer_of_a_run_is_used_instead_of_a_new_one(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tests.trainer.layouts import (
     run,
 )
 from tests.trainer.pods import Starter
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.parallel.parallelize import parameter_count
 
 QWEN3: dict[str, Any] = {
@@ -70,7 +70,7 @@ def test_layout_gives_the_losses_samples_and_parameters_of_one_process(
 @pytest.mark.parametrize("model", [QWEN3, LLAMA3, QWEN3_MOE])
 def test_parameters_are_those_of_the_trainer(model: dict[str, Any]) -> None:
     config = make_config(model=model)
-    assert config.family.parameters(config.model) == parameter_count(config, prepare(config))
+    assert config.family.parameters(config.model) == parameter_count(config, load_samples(config))
 
 
 @pytest.mark.parametrize("mode", ["selective", "full"])

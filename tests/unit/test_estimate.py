@@ -12,7 +12,7 @@ from trainyard.admission import admit
 from trainyard.estimate import Estimate, TrainingEstimate, estimate
 from trainyard.mesh import Mesh
 from trainyard.models import FAMILIES
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard.models.family import FULL_BYTES, DataShape
 from trainyard.models.llama import LlamaFamily
 from trainyard.models.moe import MoeFamily

@@ -16,7 +16,8 @@ from trainyard.config import RunConfig
 from trainyard.models.family import CUSTOM
 from trainyard.protocol.progress import METRIC_NAME
 from trainyard_trainer.data.custom import CustomSamples, DataSet
-from trainyard_trainer.data.samples import Samples, prepare
+from trainyard_trainer.data.loading import load_samples
+from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Family, Model, ParallelPlan, TensorPlan
 from trainyard_trainer.runtime.errors import ConfigError
@@ -104,13 +105,13 @@ def prepare_samples(
 ) -> Samples:
     """Return the samples of a job: those of the module, or those that spec.trainer.data describes.
 
-    `report`, `tokenizer` and `trained_on` are those of `trainyard_trainer.data.samples.prepare`.
+    `report`, `tokenizer` and `trained_on` are those of `trainyard_trainer.data.loading.load_samples`.
 
     Raises:
         ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
     """
     if config.trainer.data.source != CUSTOM:
-        return prepare(config, report, tokenizer, trained_on)
+        return load_samples(config, report, tokenizer, trained_on)
     if plugin.data is None:
         raise ConfigError(
             "spec.trainer.data.source: custom is the data set of spec.trainer.module, but that has none; let its "

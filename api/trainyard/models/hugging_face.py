@@ -4,12 +4,10 @@ A family says which architectures it has (`ModelFamily.architectures`), and adds
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard.models.rope_scaling import RopeScaling
-
-if TYPE_CHECKING:
-    from trainyard.models.decoder import DecoderConfig
 
 Config = Mapping[str, Any]
 """The content of a config.json."""
@@ -143,7 +141,7 @@ def _rope(content: Config) -> dict[str, Any]:
     return {"ropeTheta": theta, "ropeScaling": scaling.to_dict()}
 
 
-def decoder_config(config: "DecoderConfig", name: str, model_type: str) -> dict[str, Any]:
+def decoder_config(config: DecoderConfig, name: str, model_type: str) -> dict[str, Any]:
     """Return what the config.json of a decoder says.
 
     Args:

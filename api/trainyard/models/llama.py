@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from trainyard.base import ApiModel, Positive
-from trainyard.models.decoder import DecoderConfig, DecoderFamily, DecoderFields
+from trainyard.models.decoder import DecoderFamily
+from trainyard.models.decoder_sizes import DecoderConfig, DecoderFields
 from trainyard.models.family import Feature
 from trainyard.models.presets import LLAMA, Shape
 

@@ -11,11 +11,10 @@ from trainyard.models.decoder import (
     SEQUENCE,
     TIED,
     WHOLE_HEADS,
-    DecoderConfig,
     DecoderFamily,
-    DecoderFields,
     FeedForward,
 )
+from trainyard.models.decoder_sizes import DecoderConfig, DecoderFields
 from trainyard.models.family import FULL_BYTES, Feature, LayoutRule, MicroBatch, ModelPart
 from trainyard.models.hugging_face import check_values, positive
 from trainyard.models.presets import MOE, Shape

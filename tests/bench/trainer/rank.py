@@ -11,7 +11,7 @@ import torch
 from tests.bench.trainer.cases import Case, Program
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard_trainer.data.samples import prepare
+from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer
@@ -39,7 +39,7 @@ def main(case: Case, program: Program, rank: int, port: int, cache: str, parent:
     )
     torch.set_num_threads(program.threads)
     config = case.config(program)
-    samples = prepare(config)
+    samples = load_samples(config)
     assert isinstance(samples, Windows)
     world = World.from_environment(program.servers)
     world.init_process_group()

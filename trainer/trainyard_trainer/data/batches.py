@@ -13,15 +13,13 @@ from torch import Tensor
 from trainyard.config import RunConfig
 from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
-from trainyard_trainer.data.samples import Batch, Samples, Subset
+from trainyard_trainer.data.samples import IGNORED, Batch, Samples, Subset
 from trainyard_trainer.data.sampling import IntArray, MixedSource, PoissonSampler, Sampler, quotas
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 
 __all__ = ["IGNORED", "Batch", "Batches"]
 
-IGNORED = -100
-"""A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
 EVALUATION = -1
 """Stands for the step of a part of an evaluation."""
 MAX_DEPTH = 8

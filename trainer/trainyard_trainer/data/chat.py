@@ -8,9 +8,8 @@ import torch
 from numpy.typing import NDArray
 
 from trainyard.config import RunConfig
-from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.chat_template import BEGINS, LEARNED, TOKEN_ID
-from trainyard_trainer.data.samples import Batch, Subset
+from trainyard_trainer.data.samples import IGNORED, Batch, Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.sources import WindowedSource, held_out_count
 from trainyard_trainer.data.token_set import TokenSet, TokenSpan

@@ -1,14 +1,14 @@
 """Numbered samples, from which batches are read."""
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from trainyard.config import RunConfig
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.data.tokenizer import TokenizerFile
+
+IGNORED = -100
+"""A target that no loss and no metric counts (as in torch.nn.functional.cross_entropy)."""
 
 
 class Batch(NamedTuple):
@@ -66,36 +66,3 @@ class Samples(Protocol):
 
     def __str__(self) -> str:
         """Return a description for the log."""
-
-
-def prepare(
-    config: RunConfig,
-    report: Callable[[float, float], None] | None = None,
-    tokenizer: Path | None = None,
-    trained_on: Sequence[Mapping[str, Any]] = (),
-) -> Samples:
-    """Return the samples of a job; what has to be prepared is prepared once for all pods.
-
-    Args:
-        config: configuration of the run.
-        report: receives the share of the preparation that is done, and the seconds up to the last progress.
-        tokenizer: a tokenizer.json that replaces the one that would be learned: the one that a resumed run has.
-        trained_on: sources of the run that has trained the model (`Samples.sources`), whose scaling and classes
-            a table gets.
-
-    Raises:
-        ConfigError: the data is missing, unreadable, or does not match spec.trainer.data.
-    """
-    if config.trainer.data.source == "table":
-        from trainyard_trainer.data.table import TrainedOn, load_table
-
-        return load_table(config, TrainedOn.of_record(trained_on))
-    from trainyard_trainer.data.sources import prepare_sources
-    from trainyard_trainer.data.windows import Windows
-
-    sources, end, file = prepare_sources(config, report or (lambda _share, _seconds: None), tokenizer)
-    if config.trainer.data.source == "chat":
-        from trainyard_trainer.data.chat import Conversations
-
-        return Conversations(sources[0], config, file)
-    return Windows(sources, config.trainer.data.sequence_length, config.vocabulary, end, file)

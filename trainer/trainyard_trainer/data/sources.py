@@ -41,7 +41,7 @@ class PreparedSources(NamedTuple):
 
 
 def prepare_sources(config: RunConfig, report: Report, tokenizer: Path | None = None) -> PreparedSources:
-    """Return the tokens of all sources; see `trainyard_trainer.data.samples.prepare`."""
+    """Return the tokens of all sources; see `trainyard_trainer.data.loading.load_samples`."""
     data = config.trainer.data
     workshop = Workshop.of_rank(config, report)
     preparation = _Preparation(config, workshop, tokenizer)

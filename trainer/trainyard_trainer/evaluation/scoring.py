@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from trainyard_trainer.data.batches import IGNORED, Batches
-from trainyard_trainer.data.samples import Subset
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import IGNORED, Subset
 from trainyard_trainer.evaluation.scores import Scores
 from trainyard_trainer.parallel.forward_backward import ForwardBackward
 from trainyard_trainer.plugin import Plugin

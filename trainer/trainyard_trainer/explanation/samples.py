@@ -12,9 +12,8 @@ from torch import Tensor
 from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data
 from trainyard.resource.insight import Explain
-from trainyard_trainer.data.batches import IGNORED
 from trainyard_trainer.data.documents import Piece
-from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.data.samples import IGNORED, Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer, read_ids
 from trainyard_trainer.explanation.table import RowExplanation, TableExplainer

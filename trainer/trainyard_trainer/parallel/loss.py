@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer.data.batches import IGNORED
+from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.parallel import compilation
 
 CHUNK = 2**24

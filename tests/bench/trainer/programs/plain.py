@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from trainyard.config import RunConfig
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.runtime.world import World

@@ -9,7 +9,7 @@ from tests.bench.trainer.cases import LOG_EVERY, local_batch
 from tests.bench.trainer.pace import Pace
 from tests.bench.trainer.programs.windows import TransformerWithLoss, WindowDataset
 from trainyard.config import RunConfig
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.runtime.world import World
 

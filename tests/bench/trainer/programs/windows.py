@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard_trainer.data.windows import Windows
 from trainyard_trainer.models.llama.model import Llama
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard_trainer.models.family import Model
 from trainyard_trainer.models.llama.attention_mask import document_mask, masked_attention
 from trainyard_trainer.models.llama.rotary import Rotary

@@ -3,7 +3,7 @@
 The values are the same: matrices are [out, in] in both, and pairs of rotary positions are (i, i + E / 2) in both.
 """
 
-from trainyard.models.decoder import DecoderConfig
+from trainyard.models.decoder_sizes import DecoderConfig
 from trainyard_trainer.models.names import HuggingFaceNames
 
 FEED_FORWARD = {
