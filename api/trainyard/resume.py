@@ -134,6 +134,12 @@ RULES: Final = (
     ),
     ResumeRule(
         Effect.ALLOWED,
+        ("trainer.evaluation.maxSamples",),
+        "the next evaluations use other samples, so that their loss is not quite comparable with that of earlier ones; "
+        "the training stays the same",
+    ),
+    ResumeRule(
+        Effect.ALLOWED,
         ("trainer.task", "trainer.evaluation.report", "trainer.explain.*"),
         "evaluations, reports and explanations change nothing in a run",
     ),

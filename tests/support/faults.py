@@ -706,6 +706,15 @@ RULES = (
         "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to 0.1",
     ),
     Fault(
+        "an evaluation of fewer samples than sources",
+        lambda: _trainer(
+            data={"sources": [_source(name=name, evalFraction=0.1) for name in ("web", "code")]},
+            evaluation={"maxSamples": 1},
+        ),
+        "spec.trainer.evaluation.maxSamples: must be at least the number of spec.trainer.data.sources with "
+        "held-out samples, since one of each is evaluated; raise it",
+    ),
+    Fault(
         "evaluation with the schedule ZBV",
         lambda: _parallel(
             2,
@@ -1224,6 +1233,12 @@ SCHEMA = (
         "spec.workers.replicas: must be at least 1, not 0",
         server="spec.workers.replicas: Invalid value: 0: spec.workers.replicas in body should be greater than or "
         "equal to 1",
+    ),
+    Fault(
+        "an evaluation of no samples",
+        lambda: _trainer(data={"evalFraction": 0.1}, evaluation={"maxSamples": 0}),
+        "spec.trainer.evaluation.maxSamples: must be at least 1, not 0",
+        server="spec.trainer.evaluation.maxSamples in body should be greater than or equal to 1",
     ),
     Fault(
         "a string for an integer",

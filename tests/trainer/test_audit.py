@@ -118,7 +118,7 @@ def test_no_sample_is_repeated_or_skipped(start: Starter, tmp_path: Path, kind: 
     epoch = min(expected.train_samples, total)
     if kind != "several":
         assert len(set(trained[:epoch])) == epoch
-    assert not {n for n in trained if any(n in subset.held_out for subset in expected.held_out)}
+    assert not {n for n in trained if any(n in each.numbers for each in expected.evaluated)}
 
 
 ALONE = World(0, 0, 1, 1, torch.device("cpu"))

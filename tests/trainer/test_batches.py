@@ -266,8 +266,8 @@ def test_held_out_samples_by_source(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     config = several(tmp_path, monkeypatch)
     samples = load_samples(config)
     batches = Batches(samples, config, ALONE)
-    assert [(s.name, len(s.held_out)) for s in batches.held_out] == [("a", 31), ("c", (400 - 1) // 16)]
-    seen = torch.cat([batch.inputs[batch.targets[:, 0] >= 0] for batch in batches.eval_batches(batches.held_out[1])])
+    assert [(each.name, len(each.numbers)) for each in batches.evaluated] == [("a", 31), ("c", (400 - 1) // 16)]
+    seen = torch.cat([batch.inputs[batch.targets[:, 0] >= 0] for batch in batches.eval_batches(batches.evaluated[1])])
     assert len(seen) == 24
     assert (int(seen.min()), int(seen.max())) == (240, 249)
     assert [(s["name"], s["tokens"], s["heldOut"]) for s in samples.sources] == [

@@ -400,7 +400,7 @@ def test_answers_are_evaluated_and_explained_by_the_job_and_by_the_command(
     folder = open_folder(tmp_path / "run", DataChoice())
     scores = evaluate_folder(folder)
     assert scores.metrics() == pytest.approx(expected["metrics"], rel=1e-4)
-    samples = [folder.samples.read(np.array([n]), 0, 1) for subset in folder.subsets for n in subset.held_out]
+    samples = [folder.samples.read(np.array([n]), 0, 1) for each in folder.evaluated for n in each.numbers]
     assert scores.positions() == expected["positions"] == sum(int((b.targets != IGNORED).sum()) for b in samples)
     assert open_folder(tmp_path / "run", DataChoice(data)).config.trainer.data.source == "chat"
     assert (report.with_name("explanation.html")).exists()

@@ -73,11 +73,11 @@ def test_the_position_is_that_of_the_device_where_there_is_one(table: HeartbeatT
     assert table.read(0).device is None
     rank.host(*STEP, Phase.DATA)
     # The start of the training is an event as well.
-    assert rank.device(3).position == Position(0, Phase.FORWARD_BACKWARD)
+    assert rank.device(3).device == Position(0, Phase.FORWARD_BACKWARD)
     assert table.read(0).phase is Phase.DATA
-    assert rank.device(3).position == Position(1, Phase.DATA)
-    # A rank on a CPU: itself.
-    assert table.read(1).position == Position(0, Phase.START)
+    assert rank.device(3).device == Position(1, Phase.DATA)
+    # A rank on a CPU has none.
+    assert table.read(1).device is None
 
 
 def test_events_are_used_again(table: HeartbeatTable) -> None:
@@ -110,6 +110,30 @@ def test_the_rank_whose_gpu_is_behind_is_the_culprit(table: HeartbeatTable) -> N
         "rank 1 has sent no heartbeat for 61 s (phase: optimizer, GPU in step 1: forward and backward)"
     )
     assert "rank 0: step 0, optimizer, GPU in step 1: staging of a checkpoint, 61 s" in report.message
+
+
+def test_a_gpu_that_nothing_looks_at_is_not_said_to_be_where_it_was(table: HeartbeatTable) -> None:
+    """In a stopped process the thread that looks at the GPU is stopped, too, while the GPU goes on."""
+    now = [100.0]
+    rank = Rank(table, 0)
+    rank.writer._clock = lambda: now[0]
+    rank.host(*STEP, *STEP, Phase.DATA, Phase.FORWARD_BACKWARD)
+    rank.device(3)
+    now[0] = 107.0
+    # The GPU is where it was, but it was looked at again.
+    assert rank.device(0).device_time == 107
+    seen, stopped = (
+        RankDiagnostics(0, table.read(0), 12.0, stacks, state, age).message
+        for stacks, state, age in (("Current thread ...", "S", 0.2), ("", "T", 12.0))
+    )
+    assert "GPU in step 1: forward and backward" in seen.message
+    assert seen.step == 0
+    assert "(phase: forward and backward, GPU not seen for 12 s), does not respond: it is stopped" in stopped.message
+    assert "GPU in step" not in hang_report([RankDiagnostics(0, table.read(0), 12.0, "", "T", 12.0)]).message
+    # Others wait for what the process has not queued.
+    assert stopped.step == 2
+    assert stopped.hang is not None
+    assert stopped.hang.phase == Phase.FORWARD_BACKWARD
 
 
 def test_the_thread_ends_with_the_device(table: HeartbeatTable, monkeypatch: pytest.MonkeyPatch) -> None:

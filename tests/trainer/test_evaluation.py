@@ -14,7 +14,8 @@ from torch import Tensor
 from tests.support.run_config import make_config
 from tests.trainer.pods import Starter, finish
 from trainyard_trainer.data.batches import Batch, Batches
-from trainyard_trainer.data.samples import IGNORED, Subset
+from trainyard_trainer.data.evaluation_sets import EvaluationSet
+from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation.scores import BINS, Scores
 from trainyard_trainer.evaluation.scoring import score
@@ -42,12 +43,12 @@ def digits(world_size: int = 1, **changes: Any) -> Any:
 class GivenPredictions:
     """Passes and batches whose predictions are given."""
 
-    held_out = (Subset("data", 1.0, range(0), range(100)),)
+    evaluated = (EvaluationSet("data", range(100)),)
 
     def __init__(self, batches: list[tuple[Tensor, Tensor, Tensor]]) -> None:
         self.batches = batches
 
-    def eval_batches(self, subset: Subset) -> Iterator[Batch]:
+    def eval_batches(self, evaluated: EvaluationSet) -> Iterator[Batch]:
         return (Batch(predicted, targets) for predicted, targets, _ in self.batches)
 
     def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions]:
@@ -133,7 +134,7 @@ def test_evaluation_samples_are_evaluated_once_and_never_trained_on() -> None:
     table = load_table(config)
     batches = Batches(table, config, ALONE)
     assert (batches.eval_samples, batches.train_samples) == (359, 1438)
-    evaluated = [b.inputs[b.targets != IGNORED] for b in batches.eval_batches(batches.held_out[0])]
+    evaluated = [b.inputs[b.targets != IGNORED] for b in batches.eval_batches(batches.evaluated[0])]
     assert torch.equal(torch.cat(evaluated), torch.from_numpy(table.features[1438:]))
     steps = range(2 * 1438 // 32)
     drawn = np.concatenate([batches.sampler.batch_windows(step, 0) for step in steps])
@@ -144,7 +145,7 @@ def test_ranks_divide_the_evaluation_samples() -> None:
     config = digits(2)
     table = load_table(config)
     ranks = [Batches(table, config, World(r, r, 2, 2, torch.device("cpu"))) for r in range(2)]
-    seen = [b.inputs[b.targets != IGNORED] for r in ranks for b in r.eval_batches(r.held_out[0])]
+    seen = [b.inputs[b.targets != IGNORED] for r in ranks for b in r.eval_batches(r.evaluated[0])]
     assert sorted(torch.cat(seen).tolist()) == sorted(table.features[1438:].tolist())
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.support.run_config import make_config
 from trainyard.models.llama import LlamaConfig
+from trainyard_trainer.data.evaluation_sets import EvaluationSet
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.explanation.attribution import TOLERANCE, rank_correlation
 from trainyard_trainer.explanation.page import explanation_page
@@ -156,8 +157,9 @@ def test_other_models_are_refused() -> None:
 
 
 def test_samples_come_from_each_source() -> None:
-    assert chosen_numbers([range(10, 20), range(50, 51), range(60, 70)], 6) == [10, 11, 50, 60, 61]
-    assert chosen_numbers([range(3)], 8) == [0, 1, 2]
+    sets = [EvaluationSet("data", numbers) for numbers in (range(10, 20), range(50, 51), range(60, 70), range(3))]
+    assert chosen_numbers(sets[:3], 6) == [10, 11, 50, 60, 61]
+    assert chosen_numbers(sets[3:], 8) == [0, 1, 2]
 
 
 def test_page_of_a_text_escapes_its_tokens_and_shows_their_weights() -> None:

@@ -5,17 +5,21 @@ What a GPU does, only a machine that has one can show: `make gpu-check`.
 
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import torch
+from torch.distributed.checkpoint.staging import DefaultStager
 
 from tests.bench.gpu_check import check as gpu_check
-from tests.bench.gpu_check import layouts, result, speed
+from tests.bench.gpu_check import layouts, result, speed, torn_state
 from tests.bench.gpu_check.jobs import shaped
 from tests.bench.gpu_check.pods import Machine
 from tests.bench.gpu_check.result import Check
 from tests.bench.gpu_check.sizes import ON_GPUS
 from trainyard.sizing.peak_memory import rank_memory
 from trainyard.sizing.process_memory import GPU_BYTES
+from trainyard_trainer.runtime.world import World
 
 GiB = 2**30
 PARTS = {
@@ -24,7 +28,7 @@ PARTS = {
     "endings": ["a killed rank", "a rank that hangs", "a GPU without memory"],
     "speed": ["speed: tiny, 2 layers, 2 ranks", "profile: one step of tiny", "memory against plan"],
 }
-NEEDS_A_GPU = {"a GPU without memory", "memory against plan", "speed: tiny, 2 layers, 2 ranks"}
+NEEDS_A_GPU = {"torn state", "a GPU without memory", "memory against plan", "speed: tiny, 2 layers, 2 ranks"}
 """Answers that have no bound without a GPU."""
 
 
@@ -37,7 +41,34 @@ def test_each_part_of_the_check_runs(part: str, tmp_path: Path) -> None:
     assert found == {name: None if name in NEEDS_A_GPU else True for name in PARTS[part]}
     page = (tmp_path / "report.md").read_text()
     assert all(f"| {name} | " in page for name in PARTS[part])
+    # Without a GPU an update is done when it is queued, so no copy overtakes it.
+    assert ("torn without the wait: no (torch's stager [1.0], a bare copy [1.0])" in page) is (part == "torn state")
     assert report["machine"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("ordered", "unordered", "bare", "passed", "detail"),
+    [
+        ([1.0], [0.0], [0.0], True, "torn without the wait: yes (torch's stager [0.0], a bare copy [0.0])"),
+        ([1.0], [0.0, 1.0], [0.0], True, "torn without the wait: yes"),
+        ([1.0], [1.0], [0.0], None, "torn without the wait: no (torch's stager [1.0], a bare copy [0.0]); proves"),
+        ([1.0], [1.0], [1.0], None, "proves nothing: no copy can overtake the update here"),
+        ([0.0, 1.0], [0.0], [0.0], False, "values in the checkpoint: [0.0, 1.0], expected [1.0]"),
+        ([1.0, 2.0], [1.0], [1.0], False, "values in the checkpoint: [1.0, 2.0], expected [1.0]"),
+    ],
+)
+def test_a_complete_checkpoint_is_a_proof_only_where_one_without_the_wait_is_torn(
+    ordered: list[float], unordered: list[float], bare: list[float], passed: bool | None, detail: str
+) -> None:
+    check = gpu_check.judge_torn_state({"ordered": ordered, "torch": unordered, "bare": bare})
+    assert check.passed is passed
+    assert detail in check.detail
+    assert check.figures["tornWithoutWait"] is (unordered != [1.0])
+
+
+def test_the_contrast_has_the_stager_of_torch() -> None:
+    world = World(0, 0, 1, 1, torch.device("cpu"), control=cast(Any, "a group"))
+    assert type(torn_state.unordered(world)._stager) is DefaultStager
 
 
 def test_a_machine_without_a_gpu_is_told_so(capsys: pytest.CaptureFixture[str]) -> None:

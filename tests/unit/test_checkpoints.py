@@ -10,7 +10,7 @@ import pytest
 
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.catalog import complete_folder, complete_steps, find_damage, partial_folder
-from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, ConvergenceState, Manifest
+from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, ConvergenceState, FileChecksum, Manifest
 from trainyard_trainer.runtime.errors import ConfigError
 
 
@@ -143,6 +143,32 @@ def test_every_kind_of_damage_is_found_by_one_of_the_ranks(tmp_path: Path, fault
             (folder / MANIFEST).write_text(json.dumps(manifest))
     assert [find_damage(folder, share, 2) for share in (0, 1)] != [None, None]
     assert find_damage(folder) is not None
+
+
+@pytest.mark.parametrize(
+    ("shares", "read"), [(1, [13]), (4, [4, 3, 3, 3]), (6, [3, 2, 2, 2, 2, 2]), (16, [2, *11 * [1]])]
+)
+def test_ranks_check_the_files_that_they_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: int, read: list[int]
+) -> None:
+    """Twelve ranks have written; each file is read once, by the rank that has its number."""
+    files = {f"__{rank}_0.distcp": rank for rank in range(12)} | {".metadata": 0}
+    manifest = json.loads((write(tmp_path, 5) / MANIFEST).read_text())
+    content = {**manifest, "files": {name: {"bytes": 1, "crc32": 0} for name in files}}
+    (tmp_path / "step-00000005" / MANIFEST).write_text(json.dumps(content))
+    seen: list[list[str]] = []
+
+    def read_file(path: Path) -> FileChecksum:
+        seen[-1].append(path.name)
+        return FileChecksum(1, 0)
+
+    monkeypatch.setattr(catalog, "file_checksum", read_file)
+    for share in range(shares):
+        seen.append([])
+        assert find_damage(tmp_path / "step-00000005", share, shares) is None
+        assert all(files[name] % shares == share for name in seen[-1])
+    assert sorted(name for names in seen for name in names) == sorted(files)
+    assert [len(names) for names in seen if names] == read
 
 
 # --- the manifest ------------------------------------------------------------------------------------------------

@@ -360,6 +360,26 @@ def test_messages_of_events_and_conditions_are_printed_literally() -> None:
     assert words in shown(tables.condition_table([condition], NOW))[1]
 
 
+@pytest.mark.parametrize("speeds", [[100, 100, 100, 101], [5, 5000, 20_000, 90_000], [7], [math.nan, math.nan]])
+def test_curves_do_not_touch_the_frame_of_the_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speeds: list[float]
+) -> None:
+    from matplotlib import pyplot as plt
+
+    figures: list[Any] = []
+    monkeypatch.setattr(plt, "close", figures.append)
+    reports = [StepReport(1, 10 * step, 2.0 + 1 / (step + 1), speed) for step, speed in enumerate(speeds)]
+    save_plot(make_job(), reports, tmp_path / "plot.png")
+    monkeypatch.undo()
+    (figure,) = figures
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        for y in (y for line in axes.lines for y in line.get_ydata() if math.isfinite(y)):
+            assert low + 0.04 * (high - low) <= y <= high - 0.04 * (high - low) or (y < 0.04 * high and low == 0)
+    assert figure.axes[1].get_ylim()[0] == 0
+    plt.close(figure)
+
+
 def test_the_throughput_of_table_data_is_in_samples_everywhere(tmp_path: Path) -> None:
     job = table_job()
     assert "210 samples/s" in progress_line(job)

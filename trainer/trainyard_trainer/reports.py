@@ -2,6 +2,7 @@
 
 from trainyard.config import RunConfig
 from trainyard.run_record import RunRecord
+from trainyard_trainer.data.evaluation_sets import sample_count
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.evaluation.report import Subject, describe_samples, evaluation_content, write_evaluation
 from trainyard_trainer.runtime import log
@@ -48,13 +49,11 @@ class Reports:
             explain_run(spec.explain, trainer, self._samples, self._subject(trainer), folder)
 
     def _subject(self, trainer: Trainer) -> Subject:
-        held_out = trainer.batches.eval_samples
-        count = held_out or trainer.batches.train_samples
         return Subject(
             weights=f"{self._config.namespace}/{self._config.job}",
             model=self._config.model.name,
             step=trainer.step or None,
             run=None if self._record is None else self._record.id,
             data=str(self._samples),
-            samples=describe_samples(self._record, self._samples, count),
+            samples=describe_samples(self._record, self._samples, sample_count(trainer.batches.evaluated)),
         )

@@ -1,7 +1,7 @@
 """The life of a run, from top to bottom, as one rank sees it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,10 +10,10 @@ from trainyard.config import RunConfig
 from trainyard_trainer.bad_steps import BadStepHandler
 from trainyard_trainer.checkpoint.saver import Saver
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.data.samples import Samples, Subset
+from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation.scores import Scores
-from trainyard_trainer.evaluation.scoring import everything, score
+from trainyard_trainer.evaluation.scoring import score
 from trainyard_trainer.metrics.expert_loads import ExpertLoads
 from trainyard_trainer.metrics.observer import Observer, Start
 from trainyard_trainer.metrics.step_metrics import StepMetrics
@@ -341,17 +341,14 @@ class Trainer:
         # Hangs are detected from the first step of an attempt on; an evaluation counts as one.
         heartbeat.start(self.step - 1, self.config.health.hang_timeout_seconds)
         heartbeat.beat(Phase.EVALUATION, self.step)
-        self.score(None if self.batches.held_out else everything(self.batches.subsets))
+        self.score()
         self.batches.close()
         self.update.close()
 
-    def score(self, subsets: Sequence[Subset] | None = None) -> dict[str, float]:
-        """Score the model, show the metrics to the observers, and return them; all ranks must call it.
-
-        `subsets`: see `evaluation.scoring.score`.
-        """
+    def score(self) -> dict[str, float]:
+        """Score the model, show the metrics to the observers, and return them; all ranks must call it."""
         counts = self.mesh.counts_loss
-        scores = score(self.passes, self.batches, self.world, self._classes, counts, self._plugin, subsets)
+        scores = score(self.passes, self.batches, self.world, self._classes, counts, self._plugin)
         metrics = scores.metrics()
         rounded = {name: float(f"{value:.6g}") for name, value in metrics.items()}
         for observer in self.observers:

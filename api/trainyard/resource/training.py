@@ -78,6 +78,11 @@ class Evaluation(ApiModel):
 
     every_steps: Positive | None = None
     """Number of steps between two evaluations. Default: evaluate after the last step only."""
+    max_samples: Positive | None = None
+    """Most samples of an evaluation; default: all held-out samples. They are selected from all over each source, in
+    proportion to its held-out samples and at least one, by their number alone: each evaluation uses the same, also the
+    one after the last step, on every layout and with every seed. A job with task: evaluate uses no more either; remove
+    this line to have it evaluate everything."""
     report: bool = False
     """Whether the last evaluation writes a report (evaluation.html and evaluation.json: metrics of each class and
     source, confusion matrix, calibration) to the folder `reports` beside the checkpoints. A job with task: evaluate
@@ -217,10 +222,17 @@ class TrainerSpec(ApiModel):
             "spec.trainer.evaluation.everySteps and spec.trainer.data.evalFraction",
         ),
         Rule(
-            f"!(has(self.evaluation.everySteps) || self.evaluation.report) || {EVALUATES} ||"
+            "!(has(self.evaluation.everySteps) || has(self.evaluation.maxSamples) || self.evaluation.report) ||"
+            f" {EVALUATES} ||"
             f" {HOLDS_OUT.format(data='self.data')}",
             "spec.trainer.evaluation: needs samples to evaluate on; set spec.trainer.data.evalFraction, for example to "
             "0.1",
+        ),
+        Rule(
+            "!has(self.evaluation.maxSamples) || !has(self.data.sources) || self.evaluation.maxSamples >="
+            " self.data.sources.filter(source, source.evalFraction > 0.0 || has(source.evalPath)).size()",
+            "spec.trainer.evaluation.maxSamples: must be at least the number of spec.trainer.data.sources with "
+            "held-out samples, since one of each is evaluated; raise it",
         ),
         Rule(
             "!has(self.stop.steps) || self.schedule.warmupSteps + (has(self.schedule.decaySteps) ?"

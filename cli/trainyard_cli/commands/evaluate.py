@@ -25,7 +25,9 @@ def evaluate(
     manifest: ManifestPath = None,
     samples: Annotated[
         int | None,
-        typer.Option("--samples", min=1, help="Most samples of each source. [default: all]", show_default=False),
+        typer.Option(
+            "--samples", min=1, help="Most samples, spread over each source. [default: all]", show_default=False
+        ),
     ] = None,
     harness: Annotated[
         Path | None,
@@ -77,8 +79,7 @@ def _content(
     from trainyard_trainer.evaluation.report import evaluation_content
 
     results = [] if harness is None else read_harness(harness)
-    total = sum(len(subset.held_out) for subset in folder.subsets)
-    with counting("evaluating", total) as advance:
+    with counting("evaluating", sum(len(each.numbers) for each in folder.evaluated)) as advance:
         scores = evaluate_folder(folder, advance)
     return evaluation_content(folder.subject(), scores, results)
 

@@ -77,7 +77,7 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
         weights: folder of weights.
         data: --data.
         manifest: --manifest.
-        samples: most samples of each source.
+        samples: most samples, see `trainyard_trainer.data.evaluation_sets`.
 
     Raises:
         ValueError: there are no weights, or no such data, or the data do not fit the model.

@@ -11,6 +11,9 @@ from trainyard.text import plural
 from trainyard_cli.views.formatting import throughput_unit
 from trainyard_cli.views.step_reports import StepReport
 
+_HEADROOM = 1.15
+"""Upper end of the throughput axis, as a multiple of the highest throughput."""
+
 
 def save_plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None:
     """Draw loss and throughput, one line for each attempt, into a PNG, SVG or PDF file.
@@ -40,7 +43,11 @@ def save_plot(job: TrainingJob, reports: list[StepReport], target: Path) -> None
     losses.set_ylabel("loss (nats)")
     speeds.set_ylabel(unit)
     speeds.set_xlabel("step")
-    speeds.set_ylim(bottom=0)
+    speeds.yaxis.set_major_formatter("{x:,.0f}")
+    speeds.xaxis.get_major_locator().set_params(integer=True)
+    # matplotlib leaves space in proportion to the range of the values, of which a steady throughput has almost none.
+    highest = max((y for line in speeds.lines for y in line.get_ydata() if math.isfinite(y)), default=0.0)
+    speeds.set_ylim(0, _HEADROOM * highest or 1.0)
     for axes in (losses, speeds):
         axes.grid(alpha=0.3)
     try:

@@ -2,7 +2,8 @@
 
     python -m tests.bench.gpu_check.torn_state FOLDER MIB
 
-Prints the values that the checkpoint has, as JSON.
+Prints, as JSON, the values that were copied: by the trainer's stager; by torch's own, which does not wait for the
+update; and by a bare copy on a stream of its own. If the last two have the right values as well, nothing was at stake.
 """
 
 import json
@@ -13,7 +14,9 @@ from typing import cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.staging import DefaultStager
 
 from trainyard_trainer.checkpoint import storage
 from trainyard_trainer.checkpoint.storage import BackgroundSave
@@ -21,12 +24,14 @@ from trainyard_trainer.checkpoint.writer import CheckpointWriter
 from trainyard_trainer.runtime.world import World
 
 TENSORS = 8
-SLEEP_CYCLES = 2_000_000_000
-"""About a second of a GPU: the update waits behind it while the host continues."""
+SLEEP_CYCLES, SLEEPS = 2_000_000_000, 5
+"""About a second of a GPU, and how often: the update waits behind it while the host continues."""
+COMPLETE = [1.0]
+"""The values after the update: all tensors have them, and none of the update that follows."""
 
 
 def main(folder: Path, mib: int) -> None:
-    """Queue an update behind a long computation, begin to save at once, and read what was saved."""
+    """Queue an update behind a long computation, begin to copy at once, in three ways, and print what was copied."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
     os.environ.setdefault("MASTER_PORT", "0")
     world = World.from_environment()
@@ -35,15 +40,29 @@ def main(folder: Path, mib: int) -> None:
         torch.cuda.set_device(world.device)
     assert world.control is not None
     values = mib * 2**20 // 4 // TENSORS
-    tensors = {f"layer.{n}": torch.zeros(values, device=world.device) for n in range(TENSORS)}
+    found = {
+        "ordered": saved_values(BackgroundSave(world.device, world.control), folder / "ordered", values, world.device),
+        "torch": saved_values(unordered(world), folder / "torch", values, world.device),
+        "bare": copied_values(values, world.device),
+    }
+    print(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def unordered(world: World) -> BackgroundSave:
+    """Return a save in the background whose copies do not wait for the update, as torch's stager is by itself."""
+    assert world.control is not None
     background = BackgroundSave(world.device, world.control)
+    background._stager = DefaultStager(background._stager._config)
+    return background
+
+
+def saved_values(background: BackgroundSave, folder: Path, values: int, device: torch.device) -> list[float]:
+    """Return the different values in a checkpoint that is begun while the update of zeros to ones is queued."""
+    tensors = {f"layer.{n}": torch.zeros(values, device=device) for n in range(TENSORS)}
     # The first save starts the process, and allocates the memory that is shared with it.
     background.start(storage_writer(folder / "first"), tensors).upload_completion.result()
-    if world.device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
-    for tensor in tensors.values():
-        tensor.add_(1)
+    queue_update(tensors)
     response = background.start(storage_writer(folder / "second"), tensors)
     response.staging_completion.result()
     # The next update, which must not be in the checkpoint either.
@@ -52,8 +71,37 @@ def main(folder: Path, mib: int) -> None:
     response.upload_completion.result()
     saved = {name: torch.empty(values) for name in tensors}
     storage.load(folder / "second", saved, None)
-    print(json.dumps(sorted({float(v) for t in saved.values() for v in (t.min(), t.max())})))
-    dist.destroy_process_group()
+    return different_values(saved)
+
+
+def copied_values(values: int, device: torch.device) -> list[float]:
+    """Return the different values of a copy to pinned memory that is begun while the update is queued."""
+    tensors = {f"layer.{n}": torch.zeros(values, device=device) for n in range(TENSORS)}
+    on_gpu = device.type == "cuda"
+    copies = {name: torch.empty(values, pin_memory=on_gpu) for name in tensors}
+    stream = torch.cuda.Stream() if on_gpu else None  # type: ignore[no-untyped-call]
+    queue_update(tensors)
+    with torch.cuda.stream(stream):
+        for name, copy in copies.items():
+            copy.copy_(tensors[name], non_blocking=True)
+    if stream is not None:
+        stream.synchronize()
+    return different_values(copies)
+
+
+def queue_update(tensors: dict[str, Tensor]) -> None:
+    """Add 1 to tensors; a GPU does it when it has done something else for a while."""
+    if next(iter(tensors.values())).is_cuda:
+        torch.cuda.synchronize()
+        for _ in range(SLEEPS):
+            torch.cuda._sleep(SLEEP_CYCLES)  # type: ignore[no-untyped-call]
+    for tensor in tensors.values():
+        tensor.add_(1)
+
+
+def different_values(tensors: dict[str, Tensor]) -> list[float]:
+    """Return the smallest and the largest value of each tensor, each once, in ascending order."""
+    return sorted({float(v) for tensor in tensors.values() for v in (tensor.min(), tensor.max())})
 
 
 def storage_writer(folder: Path) -> CheckpointWriter:

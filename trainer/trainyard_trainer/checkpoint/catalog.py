@@ -33,6 +33,8 @@ from trainyard_trainer.runtime.object_store import (
 )
 
 _COMPLETE = re.compile(r"step-(\d{8,})")
+_WRITTEN_BY_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+"""Name of a file with tensors, as torch.distributed.checkpoint forms it."""
 _PARTIAL = ".partial"
 _CHUNK = 1 << 22
 """Bytes read at a time for a checksum."""
@@ -150,8 +152,16 @@ def file_checksum(path: Location) -> FileChecksum:
 def find_damage(folder: Location, share: int = 0, shares: int = 1) -> str | None:
     """Return what is wrong with a complete checkpoint; None if nothing is.
 
-    Ranks divide the files among them, so that a large checkpoint is read once: this one reads every `shares`-th
-    file, beginning with number `share`.
+    Ranks divide the files among them: together they read the checkpoint once, and once more to load it. The second
+    time it comes from the memory of the node (page cache), since a rank checks the files that it loads, as long as the
+    layout is that of the run that wrote them. Checksums that are compared while loading would save this pass, but the
+    ranks must agree on a checkpoint before one of them changes its state, and a rank of another layout loads parts of
+    files, for which there are no checksums. docs/checkpoints.md has the cost.
+
+    Args:
+        folder: the checkpoint.
+        share: number of this rank's share.
+        shares: number of shares; 1: this process checks all files.
 
     Raises:
         ConfigError: a newer version of the trainer has written the checkpoint.
@@ -159,7 +169,7 @@ def find_damage(folder: Location, share: int = 0, shares: int = 1) -> str | None
     """
     try:
         files = Manifest.read(folder).files
-        for name in sorted(files)[share::shares]:
+        for name in sorted(name for name in files if _share_of(name, shares) == share):
             found, expected = file_checksum(folder / name), files[name]
             if found.bytes != expected.bytes:
                 return f"{folder / name} has {found.bytes} bytes instead of {expected.bytes}"
@@ -171,6 +181,12 @@ def find_damage(folder: Location, share: int = 0, shares: int = 1) -> str | None
     except (OSError, ValueError) as error:
         return f"{folder} cannot be read: {error}"
     return None
+
+
+def _share_of(name: str, shares: int) -> int:
+    """Return the share to which a file belongs: that of the rank which loads it, on the layout that wrote it."""
+    found = _WRITTEN_BY_RANK.fullmatch(name)
+    return 0 if found is None else int(found[1]) % shares
 
 
 def remove_partial(root: Location) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard_trainer.data.evaluation_sets import EvaluationSet, evaluation_sets
 from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.samples import IGNORED, Batch, Samples, Subset
@@ -58,12 +59,10 @@ class Batches:
         self._part, self._parts = mesh.coordinate(world.rank).context, mesh.context
         self.fingerprint = samples.fingerprint
         """63 bits that identify the data set."""
-        self.subsets = samples.subsets
-        """All sources."""
-        self.held_out = tuple(subset for subset in samples.subsets if len(subset.held_out))
-        """Sources that have samples for evaluation."""
-        self.eval_samples = sum(len(subset.held_out) for subset in self.held_out)
-        """Number of samples for evaluation."""
+        self.evaluated = evaluation_sets(samples.subsets, config.trainer.evaluation.max_samples)
+        """Samples that an evaluation uses; to evaluate while training, there must be held-out ones."""
+        self.eval_samples = sum(len(subset.held_out) for subset in samples.subsets)
+        """Number of held-out samples, used or not."""
         self.train_samples = sum(len(subset.train) for subset in samples.subsets)
         """Number of samples for training: one epoch."""
         if any(not len(subset.train) for subset in samples.subsets):
@@ -173,9 +172,9 @@ class Batches:
         """Return this rank's share of the global batch of a step (from 0), which a pipeline takes in one."""
         return self._take(step, 0)
 
-    def eval_batches(self, subset: Subset) -> Iterator[Batch]:
-        """Yield batches as large as those of a step, until each held-out sample of a source has been in exactly one."""
-        ahead = Prefetch(self._read_evaluation(subset), 2, self._begin_thread)
+    def eval_batches(self, evaluated: EvaluationSet) -> Iterator[Batch]:
+        """Yield batches as large as those of a step, until each sample of a set has been in exactly one."""
+        ahead = Prefetch(self._read_evaluation(evaluated), 2, self._begin_thread)
         try:
             for prepared in ahead:
                 yield self._to_device(prepared)
@@ -202,10 +201,11 @@ class Batches:
                     chosen = slice(start, start + self._read_at_once)
                     yield self._read(current, part, numbers[chosen], padding[chosen])
 
-    def _read_evaluation(self, subset: Subset) -> Iterator[Prepared]:
+    def _read_evaluation(self, evaluated: EvaluationSet) -> Iterator[Prepared]:
         size = self._micro_batch * self.micro_batch_count * self._shares
-        for index, start in enumerate(range(0, len(subset.held_out), size)):
-            yield self._read(EVALUATION, index, *self._in_order(subset.held_out, start))
+        for index, start in enumerate(range(0, len(evaluated.numbers), size)):
+            positions, padding = self._in_order(len(evaluated.numbers), start)
+            yield self._read(EVALUATION, index, evaluated.at(positions), padding)
 
     def _draw(self, step: int) -> tuple[IntArray, BoolArray]:
         """Return the numbers of this rank's samples in a step, and which of them do not count: [share] each.
@@ -218,19 +218,22 @@ class Batches:
             # A rank without samples reads one that does not count.
             return (own, np.zeros(len(own), bool)) if len(own) else (np.zeros(1, np.int64), np.ones(1, bool))
         if self._full_batch:
-            numbers, padding = self._in_order(range(self.train_samples), 0)
+            numbers, padding = self._in_order(self.train_samples, 0)
         else:
             numbers = self.sampler.batch_windows(step, self._index, self.origin)
             padding = np.zeros(len(numbers), dtype=bool)
         replaced, excluded = self.excluded.replace(numbers)
         return replaced, padding | excluded
 
-    def _in_order(self, samples: range, start: int) -> tuple[IntArray, BoolArray]:
-        """Return this rank's share of the batch that begins at position `start` of some samples, and its padding."""
+    def _in_order(self, count: int, start: int) -> tuple[IntArray, BoolArray]:
+        """Return the positions of this rank's share of the batch that begins at position `start` of `count` samples.
+
+        And which of them are padding, in whose place the first sample is read.
+        """
         share = self._micro_batch * self.micro_batch_count
         positions = start + self._index * share + np.arange(share)
-        padding = positions >= len(samples)
-        return samples.start + np.where(padding, 0, positions), padding
+        padding = positions >= count
+        return np.where(padding, 0, positions), padding
 
     def _read(self, step: int, part: int, numbers: IntArray, padding: BoolArray) -> Prepared:
         """Read samples, as the thread does."""

@@ -16,11 +16,12 @@ from trainyard.protocol import constants
 from trainyard.resolve import resolve
 from trainyard.resource.training import TrainerSpec
 from trainyard_trainer.data.batches import Batches
-from trainyard_trainer.data.samples import Samples, Subset
+from trainyard_trainer.data.evaluation_sets import EvaluationSet, evaluation_sets, sample_count
+from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation.report import Subject, describe_samples
 from trainyard_trainer.evaluation.scores import Scores
-from trainyard_trainer.evaluation.scoring import everything, score
+from trainyard_trainer.evaluation.scoring import score
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.plugin import Plugin, load_plugin, prepare_samples
@@ -64,13 +65,12 @@ class FolderData:
     """Configuration of one process, without an optimizer."""
     samples: Samples
     plugin: Plugin
-    subsets: Sequence[Subset]
-    """Sources; their held-out samples are those to use."""
+    evaluated: Sequence[EvaluationSet]
+    """Samples to use."""
 
     def subject(self) -> Subject:
         """Return what a report about this is about."""
-        count = sum(len(subset.held_out) for subset in self.subsets)
-        relation = describe_samples(self.weights.record, self.samples, count)
+        relation = describe_samples(self.weights.record, self.samples, sample_count(self.evaluated))
         return folder_subject(self.weights, str(self.samples), relation)
 
     def load(self, device: torch.device) -> LoadedModel:
@@ -103,7 +103,7 @@ def open_folder(
     Args:
         path: folder of weights, see `weights.folder.open_weights`.
         choice: its data.
-        limit: most samples of each source; None: all.
+        limit: most samples, see `data.evaluation_sets`; None: all.
         report: receives the share of the preparation that is done, and seconds.
 
     Raises:
@@ -119,10 +119,7 @@ def open_folder(
     trained_on = () if record is None else record.data.sources
     samples = prepare_samples(config, plugin, report, weights.tokenizer, trained_on)
     _check_sizes(weights, samples)
-    chosen = [subset for subset in samples.subsets if len(subset.held_out)] or everything(samples.subsets)
-    if limit is not None:
-        chosen = [subset._replace(held_out=subset.held_out[:limit]) for subset in chosen]
-    return FolderData(weights, config, samples, plugin, chosen)
+    return FolderData(weights, config, samples, plugin, evaluation_sets(samples.subsets, limit))
 
 
 def evaluate_folder(data: FolderData, report: Callable[[int], None] | None = None) -> Scores:
@@ -137,7 +134,7 @@ def evaluate_folder(data: FolderData, report: Callable[[int], None] | None = Non
     mesh = RankMesh(data.config.mesh, world)
     passes = make_forward_backward(data.config, mesh, [model], device, batches, data.plugin.loss)
     classes = data.samples.class_count if isinstance(data.samples, Table) else None
-    return score(passes, batches, world, classes, True, data.plugin, data.subsets, report)
+    return score(passes, batches, world, classes, True, data.plugin, data.evaluated, report)
 
 
 def _config(weights: Weights, choice: DataChoice) -> RunConfig:

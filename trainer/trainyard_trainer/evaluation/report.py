@@ -62,8 +62,10 @@ def describe_samples(record: RunRecord | None, samples: Samples, count: int) -> 
         return f"{count:,} samples; it is not known whether the model was trained on them"
     if record.data.fingerprint != samples.fingerprint:
         return f"{count:,} samples of other data than those of the run"
-    if record.data.eval_samples == count == sum(len(subset.held_out) for subset in samples.subsets):
-        return f"{count:,} samples that were held out from the training"
+    held_out = sum(len(subset.held_out) for subset in samples.subsets)
+    if record.data.eval_samples == held_out > 0:
+        of_all = "" if count == held_out else f" of {held_out:,}"
+        return f"{count:,}{of_all} samples that were held out from the training"
     return f"{count:,} samples of the run, with samples among them that the model was trained on"
 
 

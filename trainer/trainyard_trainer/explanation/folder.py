@@ -40,7 +40,7 @@ def explain_folder(data: FolderData, explain: Explain, report: Report | None = N
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = data.load(device).module
-    numbers = chosen_numbers([subset.held_out for subset in data.subsets], sample_count(explain, data.samples))
+    numbers = chosen_numbers(data.evaluated, sample_count(explain, data.samples))
     if isinstance(data.samples, Table):
         width = image_width(explain, data.config, data.samples)
         rows, similarity = explain_rows(model, data.samples, numbers, device)

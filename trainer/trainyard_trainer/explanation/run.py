@@ -5,10 +5,10 @@ from typing import Any
 import torch.distributed as dist
 
 from trainyard.resource.insight import Explain
+from trainyard_trainer.data.evaluation_sets import evaluation_sets
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.evaluation.report import Subject
-from trainyard_trainer.evaluation.scoring import everything
 from trainyard_trainer.explanation.report import write_explanation
 from trainyard_trainer.explanation.samples import (
     Vocabulary,
@@ -44,8 +44,7 @@ def explain_run(explain: Explain, trainer: Trainer, samples: Samples, subject: S
     """
     config, world = trainer.config, trainer.world
     model = whole_model(config, samples, trainer.parts, world.device)
-    chosen = [subset for subset in samples.subsets if len(subset.held_out)] or everything(samples.subsets)
-    numbers = chosen_numbers([subset.held_out for subset in chosen], sample_count(explain, samples))
+    numbers = chosen_numbers(evaluation_sets(samples.subsets), sample_count(explain, samples))
     own = numbers[world.rank :: world.size]
     found: Any
     if isinstance(samples, Table):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data
 from trainyard.resource.insight import Explain
 from trainyard_trainer.data.documents import Piece
+from trainyard_trainer.data.evaluation_sets import EvaluationSet
 from trainyard_trainer.data.samples import IGNORED, Samples
 from trainyard_trainer.data.table import Table
 from trainyard_trainer.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer, read_ids
@@ -142,8 +142,8 @@ def token_explainer(model: Model, vocabulary: Vocabulary, device: torch.device) 
     return TokenExplainer(model, vocabulary.text, vocabulary.baseline, device)
 
 
-def chosen_numbers(ranges: Sequence[range], count: int) -> list[int]:
+def chosen_numbers(sets: Sequence[EvaluationSet], count: int) -> list[int]:
     """Return the numbers of the first samples of each source, about as many of each, `count` in all."""
-    share = -(-count // max(1, len(ranges)))
-    numbers: list[Any] = [number for samples in ranges for number in samples[:share]]
+    share = -(-count // max(1, len(sets)))
+    numbers = [int(number) for each in sets for number in each.numbers[:share]]
     return numbers[:count]

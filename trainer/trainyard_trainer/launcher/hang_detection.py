@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainyard.protocol.termination import Hang, TerminationMessage
-from trainyard_trainer.runtime.heartbeat import Heartbeat, Phase
+from trainyard_trainer.runtime.heartbeat import Heartbeat, Phase, Position
 
 CHECK_SECONDS = 0.5
 """Time between two checks of the heartbeats."""
@@ -25,6 +25,8 @@ TIMEOUT_FACTOR = 20.0
 """Automatic timeout, as a multiple of the longest recent interval between two heartbeats of the phase."""
 FIRST_TIMEOUT = 600.0
 """Automatic timeout of a phase that has not been completed yet: as long as gloo and NCCL wait for a peer."""
+DEVICE_SECONDS = 2.0
+"""Age of the last look at a GPU from which on its position is not known: a few `device_position.POLL_SECONDS`."""
 STACK_SECONDS = 2.0
 """Time for ranks to print their stacks, and for other pods to detect the hang before these ranks are killed."""
 
@@ -139,12 +141,14 @@ class RankDiagnostics:
     """Stacks of its threads; empty if it did not respond."""
     state: str
     """State of its process, as in /proc/PID/stat."""
+    device_age: float = 0.0
+    """Seconds since the last look at its GPU, if it has one."""
 
     @property
     def message(self) -> TerminationMessage:
         """Termination message of a pod whose likeliest culprit is this rank."""
         response = "" if self.stacks else f", does not respond: {_describe_state(self.state)}"
-        host, (step, phase) = self.heartbeat.phase, self.heartbeat.position
+        host, (step, phase) = self.heartbeat.phase, self._position
         where = f"phase: {host.label}{self._device}"
         message = f"rank {self.rank} has sent no heartbeat for {self.age:.0f} s ({where}){response}"
         # The host of a GPU is ahead of it, so the position of the GPU tells whom the others wait for.
@@ -152,10 +156,24 @@ class RankDiagnostics:
         return TerminationMessage(rank=self.rank, exception="Hang", message=message, step=step, hang=hang)
 
     @property
+    def _position(self) -> Position:
+        """How far the rank has come: its GPU, as far as that is known, and else its process.
+
+        In a process that is stopped, or does not let its other threads run, nothing looks at the GPU, which completes
+        what the process has queued: others wait for what the process has not queued.
+        """
+        device = self.heartbeat.device
+        return self.heartbeat.host if device is None or self.device_age > DEVICE_SECONDS else device
+
+    @property
     def _device(self) -> str:
         """Position of the rank's GPU, as the end of a phrase; empty for a CPU."""
         device = self.heartbeat.device
-        return "" if device is None else f", GPU in step {device.step + 1}: {device.phase.label}"
+        if device is None:
+            return ""
+        if self.device_age > DEVICE_SECONDS:
+            return f", GPU not seen for {self.device_age:.0f} s"
+        return f", GPU in step {device.step + 1}: {device.phase.label}"
 
     def __str__(self) -> str:
         location = innermost(self.stacks) if self.stacks else "no response"

@@ -175,7 +175,7 @@ class RankProcesses:
 
     def _diagnose(self, heartbeats: Mapping[int, Heartbeat]) -> list[RankDiagnostics]:
         """Ask each local rank for its stacks, and print them to the log."""
-        processes = self._processes()
+        now, processes = time.monotonic(), self._processes()
         states = {local_rank: process_state(process) for local_rank, process in processes.items()}
         stacks = self._stacks.collect(processes)
         ranks = [
@@ -185,6 +185,7 @@ class RankProcesses:
                 self._detector.age(local_rank),
                 stacks[local_rank],
                 states[local_rank],
+                now - last.device_time,
             )
             for local_rank, last in heartbeats.items()
         ]

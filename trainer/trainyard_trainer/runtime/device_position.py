@@ -3,7 +3,8 @@
 The host only queues work, so when ranks hang, the host of each of them is somewhere ahead, mostly at the first place
 where it waits for its device: that says nothing about which rank the others wait for. So an event is recorded on the
 stream of the computation whenever the host enters a phase, and a thread publishes the last event that has been reached.
-An event costs about two microseconds, and no wait.
+An event costs about two microseconds, and no wait. In a process that is stopped the thread is so, too, while its GPU
+completes what was queued: the time of the last look shows that what was published is out of date.
 """
 
 import threading
@@ -40,6 +41,7 @@ class DevicePosition:
         self._make_event, self._publish = make_event, publish
         self._pending: deque[tuple[Event, Position]] = deque(maxlen=MAX_PENDING)
         self._free: list[Event] = []
+        self._reached: Position | None = None
 
     def host_reached(self, position: Position) -> None:
         """Mark a position of the host in the queue of the device."""
@@ -48,13 +50,12 @@ class DevicePosition:
         self._pending.append((event, position))
 
     def poll(self) -> None:
-        """Publish the last position that the device has reached since the last call."""
-        reached = None
+        """Publish the last position that the device has reached; again if it is the same, since it is known now."""
         while self._pending and self._pending[0][0].query():
-            event, reached = self._pending.popleft()
+            event, self._reached = self._pending.popleft()
             self._free.append(event)
-        if reached is not None:
-            self._publish(reached)
+        if self._reached is not None:
+            self._publish(self._reached)
 
     def run(self) -> None:
         """Poll for ever; end when the device has failed, which the thread that trains sees as well."""

@@ -82,18 +82,20 @@ class Heartbeat(NamedTuple):
     """spec.health.hangTimeoutSeconds; 0: automatic."""
     device: Position | None = None
     """Where the device of the rank is, which lags behind the rank; None for a CPU."""
+    device_time: float = 0.0
+    """Monotonic time of the last look at the device, whether it had come further or not."""
 
     @property
-    def position(self) -> Position:
-        """Return how far the rank has come: its device, if it has one, and else itself."""
-        return self.device or Position(self.step, self.phase)
+    def host(self) -> Position:
+        """How far the process of the rank has come."""
+        return Position(self.step, self.phase)
 
 
 _RECORD = struct.Struct("<QqqQddd")
 _PUBLISHED = struct.Struct("<4q")
 _PUBLISHED_OFFSET = 64
 """Offset of the published numbers in a rank's slot: another cache line than that of the heartbeat."""
-_DEVICE = struct.Struct("<?qq")
+_DEVICE = struct.Struct("<?qqd")
 _DEVICE_OFFSET = 96
 """Offset of the position of the device in a rank's slot."""
 _SLOT_BYTES = 128
@@ -139,8 +141,8 @@ class HeartbeatWriter:
             self.on_beat(Position(self._step, phase))
 
     def write_device(self, position: Position) -> None:
-        """Write the position of this rank's device; may be called from any thread."""
-        _DEVICE.pack_into(self._memory, self._offset + _DEVICE_OFFSET, True, *position)
+        """Write where this rank's device is now; may be called from any thread."""
+        _DEVICE.pack_into(self._memory, self._offset + _DEVICE_OFFSET, True, *position, self._clock())
 
     def publish(self, numbers: tuple[int, int, int, int]) -> None:
         """Publish four numbers to the other ranks of the pod."""
@@ -169,9 +171,9 @@ class HeartbeatTable:
         """Return the last heartbeat of a rank."""
         slot = local_rank * _SLOT_BYTES
         number, step, attempt_steps, phase, beat, longest, timeout = _RECORD.unpack_from(self._memory, slot)
-        known, device_step, device_phase = _DEVICE.unpack_from(self._memory, slot + _DEVICE_OFFSET)
+        known, device_step, device_phase, seen = _DEVICE.unpack_from(self._memory, slot + _DEVICE_OFFSET)
         device = Position(device_step, Phase(device_phase)) if known else None
-        return Heartbeat(number, step, attempt_steps, Phase(phase), beat, longest, timeout, device)
+        return Heartbeat(number, step, attempt_steps, Phase(phase), beat, longest, timeout, device, seen)
 
     def close(self) -> None:
         """Release memory and files; no rank may be left."""
