@@ -183,7 +183,11 @@ class Export:
         for pattern in ("*.safetensors", INDEX, PROGRAM, RUN_FILE, RECORD_FILE):
             for old in self._target.glob(pattern):
                 old.unlink()
+        mode = (folder / CONFIG).stat().st_mode
         for path in last:
+            # The library safetensors makes files that only their owner reads; a server may be another user.
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
             _sync(path)
             path.replace(self._target / path.name)
         folder.rmdir()

@@ -49,6 +49,8 @@ def write_tokenizer(weights: Weights, folder: Path) -> EndToken | None:
 def generation_config(weights: Weights, folder: Path, end: EndToken | None) -> dict[str, Any]:
     """Return the content of generation_config.json: generation stops at the end of a document and of an answer.
 
+    Tokens are drawn: else the servers of transformers ignore the temperature of a request, unless it is 0.
+
     Args:
         weights: what is exported.
         folder: where its tokenizer has been written.
@@ -58,9 +60,10 @@ def generation_config(weights: Weights, folder: Path, end: EndToken | None) -> d
     answer = _end_of_answer(weights, folder)
     if answer is not None and answer not in ends:
         ends.append(answer)
-    if not ends:
-        return {}
-    return {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": ends[0]}
+    content: dict[str, Any] = {"do_sample": True}
+    if ends:
+        content |= {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": ends[0]}
+    return content
 
 
 def byte_tokenizer() -> Any:
