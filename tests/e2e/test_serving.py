@@ -5,24 +5,23 @@ nothing on this node enforces it.
 """
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.e2e.corpus import corpus_claim
 from tests.e2e.fetch import Fetcher, fetcher_in
 from tests.e2e.namespace import Body, Namespace, Record, eventually, is_ready
-from tests.e2e.node_faults import TRAINER, NodeFaults
+from tests.e2e.node_faults import NodeFaults
 from tests.support.corpus import ENDS, VOCABULARY, write_model
 from tests.support.samples import FOLDER, sample
 
 pytestmark = pytest.mark.e2e
 
 JOB, SERVER = "llama-chat-lora", "llama-chat"
+NAME, SERVICE = "app.kubernetes.io/name", "kubernetes.io/service-name"
 STEPS = 40
 QUESTION = "What is 2 + 2?"
 TOKENS = 16
@@ -76,33 +75,17 @@ def job() -> Body:
     return body
 
 
-def claim() -> Body:
-    """Return the claim `corpus`, which both samples mount."""
-    spec = {
-        "accessModes": ["ReadWriteMany"],
-        "storageClassName": "",
-        "resources": {"requests": {"storage": "1Gi"}},
-    }
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "corpus"}, "spec": spec}
-
-
 def ready_addresses(slices: list[Body]) -> list[str]:
     """Return the addresses to which a Service sends requests."""
     endpoints = [endpoint for each in slices for endpoint in each.get("endpoints") or ()]
     return [address for one in endpoints if one["conditions"].get("ready") for address in one["addresses"]]
 
 
-def server_pod(namespace: Namespace) -> Body:
-    [pod] = namespace.objects("pods", f"app.kubernetes.io/name={SERVER}")
-    return pod
-
-
 def models_when_ready(namespace: Namespace, fetcher: Fetcher) -> list[Body]:
     """Return the list of models that the server gives at the moment at which its Service sends it requests."""
-    selector = f"kubernetes.io/service-name={SERVER}"
 
     def ready() -> str | None:
-        return next(iter(ready_addresses(namespace.objects("endpointslices", selector))), None)
+        return next(iter(ready_addresses(namespace.objects("endpointslices", f"{SERVICE}={SERVER}"))), None)
 
     address = eventually("an endpoint", ready, timeout=180)
     models: list[Body] = fetcher.get_json(f"http://{address}:8000/v1/models")["data"]
@@ -128,32 +111,23 @@ def answers_of_transformers(folder: Path) -> tuple[str, str]:
 def check_order(slices: Record, pods: Record, exported: float) -> None:
     """Check that the server has waited for the export, and has had no requests before it listened."""
 
-    def serving(pod: Body) -> bool:
+    def starting(pod: Body) -> bool:
         states = pod["status"].get("containerStatuses") or ()
-        return pod["metadata"]["name"].startswith(f"{SERVER}-") and any("running" in one["state"] for one in states)
+        running = label(pod, NAME) == SERVER and any("running" in one["state"] for one in states)
+        return running and not is_ready(pod)
 
-    started = pods.when(lambda pod: serving(pod) and not is_ready(pod))
-    ready = slices.when(lambda each: bool(ready_addresses([each])))
+    started = pods.when(starting)
+    # The Service of the job's workers has slices too.
+    ready = slices.when(lambda each: label(each, SERVICE) == SERVER and bool(ready_addresses([each])))
     assert started is not None, "it runs before it is ready"
     assert ready is not None
     assert exported < started < ready
 
 
-@contextmanager
-def volumes(namespace: Namespace, node_faults: NodeFaults) -> Iterator[Path]:
-    """Offer volumes for the claim with the model and for that of the checkpoints; yield the folder of the first."""
-    corpus, checkpoints = (node_faults.volume(namespace, name) for name in ("corpus", JOB))
-    try:
-        write_model(corpus.here)
-        for path in corpus.here.rglob("*"):
-            os.chown(path, TRAINER, TRAINER)
-        corpus.offer(namespace, "corpus")
-        checkpoints.offer(namespace, JOB)
-        yield corpus.here
-    finally:
-        for volume in (corpus, checkpoints):
-            volume.withdraw(namespace, wait=False)
-            volume.remove()
+def label(body: Body, name: str) -> str | None:
+    """Return a label of an object; None if it has none of that name."""
+    found: str | None = body["metadata"].get("labels", {}).get(name)
+    return found
 
 
 def test_an_exported_model_is_served(
@@ -161,16 +135,12 @@ def test_an_exported_model_is_served(
 ) -> None:
     """The texts are those of transformers' own greedy decoding of the exported folder."""
     with (
-        volumes(namespace, node_faults) as corpus,
+        corpus_claim(namespace, node_faults, write_model, JOB) as corpus,
         namespace.record("endpointslices") as slices,
         namespace.record("pods") as pods,
         fetcher_in(namespace.cluster) as fetcher,
     ):
-        namespace.apply(claim(), job(), *manifests(trainer_image))
-        namespace.await_step(JOB, 1)
-        waiting = server_pod(namespace)
-        assert "running" in waiting["status"]["initContainerStatuses"][0]["state"]
-        assert not is_ready(waiting)
+        namespace.apply(job(), *manifests(trainer_image))
         namespace.await_phase(JOB, "Succeeded", timeout=180)
         models = models_when_ready(namespace, fetcher)
         exported = corpus / "exported"
