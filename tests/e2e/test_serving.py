@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 JOB, SERVER = "llama-chat-lora", "llama-chat"
 NAME, SERVICE = "app.kubernetes.io/name", "kubernetes.io/service-name"
-STEPS = 40
+STEPS = 60
 QUESTION = "What is 2 + 2?"
 TOKENS = 16
 """Tokens of a text at most."""
