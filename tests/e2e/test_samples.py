@@ -4,14 +4,18 @@ import copy
 
 import pytest
 
+from tests.e2e.corpus import corpus_claim
 from tests.e2e.namespace import Body, Namespace, eventually
 from tests.e2e.node_faults import NodeFaults
-from tests.support.samples import TRAINED, sample
+from tests.support.corpus import write_corpus
+from tests.support.samples import OF_CLAIMS, TRAINED, sample
 
 pytestmark = pytest.mark.e2e
 
 STEPS = 5
 PARAMETER_SERVER, TWO_AXES, PRIVATE = "mlp-parameter-server", "llama-tp-pp", "mlp-private"
+SERVED = "llama-chat-lora"
+"""The sample of test_serving.py."""
 OTHERS = (PARAMETER_SERVER, TWO_AXES, PRIVATE, "llama-ddp", "llama-checkpoint")
 REPRESENTED = [name for name in TRAINED if name not in OTHERS]
 """Samples whose layouts tests/trainer proves and tests/local runs; test_training.py trains llama-ddp on the node."""
@@ -71,6 +75,18 @@ def test_a_private_run_reports_what_it_has_spent(namespace: Namespace) -> None:
 @pytest.mark.parametrize("name", [TWO_AXES, *REPRESENTED])
 def test_sample_trains_on_the_node(namespace: Namespace, name: str) -> None:
     train(namespace, sample(name, steps=STEPS))
+
+
+# Extended: test_serving.py trains the sample with weights on a claim; tests/local runs these two.
+@pytest.mark.extended
+@pytest.mark.parametrize("name", [name for name in OF_CLAIMS if name != SERVED])
+def test_sample_with_data_of_a_claim_trains_on_the_node(
+    namespace: Namespace, node_faults: NodeFaults, name: str
+) -> None:
+    with corpus_claim(namespace, node_faults, write_corpus):
+        namespace.apply(sample(name, steps=STEPS))
+        status = namespace.await_phase(name, "Succeeded", timeout=180)
+    assert (status["progress"]["step"], status["restarts"]) == (STEPS, 0)
 
 
 # Extended: tests/trainer/test_layouts.py proves what compiled blocks compute.

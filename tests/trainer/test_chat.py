@@ -119,6 +119,17 @@ def test_a_thought_before_the_last_answer_only_does_not_hide_the_others(tokenize
     assert text == "Snow, é.<|im_end|>\n<think>\n\n</think>\n\nRain<|im_end|>\n"
 
 
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [(PLAIN, "<|im_end|>"), (MARKED, "<|im_end|>"), (THINKING, "<|im_end|>"), (PLAIN.replace("<|im_end|>", "#"), None)],
+    ids=["plain", "marked", "thinking", "no special token"],
+)
+def test_the_end_of_an_answer_is_known(tokenizer_file: Path, template: str, end: str | None) -> None:
+    tokenizer = JsonChat(tokenizer_file, template)
+    found = tokenizer.end_of_answer()
+    assert (None if found is None else tokenizer.decode([found])) == end
+
+
 def test_bytes_have_a_template_of_their_own() -> None:
     ids, learned = stored(load_chat_tokenizer(None, None), TALK)  # type: ignore[arg-type]
     text, answers = (bytes(each).decode(errors="replace") for each in (ids, compress(ids, learned)))

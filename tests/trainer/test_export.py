@@ -154,6 +154,8 @@ def test_processes_share_the_shards_and_an_export_replaces_the_one_before(tmp_pa
     jobs[0].commit()
     files = {path.name for path in target.glob("*.safetensors")}
     assert len(files) == jobs[0].shards
+    modes = {path.name: path.stat().st_mode & 0o777 for path in target.iterdir()}
+    assert set(modes.values()) == {modes[CONFIG]}, "who can read config.json can read the tensors"
     found, expected = load_model(target).module.state_dict(), load_model(source).module.state_dict()
     for name, value in expected.items():
         assert torch.equal(found[name], value.bfloat16().float()), name

@@ -362,6 +362,8 @@ def test_the_command_exports_adapters_of_any_checkpoint(
     step, base = run_folder[0] / "step-00000002", model(2)["from"]["path"]
     done = CliRunner().invoke(app, ["export", str(step), str(tmp_path / "out"), "--format", "peft"])
     assert done.exit_code == 0, done.output
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "who can read one file can read all"
     found = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "out")
     torch.testing.assert_close(found(IDS[:, :16]).logits, load_model(step).module(IDS[:, :16]), rtol=1e-5, atol=1e-5)
     refused = CliRunner().invoke(app, ["export", base, str(tmp_path / "other"), "--format", "peft"])

@@ -1,6 +1,7 @@
 """No file of a volume can run code: a foreign index of a checkpoint is refused, and nothing else loads pickle files."""
 
 import ast
+import enum
 import io
 import os
 import pickle
@@ -12,7 +13,12 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StorageInfo
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    Metadata,
+    MetadataIndex,
+)
 from torch.distributed.checkpoint.state_dict_saver import save as torch_save
 
 from tests.support.run_config import make_config
@@ -67,6 +73,44 @@ def test_a_checkpoint_of_torch_itself_is_read(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="single process"):
         load(tmp_path, loaded, None)
     assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+class OlderPickler(pickle.Pickler):
+    """Writes members of enumerations as Python 3.11.2 does, which Debian 12 has."""
+
+    def reducer_override(self, value: Any) -> Any:
+        return (getattr, (type(value), value.name)) if isinstance(value, enum.Enum) else NotImplemented
+
+
+def test_a_checkpoint_of_an_older_python_is_read(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    index, older = index_of(tmp_path), io.BytesIO()
+    OlderPickler(older).dump(index)
+    assert b"getattr" in older.getvalue()
+    (tmp_path / METADATA).write_bytes(older.getvalue())
+    assert index_of(tmp_path) == index
+
+
+class Attribute:
+    """Becomes the attribute of a class when it is unpickled, which leads to any function in a few steps."""
+
+    def __init__(self, kind: type, name: str) -> None:
+        self.kind, self.name = kind, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.kind, self.name)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Metadata, "__init__"), (_MEM_FORMAT_ENCODING, "__class__")])
+def test_an_index_has_no_other_attributes(tmp_path: Path, kind: type, name: str) -> None:
+    write_checkpoint(tmp_path)
+
+    def add(index: Metadata) -> None:
+        index.planner_data = Attribute(kind, name)
+
+    rewrite(tmp_path, add)
+    with pytest.raises(ConfigError, match=r"it holds builtins\.getattr, which is no part of a checkpoint"):
+        saved_shapes(tmp_path)
 
 
 def test_an_index_that_would_run_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:

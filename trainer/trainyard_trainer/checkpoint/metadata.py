@@ -80,7 +80,20 @@ class _Unpickler(pickle.Unpickler):
             return dtype
         if module.partition(".")[0] == "pathlib" and name in _PATHS:
             return PurePosixPath
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         raise _NotAllowed(f"{module}.{name}")
+
+
+def _memory_format(kind: object, name: object) -> _MEM_FORMAT_ENCODING:
+    """Return a memory format, the only enumeration in an index, in place of the attribute of any object.
+
+    Some versions of Python 3.11, among them that of Debian 12, write a member of an enumeration as the call of getattr
+    with the class and the name of the member.
+    """
+    if kind is not _MEM_FORMAT_ENCODING or name not in _MEM_FORMAT_ENCODING.__members__:
+        raise _NotAllowed("builtins.getattr")
+    return _MEM_FORMAT_ENCODING[str(name)]
 
 
 def _check(metadata: object) -> None:

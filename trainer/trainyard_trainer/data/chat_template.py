@@ -194,6 +194,17 @@ class JsonChat(ChatTokenizer):
         """Return the text of token ids, special tokens included."""
         return str(self._encoder.decode(ids, skip_special_tokens=False))
 
+    def end_of_answer(self) -> int | None:
+        """Return the special token that the template writes behind an answer; None if it writes none.
+
+        Raises:
+            ConfigError: the template refuses a question with its answer.
+        """
+        question, answer = {"role": "user", "content": "Question"}, {"role": "assistant", "content": "Answer"}
+        text, _ = self._apply([question, answer], None, Piece("", place="a question with its answer"))
+        found = self._separate.search(text, text.rfind(answer["content"]))
+        return None if found is None else int(self._encoder.token_to_id(found[0]))
+
 
 def load_chat_tokenizer(path: Path | None, template: Path | None) -> ChatTokenizer:
     """Return what converts conversations.

@@ -135,3 +135,5 @@ def save_peft(folder: Path, adapters: Mapping[str, Tensor], lora: Lora, names: H
     tensors = {peft_name(name, names): tensor.contiguous() for name, tensor in adapters.items()}
     save_file(tensors, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
     (folder / PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    # The library safetensors makes files that only their owner reads.
+    (folder / PEFT_WEIGHTS).chmod((folder / PEFT_CONFIG).stat().st_mode)

@@ -29,7 +29,7 @@ from trainyard_trainer.runtime.object_store import Location, ObjectPath
 from trainyard_trainer.weights.hugging_face import CONFIG, INDEX, SINGLE
 from trainyard_trainer.weights.model_card import CARD, model_card
 from trainyard_trainer.weights.program import PROGRAM, write_program
-from trainyard_trainer.weights.tokenizer_files import write_tokenizer
+from trainyard_trainer.weights.tokenizer_files import generation_config, write_tokenizer
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, parameter_shapes
 
 PARTIAL = ".partial"
@@ -161,7 +161,7 @@ class Export:
         if "vocab_size" in config:
             # transformers would assume other ids for fields that are absent, and train no token that is for padding.
             config |= {"bos_token_id": None, "eos_token_id": None if end is None else end.id, "pad_token_id": None}
-            _write_json(folder / GENERATION_CONFIG, {"eos_token_id": end.id, "pad_token_id": end.id} if end else {})
+            _write_json(folder / GENERATION_CONFIG, generation_config(self._weights, folder, end))
         if self._weights.record is not None:
             (folder / RUN_FILE).write_text(self._weights.record.text())
         if self._weights.family == "mlp":
@@ -183,7 +183,11 @@ class Export:
         for pattern in ("*.safetensors", INDEX, PROGRAM, RUN_FILE, RECORD_FILE):
             for old in self._target.glob(pattern):
                 old.unlink()
+        mode = (folder / CONFIG).stat().st_mode
         for path in last:
+            # The library safetensors makes files that only their owner reads; a server may be another user.
+            if path.stat().st_mode != mode:
+                path.chmod(mode)
             _sync(path)
             path.replace(self._target / path.name)
         folder.rmdir()

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from trainyard.resource.datasets import Data
 from trainyard.run_record import CHAT_TEMPLATE_FILE, TOKENIZER_FILE, TOKENIZER_SIDE_FILES, RunRecord
-from trainyard_trainer.data.chat_template import BYTE_TEMPLATE
+from trainyard_trainer.data.chat_template import BYTE_TEMPLATE, JsonChat
 from trainyard_trainer.data.tokenizer import BPE_END, BYTE_END, JsonTokenizer
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.weights.weights import Weights
@@ -44,6 +44,26 @@ def write_tokenizer(weights: Weights, folder: Path) -> EndToken | None:
     positions = getattr(weights.config, "sequence_length", None)
     _write_config(weights.tokenizer, folder, end, positions)
     return end
+
+
+def generation_config(weights: Weights, folder: Path, end: EndToken | None) -> dict[str, Any]:
+    """Return the content of generation_config.json: generation stops at the end of a document and of an answer.
+
+    Tokens are drawn: else the servers of transformers ignore the temperature of a request, unless it is 0.
+
+    Args:
+        weights: what is exported.
+        folder: where its tokenizer has been written.
+        end: the token that ends a document; None: there is none.
+    """
+    ends = [] if end is None else [end.id]
+    answer = _end_of_answer(weights, folder)
+    if answer is not None and answer not in ends:
+        ends.append(answer)
+    content: dict[str, Any] = {"do_sample": True}
+    if ends:
+        content |= {"eos_token_id": ends[0] if len(ends) == 1 else ends, "pad_token_id": ends[0]}
+    return content
 
 
 def byte_tokenizer() -> Any:
@@ -87,6 +107,20 @@ def _end_of(path: Path, data: Data | None) -> EndToken | None:
         return None
     assert tokenizer.end is not None, "it separates documents"
     return EndToken(tokenizer.token(tokenizer.end), tokenizer.end)
+
+
+def _end_of_answer(weights: Weights, folder: Path) -> int | None:
+    """Return the token that ends an answer; None if the run has learned no conversations.
+
+    The tokenizer of a base model often has a chat template that ends answers otherwise than documents.
+    """
+    data = _data(weights.record)
+    if data is None or data.source != "chat":
+        return None
+    try:
+        return JsonChat(folder / TOKENIZER_FILE, None).end_of_answer()
+    except ConfigError:
+        return None
 
 
 def _write_config(source: Path | None, folder: Path, end: EndToken | None, positions: int | None) -> None:
