@@ -153,7 +153,7 @@ def test_a_sample_holds_one_conversation_and_padding(tmp_path: Path) -> None:
     assert samples.count == 2
     inputs, targets, isolation = samples.read(np.array([1, 0]), 0, 1)
     assert isolation is None
-    text = b"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n"
+    text = b"<|user|>\nHi\xff\n<|assistant|>\nHo\xff\n"
     assert bytes(inputs[1, : len(text) - 1].tolist()) == text[:-1]
     assert inputs[1, len(text) - 1 :].abs().sum() == 0
     learned = targets[1][targets[1] != IGNORED]

@@ -13,7 +13,7 @@ from trainyard_trainer.data.evaluation_sets import EvaluationSet
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.explanation.attribution import TOLERANCE, rank_correlation
 from trainyard_trainer.explanation.page import explanation_page
-from trainyard_trainer.explanation.samples import chosen_numbers, explain_rows, token_explainer
+from trainyard_trainer.explanation.samples import Vocabulary, chosen_numbers, explain_rows, token_explainer
 from trainyard_trainer.explanation.table import TableExplainer, table_content
 from trainyard_trainer.explanation.tokens import TokenExplainer, tokens_content
 from trainyard_trainer.models.initial import initialize
@@ -53,7 +53,8 @@ def llama(seed: int = 0, **changes: Any) -> Llama:
 
 
 def explainer(model: Llama, baseline: int = 0) -> TokenExplainer:
-    return TokenExplainer(model, lambda number: f"<{number}>", baseline, CPU)
+    assert model.embed is not None
+    return TokenExplainer(model, model.embed, lambda number: f"<{number}>", baseline, CPU)
 
 
 IDS = torch.tensor([5, 17, 3, 44, 9, 28, 31, 2])
@@ -152,8 +153,8 @@ def test_models_with_tied_embeddings_and_norms_of_queries_are_explained() -> Non
 
 
 def test_other_models_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a Mlp cannot be explained"):
-        token_explainer(mlp(), None, CPU)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a model of the family moe cannot be explained, only llama and mlp can"):
+        token_explainer(llama(), "moe", Vocabulary(None, None), CPU)
 
 
 def test_samples_come_from_each_source() -> None:
@@ -164,7 +165,8 @@ def test_samples_come_from_each_source() -> None:
 
 def test_page_of_a_text_escapes_its_tokens_and_shows_their_weights() -> None:
     model = llama()
-    explains = TokenExplainer(model, lambda number: "<script>" if number == 17 else "\n", 0, CPU)
+    assert model.embed is not None
+    explains = TokenExplainer(model, model.embed, lambda number: "<script>" if number == 17 else "\n", 0, CPU)
     content = tokens_content([explains.explain(IDS, actual=17, sample=1234)], explains.baseline)
     page = explanation_page({**SUBJECT, **content}).content()
     assert "<script>" not in page

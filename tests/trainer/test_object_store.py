@@ -28,6 +28,7 @@ from trainyard_trainer.data import downloads
 from trainyard_trainer.data.documents import open_documents
 from trainyard_trainer.data.files import find_files
 from trainyard_trainer.data.token_set import open_tokens
+from trainyard_trainer.record.statement import RECORD_FILE
 from trainyard_trainer.runtime import object_store as stores
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.object_store import (
@@ -211,8 +212,8 @@ def test_a_run_saves_in_a_store_and_resumes_on_another_layout(
     assert pod.wait(60) == 0, pod.stderr
     assert catalog.complete_steps(root) == [4]
     folder = root / "step-00000004"
-    assert names(folder) == [".metadata", "__0_0.distcp", "__1_0.distcp", MANIFEST]
-    assert set(Manifest.read(folder).files) == set(names(folder)) - {MANIFEST}
+    assert names(folder) == [".metadata", "__0_0.distcp", "__1_0.distcp", MANIFEST, RECORD_FILE]
+    assert set(Manifest.read(folder).files) == set(names(folder)) - {MANIFEST, RECORD_FILE}
     record = RunRecord.read(root)
     assert record is not None
     [resumed] = train(start, store, root)

@@ -124,7 +124,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     trainer = _build_trainer(config, world, inputs)
     record = _describe(config, inputs, trainer, attempt)
     if inputs.folder is not None:
-        inputs.folder.check(record, announce=world.rank == 0, weights_only=config.trainer.task == "evaluate")
+        inputs.folder.check(record, announce=world.rank == 0, evaluates=config.trainer.task == "evaluate")
     _log_setup(config, world, trainer, inputs.samples)
     _observe_steps(config, world, inputs, trainer, attempt, exporter)
     persistence = _restore(config, world, inputs, trainer, record)

@@ -223,6 +223,10 @@ class ModelFamily(ABC, Generic[C]):
         except ValidationError:
             return dict(saved)
 
+    def sizes_of_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Return sizes that a configuration may lack since only workers know them, by the shapes of all tensors."""
+        return {}
+
     def own_fields(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of some fields in spec.trainer.model (names as in the CRD) that this family has."""
         names = {info.alias or name for name, info in self.fields.model_fields.items()}

@@ -78,6 +78,11 @@ class MlpFamily(ModelFamily[MlpConfig]):
         hidden = given.get("hiddenSizes") or DEFAULT_HIDDEN_SIZES
         return MlpConfig(hidden_sizes=tuple(hidden), features=data.features, classes=data.classes)
 
+    def sizes_of_weights(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+        """Return the width of the table and its classes."""
+        matrices = [shape for shape in shapes.values() if len(shape) == 2]
+        return {"features": matrices[0][1], "classes": matrices[-1][0]} if matrices else {}
+
     def from_hugging_face(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Return the sizes in a config.json, which only Trainyard writes and reads."""
         widths = content.get("hidden_sizes")

@@ -239,6 +239,12 @@ class Data(ApiModel):
         )
 
     @property
+    def is_text(self) -> bool:
+        """Whether all data are text, which the tokenizer of the job turns into tokens."""
+        kinds = {self.source} if self.sources is None else {source.source for source in self.sources}
+        return kinds.isdisjoint(("tokens", "table", "custom"))
+
+    @property
     def holds_out(self) -> bool:
         """Whether there are samples for evaluation."""
         held_out = any(source.eval_fraction > 0 or source.eval_path is not None for source in self.sources or ())

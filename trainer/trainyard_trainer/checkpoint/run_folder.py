@@ -87,10 +87,10 @@ class RunFolder:
         """Record of the run that the attempt resumes; None if there is none."""
         return self._run
 
-    def check(self, attempt: RunRecord, *, announce: bool, weights_only: bool = False) -> None:
+    def check(self, attempt: RunRecord, *, announce: bool, evaluates: bool = False) -> None:
         """Check that an attempt can resume the run of this folder, if there is one.
 
-        `announce`: whether to log what has changed, as one rank does for all. `weights_only`: the attempt evaluates the
+        `announce`: whether to log what has changed, as one rank does for all. `evaluates`: the attempt evaluates the
         model, so that only what belongs to the weights must be the same.
 
         Raises:
@@ -99,7 +99,7 @@ class RunFolder:
         if self._run is None:
             return
         found = compare(self._run, attempt)
-        if weights_only:
+        if evaluates:
             found = [difference for difference in found if belongs_to_weights(difference)]
         if problem := refusals(found, f"the run of {self._root / RUN_FILE}"):
             raise ConfigError(problem)

@@ -46,7 +46,7 @@ def explain_folder(data: FolderData, explain: Explain, report: Report | None = N
         rows, similarity = explain_rows(model, data.samples, numbers, device)
         return table_content(rows, similarity, width)
     vocabulary = Vocabulary(data.weights.tokenizer, data.config.trainer.data)
-    explainer = token_explainer(model, vocabulary, device)
+    explainer = token_explainer(model, data.weights.family, vocabulary, device)
     return tokens_content(explain_samples(explainer, data.samples, numbers, explain.tokens, report), explainer.baseline)
 
 
@@ -74,7 +74,7 @@ def explain_texts(path: Path, texts: Sequence[str], report: Report | None = None
     ids = [vocabulary.ids(text) for text in texts]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(path, device, sequence_length=max(longest, *map(len, ids))).module
-    explainer = token_explainer(model, vocabulary, device)
+    explainer = token_explainer(model, weights.family, vocabulary, device)
     found = []
     for each in ids:
         found.append(explainer.explain(each))

@@ -52,7 +52,7 @@ def explain_run(explain: Explain, trainer: Trainer, samples: Samples, subject: S
         found = explain_rows(model, samples, own, world.device)
     else:
         tokenizer = None if samples.tokenizer is None else samples.tokenizer.path
-        explainer = token_explainer(model, Vocabulary(tokenizer, config.trainer.data), world.device)
+        explainer = token_explainer(model, config.model.name, Vocabulary(tokenizer, config.trainer.data), world.device)
         found = explain_samples(explainer, samples, own, explain.tokens)
     # The others may still explain.
     heartbeat.beat(Phase.SHUTDOWN)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainyard.config import RunConfig
+from trainyard.models import FAMILIES as FAMILY_TYPES
 from trainyard.resource.datasets import Data
 from trainyard.resource.insight import Explain
 from trainyard_trainer.data.documents import Piece
@@ -18,8 +19,8 @@ from trainyard_trainer.data.table import Table
 from trainyard_trainer.data.tokenizer import ByteTokenizer, JsonTokenizer, Tokenizer, read_ids
 from trainyard_trainer.explanation.table import RowExplanation, TableExplainer
 from trainyard_trainer.explanation.tokens import TextExplanation, TokenExplainer
+from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model
-from trainyard_trainer.models.llama.model import Llama
 from trainyard_trainer.runtime.errors import ConfigError
 
 ROWS, TEXTS = 200, 8
@@ -98,7 +99,7 @@ class Vocabulary:
         if tokenizer is not None:
             end_token = None if data is None else data.end_token
             self._tokenizer = JsonTokenizer(tokenizer, separates=separates, end_token=end_token)
-        elif data is not None and data.tokenizer == "byte" and _has_documents(data):
+        elif data is not None and data.tokenizer == "byte" and data.is_text:
             self._tokenizer = ByteTokenizer(separates=separates)
         end = None if data is None else data.end_token_id
         if self._tokenizer is not None:
@@ -125,21 +126,23 @@ class Vocabulary:
         return ids
 
 
-def _has_documents(data: Data) -> bool:
-    """Return whether all data are documents, whose tokens are those of the tokenizer."""
-    kinds = [data.source] if data.sources is None else [source.source for source in data.sources]
-    return not {"tokens", "custom"} & set(kinds)
-
-
-def token_explainer(model: Model, vocabulary: Vocabulary, device: torch.device) -> TokenExplainer:
+def token_explainer(model: Model, family: str, vocabulary: Vocabulary, device: torch.device) -> TokenExplainer:
     """Return what explains the predictions of a language model.
 
+    Args:
+        model: the model, all of it.
+        family: name of its family.
+        vocabulary: its tokens.
+        device: its device.
+
     Raises:
-        ConfigError: no such explanation exists for the model.
+        ConfigError: no such explanation exists for the family.
     """
-    if type(model) is not Llama:
-        raise ConfigError(f"a {type(model).__name__} cannot be explained, only a llama (or Qwen 3) and an mlp can")
-    return TokenExplainer(model, vocabulary.text, vocabulary.baseline, device)
+    able = [name for name, each in FAMILY_TYPES.items() if "explain" in each.supports]
+    embedding = FAMILIES[family].plan(model).embedding() if family in able else None
+    if embedding is None:
+        raise ConfigError(f"a model of the family {family} cannot be explained, only {' and '.join(able)} can")
+    return TokenExplainer(model, embedding, vocabulary.text, vocabulary.baseline, device)
 
 
 def chosen_numbers(sets: Sequence[EvaluationSet], count: int) -> list[int]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from captum.attr import LayerIntegratedGradients
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainyard_trainer.explanation.attribution import TOLERANCE, until_complete
-from trainyard_trainer.models.llama.model import Llama
+from trainyard_trainer.models.family import Model
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
 
@@ -65,17 +65,19 @@ class TokenExplainer:
     path within its first thousandth only.
     """
 
-    def __init__(self, model: Llama, text_of: Callable[[int], str], baseline: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Model, embedding: nn.Module, text_of: Callable[[int], str], baseline: int, device: torch.device
+    ) -> None:
         """Prepare to explain.
 
         Args:
             model: the model, all of it.
+            embedding: its embedding of tokens.
             text_of: returns the text of a token id.
             baseline: id of the token of the baseline.
             device: device of the model.
         """
-        assert model.embed is not None
-        self._model, self._embed = model, model.embed
+        self._model, self._embed = model, embedding
         self._text_of, self._baseline, self._device = text_of, baseline, device
 
     @property

@@ -98,10 +98,7 @@ def _config(saved: dict[str, Any], shapes: Mapping[str, Shape], path: Location) 
         raise WeightsError(
             f"{path}: its model {name} is none of {', '.join(FAMILY_TYPES)}; use the version that has it"
         )
-    # Only the worker has known the width of a table.
-    matrices = [shape for key, shape in shapes.items() if len(shape) == 2]
-    if name == "mlp" and matrices:
-        saved = {"features": matrices[0][1], "classes": matrices[-1][0], **saved}
+    saved = {**FAMILY_TYPES[name].sizes_of_weights(shapes), **saved}
     try:
         config: ModelConfig = FAMILY_TYPES[name].config.model_validate(saved, extra="ignore")
     except ValidationError as error:

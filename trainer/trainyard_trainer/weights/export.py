@@ -164,7 +164,8 @@ class Export:
             _write_json(folder / GENERATION_CONFIG, generation_config(self._weights, folder, end))
         if self._weights.record is not None:
             (folder / RUN_FILE).write_text(self._weights.record.text())
-        if self._weights.family == "mlp":
+        # No class of transformers has a model of tables.
+        if FAMILY_TYPES[self._weights.family].data_source == "table":
             write_program(self._weights, folder / PROGRAM, DTYPES[self._dtype])
         (folder / CARD).write_text(model_card(self._weights, self._names.architecture, self._dtype))
         _write_json(folder / CONFIG, {**config, "dtype": self._dtype})

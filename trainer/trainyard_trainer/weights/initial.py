@@ -66,8 +66,7 @@ def check_tokenizer(config: RunConfig, tokenizer: TokenizerFile | None) -> None:
         ConfigError: a token has another number; the message names it.
     """
     weights, data = _open(config), config.trainer.data
-    kinds = {data.source, *(source.source for source in data.sources or ())}
-    if weights.tokenizer is None or kinds & {"tokens", "table", "custom"}:
+    if weights.tokenizer is None or not data.is_text:
         return
     from tokenizers import Tokenizer
 

@@ -33,7 +33,7 @@ def write_tokenizer(weights: Weights, folder: Path) -> EndToken | None:
         shutil.copyfile(weights.tokenizer, folder / TOKENIZER_FILE)
         end = _end_of(weights.tokenizer, data)
     # Rule 2: a run that has read bytes has no file; the same tokenizer in the form of one is written.
-    elif data is not None and data.tokenizer == "byte" and data.source not in ("tokens", "table", "custom"):
+    elif data is not None and data.tokenizer == "byte" and data.is_text:
         byte_tokenizer().save(str(folder / TOKENIZER_FILE))
         if data.source == "chat":
             (folder / CHAT_TEMPLATE_FILE).write_text(BYTE_TEMPLATE)
