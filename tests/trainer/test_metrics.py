@@ -11,6 +11,7 @@ import urllib.request
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -59,6 +60,12 @@ def value(families: dict[str, Metric], name: str, **labels: str) -> float:
     return float(samples[0].value)
 
 
+def lines_of(pod: Pod) -> list[dict[str, Any]]:
+    """Return the log of rank 0, without the preparation of the data, which only the first run has."""
+    lines = [json.loads(line) for line in pod.stdout.splitlines()]
+    return [line for line in lines if not line["message"].startswith("preparing ")]
+
+
 def test_page_of_a_running_job(start: Starter) -> None:
     config, peak = make_config(2, stop={"steps": 9}, logEverySteps=2), {constants.ENV_PEAK_FLOPS: "1e12"}
     pods = start(config, 2, entry="tests.trainer.faults:wait_in_rank_0", env=peak)
@@ -79,7 +86,7 @@ def test_page_of_a_running_job(start: Starter) -> None:
         assert value(leader, f"{worker_metrics.STEP_DURATION.name}_count", phase=phase) == 5
         assert value(leader, f"{worker_metrics.STEP_DURATION.name}_sum", phase=phase) > 0
     assert value(leader, worker_metrics.FLOPS.name) == 5 * 8 * 16 * flops_per_token(config)
-    samples = json.loads(pods[0].stdout.splitlines()[0])["samples"]
+    samples = lines_of(pods[0])[0]["samples"]
     assert value(leader, worker_metrics.EPOCH.name) == pytest.approx(5 * 8 / samples)
     assert value(leader, worker_metrics.MFU.name) == pytest.approx(report["mfu"], abs=1e-4)
     about = {
@@ -141,9 +148,7 @@ def test_json_lines_have_job_attempt_rank_and_measurements(start: Starter) -> No
     config = make_config(2)
     (pod,) = start(config, 1, 2)
     assert pod.wait(60) == 0
-    lines = [json.loads(line) for line in pod.stdout.splitlines()]
-    # The first run on a machine reports its preparation of the data before.
-    first, *steps = [line for line in lines if not line["message"].startswith("preparing ")]
+    first, *steps = lines_of(pod)
     about = {"time": first["time"], "level": "info", "job": "tests", "attempt": 3, "rank": 0}
     parameters = config.family.parameters(config.model)
     counts = {"parameters": parameters, "trainedParameters": parameters, "samples": first["samples"], "evalSamples": 0}
