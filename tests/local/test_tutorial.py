@@ -23,6 +23,8 @@ PART_SECONDS = 280
 FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 OF_THE_MACHINE = re.compile(r"[smhd%](?![a-z])| tokens/s")
 """What follows a figure that depends on the machine: a duration, a share of the time, a throughput."""
+OF_THE_TEXTS = re.compile(r"Mi| samples| of them held out")
+"""What follows a whole number that depends on the texts, or is an estimate."""
 FACTOR = 1.5
 """By which a measured figure may differ: the texts of the first part change whenever a page of docs/ does."""
 
@@ -69,21 +71,21 @@ def commands(block: str, line: int) -> Iterator[Command]:
 def agrees(shown: str, printed: str) -> bool:
     """Return whether a line is what the page shows, but for spaces; "..." in it stands for any text.
 
-    Whole numbers are the same: steps, restarts, files. A measured figure may differ by a factor, and one that depends
-    on the machine by any.
+    Whole numbers are the same: steps, restarts, files. A measured figure, or one that depends on the texts, may differ
+    by a factor, and one that depends on the machine by any.
     """
     shown, printed = (" ".join(re.sub("[─━█▏▎▍▌▋▊▉]+", " ", line).split()) for line in (shown, printed))
     words = [re.escape(part).replace(r"\.\.\.", ".*") for part in FIGURE.split(shown)]
     found = re.fullmatch(f"({FIGURE.pattern})".join(words), printed)
     return found is not None and all(
-        OF_THE_MACHINE.match(shown, figure.end()) is not None or _near(figure[0], value)
+        OF_THE_MACHINE.match(shown, figure.end()) is not None
+        or figure[0] == value
+        or ((not figure[0].isdigit() or OF_THE_TEXTS.match(shown, figure.end())) and _near(figure[0], value))
         for figure, value in zip(FIGURE.finditer(shown), found.groups(), strict=True)
     )
 
 
 def _near(shown: str, printed: str) -> bool:
-    if shown.isdigit():
-        return shown == printed
     first, second = (float(figure.replace(",", "")) for figure in (shown, printed))
     return first / FACTOR <= second <= first * FACTOR
 
@@ -175,6 +177,8 @@ def _merged(value: Any, change: Any) -> Any:
         ("│ attempts │ 1 (0 restarts) │", "│ attempts  │ 2 (1 restart)  │", False),
         ("step 200/200 in 5s", "step 200/200 in 17s", True),
         ("step 200/200", "step 199/200", False),
+        ("96 samples that were held out", "101 samples that were held out", True),
+        ("96 samples that were held out", "0 samples that were held out", False),
         ("signed by 4075...", "signed by 4075abc", True),
         ("verified", "not verified", False),
     ],
