@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,7 +114,8 @@ def run_part(title: str, folder: Path) -> None:
     logs.mkdir()
     for name in ("docs", "manifests"):
         (folder / name).symlink_to(REPOSITORY / name)
-    port, script, done = _free_port(), ["set -euo pipefail"], []
+    port, script = _free_port(), ["set -euo pipefail"]
+    done: list[Command] = []
     for step in steps(title):
         if isinstance(step, File):
             (work / step.name).write_text(step.text)
@@ -125,8 +127,7 @@ def run_part(title: str, folder: Path) -> None:
     code = _run("\n".join(script), work, env)
     started = [step for number, step in enumerate(done) if (logs / str(number)).exists()]
     outputs = [(logs / str(number)).read_text("utf-8") for number in range(len(started))]
-    if os.environ.get("TRAINYARD_TEST_SHOW"):
-        print(*(f"$ {step.text}\n{output}" for step, output in zip(started, outputs, strict=True)), sep="\n")
+    print(*(f"$ {step.text}\n{output}" for step, output in zip(started, outputs, strict=True)), sep="\n")
     assert code == 0, f"{PAGE.name}:{started[-1].line}: {started[-1].text}: exit code {code}:\n{outputs[-1]}"
     for step, output in zip(done, outputs, strict=True):
         line = missing(step.shown, output.replace(str(port), "8000").splitlines())
@@ -134,12 +135,15 @@ def run_part(title: str, folder: Path) -> None:
 
 
 def _run(script: str, folder: Path, env: dict[str, str]) -> int:
-    """Run a script of bash, end all of its processes, and return its exit code."""
+    """Run a script of bash, end all of its processes, and return its exit code; 124 after a timeout, as timeout(1)."""
     with subprocess.Popen(["bash", "-c", script], cwd=folder, env=env, start_new_session=True) as process:
         try:
             return process.wait(PART_SECONDS)
+        except subprocess.TimeoutExpired:
+            return 124
         finally:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # nothing is left
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def _free_port() -> int:

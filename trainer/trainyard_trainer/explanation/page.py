@@ -171,6 +171,6 @@ def _distances(shares: Sequence[float]) -> "Figure":
     figure = new_figure(7, 2.6)
     axes = figure.add_subplot()
     axes.bar(range(1, len(shares) + 1), shares)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # there is no half token
+    axes.locator_params(axis="x", integer=True)  # there is no half token
     axes.set(xlabel="tokens before the prediction (1: the last one)", ylabel="share")
     return figure
