@@ -11,7 +11,15 @@ from typing import Any
 import typer
 import yaml
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
 
@@ -32,11 +40,17 @@ def stdout_console() -> Console:
     return Console(width=1000 if unlimited else None, markup=False)
 
 
+def progress_bar(*columns: str | ProgressColumn) -> Progress:
+    """Return a bar on standard error, which is drawn on a terminal only and removed at the end."""
+    console = stderr_console()
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 @contextmanager
 def step_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Show a bar on standard error; yields what takes the name of the work, how much is done, and how much there is."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         tasks: dict[str, TaskID] = {}
 
         def report(name: str, done: int, total: int) -> None:

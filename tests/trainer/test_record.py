@@ -119,8 +119,8 @@ def test_steps_that_are_computed_again_are_equal_bit_by_bit(signed: Saved, first
     (line,) = lines
     tensors = f" and all tensors of {saved}" if saved else ""
     assert line == (
-        f"steps: {first + 1} to {last} computed again (the same layout and machine): {last - first} reports{tensors} "
-        "are equal bit by bit"
+        f"steps: {first + 1} to {last} computed again (the same layout and machine): {last - first} reports{tensors}, "
+        "equal bit by bit"
     )
 
 

@@ -309,6 +309,9 @@ def test_the_command_explains_texts_without_data(hugging_face: Path, text: Train
         assert done.exit_code == 0, done.stderr
         content = json.loads((tmp_path / "explanation.json").read_text())
         assert ["".join(each["tokens"]) for each in content["texts"]] == ["The yard has", long]
+        likely = content["texts"][0]["predicted"]
+        printed = f"'The yard has' is followed by {likely['text']!r} {likely['probability']:.1%}, "
+        assert done.stdout.startswith(printed)
         for each in content["texts"]:
             assert sum(each["weights"]) == pytest.approx(each["difference"], abs=2e-3)
         assert (tmp_path / "explanation.html").exists()

@@ -8,6 +8,7 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from trainyard_trainer.runtime.object_store import Location, ObjectPath
@@ -99,6 +100,11 @@ def new_figure(width: float, height: float) -> "Figure":
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def minute(time: str) -> str:
+    """Return a time of ISO 8601 in UTC, as JSON holds it, for people."""
+    return f"{datetime.fromisoformat(time):%Y-%m-%d %H:%M} UTC"
 
 
 def cell(value: Any) -> str:

@@ -1,7 +1,7 @@
 """explain: which inputs decide about the predictions of a folder of weights, on this machine."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from trainyard_cli.commands.weights_options import (
     needs_torch,
     open_data,
 )
-from trainyard_cli.output import print_notice
+from trainyard_cli.output import print_notice, stdout_console
 
 
 def explain(
@@ -75,9 +75,17 @@ def explain(
         if text:
             with counting("explaining", len(text)) as advance:
                 subject, content = explain_texts(weights, text, advance)
+            _print_predictions(text, content)
         else:
             folder = open_data(weights, data, manifest, None)
             with counting("explaining", sample_count(spec, folder.samples)) as advance:
                 subject, content = folder.subject(), explain_folder(folder, spec, advance)
         page = write_explanation(report, subject, content)
     print_notice(f"report: {page}")
+
+
+def _print_predictions(texts: list[str], content: dict[str, Any]) -> None:
+    """Print the most probable next tokens of each text."""
+    for text, explained in zip(texts, content["texts"], strict=True):
+        tokens = [f"{token['text']!r} {token['probability']:.1%}" for token in explained["alternatives"]]
+        stdout_console().print(f"{text!r} is followed by {', '.join(tokens)}", highlight=False, soft_wrap=True)

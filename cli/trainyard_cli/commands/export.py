@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from trainyard.resource.export import Dtype, Format
 from trainyard_cli.commands.options import Weights, require_trainer
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED
-from trainyard_cli.output import print_error, stderr_console, stdout_console
+from trainyard_cli.output import print_error, progress_bar, stdout_console
 
 
 def export(
@@ -50,7 +50,7 @@ def export(
         raise typer.Exit(EXIT_BAD_INPUT)
     columns = (TextColumn("exporting"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=stderr_console(), transient=True) as progress:
+        with progress_bar(*columns) as progress:
             task = progress.add_task("", total=None)
             found = open_weights(weights)
             if form == "peft":

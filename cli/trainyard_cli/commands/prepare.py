@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from trainyard.admission import load_manifest
 from trainyard.config import RunConfig
@@ -15,7 +15,7 @@ from trainyard.resolve import resolve
 from trainyard_cli.commands.options import Manifest
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.manifest import read_manifest, report_problems
-from trainyard_cli.output import print_error, stderr_console, stdout_console
+from trainyard_cli.output import print_error, progress_bar, stdout_console
 
 
 def prepare(
@@ -87,7 +87,7 @@ def _prepare(config: RunConfig) -> list[tuple[str, int, Path]]:
     from trainyard_trainer.data.sources import prepare_sources  # imported late: other commands need no trainer
 
     columns = (TextColumn("preparing"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr_console(), transient=True) as progress:
+    with progress_bar(*columns) as progress:
         task = progress.add_task("", total=1.0)
         prepared = prepare_sources(config, lambda share, _seconds: progress.update(task, completed=share))
     return [(source.name, source.tokens.count, source.tokens.files[0].path.parent) for source in prepared.sources]

@@ -73,7 +73,7 @@ def _lines(statement: "Statement") -> Mapping[str, str]:
         "parent": run.parent,
         "source": None if predicate.source is None else f"checkpoint of step {predicate.source.step}",
         "steps": f"{predicate.step:,}, {predicate.samples:,} samples, {predicate.tokens:,} tokens",
-        "job": f"{run.config['namespace']}/{run.config['job']}, {run.config['worldSize']} ranks",
+        "job": f"{run.config['namespace']}/{run.config['job']}, {plural(run.config['worldSize'], 'rank')}",
         "data": f"{data.samples:,} samples, {data.eval_samples:,} of them held out, fingerprint {data.fingerprint:x}",
         "image": run.image,
         "versions": ", ".join(f"{name} {version}" for name, version in run.versions.items()),

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
 from trainyard.resource.training import TrainerSpec
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.manifest import read_manifest, report_problems
-from trainyard_cli.output import print_error, stderr_console
+from trainyard_cli.output import print_error, progress_bar
 
 if TYPE_CHECKING:
     from trainyard_trainer.evaluation.folder import FolderData
@@ -88,7 +88,7 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
     from trainyard_trainer.evaluation.folder import DataChoice, open_folder  # imported late: it needs torch
 
     choice = DataChoice(data, None if manifest is None else _trainer(manifest))
-    with _progress(TextColumn("preparing"), BarColumn()) as progress:
+    with progress_bar(TextColumn("preparing"), BarColumn()) as progress:
         task = progress.add_task("", total=1.0)
         return open_folder(weights, choice, samples, lambda share, _: progress.update(task, completed=share))
 
@@ -96,15 +96,9 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
 @contextmanager
 def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Show a progress bar on standard error, and yield what advances it."""
-    with _progress(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+    with progress_bar(TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         task = progress.add_task("", total=total)
         yield lambda done: progress.advance(task, done)
-
-
-def _progress(*columns: ProgressColumn) -> Progress:
-    """Return a progress bar on standard error, which is shown on a terminal only."""
-    console = stderr_console()
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _trainer(manifest: Path) -> TrainerSpec:

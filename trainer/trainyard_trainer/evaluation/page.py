@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainyard_trainer.html_page import Page, new_figure
+from trainyard_trainer.html_page import Page, minute, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +26,7 @@ def evaluation_page(content: Mapping[str, Any]) -> Page:
     """Return the page of an evaluation; `content`: that of evaluation.json."""
     weights, data = content["weights"], content["data"]
     step = "" if weights["step"] is None else f" after step {weights['step']:,}"
-    page = Page(f"Evaluation of {weights['name']}", f"{weights['model']}{step}; {content['created']}")
+    page = Page(f"Evaluation of {weights['name']}", f"{weights['model']}{step}; {minute(content['created'])}")
     page.text(f"{data['description']}: {data['samples']}, {content['positions']:,} positions.")
     _metrics(page, content)
     if "sources" in content:

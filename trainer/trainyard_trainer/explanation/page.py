@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainyard_trainer.html_page import Page, new_figure
+from trainyard_trainer.html_page import Page, minute, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ def explanation_page(content: Mapping[str, Any]) -> Page:
     """Return the page of explanations; `content`: that of explanation.json."""
     weights, data = content["weights"], content["data"]
     step = "" if weights["step"] is None else f" after step {weights['step']:,}"
-    page = Page(f"Explanations of {weights['name']}", f"{weights['model']}{step}; {content['created']}")
+    page = Page(f"Explanations of {weights['name']}", f"{weights['model']}{step}; {minute(content['created'])}")
     if content["kind"] == "table":
         _table(page, content, data)
     else:
@@ -145,7 +145,8 @@ def _row_title(row: Mapping[str, Any]) -> str:
 
 def _tokens(page: Page, content: Mapping[str, Any], data: Mapping[str, Any]) -> None:
     method, texts = content["method"], content["texts"]
-    page.text(f"{data['description']}: {len(texts)} predictions of a next token are explained.")
+    count = "one prediction of a next token is" if len(texts) == 1 else f"{len(texts)} predictions of a next token are"
+    page.text(f"{data['description']}: {count} explained.")
     page.text(
         "Each colour says how much a token has moved the logarithm of the probability of the predicted token, compared "
         f"with {method['baseline']}: blue raises it, red lowers it. {_gap_text(method)}"
@@ -170,5 +171,6 @@ def _distances(shares: Sequence[float]) -> "Figure":
     figure = new_figure(7, 2.6)
     axes = figure.add_subplot()
     axes.bar(range(1, len(shares) + 1), shares)
+    axes.locator_params(axis="x", integer=True)  # there is no half token
     axes.set(xlabel="tokens before the prediction (1: the last one)", ylabel="share")
     return figure

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from trainyard.text import plural
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.storage import load
@@ -76,7 +77,8 @@ def verify_steps(path: Path, first: int, last: int, say: Say, *, report: Report 
                 _compare_tensors(replay, catalog.complete_folder(run.root, end), check)
     where = "the same layout and machine" if check.exact else "one process, the run had another layout or machine"
     tensors = f" and all tensors of {_named(saved)}" if saved else ""
-    say(f"steps: {first + 1} to {last} computed again ({where}): {len(due)} reports{tensors} are {check.summary()}")
+    compared = f"{plural(len(due), 'report')}{tensors}"
+    say(f"steps: {first + 1} to {last} computed again ({where}): {compared}, {check.summary()}")
 
 
 def _named(steps: list[int]) -> str:

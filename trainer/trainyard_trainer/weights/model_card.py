@@ -67,7 +67,7 @@ def _facts(weights: Weights) -> dict[str, Any]:
         return facts
     if record.parent is not None:
         facts["started with the weights of run"] = record.parent
-    facts["began"] = record.created.isoformat()
+    facts["began"] = f"{record.created:%Y-%m-%d %H:%M} UTC"
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in record.versions.items())
     if record.image is not None:
         facts["image"] = record.image
@@ -87,7 +87,11 @@ def _figures(weights: Weights) -> dict[str, Any]:
     if (progress := manifest.progress) is not None:
         figures |= {"training loss": progress.loss, "evaluation loss": progress.eval_loss}
         figures |= {f"evaluation: {name}": value for name, value in (progress.metrics or {}).items() if name != "loss"}
-    return {name: value for name, value in figures.items() if value is not None}
+    return {
+        name: f"{value:.6g}" if isinstance(value, float) else value
+        for name, value in figures.items()
+        if value is not None
+    }
 
 
 def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
