@@ -101,7 +101,7 @@ def wait_before_checkpoint() -> None:
     accumulate = Trainer._forward_backward
 
     def waiting(self: Trainer) -> Any:
-        every = self._config.checkpoint and self._config.checkpoint.every_steps
+        every = self.config.checkpoint and self.config.checkpoint.every_steps
         while every and self.step == every - 2 and not Path(os.environ[ENV_WAIT_FOR]).exists():
             time.sleep(0.02)
         return accumulate(self)

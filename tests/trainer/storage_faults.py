@@ -4,7 +4,7 @@ import errno
 import os
 
 from trainyard.run_record import RunRecord
-from trainyard_trainer import run
+from trainyard_trainer.checkpoint import writable
 from trainyard_trainer.checkpoint.run_folder import RunFolder
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.launcher import main as launcher_main
@@ -12,7 +12,7 @@ from trainyard_trainer.launcher import main as launcher_main
 
 def impatient() -> None:
     """Do not wait for an object store."""
-    run.STORE_SECONDS = 0.0
+    writable.STORE_SECONDS = 0.0
     launcher_main.main()
 
 

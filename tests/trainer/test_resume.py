@@ -18,9 +18,9 @@ from tests.trainer.layouts import FSDP, HSDP, SERVER, Layout, pipe, transformer
 from tests.trainer.pods import Pod, Starter, finish, wait_until
 from trainyard.protocol import constants
 from trainyard.resource.health import BadStepPolicy
-from trainyard_trainer import run
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import FORMAT, MANIFEST, Manifest
+from trainyard_trainer.checkpoint.writable import writable_root
 from trainyard_trainer.record.statement import RECORD_FILE
 from trainyard_trainer.runtime.errors import ConfigError
 
@@ -411,14 +411,14 @@ def test_a_folder_that_exists_is_tested_for_writing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setenv(constants.ENV_CHECKPOINTS, str(tmp_path))
-    assert run._checkpoint_root() == tmp_path
+    assert writable_root() == tmp_path
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     if outcome is None:
-        assert run._checkpoint_root() == tmp_path
+        assert writable_root() == tmp_path
     else:
         with pytest.raises(outcome):
-            run._checkpoint_root()
+            writable_root()
 
 
 def test_the_death_of_the_background_process_ends_the_run(start: Starter, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ class Privacy(ApiModel):
 
 
 def _unless_private(allowed: str, message: str) -> Rule:
-    return Rule(f"!has(self.privacy) || {allowed}", message)
+    return Rule(f"!has(self.privacy) || ({allowed})", message)
 
 
 PRIVACY_RULES: tuple[Rule, ...] = (
@@ -60,9 +60,9 @@ PRIVACY_RULES: tuple[Rule, ...] = (
         "weights; put the data into one source (spec.trainer.data.source and path)",
     ),
     _unless_private(
-        "self.data.source != 'chat'",
-        f"{_FIELD}: conversations have different numbers of targets, by whose sum over a batch the loss is divided; set "
-        "spec.trainer.data.source: text",
+        "!has(self.data.source) || self.data.source != 'chat'",
+        f"{_FIELD}: conversations have different numbers of targets, by whose sum over a batch the loss is divided; "
+        "set spec.trainer.data.source: text",
     ),
     _unless_private(
         "self.data.tokenizer != 'bpe'",
