@@ -86,8 +86,8 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        """The folder."""
-        return ObjectPath(self.url.rpartition("/")[0])
+        """The folder; of a bucket the bucket itself."""
+        return ObjectPath(self.url.rpartition("/")[0]) if "/" in self._key else self
 
     def with_name(self, name: str) -> "ObjectPath":
         """Return another object in the same folder."""
