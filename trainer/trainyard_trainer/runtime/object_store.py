@@ -273,9 +273,7 @@ class _Reader(io.RawIOBase):
         if wanted <= 0:
             return 0
         with _translated(self._url):
-            content = self._file.read(wanted)
-        buffer[: len(content)] = content
-        return len(content)
+            return int(self._file.readinto(memoryview(buffer)[:wanted]))
 
     def close(self) -> None:
         if not self.closed:
