@@ -9,7 +9,7 @@ from tests.trainer.layouts import References
 from tests.trainer.pods import Starter, starter
 from trainyard.protocol import constants
 from trainyard_trainer.data import downloads
-from trainyard_trainer.runtime import object_store as stores
+from trainyard_trainer.runtime import object_streams
 from trainyard_trainer.runtime.object_store import ObjectPath
 
 
@@ -47,12 +47,12 @@ def store(started_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.Monkey
     for name, value in started_store.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(stores, "ATTEMPTS", 2)
-    stores._file_system_of.cache_clear()
+    monkeypatch.setattr(object_streams, "ATTEMPTS", 2)
+    object_streams.file_system_of.cache_clear()
     downloads._downloaded.cache_clear()
     yield started_store
     started_store.proxy.come_back()
-    stores._file_system_of.cache_clear()
+    object_streams.file_system_of.cache_clear()
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def saved(start: Starter, started_store: ObjectStore) -> str:
     data = {"source": "jsonl", "path": f"{bucket}/data", "evalFraction": 0.1}
     root = ObjectPath(f"{bucket}/job")
     [pod] = train(start, started_store, root, 2, FSDP, procs=2, stop={"steps": 4}, data=data, export={})
-    assert pod.wait(60) == 0, pod.stderr
+    assert pod.wait(120) == 0, pod.stderr
     return str(root)
 
 
@@ -180,7 +180,7 @@ def test_adapters_are_trained_on_conversations_beside_a_base(
     root = bucket / "job"
     for steps, made in ((2, [1, 2]), (4, [3, 4])):
         [pod] = train(start, store, root, model=model, data=data, replace=True, stop={"steps": steps})
-        assert pod.wait(60) == 0, pod.stderr
+        assert pod.wait(120) == 0, pod.stderr
         assert sorted(losses(pod)) == made
     record = RunRecord.read(root)
     assert record is not None
