@@ -84,6 +84,8 @@ MORE_LAYOUTS: tuple[Case, ...] = (
     ("bfloat16, fsdp", 2, FSDP, {"precision": "bfloat16"}),
     ("bfloat16, tensor", 2, {"tensor": 2}, {"precision": "bfloat16"}),
     ("adapters, bfloat16", 1, {}, {"model": LORA, "precision": "bfloat16"}),
+    ("adapters, fsdp, accumulated", 2, FSDP, {"model": LORA, **ACCUMULATED}),
+    ("adapters, bfloat16, fsdp", 2, FSDP, {"model": LORA, "precision": "bfloat16"}),
 )
 """Layouts of `make test-all`; each of `LAYOUTS` represents some of them."""
 

@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.need import require
-from tests.support.object_store import ObjectStore, object_store, server_program
+from tests.support.object_store import ObjectStore
 from tests.support.run_config import make_config
 from tests.trainer.layouts import TOLERANCE
 from tests.trainer.pods import ENTRY, Pod, Starter, wait_until
@@ -29,7 +27,6 @@ from trainyard_trainer.data.documents import open_documents
 from trainyard_trainer.data.files import find_files
 from trainyard_trainer.data.token_set import open_tokens
 from trainyard_trainer.record.statement import RECORD_FILE
-from trainyard_trainer.runtime import object_store as stores
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.object_store import (
     ObjectPath,
@@ -43,33 +40,6 @@ FIELD = "spec.trainer.data.path"
 FSDP = {"data": {"mode": "fsdp"}}
 SHORT_GRACE = {constants.ENV_GRACE: "8"}
 """Seconds, of which 5 are for saving the last step again and again."""
-
-
-@pytest.fixture(scope="module")
-def started_store() -> Iterator[ObjectStore]:
-    require(server_program(), "uv, to install moto's server")
-    with object_store() as running:
-        yield running
-
-
-@pytest.fixture
-def store(started_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
-    """The store, which works at first; this process uses it, too."""
-    started_store.proxy.come_back()
-    for name, value in started_store.environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setenv(constants.ENV_CACHE, str(tmp_path / "cache"))
-    monkeypatch.setattr(stores, "ATTEMPTS", 2)
-    stores._file_system_of.cache_clear()
-    downloads._downloaded.cache_clear()
-    yield started_store
-    started_store.proxy.come_back()
-    stores._file_system_of.cache_clear()
-
-
-@pytest.fixture
-def bucket(store: ObjectStore) -> ObjectPath:
-    return ObjectPath(store.make_bucket())
 
 
 def train(

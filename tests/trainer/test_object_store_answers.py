@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from trainyard_trainer.runtime import object_store
+from trainyard_trainer.runtime import object_streams
 from trainyard_trainer.runtime.object_store import ObjectPath, ObjectStoreRefused, ObjectStoreUnavailable
 
 KEY = "c2VjcmV0LWtleQ=="
@@ -51,8 +51,8 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
         def log_message(self, format: str, *args: Any) -> None:
             """Write no log."""
 
-    object_store._file_system_of.cache_clear()
-    monkeypatch.setattr(object_store, "REQUEST_SECONDS", 1.0)
+    object_streams.file_system_of.cache_clear()
+    monkeypatch.setattr(object_streams, "REQUEST_SECONDS", 1.0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         found.port = server.server_port
         thread = threading.Thread(target=server.serve_forever)
@@ -60,7 +60,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
         yield found
         server.shutdown()
         thread.join()
-    object_store._file_system_of.cache_clear()
+    object_streams.file_system_of.cache_clear()
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ _Path = Annotated[str, Field(min_length=1, max_length=4096)]
 _Fraction = Annotated[float, Field(ge=0, le=0.9)]
 
 _LOCATED = "spec.trainer.data.sources"
+_URLS = ("path", "evalPath", "tokenizerFile", "chatTemplate")
+"""Fields that may be URLs."""
 _NO_CHAT = "!has(self.source) || self.source != 'chat'"
 
 
@@ -108,7 +110,7 @@ class Data(ApiModel):
     required, at least the largest token id + 1; it may be larger, for example to be a multiple of 128. Defaults to 256
     for the byte tokenizer and 4096 for bpe."""
     chat_template: _Path | None = None
-    """chat: path of a file with the Jinja template that makes one text of the messages. Defaults to the
+    """chat: path of a file with the Jinja template that makes one text of the messages, or its URL. Defaults to the
     chat_template.jinja, or the chat_template of a tokenizer_config.json, beside tokenizerFile. The byte tokenizer has
     one of its own."""
     documents: Literal["joined", "separated", "isolated"] = "separated"
@@ -171,7 +173,7 @@ class Data(ApiModel):
             "!has(self.split) || (has(self.source) && self.source == 'huggingface')",
             "spec.trainer.data.split: is for source huggingface only; remove it",
         ),
-        *(url_rule(name, f"spec.trainer.data.{name}") for name in ("path", "evalPath", "tokenizerFile")),
+        *(url_rule(name, f"spec.trainer.data.{name}") for name in _URLS),
         Rule(
             "!has(self.cache) || !self.cache.contains('://')",
             "spec.trainer.data.cache: must be a path on a volume, since tokens are mapped into memory; correct it, or "

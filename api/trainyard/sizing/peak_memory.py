@@ -36,7 +36,7 @@ def sample_gradient_bytes(config: RunConfig, scalars: int) -> int:
 def rank_memory(config: RunConfig, place: int, gpu: bool) -> Memory:
     """Return the peak memory of the ranks at one place of the pipeline, counted from 0."""
     own, kept = rank_parameters(config, place), activations(config, gpu)
-    moments = _Rank(config, place, own, kept).moments() if own.layers else _without_blocks(config, own, kept)
+    moments = _Rank(config, place, own, kept, gpu).moments() if own.layers else _without_blocks(config, own, kept)
     peak = max(moments, key=lambda memory: memory.total)
     # The copy that a checkpoint is written from is in the memory of the host, and stays from the first one on.
     return peak if gpu else peak.replace(checkpoint=staged_bytes(config, place))
@@ -72,11 +72,12 @@ def _chunks(config: RunConfig, place: int) -> _Chunks:
 class _Rank:
     """The moments of a step on one rank of a model with blocks, in bytes."""
 
-    def __init__(self, config: RunConfig, place: int, own: RankParameters, kept: Activations) -> None:
+    def __init__(self, config: RunConfig, place: int, own: RankParameters, kept: Activations, gpu: bool) -> None:
         self.config = config
         self.place, self.own = place, own
         self.trained = trained_parameters(config, place)
         self.kept = kept
+        self.gpu = gpu
         self.placed: Placement = placement(config)
         self.chunks = _chunks(config, place)
         # How many micro-batches all samples make is known in the worker only; there are probably several.
@@ -133,7 +134,7 @@ class _Rank:
             gradients=self._accumulated + head + self._unreduced_block,
             activations=self._stored + self.kept.working,
             logits=waiting * self.kept.scores,
-            buffers=self._gathered + self._copies(self.own.layers) + self._added,
+            buffers=self._gathered + self._gather_copy + self._copies(self.own.layers) + self._added,
         )
 
     def _end(self) -> Memory:
@@ -277,6 +278,13 @@ class _Rank:
         if self.pipelined:
             return self._width * (own.dense + own.layers * experts)
         return self._width * (2 * own.block + (experts if placed.apart else 2 * experts))
+
+    @property
+    def _gather_copy(self) -> int:
+        """Gathered parameters of the next block once more: gloo gathers into memory of its own, and copies them."""
+        if self.gpu or self.pipelined or not self.placed.sharded:
+            return 0
+        return self._width * (self.own.block + (0 if self.placed.apart else self.own.experts))
 
     @property
     def _gathered_head(self) -> int:

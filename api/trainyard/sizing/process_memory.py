@@ -20,6 +20,9 @@ GPU_BYTES = 1536 * MiB
 of process groups."""
 
 
+INITIAL_WEIGHTS_BYTES = 40 * MiB
+"""What a rank imports for spec.trainer.model.from, measured likewise: it checks the rules for layouts, whose
+interpreter takes most of it, with the sizes of the model that it has found."""
 PRIVACY_BYTES = 45 * MiB
 """What a rank imports for spec.trainer.privacy (Opacus and SciPy), measured as its proportional set size."""
 
@@ -28,4 +31,5 @@ def host_bytes_of_rank(config: RunConfig, gpu: bool) -> int:
     """Return the bytes of host memory of a rank, and of the process that writes its checkpoints, besides training."""
     writer = WRITER_BYTES if staged_bytes(config, 0) else 0
     privacy = 0 if config.trainer.privacy is None else PRIVACY_BYTES
-    return RANK_BYTES + writer + privacy + (CUDA_HOST_BYTES if gpu else 0)
+    initial = 0 if config.trainer.model.from_ is None else INITIAL_WEIGHTS_BYTES
+    return RANK_BYTES + writer + privacy + initial + (CUDA_HOST_BYTES if gpu else 0)

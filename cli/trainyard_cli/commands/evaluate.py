@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from trainyard_cli.commands.options import OutputFormat
+from trainyard_cli.commands.options import OutputFormat, local_file
 from trainyard_cli.commands.weights_options import (
     DataPath,
     ManifestPath,
@@ -35,9 +35,10 @@ def evaluate(
             "--harness",
             help="Results of lm-evaluation-harness for the report: its --output_path, or a results_*.json.",
             show_default=False,
+            callback=local_file,
         ),
     ] = None,
-    report: ReportFolder = Path("evaluation"),
+    report: ReportFolder = "evaluation",
     output: OutputFormat = Output.TABLE,
 ) -> None:
     """Score a model without training it: a checkpoint, the folder of a run, or a Hugging Face folder.
@@ -53,8 +54,9 @@ def evaluate(
     with mistakes_are_bad_input():
         content = _content(weights, data, manifest, samples, harness)
         from trainyard_trainer.evaluation.report import to_json, write_evaluation  # imported late: it needs torch
+        from trainyard_trainer.runtime.object_store import location
 
-        page = write_evaluation(report, content)
+        page = write_evaluation(location(report), content)
     if output is Output.TABLE:
         stdout_console().print(content["data"]["samples"])
         stdout_console().print(_table(content))
@@ -66,7 +68,7 @@ def evaluate(
 
 
 def _content(
-    weights: Path, data: Path | None, manifest: Path | None, samples: int | None, harness: Path | None
+    weights: str, data: str | None, manifest: Path | None, samples: int | None, harness: Path | None
 ) -> dict[str, Any]:
     """Return the content of evaluation.json.
 

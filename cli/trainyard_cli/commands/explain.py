@@ -1,6 +1,5 @@
 """explain: which inputs decide about the predictions of a folder of weights, on this machine."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -51,7 +50,7 @@ def explain(
             show_default=False,
         ),
     ] = None,
-    report: ReportFolder = Path("explanation"),
+    report: ReportFolder = "explanation",
 ) -> None:
     """Explain predictions of a model: a checkpoint, the folder of a run, or a Hugging Face folder.
 
@@ -71,16 +70,17 @@ def explain(
         from trainyard_trainer.explanation.folder import explain_folder, explain_texts  # imported late: torch, captum
         from trainyard_trainer.explanation.report import write_explanation
         from trainyard_trainer.explanation.samples import sample_count
+        from trainyard_trainer.runtime.object_store import location
 
         if text:
             with counting("explaining", len(text)) as advance:
-                subject, content = explain_texts(weights, text, advance)
+                subject, content = explain_texts(location(weights), text, advance)
             _print_predictions(text, content)
         else:
             folder = open_data(weights, data, manifest, None)
             with counting("explaining", sample_count(spec, folder.samples)) as advance:
                 subject, content = folder.subject(), explain_folder(folder, spec, advance)
-        page = write_explanation(report, subject, content)
+        page = write_explanation(location(report), subject, content)
     print_notice(f"report: {page}")
 
 

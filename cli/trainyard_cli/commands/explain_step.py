@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from trainyard_cli.commands.options import RunFolder, require_trainer
+from trainyard_cli.commands.options import RunFolder, local_file, require_trainer, storage_problem
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.output import Output, print_error, print_notice, stdout_console, step_progress, write
 from trainyard_cli.views.tables import plain_table
@@ -28,6 +28,7 @@ def explain_step(
             "--exclude",
             help="Append the numbers of the samples that stand out to this file, for spec.trainer.data.exclude.file.",
             show_default=False,
+            callback=local_file,
         ),
     ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="Format of the output.")] = Output.TABLE,
@@ -43,10 +44,11 @@ def explain_step(
     """
     require_trainer("explain-step")
     from trainyard_trainer.replay import explain_step as replay  # imported late: other commands need no torch
+    from trainyard_trainer.runtime.object_store import location
 
     try:
         with step_progress() as report:
-            found = replay.explain_step(folder, step, top=top, report=report)
+            found = replay.explain_step(location(folder), step, top=top, report=report)
         if exclude is not None and found.outliers:
             with exclude.open("a") as file:
                 file.writelines(f"{sample}\n" for sample in found.outliers)
@@ -54,7 +56,7 @@ def explain_step(
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}")
+        print_error(storage_problem(error, folder, "correct the path"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     if output is Output.TABLE:
         _print(found, top)

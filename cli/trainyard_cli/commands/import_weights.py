@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from trainyard_cli.commands.options import Weights, require_trainer
+from trainyard_cli.commands.options import Weights, require_trainer, storage_problem
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED
 from trainyard_cli.output import Output, print_error, print_notice, write
 
@@ -24,17 +24,18 @@ def import_weights(
     the model is not supported.
     """
     require_trainer("import")
+    from trainyard_trainer.runtime.object_store import location
     from trainyard_trainer.weights.describe import describe  # imported late: other commands need no trainer
-    from trainyard_trainer.weights.folder import WeightsError, open_weights
+    from trainyard_trainer.weights.folder import open_weights
 
     try:
-        found = open_weights(weights)
+        found = open_weights(location(weights))
         found.check()
-    except WeightsError as error:
+    except ValueError as error:  # WeightsError, ConfigError
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        print_error(f"{error.filename or weights}: {error.strerror or error}; correct the path")
+        print_error(storage_problem(error, weights, "correct the path"))
         raise typer.Exit(EXIT_FAILED) from None
     fields: dict[str, Any] = describe(found)
     count = sum(_count(shape) for shape in found.shapes().values())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from trainyard.text import plural
-from trainyard_cli.commands.options import RunFolder, require_trainer
+from trainyard_cli.commands.options import RunFolder, local_file, require_trainer, storage_problem
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.output import Output, print_error, stdout_console, write
 from trainyard_cli.views.tables import plain_table
@@ -24,6 +24,7 @@ def record(
             "--sign",
             help="Sign the records with this private key, a PEM file without a passphrase.",
             show_default=False,
+            callback=local_file,
         ),
     ] = None,
     output: Annotated[Output, typer.Option("-o", "--output", help="Format of the output.")] = Output.TABLE,
@@ -40,16 +41,17 @@ def record(
     require_trainer("record")
     from trainyard_trainer.record.signing import sign_record  # imported late: other commands do not need them
     from trainyard_trainer.record.statement import records_of
+    from trainyard_trainer.runtime.object_store import location
 
     try:
-        statements = records_of(folder)
+        statements = records_of(location(folder))
         if sign is not None:
             statements = [sign_record(statement, sign, "--sign") for statement in statements]
     except ValueError as error:  # RecordError
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}")
+        print_error(storage_problem(error, folder, "correct the path"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     newest = statements[-1]
     if output is not Output.TABLE:

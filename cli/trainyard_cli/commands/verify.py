@@ -8,7 +8,7 @@ import typer
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
 from trainyard.resolve import resolve
-from trainyard_cli.commands.options import RunFolder, require_trainer
+from trainyard_cli.commands.options import RunFolder, local_file, require_trainer, storage_problem
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT, EXIT_FAILED
 from trainyard_cli.manifest import read_manifest, report_problems
 from trainyard_cli.output import print_error, stdout_console, step_progress
@@ -18,11 +18,21 @@ def verify(
     folder: RunFolder,
     key: Annotated[
         Path | None,
-        typer.Option("--key", help="Public key, a PEM file: every record must be signed with it.", show_default=False),
+        typer.Option(
+            "--key",
+            help="Public key, a PEM file: every record must be signed with it.",
+            show_default=False,
+            callback=local_file,
+        ),
     ] = None,
     manifest: Annotated[
         Path | None,
-        typer.Option("--manifest", help="Manifest of the TrainingJob that the record must be of.", show_default=False),
+        typer.Option(
+            "--manifest",
+            help="Manifest of the TrainingJob that the record must be of.",
+            show_default=False,
+            callback=local_file,
+        ),
     ] = None,
     data: Annotated[bool, typer.Option("--data", help="Check the data, too: documents are tokenized again.")] = False,
     steps: Annotated[
@@ -52,25 +62,28 @@ def verify(
     from trainyard_trainer.record import signing, statement  # imported late: other commands need no torch
     from trainyard_trainer.replay import verify as checks
     from trainyard_trainer.replay.verify_steps import verify_steps
+    from trainyard_trainer.runtime.object_store import location
+
+    where = location(folder)
 
     def say(line: str) -> None:
         stdout_console().print(line, highlight=False, soft_wrap=True)
 
     try:
         span = None if steps is None else _span(steps)
-        records = statement.records_of(folder)
+        records = statement.records_of(where)
         checks.verify_files(records, say)
         signing.verify_signatures(records, key, say)
         checks.verify_history(records, say)
         if manifest is not None:
             checks.verify_config(records, resolve(load_manifest(read_manifest(manifest))), say)
         if data:
-            checks.verify_data(folder, say)
+            checks.verify_data(where, say)
         if span is not None:
             with step_progress() as report:
-                verify_steps(folder, *span, say, report=report)
+                verify_steps(where, *span, say, report=report)
     except ManifestError as error:
-        raise report_problems(manifest or folder, error.problems) from None
+        raise report_problems(manifest or Path(folder), error.problems) from None
     except statement.VerificationFailed as error:
         print_error(str(error))
         raise typer.Exit(EXIT_FAILED) from None
@@ -78,7 +91,7 @@ def verify(
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        print_error(f"{error.filename}: {error.strerror}")
+        print_error(storage_problem(error, folder, "correct the path"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     say("verified")
 

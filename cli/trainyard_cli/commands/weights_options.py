@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from trainyard.admission import load_manifest
 from trainyard.manifest import ManifestError
 from trainyard.resource.training import TrainerSpec
+from trainyard_cli.commands.options import folder_or_url, local_file, storage_problem
 from trainyard_cli.exit_codes import EXIT_BAD_INPUT
 from trainyard_cli.manifest import read_manifest, report_problems
 from trainyard_cli.output import print_error, progress_bar
@@ -20,19 +21,22 @@ if TYPE_CHECKING:
     from trainyard_trainer.evaluation.folder import FolderData
 
 Weights = Annotated[
-    Path,
+    str,
     typer.Argument(
         metavar="FOLDER",
-        help="Folder of weights: a Hugging Face folder, a checkpoint, or the folder of a run (its newest checkpoint).",
+        help="Folder of weights, or its URL (s3://, gs://, az://): a Hugging Face folder, a checkpoint, or the folder "
+        "of a run (its newest checkpoint).",
+        callback=folder_or_url,
     ),
 ]
 DataPath = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--data",
-        help="File or folder of data (.npz for a table; text, .jsonl, .parquet, .bin or a datasets folder for a "
-        "language model), all of which is used. [default: the held-out samples of the run]",
+        help="File or folder of data, or its URL (.npz for a table; text, .jsonl, .parquet, .bin or a datasets folder "
+        "for a language model), all of which is used. [default: the held-out samples of the run]",
         show_default=False,
+        callback=folder_or_url,
     ),
 ]
 ManifestPath = Annotated[
@@ -41,9 +45,15 @@ ManifestPath = Annotated[
         "--manifest",
         help="Manifest of a TrainingJob whose data is used: its held-out samples, or all if none are held out.",
         show_default=False,
+        callback=local_file,
     ),
 ]
-ReportFolder = Annotated[Path, typer.Option("--report", help="Folder for the report: a page of HTML, and JSON.")]
+ReportFolder = Annotated[
+    str,
+    typer.Option(
+        "--report", help="Folder for the report, or its URL: a page of HTML, and JSON.", callback=folder_or_url
+    ),
+]
 
 
 @contextmanager
@@ -55,7 +65,7 @@ def mistakes_are_bad_input() -> Iterator[None]:
         print_error(str(error))
         raise typer.Exit(EXIT_BAD_INPUT) from None
     except OSError as error:
-        print_error(f"{error.filename or 'storage'}: {error.strerror or error}; choose a folder that can be used")
+        print_error(storage_problem(error, "storage", "choose a folder that can be used"))
         raise typer.Exit(EXIT_BAD_INPUT) from None
 
 
@@ -70,7 +80,7 @@ def needs_torch() -> None:
         raise ValueError(f"weights are read with torch, which is not installed; {fix}")
 
 
-def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: int | None) -> "FolderData":
+def open_data(weights: str, data: str | None, manifest: Path | None, samples: int | None) -> "FolderData":
     """Return a folder of weights with its data, prepared.
 
     Args:
@@ -86,11 +96,12 @@ def open_data(weights: Path, data: Path | None, manifest: Path | None, samples: 
     if data is not None and manifest is not None:
         raise ValueError("--data and --manifest both name data; keep one of them")
     from trainyard_trainer.evaluation.folder import DataChoice, open_folder  # imported late: it needs torch
+    from trainyard_trainer.runtime.object_store import location
 
-    choice = DataChoice(data, None if manifest is None else _trainer(manifest))
+    choice = DataChoice(None if data is None else location(data), None if manifest is None else _trainer(manifest))
     with progress_bar(TextColumn("preparing"), BarColumn()) as progress:
         task = progress.add_task("", total=1.0)
-        return open_folder(weights, choice, samples, lambda share, _: progress.update(task, completed=share))
+        return open_folder(location(weights), choice, samples, lambda share, _: progress.update(task, completed=share))
 
 
 @contextmanager

@@ -74,7 +74,8 @@ class RunFolder:
                 raise ConfigError(f"spec.checkpoint: {error}") from error
         path = root / TOKENIZER_FILE
         has_tokenizer = self._run is not None and self._run.tokenizer is not None and path.exists()
-        self.tokenizer = Path(local_path(str(path), "spec.checkpoint")) if has_tokenizer else None
+        local = local_path(str(path), "spec.checkpoint", beside=TOKENIZER_SIDE_FILES) if has_tokenizer else None
+        self.tokenizer = None if local is None else Path(local)
         """Tokenizer of the run that the attempt resumes; None if it has none."""
 
     @property

@@ -1,9 +1,10 @@
 """Saves and loads tensors through torch.distributed.checkpoint, which reshards them for any layout."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -11,8 +12,10 @@ from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.tensor import DTensor
+from torch.futures import Future
 
 from trainyard_trainer.checkpoint.metadata import METADATA, read_metadata
 from trainyard_trainer.checkpoint.writer import CheckpointFiles, CheckpointWriter
@@ -25,13 +28,27 @@ FAILURES = (CheckpointException, OSError)
 
 
 class CheckpointReader(FileSystemReader):
-    """A storage reader that runs no code of a checkpoint: torch loads tensors with weights_only=True by itself."""
+    """A storage reader that runs no code of a checkpoint: torch loads tensors with weights_only=True by itself.
+
+    It holds one saved tensor, or part of one, besides those that it fills: torch reads it completely, and copies from
+    it what this rank needs.
+    """
 
     def __init__(self, folder: Location) -> None:
         super().__init__(str(folder))
         self._folder = folder
-        self.fs = cast(Any, CheckpointFiles())
+        self._files = _OpenFile()
+        self.fs = cast(Any, self._files)
         self.path = cast(Any, folder)
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Read the items of a plan one after the other; torch alone would hold one while it reads the next."""
+        done: Future[None] = Future()
+        done.set_result(None)
+        with self._files:
+            for item in sorted(plan.items, key=lambda item: str(self.storage_data[item.storage_index].relative_path)):
+                done = super().read_data(LoadPlan([item]), planner)
+        return done
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index of the checkpoint.
@@ -44,6 +61,35 @@ class CheckpointReader(FileSystemReader):
             metadata = read_metadata(file, str(self._folder / METADATA))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
+
+
+class _OpenFile(CheckpointFiles):
+    """The files of a checkpoint, of which the one that was read last stays open until the end of a context."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._path: Location | None = None
+        self._file: BinaryIO | None = None
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Generator[Any, None, None]:
+        """Open a file to read it, unless it is open."""
+        if self._file is None or self._path != path:
+            self.close()
+            self._file, self._path = path.open(mode), path
+        yield self._file
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._file is not None:
+            self._file.close()
+        self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def saved_shapes(folder: Location) -> dict[str, Shape]:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +10,7 @@ from trainyard.resource.exclusion import Exclusion
 from trainyard_trainer.data.samples import Subset
 from trainyard_trainer.data.sampling import IntArray
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import ObjectStoreUnavailable, location
 
 _FIELD = "spec.trainer.data.exclude"
 
@@ -85,7 +85,9 @@ def _read(path: str | None) -> Iterable[int]:
     if path is None:
         return []
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = location(path).read_text("utf-8").splitlines()
+    except ObjectStoreUnavailable:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ConfigError(f"{_FIELD}.file: {path} cannot be read in the worker ({reason}); correct the path") from error

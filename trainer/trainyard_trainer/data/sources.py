@@ -8,6 +8,7 @@ from typing import NamedTuple, cast
 
 from trainyard.config import RunConfig
 from trainyard.resource.datasets import Data, DataSource
+from trainyard.run_record import TOKENIZER_SIDE_FILES
 from trainyard_trainer.data.chat_template import ChatTokenizer
 from trainyard_trainer.data.documents import Documents, open_documents
 from trainyard_trainer.data.downloads import local_path
@@ -62,12 +63,13 @@ def prepare_sources(config: RunConfig, report: Report, tokenizer: Path | None = 
 
 def tokenizer_choice(data: Data, path: Path | None) -> TokenizerChoice:
     """Return the tokenizer that makes tokens of documents; `path`: its tokenizer.json, None for bytes."""
+    field, template = "spec.trainer.data.chatTemplate", data.chat_template
     return TokenizerChoice(
         None if path is None else str(path),
         data.documents != "joined",
         data.end_token,
         chat=data.source == "chat",
-        template=data.chat_template,
+        template=None if template is None else local_path(template, field),
     )
 
 
@@ -114,8 +116,8 @@ class _Preparation:
         path: Path | None = None
         if data.tokenizer == "file":
             assert data.tokenizer_file is not None, "admission demands it"
-            field, beside = "spec.trainer.data.tokenizerFile", ("tokenizer_config.json",)
-            path = Path(local_path(data.tokenizer_file, field, beside=beside))
+            field = "spec.trainer.data.tokenizerFile"
+            path = Path(local_path(data.tokenizer_file, field, beside=TOKENIZER_SIDE_FILES))
         elif data.tokenizer == "bpe":
             path = self._given or self._workshop.learned_tokenizer(self._documents(), self._config.vocabulary)
         choice = tokenizer_choice(data, path)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.plugin import Plugin, load_plugin, prepare_samples
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.weights.folder import LoadedModel, Weights, load_model, open_weights
 
@@ -50,7 +51,7 @@ _DATA_SET_FILES = ("dataset_info.json", "dataset_dict.json")
 class DataChoice:
     """What a folder of weights is evaluated on; without a choice, on the data of the run that has trained it."""
 
-    path: Path | None = None
+    path: Location | None = None
     """File or folder, all of whose samples are used."""
     trainer: TrainerSpec | None = None
     """spec.trainer of a manifest, whose data and module are used."""
@@ -93,7 +94,7 @@ def folder_subject(weights: Weights, data: str, samples: str) -> Subject:
 
 
 def open_folder(
-    path: Path,
+    path: Location,
     choice: DataChoice,
     limit: int | None = None,
     report: Callable[[float, float], None] | None = None,
@@ -173,21 +174,22 @@ def _config(weights: Weights, choice: DataChoice) -> RunConfig:
     return resolve(admit(body, memory=False)).replace(model=weights.config)
 
 
-def _data_of_path(path: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
+def _data_of_path(path: Location, trained: Mapping[str, Any]) -> dict[str, Any]:
     """Return spec.trainer.data for a path, all of whose samples are used; the rest is as the model was trained."""
     if not path.exists():
         raise ConfigError(f"--data: {path} does not exist; correct the path")
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst", ".bz2", ".lz4")]
+    suffixes = [suffix for suffix in PurePath(path.name).suffixes if suffix not in (".gz", ".zst", ".bz2", ".lz4")]
     source = _SOURCES.get(suffixes[-1] if suffixes else "", "text")
     if path.is_dir():
-        found = [file for file in sorted(path.iterdir()) if file.suffix in _SOURCES]
-        source = _SOURCES[found[0].suffix] if found else "text"
+        ends = [PurePath(name).suffix for name in sorted(file.name for file in path.iterdir())]
+        source = next((_SOURCES[end] for end in ends if end in _SOURCES), "text")
         if any((path / name).exists() for name in _DATA_SET_FILES):
             source = "huggingface"
     if source == "jsonl" and trained.get("source") == "chat":
         source = "chat"
     kept = ("field", "tokenType", "documents", "endToken", "endTokenId", "sequenceLength")
-    return {"source": source, "path": str(path.absolute()), **{k: trained[k] for k in kept if k in trained}}
+    place = path.absolute() if isinstance(path, Path) else path
+    return {"source": source, "path": str(place), **{k: trained[k] for k in kept if k in trained}}
 
 
 def _token_fields(weights: Weights, data: Mapping[str, Any]) -> dict[str, Any]:

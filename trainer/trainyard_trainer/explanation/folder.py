@@ -1,7 +1,6 @@
 """Explanations of a folder of weights, in one process."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from trainyard_trainer.explanation.samples import (
 from trainyard_trainer.explanation.table import table_content
 from trainyard_trainer.explanation.tokens import tokens_content
 from trainyard_trainer.runtime.errors import ConfigError
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.weights.folder import load_model, open_weights
 
 
@@ -50,7 +50,7 @@ def explain_folder(data: FolderData, explain: Explain, report: Report | None = N
     return tokens_content(explain_samples(explainer, data.samples, numbers, explain.tokens, report), explainer.baseline)
 
 
-def explain_texts(path: Path, texts: Sequence[str], report: Report | None = None) -> tuple[Subject, dict[str, Any]]:
+def explain_texts(path: Location, texts: Sequence[str], report: Report | None = None) -> tuple[Subject, dict[str, Any]]:
     """Return the subject and the content of explanation.json for texts of a user's own.
 
     Args:

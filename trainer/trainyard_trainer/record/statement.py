@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -119,12 +118,6 @@ class Statement:
     """The envelope as JSON."""
 
     @property
-    def local(self) -> Path:
-        """The folder, of records that are verified: they are on this machine."""
-        assert isinstance(self.folder, Path)
-        return self.folder
-
-    @property
     def key_ids(self) -> tuple[str, ...]:
         """Identifiers of the keys that have signed it."""
         return tuple(str(signature.get("keyid", "")) for signature in self.envelope["signatures"])
@@ -199,7 +192,7 @@ def read_predicate(folder: Location) -> TrainingPredicate | None:
     return None if statement is None else statement.predicate
 
 
-def records_of(path: Path) -> list[Statement]:
+def records_of(path: Location) -> list[Statement]:
     """Return the records of a checkpoint, of an export, or of all checkpoints of a run, the oldest first.
 
     Raises:
@@ -230,10 +223,12 @@ def file_digest(path: Location) -> str:
     return digest.hexdigest()
 
 
-def files_below(folder: Path) -> list[str]:
+def files_below(folder: Location) -> list[str]:
     """Return the paths of all files in a folder, relative to it and sorted, except that of its record."""
-    paths = (path for path in folder.rglob("*") if not path.is_dir())
-    names = (path.relative_to(folder).as_posix() for path in paths)
+    if isinstance(folder, ObjectPath):
+        names = [str(path).removeprefix(f"{folder}/") for path in folder.files()]
+    else:
+        names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     return sorted(name for name in names if name != RECORD_FILE)
 
 

@@ -3,7 +3,6 @@
 import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -17,6 +16,7 @@ from trainyard_trainer.optim.gradient import gradient_norm
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.replay.replay import Replay, Report, replay_of
 from trainyard_trainer.replay.saved_run import SavedRun
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.world import World
 
 OUTLIER = 6.0
@@ -66,7 +66,7 @@ class StepExplanation(ApiModel):
         return [s.sample for s in self.samples if s.deviation is None or s.deviation >= OUTLIER]
 
 
-def explain_step(path: Path, step: int, *, top: int = 10, report: Report = lambda *_: None) -> StepExplanation:
+def explain_step(path: Location, step: int, *, top: int = 10, report: Report = lambda *_: None) -> StepExplanation:
     """Return what the samples of a step did, in one process whatever the layout of the run was.
 
     The step begins from the nearest checkpoint before it, or from the initial values; the steps between are made

@@ -23,6 +23,7 @@ from trainyard_trainer.plugin import Plugin, load_plugin, prepare_samples
 from trainyard_trainer.record.statement import VerificationFailed
 from trainyard_trainer.replay.saved_run import ReplayError, SavedRun, in_one_process
 from trainyard_trainer.runtime.device_settings import configure_device
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
@@ -119,8 +120,10 @@ class _SkippingUpdate:
 def replay_of(run: SavedRun, step: int) -> Iterator[Replay]:
     """Hold a run in this process, before one of its steps; there can be only one at a time. See `Replay`."""
     before = os.environ.get(ENV_CHECKPOINTS)
-    # Tokens that the run has prepared are beside its checkpoints.
-    os.environ[ENV_CHECKPOINTS] = str(run.root)
+    os.environ.pop(ENV_CHECKPOINTS, None)
+    # Tokens that the run has prepared are beside its checkpoints, unless these are in an object store.
+    if isinstance(run.root, Path):
+        os.environ[ENV_CHECKPOINTS] = str(run.root)
     replay: Replay | None = None
     try:
         replay = Replay(run, step)
@@ -130,7 +133,7 @@ def replay_of(run: SavedRun, step: int) -> Iterator[Replay]:
             replay.close()
         if dist.is_initialized():
             dist.destroy_process_group()
-        os.environ.pop(ENV_CHECKPOINTS)
+        os.environ.pop(ENV_CHECKPOINTS, None)
         if before is not None:
             os.environ[ENV_CHECKPOINTS] = before
 
@@ -166,7 +169,7 @@ def _check_memory(parameters: int, device: torch.device) -> None:
         )
 
 
-def checkpoint_at(run: SavedRun, step: int) -> Path:
+def checkpoint_at(run: SavedRun, step: int) -> Location:
     """Return the checkpoint of a step.
 
     Raises:

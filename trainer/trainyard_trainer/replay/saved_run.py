@@ -12,6 +12,7 @@ from trainyard.run_record import RUN_FILE, RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.record.statement import CHECKPOINTS, read_predicate
+from trainyard_trainer.runtime.object_store import Location
 
 
 class ReplayError(ValueError):
@@ -22,13 +23,13 @@ class ReplayError(ValueError):
 class SavedRun:
     """A folder of checkpoints."""
 
-    root: Path
+    root: Location
     record: RunRecord
     steps: tuple[int, ...]
     """Steps of the complete checkpoints, the oldest first."""
 
     @classmethod
-    def open(cls, path: Path) -> "SavedRun":
+    def open(cls, path: Location) -> "SavedRun":
         """Open a run.
 
         Args:
@@ -39,7 +40,8 @@ class SavedRun:
         """
         if not path.is_dir():
             raise ReplayError(f"{path} is not a folder; name the folder of a run, which has {RUN_FILE}")
-        for root in (path, path / CHECKPOINTS, path.resolve().parent):
+        parent = path.resolve().parent if isinstance(path, Path) else path.parent
+        for root in (path, path / CHECKPOINTS, parent):
             try:
                 record = RunRecord.read(root)
             except ValueError as error:
@@ -50,7 +52,7 @@ class SavedRun:
             f"{path} has no {RUN_FILE}; name the folder of a run that has written checkpoints (spec.checkpoint)"
         )
 
-    def checkpoint_before(self, step: int) -> Path | None:
+    def checkpoint_before(self, step: int) -> Location | None:
         """Return the newest checkpoint that precedes a step, from 1; None: the run began with initial values.
 
         Raises:
@@ -120,7 +122,7 @@ class SavedRun:
         predicate = None if following is None else read_predicate(following)
         return frozenset(() if predicate is None else predicate.skipped)
 
-    def _following(self, step: int) -> Path | None:
+    def _following(self, step: int) -> Location | None:
         found = [saved for saved in self.steps if saved >= step]
         return catalog.complete_folder(self.root, found[0]) if found else None
 

@@ -1,7 +1,6 @@
 """Checks that weights are what their record says: their files, their history, and the data of the run."""
 
 from collections.abc import Callable
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from trainyard.config import RunConfig
@@ -18,6 +17,7 @@ from trainyard_trainer.record.statement import (
 )
 from trainyard_trainer.replay.replay import read_samples
 from trainyard_trainer.replay.saved_run import SavedRun, in_one_process
+from trainyard_trainer.runtime.object_store import Location
 
 TOLERANCE = 1e-5
 """Relative difference up to which another layout or another machine gives the same figures in float32."""
@@ -34,7 +34,7 @@ def verify_files(statements: list[Statement], say: Say) -> None:
         VerificationFailed: it does not.
     """
     for statement in statements:
-        folder, expected = statement.local, statement.subjects
+        folder, expected = statement.folder, statement.subjects
         found = set(files_below(folder))
         for name in sorted(found | set(expected)):
             if name not in found:
@@ -92,7 +92,7 @@ def _check_run_file(newest: Statement) -> None:
     folder, recorded = newest.folder.parent, newest.predicate.run
     if newest.predicate.source is not None or not (folder / RUN_FILE).exists():
         return
-    run = SavedRun.open(newest.local).record
+    run = SavedRun.open(newest.folder).record
     begun = run.attempts[: len(recorded.attempts)]
     # A later attempt may have written it, and no checkpoint since: its configuration may differ.
     if len(run.attempts) > len(recorded.attempts):
@@ -122,7 +122,7 @@ def verify_config(statements: list[Statement], config: RunConfig, say: Say) -> N
     say("manifest: its configuration is that of the record")
 
 
-def verify_data(path: Path, say: Say) -> None:
+def verify_data(path: Location, say: Say) -> None:
     """Check that the data are those of the run; documents are tokenized again, since a cache may have been changed.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import math
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from trainyard_trainer.record.statement import Statement, StepFigures, Verificat
 from trainyard_trainer.replay.replay import Replay, Report, checkpoint_at, replay_of
 from trainyard_trainer.replay.saved_run import ReplayError, SavedRun
 from trainyard_trainer.replay.verify import Say
+from trainyard_trainer.runtime.object_store import Location
 
 TOLERANCE = 1e-5
 """Relative difference up to which another layout or another machine gives the same numbers in float32."""
@@ -25,7 +25,7 @@ HALF_TOLERANCE = 2e-2
 """The same in bfloat16, which has 8 bits of precision."""
 
 
-def verify_steps(path: Path, first: int, last: int, say: Say, *, report: Report = lambda *_: None) -> None:
+def verify_steps(path: Location, first: int, last: int, say: Say, *, report: Report = lambda *_: None) -> None:
     """Compute the steps behind a checkpoint again, in this process, and compare figures and tensors.
 
     It begins again from each checkpoint in between, with the configuration of the attempt that continued from there. In
@@ -122,7 +122,7 @@ class _Comparison:
             raise VerificationFailed(f"{problem}; it has to be equal {allowed}")
 
 
-def _compare_tensors(replay: Replay, folder: Path, check: _Comparison) -> None:
+def _compare_tensors(replay: Replay, folder: Location, check: _Comparison) -> None:
     state = replay.trainer.state
     found, manifest = state.snapshot()
     saved = Manifest.read(folder)

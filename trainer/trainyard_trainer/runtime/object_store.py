@@ -4,52 +4,42 @@
 What differs: an object appears when it is closed, after an error perhaps with a part of its content, and cannot be
 renamed; a folder is only a part of names. So what consists of several objects is complete when a last one says so.
 
-pyarrow.fs does the work: s3:// is any store with the interface of S3, gs:// Google Cloud Storage, az:// Azure Blob
-Storage. Credentials come from the environment as the providers' own tools read them, never from the URL. pyarrow is
-imported when the first object is used. Free of torch.
+Free of torch.
 """
 
 import errno
 import io
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, cast
-from urllib.parse import urlsplit
 
 from trainyard.resource.urls import is_url
+from trainyard_trainer.runtime.object_streams import (
+    ObjectStoreError,
+    ObjectStoreRefused,
+    ObjectStoreUnavailable,
+    Reader,
+    Writer,
+    file_system,
+    translated,
+)
+
+__all__ = [
+    "Location",
+    "ObjectPath",
+    "ObjectStatus",
+    "ObjectStoreError",
+    "ObjectStoreRefused",
+    "ObjectStoreUnavailable",
+    "location",
+    "statuses",
+]
 
 BUFFER = 4 << 20
 """Bytes of one request when a file is read from its beginning on."""
-ATTEMPTS = 5
-"""Attempts of one request before it has failed; the pauses between them grow to a few seconds."""
-CONNECT_SECONDS, REQUEST_SECONDS = 5.0, 60.0
-_REFUSALS = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_BUCKET|INVALID_ACCESS_KEY|SIGNATURE|INVALID_CLIENT_TOKEN|MISSING_AUTHENTICATION"
-    r"|EXPIRED_TOKEN|UNRECOGNIZED_CLIENT|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|AuthenticationFailed"
-    r"|AuthorizationFailure|AuthorizationPermission|ContainerNotFound|HTTP (status )?(301|401|403)\b"
-)
-"""What errors of the stores hold that no repetition will change."""
-_UNREMARKABLE = re.compile(r"\s*\(?Request ID:\s*[^)\s]*\)?| error_info=.*|\s+", re.DOTALL)
-"""What they hold besides, for the makers of the store."""
-
-
-class ObjectStoreError(OSError):
-    """A request to an object store has failed, although it was repeated. `strerror` says why in one line."""
-
-
-class ObjectStoreUnavailable(ObjectStoreError):
-    """The store does not answer, or not in time; it may later, so a restart may help."""
-
-
-class ObjectStoreRefused(ObjectStoreError):
-    """The store refuses: no such bucket, no permission, wrong credentials. Only the user can change that."""
 
 
 class ObjectStatus(NamedTuple):
@@ -86,8 +76,8 @@ class ObjectPath:
 
     @property
     def parent(self) -> "ObjectPath":
-        """The folder."""
-        return ObjectPath(self.url.rpartition("/")[0])
+        """The folder; of a bucket the bucket itself."""
+        return ObjectPath(self.url.rpartition("/")[0]) if "/" in self._key else self
 
     def with_name(self, name: str) -> "ObjectPath":
         """Return another object in the same folder."""
@@ -138,17 +128,17 @@ class ObjectPath:
 
     def open_raw(self) -> Any:
         """Open the object as a file of pyarrow, which reads each range by a request of its own."""
-        with _translated(self.url):
-            return _file_system(self.url).open_input_file(self._key)
+        with translated(self.url):
+            return file_system(self.url).open_input_file(self._key)
 
     def open(self, mode: str) -> BinaryIO:
         """Open the object as a binary file: "rb" reads ahead, "wb" makes it appear when it is closed."""
         if mode == "rb":
-            return io.BufferedReader(_Reader(self.open_raw(), self.url), BUFFER)
+            return io.BufferedReader(Reader(self.open_raw(), self.url), BUFFER)
         assert mode == "wb", mode
-        with _translated(self.url, writes=True):
+        with translated(self.url, writes=True):
             return cast(
-                BinaryIO, _Writer(_file_system(self.url).open_output_stream(self._key, compression=None), self.url)
+                BinaryIO, Writer(file_system(self.url).open_output_stream(self._key, compression=None), self.url)
             )
 
     def read_bytes(self) -> bytes:
@@ -191,14 +181,14 @@ class ObjectPath:
 
     def rename(self, target: "ObjectPath") -> None:
         """Copy the object to another name, and remove it."""
-        with _translated(self.url):
-            _file_system(self.url).move(self._key, target._key)
+        with translated(self.url):
+            file_system(self.url).move(self._key, target._key)
 
     def unlink(self, *, missing_ok: bool = False) -> None:
         """Remove the object."""
         try:
-            with _translated(self.url):
-                _file_system(self.url).delete_file(self._key)
+            with translated(self.url):
+                file_system(self.url).delete_file(self._key)
         except FileNotFoundError:
             if not missing_ok:
                 raise
@@ -206,20 +196,20 @@ class ObjectPath:
     def remove_folder(self) -> None:
         """Remove all objects of the folder. Nothing happens if there are none."""
         try:
-            with _translated(self.url):
-                _file_system(self.url).delete_dir(self._key)
+            with translated(self.url):
+                file_system(self.url).delete_dir(self._key)
         except FileNotFoundError:
             pass
 
     def _info(self) -> Any:
-        with _translated(self.url):
-            return _file_system(self.url).get_file_info(self._key)
+        with translated(self.url):
+            return file_system(self.url).get_file_info(self._key)
 
     def _list(self, *, recursive: bool) -> list[Any]:
         from pyarrow.fs import FileSelector
 
-        with _translated(self.url):
-            found = _file_system(self.url).get_file_info(
+        with translated(self.url):
+            found = file_system(self.url).get_file_info(
                 FileSelector(self._key, allow_not_found=True, recursive=recursive)
             )
         return sorted(found, key=lambda entry: str(entry.path))
@@ -242,121 +232,6 @@ def statuses(paths: Sequence[ObjectPath]) -> list[ObjectStatus | None]:
     """
     if not paths:
         return []
-    with _translated(paths[0].url):
-        found = _file_system(paths[0].url).get_file_info([path._key for path in paths])
+    with translated(paths[0].url):
+        found = file_system(paths[0].url).get_file_info([path._key for path in paths])
     return [ObjectStatus(info.size, info.mtime_ns or 0) if info.is_file else None for info in found]
-
-
-class _Reader(io.RawIOBase):
-    """A file of pyarrow as a raw file of Python, whose errors name the object."""
-
-    def __init__(self, file: Any, url: str) -> None:
-        self._file, self._url = file, url
-        self._size = int(file.size())
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._size}[whence]
-        return int(self._file.seek(max(0, start + offset)))
-
-    def tell(self) -> int:
-        return int(self._file.tell())
-
-    def readinto(self, buffer: Any) -> int:
-        # pyarrow refuses to read behind the end, where a file of Python reads nothing.
-        wanted = min(len(buffer), self._size - self._file.tell())
-        if wanted <= 0:
-            return 0
-        with _translated(self._url):
-            content = self._file.read(wanted)
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
-
-class _Writer(io.RawIOBase):
-    """A stream of pyarrow as a file of Python. The object appears when it is closed."""
-
-    def __init__(self, stream: Any, url: str) -> None:
-        self._stream, self._url = stream, url
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        with _translated(self._url, writes=True):
-            self._stream.write(content)
-        return memoryview(content).nbytes
-
-    def tell(self) -> int:
-        return int(self._stream.tell())
-
-    def flush(self) -> None:
-        """Do nothing: the object appears when it is closed."""
-
-    def close(self) -> None:
-        if not self.closed:
-            super().close()
-            with _translated(self._url, writes=True):
-                self._stream.close()
-
-
-@cache
-def _file_system_of(scheme: str) -> Any:
-    from pyarrow import fs
-
-    match scheme:
-        case "s3":
-            endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "")
-            return fs.S3FileSystem(
-                region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
-                endpoint_override=endpoint.netloc or None,
-                scheme=endpoint.scheme or "https",
-                connect_timeout=CONNECT_SECONDS,
-                request_timeout=REQUEST_SECONDS,
-                retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-                # A small object is one request, which creates it or does not.
-                allow_delayed_open=True,
-            )
-        case "gs":
-            return fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_SECONDS))
-        case "az":
-            if not (account := os.environ.get("AZURE_STORAGE_ACCOUNT_NAME")):
-                raise ObjectStoreRefused(errno.EACCES, "AZURE_STORAGE_ACCOUNT_NAME is not set")
-            key = os.environ.get("AZURE_STORAGE_ACCOUNT_KEY")
-            return fs.AzureFileSystem(account_name=account, account_key=key)
-    raise AssertionError(f"admission demands s3, gs or az, not {scheme}")
-
-
-def _file_system(url: str) -> Any:
-    """Return the file system of pyarrow for a URL; this process has one for each scheme."""
-    return _file_system_of(url.partition("://")[0])
-
-
-@contextmanager
-def _translated(url: str, *, writes: bool = False) -> Iterator[None]:
-    """Turn an error of pyarrow into one that says in one line whether the store refuses or is unavailable.
-
-    `writes`: what is not found is the bucket, since no object has to exist before it is written.
-    """
-    try:
-        yield
-    except ObjectStoreError:
-        raise
-    except OSError as error:
-        absent = isinstance(error, FileNotFoundError)
-        if absent and not writes:
-            raise
-        reason = _UNREMARKABLE.sub(" ", error.strerror or str(error)).strip()
-        if absent or _REFUSALS.search(reason):
-            raise ObjectStoreRefused(errno.EACCES, reason, url) from None
-        raise ObjectStoreUnavailable(errno.EREMOTEIO, reason, url) from None

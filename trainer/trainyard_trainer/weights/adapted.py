@@ -1,11 +1,12 @@
 """Weights of a run that trains adapters: those of its base with the adapters of a checkpoint merged into them.
 
 A checkpoint of such a run holds the adapters only. The base is the folder that spec.trainer.model.from names, or a link
-`base` in the folder of the run, for where that path does not exist.
+or folder `base` in the folder of the run, for where that path does not exist.
 """
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,13 +18,13 @@ from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint.manifest import MANIFEST
 from trainyard_trainer.models.initial import own_part
 from trainyard_trainer.models.lora import A, B, is_adapter, merge
-from trainyard_trainer.runtime.object_store import Location, location
+from trainyard_trainer.runtime.object_store import Location, ObjectPath, location
 from trainyard_trainer.weights.checkpoint import CheckpointWeights
-from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, parameter_shapes
+from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, local_copy, parameter_shapes
 
 BLOCKS, BLOCK_BYTES = 64, 1 << 16
 BASE = "base"
-"""Name of a link to the base in the folder of a run."""
+"""Name of the base, or of a link to it, in the folder of a run."""
 
 
 class AdaptedWeights(Weights):
@@ -35,7 +36,7 @@ class AdaptedWeights(Weights):
         Raises:
             WeightsError: the base is another model than the one that the adapters belong to.
         """
-        super().__init__(adapters.path, adapters.config, adapters.tokenizer, adapters.record, adapters.run)
+        super().__init__(adapters.path, adapters.config, adapters.tokenizer_location, adapters.record, adapters.run)
         self.adapters, self.base, self.lora = adapters, base, lora
         self._shapes = parameter_shapes(self.config)
         found = base.shapes()
@@ -106,8 +107,8 @@ def base_path(run: Location, record: RunRecord) -> Location:
     if named is not None and location(named).exists():
         return location(named)
     raise WeightsError(
-        f"{run} holds adapters only, and their base {named} does not exist here; put it there, or make a link to it: "
-        f"ln -s FOLDER {link}"
+        f"{run} holds adapters only, and their base {named} does not exist here; put it there, or "
+        + (f"copy it to {link}" if isinstance(link, ObjectPath) else f"make a link to it: ln -s FOLDER {link}")
     )
 
 
@@ -130,9 +131,10 @@ def digest(folder: Location) -> str:
         found.update(manifest.read_bytes())
     files = [path for path in folder.iterdir() if path.name.endswith(".safetensors")]
     for path in sorted(files, key=lambda path: path.name):
-        size = path.stat().st_size
+        copy = Path(local_copy(path))
+        size = copy.stat().st_size
         found.update(f"{path.name} {size} ".encode())
-        with path.open("rb") as file:
+        with copy.open("rb") as file:
             for number in range(BLOCKS):
                 file.seek(max(0, size - BLOCK_BYTES) * number // (BLOCKS - 1))
                 found.update(file.read(BLOCK_BYTES))

@@ -78,7 +78,7 @@ class AdapterExport:
         folder.rmdir()
 
 
-def export_adapters(weights: Weights, target: Path) -> None:
+def export_adapters(weights: Weights, target: Location) -> None:
     """Write the adapters of a run as PEFT reads them, in this process alone.
 
     Raises:

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -16,7 +15,6 @@ from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import Manifest
 from trainyard_trainer.checkpoint.outcome import first_line
 from trainyard_trainer.checkpoint.storage import FAILURES, load, saved_shapes
-from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.optim.state import is_optimizer_state, model_tensor
 from trainyard_trainer.runtime.object_store import Location, ObjectStoreError
 from trainyard_trainer.weights.weights import Shape, Weights, WeightsError
@@ -49,8 +47,7 @@ class CheckpointWeights(Weights):
         except ValueError as error:
             raise WeightsError(f"{error}; use an earlier checkpoint") from error
         config = _config(manifest.model, self.shapes(), path)
-        local = Path(local_path(str(tokenizer), "the weights")) if has_tokenizer else None
-        super().__init__(path, config, local, record, manifest.run)
+        super().__init__(path, config, tokenizer if has_tokenizer else None, record, manifest.run)
         self.manifest = manifest
 
     def shapes(self) -> dict[str, Shape]:

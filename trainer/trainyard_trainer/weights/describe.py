@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from trainyard.models import FAMILIES as FAMILY_TYPES
+from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.weights.weights import Weights
 
 
@@ -21,15 +22,19 @@ def describe(weights: Weights) -> dict[str, Any]:
         model |= {"preset": preset, **{name: value for name, value in rest.items() if not _follows(name, value, sizes)}}
     else:
         model |= own
-    path = weights.path.absolute() if isinstance(weights.path, Path) else weights.path
-    model["from"] = {"path": str(path)}
+    model["from"] = {"path": _complete(weights.path)}
     fields: dict[str, Any] = {"model": model}
     if "vocabSize" in sizes:
         data: dict[str, Any] = {"vocabSize": sizes["vocabSize"]}
-        if weights.tokenizer is not None:
-            data = {"tokenizer": "file", "tokenizerFile": str(weights.tokenizer.absolute()), **data}
+        if weights.tokenizer_location is not None:
+            data = {"tokenizer": "file", "tokenizerFile": _complete(weights.tokenizer_location), **data}
         fields["data"] = data
     return fields
+
+
+def _complete(path: Location) -> str:
+    """Return an absolute path, or a URL."""
+    return str(path.absolute() if isinstance(path, Path) else path)
 
 
 def _follows(name: str, value: Any, sizes: dict[str, Any]) -> bool:

@@ -9,7 +9,6 @@ from trainyard.models.family import ModelConfig
 from trainyard.run_record import RunRecord
 from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.checkpoint.manifest import MANIFEST
-from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.models.family import Model
 from trainyard_trainer.runtime.object_store import Location
 from trainyard_trainer.weights.adapted import AdaptedWeights, base_path, lora_of
@@ -68,7 +67,7 @@ def open_weights(path: Location) -> Weights:
     """
     folder = find_weights(path)
     if not (folder / MANIFEST).exists():
-        return HuggingFaceWeights(Path(local_path(str(folder), "the weights")))
+        return HuggingFaceWeights(folder)
     weights = CheckpointWeights(folder)
     lora = lora_of(weights.record)
     if lora is None or weights.record is None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -17,7 +16,8 @@ from trainyard.run_record import TOKENIZER_FILE, RunRecord
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.initial import own_part
 from trainyard_trainer.models.names import HuggingFaceNames
-from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, parameter_shapes
+from trainyard_trainer.runtime.object_store import Location, ObjectStoreUnavailable
+from trainyard_trainer.weights.weights import Shape, Weights, WeightsError, local_copy, parameter_shapes
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
 _COPY = "copy the folder again"
@@ -25,7 +25,7 @@ _IGNORED = (".rotary_emb.inv_freq", ".masked_bias", ".bias_k")
 """Ends of the names of tensors that follow from config.json, which old versions of transformers have saved."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Location) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
@@ -33,6 +33,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text("utf-8"))
+    except ObjectStoreUnavailable:
+        raise
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); {_COPY}") from error
     except ValueError as error:
@@ -42,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_config(path: Path) -> ModelConfig:
+def read_config(path: Location) -> ModelConfig:
     """Return the sizes of the model in a config.json.
 
     Raises:
@@ -75,9 +77,9 @@ def _family(name: str) -> ModelFamily[Any]:
 
 
 class HuggingFaceWeights(Weights):
-    """The tensors of a Hugging Face folder, read slice by slice from its files."""
+    """The tensors of a Hugging Face folder, read slice by slice from its files, which are downloaded from a store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Location) -> None:
         """Read config.json and the headers of all files of tensors.
 
         Raises:
@@ -165,7 +167,7 @@ class HuggingFaceWeights(Weights):
             )
 
 
-def _open_files(path: Path) -> dict[str, Any]:
+def _open_files(path: Location) -> dict[str, Any]:
     """Return the open file of each tensor, by the tensor's name.
 
     Raises:
@@ -179,8 +181,8 @@ def _open_files(path: Path) -> dict[str, Any]:
     elif (path / SINGLE).exists():
         mapping = None
     else:
-        pickled = next(iter(sorted(path.glob("*.bin"))), None)
-        why = f"; {pickled.name} is pickled, and such files are not loaded" if pickled is not None else ""
+        pickled = sorted(file.name for file in path.iterdir() if file.name.endswith(".bin"))
+        why = f"; {pickled[0]} is pickled, and such files are not loaded" if pickled else ""
         raise WeightsError(f"{path} has neither {SINGLE} nor {INDEX}{why}; save the model with save_pretrained")
     names = sorted({str(name) for name in mapping.values()}) if mapping else [SINGLE]
     files = {name: _open(path / name) for name in names}
@@ -191,10 +193,10 @@ def _open_files(path: Path) -> dict[str, Any]:
     return held
 
 
-def _open(path: Path) -> Any:
+def _open(path: Location) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path} is missing; {_COPY}")
     try:
-        return safe_open(path, "pt")
+        return safe_open(local_copy(path), "pt")
     except SafetensorError as error:
         raise WeightsError(f"{path} is truncated or no file of safetensors ({error}); {_COPY}") from error

@@ -77,7 +77,7 @@ def check_tokenizer(config: RunConfig, tokenizer: TokenizerFile | None) -> None:
             raise ConfigError(
                 f"spec.trainer.data.tokenizer: its token {number} is {ours[number]!r}, but the weights in "
                 f"{weights.path} have learnt {theirs[number]!r}; set it to file, and tokenizerFile to "
-                f"{weights.tokenizer}"
+                f"{weights.tokenizer_location}"
             )
 
 

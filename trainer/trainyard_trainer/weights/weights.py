@@ -10,8 +10,9 @@ from torch import Tensor
 
 from trainyard.models import FAMILIES as FAMILY_TYPES
 from trainyard.models.family import DataShape, ModelConfig
-from trainyard.run_record import RunRecord
+from trainyard.run_record import TOKENIZER_SIDE_FILES, RunRecord
 from trainyard_trainer.checkpoint.manifest import Manifest
+from trainyard_trainer.data.downloads import local_path
 from trainyard_trainer.models import FAMILIES
 from trainyard_trainer.models.family import Model
 from trainyard_trainer.runtime.object_store import Location
@@ -30,14 +31,16 @@ class Weights(ABC):
     """Manifest of the checkpoint: its step and last report, among others; None for a Hugging Face folder."""
 
     def __init__(
-        self, path: Location, config: ModelConfig, tokenizer: Path | None, record: RunRecord | None, run: str | None
+        self, path: Location, config: ModelConfig, tokenizer: Location | None, record: RunRecord | None, run: str | None
     ) -> None:
         self.path = path
         """Folder that holds the tensors."""
         self.config = config
         """Sizes of the model."""
-        self.tokenizer = tokenizer
-        """Path of the tokenizer.json; None if the model needs none, or the folder has none."""
+        self.tokenizer_location = tokenizer
+        """The tokenizer.json, where it is; None if the model needs none, or the folder has none."""
+        self.tokenizer = None if tokenizer is None else Path(local_copy(tokenizer, TOKENIZER_SIDE_FILES))
+        """The same on this machine, with the files beside it."""
         self.record = record
         """Record of the run that has written the weights; None if there is none."""
         self.run = run
@@ -71,6 +74,11 @@ class Weights(ABC):
         Raises:
             WeightsError: a file is damaged.
         """
+
+
+def local_copy(path: Location, beside: tuple[str, ...] = ()) -> str:
+    """Return the path of a file of weights on this machine; see `data.downloads.local_path`."""
+    return local_path(str(path), "the weights", beside=beside)
 
 
 def build_model(config: ModelConfig, sequence_length: int | None = None) -> Model:
