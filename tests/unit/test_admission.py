@@ -217,8 +217,7 @@ def test_a_job_that_has_ended_cannot_be_changed(kind: str, attempt: int) -> None
 @pytest.mark.parametrize("attempt", [0, 1])
 def test_the_manager_of_a_job_never_changes(before: str | None, after: str | None, attempt: int) -> None:
     """Neither while the job is active nor before: whoever manages it now may be creating its pods."""
-    old = make_manifest(**({"managedBy": before} if before else {}))
-    new = make_manifest(**({"managedBy": after} if after else {}))
+    old, new = (make_manifest(managedBy=name) if name else make_manifest() for name in (before, after))
     with pytest.raises(ManifestError) as error:
         admit(new, old=TrainingJob.from_dict({**old, "status": {"attempt": attempt}}))
     assert "spec.managedBy: cannot be changed; delete the job and create it again" in error.value.problems

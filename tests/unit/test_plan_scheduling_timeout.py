@@ -24,9 +24,9 @@ def group(attempt: int = 1, *, runs: int = 1, of: int = 2) -> list[WorkerPod]:
     ]
 
 
-def waiting(timeout: int | None = 100, **spec: object) -> Story:
+def waiting(timeout: int | None = 100) -> Story:
     """A group that has one of two nodes, and a timer."""
-    story = Story(make_job(schedulingTimeoutSeconds=timeout, **spec) if timeout else make_job(**spec))
+    story = Story(make_job(schedulingTimeoutSeconds=timeout) if timeout else make_job())
     story.settle()
     story.see(*group())
     story.settle()
