@@ -30,10 +30,23 @@ def test_the_success_of_rank_zero_comes_before_the_failure_of_another_worker() -
     assert (story.phase, story.status.restarts) == (Phase.SUCCEEDED, 0)
 
 
+def test_a_worker_that_fails_since_rank_zero_has_ended_is_no_failure_whoever_is_reported_first() -> None:
+    story = running(successPolicy="RankZero")
+    other = make_worker(1, state="Failed")
+    step = story.see(make_worker(0), other).settle()
+    assert (story.status.attempt, step.actions, step.wake_after) == (1, (), 3)
+    story.later(1).see(make_worker(0, state="Succeeded"), other).settle()
+    assert (story.phase, story.status.restarts) == (Phase.SUCCEEDED, 0)
+
+
 def test_a_failure_before_the_success_of_rank_zero_restarts_the_group() -> None:
     story = running(successPolicy="RankZero")
     story.see(make_worker(0), make_worker(1, state="Failed")).settle()
+    story.later(3).settle()
     assert (story.status.attempt, story.status.restarts_counted) == (2, 1)
+    story = running(successPolicy="RankZero")
+    story.see(make_worker(0, state="Failed"), make_worker(1)).settle()
+    assert story.status.attempt == 2, "the failure of rank 0 itself waits for nothing"
 
 
 # --- cleanPodPolicy -------------------------------------------------------------------------------------------

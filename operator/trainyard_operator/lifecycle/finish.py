@@ -1,6 +1,7 @@
 """The end of a job: when it has succeeded, what becomes of its pods, and when it is deleted itself."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from trainyard.resource.spec import TrainingJobSpec
@@ -16,7 +17,8 @@ from trainyard_operator.lifecycle.actions import (
     record_decision,
 )
 from trainyard_operator.lifecycle.conditions import progress_summary
-from trainyard_operator.lifecycle.observation import WorkerPod
+from trainyard_operator.lifecycle.diagnosis import Diagnosis
+from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
 
@@ -24,6 +26,21 @@ def has_succeeded(spec: TrainingJobSpec, succeeded: Collection[int]) -> bool:
     """Return whether a job has succeeded (spec.successPolicy), given the indexes of the pods that have."""
     needed = range(spec.pods) if spec.success_policy == "AllWorkers" else range(1)
     return all(index in succeeded for index in needed)
+
+
+def await_success(builder: StatusBuilder, workers: Collection[WorkerPod], diagnosis: Diagnosis) -> Diagnosis:
+    """Return a failure of another worker as one that may be an effect, if rank 0 decides about the success.
+
+    When rank 0 ends, its peers may fail because it is gone, and kubelets report in any order: such a failure waits for
+    a moment, in which the success of rank 0 may be observed.
+    """
+    spec, decides = builder.effective_job.spec, [w for w in workers if w.index == 0 and w.state is WorkerState.RUNNING]
+    if spec.success_policy == "AllWorkers" or not decides or diagnosis.failure.pod == decides[0].name:
+        return diagnosis
+    if not diagnosis.counts or diagnosis.secondary_since is not None:
+        return diagnosis
+    ended_at = next((w.finished_at for w in workers if w.name == diagnosis.failure.pod), None)
+    return replace(diagnosis, secondary_since=ended_at)
 
 
 def succeed(builder: StatusBuilder, workers: Collection[WorkerPod]) -> Plan:

@@ -35,7 +35,7 @@ from trainyard_operator.lifecycle.conditions import (
 from trainyard_operator.lifecycle.deadline import account_running_time, check_deadline, seconds_until_deadline
 from trainyard_operator.lifecycle.diagnosis import diagnose
 from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
-from trainyard_operator.lifecycle.finish import clean_up, has_succeeded, succeed
+from trainyard_operator.lifecycle.finish import await_success, clean_up, has_succeeded, succeed
 from trainyard_operator.lifecycle.goodput import account_time
 from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_nodes, replace_straggler
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
@@ -195,6 +195,7 @@ def _sync_attempt(
     unstarted = 0 if running else len(missing) + sum(w.state is WorkerState.PENDING for w in workers)
     lost = len(missing) if running else 0
     if diagnosis := diagnose(workers, builder.attempt, lost, builder.now, unstarted):
+        diagnosis = await_success(builder, workers, diagnosis)
         return handle_failure(builder, diagnosis, workers, observation.progress)
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
