@@ -70,6 +70,7 @@ def _version() -> dict[str, Any]:
             "scale": {
                 "specReplicasPath": ".spec.workers.replicas",
                 "statusReplicasPath": ".status.workers.running",
+                "labelSelectorPath": ".status.selector",
             },
         },
         "additionalPrinterColumns": [
@@ -89,7 +90,9 @@ def openapi_schema() -> Schema:
     properties["metadata"] = {"type": "object"}  # the API server owns its schema
     for owned in ("apiVersion", "kind"):
         properties[owned] = {"type": "string"}
-    properties["status"].pop("default", None)  # the operator's first write creates it
+    # Until the operator has written a status, tools must not take the job for reconciled: kstatus compares this number
+    # with metadata.generation, which starts at 1.
+    properties["status"]["default"] = {"observedGeneration": 0}
     schema["required"] = ["spec"]
     return schema
 

@@ -78,7 +78,8 @@ async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = No
     `capacity`: how many pods may run at a time; see `ProcessBackend`.
     """
     metadata = job.metadata.model_copy(update={"uid": str(uuid.uuid4()), "generation": 1})
-    job = job.replace(metadata=metadata)
+    # Whatever manages the job on a cluster, here it is this command.
+    job = job.replace(metadata=metadata, spec=job.spec.replace(managed_by=None))
     cache: Cache = Cache()
     queue: WorkQueue[Key] = WorkQueue()
 

@@ -39,7 +39,7 @@ Rights = dict[str, str]
 """The verbs allowed on a resource, separated by blanks; a resource that is absent allows none."""
 
 OPERATOR_RIGHTS: Rights = {
-    "trainyard.dev/trainingjobs": "get list watch",
+    "trainyard.dev/trainingjobs": "get list watch delete",
     "trainyard.dev/trainingjobs/status": "patch",
     "trainyard.dev/trainingjobs/finalizers": "update",
     "pods": "get list watch create delete",

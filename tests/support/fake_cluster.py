@@ -235,7 +235,25 @@ class FakeCluster:
             assert len(self.started.get(new.attempt, ())) >= pods, "reported Running before every worker ran"
         if new.is_true(ConditionType.SUCCEEDED) and not old.finished:
             assert len(self.succeeded.get(new.attempt, ())) >= pods, "reported Succeeded too early"
+        assert old.running_seconds <= new.running_seconds, "time that the workers ran was forgotten"
+        if new.start_time is not None:
+            assert new.running_seconds <= (self.now - new.start_time).total_seconds(), "they never ran for so long"
+        self._check_timeout(old, new)
         self._check_successes(old, new)
+
+    def _check_timeout(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
+        """Check that only a group that is not complete is given up, and that this is no restart."""
+        timeouts = [status.scheduling.timeouts if status.scheduling else 0 for status in (old, new)]
+        if new.attempt == old.attempt or timeouts[1] <= timeouts[0]:
+            return
+        assert self.job is not None
+        assert not old.is_true(ConditionType.RUNNING), "a group that runs was given up"
+        assert (new.restarts, new.disruptions) == (old.restarts, old.disruptions), "a timeout was counted"
+        limit, scheduling = self.job.spec.scheduling_timeout_seconds, old.scheduling
+        assert limit is not None
+        assert scheduling is not None
+        assert scheduling.waiting_since is not None
+        assert (self.now - scheduling.waiting_since).total_seconds() >= limit, "a group was given up too early"
 
     def _check_successes(self, old: TrainingJobStatus, new: TrainingJobStatus) -> None:
         """Check that only real successes are remembered, and that none is forgotten or repeated."""
@@ -440,6 +458,16 @@ class FakeClusterBackend:
                 else:
                     self.cluster.mark_deleted(worker.name)
             self.cluster._count_write(after=True)
+
+    async def delete_job(self, job: TrainingJob) -> None:
+        stored = self._ask(job)
+        self.cluster._count_write(after=False)
+        if stored.metadata.resource_version != job.metadata.resource_version:
+            raise Stale("the object has been modified")
+        assert stored.status.finished, "a job was deleted that has not finished"
+        self.cluster.job = None
+        self.cluster.job_stream.append(("DELETED", stored))
+        self.cluster._count_write(after=True)
 
     async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         self.cluster._count_write(after=False)

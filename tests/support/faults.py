@@ -1148,6 +1148,18 @@ RULES = (
         "metadata.name: must start with a letter and hold only a-z, 0-9 and '-', since it names a "
         "Service; choose another name",
     ),
+    Fault(
+        "a scheduling timeout before an elastic group can shrink",
+        lambda: _elastic(schedulingTimeoutSeconds=300),
+        "spec.schedulingTimeoutSeconds: must be more than spec.elastic.resizeAfterSeconds, so that the group tries "
+        "with fewer workers first; raise it, or lower resizeAfterSeconds",
+    ),
+    Fault(
+        "the success of rank 0 with the built-in trainer",
+        lambda: make_manifest(trainer=trainer_spec(), successPolicy="RankZero"),
+        "spec.successPolicy: RankZero is for spec.command; remove it, since all ranks of the built-in trainer end "
+        "together",
+    ),
     Fault("elastic with a user program", lambda: make_manifest(elastic={"minReplicas": 1}), _ELASTIC_NEEDS),
     Fault("elastic without checkpoints", lambda: _without(_elastic(), "spec", "checkpoint"), _ELASTIC_NEEDS),
     Fault(

@@ -9,7 +9,7 @@ from trainyard.crd import Schema, openapi_schema
 
 Path = tuple[str | int, ...]
 
-_STRINGS = ("a", "b", "other", "/a", "/b", "1Gi", "2Gi", "a:b", "a.b:c")
+_STRINGS = ("a", "b", "other", "/a", "/b", "1Gi", "2Gi", "a:b", "a.b:c", "a/b", "a.b/c")
 """Values for strings: for each pattern and enumeration of the schema, two of them match."""
 
 

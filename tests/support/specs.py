@@ -2,7 +2,10 @@
 
 from typing import Any
 
-MUTABLE_FIELDS = ("suspend", "workers.replicas", "restartPolicy")
+MUTABLE_FIELDS = (
+    *("suspend", "activeDeadlineSeconds", "schedulingTimeoutSeconds", "cleanPodPolicy", "ttlSecondsAfterFinished"),
+    *("workers.replicas", "restartPolicy"),
+)
 """Fields of a spec that may change while the job is active; every other one is immutable then."""
 
 _TEMPLATE = {
@@ -38,6 +41,11 @@ _COMMON = {
     "workers": _WORKERS,
     "env": [{"name": "A", "value": "1"}],
     "restartPolicy": _RESTART_POLICY,
+    "managedBy": "trainyard.dev/operator",
+    "activeDeadlineSeconds": 7200,
+    "schedulingTimeoutSeconds": 600,
+    "cleanPodPolicy": "All",
+    "ttlSecondsAfterFinished": 3600,
 }
 
 FULL_SPECS: dict[str, dict[str, Any]] = {
@@ -47,6 +55,7 @@ FULL_SPECS: dict[str, dict[str, Any]] = {
         "args": ["--fast"],
         "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
         "metrics": {"port": 9500, "path": "/m"},
+        "successPolicy": "RankZero",
         "checkpoint": {"volume": {"persistentVolumeClaim": {"claimName": "shared"}}},
     },
     "llama": {

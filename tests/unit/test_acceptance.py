@@ -166,7 +166,7 @@ def test_a_condition_of_another_version_stays() -> None:
     condition = {"type": "Dreaming", "status": "True", "reason": "r", "lastTransitionTime": "2030-01-01T12:00:00Z"}
     story = Story(make_job(status={"conditions": [condition]}))
     story.settle()
-    assert [c.type for c in story.status.conditions] == ["Created", "Running", "Dreaming"]
+    assert [c.type for c in story.status.conditions] == ["Created", "Running", "Ready", "Reconciling", "Dreaming"]
 
 
 # --- the snapshot -----------------------------------------------------------------------------------------------

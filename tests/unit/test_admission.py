@@ -191,8 +191,9 @@ def test_an_update_is_checked_against_the_stored_job(
     with pytest.raises(ManifestError) as error:
         admit(body, old=old)
     assert error.value.problems == [
-        "spec: only suspend, workers.replicas and restartPolicy may change while the job is active; set suspend: "
-        "true, wait for the condition Suspended, change it, set suspend: false"
+        "spec: only suspend, activeDeadlineSeconds, schedulingTimeoutSeconds, cleanPodPolicy, ttlSecondsAfterFinished, "
+        "workers.replicas and restartPolicy may change while the job is active; set suspend: true, wait for the "
+        "condition Suspended, change it, set suspend: false"
     ]
 
 
@@ -207,6 +208,19 @@ def test_a_job_that_has_ended_cannot_be_changed(kind: str, attempt: int) -> None
     assert error.value.problems == [
         "spec: the job has ended, and a change would have no effect; delete it and create it again"
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, "trainyard.dev/operator"), ("example.com/a", None), ("example.com/a", "example.com/b")],
+)
+@pytest.mark.parametrize("attempt", [0, 1])
+def test_the_manager_of_a_job_never_changes(before: str | None, after: str | None, attempt: int) -> None:
+    """Neither while the job is active nor before: whoever manages it now may be creating its pods."""
+    old, new = (make_manifest(managedBy=name) if name else make_manifest() for name in (before, after))
+    with pytest.raises(ManifestError) as error:
+        admit(new, old=TrainingJob.from_dict({**old, "status": {"attempt": attempt}}))
+    assert "spec.managedBy: cannot be changed; delete the job and create it again" in error.value.problems
 
 
 def test_the_status_of_a_manifest_is_ignored() -> None:

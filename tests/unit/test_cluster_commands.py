@@ -352,6 +352,15 @@ def test_commands_without_a_cluster_start_without_its_client() -> None:
     assert subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout == b"[]\n"
 
 
+def test_conditions_that_only_summarize_others_are_left_out() -> None:
+    conditions = [
+        Condition(type=kind, status="True", reason="Why", message="", last_transition_time=NOW)
+        for kind in ("Running", "Ready", "Reconciling", "Stalled", "Finished", "Failed")
+    ]
+    lines = shown(tables.condition_table(conditions, NOW))
+    assert [line.split()[0] for line in lines] == ["CONDITION", "Running", "Failed"]
+
+
 def test_messages_of_events_and_conditions_are_printed_literally() -> None:
     words = "[rank0]: lost at [/opt/pair.cc:534]"
     event = {"type": "Warning", "reason": "WorkerFailed", "message": words, "lastTimestamp": NOW.isoformat()}

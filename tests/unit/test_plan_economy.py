@@ -11,7 +11,7 @@ from tests.support.story import Story, running
 from trainyard.protocol import constants
 from trainyard.resource.status import Failure, Phase, Reason
 from trainyard_operator.lifecycle.actions import CreateWorkers
-from trainyard_operator.lifecycle.backoff import _uniform
+from trainyard_operator.lifecycle.backoff import uniform
 from trainyard_operator.lifecycle.containers import SchedulingBlocker
 from trainyard_operator.lifecycle.observation import WorkerPod, observe_pod
 from trainyard_operator.lifecycle.restart import MAX_REFUSING_NODES
@@ -194,7 +194,7 @@ def test_of_a_program_without_metrics_only_the_duration_is_known() -> None:
 
 
 def test_jobs_that_fail_together_do_not_restart_together() -> None:
-    shares = [_uniform(f"uid-{number}/2") for number in range(1000)]
+    shares = [uniform(f"uid-{number}/2") for number in range(1000)]
     assert all(0 <= share < 1 for share in shares)
     assert 0.45 < sum(shares) / len(shares) < 0.55
     assert len({round(share, 2) for share in shares}) > 90

@@ -16,6 +16,7 @@ from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobS
 from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.reconciler import CREATED_AT_ONCE, Reconciler
+from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.manifests.children import secret_name
@@ -401,3 +402,56 @@ def test_worker_pods_are_what_observe_pod_returns() -> None:
     operator_view.put_job(make_job())
     operator_view.put_pod(make_pod(make_job(), status=kubelet.scheduled()))
     assert operator_view.workers(KEY) == (make_worker(0, state="Pending", node="node-1"),)
+
+
+@pytest.mark.parametrize(
+    ("manager", "ours"), [(None, True), ("trainyard.dev/operator", True), ("example.com/a", False)]
+)
+def test_a_job_of_another_controller_is_left_alone(manager: str | None, ours: bool) -> None:
+    async def scenario() -> None:
+        operator = Operator(trainer=trainer_spec(), **({"managedBy": manager} if manager else {}))
+        async with operator.working():
+            assert bool(operator.backend.calls) == bool(operator.cluster.pods) == ours
+            # Whatever its controller writes, and whatever the user changes.
+            operator.cluster.edit(suspend=True)
+            operator.queue.add(operator.cache.put_job(operator.job))
+            await clock.settle()
+            assert bool(operator.backend.calls) == bool(operator.cluster.events) == ours
+            assert (operator.job.status == TrainingJobStatus()) == (not ours)
+
+    clock.run(scenario())
+
+
+def test_an_unreadable_job_of_another_controller_is_left_alone() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        body = {**make_job(managedBy="example.com/a", uid="uid-2", version=99).to_dict()}
+        body["spec"]["workers"]["replicas"] = "many"
+        job = read_job(body)
+        assert isinstance(job, UnreadableJob)
+        operator.cache.remove_job(KEY, "uid-1")
+        operator.queue.add(operator.cache.put_job(job))
+        async with operator.working():
+            assert (operator.cluster.unreadable, operator.cluster.events) == ([], [])
+
+    clock.run(scenario())
+
+
+def test_a_finished_job_is_deleted_at_its_time() -> None:
+    async def scenario() -> None:
+        operator = Operator(replicas=1, ttlSecondsAfterFinished=600)
+        async with operator.working():
+            operator.cluster.set_pod("job-1-0", kubelet.ended(operator.cluster.now, 0))
+            operator.cache.put_pod(operator.cluster.pods["job-1-0"])
+            operator.queue.add(KEY)
+            await clock.settle()
+            assert operator.job.status.phase is Phase.SUCCEEDED
+            operator.cluster.pass_time(600)
+            await asyncio.sleep(599)
+            assert operator.job.status.finished
+            await asyncio.sleep(1)
+            await clock.settle()
+            assert operator.cluster.job is None
+            assert operator.outcomes[-1] == "ok"
+
+    clock.run(scenario())

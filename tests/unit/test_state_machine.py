@@ -349,6 +349,45 @@ class ElasticLifecycleMachine(JobLifecycleMachine):
         self.life.run_smoothly(rounds)
 
 
+class LimitedLifecycleMachine(ElasticLifecycleMachine):
+    """One random lifecycle of a job that may wait and run for a limited time only."""
+
+    @initialize(
+        replicas=st.integers(1, 3),
+        timeout=st.sampled_from([30, 90]),
+        deadline=st.sampled_from([None, 150]),
+        clean=st.sampled_from(["Running", "All"]),
+        unschedulable=st.integers(0, 3),
+        shrinks=seldom,
+    )
+    def begin(
+        self, replicas: int, timeout: int, deadline: int | None, clean: str, unschedulable: int, shrinks: bool
+    ) -> None:
+        limits = {"schedulingTimeoutSeconds": timeout, "cleanPodPolicy": clean, "activeDeadlineSeconds": deadline}
+        program = elastic(1, resizeAfterSeconds=timeout - 1) if shrinks else {}
+        self.life = self.simulation(replicas=replicas, **limits, **program)
+        for _ in range(3):
+            self.life.reconcile()
+        self.pods_are_unschedulable(unschedulable, timeout + 1)
+
+    @rule(seconds=st.sampled_from([5, 31, 91]))
+    def some_pods_start_and_time_passes(self, seconds: float) -> None:
+        for name in self.pods("Pending")[1:]:
+            self.cluster.set_pod(name, kubelet.running(self.cluster.now))
+        self.life.deliver(jobs=9, pods=9)
+        self.life.reconcile()
+        self.cluster.pass_time(seconds)
+        self.life.reconcile()
+
+    @rule(timeout=st.sampled_from([None, 30, 90]))
+    def user_changes_the_timeout(self, timeout: int | None) -> None:
+        self.cluster.edit(scheduling_timeout_seconds=timeout)
+
+
+def test_random_limited_lifecycles() -> None:
+    run_state_machine_as_test(LimitedLifecycleMachine, settings=settings(max_examples=60, stateful_step_count=40))
+
+
 def test_random_lifecycles() -> None:
     run_state_machine_as_test(JobLifecycleMachine, settings=settings(max_examples=150, stateful_step_count=40))
 

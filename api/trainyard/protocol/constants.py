@@ -7,6 +7,8 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 KIND: Final = "TrainingJob"
 PLURAL: Final = "trainingjobs"
+CONTROLLER: Final = f"{GROUP}/operator"
+"""Name of the operator: in spec.managedBy, and as the reporter of events."""
 
 # Labels of all children of a job.
 LABEL_JOB: Final = f"{GROUP}/job-name"

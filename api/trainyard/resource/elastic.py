@@ -51,6 +51,12 @@ ELASTIC_RULES = (
         "spec.workers.replicas: must be at most spec.elastic.maxReplicas; lower it, or raise maxReplicas",
     ),
     Rule(
+        "!has(self.elastic) || !has(self.schedulingTimeoutSeconds) ||"
+        " self.schedulingTimeoutSeconds > self.elastic.resizeAfterSeconds",
+        "spec.schedulingTimeoutSeconds: must be more than spec.elastic.resizeAfterSeconds, so that the group tries "
+        "with fewer workers first; raise it, or lower resizeAfterSeconds",
+    ),
+    Rule(
         f"!has(self.elastic) || ({Layout('self.elastic.minReplicas').all_fits})",
         "spec.elastic.minReplicas: the layout must be possible with that many workers, too: tensor x context x "
         "pipeline.stages must divide minReplicas x procsPerWorker, batch.global must be a multiple of the "

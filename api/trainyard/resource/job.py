@@ -61,9 +61,9 @@ class TrainingJob(ApiModel):
     kind: Literal["TrainingJob"] = "TrainingJob"
     metadata: Metadata
     spec: TrainingJobSpec
-    """Desired state of the job: what to train, and with which workers. suspend, workers.replicas and restartPolicy may
-    be changed at any time. All other fields are immutable while the job is active: to change them, set suspend: true,
-    wait for the condition Suspended, change them, and set suspend: false. A job that has ended cannot be changed."""
+    """Desired state of the job: what to train, and with which workers. Fields whose description says so may be changed
+    at any time. All others are immutable while the job is active: to change them, set suspend: true, wait for the
+    condition Suspended, change them, and set suspend: false. They cannot be changed in a job that has ended."""
     status: TrainingJobStatus = TrainingJobStatus()
     """Observed state of the job, written by the operator."""
 
@@ -91,6 +91,11 @@ class TrainingJob(ApiModel):
     def key(self) -> tuple[str, str]:
         """Return namespace and name, which identify the job in a cluster."""
         return self.metadata.namespace, self.metadata.name
+
+    @property
+    def managed_elsewhere(self) -> bool:
+        """Whether another controller manages the job, so that the operator does nothing for it."""
+        return self.spec.managed_by not in (None, constants.CONTROLLER)
 
     def with_replicas(self, replicas: int) -> "TrainingJob":
         """Return a copy of the job with another number of workers."""

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trainyard.base import MAX_QUANTITY, MUTABLE, ApiModel, OpaqueObject, Rule
+from trainyard.base import MAX_QUANTITY, MUTABLE, ApiModel, NonNegative, OpaqueObject, Positive, Rule
 from trainyard.resource import quantity
 from trainyard.resource.checkpoint import Checkpoint
 from trainyard.resource.elastic import Elastic
@@ -27,6 +27,9 @@ Quantity = Annotated[
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
 
 GPU_RESOURCE = "nvidia.com/gpu"
+_LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+CONTROLLER_PATTERN = rf"^{_LABEL}(\.{_LABEL})*/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+$"
+"""Pattern of the name of a controller: a domain and a path, as in spec.managedBy of a Job."""
 
 
 class Resources(ApiModel):
@@ -131,6 +134,31 @@ class TrainingJobSpec(ApiModel):
     """Whether the job is suspended. A suspended job has no pods: when it is set to true on a running job, the built-in
     trainer saves a checkpoint before its pods end. Setting it to false starts a new attempt, which resumes from the
     newest checkpoint. May be changed at any time. Defaults to false."""
+    managed_by: Annotated[str, Field(max_length=63, pattern=CONTROLLER_PATTERN)] | None = None
+    """Controller that manages the job, as in a Job: a domain and a path, for example kueue.x-k8s.io/multikueue. With
+    any other value than trainyard.dev/operator the operator does nothing for the job: it creates no objects and writes
+    no status. It cannot be changed. Defaults to the operator."""
+    active_deadline_seconds: Annotated[Positive | None, MUTABLE] = None
+    """Longest time in seconds that all workers may run, over all attempts together. Waiting for nodes, restarting and
+    suspension do not count. When it has passed, the job fails with reason DeadlineExceeded; the built-in trainer saves
+    a checkpoint before its pods end. May be changed at any time. No limit if absent."""
+    scheduling_timeout_seconds: Annotated[Positive | None, MUTABLE] = None
+    """Longest time in seconds that some pods of the group may wait for a node while others hold theirs. When it has
+    passed, all pods of the group are deleted, and created again after a random wait that grows with each timeout in a
+    row, up to five minutes: two groups that each hold half of the nodes do not block each other for ever. It spends no
+    restart. May be changed at any time. Without it a group waits until all of its pods are scheduled."""
+    success_policy: Literal["AllWorkers", "RankZero"] = "AllWorkers"
+    """When the job has succeeded. AllWorkers: once every worker has ended with exit code 0. RankZero: once worker 0,
+    which runs rank 0, has; what becomes of the others then depends on cleanPodPolicy. Only with command, since the
+    ranks of the built-in trainer end together. Defaults to AllWorkers."""
+    clean_pod_policy: Annotated[Literal["Running", "All", "None"], MUTABLE] = "Running"
+    """Which pods are deleted when the job has succeeded or failed. Running: those that still hold resources; pods that
+    have ended stay for their logs. All: every pod. None: no worker, so that one that still runs keeps its GPUs until it
+    ends by itself. May be changed at any time. Defaults to Running."""
+    ttl_seconds_after_finished: Annotated[NonNegative | None, MUTABLE] = None
+    """Time in seconds after which a job that has succeeded or failed is deleted, with all that it owns: its pods, and
+    its checkpoints if they are in a claim without retain. May be changed at any time, also when the job has finished.
+    If absent, the job stays until it is deleted."""
     image: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Container image of the workers. Required with command. With trainer it defaults to the trainer image that the
     operator was installed with when the job was started or last resumed: an upgrade of the operator does not change it

@@ -73,6 +73,16 @@ SPEC_RULES: tuple[Rule, ...] = (
         "spec.image: is required with spec.command; name the image that holds your program",
     ),
     Rule(
+        "has(self.managedBy) == has(oldSelf.managedBy) &&"
+        " (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
+        "spec.managedBy: cannot be changed; delete the job and create it again",
+    ),
+    Rule(
+        "self.successPolicy == 'AllWorkers' || has(self.command)",
+        "spec.successPolicy: RankZero is for spec.command; remove it, since all ranks of the built-in trainer end "
+        "together",
+    ),
+    Rule(
         "!has(self.parallelism) || has(self.trainer)",
         "spec.parallelism: needs spec.trainer; a program of your own lays out its ranks by itself",
     ),

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 from trainyard.base import ApiModel, Count, Timestamp
 from trainyard.protocol.progress import Measurement, Progress
 from trainyard.resource.elastic import ElasticStatus
+from trainyard.resource.scheduling import SchedulingStatus
 
 
 class Phase(StrEnum):
@@ -38,6 +39,10 @@ class ConditionType(StrEnum):
     RESTARTING = "Restarting"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+    FINISHED = "Finished"
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
     UNREADABLE = "Unreadable"
     UNKNOWN_FIELDS = "UnknownFields"
     SPEC_CHANGED = "SpecChanged"
@@ -68,6 +73,7 @@ class Reason(StrEnum):
     BACKING_OFF = "BackingOff"
     RESTARTING_IN_PLACE = "RestartingInPlace"
     UNSCHEDULABLE = "Unschedulable"
+    SCHEDULING_TIMEOUT = "SchedulingTimeout"
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CONTAINER_CONFIG = "ContainerConfigError"
     CONTAINER_CREATING = "ContainerCreating"
@@ -98,20 +104,27 @@ class Reason(StrEnum):
     CHECKPOINT_LOADED = "CheckpointLoaded"
     CHECKPOINT_DAMAGED = "CheckpointDamaged"
     CHECKPOINT_FAILED = "CheckpointFailed"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
     RESTART_LIMIT = "RestartLimitReached"
     DISRUPTION_LIMIT = "DisruptionLimitReached"
     RESTART_RULE = "RestartRule"
     RESTARTED = "Restarted"
     FINISHED = "Finished"
     ALL_WORKERS_SUCCEEDED = "AllWorkersSucceeded"
+    RANK_ZERO_SUCCEEDED = "RankZeroSucceeded"
+
+
+SUMMARY_CONDITIONS = (ConditionType.FINISHED, ConditionType.READY, ConditionType.RECONCILING, ConditionType.STALLED)
+"""Conditions that follow from the others, for tools that do not know this resource."""
 
 
 class Condition(ApiModel):
     """One aspect of the job's state (Kubernetes API conventions, typical status properties)."""
 
     type: Annotated[str, Field(max_length=316)]
-    """Type of the condition: Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded or Failed; and
-    Unreadable, UnknownFields, SpecChanged or StatusRefused where the object itself needs attention."""
+    """Type of the condition: Created, Suspended, Running, Progressing, Degraded, Restarting, Succeeded or Failed;
+    Finished, Ready, Reconciling or Stalled, which summarize these for tools; and Unreadable, UnknownFields, SpecChanged
+    or StatusRefused where the object itself needs attention."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds: True, False or Unknown."""
     reason: Annotated[str, Field(max_length=1024)]
@@ -219,9 +232,14 @@ class TrainingJobStatus(ApiModel):
     phase: Annotated[Phase | None, _known_value(Phase)] = None
     """Summary of the conditions: Pending, Running, Restarting, Suspending (its pods are ending), Suspended, Succeeded
     or Failed."""
-    conditions: tuple[Condition, ...] = ()
-    """Conditions of the job. Succeeded and Failed are final; kubectl wait --for=condition=Succeeded works. Suspended is
-    True only when no pod of the job is left."""
+    conditions: Annotated[
+        tuple[Condition, ...],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+    ] = ()
+    """Conditions of the job, one of each type. Succeeded and Failed are final; kubectl wait --for=condition=Finished
+    waits for either. Suspended is True only when no pod of the job is left. Ready, Reconciling and Stalled have the
+    meaning of kstatus: Ready is True while the job runs, is suspended, or has succeeded; Stalled is True when it has
+    failed."""
     observed_generation: Count = 0
     """metadata.generation of the job that this status was computed for."""
     attempt: Count = 0
@@ -255,6 +273,13 @@ class TrainingJobStatus(ApiModel):
     succeeded_indexes: Annotated[str, Field(max_length=65_536)] = ""
     """Indexes of the pods of the current attempt that have succeeded, for example 0,2-5. They are remembered here, so a
     pod that has succeeded may be removed while others still run."""
+    selector: Annotated[str, Field(max_length=512)] | None = None
+    """Label selector of the worker pods, for kubectl and autoscalers (scale subresource)."""
+    running_seconds: Count = 0
+    """Seconds that all workers ran, in all periods that have ended; activeDeadlineSeconds limits them. If the condition
+    Running is True, the time since its lastTransitionTime is to be added."""
+    scheduling: SchedulingStatus | None = None
+    """Wait of the group for nodes; only with schedulingTimeoutSeconds."""
     start_time: Timestamp | None = None
     """Time at which the operator accepted the job."""
     completion_time: Timestamp | None = None

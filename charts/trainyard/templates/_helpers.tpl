@@ -17,7 +17,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- define "trainyard.rules" -}}
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs]
-  verbs: [get, list, watch]
+  verbs: [get, list, watch, delete]  # ttlSecondsAfterFinished
 - apiGroups: [trainyard.dev]
   resources: [trainingjobs/status]
   verbs: [patch]

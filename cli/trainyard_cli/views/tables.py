@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import Condition, ConditionType, Phase
+from trainyard.resource.status import SUMMARY_CONDITIONS, Condition, ConditionType, Phase
 from trainyard_cli.cluster.client import Body
 from trainyard_cli.views.formatting import duration, throughput
 
@@ -96,9 +96,14 @@ def progress_bar(job: TrainingJob) -> Table | None:
 
 
 def condition_table(conditions: Sequence[Condition], now: datetime) -> Table:
-    """Return a table with one line for each condition, coloured where its status is True."""
+    """Return a table with one line for each condition, coloured where its status is True.
+
+    Conditions that only summarize others for tools are left out.
+    """
     table = plain_table("CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE")
     for condition in conditions:
+        if condition.type in SUMMARY_CONDITIONS:
+            continue
         is_true = condition.status == "True"
         style = ("green" if condition.type in POSITIVE_CONDITIONS else "yellow") if is_true else "dim"
         if is_true and condition.type == ConditionType.FAILED:

@@ -122,6 +122,14 @@ class Backend(Protocol):
         """Start to delete pods, each only if its UID is unchanged; `force`: without a grace period."""
         ...
 
+    async def delete_job(self, job: TrainingJob) -> None:
+        """Start to delete a job with all that it owns, only if it has not changed.
+
+        Raises:
+            Stale: the stored job has another resource version than `job`.
+        """
+        ...
+
     async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         """Record an event about the job."""
         ...

@@ -179,7 +179,9 @@ async def _read_page(session: aiohttp.ClientSession, url: URL) -> PageReader:
 def rank_zero(entry: Entry) -> WorkerPod | None:
     """Return the running pod with index 0 of a running job whose workers serve metrics; None without such a pod."""
     job = entry.accepted_job
-    if job is None or job.spec.metrics_endpoint is None or not job.status.is_true(ConditionType.RUNNING):
+    if job is None or job.managed_elsewhere or job.spec.metrics_endpoint is None:
+        return None
+    if not job.status.is_true(ConditionType.RUNNING):
         return None
     worker = entry.workers.get(job.pod_name(job.status.pod_attempt, 0))
     if worker is None or worker.owner_uid != job.metadata.uid:

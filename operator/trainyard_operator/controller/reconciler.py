@@ -19,6 +19,7 @@ from trainyard_operator.lifecycle.actions import (
     AcceptSpec,
     CreatePlaceholders,
     CreateWorkers,
+    DeleteJob,
     DeleteWorkers,
     Plan,
     ReleaseWorkers,
@@ -138,6 +139,10 @@ class Reconciler:
         if entry is None or newest is None or newest.metadata.deletion_timestamp:
             self._forget(key)
             return None
+        # Another controller manages the job: it has no objects of this operator, and its status is not ours to write.
+        if newest.managed_elsewhere:
+            self._forget(key)
+            return None
         # The operator cannot read the job: its pods stay, and it is reconciled again when it changes.
         if entry.unreadable is not None or entry.job is None:
             await self._report_unreadable(entry)
@@ -235,6 +240,9 @@ class Reconciler:
                     await self._create_placeholders(job, action)
                 case DeleteWorkers():
                     await self.backend.delete_pods(job, action.workers, force=action.force)
+                case DeleteJob():
+                    log.info("%s/%s: deleting the job (spec.ttlSecondsAfterFinished)", *key)
+                    await self.backend.delete_job(job)
                 case RestartInPlace(workers=workers, attempt=attempt):
                     self.launchers.start_attempt(key, job, entry, workers, attempt)
                 case ReleaseWorkers(workers=workers):

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from trainyard.manifest import MAX_DEPTH
 from trainyard.messages import schema_messages
+from trainyard.protocol.constants import CONTROLLER
 from trainyard.resource.job import Metadata, TrainingJob
 from trainyard.resource.status import Condition, ConditionType, Phase, Reason
 from trainyard_operator.pod_input.text import clean_text
@@ -31,6 +32,8 @@ class UnreadableJob:
     conditions: tuple[Mapping[str, Any], ...]
     """The conditions in its status, as they are stored."""
     phase: str | None
+    managed_elsewhere: bool
+    """Another controller manages the job."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -67,12 +70,14 @@ def read_job(body: dict[str, Any]) -> TrainingJob | UnreadableJob:
 
 
 def _unreadable(body: dict[str, Any], problem: str) -> UnreadableJob:
-    status = body.get("status") or {}
+    status, manager = body.get("status") or {}, (body.get("spec") or {}).get("managedBy")
     conditions = tuple(c for c in status.get("conditions") or () if isinstance(c, dict))
     metadata = Metadata.model_validate(body["metadata"], extra="ignore")
     fix = f"; {_FIX}"
     problem = clean_text(problem, _MAX_MESSAGE - len(fix)) + fix
-    return UnreadableJob(metadata, problem, conditions, status.get("phase"))
+    return UnreadableJob(
+        metadata, problem, conditions, status.get("phase"), managed_elsewhere=manager not in (None, CONTROLLER)
+    )
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -239,6 +239,21 @@ class KubernetesBackend:
             return translated
         return None
 
+    async def delete_job(self, job: TrainingJob) -> None:
+        """Delete the job as kubectl does: the garbage collector then deletes its children."""
+        namespace, name = job.key
+        preconditions = {"uid": job.metadata.uid, "resourceVersion": job.metadata.resource_version}
+        body = {
+            "kind": "DeleteOptions",
+            "apiVersion": "v1",
+            "preconditions": preconditions,
+            "propagationPolicy": "Background",
+        }
+        try:
+            await self._api.request("DELETE", f"{jobs_path(namespace)}/{name}", body)
+        except ApiError as error:
+            raise Gone(str(error)) if error.code == 404 else _translate(error) from error
+
     async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
         """Create an event. An event that cannot be stored is only logged, since the job does not depend on it."""
         namespace, name = job.key
@@ -259,7 +274,7 @@ class KubernetesBackend:
             "reason": event.reason,
             "message": clean_text(event.message, MAX_EVENT_MESSAGE),
             "source": {"component": "trainyard-operator"},
-            "reportingComponent": "trainyard.dev/operator",
+            "reportingComponent": constants.CONTROLLER,
             "firstTimestamp": format_time(now),
             "lastTimestamp": format_time(now),
             "count": 1,

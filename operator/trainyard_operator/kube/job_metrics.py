@@ -9,7 +9,7 @@ from prometheus_client.registry import Collector
 
 from trainyard.protocol.constants import METRIC_LABELS
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.status import ConditionType, Phase
+from trainyard.resource.status import SUMMARY_CONDITIONS, ConditionType, Phase
 from trainyard_operator.controller.cache import Cache, Entry, Key
 from trainyard_operator.lifecycle.observation import WorkerState
 
@@ -19,6 +19,7 @@ FAILED_KEPT = timedelta(hours=25)
 """How long a job that has failed has series: longer than its alert fires."""
 
 _LABELS = list(METRIC_LABELS)
+_CONDITIONS = [kind for kind in ConditionType if kind not in SUMMARY_CONDITIONS]
 
 
 class JobCollector(Collector):
@@ -33,7 +34,7 @@ class JobCollector(Collector):
         series, now = _Series(), self._clock()
         phases: Tally[str] = Tally()
         for key, entry in self._cache.jobs():
-            if entry.job is not None:
+            if entry.job is not None and not entry.job.managed_elsewhere:
                 if _has_series(entry.job, now):
                     series.add(key, entry, entry.job, now)
                 phases[entry.job.status.phase or Phase.PENDING] += 1
@@ -81,7 +82,7 @@ class _Series:
     def add(self, key: Key, entry: Entry, job: TrainingJob, now: datetime) -> None:
         """Add the series of one job."""
         status = job.status
-        for kind in ConditionType:
+        for kind in _CONDITIONS:
             self.conditions.add_metric([*key, kind], float(status.is_true(kind)))
         tally = Tally(worker.state for worker in entry.workers.values() if not worker.is_placeholder)
         for state in WorkerState:

@@ -129,7 +129,7 @@ def _resume(builder: StatusBuilder) -> Plan:
     builder.attempt += 1
     builder.pod_attempt_override = None
     builder.start_time = builder.start_time or builder.now
-    builder.elastic = None
+    builder.elastic = builder.scheduling = None
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
     message = f"resumed as attempt {builder.attempt}"
     builder.set_condition(C.SUSPENDED, False, Reason.RESUMED, message, event="Normal")

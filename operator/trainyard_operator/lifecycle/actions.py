@@ -57,7 +57,12 @@ class ReleaseWorkers:
     workers: tuple[WorkerPod, ...]
 
 
-Action = AcceptSpec | CreateWorkers | CreatePlaceholders | DeleteWorkers | RestartInPlace | ReleaseWorkers
+@dataclass(frozen=True, slots=True)
+class DeleteJob:
+    """Delete the job itself; the garbage collector deletes what it owns."""
+
+
+Action = AcceptSpec | CreateWorkers | CreatePlaceholders | DeleteWorkers | RestartInPlace | ReleaseWorkers | DeleteJob
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ def note_failure(builder: StatusBuilder, progress: Progress | None) -> None:
 def backoff(builder: StatusBuilder, attempt: int) -> float:
     """Return the seconds that an attempt waits after the failure before it."""
     policy = builder.effective_job.spec.restart_policy.backoff
-    share = _uniform(f"{builder.effective_job.metadata.uid}/{attempt}")
+    share = uniform(f"{builder.effective_job.metadata.uid}/{attempt}")
     return backoff_seconds(policy, builder.restarts_without_progress, share)
 
 
@@ -85,6 +85,6 @@ def _lasted(builder: StatusBuilder) -> bool:
     return builder.now - running.last_transition_time >= needed
 
 
-def _uniform(text: str) -> float:
+def uniform(text: str) -> float:
     """Return a number from 0 to 1 that depends on the text only, evenly spread over texts."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") / 2**32

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Activity, ConditionType, Goodput, TrainingJobStatus
+from trainyard_operator.lifecycle.scheduling_timeout import gave_up
 from trainyard_operator.lifecycle.startup_timeout import has_stepped
 
 
@@ -91,7 +92,7 @@ def _activity(job: TrainingJob, after: TrainingJobStatus, goodput: Goodput) -> A
     if after.restarts > before.restarts:
         return Activity.RECOVERY
     # A new attempt without a restart: the job was accepted or resumed.
-    if after.attempt > before.attempt:
+    if after.attempt > before.attempt and not gave_up(before, after):
         return Activity.STARTUP
     # The same attempt makes steps again that were made before: it was rolled back.
     return Activity.RECOVERY if goodput.activity is Activity.PRODUCTIVE else goodput.activity

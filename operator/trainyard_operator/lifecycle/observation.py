@@ -83,6 +83,8 @@ class WorkerPod:
     """Termination message of the container, or the message of the pod."""
     finished_at: datetime | None = None
     blocker: SchedulingBlocker | None = None
+    unscheduled: bool = False
+    """The pod has no node yet."""
     creating_since: datetime | None = None
     """Since when the kubelet has been preparing the containers: pulling images, mounting volumes; else None."""
     address: str | None = field(default=None, compare=False)
@@ -227,6 +229,7 @@ def observe_pod(pod: Pod) -> WorkerPod:
         termination_message=bounded_message(end.message),
         finished_at=_timestamp(end.finished_at),
         blocker=_scheduling_blocker(metadata["name"], containers, scheduled),
+        unscheduled=phase == "Pending" and not (pod.get("spec") or {}).get("nodeName"),
         creating_since=_creating_since(phase, worker, scheduled),
         address=_address(status),
         owner_uid=owner_uid(pod),

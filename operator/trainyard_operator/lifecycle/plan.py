@@ -24,33 +24,34 @@ from trainyard_operator.lifecycle.acceptance import (
     report_spec,
     starts,
 )
-from trainyard_operator.lifecycle.actions import (
-    CreateWorkers,
-    DeleteWorkers,
-    Plan,
-    ReleaseWorkers,
-    act_now,
-    clear_active_conditions,
-    record_decision,
-)
+from trainyard_operator.lifecycle.actions import CreateWorkers, DeleteWorkers, Plan, act_now, record_decision
 from trainyard_operator.lifecycle.conditions import (
     count_workers,
     overdue_message,
-    progress_summary,
     seconds_until_slow_start,
     set_running,
     set_waiting,
 )
+from trainyard_operator.lifecycle.deadline import account_running_time, check_deadline, seconds_until_deadline
 from trainyard_operator.lifecycle.diagnosis import diagnose
 from trainyard_operator.lifecycle.elastic import grow, handle_size_change, report_size, seconds_until_shrink, shrink
+from trainyard_operator.lifecycle.finish import await_success, clean_up, has_succeeded, succeed
 from trainyard_operator.lifecycle.goodput import account_time
 from trainyard_operator.lifecycle.node_avoidance import READMIT_AFTER, readmit_nodes, replace_straggler
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.progress_writes import hold_back_progress, with_newest_progress
 from trainyard_operator.lifecycle.restart import handle_failure, replace_pods, restart_in_place, wait_for_backoff
+from trainyard_operator.lifecycle.scheduling_timeout import (
+    forget_other_attempts,
+    give_up_attempt,
+    is_giving_up,
+    seconds_until_timeout,
+    wait_for_retry,
+)
 from trainyard_operator.lifecycle.startup_timeout import check_startup_timeout, first_step_deadline
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 from trainyard_operator.lifecycle.successes import remember_successes
+from trainyard_operator.lifecycle.summary import summarize
 from trainyard_operator.lifecycle.suspension import suspend
 
 FORCE_DELETE_AFTER = timedelta(seconds=30)
@@ -64,6 +65,9 @@ def plan(observation: Observation) -> Plan:
     # Successes belong to the pods of one attempt.
     if (after.attempt, after.pod_attempt) != (before.attempt, before.pod_attempt):
         after = after.replace(succeeded_indexes="")
+    after = forget_other_attempts(before, after)
+    after = account_running_time(before, after, observation.now)
+    after = summarize(after, observation.now)
     after = with_newest_progress(before, after, observation.progress)
     after = account_time(observation.desired_job, after, observation.now)
     # An event is recorded once, so the status that shows it is written with it.
@@ -81,7 +85,7 @@ def _decide(observation: Observation) -> Plan:
     builder.clear_condition(C.UNREADABLE, Reason.READABLE, "the operator understands the object")
     # A finished job never changes again; it only releases its resources.
     if status.finished:
-        return _clean_up(builder, observation.workers)
+        return clean_up(builder, observation.workers)
     # Pods of a later attempt exist: the status is stale, or was restored from a backup.
     newest = max((w.running_attempt for w in observation.workers), default=0)
     if newest > status.attempt:
@@ -100,14 +104,14 @@ def _decide(observation: Observation) -> Plan:
     # An earlier version of the operator has started the job.
     if status.accepted_revision is None:
         return record_revision(builder, observation)
+    # It has run for as long as it may, and has not succeeded.
+    if not has_succeeded(builder.effective_job.spec, succeeded) and (failed := check_deadline(builder)):
+        return failed
     # Two groups must never share a job: pods of earlier attempts must be gone before this attempt gets its own.
     if earlier := [w for w in observation.workers if w.attempt < status.pod_attempt]:
         return _await_previous_attempt(builder, earlier)
     # All pods belong to the current attempt.
     return _sync_attempt(builder, observation, current, succeeded)
-
-
-# --- start, suspension, end -----------------------------------------------------------------------------------
 
 
 def _adopt_newest_attempt(builder: StatusBuilder, observation: Observation, newest: int) -> Plan:
@@ -127,39 +131,15 @@ def _adopt_newest_attempt(builder: StatusBuilder, observation: Observation, newe
     return record_decision(builder)
 
 
-def _succeed(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that ends the job with the condition Succeeded and the message of rank 0."""
-    builder.completion_time = builder.now
-    clear_active_conditions(builder, Reason.FINISHED, "the job has succeeded")
-    text = f"all workers succeeded{progress_summary(builder.progress)}"
-    message = next((w.trainer_message for w in workers if w.index == 0), None)
-    if message and message.message:
-        text += f"; {message.message}"
-    builder.set_condition(C.SUCCEEDED, True, Reason.ALL_WORKERS_SUCCEEDED, text, event="Normal")
-    return record_decision(builder)
-
-
-def _clean_up(builder: StatusBuilder, workers: tuple[WorkerPod, ...]) -> Plan:
-    """Return the plan that makes a finished job hold no resources."""
-    # A pod that awaits a restart exits by itself, so that its exit code and log stay available.
-    released = tuple(w for w in workers if w.awaiting_restart and w.accepts_restart)
-    actions = (ReleaseWorkers(released),) if released else ()
-    # Every other pod that holds resources is deleted, also one that a sidecar keeps alive. A pod that is about to end
-    # stays, so that its log can be read.
-    left = [w for w in workers if w.active and w not in released and not w.ends_by_itself]
-    return act_now(builder, delete=left, actions=actions)
-
-
-# --- one attempt ----------------------------------------------------------------------------------------------
-
-
 def _await_previous_attempt(builder: StatusBuilder, earlier: list[WorkerPod]) -> Plan:
     """Return the plan that deletes the pods of earlier attempts and waits until none exists."""
     # Running placeholders keep the capacity they found until the workers have saved a checkpoint and ended.
     earlier = [w for w in earlier if not (w.is_placeholder and w.state is WorkerState.RUNNING)] or earlier
-    noun = "pod" if len(earlier) == 1 else "pods"
-    message = f"waiting for {len(earlier)} {noun} of an earlier attempt to terminate"
-    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
+    # A condition says already why an attempt that was not scheduled in time ends.
+    if not is_giving_up(builder):
+        noun = "pod" if len(earlier) == 1 else "pods"
+        message = f"waiting for {len(earlier)} {noun} of an earlier attempt to terminate"
+        builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_OLD_PODS, message)
     # A pod that has not terminated long after its grace period is on a lost node: delete it by force.
     seconds_left = {
         w: (w.deletion_deadline + FORCE_DELETE_AFTER - builder.now).total_seconds()
@@ -207,15 +187,16 @@ def _sync_attempt(
         # Pods have not started it yet.
         if behind := tuple(w for w in workers if w.running_attempt < builder.attempt):
             return restart_in_place(builder, behind)
+    # The pods whose success is needed have succeeded: the job is done, whatever becomes of the others.
+    if has_succeeded(spec, succeeded):
+        return succeed(builder, workers)
     # A worker failed, or disappeared from a group that was running: apply the restart policy.
     running = builder.is_true(C.RUNNING)
     unstarted = 0 if running else len(missing) + sum(w.state is WorkerState.PENDING for w in workers)
     lost = len(missing) if running else 0
     if diagnosis := diagnose(workers, builder.attempt, lost, builder.now, unstarted):
+        diagnosis = await_success(builder, workers, diagnosis)
         return handle_failure(builder, diagnosis, workers, observation.progress)
-    # Every worker succeeded: the job is done.
-    if succeeded >= set(range(spec.pods)):
-        return _succeed(builder, workers)
     # Every worker runs, or has succeeded already.
     if not missing and all(w.state is not WorkerState.PENDING for w in workers):
         return _monitor(builder, observation, workers)
@@ -228,6 +209,9 @@ def _sync_attempt(
     # Pods of an elastic group were unschedulable for too long: restart with fewer workers.
     if smaller := shrink(builder, observation, workers, missing):
         return smaller
+    # The group could not be scheduled as a whole in time: its nodes go to others for a while.
+    if retry := give_up_attempt(builder, workers, missing):
+        return retry
     # Pods do not exist yet.
     if missing:
         return _create_missing_pods(builder, observation, workers, missing)
@@ -235,12 +219,13 @@ def _sync_attempt(
     # follow.
     set_waiting(builder, observation, workers)
     timers = [seconds_until_shrink(builder), READMIT_AFTER.total_seconds() if builder.avoided_nodes else None]
-    timers.append(seconds_until_slow_start(workers, builder.now))
+    timers += [seconds_until_slow_start(workers, builder.now), seconds_until_timeout(builder)]
     return act_now(builder, wake_after=min((s for s in timers if s is not None), default=None))
 
 
 def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...]) -> Plan:
     """Return the plan for a group that runs: report progress, enforce the startup timeout, and probe for capacity."""
+    builder.scheduling = None
     set_running(builder, observation, workers)
     report_size(builder, observation.desired_job.spec.workers.replicas)
     # A rank is slow, and the user wants its node to be avoided.
@@ -249,10 +234,11 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
     # The first step is overdue. No launcher awaits a restart, so the group gets new pods.
     if diagnosis := check_startup_timeout(builder, observation.progress):
         return handle_failure(builder, diagnosis, (), observation.progress)
-    # Reconcile again at the deadline of the first step.
+    # Reconcile again at the deadline of the first step, and at the end of the time that the job may run.
     deadline = first_step_deadline(builder, observation.progress)
     seconds = (deadline - builder.now).total_seconds() if deadline else 0.0
-    wake_after = seconds if seconds > 0 else None
+    left = seconds_until_deadline(builder)
+    wake_after = min((s for s in (seconds, left) if s is not None and s > 0), default=None)
     # The group has fewer workers than desired, and none of them is about to end: probe for capacity.
     complete = len(workers) == builder.effective_job.spec.pods and all(w.state is WorkerState.RUNNING for w in workers)
     if complete and observation.revision_problem is None and (growth := grow(builder, observation)):
@@ -264,9 +250,10 @@ def _monitor(builder: StatusBuilder, observation: Observation, workers: tuple[Wo
 def _create_missing_pods(
     builder: StatusBuilder, observation: Observation, workers: tuple[WorkerPod, ...], missing: tuple[int, ...]
 ) -> Plan:
-    """Return the plan that creates the pods with the indexes `missing`, after the back-off of the restart policy."""
-    if wait := wait_for_backoff(builder):
+    """Return the plan that creates the pods with the indexes `missing`, after the waits that the job is due."""
+    if wait := wait_for_backoff(builder) or wait_for_retry(builder):
         return wait
     set_waiting(builder, observation, workers)
     actions = (CreateWorkers(builder.attempt, missing),)
-    return act_now(builder, actions=actions, wake_after=seconds_until_shrink(builder))
+    timers = (seconds_until_shrink(builder), seconds_until_timeout(builder))
+    return act_now(builder, actions=actions, wake_after=min((s for s in timers if s is not None), default=None))

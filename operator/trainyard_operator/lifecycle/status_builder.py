@@ -4,9 +4,11 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Literal, Self
 
+from trainyard.protocol import constants
 from trainyard.protocol.progress import Progress
 from trainyard.resource.elastic import ElasticStatus
 from trainyard.resource.job import TrainingJob
+from trainyard.resource.scheduling import SchedulingStatus
 from trainyard.resource.status import (
     Condition,
     ConditionType,
@@ -17,6 +19,7 @@ from trainyard.resource.status import (
     TrainingJobStatus,
     WorkerCounts,
 )
+from trainyard_operator.lifecycle.condition_list import one_of_each_type, with_condition
 from trainyard_operator.pod_input.storable import storable_values
 from trainyard_operator.pod_input.text import clean_text
 
@@ -57,6 +60,9 @@ class StatusFields:
     refusing_nodes: tuple[str, ...]
     faulty_nodes: tuple[str, ...]
     succeeded_indexes: str
+    selector: str | None
+    running_seconds: int
+    scheduling: SchedulingStatus | None
     start_time: datetime | None
     completion_time: datetime | None
     workers: WorkerCounts
@@ -84,7 +90,7 @@ class StatusBuilder(StatusFields):
         return cls(
             effective_job=job.effective_job,
             now=now.replace(microsecond=0),
-            conditions=status.conditions,
+            conditions=one_of_each_type(status.conditions),
             observed_generation=job.metadata.generation,
             attempt=status.attempt,
             accepted_revision=status.accepted_revision,
@@ -98,6 +104,9 @@ class StatusBuilder(StatusFields):
             refusing_nodes=status.refusing_nodes,
             faulty_nodes=status.faulty_nodes,
             succeeded_indexes=status.succeeded_indexes,
+            selector=_selector(job),
+            running_seconds=status.running_seconds,
+            scheduling=status.scheduling,
             start_time=status.start_time,
             completion_time=status.completion_time,
             workers=status.workers,
@@ -156,15 +165,12 @@ class StatusBuilder(StatusFields):
             status=status,
             reason=reason,
             message=clean_text(message, MAX_MESSAGE),
-            last_transition_time=before.last_transition_time if before and before.status == status else self.now,
+            last_transition_time=self.now,
             observed_generation=self.effective_job.metadata.generation,
         )
         if event and (before is None or (before.status, before.reason) != (after.status, after.reason)):
             self.record_event(event, reason, message)
-        others = [c for c in self.conditions if c.type != kind]
-        # Conditions of other versions of the operator come last.
-        order = {str(known): number for number, known in enumerate(ConditionType)}
-        self.conditions = tuple(sorted([*others, after], key=lambda c: order.get(c.type, len(order))))
+        self.conditions = with_condition(self.conditions, after)
 
     def clear_condition(self, kind: ConditionType, reason: Reason, message: str) -> None:
         """Set a condition to False, unless it was never set."""
@@ -186,3 +192,8 @@ class StatusBuilder(StatusFields):
         )
         default = Phase.SUSPENDING if self.suspending else Phase.PENDING
         return next((phase for kind, phase in ranking if self.is_true(kind)), default)
+
+
+def _selector(job: TrainingJob) -> str:
+    """Return the label selector of the job's worker pods, of any attempt."""
+    return f"{constants.LABEL_JOB}={job.metadata.name},{constants.LABEL_ROLE}={constants.ROLE_WORKER}"

@@ -120,6 +120,9 @@ class ProcessBackend:
                 if running is not None and running.pod["metadata"]["uid"] == worker.uid:
                     self._delete(running, force)
 
+    async def delete_job(self, job: TrainingJob) -> None:
+        """Do nothing: the job of a run ends with it."""
+
     def _delete(self, running: LocalPod, force: bool) -> None:
         self._change(running, metadata={"deletionTimestamp": pod_status.timestamp(0 if force else GRACE)})
         if running.watcher is None or running.watcher.done():
