@@ -1058,6 +1058,16 @@ RULES = (
         for field in ("path", "evalPath")
     ),
     Fault(
+        "a template at a URL with a password",
+        lambda: _trainer(data={**_FILE_TOKENIZER, "source": "chat", "chatTemplate": _SECRET_URL}),
+        f"spec.trainer.data.chatTemplate: {_URL}",
+    ),
+    Fault(
+        "a list of excluded samples at a URL with a password",
+        lambda: _trainer(data={**_FILE_TOKENIZER, "exclude": {"file": _SECRET_URL}}),
+        f"spec.trainer.data.exclude.file: {_URL}",
+    ),
+    Fault(
         "weights at a URL with a password",
         lambda: _trainer(model={"name": "llama", "from": {"path": _SECRET_URL}}),
         f"spec.trainer.model.from.path: {_URL}",
