@@ -35,18 +35,21 @@ settings.load_profile("trainyard")
 
 WAITING = ("integration", "e2e")
 """Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
-run in one process, beside another one with all tests that compute."""
+run in one process, beside another one with tests that compute."""
+LAST = "local"
+"""Folder whose tests run in the process that has ended its own ones first."""
 
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
 class TwoKinds(LoadScopeScheduling):
-    """Runs tests that wait in one process, and tests that compute in another one."""
+    """Runs tests that wait in one process, tests that compute in another one, and the rest where there is time."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Return the name of the group to which a test belongs."""
-        return "waiting" if _folder(nodeid) in WAITING else "computing"
+        folder = _folder(nodeid)
+        return "waiting" if folder in WAITING else LAST if folder == LAST else "computing"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKinds:
