@@ -117,7 +117,7 @@ def test_a_published_model_is_its_preset(preset: str) -> None:
     family = FAMILIES[name]
     config = family.config.model_validate({"name": name, **family.from_hugging_face(content)})
     folder = Path("/models/it")
-    weights = SimpleNamespace(family=name, config=config, path=folder, tokenizer=folder / "tokenizer.json")
+    weights = SimpleNamespace(family=name, config=config, path=folder, tokenizer_location=folder / "tokenizer.json")
     assert describe(cast(Weights, weights)) == {
         "model": {"name": name, "preset": preset, "from": {"path": "/models/it"}},
         "data": {"tokenizer": "file", "tokenizerFile": "/models/it/tokenizer.json", "vocabSize": content["vocab_size"]},
@@ -136,7 +136,7 @@ def test_sizes_of_no_preset_are_written_out() -> None:
     family = FAMILIES[name]
     sizes = family.from_hugging_face({**content, "num_hidden_layers": 30})
     config = family.config.model_validate({"name": name, **sizes})
-    weights = SimpleNamespace(family=name, config=config, path=Path("/it"), tokenizer=None)
+    weights = SimpleNamespace(family=name, config=config, path=Path("/it"), tokenizer_location=None)
     model = describe(cast(Weights, weights))["model"]
     assert model["layers"] == 30
     assert "preset" not in model

@@ -69,8 +69,9 @@ class Part:
 QUICK = Part(tuple(kind for kind in KINDS if kind.quick), rounds=3, tell_seconds=35, steady_seconds=5)
 ALL = Part(KINDS, rounds=6, tell_seconds=60, steady_seconds=40)
 
-STEADY_BYTES_PER_SECOND = 250
-"""Bytes that etcd may write for each job once nothing new happens to it: a status of 4 kB every 16 s. One job whose
+STEADY_BYTES_PER_SECOND = 400
+"""Bytes that etcd may write for each job once nothing new happens to it: a status of 6 kB, of which the conditions and
+what the API server notes about who has set each of them are a half, every 15 s. One job whose
 page is stored as it is (900 kB, every second) exceeds this for all."""
 TOTAL_BYTES = 200_000
 """Bytes that etcd may write for each job in the whole test, with all that the test itself writes: pods and their
