@@ -3,16 +3,10 @@
 import pytest
 
 from tests.builders import elastic, make_manifest
-from tests.support import kubelet
-from tests.support.fake_kubelet import finish_deletion, recording, run_all
+from tests.support.fake_kubelet import finish_deletion, is_unschedulable, recording, run_all
 from tests.support.kube import ApiRefusal, Namespace, eventually
 
 pytestmark = pytest.mark.usefixtures("operator")
-
-
-async def is_unschedulable(namespace: Namespace, name: str) -> None:
-    """Report that the scheduler has found no node for a pod."""
-    await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
 
 
 async def test_a_group_uses_the_capacity_there_is_and_more_once_there_is_more(namespace: Namespace) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.builders import elastic, make_manifest
 from tests.cluster import Cluster
 from tests.support import kubelet
-from tests.support.fake_kubelet import end_all, finish_deletion, recording, run_all
+from tests.support.fake_kubelet import end_all, finish_deletion, is_unschedulable, recording, run_all
 from tests.support.kube import ApiRefusal, Namespace, Object, eventually
 
 QUICK = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
@@ -208,7 +208,7 @@ async def test_the_selector_of_the_scale_subresource_finds_the_workers(namespace
     await namespace.create_job(make_manifest(**elastic(resizeAfterSeconds=1)))
     await namespace.has_pods("job-1-0", "job-1-1")
     await run_all(namespace, "job-1-0")
-    await report_unschedulable(namespace, "job-1-1")
+    await is_unschedulable(namespace, "job-1-1")
     await namespace.has_condition("Degraded", "True", "Resized")
     await finish_deletion(namespace, "job-1-0")
     await namespace.has_pods("job-2-0")
@@ -220,7 +220,3 @@ async def test_the_selector_of_the_scale_subresource_finds_the_workers(namespace
     assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (2, 1)
     found = await namespace.api.get(namespace.core("pods"), labelSelector=scale["status"]["selector"])
     assert [pod["metadata"]["name"] for pod in found["items"]] == ["job-2-0"]
-
-
-async def report_unschedulable(namespace: Namespace, name: str) -> None:
-    await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})

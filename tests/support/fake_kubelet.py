@@ -37,6 +37,11 @@ async def end_all(namespace: Namespace, *names: str, code: int = 0, message: str
     await asyncio.gather(*(report(namespace, name, status) for name in names))
 
 
+async def is_unschedulable(namespace: Namespace, name: str) -> None:
+    """Report that the scheduler has found no node for a pod."""
+    await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
+
+
 async def finish_deletion(namespace: Namespace, name: str) -> None:
     """Remove a terminating pod, as its kubelet does when it has stopped."""
     with suppress(ApiRefusal):

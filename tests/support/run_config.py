@@ -8,6 +8,15 @@ from trainyard.protocol import constants
 from trainyard.protocol.constants import API_VERSION
 from trainyard.resolve import resolve
 
+DIGITS: dict[str, Any] = {
+    "model": {"name": "mlp", "hiddenSizes": [32]},
+    "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2},
+    "batch": {"global": 64},
+    "optimizer": {"name": "adam", "learningRate": 0.01},
+    "stop": {"steps": 60},
+}
+"""A small run on a table."""
+
 
 def make_config(
     world_size: int = 1,

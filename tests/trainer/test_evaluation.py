@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests.support.run_config import make_config
 from tests.trainer.pods import Starter, finish
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.evaluation_sets import EvaluationSet
-from trainyard_trainer.data.samples import IGNORED
+from trainyard_trainer.data.samples import IGNORED, Batch
 from trainyard_trainer.data.table import load_table
 from trainyard_trainer.evaluation.scores import BINS, Scores
 from trainyard_trainer.evaluation.scoring import score

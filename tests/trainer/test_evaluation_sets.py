@@ -1,14 +1,13 @@
 """An evaluation of a limited number of samples: the same ones in each evaluation and on every layout."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.run_config import make_config
+from tests.support.run_config import DIGITS, make_config
 from tests.trainer.layouts import FSDP, Layout, References, assert_same, pipe, record
 from tests.trainer.pods import Pod, Starter, finish
 from trainyard.protocol import constants
@@ -18,13 +17,6 @@ from trainyard_trainer.data.table import Table, load_table
 from trainyard_trainer.evaluation.folder import DataChoice, evaluate_folder, open_folder
 
 LIMIT = 50
-DIGITS: dict[str, Any] = {
-    "model": {"name": "mlp", "hiddenSizes": [32]},
-    "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2},
-    "batch": {"global": 64},
-    "optimizer": {"name": "adam", "learningRate": 0.01},
-    "stop": {"steps": 60},
-}
 
 
 def sources(*sizes: int) -> list[Subset]:

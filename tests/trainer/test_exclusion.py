@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tests.support.run_config import make_config
 from tests.trainer.test_batches import windows_of
 from trainyard.resource.exclusion import Exclusion
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.exclusion import Exclusions
-from trainyard_trainer.data.samples import IGNORED, Subset
+from trainyard_trainer.data.samples import IGNORED, Batch, Subset
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
 

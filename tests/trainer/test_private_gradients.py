@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tests.trainer.private import KEY, LLAMA, private
 from tests.trainer.test_batches import windows_of
 from trainyard.config import RunConfig
-from trainyard_trainer.data.batches import Batch, Batches
-from trainyard_trainer.data.samples import Samples
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Batch, Samples
 from trainyard_trainer.data.sampling import PoissonSampler
 from trainyard_trainer.data.table import Table, load_table
 from trainyard_trainer.models import lora

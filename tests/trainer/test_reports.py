@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from tests.support.run_config import make_config
+from tests.support.run_config import DIGITS, make_config
 from tests.trainer.pods import Pod, Starter, finish
 from trainyard.protocol import constants
 from trainyard.resource.insight import Explain
@@ -32,13 +32,6 @@ from trainyard_trainer.runtime.heartbeat import HeartbeatTable
 from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
-DIGITS: dict[str, Any] = {
-    "model": {"name": "mlp", "hiddenSizes": [32]},
-    "data": {"source": "table", "builtin": "digits", "evalFraction": 0.2},
-    "batch": {"global": 64},
-    "optimizer": {"name": "adam", "learningRate": 0.01},
-    "stop": {"steps": 60},
-}
 TEXT = "The yard has seven tracks, and every track has a signal of its own. " * 40
 REPORTED: dict[str, Any] = {"evaluation": {"report": True}}
 

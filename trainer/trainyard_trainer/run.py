@@ -98,13 +98,13 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class _Persistence:
-    """What writes the state and the results of a run; all None without spec.checkpoint."""
+    """What writes the state and the results of a run; without spec.checkpoint nothing does."""
 
+    run: str
+    """Id of the run."""
     saver: Saver | None = None
     export: FinalExport | None = None
     reports: Reports | None = None
-    run: str = ""
-    """Id of the run."""
 
 
 def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsExporter | None) -> Run:
@@ -120,7 +120,7 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
         ConfigError: the configuration does not fit the data, the checkpoint, or the machine.
     """
     inputs = _read_inputs(config, exporter)
-    _join(config, world, inputs)
+    _join(config, world)
     trainer = _build_trainer(config, world, inputs)
     record = _describe(config, inputs, trainer, attempt)
     if inputs.folder is not None:
@@ -150,7 +150,7 @@ def _read_inputs(config: RunConfig, exporter: MetricsExporter | None) -> _Inputs
     return _Inputs(plugin, samples, root, folder, origin)
 
 
-def _join(config: RunConfig, world: World, inputs: _Inputs) -> None:
+def _join(config: RunConfig, world: World) -> None:
     """Configure the device and form the process group. Data are prepared on all processors before CUDA has threads."""
     configure_device(world.device, bfloat16=config.precision == "bfloat16")
     world.init_process_group(
@@ -158,12 +158,12 @@ def _join(config: RunConfig, world: World, inputs: _Inputs) -> None:
         patience=config.health.startup_timeout_seconds,
         hang_timeout=config.health.hang_timeout_seconds,
     )
-    if config.trainer.model.from_ is not None and (inputs.folder is None or inputs.folder.run is None):
-        check_tokenizer(config, inputs.samples.tokenizer)
 
 
 def _build_trainer(config: RunConfig, world: World, inputs: _Inputs) -> Trainer:
-    """Build the model and what trains it, after a check that all ranks have the same data."""
+    """Build the model and what trains it, after a check that its data are right, and the same on all ranks."""
+    if config.trainer.model.from_ is not None and (inputs.folder is None or inputs.folder.run is None):
+        check_tokenizer(config, inputs.samples.tokenizer)
     if not world.all_equal(inputs.samples.fingerprint):
         raise ConfigError(
             "spec.trainer.data: the workers do not hold the same data; mount the same volume into each of them"
@@ -222,7 +222,7 @@ def _restore(config: RunConfig, world: World, inputs: _Inputs, trainer: Trainer,
     root, folder = inputs.root, inputs.folder
     if config.checkpoint is None or root is None or folder is None:
         trainer.initialize()
-        return _Persistence(run=record.id)
+        return _Persistence(record.id)
     remote_save = trainer.update.save if isinstance(trainer.update, RemoteUpdate) else None
     saver = Saver(config.checkpoint, root, world, trainer.state, trainer.observers, trainer.agreement, remote_save)
     trainer.state.run = folder.run
@@ -230,9 +230,8 @@ def _restore(config: RunConfig, world: World, inputs: _Inputs, trainer: Trainer,
         # An evaluation changes nothing of the run whose model it evaluates.
         trainer.load_weights(saver)
         known = folder.existing
-        trainer.state.run = (known or record).id
-        reports = Reports(config, root, known or inputs.origin, inputs.samples)
-        return _Persistence(saver, None, reports, trainer.state.run)
+        trainer.state.run = run = (known or record).id
+        return _Persistence(run, saver, reports=Reports(config, root, known or inputs.origin, inputs.samples))
     trainer.resume(saver, _budget(config, trainer, inputs, world))
     record = folder.record(record, trainer.step, trainer.state.parent)
     trainer.state.run = record.id
@@ -245,7 +244,7 @@ def _restore(config: RunConfig, world: World, inputs: _Inputs, trainer: Trainer,
     if config.trainer.export is not None:
         key = config.trainer.signing_key_file
         export = FinalExport(config.trainer.export, root, world, stops=lambda: saver.told_to_stop, key=key)
-    return _Persistence(saver, export, Reports(config, root, record, inputs.samples), record.id)
+    return _Persistence(record.id, saver, export, Reports(config, root, record, inputs.samples))
 
 
 def _budget(config: RunConfig, trainer: Trainer, inputs: _Inputs, world: World) -> Budget | None:

@@ -76,12 +76,13 @@ def _content(
         ValueError: the weights or what is named does not fit.
     """
     folder = open_data(weights, data, manifest, samples)
-    from trainyard_trainer.evaluation.folder import evaluate_folder  # imported late: it needs torch
+    from trainyard_trainer.data.evaluation_sets import sample_count  # imported late: it needs torch
+    from trainyard_trainer.evaluation.folder import evaluate_folder
     from trainyard_trainer.evaluation.harness import read_harness
     from trainyard_trainer.evaluation.report import evaluation_content
 
     results = [] if harness is None else read_harness(harness)
-    with counting("evaluating", sum(len(each.numbers) for each in folder.evaluated)) as advance:
+    with counting("evaluating", sample_count(folder.evaluated)) as advance:
         scores = evaluate_folder(folder, advance)
     return evaluation_content(folder.subject(), scores, results)
 

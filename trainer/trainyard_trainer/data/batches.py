@@ -15,11 +15,9 @@ from trainyard_trainer.data.evaluation_sets import EvaluationSet, evaluation_set
 from trainyard_trainer.data.exclusion import Exclusions
 from trainyard_trainer.data.prefetch import Prefetch
 from trainyard_trainer.data.samples import IGNORED, Batch, Samples, Subset
-from trainyard_trainer.data.sampling import IntArray, MixedSource, PoissonSampler, Sampler, quotas
+from trainyard_trainer.data.sampling import MIXED, IntArray, MixedSource, PoissonSampler, Sampler, quotas
 from trainyard_trainer.runtime.errors import ConfigError
 from trainyard_trainer.runtime.world import World
-
-__all__ = ["IGNORED", "Batch", "Batches"]
 
 EVALUATION = -1
 """Stands for the step of a part of an evaluation."""
@@ -264,5 +262,5 @@ def _mixture(subsets: tuple[Subset, ...]) -> tuple[MixedSource, ...]:
     """Return the sources for the sampler; empty if there is only one."""
     if len(subsets) < 2:
         return ()
-    shares = quotas([subset.weight for subset in subsets])
+    shares = quotas([subset.weight for subset in subsets], MIXED)
     return tuple(MixedSource(s.train.start, len(s.train), q) for s, q in zip(subsets, shares, strict=True))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from trainyard_trainer.data.samples import Subset
-from trainyard_trainer.data.sampling import IntArray, permute
+from trainyard_trainer.data.sampling import IntArray, permute, quotas
 
 _SELECTION_SEED = 0x6576616C
 """Seed of the selection: not that of the run, so that runs with different seeds evaluate the same samples."""
@@ -42,9 +42,10 @@ def evaluation_sets(subsets: Sequence[Subset], limit: int | None = None) -> tupl
     held_out = [(subset.name, subset.held_out) for subset in subsets if len(subset.held_out)]
     ranges = held_out or [(subset.name, subset.train) for subset in subsets]
     sizes = [len(numbers) for _, numbers in ranges]
-    if limit is None or limit >= sum(sizes):
+    if limit is None or max(limit, len(sizes)) >= sum(sizes):
         return tuple(EvaluationSet(name, numbers) for name, numbers in ranges)
-    counts = _shares(sizes, max(limit, len(sizes)))
+    # Each has one; so no source can get more than it has.
+    counts = quotas([size - 1 for size in sizes], max(limit, len(sizes)))
     return tuple(
         EvaluationSet(name, _selection(numbers, count)) for (name, numbers), count in zip(ranges, counts, strict=True)
     )
@@ -53,20 +54,6 @@ def evaluation_sets(subsets: Sequence[Subset], limit: int | None = None) -> tupl
 def sample_count(sets: Sequence[EvaluationSet]) -> int:
     """Return the number of samples in some sets."""
     return sum(len(each.numbers) for each in sets)
-
-
-def _shares(sizes: Sequence[int], limit: int) -> list[int]:
-    """Divide a number of samples among sources: at least one each, the others in proportion to what each has left.
-
-    What rounding leaves goes to the sources with the largest remainders. `limit` is less than the sum of the sizes.
-    """
-    spare, rest = limit - len(sizes), sum(sizes) - len(sizes)
-    exact = [divmod(spare * (size - 1), max(1, rest)) for size in sizes]
-    counts = [1 + whole for whole, _ in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda index: (-exact[index][1], index))
-    for index in by_remainder[: limit - sum(counts)]:
-        counts[index] += 1
-    return counts
 
 
 def _selection(numbers: range, count: int) -> IntArray:

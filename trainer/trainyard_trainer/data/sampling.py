@@ -12,6 +12,7 @@ In a private run each sample takes part in each step with the same probability (
 in step t is a function of t, of i, and of a secret key in place of the seed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -43,15 +44,15 @@ class MixedSource(NamedTuple):
     """Its samples in each block."""
 
 
-def quotas(weights: list[float]) -> list[int]:
-    """Return how many of the MIXED samples of a block come from each source: at least one, MIXED in all.
+def quotas(weights: Sequence[float], total: int) -> list[int]:
+    """Return how many of some samples come from each source: at least one, `total` in all, the others by weight.
 
     What rounding leaves goes to the sources with the largest remainders.
     """
-    exact = [1 + (MIXED - len(weights)) * weight / sum(weights) for weight in weights]
+    exact = [1 + (total - len(weights)) * weight / sum(weights) for weight in weights]
     rounded = [int(share) for share in exact]
     remainders = sorted(range(len(weights)), key=lambda i: (rounded[i] - exact[i], i))
-    for index in remainders[: MIXED - sum(rounded)]:
+    for index in remainders[: total - sum(rounded)]:
         rounded[index] += 1
     return rounded
 

@@ -22,7 +22,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.predictions import Predictions, predict

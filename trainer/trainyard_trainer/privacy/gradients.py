@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainyard.config import RunConfig
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.models.lora import LoraLinear
 from trainyard_trainer.parallel.forward_backward import ForwardBackward
 from trainyard_trainer.parallel.loss import TokenLosses

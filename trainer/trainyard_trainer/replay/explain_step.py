@@ -9,9 +9,9 @@ import torch
 
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.places import Origin, origins
-from trainyard_trainer.data.samples import IGNORED, Samples
+from trainyard_trainer.data.samples import IGNORED, Batch, Samples
 from trainyard_trainer.optim.gradient import gradient_norm
 from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.replay.replay import Replay, Report, replay_of
