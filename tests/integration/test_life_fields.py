@@ -121,14 +121,14 @@ async def test_a_job_of_another_controller_gets_no_objects_and_no_status(namespa
 @pytest.mark.usefixtures("operator")
 async def test_a_group_that_is_not_scheduled_in_time_gives_its_node_back_and_tries_again(namespace: Namespace) -> None:
     async with recording(namespace) as recorder:
-        await namespace.create_job(make_manifest(schedulingTimeoutSeconds=1, restartPolicy=QUICK))
+        await namespace.create_job(make_manifest(schedulingTimeoutSeconds=5, restartPolicy=QUICK))
         await namespace.has_pods("job-1-0", "job-1-1")
         await run_all(namespace, "job-1-0")
         await namespace.api.patch(
             namespace.core("pods", "job-1-1", "status"), {"status": kubelet.unschedulable("no GPU is free")}
         )
         condition = await namespace.has_condition("Running", "False", "SchedulingTimeout")
-        assert "1 of 2 pods were not scheduled within 1 s (spec.schedulingTimeoutSeconds)" in condition["message"]
+        assert "1 of 2 pods were not scheduled within 5 s (spec.schedulingTimeoutSeconds)" in condition["message"]
         await is_gone(namespace, "job-1-0")
         await finish_deletion(namespace, "job-1-0")
         # Without a scheduler no pod has a node: bind those of the next attempt at once.
