@@ -91,8 +91,8 @@ async def local_run(job: TrainingJob, folder: Path, *, capacity: int | None = No
 
     backend = ProcessBackend(folder, on_pod, capacity)
     run = LocalRun(job.key, folder, backend, cache, queue)
-    # Nothing but this process reads the status, so each reading of the progress is shown.
-    reconciler = Reconciler(cache, queue, backend, trainer_image="", progress_interval=timedelta(0))
+    # Nothing but this process reads the status, so each change of it is shown.
+    reconciler = Reconciler(cache, queue, backend, "", progress_interval=timedelta(0), quiet_interval=timedelta(0))
     reconciler.on_reconciled = lambda _seconds, _outcome: run.changed.set()
     poller = ProgressPoller(cache, queue, backend, utc_now, interval=POLL_SECONDS)
     queue.add(cache.put_job(job))

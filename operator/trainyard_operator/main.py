@@ -25,6 +25,7 @@ from trainyard_operator.kube.backend import KubernetesBackend
 from trainyard_operator.kube.lease import Lease, LeaseLost
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.operator_key import operator_key
+from trainyard_operator.kube.pod_watch import PodWatch
 from trainyard_operator.kube.probes import Health, serve
 from trainyard_operator.kube.resync import Resync
 from trainyard_operator.kube.watch import make_registry, make_settings
@@ -75,7 +76,7 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
     """Fill the cache, then watch, reconcile and poll."""
     cache, queue = resync.cache, resync.queue
     with metrics.leading():
-        await _prime(resync)
+        version = await _prime(resync)
         key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
         backend = KubernetesBackend(api, key)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)
@@ -83,6 +84,7 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         await run_parts(
             {
                 Part.WATCH: partial(_watch, cache, queue, options.namespace, stop),
+                Part.PODS: PodWatch(api, cache, queue, options.namespace, version).run,
                 Part.RECONCILE: reconciler.run,
                 Part.PROGRESS: poller.run,
                 Part.RESYNC: resync.run,
@@ -92,7 +94,7 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
 
 
 async def _watch(cache: Cache, queue: WorkQueue[Key], namespace: str | None, stop: asyncio.Event) -> None:
-    """Feed the cache from watch streams until cancelled."""
+    """Feed the cache with jobs from kopf's watch streams until cancelled."""
     watched = asyncio.Event()
     watching = kopf.operator(
         registry=make_registry(cache, queue),
@@ -120,18 +122,18 @@ async def _restore_signal_handlers(watched: asyncio.Event, stop: asyncio.Event) 
     await asyncio.Event().wait()
 
 
-async def _prime(resync: Resync) -> None:
-    """Fill the cache, and retry until the API server and the CRD are available."""
+async def _prime(resync: Resync) -> int:
+    """Fill the cache, and retry until the API server and the CRD are available. Return its resource version."""
     while True:
         try:
-            await resync.prime()
+            version = await resync.prime()
         except ApiError as error:
             hint = "is the CRD installed? (helm install trainyard charts/trainyard)" if error.code == 404 else ""
             log.warning("cannot list TrainingJobs: %s %s; next try in %.0f s", error, hint, LIST_RETRY)
             await asyncio.sleep(LIST_RETRY)
         else:
             log.info("the cache is filled: %d jobs", len(resync.cache))
-            return
+            return version
 
 
 async def _until_first(*parts: Coroutine[Any, Any, object]) -> None:

@@ -21,6 +21,7 @@ class Part(StrEnum):
     """Names of the parts, which are also values of a label."""
 
     WATCH = "watch"
+    PODS = "pods"
     RECONCILE = "reconcile"
     PROGRESS = "progress"
     RESYNC = "resync"

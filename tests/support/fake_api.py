@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 from tests.builders import NOW, TRAINER_IMAGE, make_manifest
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.pod_events import deliver_pod
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import KubeApi
@@ -183,8 +184,8 @@ class FakeOperator:
             job = TrainingJob.from_dict(body)
             add = self.queue.add_now if self.cache.changes_spec(job) else self.queue.add  # as in kube.watch
             add(self.cache.put_job(job))
-        elif body["kind"] == "Pod" and (key := self.cache.put_pod(body)):
-            self.queue.add(key)
+        elif body["kind"] == "Pod":
+            deliver_pod(self.cache, self.queue, body, gone=False)
 
     def submit(self, name: str, *, namespace: str = "default", **spec: Any) -> Key:
         """Create a job, as a user does."""

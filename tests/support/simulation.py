@@ -12,8 +12,9 @@ from tests.support.fake_cluster import Crash, FakeCluster, FakeClusterBackend
 from trainyard.protocol.progress import Progress
 from trainyard_operator.controller.backend import BackendError, Gone
 from trainyard_operator.controller.cache import Cache, CachedPod
+from trainyard_operator.controller.pod_actions import CreationFailed
 from trainyard_operator.controller.progress import rank_zero
-from trainyard_operator.controller.reconciler import CreationFailed, Reconciler
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import Plan
 from trainyard_operator.lifecycle.observation import Observation, WorkerState, observe_pod

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 
-from tests.builders import make_job, make_pod, make_progress
+from tests.builders import NOW, make_job, make_pod, make_progress
+from tests.support import kubelet
 from trainyard.protocol import constants
+from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.controller.cache import Cache, CachedPod
-from trainyard_operator.lifecycle.observation import CreationError
+from trainyard_operator.lifecycle.observation import CreationError, WorkerState
 
 KEY = ("default", "job")
 
@@ -104,6 +106,42 @@ def test_pods_of_a_namesake_do_not_count_as_the_jobs_own() -> None:
     old = make_job(uid="uid-0")
     cache = filled(make_pod(old, 0, version=5), make_pod(make_job(), 1, version=6))
     assert [w.name for w in cache.workers(KEY)] == ["job-1-1"]
+
+
+def test_all_looks_share_one_observation_until_a_pod_changes() -> None:
+    cache = filled()
+    first = cache.workers(KEY)
+    assert cache.workers(KEY) is first
+    cache.put_pod(make_pod(make_job(), 1, version=12))
+    assert cache.workers(KEY) is not first
+    assert cache.workers(KEY)[0] is first[0], "only what has changed is made again"
+
+
+def test_a_pod_is_copied_once_for_what_its_launcher_says() -> None:
+    cache = filled()
+    entry = cache.get(KEY)
+    assert entry is not None
+    entry.launcher_states["pod-1-0"] = PodState(attempt=2)
+    seen = cache.workers(KEY)
+    assert [worker.running_attempt for worker in seen] == [2, 1]
+    assert all(a is b for a, b in zip(seen, cache.workers(KEY), strict=True))
+    entry.unresponsive.add("pod-1-0")
+    assert [worker.unresponsive for worker in cache.workers(KEY)] == [True, False]
+    entry.launcher_states["pod-1-0"] = PodState(attempt=3)
+    assert [worker.running_attempt for worker in cache.workers(KEY)] == [3, 1]
+
+
+def test_pods_are_counted_by_attempt_and_state() -> None:
+    cache = filled(*(make_pod(make_job(), index, version=10 + index) for index in range(3)))
+    entry = cache.get(KEY)
+    assert entry is not None
+    cache.put_pod(make_pod(make_job(), 0, version=20, status=kubelet.running(NOW)))
+    cache.put_pod(make_pod(make_job(), 0, attempt=2, version=21))
+    assert [entry.count(1, WorkerState.PENDING), entry.count(1), entry.count(2)] == [2, 3, 1]
+    cache.remove_pod(make_pod(make_job(), 0, version=22))
+    assert [entry.count(1, WorkerState.RUNNING), entry.count(1)] == [0, 2]
+    replace(cache, [make_job(version=10)], [], 50)
+    assert entry._tally == {}
 
 
 def test_pods_may_be_seen_before_their_job() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import aiohttp
@@ -127,6 +127,11 @@ class Api:
             raise self.error
         bodies = self.jobs if "trainingjobs" in path else self.pods
         return [kept for body in bodies if (kept := keep(body))], self.version
+
+    async def watch(self, path: str, query: Any, *, silence_seconds: float) -> AsyncGenerator[Any, None]:
+        """The server streams no lists."""
+        raise ApiError(422, "Invalid", "sendInitialEvents is forbidden")
+        yield
 
 
 def make_resync(api: Api, interval: float = 300.0) -> Resync:

@@ -14,7 +14,8 @@ from tests.support import kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard_operator.controller import progress
-from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.pod_calls import MAX_WAIT, CallSchedule
 from trainyard_operator.controller.progress import ProgressPoller, rank_zero
 from trainyard_operator.controller.work_queue import WorkQueue

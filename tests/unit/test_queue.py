@@ -103,6 +103,69 @@ def test_adding_a_key_at_once_replaces_its_timer() -> None:
     play(scenario)
 
 
+def test_a_stream_of_events_is_processed_at_once_and_then_once_in_a_while() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        processed = []
+        for _ in range(100):  # 10 s
+            queue.add_soon("a", 2)
+            while len(queue):
+                processed.append(round(now(), 1))
+                queue.done(await queue.get())
+            await asyncio.sleep(0.1)
+        assert processed == [0, 2, 4, 6, 8]
+
+    play(scenario)
+
+
+def test_what_is_added_at_once_does_not_wait_for_a_stream_of_events() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_soon("a", 2)
+        assert await taken(queue) == ["a"]
+        queue.add_soon("a", 2)  # while it is processed
+        queue.done("a")
+        assert len(queue) == 0
+        queue.add("a")
+        assert await taken(queue) == ["a"]
+        queue.done("a")
+        await asyncio.sleep(10)
+        assert len(queue) == 0, "that was processed with it"
+
+    play(scenario)
+
+
+def test_an_event_while_a_key_is_processed_is_not_lost() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add("a")
+        assert await taken(queue) == ["a"]
+        queue.add_soon("a", 2)
+        queue.done("a")
+        assert await queue.get() == "a"
+        assert now() == pytest.approx(2, abs=0.01)
+
+    play(scenario)
+
+
+def test_a_stream_of_events_does_not_end_a_backoff() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.retry("a", at_least=30)
+        queue.add_soon("a", 2)
+        assert await queue.get() == "a"
+        assert now() == pytest.approx(30, abs=0.01)
+
+    play(scenario)
+
+
+def test_when_keys_were_processed_is_forgotten() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for number in range(100):
+            queue.add(f"job-{number}")
+            queue.done(await queue.get())
+            await asyncio.sleep(1)
+        assert len(queue._done_at) <= 11
+
+    play(scenario)
+
+
 @pytest.mark.parametrize("delay", [0, -5])
 def test_a_delay_of_nothing_is_now(delay: float) -> None:
     async def scenario(queue: WorkQueue[str]) -> None:

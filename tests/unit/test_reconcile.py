@@ -15,10 +15,12 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobStatus
 from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.reconciler import CREATED_AT_ONCE, Reconciler
+from trainyard_operator.controller.pod_actions import CREATED_AT_ONCE, DELETION_REPEATED_AFTER
+from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
+from trainyard_operator.lifecycle.quiet_changes import QUIET_INTERVAL
 from trainyard_operator.manifests.children import secret_name
 
 KEY = ("default", "job")
@@ -105,7 +107,6 @@ def test_the_status_is_written_first_then_shared_objects_then_pods() -> None:
                 "dry-run Pod job-1-0",
                 "store ControllerRevision",
                 "status",  # the attempt, before anything is done for it
-                "status",  # what it waits for
                 f"create Service job, ConfigMap job, Secret {secret}",
                 "create Pod job-1-0, Pod job-1-1",
             ]
@@ -320,6 +321,78 @@ def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between
             await asyncio.sleep(1)
             assert parts == [CREATED_AT_ONCE] * 2
             assert operator.job.status.phase == Phase.SUSPENDING
+
+    clock.run(scenario())
+
+
+def run_pods(operator: Operator, *indexes: int) -> None:
+    """Let pods run, and the cache know it."""
+    for index in indexes:
+        operator.cluster.set_pod(f"job-1-{index}", kubelet.running(operator.cluster.now))
+        operator.cache.put_pod(operator.cluster.pods[f"job-1-{index}"])
+
+
+def test_figures_are_written_together_and_a_decision_at_once() -> None:
+    async def scenario() -> None:
+        operator = Operator(replicas=4)
+        async with operator.working():
+            writes = operator.backend.calls.count("status")
+            for index in range(2):
+                run_pods(operator, index)
+                operator.queue.add(KEY)
+                await clock.settle()
+            assert operator.backend.calls.count("status") == writes, "how many pods run changes nothing"
+            assert operator.job.status.workers.running == 0
+            operator.cluster.pass_time(QUIET_INTERVAL.total_seconds())
+            await asyncio.sleep(QUIET_INTERVAL.total_seconds())
+            await clock.settle()
+            assert operator.backend.calls.count("status") == writes + 1, "but it is written after a while"
+            assert operator.job.status.workers.running == 2
+            run_pods(operator, 2, 3)
+            operator.queue.add(KEY)
+            await clock.settle()
+            assert operator.backend.calls.count("status") == writes + 2
+            assert operator.job.status.phase is Phase.RUNNING
+
+    clock.run(scenario())
+
+
+def test_a_pod_is_deleted_once_although_the_cache_does_not_show_it_yet() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        async with operator.working():
+            operator.cluster.edit(suspend=True)
+            operator.cache.put_job(operator.job)
+            for _ in range(3):
+                operator.queue.add(KEY)
+                await clock.settle()
+            deletions = [call for call in operator.backend.calls if call.startswith("delete")]
+            assert deletions == ["delete job-1-0, job-1-1"]
+            # Should the API server have forgotten it, as after a restore of its database.
+            await asyncio.sleep(DELETION_REPEATED_AFTER + 1)
+            deletions = [call for call in operator.backend.calls if call.startswith("delete")]
+            assert deletions == ["delete job-1-0, job-1-1"] * 2
+
+    clock.run(scenario())
+
+
+def test_a_deletion_that_failed_is_repeated() -> None:
+    async def scenario() -> None:
+        operator = Operator()
+        async with operator.working():
+            operator.cluster.edit(suspend=True)
+            operator.cache.put_job(operator.job)
+            delete, failures = operator.backend.delete_pods, [Unavailable("no answer")] * 2
+
+            async def fail_first(job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
+                if failures:
+                    raise failures.pop()
+                await delete(job, workers, force=force)
+
+            operator.backend.delete_pods = fail_first  # type: ignore[method-assign]
+            operator.queue.add(KEY)
+            await asyncio.sleep(1)
+            assert [call for call in operator.backend.calls if call.startswith("delete")] == ["delete job-1-0, job-1-1"]
 
     clock.run(scenario())
 

@@ -7,24 +7,12 @@ everything from time to time.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import NamedTuple, Self
 
-from trainyard.protocol.launcher_state import PodState
-from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
-from trainyard_operator.controller.acceptance import AcceptedJob
-from trainyard_operator.controller.pod_calls import REPORTED_AFTER, CallSchedule
+from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.unreadable import UnreadableJob
-from trainyard_operator.lifecycle.observation import (
-    CreationError,
-    Pod,
-    WorkerPod,
-    apply_launcher_state,
-    job_name_of,
-    observe_pod,
-)
+from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, observe_pod
 
 Key = tuple[str, str]
 """Namespace and name of a job."""
@@ -54,69 +42,6 @@ class ByKind(NamedTuple):
 
     jobs: int
     pods: int
-
-
-@dataclass(slots=True)
-class PageProblem:
-    """Why the metrics page of rank 0 cannot be read, or which part of it cannot be used."""
-
-    message: str
-    pod_uid: str
-    last_seen: datetime
-
-
-@dataclass(slots=True)
-class Entry:
-    """One job with everything that is cached about it."""
-
-    job: TrainingJob | None = None
-    """The newest version of the job that can be read."""
-    unreadable: UnreadableJob | None = None
-    """The job, if its newest version cannot be read; `job` is outdated then, or None."""
-    reported_problem: str | None = None
-    """The problem of an unreadable job that an event reports, because its status cannot."""
-    accepted: AcceptedJob | None = None
-    """What the job runs, made from the snapshot of its spec when that was last needed."""
-    workers: dict[str, WorkerPod] = field(default_factory=dict)
-    """Pods by name."""
-    progress: Progress | None = None
-    """Progress from rank 0's metrics page when it was last read."""
-    page_problem: PageProblem | None = None
-    creation_error: CreationError | None = None
-    launcher_states: dict[str, PodState] = field(default_factory=dict)
-    """Last state that each launcher reported, by the UID of its pod."""
-    launcher_schedules: dict[str, CallSchedule] = field(default_factory=dict)
-    """When each launcher was and will be queried, by the UID of its pod."""
-    unresponsive: set[str] = field(default_factory=set)
-    """UIDs of pods whose launcher rejected or did not answer a restart request."""
-
-    @property
-    def newest(self) -> TrainingJob | UnreadableJob | None:
-        """The newest version of the job, whether or not it can be read."""
-        return self.unreadable or self.job
-
-    @property
-    def accepted_job(self) -> TrainingJob | None:
-        """The job with the spec that it runs, which the live one may differ from."""
-        return self.job.replace(spec=self.accepted.spec) if self.job and self.accepted else self.job
-
-    def forget_run(self) -> None:
-        """Forget what is known of the job besides its pods: another job has its name, or none."""
-        self.accepted = self.progress = self.page_problem = self.creation_error = None
-
-    def observe(self, worker: WorkerPod) -> WorkerPod:
-        """Return a pod with what is known from its launcher."""
-        schedule = self.launcher_schedules.get(worker.uid)
-        if schedule is not None and schedule.failures >= REPORTED_AFTER:
-            worker = replace(worker, launcher_silent=True)
-        state = self.launcher_states.get(worker.uid)
-        return apply_launcher_state(worker, state, unresponsive=worker.uid in self.unresponsive)
-
-    def forget_launcher(self, uid: str) -> None:
-        """Forget what is known of the launcher in a pod that is gone."""
-        self.launcher_states.pop(uid, None)
-        self.launcher_schedules.pop(uid, None)
-        self.unresponsive.discard(uid)
 
 
 class Cache:
@@ -196,8 +121,8 @@ class Cache:
         cached = entry.workers.get(worker.name)
         if cached is None or worker.resource_version >= cached.resource_version:
             if cached is not None and cached.uid != worker.uid:
-                entry.forget_launcher(cached.uid)
-            entry.workers[worker.name] = worker
+                entry.forget_pod(cached.uid)
+            entry.put_worker(worker)
         return key
 
     def remove_pod(self, pod: Pod) -> Key | None:
@@ -216,23 +141,32 @@ class Cache:
             return
         cached = entry.workers.get(name)
         if cached is not None and cached.uid == uid:
-            del entry.workers[name]
-            entry.forget_launcher(uid)
+            entry.drop_worker(name)
+            entry.forget_pod(uid)
         self._drop_if_empty(key)
 
     def workers(self, key: Key) -> tuple[WorkerPod, ...]:
         """Return the pods that a job owns; pods of a deleted job of the same name have another owner."""
         entry = self._entries[key]
-        uid = entry.job.metadata.uid if entry.job else None
-        return tuple(entry.observe(worker) for worker in entry.workers.values() if worker.owner_uid == uid)
+        return entry.observe_all(entry.job.metadata.uid if entry.job else None)
+
+    def find_pod(self, pod: Pod) -> WorkerPod | None:
+        """Return what is cached of a pod; None if nothing is."""
+        name = job_name_of(pod)
+        entry = self._entries.get((pod["metadata"]["namespace"], name)) if name is not None else None
+        return entry.workers.get(pod["metadata"]["name"]) if entry is not None else None
+
+    def knows_version(self, key: Key, uid: str, version: str) -> bool:
+        """Return whether this version of a job is cached, or a newer one."""
+        cached = entry.newest if (entry := self._entries.get(key)) is not None else None
+        return cached is not None and cached.metadata.uid == uid and _version(cached) >= int(version)
 
     def count_missed(self, jobs: Iterable[AnyJob], pods: Iterable[CachedPod], version: int) -> ByKind:
         """Return how many objects of a complete list are new, newer or gone: what the watch streams have missed."""
         jobs, pods = list(jobs), list(pods)
-        gone_jobs, gone_pods = self._gone(jobs, pods, version)
         return ByKind(
-            jobs=len(gone_jobs) + sum(self._is_newer_job(job) for job in jobs),
-            pods=len(gone_pods) + sum(self._is_newer_pod(pod) for pod in pods),
+            jobs=len(self._gone_jobs(jobs, version)) + sum(self._is_newer_job(job) for job in jobs),
+            pods=len(self._gone_pods(pods, version)) + sum(self._is_newer_pod(pod) for pod in pods),
         )
 
     def replace(self, jobs: Iterable[AnyJob], pods: Iterable[CachedPod], version: int) -> int:
@@ -243,34 +177,45 @@ class Cache:
         """
         jobs, pods = list(jobs), list(pods)
         missed = sum(self.count_missed(jobs, pods, version))
-        gone_jobs, gone_pods = self._gone(jobs, pods, version)
-        for key, worker in gone_pods:
-            self._record_deletion(worker.uid)
-            self._remove(key, worker.name, worker.uid)
+        gone_jobs = self._gone_jobs(jobs, version)
+        self.replace_pods(pods, version)
         for job in gone_jobs:
             self.remove_job(job.key, job.metadata.uid)
         for job in jobs:
             self.put_job(job)
-        for pod in pods:
-            self._put(pod)
         self.primed = True
         return missed
 
-    def _gone(
-        self, jobs: Iterable[AnyJob], pods: Iterable[CachedPod], version: int
-    ) -> tuple[list[AnyJob], list[CachedPod]]:
-        """Return the cached jobs and pods that a complete list made at a resource version does not contain."""
-        listed = {job.metadata.uid for job in jobs} | {pod.worker.uid for pod in pods}
-        entries = self._entries.items()
-        cached_jobs = [entry.newest for _, entry in entries if entry.newest is not None]
-        gone_jobs = [j for j in cached_jobs if j.metadata.uid not in listed and _version(j) <= version]
-        gone_pods = [
+    def replace_pods(self, pods: Iterable[CachedPod], version: int) -> set[Key]:
+        """Cache a complete list of pods made at resource version `version`, and remove those that it does not contain.
+
+        Pods that were cached at a later version stay. Return the keys of the jobs that may have changed.
+        """
+        pods = list(pods)
+        gone = self._gone_pods(pods, version)
+        changed = {pod.key for pod in gone} | {pod.key for pod in pods if self._is_newer_pod(pod)}
+        for key, worker in gone:
+            self._record_deletion(worker.uid)
+            self._remove(key, worker.name, worker.uid)
+        for pod in pods:
+            self._put(pod)
+        return changed
+
+    def _gone_jobs(self, jobs: Iterable[AnyJob], version: int) -> list[AnyJob]:
+        """Return the cached jobs that a complete list made at a resource version does not contain."""
+        listed = {job.metadata.uid for job in jobs}
+        cached = [entry.newest for entry in self._entries.values() if entry.newest is not None]
+        return [job for job in cached if job.metadata.uid not in listed and _version(job) <= version]
+
+    def _gone_pods(self, pods: Iterable[CachedPod], version: int) -> list[CachedPod]:
+        """Return the cached pods that a complete list made at a resource version does not contain."""
+        listed = {pod.worker.uid for pod in pods}
+        return [
             CachedPod(key, worker)
-            for key, entry in entries
+            for key, entry in self._entries.items()
             for worker in entry.workers.values()
             if worker.uid not in listed and worker.resource_version <= version
         ]
-        return gone_jobs, gone_pods
 
     def _is_newer_job(self, job: AnyJob) -> bool:
         if job.metadata.uid in self._tombstones:

@@ -13,7 +13,8 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
-from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.pod_calls import SILENT_AFTER, CallLimits, CallSchedule, backoff
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.observation import WorkerPod, WorkerState

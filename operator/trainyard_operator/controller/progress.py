@@ -17,7 +17,8 @@ from yarl import URL
 
 from trainyard.resource.status import ConditionType
 from trainyard_operator.controller.backend import Backend
-from trainyard_operator.controller.cache import Cache, Entry, Key, PageProblem
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Entry, PageProblem
 from trainyard_operator.controller.http import pieces, pod_session
 from trainyard_operator.controller.pod_calls import CallLimits, CallSchedule
 from trainyard_operator.controller.work_queue import WorkQueue

@@ -10,10 +10,11 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
 from trainyard_operator.controller.acceptance import accept, load_accepted
-from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale, Unavailable
-from trainyard_operator.controller.backoff import Backoff
-from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.backend import Backend, BackendError, Gone, Stale
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.launchers import LauncherCalls
+from trainyard_operator.controller.pod_actions import DELETION_REPEATED_AFTER, CreationFailed, PodActions
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.lifecycle.actions import (
     AcceptSpec,
@@ -25,34 +26,13 @@ from trainyard_operator.lifecycle.actions import (
     ReleaseWorkers,
     RestartInPlace,
 )
-from trainyard_operator.lifecycle.observation import CreationError, Observation
+from trainyard_operator.lifecycle.observation import Observation
 from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
+from trainyard_operator.lifecycle.quiet_changes import QUIET_INTERVAL, is_quiet
 from trainyard_operator.lifecycle.status_builder import Event
-from trainyard_operator.manifests.children import build_shared, secret_name
-from trainyard_operator.manifests.placeholder import build_placeholder
-from trainyard_operator.manifests.pod import build_pod
-from trainyard_operator.manifests.template import TemplateError
 
 log = logging.getLogger(__name__)
-
-CREATED_AT_ONCE = 500
-"""Pods that one reconciliation creates at most (as in the Job controller): so a large group takes turns with other
-jobs, and a suspension takes effect soon."""
-
-
-class CreationFailed(Exception):
-    """Pods could not be created; everything else about the job is reconciled as before.
-
-    Args:
-        error: why they could not.
-        wait: seconds until the next try.
-    """
-
-    def __init__(self, error: BackendError, wait: float) -> None:
-        super().__init__(str(error))
-        self.error, self.wait = error, wait
-
 
 STATUS_REFUSED_WAIT = 10.0
 """Seconds until a status is written again that the API server has refused."""
@@ -68,13 +48,15 @@ class Reconciler:
     trainer_image: str
     clock: Callable[[], datetime] = utc_now
     progress_interval: timedelta = PROGRESS_INTERVAL
+    quiet_interval: timedelta = QUIET_INTERVAL
+    """How long figures and messages may differ from the stored status before they are written."""
     on_reconciled: Callable[[float, str], None] = field(default=lambda _seconds, _outcome: None)
     """Called after each reconciliation with its seconds and its outcome: ok, the name of an error, or bug."""
-    creation_backoff: Backoff[Key] = field(default_factory=Backoff)
-    """Holds creations back after a failure, so that other events of a job lead to none."""
+    pods: PodActions = field(init=False)
     launchers: LauncherCalls = field(init=False)
 
     def __post_init__(self) -> None:
+        self.pods = PodActions(self.cache, self.backend, self.trainer_image)
         self.launchers = LauncherCalls(self.cache, self.queue, self.backend)
 
     async def run(self, parallel: int = 64) -> None:
@@ -156,10 +138,12 @@ class Reconciler:
             return None
         step = await self._plan(job, entry)
         # The status is stored before any action, so that no decision is lost or repeated.
-        if step.status != job.status:
+        write_after = self._write_after(entry, job, step)
+        if write_after == 0:
             stored = await self.backend.write_status(live, step.status)
             self.cache.put_job(stored)
             job = stored.replace(spec=accepted.spec)
+            entry.quiet_since = None
         for event in step.events:
             log.info("%s/%s: %s: %s", *key, event.reason, event.message)
             await self.backend.record_event(job, event)
@@ -167,13 +151,25 @@ class Reconciler:
         # A status that is never stored completely differs from every plan: do not write it again at once.
         if job.status.is_true(ConditionType.STATUS_REFUSED) and step.status != job.status:
             return STATUS_REFUSED_WAIT
-        timers = (step.wake_after, more_after, queries.wake_after)
+        timers = (step.wake_after, more_after, queries.wake_after, write_after or None)
         return min((seconds for seconds in timers if seconds is not None), default=None)
+
+    def _write_after(self, entry: Entry, job: TrainingJob, step: Plan) -> float | None:
+        """Return the seconds until the status of a plan is to be written; 0: now; None: it is stored already."""
+        if step.status == job.status:
+            entry.quiet_since = None
+            return None
+        # A decision, or what a user waits for.
+        if step.events or step.wake_after == 0 or not is_quiet(job.status, step.status, self.progress_interval):
+            return 0
+        now = self.clock()
+        entry.quiet_since = min(entry.quiet_since or now, now)
+        return max(0.0, (entry.quiet_since + self.quiet_interval - now).total_seconds())
 
     def _forget(self, key: Key) -> None:
         """Forget the failures of a job that is gone."""
         self.queue.drop(key)
-        self.creation_backoff.reset(key)
+        self.pods.backoff.reset(key)
 
     async def _confirm_no_pods(self, job: TrainingJob) -> None:
         """Check that the job has no pods, since the cache may lag behind.
@@ -228,18 +224,19 @@ class Reconciler:
             entry.reported_problem = job.problem
 
     async def _act(self, key: Key, job: TrainingJob, entry: Entry, step: Plan) -> float | None:
-        """Take the actions of a plan. Return the seconds after which more pods may be created (None: no more)."""
-        more_after = None
+        """Take the actions of a plan. Return the seconds after which one of them is to be continued or repeated."""
+        more_after: float | None = None
         for action in step.actions:
             match action:
                 case AcceptSpec():
                     raise AssertionError("a spec is accepted before a plan is carried out")
                 case CreateWorkers():
-                    more_after = await self._create(job.effective_job, entry, action)
+                    more_after = await self.pods.create(job.effective_job, entry, action)
                 case CreatePlaceholders():
-                    await self._create_placeholders(job, action)
+                    await self.pods.create_placeholders(job, action)
                 case DeleteWorkers():
-                    await self.backend.delete_pods(job, action.workers, force=action.force)
+                    await self.pods.delete(job, entry, action)
+                    more_after = DELETION_REPEATED_AFTER if more_after is None else more_after
                 case DeleteJob():
                     log.info("%s/%s: deleting the job (spec.ttlSecondsAfterFinished)", *key)
                     await self.backend.delete_job(job)
@@ -248,73 +245,6 @@ class Reconciler:
                 case ReleaseWorkers(workers=workers):
                     self.launchers.release(key, job, entry, workers)
         return more_after
-
-    async def _create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
-        """Create pods as far as the back-off allows, and remember for the status why one was not created.
-
-        Return the seconds after which the others may be created; None if all exist.
-
-        Raises:
-            CreationFailed: a request failed; nothing is created before the back-off has ended.
-        """
-        # What was refused is not sent again because of an event, but at once when the user has changed the spec.
-        version = (job.metadata.uid, job.metadata.generation, action.attempt)
-        if wait := self.creation_backoff.remaining(job.key, version):
-            return wait
-        indexes = action.indexes[:CREATED_AT_ONCE]
-        try:
-            await self._create_group(job, entry, replace(action, indexes=indexes))
-        except (Refused, Unavailable) as error:
-            # One response that is missing means little, but a webhook may fail for hours.
-            if isinstance(error, Refused) or self.creation_backoff.has_failed(job.key):
-                reason = error.reason if isinstance(error, Refused) else Reason.WAITING_FOR_PODS
-                entry.creation_error = CreationError(reason, str(error))
-            wait = self.creation_backoff.fail(job.key, version, at_least=error.retry_after)
-            raise CreationFailed(error, wait) from error
-        entry.creation_error = None
-        self.creation_backoff.reset(job.key)
-        return 0.0 if len(indexes) < len(action.indexes) else None
-
-    async def _create_group(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
-        """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
-
-        The cache may lag behind, so the fence between attempts costs one list.
-
-        Raises:
-            Stale: pods of another attempt exist.
-            Refused: no pod can be built from the template.
-        """
-        token = self.backend.launcher_token(job)
-        secret = secret_name(job, token) if job.spec.restarts_in_place else None
-        image = self.trainer_image
-        try:
-            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
-        except TemplateError as error:
-            raise Refused(Reason.INVALID_SPEC, str(error)) from error
-        others = await self.backend.list_pods(job, other_than=action.attempt)
-        if others:
-            for pod in others:
-                self.cache.put_pod(pod)
-            raise Stale(f"{len(others)} pods of another attempt exist")
-        await self.backend.create(job, build_shared(job, token))
-        # What the API server has accepted of this attempt shows how many more it will.
-        accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
-        first = 1 if self.creation_backoff.has_failed(job.key) else max(1, accepted)
-        for pod in await self.backend.create(job, pods, first=first):
-            self.cache.put_pod(pod)
-
-    async def _create_placeholders(self, job: TrainingJob, action: CreatePlaceholders) -> None:
-        """Create placeholders. If one is refused, by a quota for example, there is no capacity for it."""
-        sized = job.effective_job
-        manifests = [
-            build_placeholder(sized, action.pod_attempt, index, trainer_image=self.trainer_image)
-            for index in action.indexes
-        ]
-        try:
-            for pod in await self.backend.create(sized, manifests):
-                self.cache.put_pod(pod)
-        except Refused as error:
-            log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
 
 
 def _log_failure(key: Key, error: BackendError, wait: float) -> None:

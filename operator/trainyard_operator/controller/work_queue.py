@@ -9,6 +9,9 @@ from trainyard_operator.controller.backoff import MAX_BACKOFF, Backoff
 
 K = TypeVar("K", bound=Hashable)
 
+_REMEMBERED = 10.0
+"""Seconds for which it is remembered when a key was processed: the longest wait of `add_soon`."""
+
 
 class WorkQueue(Generic[K]):
     """A queue of keys with the semantics of client-go's: deduplicated, delayed, with back-off per key.
@@ -23,6 +26,10 @@ class WorkQueue(Generic[K]):
         self._processing: set[K] = set()
         self._dirty: set[K] = set()
         self._urgent: set[K] = set()
+        self._soon: dict[K, float] = {}
+        """Waits of keys that `add_soon` has added while they are being processed."""
+        self._done_at: OrderedDict[K, float] = OrderedDict()
+        """When keys were last processed, the earliest first."""
         self._timers: dict[K, asyncio.TimerHandle] = {}
         self._held: set[K] = set()
         """Keys in their back-off, each with a timer."""
@@ -53,6 +60,17 @@ class WorkQueue(Generic[K]):
             return
         self.drop(key)
         self.add(key)
+
+    def add_soon(self, key: K, wait: float) -> None:
+        """Queue `key` at once or, if it was processed less than `wait` seconds ago, when they have passed.
+
+        So a stream of events that decide nothing leads to one reconciliation in `wait` seconds (at most 10).
+        """
+        if key in self._processing:
+            self._soon[key] = min(wait, self._soon.get(key, wait))
+        elif key not in self._waiting:
+            last = self._done_at.get(key)
+            self.add_after(key, 0.0 if last is None else last + wait - self._now())
 
     def add_after(self, key: K, seconds: float) -> None:
         """Queue `key` in `seconds`; of several deadlines the earliest wins, but none ends a back-off."""
@@ -102,19 +120,29 @@ class WorkQueue(Generic[K]):
         """Mark a key as processed, successfully or not."""
         self._processing.discard(key)
         self._last_done = self._now()
-        dirty, urgent = key in self._dirty, key in self._urgent
+        self._note_done(key)
+        dirty, urgent, soon = key in self._dirty, key in self._urgent, self._soon.pop(key, None)
         self._dirty.discard(key)
         self._urgent.discard(key)
         if urgent:
             self.add_now(key)
         elif dirty:
             self.add(key)
+        elif soon is not None:
+            self.add_after(key, soon)
 
     def stalled_seconds(self) -> float:
         """Return the seconds since any key was processed while keys are queued; 0 if none is queued."""
         if not self._waiting and not self._processing:
             return 0.0
         return self._now() - self._last_done
+
+    def _note_done(self, key: K) -> None:
+        """Remember when a key was processed, and forget that of keys for which it does not matter any more."""
+        self._done_at[key] = self._last_done
+        self._done_at.move_to_end(key)
+        while next(iter(self._done_at.values())) < self._last_done - _REMEMBERED:
+            self._done_at.popitem(last=False)
 
     def _set_timer(self, key: K, due: float) -> None:
         self._timers[key] = asyncio.get_running_loop().call_at(due, self._on_timer, key)

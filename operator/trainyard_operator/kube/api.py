@@ -8,10 +8,11 @@ import asyncio
 import builtins
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from kubernetes.aio import config
@@ -34,6 +35,9 @@ DIRECT = 25
 
 PAGE = 500
 """Objects per page of a list."""
+
+CONNECT_SECONDS = 30.0
+"""Time for a connection of a watch."""
 
 MERGE_PATCH = "application/merge-patch+json"
 
@@ -105,30 +109,80 @@ class KubeApi:
         async with self._direct if flow is None else self._slots.slot(flow):
             code, text, retry_after = await self._send(verb, path, body, query, content_type, timeout_seconds)
         self._count(verb, code)
-        try:
-            answer: dict[str, Any] = json.loads(text)
-        except ValueError:
-            answer = {"message": text[:500]}
+        answer = _parse(text)
         if 200 <= code < 300:
             return answer
-        message = str(answer.get("message", "")) or f"HTTP {code}"
-        raise ApiError(code, str(answer.get("reason", "")), message, _seconds(retry_after), answer.get("details"))
+        raise _error(code, answer, retry_after)
+
+    async def watch(
+        self, path: str, query: Mapping[str, str], *, silence_seconds: float
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the events of a watch, each with `type` and `object`, until the server ends it.
+
+        It takes no slot of `DIRECT`. Close the iterator (`contextlib.aclosing`), which closes the connection.
+
+        Args:
+            path: path of the collection.
+            query: parameters of the query besides `watch`.
+            silence_seconds: time after which a connection without any event counts as broken.
+
+        Raises:
+            ApiError: the server refused the watch or ended it with an error (code 410: it continues from too old a
+                version), or the connection broke.
+        """
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
+        response: aiohttp.ClientResponse | None = None
+        try:
+            opened = await self._open("GET", path, None, {"watch": "true", **query}, "application/json", timeout)
+            response = opened.response
+            self._count("WATCH", response.status)
+            if response.status != 200:
+                raise _error(response.status, _parse(await response.text()), response.headers.get("Retry-After", ""))
+            async with aclosing(_lines(response)) as lines:
+                async for line in lines:
+                    event = _parse(line)
+                    if not isinstance(event.get("object"), dict):
+                        raise ApiError(0, "NoAnswer", f"not an event of a watch: {line[:200]}")
+                    if event.get("type") == "ERROR":
+                        raise _error(int(event["object"].get("code") or 500), event["object"])
+                    yield event
+        except _NO_ANSWER as error:
+            raise self._no_answer("WATCH", error) from error
+        finally:
+            if response is not None:
+                response.close()
 
     async def _send(
         self, verb: str, path: str, body: Any, query: dict[str, str] | None, content_type: str, timeout_seconds: float
     ) -> tuple[int, str, str]:
         """Send one request and return the status, the text and the header Retry-After of the response."""
+        try:
+            response = await self._open(verb, path, body, query, content_type, timeout_seconds)
+            return response.status, (await response.read()).decode(), response.headers.get("Retry-After", "")
+        except _NO_ANSWER as error:
+            raise self._no_answer(verb, error) from error
+
+    async def _open(
+        self,
+        verb: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, str] | None,
+        content_type: str,
+        timeout: float | aiohttp.ClientTimeout,
+    ) -> Any:
+        """Send one request and return the response, of which only the headers have arrived."""
         client = self._client
         url = client.configuration.host + path + (f"?{urlencode(query)}" if query else "")
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
-        try:
-            # Read for each request, since the token of a service account is rotated.
-            await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
-            response = await client.call_api(verb, url, headers, body, _request_timeout=timeout_seconds)
-            return response.status, (await response.read()).decode(), response.headers.get("Retry-After", "")
-        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
-            self._count(verb, 0)
-            raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": ")) from error
+        # Read for each request, since the token of a service account is rotated.
+        await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
+        return await client.call_api(verb, url, headers, body, _request_timeout=timeout)
+
+    def _no_answer(self, verb: str, error: Exception) -> ApiError:
+        """Count a request without an answer, and return the error that it stands for."""
+        self._count(verb, 0)
+        return ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}".removesuffix(": "))
 
     async def list(self, path: str, selector: str = "") -> tuple[list[dict[str, Any]], int]:
         """Return all objects of a collection, and the resource version of the list.
@@ -159,6 +213,34 @@ class KubeApi:
             query = {**query, "continue": page["metadata"]["continue"]}
 
 
+_NO_ANSWER = (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError)
+"""Exceptions of the transport when there is no answer, or no complete one."""
+
+
+async def _lines(response: aiohttp.ClientResponse) -> AsyncGenerator[str, None]:
+    """Yield the lines of a response as they arrive; a last one that is not complete is dropped."""
+    rest = b""
+    async for piece in response.content.iter_any():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Return the object that a response describes; one with a message if it is not JSON, as that of a proxy."""
+    try:
+        answer: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {"message": text[:500]}
+    return answer
+
+
+def _error(code: int, answer: Mapping[str, Any], retry_after: str = "") -> ApiError:
+    """Return the error that a Status stands for."""
+    message = str(answer.get("message", "")) or f"HTTP {code}"
+    return ApiError(code, str(answer.get("reason", "")), message, _seconds(retry_after), answer.get("details"))
+
+
 def _seconds(retry_after: str) -> float:
     """Return the seconds of a header Retry-After; 0 if it is absent or a date, which API servers do not send."""
     return float(retry_after) if retry_after.isdecimal() else 0.0
@@ -176,7 +258,16 @@ async def connect(count: Callable[[str, int], None] = lambda _verb, _code: None)
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
-    configuration.connection_pool_maxsize = IN_FLIGHT + DIRECT
+    configuration.connection_pool_maxsize = IN_FLIGHT + DIRECT + 2  # the watch, and a list that is streamed
     configuration.retries = False  # the work queue retries
+    configuration.proxy = configuration.proxy or _environment_proxy(configuration.host)
+    # With it the transport would look for the server's name in a file ~/.netrc, in a thread, for each request.
+    configuration.client_session_kwargs = {"trust_env": False}
     async with ApiClient(configuration) as client:
         yield KubeApi(client, count)
+
+
+def _environment_proxy(url: str) -> str | None:
+    """Return the proxy that the environment (HTTPS_PROXY, NO_PROXY) names for a server; None if it names none."""
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.hostname or "") else getproxies().get(parts.scheme)

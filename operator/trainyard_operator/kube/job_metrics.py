@@ -10,7 +10,8 @@ from prometheus_client.registry import Collector
 from trainyard.protocol.constants import METRIC_LABELS
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import SUMMARY_CONDITIONS, ConditionType, Phase
-from trainyard_operator.controller.cache import Cache, Entry, Key
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Entry
 from trainyard_operator.lifecycle.observation import WorkerState
 
 SUCCEEDED_KEPT = timedelta(hours=2)

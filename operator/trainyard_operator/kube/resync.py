@@ -10,6 +10,7 @@ from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
 from trainyard_operator.kube.backend import core_path, jobs_path
+from trainyard_operator.kube.pod_watch import snapshot
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +31,17 @@ class Resync:
     interval: float = 300.0
     watch_lost: bool = False
 
-    async def prime(self) -> None:
-        """Fill the empty cache; nothing may be reconciled before.
+    async def prime(self) -> int:
+        """Fill the empty cache; nothing may be reconciled before. Return the resource version at which it is complete.
 
         Raises:
             ApiError: the server rejected a request (404: the CRD is not installed), or did not answer.
         """
-        self.cache.replace(*await self._lists())
+        jobs, pods, version = await self._lists()
+        self.cache.replace(jobs, pods, version)
         for key, _ in self.cache.jobs():
             self.queue.add(key)
+        return version
 
     async def run(self) -> None:
         """Check and repair the cache periodically, until cancelled."""
@@ -81,6 +84,7 @@ class Resync:
     async def _lists(self) -> tuple[list[AnyJob], list[CachedPod], int]:
         jobs: list[AnyJob]
         jobs, version = await self.api.collect(jobs_path(self.namespace), "", read_job)
-        pods, later = await self.api.collect(core_path("pods", self.namespace), constants.LABEL_JOB, CachedPod.read)
+        path = core_path("pods", self.namespace)
+        pods, later = await snapshot(self.api, path, constants.LABEL_JOB, CachedPod.read)
         # A job or pod that appears between the two lists is newer than `version`, so it stays in the cache.
         return jobs, pods, min(version, later)

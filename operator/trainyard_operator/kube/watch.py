@@ -1,20 +1,22 @@
-"""kopf's watch streams, which feed the cache and the queue. kopf stores no state and writes no object.
+"""kopf's watch stream of jobs, which feeds the cache and the queue. kopf stores no state and writes no object.
 
 Only `on.event` handlers are used: the other kinds write annotations or finalizers to users' objects.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import kopf
 
 from trainyard.protocol import constants
 from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.pod_events import FIGURES_WAIT
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 
 
 def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
-    """Return a kopf registry with one handler for jobs, one for their pods, and the login."""
+    """Return a kopf registry with the handler of jobs, and the login."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -25,25 +27,25 @@ def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
     async def on_job(event: Any, **_: Any) -> None:
         cache.count_delivery(jobs=1)
         body = event["object"]
+        key, uid, version = _identity(body["metadata"])
         if event["type"] == "DELETED":
-            key = (body["metadata"]["namespace"], body["metadata"]["name"])
-            cache.remove_job(key, body["metadata"]["uid"])
+            cache.remove_job(key, uid)
             queue.add(key)
+        # The operator has written this version itself, and knows it: there may be more to do, but nothing to read.
+        elif cache.knows_version(key, uid, version):
+            queue.add_soon(key, FIGURES_WAIT)
         else:
             job = read_job(body)
             # What the user has changed may be what the job fails of: it ends the back-off.
             add = queue.add_now if cache.changes_spec(job) else queue.add
             add(cache.put_job(job))
 
-    @kopf.on.event("", "v1", "pods", labels={constants.LABEL_JOB: kopf.PRESENT}, registry=registry)
-    async def on_pod(event: Any, **_: Any) -> None:
-        cache.count_delivery(pods=1)
-        pod = event["object"]
-        key = cache.remove_pod(pod) if event["type"] == "DELETED" else cache.put_pod(pod)
-        if key is not None:
-            queue.add(key)
-
     return registry
+
+
+def _identity(metadata: Mapping[str, Any]) -> tuple[Key, str, str]:
+    """Return key, UID and resource version of a job."""
+    return (metadata["namespace"], metadata["name"]), metadata["uid"], metadata["resourceVersion"]
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
@@ -73,7 +75,6 @@ def make_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.networking.request_timeout = 30
     settings.watching.chunk_size = 500
-    settings.watching.label_selectors["pods"] = constants.LABEL_JOB
     settings.queueing.idle_timeout = 0.05
     settings.queueing.worker_limit = 100
     return settings

@@ -1,0 +1,141 @@
+"""The creation and deletion of a job's pods: what was refused, or is done already, is not asked for again."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+
+from trainyard.resource.job import TrainingJob
+from trainyard.resource.status import Reason
+from trainyard_operator.controller.backend import Backend, BackendError, Refused, Stale, Unavailable
+from trainyard_operator.controller.backoff import Backoff
+from trainyard_operator.controller.cache import Cache, Key
+from trainyard_operator.controller.entry import Deletion, Entry
+from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers
+from trainyard_operator.lifecycle.observation import CreationError
+from trainyard_operator.manifests.children import build_shared, secret_name
+from trainyard_operator.manifests.placeholder import build_placeholder
+from trainyard_operator.manifests.pod import build_pod
+from trainyard_operator.manifests.template import TemplateError
+
+log = logging.getLogger(__name__)
+
+CREATED_AT_ONCE = 500
+"""Pods that one reconciliation creates at most (as in the Job controller): so a large group takes turns with other
+jobs, and a suspension takes effect soon."""
+
+DELETION_REPEATED_AFTER = 60.0
+"""Seconds until a pod is deleted again whose deletion was accepted, but which does not show it."""
+
+
+class CreationFailed(Exception):
+    """Pods could not be created; everything else about the job is reconciled as before.
+
+    Args:
+        error: why they could not.
+        wait: seconds until the next try.
+    """
+
+    def __init__(self, error: BackendError, wait: float) -> None:
+        super().__init__(str(error))
+        self.error, self.wait = error, wait
+
+
+@dataclass(slots=True)
+class PodActions:
+    """Creates and deletes pods."""
+
+    cache: Cache
+    backend: Backend
+    trainer_image: str
+    backoff: Backoff[Key] = field(default_factory=Backoff)
+    """Holds creations back after a failure, so that other events of a job lead to none."""
+
+    async def create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
+        """Create pods as far as the back-off allows, and remember for the status why one was not created.
+
+        Return the seconds after which the others may be created; None if all exist.
+
+        Raises:
+            CreationFailed: a request failed; nothing is created before the back-off has ended.
+        """
+        # What was refused is not sent again because of an event, but at once when the user has changed the spec.
+        version = (job.metadata.uid, job.metadata.generation, action.attempt)
+        if wait := self.backoff.remaining(job.key, version):
+            return wait
+        indexes = action.indexes[:CREATED_AT_ONCE]
+        try:
+            await self._create_group(job, entry, replace(action, indexes=indexes))
+        except (Refused, Unavailable) as error:
+            # One response that is missing means little, but a webhook may fail for hours.
+            if isinstance(error, Refused) or self.backoff.has_failed(job.key):
+                reason = error.reason if isinstance(error, Refused) else Reason.WAITING_FOR_PODS
+                entry.creation_error = CreationError(reason, str(error))
+            wait = self.backoff.fail(job.key, version, at_least=error.retry_after)
+            raise CreationFailed(error, wait) from error
+        entry.creation_error = None
+        self.backoff.reset(job.key)
+        return 0.0 if len(indexes) < len(action.indexes) else None
+
+    async def _create_group(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
+        """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
+
+        The cache may lag behind, so the fence between attempts costs one list.
+
+        Raises:
+            Stale: pods of another attempt exist.
+            Refused: no pod can be built from the template.
+        """
+        token = self.backend.launcher_token(job)
+        secret = secret_name(job, token) if job.spec.restarts_in_place else None
+        image = self.trainer_image
+        try:
+            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
+        except TemplateError as error:
+            raise Refused(Reason.INVALID_SPEC, str(error)) from error
+        others = await self.backend.list_pods(job, other_than=action.attempt)
+        if others:
+            for pod in others:
+                self.cache.put_pod(pod)
+            raise Stale(f"{len(others)} pods of another attempt exist")
+        await self.backend.create(job, build_shared(job, token))
+        # What the API server has accepted of this attempt shows how many more it will.
+        accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
+        first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
+        for pod in await self.backend.create(job, pods, first=first):
+            self.cache.put_pod(pod)
+
+    async def create_placeholders(self, job: TrainingJob, action: CreatePlaceholders) -> None:
+        """Create placeholders. If one is refused, by a quota for example, there is no capacity for it."""
+        sized = job.effective_job
+        manifests = [
+            build_placeholder(sized, action.pod_attempt, index, trainer_image=self.trainer_image)
+            for index in action.indexes
+        ]
+        try:
+            for pod in await self.backend.create(sized, manifests):
+                self.cache.put_pod(pod)
+        except Refused as error:
+            log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
+
+    async def delete(self, job: TrainingJob, entry: Entry, action: DeleteWorkers) -> None:
+        """Delete pods, each once: the watch stream may not show for a while that they are being deleted.
+
+        Raises:
+            BackendError: a request failed.
+        """
+        now, due = asyncio.get_running_loop().time(), []
+        for worker in action.workers:
+            known = entry.deletions.get(worker.uid)
+            if known is None or (action.force and not known.force) or now - known.at >= DELETION_REPEATED_AFTER:
+                due.append(worker)
+        if not due:
+            return
+        # Recorded before, so that their ends are not taken for something that has happened to them.
+        entry.deletions |= {worker.uid: Deletion(now, action.force) for worker in due}
+        accepted = False
+        try:
+            await self.backend.delete_pods(job, due, force=action.force)
+            accepted = True
+        finally:
+            for worker in due if not accepted else ():
+                entry.deletions.pop(worker.uid, None)
