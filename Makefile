@@ -15,7 +15,7 @@ BOTH := -n 2 --no-loadscope-reorder
 # The tests marked `extended` as well, which pyproject.toml leaves out.
 EXTENDED := -m ''
 
-.PHONY: help setup demo test test-all test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery gpu-check soak clean
+.PHONY: help setup demo test test-all test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery bench-operator gpu-check soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ bench-trainer: setup  ## speed and memory of the trainer beside a plain loop and
 
 bench-recovery: setup  ## seconds from a failure to the next step, cost of checkpoints, goodput under faults
 	$(RUN) python -m tests.bench.recovery $(ARGS)
+
+bench-operator: setup  ## thousands of pods on simulated nodes: seconds, CPU, memory and writes of the operator beside bare pods
+	$(RUN) python -m tests.bench.operator $(ARGS)
 
 gpu-check: setup  ## on a machine with GPUs: correctness, endings, memory, speed beside a plain loop, in ten minutes; build/gpu-check/report.md
 	$(RUN) python -m tests.bench.gpu_check $(ARGS)
