@@ -22,7 +22,7 @@ class Group:
     """A job of three pods that was looked at a moment ago."""
 
     def __init__(self, *statuses: kubelet.Status) -> None:
-        self.cache, self.queue = Cache(), WorkQueue[Key]()
+        self.cache = Cache()
         self.cache.put_job(make_job(replicas=3))
         self.version = 10
         for index, status in enumerate(statuses):
@@ -32,20 +32,17 @@ class Group:
         self.version += 1
         return make_pod(make_job(replicas=3), index, status=status, version=self.version, **fields)
 
-    async def look(self) -> None:
-        self.queue.add(KEY)
-        self.queue.done(await self.queue.get())
-
     def wait(self, index: int, status: kubelet.Status, *, gone: bool = False, **fields: Any) -> float | None:
         """Seconds from a change of a pod until its job is looked at; None: it is not."""
         found: list[float | None] = []
 
         async def scenario() -> None:
-            self.queue = WorkQueue()
-            await self.look()
-            deliver_pod(self.cache, self.queue, self.pod(index, status, **fields), gone=gone)
-            timer = self.queue._timers.get(KEY)
-            found.append(0.0 if len(self.queue) else timer.when() if timer is not None else None)
+            queue = WorkQueue[Key]()
+            queue.add(KEY)
+            queue.done(await queue.get())
+            deliver_pod(self.cache, queue, self.pod(index, status, **fields), gone=gone)
+            timer = queue._timers.get(KEY)
+            found.append(0.0 if len(queue) else timer.when() if timer is not None else None)
 
         clock.run(scenario())
         return found[0]

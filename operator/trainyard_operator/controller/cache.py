@@ -150,11 +150,12 @@ class Cache:
         entry = self._entries[key]
         return entry.observe_all(entry.job.metadata.uid if entry.job else None)
 
-    def find_pod(self, pod: Pod) -> WorkerPod | None:
-        """Return what is cached of a pod; None if nothing is."""
-        name = job_name_of(pod)
-        entry = self._entries.get((pod["metadata"]["namespace"], name)) if name is not None else None
-        return entry.workers.get(pod["metadata"]["name"]) if entry is not None else None
+    def find_pod(self, pod: Pod) -> tuple[WorkerPod | None, bool]:
+        """Return what is cached of a pod, None if nothing is, and whether the operator has deleted it."""
+        name, metadata = job_name_of(pod), pod["metadata"]
+        entry = self._entries.get((metadata["namespace"], name)) if name is not None else None
+        worker = entry.workers.get(metadata["name"]) if entry is not None else None
+        return worker, entry is not None and metadata["uid"] in entry.deletions
 
     def knows_version(self, key: Key, uid: str, version: str) -> bool:
         """Return whether this version of a job is cached, or a newer one."""

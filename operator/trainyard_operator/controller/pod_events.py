@@ -22,26 +22,32 @@ def deliver_pod(cache: Cache, queue: WorkQueue[Key], pod: Pod, *, gone: bool) ->
     Raises:
         KeyError, ValueError: the pod is not as an API server returns pods.
     """
-    found = cache.find_pod(pod)
+    before, deleted = cache.find_pod(pod)
+    metadata = pod["metadata"]
+    # The watch delivers what the operator has created itself, and knows from the response: there is nothing to read.
+    if before is not None and before.uid == metadata["uid"] and not gone:
+        if before.resource_version >= int(metadata["resourceVersion"]):
+            return
     key = cache.remove_pod(pod) if gone else cache.put_pod(pod)
     entry = cache.get(key) if key is not None else None
     # The pod is no job's, or its job is not known yet, which is looked at when it is.
     if key is None or entry is None:
         return
-    wait = _wait(entry, found, entry.workers.get(pod["metadata"]["name"]))
+    wait = _wait(entry, before, entry.workers.get(metadata["name"]), deleted)
     if wait == 0:
         queue.add(key)
     elif wait is not None:
         queue.add_soon(key, wait)
 
 
-def _wait(entry: Entry, before: WorkerPod | None, after: WorkerPod | None) -> float | None:
+def _wait(entry: Entry, before: WorkerPod | None, after: WorkerPod | None, deleted: bool) -> float | None:
     """Return the seconds between two looks at a job because of such a change; 0: at once; None: no look.
 
     Args:
         entry: what is cached of the job, after the change.
         before: the pod as it was cached; None if it was not.
         after: the pod as it is cached; None if it is gone.
+        deleted: whether the operator has deleted the pod.
     """
     # Nothing has changed that a plan depends on.
     if before == after and (before is None or after is None or before.address == after.address):
@@ -49,9 +55,9 @@ def _wait(entry: Entry, before: WorkerPod | None, after: WorkerPod | None) -> fl
     # A pod is gone: that decides something if the operator has not deleted it, or if it was the last of its group.
     if after is None:
         assert before is not None
-        return FIGURES_WAIT if before.uid in entry.deletions and entry.count(before.attempt) else 0
+        return FIGURES_WAIT if deleted and entry.count(before.attempt) else 0
     # Only the end of a pod matters that the operator has deleted.
-    if after.uid in entry.deletions:
+    if deleted:
         return FIGURES_WAIT
     # A placeholder has found capacity, or has not.
     if after.is_placeholder or not _is_sound(after):

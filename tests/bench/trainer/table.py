@@ -39,6 +39,8 @@ def make_row(case: str, value: float, unit: str, reference: str, reference_value
 def line(row: Row) -> str:
     """A row as text."""
     start = f"{row['case']:<48}{_number(row['value'])} {row['unit']:<9}{row['reference']:<34}"
+    if not row["reference"]:
+        return start.rstrip()
     if row["reference_value"] is None or row["ratio"] is None:
         return f"{start}not installed"
     return f"{start}{_number(row['reference_value'])}  {row['ratio']:.3f}"
