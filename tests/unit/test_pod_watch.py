@@ -294,7 +294,6 @@ async def test_one_namespace_is_watched_where_the_operator_has_only_that() -> No
             return await super()._handle(request)
 
     server = OneNamespace()
-    async with server.serving() as api:
-        async with Watched(api, namespace="team").running():
-            await until(lambda: paths != [])
+    async with server.serving() as api, Watched(api, namespace="team").running():
+        await until(lambda: paths != [])
     assert paths == ["/api/v1/namespaces/team/pods"]

@@ -53,7 +53,7 @@ def test_figures_and_words_are_quiet(changes: dict[str, Any]) -> None:
         {"running_seconds": 3},
         {"progress": make_progress()},
     ],
-    ids=lambda changes: ", ".join(changes),
+    ids=", ".join,
 )
 def test_all_else_is_a_decision_or_news(changes: dict[str, Any]) -> None:
     workers = WorkerCounts(desired=4, running=2)

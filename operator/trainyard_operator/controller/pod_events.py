@@ -4,6 +4,9 @@ While the pods of a group start, or end because the operator has deleted them, h
 nothing before the last one. They only change figures in the status, so they are looked at together.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -25,9 +28,8 @@ def deliver_pod(cache: Cache, queue: WorkQueue[Key], pod: Pod, *, gone: bool) ->
     before, deleted = cache.find_pod(pod)
     metadata = pod["metadata"]
     # The watch delivers what the operator has created itself, and knows from the response: there is nothing to read.
-    if before is not None and before.uid == metadata["uid"] and not gone:
-        if before.resource_version >= int(metadata["resourceVersion"]):
-            return
+    if not gone and before is not None and _is_version_of(before, metadata):
+        return
     key = cache.remove_pod(pod) if gone else cache.put_pod(pod)
     entry = cache.get(key) if key is not None else None
     # The pod is no job's, or its job is not known yet, which is looked at when it is.
@@ -75,8 +77,12 @@ def _wait(entry: Entry, before: WorkerPod | None, after: WorkerPod | None, delet
     return 0 if started and not waiting else FIGURES_WAIT
 
 
+def _is_version_of(known: WorkerPod, metadata: Mapping[str, Any]) -> bool:
+    """Return whether a pod is cached in this version or a newer one."""
+    return known.uid == metadata["uid"] and known.resource_version >= int(metadata["resourceVersion"])
+
+
 def _is_sound(pod: WorkerPod) -> bool:
-    """Return whether a pod is on its way to success: it has not failed, and nothing ends it or keeps it from starting
-    for ever."""
+    """Return whether a pod has not failed, and nothing ends it or keeps it from starting for ever."""
     stuck = pod.blocker is not None and bool(pod.blocker.permanent)
     return not (pod.state is WorkerState.FAILED or pod.terminating or pod.disrupted or pod.rejected or stuck)

@@ -130,10 +130,10 @@ class KubeApi:
             ApiError: the server refused the watch or ended it with an error (code 410: it continues from too old a
                 version), or the connection broke.
         """
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
+        limit = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=silence_seconds)
         response: aiohttp.ClientResponse | None = None
         try:
-            opened = await self._open("GET", path, None, {"watch": "true", **query}, "application/json", timeout)
+            opened = await self._open("GET", path, None, {"watch": "true", **query}, "application/json", limit)
             response = opened.response
             self._count("WATCH", response.status)
             if response.status != 200:
@@ -169,7 +169,7 @@ class KubeApi:
         body: Any,
         query: Mapping[str, str] | None,
         content_type: str,
-        timeout: float | aiohttp.ClientTimeout,
+        limit: float | aiohttp.ClientTimeout,
     ) -> Any:
         """Send one request and return the response, of which only the headers have arrived."""
         client = self._client
@@ -177,7 +177,7 @@ class KubeApi:
         headers = {"Accept": "application/json", "Content-Type": content_type, "User-Agent": "trainyard-operator"}
         # Read for each request, since the token of a service account is rotated.
         await client.update_params_for_auth(headers, [], ["BearerToken"], path, verb, body)
-        return await client.call_api(verb, url, headers, body, _request_timeout=timeout)
+        return await client.call_api(verb, url, headers, body, _request_timeout=limit)
 
     def _no_answer(self, verb: str, error: Exception) -> ApiError:
         """Count a request without an answer, and return the error that it stands for."""

@@ -23,6 +23,7 @@ from tests.support.kube import connect
 from tests.support.operator import operating
 
 R = TypeVar("R")
+S = TypeVar("S")
 
 
 class Result:
@@ -36,8 +37,18 @@ class Result:
         self.large: list[OneJob] = []
 
 
-def _median(values: Sequence[R], of: Callable[[R], float]) -> float:
-    return statistics.median(of(value) for value in values)
+def _row(
+    case: str,
+    values: Sequence[R],
+    of: Callable[[R], float],
+    unit: str,
+    reference: str = "",
+    others: Sequence[S] = (),
+    of_other: Callable[[S], float] = lambda _: 0.0,
+) -> Row:
+    """Return a row with the median of a figure over the rounds, and that of another one."""
+    other = statistics.median(map(of_other, others)) if others else None
+    return make_row(case, statistics.median(map(of, values)), unit, reference, other)
 
 
 async def run(cluster: Cluster, given: argparse.Namespace) -> Result:
@@ -66,37 +77,35 @@ async def run(cluster: Cluster, given: argparse.Namespace) -> Result:
 def rows(result: Result, given: argparse.Namespace) -> list[Row]:
     """Return the table."""
     bare, job, many, crash = result.bare, result.job, result.many, result.crash
-    pods = f"one job, {given.pods:,} pods"
+    one, small, group = f"one job, {given.pods:,} pods", f"{given.jobs} jobs", f"a crash of {given.group} pods"
     table = [
-        make_row(f"{pods}: all exist", _median(job, lambda r: r.exist), "s", "bare pods", _median(bare, lambda r: r.exist)),
-        make_row(
-            f"{pods}: Running is True", _median(job, lambda r: r.running), "s", "its last pod runs",
-            _median(job, lambda r: r.scheduled),
-        ),
-        make_row(
-            f"{pods}: last pod runs", _median(job, lambda r: r.scheduled), "s", "bare pods run", _median(bare, lambda r: r.run)
-        ),
-        make_row(f"{pods}: CPU time", _median(job, lambda r: r.cost.cpu), "s", "", None),
-        make_row(f"{pods}: memory", _median(job, lambda r: r.cost.rss), "MB", "", None),
-        make_row(f"{pods}: writes of the status", _median(job, lambda r: r.cost.status_writes), "", "", None),
-        make_row(
-            f"{given.jobs} jobs x {given.replicas} pods: all Running", _median(many, lambda r: r.running), "s",
-            "the last pod runs", _median(many, lambda r: r.scheduled),
-        ),
-        make_row(f"{given.jobs} jobs: CPU time", _median(many, lambda r: r.cost.cpu), "s", "", None),
-        make_row(f"{given.jobs} jobs: writes of the status", _median(many, lambda r: r.cost.status_writes), "", "", None),
-        make_row(f"a crash of {given.group} pods: Running again", _median(crash, lambda r: r.recovered), "s", "", None),
-        make_row(
-            f"a crash of {given.group} pods: deletions", _median(crash, lambda r: r.deletions), "", "pods", given.group
-        ),
-    ]  # fmt: skip
-    for large in result.large:
-        name = f"one job, {given.large:,} pods"
+        _row(f"{one}: all exist", job, lambda r: r.exist, "s", "bare pods", bare, lambda r: r.exist),
+        _row(f"{one}: Running is True", job, lambda r: r.running, "s", "its last pod runs", job, lambda r: r.scheduled),
+        _row(f"{one}: last pod runs", job, lambda r: r.scheduled, "s", "bare pods run", bare, lambda r: r.run),
+        _row(f"{one}: CPU time", job, lambda r: r.cost.cpu, "s"),
+        _row(f"{one}: memory", job, lambda r: r.cost.rss, "MB"),
+        _row(f"{one}: writes of the status", job, lambda r: r.cost.status_writes, ""),
+        _row(f"{small}: Running is True", many, lambda r: r.running, "s", "last pod runs", many, lambda r: r.scheduled),
+        _row(f"{small}: CPU time", many, lambda r: r.cost.cpu, "s"),
+        _row(f"{small}: writes of the status", many, lambda r: r.cost.status_writes, ""),
+        _row(f"{group}: Running again", crash, lambda r: r.recovered, "s"),
+        _row(f"{group}: deletions", crash, lambda r: r.deletions, "", "pods", [given.group], float),
+    ]
+    large, name = result.large, f"one job, {given.large:,} pods"
+    if large:
         table += [
-            make_row(f"{name}: all exist", large.exist, "s", "", None),
-            make_row(f"{name}: Running is True", large.running, "s", "its last pod runs", large.scheduled),
-            make_row(f"{name}: CPU time per pod", 1000 * large.cost.cpu / given.large, "ms", "", None),
-            make_row(f"{name}: memory", large.cost.rss, "MB", "", None),
+            _row(f"{name}: all exist", large, lambda r: r.exist, "s"),
+            _row(
+                f"{name}: Running is True",
+                large,
+                lambda r: r.running,
+                "s",
+                "last pod runs",
+                large,
+                lambda r: r.scheduled,
+            ),
+            _row(f"{name}: CPU time per pod", large, lambda r: 1000 * r.cost.cpu / given.large, "ms"),
+            _row(f"{name}: memory", large, lambda r: r.cost.rss, "MB"),
         ]
     return table
 

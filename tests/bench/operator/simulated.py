@@ -1,4 +1,4 @@
-"""A control plane whose nodes are simulated by KWOK: real etcd, kube-apiserver and kube-scheduler, pods without processes.
+"""A control plane whose nodes KWOK simulates: real etcd, kube-apiserver and kube-scheduler, pods without processes.
 
 KWOK (https://kwok.sigs.k8s.io) plays the kubelets with its own fast stages: a node is ready, a scheduled pod runs, and
 a deleted pod is gone, each at once. No controller manager runs, so nothing else writes to the API server.
@@ -95,7 +95,10 @@ def _kwok() -> Path:
     with locked(folder.with_suffix(".lock")):
         if not (folder / "kwok").exists():
             folder.mkdir(parents=True, exist_ok=True)
-            with step("compiling kwok (minutes the first time)", slow=True), tempfile.TemporaryDirectory(dir=folder) as new:
+            with (
+                step("compiling kwok (minutes the first time)", slow=True),
+                tempfile.TemporaryDirectory(dir=folder) as new,
+            ):
                 _go("build", "-trimpath", "-ldflags=-s -w", "-o", f"{new}/kwok", "sigs.k8s.io/kwok/cmd/kwok")
                 (Path(new) / "kwok").rename(folder / "kwok")
     return folder / "kwok"
