@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 
 from tests.builders import NOW, after, make_progress
-from trainyard.resource.status import Condition, ConditionType, Reason, TrainingJobStatus, WorkerCounts
+from trainyard.resource.status import (
+    Activity,
+    Condition,
+    ConditionType,
+    Goodput,
+    Reason,
+    TrainingJobStatus,
+    WorkerCounts,
+)
 from trainyard_operator.lifecycle.quiet_changes import is_quiet
 
 INTERVAL = timedelta(seconds=30)
@@ -59,6 +67,14 @@ def test_all_else_is_a_decision_or_news(changes: dict[str, Any]) -> None:
     workers = WorkerCounts(desired=4, running=2)
     assert not is_quiet(STORED, STORED.replace(**changes), INTERVAL)
     assert not is_quiet(STORED, STORED.replace(workers=workers, **changes), INTERVAL), "also together with figures"
+
+
+def test_time_that_passes_is_quiet_and_what_it_is_spent_on_is_news() -> None:
+    goodput = Goodput(activity=Activity.STARTUP, accounted_at=NOW)
+    stored, workers = STORED.replace(goodput=goodput), WorkerCounts(desired=4, running=2)
+    later = goodput.replace(startup_seconds=5, accounted_at=after(5))
+    assert is_quiet(stored, stored.replace(workers=workers, goodput=later), INTERVAL)
+    assert not is_quiet(stored, stored.replace(goodput=later.replace(activity=Activity.PRODUCTIVE)), INTERVAL)
 
 
 def test_progress_that_is_held_back_is_quiet_together_with_figures() -> None:

@@ -99,14 +99,14 @@ class PodWatch:
                 await self._follow()
             except ApiError as error:
                 retry_after = error.retry_after
-                self._judge(error)
+                self._check(error)
             # Even a server that ends each watch at once is not asked in a loop.
             healthy = loop.time() - started >= _HEALTHY_AFTER
             failures = 0 if healthy else failures + 1
             wait = doubled(FIRST_BACKOFF, failures, MAX_BACKOFF) * random.uniform(0.5, 1.0) if failures else 0.0
             await asyncio.sleep(max(wait, min(retry_after, MAX_BACKOFF)))
 
-    def _judge(self, error: ApiError) -> None:
+    def _check(self, error: ApiError) -> None:
         """Decide how to continue after an error.
 
         Raises:

@@ -24,4 +24,7 @@ def is_quiet(before: TrainingJobStatus, after: TrainingJobStatus, progress_inter
     messages = {condition.type: condition.message for condition in before.conditions}
     conditions = tuple(c.replace(message=messages.get(c.type, c.message)) for c in after.conditions)
     rest = after.replace(workers=before.workers, conditions=conditions)
+    # Time passes with every change; what it is spent on is news.
+    if before.goodput is not None and after.goodput is not None and before.goodput.activity == after.goodput.activity:
+        rest = rest.replace(goodput=before.goodput) if rest.progress == before.progress else rest
     return rest == before or hold_back_progress(before, rest, progress_interval) == before
