@@ -69,6 +69,6 @@ async def test_failures_are_counted_from_0() -> None:
     def value(part: Part) -> float | None:
         return metrics.registry.get_sample_value("trainyard_operator_part_failures_total", {"part": part})
 
-    assert [value(part) for part in Part] == [0, 0, 0, 0]
+    assert [value(part) for part in Part] == [0] * len(Part)
     metrics.count_failure(Part.WATCH)
     assert value(Part.WATCH) == 1
