@@ -121,6 +121,7 @@ class Api:
     def __init__(self, jobs: list[dict[str, Any]], pods: list[dict[str, Any]], version: int = 100) -> None:
         self.jobs, self.pods, self.version = jobs, pods, version
         self.error: ApiError | None = None
+        self.streamed: list[Any] = []
 
     async def collect(self, path: str, selector: str, keep: Callable[[dict[str, Any]], Any]) -> tuple[list[Any], int]:
         if self.error:
@@ -130,8 +131,9 @@ class Api:
 
     async def watch(self, path: str, query: Any, *, silence_seconds: float) -> AsyncGenerator[Any, None]:
         """The server streams no lists."""
+        for event in self.streamed:
+            yield event
         raise ApiError(422, "Invalid", "sendInitialEvents is forbidden")
-        yield
 
 
 def make_resync(api: Api, interval: float = 300.0) -> Resync:

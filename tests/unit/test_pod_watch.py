@@ -86,7 +86,7 @@ class Server:
         try:
             yield KubeApi(client)
         finally:
-            await client.close()
+            await client.close()  # type: ignore[no-untyped-call]
             await runner.cleanup()
 
 
@@ -260,7 +260,7 @@ async def test_a_server_that_is_down_is_asked_less_and_less_often(monkeypatch: p
     async with watched.running() as task:
         await asyncio.sleep(1)
         assert not task.done()
-    await client.close()
+    await client.close()  # type: ignore[no-untyped-call]
     assert set(counted) == {("WATCH", 0)}
     assert 3 <= len(counted) <= 7, "after 0.05 s, 0.1 s, 0.2 s, ... or a little less"
 

@@ -235,8 +235,8 @@ async def one_job(api: Api, operator: OperatorProcess, count: int) -> OneJob:
         await seen.until(lambda: ("job", 1) in seen.jobs)
         cost = await meter.stop()
         assert (len(seen.added), len(seen.ran)) == (count, count), "each pod was created once"
-        times = (max(seen.added.values()), max(seen.ran.values()), seen.jobs["job", 1])
-        return OneJob(*(moment - started for moment in times), cost)
+        exist, run = (max(times.values()) - started for times in (seen.added, seen.ran))
+        return OneJob(exist, run, seen.jobs["job", 1] - started, cost)
 
 
 async def many_jobs(api: Api, operator: OperatorProcess, count: int, replicas: int) -> ManyJobs:
