@@ -83,6 +83,8 @@ class Seen:
     jobs: dict[tuple[str, int], float] = field(default_factory=dict)
     """When a job had the condition Running, by name and attempt."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    failure: BaseException | None = None
+    """What has ended a watch too early."""
 
     def see_pod(self, kind: str, pod: dict[str, Any]) -> None:
         """Note a change of a pod."""
@@ -108,6 +110,8 @@ class Seen:
         """
         async with asyncio.timeout(PATIENCE):
             while not done():
+                if self.failure is not None:
+                    raise self.failure
                 self.changed.clear()
                 await self.changed.wait()
 
@@ -122,9 +126,15 @@ async def watched(api: Api) -> AsyncIterator[tuple[Namespace, Seen]]:
     async def follow(path: str, see: Callable[[str, dict[str, Any]], None]) -> None:
         version = (await api.get(path, limit="1"))["metadata"]["resourceVersion"]
         started.release()
-        async for kind, body in api.watch(path, version):
-            see(kind, body)
-        raise AssertionError("the watch has ended")
+        try:
+            # An API server ends the watch of a client that reads too slowly, as this one while it sends requests.
+            while True:
+                async for kind, body in api.watch(path, version):
+                    see(kind, body)
+                    version = body["metadata"]["resourceVersion"]
+        except Exception as error:
+            seen.failure = error
+            seen.changed.set()
 
     started = asyncio.Semaphore(0)
     tasks = [
