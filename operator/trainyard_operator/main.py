@@ -1,6 +1,7 @@
 """The operator's process: serve probes, wait for the lease, fill the cache, then watch, reconcile and poll."""
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -77,6 +78,8 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
     cache, queue = resync.cache, resync.queue
     with metrics.leading():
         version = await _prime(resync)
+        # All modules are loaded: the garbage collector need not visit their objects again and again.
+        gc.freeze()
         key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
         backend = KubernetesBackend(api, key)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)

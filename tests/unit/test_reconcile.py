@@ -13,9 +13,10 @@ from tests.support import clock, kubelet
 from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobStatus
+from trainyard_operator.controller import pod_actions
 from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.pod_actions import CREATED_AT_ONCE, DELETION_REPEATED_AFTER
+from trainyard_operator.controller.pod_actions import DELETION_REPEATED_AFTER
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -302,9 +303,13 @@ def test_a_template_from_which_no_pod_can_be_built_is_reported_with_the_fix(capl
     assert not any(record.exc_info for record in caplog.records)
 
 
-def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between_them() -> None:
+def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pod_actions, "CREATED_AT_ONCE", 50)
+
     async def scenario() -> None:
-        operator = Operator(replicas=3 * CREATED_AT_ONCE)
+        operator = Operator(replicas=150)
         parts: list[int] = []
         create = operator.backend.create
 
@@ -319,7 +324,8 @@ def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between
         operator.backend.create = count  # type: ignore[method-assign]
         async with operator.working():
             await asyncio.sleep(1)
-            assert parts == [CREATED_AT_ONCE] * 2
+            assert parts == [50] * 2
+            assert sum(call.startswith("create Service") for call in operator.backend.calls) == 1, "for all parts"
             assert operator.job.status.phase == Phase.SUSPENDING
 
     clock.run(scenario())

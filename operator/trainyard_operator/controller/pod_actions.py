@@ -19,12 +19,16 @@ from trainyard_operator.manifests.template import TemplateError
 
 log = logging.getLogger(__name__)
 
-CREATED_AT_ONCE = 500
-"""Pods that one reconciliation creates at most (as in the Job controller): so a large group takes turns with other
-jobs, and a suspension takes effect soon."""
+CREATED_AT_ONCE = 1000
+"""Pods that one reconciliation creates at most, in about three seconds: so a large group takes turns with other jobs,
+and a suspension takes effect soon."""
 
 DELETION_REPEATED_AFTER = 60.0
 """Seconds until a pod is deleted again whose deletion was accepted, but which does not show it."""
+
+
+_Version = tuple[str, int, int]
+"""What pods are created from: UID and generation of the job, and the attempt."""
 
 
 class CreationFailed(Exception):
@@ -49,6 +53,13 @@ class PodActions:
     trainer_image: str
     backoff: Backoff[Key] = field(default_factory=Backoff)
     """Holds creations back after a failure, so that other events of a job lead to none."""
+    _continued: dict[Key, _Version] = field(default_factory=dict)
+    """Groups of which a part was created, and the next one follows at once."""
+
+    def forget(self, key: Key) -> None:
+        """Forget a job that is gone."""
+        self.backoff.reset(key)
+        self._continued.pop(key, None)
 
     async def create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
         """Create pods as far as the back-off allows, and remember for the status why one was not created.
@@ -59,13 +70,14 @@ class PodActions:
             CreationFailed: a request failed; nothing is created before the back-off has ended.
         """
         # What was refused is not sent again because of an event, but at once when the user has changed the spec.
-        version = (job.metadata.uid, job.metadata.generation, action.attempt)
+        version = _version(job, action)
         if wait := self.backoff.remaining(job.key, version):
             return wait
         indexes = action.indexes[:CREATED_AT_ONCE]
         try:
             await self._create_group(job, entry, replace(action, indexes=indexes))
         except (Refused, Unavailable) as error:
+            self._continued.pop(job.key, None)
             # One response that is missing means little, but a webhook may fail for hours.
             if isinstance(error, Refused) or self.backoff.has_failed(job.key):
                 reason = error.reason if isinstance(error, Refused) else Reason.WAITING_FOR_PODS
@@ -74,7 +86,11 @@ class PodActions:
             raise CreationFailed(error, wait) from error
         entry.creation_error = None
         self.backoff.reset(job.key)
-        return 0.0 if len(indexes) < len(action.indexes) else None
+        if len(indexes) == len(action.indexes):
+            self._continued.pop(job.key, None)
+            return None
+        self._continued[job.key] = version
+        return 0.0
 
     async def _create_group(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> None:
         """Create pods of the current attempt, after the API server has confirmed that no other attempt has any.
@@ -97,7 +113,9 @@ class PodActions:
             for pod in others:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(others)} pods of another attempt exist")
-        await self.backend.create(job, build_shared(job, token))
+        # A moment ago the first part of the same group was created, and these objects before it.
+        if self._continued.get(job.key) != _version(job, action):
+            await self.backend.create(job, build_shared(job, token))
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
@@ -139,3 +157,7 @@ class PodActions:
         finally:
             for worker in due if not accepted else ():
                 entry.deletions.pop(worker.uid, None)
+
+
+def _version(job: TrainingJob, action: CreateWorkers) -> _Version:
+    return job.metadata.uid, job.metadata.generation, action.attempt

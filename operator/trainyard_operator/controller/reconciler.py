@@ -169,7 +169,7 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         """Forget the failures of a job that is gone."""
         self.queue.drop(key)
-        self.pods.backoff.reset(key)
+        self.pods.forget(key)
 
     async def _confirm_no_pods(self, job: TrainingJob) -> None:
         """Check that the job has no pods, since the cache may lag behind.

@@ -6,6 +6,7 @@ from trainyard.resource.status import ConditionType as C
 from trainyard.resource.status import Reason
 from trainyard.text import plural
 from trainyard_operator.lifecycle.actions import AcceptSpec, Plan, act_now, fail_job, record_decision
+from trainyard_operator.lifecycle.conditions import set_waiting_for_pods
 from trainyard_operator.lifecycle.observation import Observation
 from trainyard_operator.lifecycle.status_builder import StatusBuilder
 
@@ -120,7 +121,7 @@ def _start_first_attempt(builder: StatusBuilder) -> Plan:
     if spec.trainer and spec.parallelism:
         message += f", mesh {make_mesh(spec)}"
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, message, event="Normal")
-    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    set_waiting_for_pods(builder, running=0)
     return record_decision(builder)
 
 
@@ -133,7 +134,7 @@ def _resume(builder: StatusBuilder) -> Plan:
     builder.set_condition(C.CREATED, True, Reason.ACCEPTED, "the job was resumed")
     message = f"resumed as attempt {builder.attempt}"
     builder.set_condition(C.SUSPENDED, False, Reason.RESUMED, message, event="Normal")
-    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, "the worker pods are being created")
+    set_waiting_for_pods(builder, running=0)
     return record_decision(builder)
 
 

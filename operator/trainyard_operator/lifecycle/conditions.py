@@ -87,8 +87,14 @@ def set_waiting(builder: StatusBuilder, observation: Observation, workers: tuple
         )
     # Nothing is wrong: the pods just have not started yet.
     else:
-        running = sum(w.state is not WorkerState.PENDING for w in workers)
-        builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {spec.pods} {noun} run")
+        set_waiting_for_pods(builder, running=sum(w.state is not WorkerState.PENDING for w in workers))
+
+
+def set_waiting_for_pods(builder: StatusBuilder, *, running: int) -> None:
+    """Set Running to False because pods do not exist or have not started yet, which is as it should be."""
+    spec = builder.effective_job.spec
+    noun = "pods" if spec.servers else "workers"
+    builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {spec.pods} {noun} run")
 
 
 def _slow_start_message(builder: StatusBuilder, slow: list[WorkerPod]) -> str:
