@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import aiohttp
+
 from tests.builders import make_job, make_manifest
 from tests.support import kubelet
-from tests.support.kube import Api, Namespace, eventually
+from tests.support.kube import Api, ApiRefusal, Namespace, eventually
 from tests.support.operator import OperatorProcess
 from trainyard.time import utc_now
 from trainyard_operator.manifests.pod import build_pod
@@ -83,7 +85,7 @@ class Seen:
     jobs: dict[tuple[str, int], float] = field(default_factory=dict)
     """When a job had the condition Running, by name and attempt."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    failure: BaseException | None = None
+    failure: Exception | None = None
     """What has ended a watch too early."""
 
     def see_pod(self, kind: str, pod: dict[str, Any]) -> None:
@@ -132,7 +134,7 @@ async def watched(api: Api) -> AsyncIterator[tuple[Namespace, Seen]]:
                 async for kind, body in api.watch(path, version):
                     see(kind, body)
                     version = body["metadata"]["resourceVersion"]
-        except Exception as error:
+        except (ApiRefusal, aiohttp.ClientError) as error:
             seen.failure = error
             seen.changed.set()
 
