@@ -1,11 +1,10 @@
 """Estimate of a TrainingJob from its manifest alone: ranks, parameters, memory, computation and communication."""
 
-from typing import Literal
-
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
 from trainyard.mesh import AXES
 from trainyard.resolve import resolve
+from trainyard.resource.devices import devices
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 from trainyard.resource.spec import ResourceList
@@ -27,8 +26,8 @@ class Group(ApiModel):
     """Number of ranks in each worker."""
     ranks: int
     """Number of ranks of the job."""
-    device: Literal["cpu", "gpu"]
-    """Device that each rank computes on."""
+    device: str
+    """Device that each rank computes on: cpu, gpu, or the resource that is another or an unknown accelerator."""
     limits: ResourceList
     """Resource limits of each worker."""
 
@@ -116,7 +115,7 @@ def estimate(job: TrainingJob) -> Estimate:
         replicas=spec.workers.replicas,
         procs_per_worker=spec.procs_per_worker,
         ranks=spec.world_size,
-        device="gpu" if uses_gpus(spec) else "cpu",
+        device="gpu" if uses_gpus(spec) else next(iter(devices(spec.workers.resources.limits or {})), "cpu"),
         limits=spec.workers.resources.limits or {},
     )
     fields = {"name": job.metadata.name, "namespace": job.metadata.namespace, "workers": group}

@@ -1,6 +1,11 @@
-"""Network helpers for processes on one machine."""
+"""Network helpers."""
 
 import socket
+
+
+def any_address() -> str:
+    """Return the address to listen on for connections to all addresses of this machine or pod, IPv4 and IPv6."""
+    return "::" if socket.has_dualstack_ipv6() else "0.0.0.0"
 
 
 def free_port(host: str = "127.0.0.1") -> int:

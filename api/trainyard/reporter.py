@@ -24,6 +24,7 @@ from typing import Any
 
 from prometheus_client import ProcessCollector, start_http_server
 
+from trainyard.net import any_address
 from trainyard.protocol import constants, launcher_protocol, worker_metrics
 from trainyard.protocol.launcher import termination_message_path
 from trainyard.protocol.log_tail import is_peer_loss
@@ -83,7 +84,7 @@ class Reporter:
         if self._serves:
             ProcessCollector(registry=self.registry)
             port = launcher_protocol.port_number(constants.ENV_METRICS_PORT, constants.METRICS_PORT)
-            self._server, self._thread = start_http_server(port, registry=self.registry)
+            self._server, self._thread = start_http_server(port, any_address(), self.registry)
 
     def _declare(self, total_steps: int | None, resumed_step: int) -> None:
         self._page.set(worker_metrics.ATTEMPT, launcher_protocol.attempt_number())

@@ -1,14 +1,19 @@
 """Resolve a TrainingJob into the configuration of its ranks: presets filled in, `auto` replaced by numbers."""
 
+from collections.abc import Iterator
+
 from trainyard.config import MemoryUse, Precision, RunConfig
 from trainyard.mesh import Mesh, make_mesh
 from trainyard.models import FAMILIES
 from trainyard.models.family import DEFAULT_PRESET, DataShape, ModelConfig
 from trainyard.resource.checkpoint import checkpoint_config
 from trainyard.resource.datasets import vocabulary
+from trainyard.resource.devices import counted_devices, device_claims
 from trainyard.resource.health import health_config
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec
+from trainyard.resource.quantity import parse_bytes
+from trainyard.resource.spec import TrainingJobSpec
+from trainyard.resource.spec_rules import ASYNC_TENSOR_NEEDS, FLOAT8_NEEDS_GPUS, GPU_MEMORY_NEEDS_GPUS
 from trainyard.resource.training import TrainerSpec
 from trainyard.sizing.advice import memory_problems
 from trainyard.sizing.fit import uses_gpus
@@ -27,7 +32,7 @@ def spec_problems(job: TrainingJob) -> list[str]:
 
     Each entry names the field, the rule and the fix. The job can run if the list is empty.
     """
-    return _problems(job, memory=True)
+    return list(_gpu_problems(job.spec)) or _problems(job, memory=True)
 
 
 def layout_problems(job: TrainingJob) -> list[str]:
@@ -70,10 +75,13 @@ def _layout_problems(job: TrainingJob) -> list[str]:
     try:
         _ = job.spec.world_size
     except ValueError:
+        [kind, *_] = counted_devices(job.spec.workers.resources.limits or {})
         return [
-            f"spec.workers.resources.limits[{GPU_RESOURCE}]: must be a whole number for procsPerWorker auto; "
+            f"spec.workers.resources.limits[{kind}]: must be a whole number for procsPerWorker auto; "
             "correct it, or set procsPerWorker"
         ]
+    if problems := [*_claim_problems(job.spec), *_shared_memory_problems(job.spec)]:
+        return problems
     trainer = job.spec.trainer
     if trainer is None:
         return []
@@ -87,6 +95,45 @@ def _layout_problems(job: TrainingJob) -> list[str]:
         return problems
     model = _model_config(trainer)
     return problems + FAMILIES[model.name].problems(model, trainer.model.preset or DEFAULT_PRESET)
+
+
+def _claim_problems(spec: TrainingJobSpec) -> Iterator[str]:
+    """Yield what is wrong with the resource claims of the template, which CEL does not see."""
+    workers, limits = spec.workers, spec.workers.resources.limits or {}
+    claims = device_claims(workers.template.spec)
+    if claims and workers.procs_per_worker == "auto" and not counted_devices(limits):
+        yield (
+            f"spec.workers.procsPerWorker: auto does not know how many devices the resource claim {claims[0]} of the "
+            "template has; set it to the number of processes in each worker"
+        )
+
+
+def _gpu_problems(spec: TrainingJobSpec) -> Iterator[str]:
+    """Yield which fields need GPUs that the workers do not have; CEL lets them pass where claims may have some."""
+    if uses_gpus(spec):
+        return
+    if spec.workers.gpu_memory is not None:
+        yield GPU_MEMORY_NEEDS_GPUS
+    if spec.parallel.async_tensor:
+        yield ASYNC_TENSOR_NEEDS
+    if spec.trainer is not None and spec.trainer.float8:
+        yield FLOAT8_NEEDS_GPUS
+
+
+def _shared_memory_problems(spec: TrainingJobSpec) -> Iterator[str]:
+    size, limit = spec.workers.shared_memory, (spec.workers.resources.limits or {}).get("memory")
+    if size is None or limit is None:
+        return
+    try:
+        fits = parse_bytes(size) <= parse_bytes(limit)
+    except ValueError as error:
+        yield f"spec.workers: sharedMemory and resources.limits.memory: {error}"
+        return
+    if not fits:
+        yield (
+            f"spec.workers.sharedMemory: {size} is more than the memory limit {limit}, to which it counts; lower it, "
+            "or raise spec.workers.resources.limits.memory"
+        )
 
 
 def _batch_problems(trainer: TrainerSpec, mesh: Mesh) -> list[str]:

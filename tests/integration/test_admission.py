@@ -67,12 +67,28 @@ async def test_stored_defaults_equal_those_of_the_types(own_namespace: Namespace
     assert stored["status"] == TrainingJobStatus().to_dict()
 
 
-@pytest.mark.parametrize("gpus", [8, "8", 0, "0"])
-async def test_rules_and_types_count_gpus_alike(own_namespace: Namespace, gpus: int | str) -> None:
+@pytest.mark.parametrize(
+    ("resource", "number"),
+    [
+        *(("nvidia.com/gpu", number) for number in (8, "8", 0, "0")),
+        ("amd.com/gpu", 4),
+        ("nvidia.com/mig-1g.5gb", "1"),
+        ("rdma/hca", 4),
+    ],
+)
+async def test_rules_and_types_count_devices_alike(own_namespace: Namespace, resource: str, number: int | str) -> None:
+    """A batch of this size suits that many ranks only, by the rules of the API server."""
+    ranks = 2 * (int(number) or 1) if resource != "rdma/hca" else 2
+    limits = {resource: number, "memory": "64Gi"}
     manifest = make_manifest(
-        workers={"resources": {"limits": {"nvidia.com/gpu": gpus}}}, trainer=trainer_spec(batch={"global": 16})
+        workers={"resources": {"limits": limits}}, trainer=trainer_spec(batch={"global": ranks, "micro": 1})
     )
-    assert TrainingJob.from_dict(await own_namespace.create_job(manifest)).spec.world_size == 2 * (int(gpus) or 1)
+    assert TrainingJob.from_dict(await own_namespace.create_job(manifest)).spec.world_size == ranks
+
+
+async def test_a_program_may_have_any_device_whose_processes_are_given(own_namespace: Namespace) -> None:
+    limits = {"example.com/npu": 4, "habana.ai/gaudi": 1}
+    await own_namespace.create_job(make_manifest(workers={"procsPerWorker": 4, "resources": {"limits": limits}}))
 
 
 async def test_the_largest_job_stays_within_the_cost_limit_of_the_rules(own_namespace: Namespace) -> None:

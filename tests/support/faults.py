@@ -75,6 +75,10 @@ def _on_gpus(manifest: Manifest, gpus: int = 1) -> Manifest:
     return manifest
 
 
+def _with_limits(limits: Manifest, trainer: Manifest | None = None, **workers: Any) -> Manifest:
+    return make_manifest(trainer=trainer, workers={"resources": {"limits": limits}, **workers})
+
+
 def _digits_spec(**changes: Any) -> Manifest:
     data = {"source": "table", "builtin": "digits"}
     return trainer_spec(**{"model": {"name": "mlp"}, "data": data, **changes})
@@ -396,10 +400,51 @@ RULES = (
             partial(
                 make_manifest, trainer=trainer_spec(), workers={"resources": {"limits": {"nvidia.com/gpu": value}}}
             ),
-            "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number below 1000; correct it, without a "
-            "unit",
+            "spec.workers.resources.limits: the number of GPUs or other accelerators must be a whole number below "
+            "1000; correct it, without a unit",
         )
         for value in ("1.5", "2k", "1Gi", "1000", 1000, 10**15)
+    ),
+    Fault(
+        "half a MIG device",
+        lambda: _with_limits({"nvidia.com/mig-1g.5gb": "500m"}),
+        "spec.workers.resources.limits: the number of GPUs or other accelerators must be a whole number below "
+        "1000; correct it, without a unit",
+    ),
+    Fault(
+        "two kinds of accelerators",
+        lambda: _with_limits({"nvidia.com/mig-1g.5gb": 1, "nvidia.com/mig-2g.10gb": 1}),
+        "spec.workers.procsPerWorker: auto is the number of devices of one kind, but workers.resources.limits has more "
+        "than one kind; set it to the number of processes in each worker",
+    ),
+    *(
+        Fault(
+            f"the unknown device {device}",
+            partial(_with_limits, {device: 4, "memory": "8Gi", "rdma/hca": 1}),
+            "spec.workers.procsPerWorker: auto does not know which devices in workers.resources.limits need a process "
+            "of their own; set it to the number of processes in each worker",
+        )
+        for device in ("example.com/npu", "google.com/tpu", "aws.amazon.com/neuron")
+    ),
+    *(
+        Fault(
+            f"the built-in trainer on {device}",
+            partial(_with_limits, {device: 1}, trainer=trainer_spec(), procsPerWorker=procs),
+            "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other devices in "
+            "spec.workers.resources.limits; remove them, or run a program of your own with spec.command",
+        )
+        for device, procs in (("habana.ai/gaudi", "auto"), ("google.com/tpu", 4), ("example.com/npu", "auto"))
+    ),
+    *(
+        Fault(
+            f"{number} MIG devices and {procs} processes of the built-in trainer",
+            partial(
+                _with_limits, {"nvidia.com/mig-3g.40gb": number}, trainer=trainer_spec(), procsPerWorker=procs
+            ),
+            "spec.workers.resources.limits: CUDA shows a process only one MIG device, so that a worker of the built-in "
+            "trainer has one process and one device; set 1 and procsPerWorker: auto, and raise workers.replicas",
+        )
+        for number, procs in ((2, "auto"), (1, 2))
     ),
     Fault(
         "procsPerWorker that is a word",
@@ -418,6 +463,12 @@ RULES = (
         lambda: make_manifest(workers={"gpuMemory": "80Gi", "resources": {"limits": {"memory": "2Gi"}}}),
         "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "
         "remove it",
+    ),
+    Fault(
+        "float8 on GPUs of AMD",
+        lambda: _with_limits({"amd.com/gpu": 1}, trainer=trainer_spec(**_FLOAT8)),
+        "spec.trainer.float8: needs GPUs of NVIDIA (H100 or newer), since a CPU has no products in float8; set "
+        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
     ),
     Fault(
         "width that the heads do not divide",
@@ -844,7 +895,7 @@ RULES = (
     Fault(
         "float8 on a CPU",
         lambda: _trainer(**_FLOAT8),
-        "spec.trainer.float8: needs GPUs (H100 or newer), since a CPU has no products in float8; set "
+        "spec.trainer.float8: needs GPUs of NVIDIA (H100 or newer), since a CPU has no products in float8; set "
         "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
     ),
     Fault(
@@ -1299,6 +1350,13 @@ SCHEMA = (
         lambda: make_manifest(workers={"gpuMemory": "a lot", "resources": {"limits": {"nvidia.com/gpu": 1}}}),
         "spec.workers.gpuMemory: must match ^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$, not 'a lot'",
         server='spec.workers.gpuMemory: Invalid value: "a lot": spec.workers.gpuMemory in body should match '
+        "'^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$'",
+    ),
+    Fault(
+        "sharedMemory of zero",
+        lambda: make_manifest(workers={"sharedMemory": "0"}),
+        "spec.workers.sharedMemory: must match ^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$, not '0'",
+        server='spec.workers.sharedMemory: Invalid value: "0": spec.workers.sharedMemory in body should match '
         "'^[1-9][0-9]*(\\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$'",
     ),
     Fault(

@@ -17,6 +17,7 @@ _WORKERS = {
     "procsPerWorker": 2,
     "resources": {"limits": {"nvidia.com/gpu": 2, "memory": "8Gi"}, "requests": {"cpu": 1}},
     "gpuMemory": "80Gi",
+    "sharedMemory": "4Gi",
     "template": _TEMPLATE,
 }
 _RESTART_POLICY = {

@@ -208,6 +208,16 @@ def test_response_codes(harness: Harness, sent: bytes, code: int) -> None:
     assert harness.launcher.restart_requested == (code == 202)
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", *(["::1"] if socket.has_dualstack_ipv6() else [])])
+def test_the_port_is_open_for_both_families(harness: Harness, address: str) -> None:
+    with socket.create_connection((address, harness.port.number), timeout=2) as caller:
+        caller.sendall(request(READY_PATH))
+        assert wait_for_signal(2) is signal.SIGIO
+        time.sleep(0.02)
+        harness.launcher.poll_requests()
+        assert b" 200 OK" in caller.recv(4096)
+
+
 def test_slow_client_does_not_delay_others(harness: Harness) -> None:
     with socket.create_connection(("127.0.0.1", harness.port.number)) as slow:
         slow.sendall(b"GET /read")

@@ -213,6 +213,12 @@ def test_the_address_of_the_master_is_the_first_pods_name_in_the_service(job: Tr
     assert env["MASTER_PORT"] == env["PET_MASTER_PORT"] == str(build_service(job)["spec"]["ports"][0]["port"])
 
 
+def test_the_first_pod_knows_itself_by_its_host_name_which_needs_no_dns(job: TrainingJob) -> None:
+    """The kubelet writes it to /etc/hosts of the pod; the name in the Service comes later."""
+    env = env_of(job, index=0)
+    assert env["MASTER_ADDR"] == env["PET_MASTER_ADDR"] == pod_of(job, index=0)["spec"]["hostname"]
+
+
 def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> None:
     env = env_of(make_job(replicas=4), index=3)
     assert (env["RANK"], env["WORLD_SIZE"], env["LOCAL_RANK"]) == ("3", "4", "0")

@@ -218,7 +218,8 @@ def test_a_users_program_is_started_by_a_launcher_that_the_operator_brings() -> 
     config = build_config_map(job)
     assert config is not None
     folder = Path(launcher.__file__).parent
-    files = ("launcher.py", "launcher_output.py", "launcher_port.py", "launcher_protocol.py", "log_tail.py")
+    modules = ("launcher", "launcher_dns", "launcher_output", "launcher_port", "launcher_protocol", "log_tail")
+    files = [f"{module}.py" for module in modules]
     assert config["data"] == {name: (folder / name).read_text() for name in files}
     pod = build_pod(job, 1, 0, trainer_image="", secret="s")
     worker = pod["spec"]["containers"][0]

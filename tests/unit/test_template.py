@@ -57,7 +57,7 @@ def test_the_workers_container_is_merged_field_by_field() -> None:
         "tty": True,
         "stdin": None,
         "env": [{"name": "A", "value": "x"}, {"name": "B"}],
-        "resources": {"limits": {"example.com/nic": 1, "memory": "1Gi"}, "claims": [{"name": "gpu"}]},
+        "resources": {"limits": {"rdma/nic": 1, "memory": "1Gi"}, "claims": [{"name": "gpu"}]},
     }
     worker = worker_with(
         theirs, env=[{"name": "A", "value": "own"}], workers={"resources": {"limits": {"memory": "2Gi"}}}
@@ -69,7 +69,7 @@ def test_the_workers_container_is_merged_field_by_field() -> None:
     )
     assert worker["env"][-2:] == [{"name": "B"}, {"name": "A", "value": "own"}]
     assert worker["resources"] == {
-        "limits": {"example.com/nic": 1, "memory": "2Gi"},
+        "limits": {"rdma/nic": 1, "memory": "2Gi"},
         "claims": [{"name": "gpu"}],
     }
 
@@ -280,6 +280,7 @@ def test_a_mount_where_the_operator_needs_its_own_is_refused(path: str) -> None:
 @pytest.mark.parametrize(
     ("workers", "size"),
     [
+        ({"sharedMemory": "3Gi", "resources": {"limits": {"memory": "8Gi"}}}, "3Gi"),
         ({}, "64Gi"),
         ({"procsPerWorker": 4}, "256Gi"),
         ({"procsPerWorker": 4, "resources": {"limits": {"memory": "8Gi"}}}, "8Gi"),
@@ -289,6 +290,22 @@ def test_a_mount_where_the_operator_needs_its_own_is_refused(path: str) -> None:
 def test_shared_memory_cannot_use_up_a_node(workers: dict[str, Any], size: str) -> None:
     volumes = with_template({}, workers=workers)["volumes"]
     assert {"name": "trainyard-shm", "emptyDir": {"medium": "Memory", "sizeLimit": size}} in volumes
+
+
+def test_the_size_of_shared_memory_is_that_of_the_workers_and_not_of_the_server() -> None:
+    server = {"resources": {"limits": {"memory": "4Gi"}}}
+    job = make_job(**served(), parameterServer=server, workers={"sharedMemory": "3Gi"})
+    sizes = [pod_of(job, index)["spec"]["volumes"][0]["emptyDir"]["sizeLimit"] for index in (1, 2)]
+    assert sizes == ["3Gi", "4Gi"]
+
+
+def test_a_volume_of_the_template_and_a_size_of_shared_memory_exclude_each_other() -> None:
+    mount = {"volumeMounts": [{"name": "large", "mountPath": "/dev/shm/"}]}
+    with pytest.raises(TemplateError) as error:
+        worker_with(mount, workers={"sharedMemory": "3Gi"})
+    assert str(error.value) == (
+        f"{WORKER}.volumeMounts: the volume at /dev/shm replaces that of spec.workers.sharedMemory; remove one of them"
+    )
 
 
 def test_shared_memory_holds_the_copies_of_large_models_for_checkpoints() -> None:
@@ -351,6 +368,27 @@ def test_gpus_of_a_template_that_would_not_set_the_number_of_ranks_are_refused()
     assert worker_with(gpus, workers={"procsPerWorker": 8})["resources"] == gpus["resources"]
 
 
+@pytest.mark.parametrize("device", ["amd.com/gpu", "nvidia.com/mig-1g.5gb", "example.com/npu"])
+def test_a_device_of_a_template_is_never_taken_for_a_cpu(device: str) -> None:
+    template = {"resources": {"limits": {device: 2}}}
+    with pytest.raises(TemplateError, match=f"{device} does not set the number of ranks here; "):
+        worker_with(template, trainer=False)
+    counted = worker_with(template, trainer=False, workers={"resources": {"limits": {"nvidia.com/gpu": 1}}})
+    assert counted["resources"]["limits"] == {device: 2, "nvidia.com/gpu": 1}
+
+
+@pytest.mark.parametrize("trainer", [True, False])
+def test_devices_for_rdma_reach_the_pod_as_they_are(trainer: bool) -> None:
+    nics = {"rdma/hca_shared_devices_a": 1, "vpc.amazonaws.com/efa": "4", "networking.gke.io.networks/rdma-0": 1}
+    limits = {**nics, "hugepages-2Mi": "1Gi", "memory": "8Gi"}
+    lock = {"securityContext": {"capabilities": {"add": ["IPC_LOCK"]}}}
+    workers = {"resources": {"limits": limits, "requests": nics}}
+    worker = worker_with({**lock, "resources": {"limits": {"rdma/other": 1}}}, trainer=trainer, workers=workers)
+    assert worker["resources"] == {"limits": {"rdma/other": 1, **limits}, "requests": nics}
+    assert worker["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+    assert {"name": "PET_NPROC_PER_NODE", "value": "1"} in worker["env"]
+
+
 def test_the_service_has_the_port_of_the_metrics() -> None:
     def ports(**spec: Any) -> dict[str, int]:
         return {port["name"]: port["port"] for port in build_service(make_job(**spec))["spec"]["ports"]}
@@ -398,6 +436,25 @@ def test_pods_in_the_network_of_their_node_find_their_master() -> None:
     assert with_template({"hostNetwork": True})["dnsPolicy"] == "ClusterFirstWithHostNet"
     assert with_template({"hostNetwork": True, "dnsPolicy": "None"})["dnsPolicy"] == "None"
     assert "dnsPolicy" not in with_template({})
+    job = job_with({"template": {"spec": {"hostNetwork": True}}}, trainer=True)
+    for index in (0, 1):
+        env = {e["name"]: e.get("value") for e in pod_of(job, index)["spec"]["containers"][0]["env"]}
+        assert env["MASTER_ADDR"] == "job-2-0.job.default.svc", "the hosts file is that of the node"
+
+
+@pytest.mark.parametrize("trainer", [True, False])
+def test_ports_in_the_network_of_a_node_are_named_so_that_no_two_pods_collide(trainer: bool) -> None:
+    """The API server makes host ports of them, and the scheduler gives no two pods the same one on a node."""
+
+    def ports(index: int, template: dict[str, Any], **workers: Any) -> set[int]:
+        job = job_with({"template": {"spec": template}, **workers}, trainer=trainer)
+        pod = build_pod(job, 1, index, trainer_image="t", secret="s")
+        return {port["containerPort"] for port in pod["spec"]["containers"][0]["ports"]}
+
+    metrics = {9400} if trainer else set()
+    assert ports(0, {"hostNetwork": True}) == {29500, 9401} | metrics
+    assert ports(1, {"hostNetwork": True}) == {9401} | metrics
+    assert ports(0, {}) == {9401} | metrics
 
 
 def test_a_variable_may_refer_to_those_of_the_operator_and_of_the_template() -> None:

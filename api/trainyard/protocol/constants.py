@@ -39,7 +39,14 @@ CONFIG_FOLDER: Final = "/etc/trainyard"
 CONFIG_FILE: Final = "config.json"
 LAUNCHER_FILE: Final = "launcher.py"
 """Program in `CONFIG_FOLDER` that starts a user's command."""
-LAUNCHER_FILES: Final = (LAUNCHER_FILE, "launcher_output.py", "launcher_port.py", "launcher_protocol.py", "log_tail.py")
+LAUNCHER_FILES: Final = (
+    LAUNCHER_FILE,
+    "launcher_dns.py",
+    "launcher_output.py",
+    "launcher_port.py",
+    "launcher_protocol.py",
+    "log_tail.py",
+)
 """Files of `trainyard.protocol` that the launcher program consists of."""
 CHECKPOINT_MOUNT: Final = "/checkpoints"
 
@@ -62,6 +69,11 @@ ENV_CHECKPOINTS: Final = "TRAINYARD_CHECKPOINTS"
 """Folder for the job's checkpoints. It is also set for user programs."""
 ENV_CHECKPOINT_URL: Final = "TRAINYARD_CHECKPOINT_URL"
 """URL of the job's folder in an object store (spec.checkpoint.url), in place of ENV_CHECKPOINTS."""
+ENV_DEVICE: Final = "TRAINYARD_DEVICE"
+"""Resource that is the GPU of each rank of the built-in trainer, such as nvidia.com/gpu, or DEVICE_CLAIM; not set for
+ranks without a GPU, nor outside of a cluster."""
+DEVICE_CLAIM: Final = "resource claim"
+"""Value of ENV_DEVICE for devices of a resource claim, whose vendor is not known."""
 ENV_IMAGE: Final = "TRAINYARD_IMAGE"
 """Image of the worker, for the record of the run; not set outside of a cluster."""
 ENV_GRACE: Final = "TRAINYARD_GRACE_SECONDS"

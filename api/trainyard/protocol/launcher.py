@@ -33,11 +33,13 @@ from typing import NoReturn
 
 if __package__:
     from trainyard.protocol import launcher_protocol as protocol
+    from trainyard.protocol.launcher_dns import POLL_SECONDS, can_look_up
     from trainyard.protocol.launcher_output import STDERR, STDOUT, OutputCopy
     from trainyard.protocol.launcher_port import Port, Response
     from trainyard.protocol.log_tail import excerpt
 else:  # run as a program: the operator mounts the files into one folder of the user's image
     import launcher_protocol as protocol  # type: ignore[import-not-found, no-redef]
+    from launcher_dns import POLL_SECONDS, can_look_up  # type: ignore[import-not-found, no-redef]
     from launcher_output import STDERR, STDOUT, OutputCopy  # type: ignore[import-not-found, no-redef]
     from launcher_port import Port, Response  # type: ignore[import-not-found, no-redef]
     from log_tail import excerpt  # type: ignore[import-not-found, no-redef]
@@ -47,6 +49,9 @@ REQUEST_TIMEOUT_SECONDS = 60.0
 MIN_ATTEMPT_SECONDS = 30.0
 """Shortest attempt of a user's own program after which the pod waits for a request. A program that fails sooner may
 never have begun to train; its pod exits at once, so that the next attempt gets new pods."""
+ADDRESS_SECONDS = 600.0
+"""Time that a launcher waits for the address of worker 0, whose pod may wait for a node, before it starts the attempt
+all the same."""
 REAP_SECONDS = 1.0
 """Time within which a killed process is gone, unless it is stuck in the kernel."""
 MAX_MESSAGE_BYTES = 4096
@@ -95,6 +100,20 @@ class Launcher:
             message = f"no restart in place: the launcher's port {number} cannot be opened: {error.strerror}"
             print(message, file=sys.stderr, flush=True)
             return cls(attempt)
+
+    def await_address(self, name: str) -> signal.Signals | None:
+        """Wait until the address of worker 0 can be looked up, and answer requests meanwhile.
+
+        A program need not retry the look-up then, and does not find an answer that came too early in a cache.
+
+        Return the signal by which the pod was told to stop meanwhile, if any.
+        """
+        deadline = time.monotonic() + ADDRESS_SECONDS
+        while not (self.poll_requests() or can_look_up(name) or time.monotonic() > deadline):
+            received = wait_for_signal(POLL_SECONDS)
+            if received in STOP_SIGNALS:
+                return received
+        return None
 
     def begin_attempt(self) -> None:
         """Prepare an attempt, just before its processes are started."""
@@ -246,6 +265,11 @@ def main() -> NoReturn:
     first = launcher.attempt
     while True:
         launcher.begin_attempt()
+        if (received := launcher.await_address(os.environ.get("MASTER_ADDR") or "127.0.0.1")) is not None:
+            sys.exit(128 + received)
+        # Another attempt was requested meanwhile.
+        if launcher.restart_requested:
+            continue
         started = time.monotonic()
         output = [OutputCopy(STDOUT), OutputCopy(STDERR)]
         code, stopped = _run(launcher, _environment(launcher.attempt - first), output)

@@ -52,7 +52,7 @@ class Port:
         """
         self._token = token.encode()
         self._connections: list[_Connection] = []
-        self._listener = socket.create_server(("", number), backlog=64)
+        self._listener = _listen(number)
         self.number: int = self._listener.getsockname()[1]
         signal_on_input(self._listener.fileno())
 
@@ -110,6 +110,13 @@ class Port:
         token = headers.get(b"authorization", b"").replace(b"Bearer ", b"", 1)
         trusted = hmac.compare_digest(token, self._token)
         return method.decode("ascii", "replace"), path.decode("ascii", "replace"), trusted
+
+
+def _listen(number: int) -> socket.socket:
+    """Return a socket that listens on a port, for IPv4 and IPv6 where the pod has both."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", number), family=socket.AF_INET6, backlog=64, dualstack_ipv6=True)
+    return socket.create_server(("", number), backlog=64)
 
 
 def signal_on_input(descriptor: int) -> None:

@@ -4,24 +4,10 @@ from string import Formatter
 
 from trainyard.models.family import Feature
 from trainyard.resource.datasets import VOCABULARY
+from trainyard.resource.devices import PROCS
 from trainyard.resource.models import families_with, is_known_in_cel, preset_is_known, size_in_cel
 from trainyard.resource.parallelism import VIRTUAL_STAGES
 
-_GPUS = "self.workers.resources.limits['nvidia.com/gpu']"
-WHOLE_GPUS = (
-    "(!has(self.workers.resources.limits) || !('nvidia.com/gpu' in self.workers.resources.limits) ||"
-    f" (type({_GPUS}) == int ? {_GPUS} < 1000 : {_GPUS}.matches('^[0-9]{{1,3}}$')))"
-)
-"""Expression for: the number of GPUs, if there is one, is a whole number below 1000. It can be converted then, and the
-world size is a number of 64 bits."""
-HAS_GPUS = "(has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits)"
-"""Expression for: each worker has GPUs."""
-PROCS = (
-    "(type(self.workers.procsPerWorker) == int ? self.workers.procsPerWorker :"
-    " (has(self.workers.resources.limits) && 'nvidia.com/gpu' in self.workers.resources.limits"
-    f" && {WHOLE_GPUS} && int({_GPUS}) > 0 ? int({_GPUS}) : 1))"
-)
-"""Expression for: processes of each worker."""
 TENSOR = "(has(self.parallelism) ? self.parallelism.tensor : 1)"
 CONTEXT = "(has(self.parallelism) ? self.parallelism.context : 1)"
 EXPERT = "(has(self.parallelism) ? self.parallelism.expert : 1)"

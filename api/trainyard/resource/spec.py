@@ -7,6 +7,7 @@ from pydantic import Field
 from trainyard.base import MAX_QUANTITY, MUTABLE, ApiModel, NonNegative, OpaqueObject, Positive, Rule
 from trainyard.resource import quantity
 from trainyard.resource.checkpoint import Checkpoint
+from trainyard.resource.devices import counted_devices
 from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
 from trainyard.resource.parallelism import Parallelism
@@ -25,8 +26,9 @@ Quantity = Annotated[
 ]
 """A quantity as in a pod, at least 0: a number with or without a unit, or a whole number."""
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=32)]
+MemorySize = Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
+"""A size of memory above 0, as a quantity."""
 
-GPU_RESOURCE = "nvidia.com/gpu"
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 CONTROLLER_PATTERN = rf"^{_LABEL}(\.{_LABEL})*/[A-Za-z0-9/._~%!$&'()*+,;=:@-]+$"
 """Pattern of the name of a controller: a domain and a path, as in spec.managedBy of a Job."""
@@ -36,8 +38,9 @@ class Resources(ApiModel):
     """Compute resources of a container, as in a pod."""
 
     limits: ResourceList | None = None
-    """Most that the container may use, for example {nvidia.com/gpu: 8, memory: 64Gi}. The number of GPUs
-    (nvidia.com/gpu) also sets workers.procsPerWorker: auto. A fraction needs quotes: {cpu: "0.5"}."""
+    """Most that the container may use, for example {nvidia.com/gpu: 8, memory: 64Gi}. The number of accelerators
+    (nvidia.com/gpu, nvidia.com/mig-..., amd.com/gpu, habana.ai/gaudi) also sets workers.procsPerWorker: auto. Network
+    devices (rdma/...) and all other resources reach the pod as they are. A fraction needs quotes: {cpu: "0.5"}."""
     requests: ResourceList | None = None
     """What the scheduler reserves on a node for the container. Defaults to limits."""
 
@@ -60,10 +63,11 @@ class PodTemplate(ApiModel):
     """Any field of a pod's spec: nodeSelector, tolerations, volumes, initContainers, ... A container named worker is
     merged into the operator's own, for example to add volumeMounts, env, ports or a securityContext; other containers
     run beside it as they are. The fields of a securityContext are added to the operator's one by one. A volume that is
-    mounted at /dev/shm or /tmp replaces the operator's there; by default /dev/shm is as large as the memory limit, or
-    without one 64Gi per rank, or more if asynchronous checkpoints need it. Names of volumes that start with trainyard-
-    and the port name launcher are reserved. The API server checks these fields before the job starts: a malformed one
-    fails the job with reason InvalidSpec. A pod that a quota or a policy refuses is reported in the condition Running.
+    mounted at /dev/shm or /tmp replaces the operator's there (see workers.sharedMemory). Names of volumes that start
+    with trainyard- and the port names launcher and, with hostNetwork, rendezvous are reserved. Pods with hostNetwork
+    have their ports reserved on the node, so that only one of them runs on a node. The API server checks these fields
+    before the job starts: a malformed one fails the job with reason InvalidSpec. A pod that a quota or a policy refuses
+    is reported in the condition Running.
     """
 
 
@@ -75,26 +79,23 @@ class Workers(ApiModel):
     number from its newest checkpoint, without counting against restartPolicy.maxRestarts. With spec.elastic the group
     keeps training while it waits for capacity for additional workers. Defaults to 1."""
     procs_per_worker: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto"
-    """Number of training processes (ranks) in each pod, from 1 to 64, or auto: one for each GPU in resources.limits
-    (nvidia.com/gpu), and one without GPUs. The world size is replicas x procsPerWorker. Defaults to auto."""
+    """Number of training processes (ranks) in each pod, from 1 to 64, or auto: one for each accelerator in
+    resources.limits (nvidia.com/gpu, nvidia.com/mig-..., amd.com/gpu, habana.ai/gaudi), and one without accelerators.
+    Devices of other kinds and of resource claims need a number. The world size is replicas x procsPerWorker. Defaults
+    to auto."""
     resources: Resources = Resources()
     """Compute resources of the worker container in each pod, GPUs among them."""
-    gpu_memory: (
-        Annotated[str, Field(max_length=32, pattern=r"^[1-9][0-9]*(\.[0-9]+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")] | None
-    ) = None
+    gpu_memory: MemorySize | None = None
     """Memory of each GPU, for example 80Gi. The operator compares it with its estimate for the built-in trainer and
     fails a job that does not fit (reason InvalidSpec) before any pod is created. Without it nothing is compared, since
     Kubernetes does not know the memory of GPUs."""
+    shared_memory: MemorySize | None = None
+    """Size of /dev/shm in each worker, for example 16Gi, which counts towards the memory limit as far as it is filled;
+    `trainyard plan` counts all of it. NCCL, data loaders and asynchronous checkpoints use it. Defaults to the memory
+    limit, and without one to 64Gi per rank, or more if asynchronous checkpoints need it. A volume that
+    workers.template mounts at /dev/shm replaces it."""
     template: PodTemplate = PodTemplate()
     """Additional parts of the worker pods: labels, annotations and any field of a pod's spec."""
-
-    cel_rules: ClassVar[tuple[Rule, ...]] = (
-        Rule(
-            "!has(self.gpuMemory) || (has(self.resources.limits) && 'nvidia.com/gpu' in self.resources.limits)",
-            "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or "
-            "remove it",
-        ),
-    )
 
 
 class ParameterServerSpec(ApiModel):
@@ -211,12 +212,13 @@ class TrainingJobSpec(ApiModel):
         """Return the number of ranks in each worker pod, with `auto` resolved.
 
         Raises:
-            ValueError: the GPU limit is not a whole number.
+            ValueError: the number of accelerators is not a whole number.
         """
         if self.workers.procs_per_worker != "auto":
             return self.workers.procs_per_worker
         limits = self.workers.resources.limits or {}
-        return max(1, int(limits.get(GPU_RESOURCE, 1)))
+        kinds = counted_devices(limits)
+        return max(1, int(limits[kinds[0]])) if kinds else 1
 
     @property
     def metrics_endpoint(self) -> Metrics | None:

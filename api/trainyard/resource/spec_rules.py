@@ -6,19 +6,26 @@ from trainyard.models.family import Feature, LayoutRule
 from trainyard.resource.cel import (
     CONTEXT,
     EXPERT,
-    HAS_GPUS,
     HAS_PARAMETER_SERVER,
     MODEL_PARALLEL,
-    PROCS,
     STAGES,
     TENSOR,
-    WHOLE_GPUS,
     WITHOUT_ZBV,
     Layout,
     model_rule,
     needs_feature,
 )
 from trainyard.resource.datasets import HOLDS_OUT
+from trainyard.resource.devices import (
+    COUNTED,
+    HAS_GPUS,
+    HAS_MIG,
+    HAS_NVIDIA,
+    MAY_HAVE_CLAIMS,
+    ONLY_PLAIN,
+    PROCS,
+    WHOLE_DEVICES,
+)
 from trainyard.resource.elastic import ELASTIC_RULES
 from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.insight import INSIGHT_RULES
@@ -29,6 +36,18 @@ from trainyard.text import listed
 
 HAS_LORA = "has(self.trainer) && has(self.trainer.model.lora)"
 _LAYOUT = Layout("self.workers.replicas")
+GPU_MEMORY_NEEDS_GPUS = (
+    "spec.workers.gpuMemory: needs workers with GPUs; set spec.workers.resources.limits[nvidia.com/gpu], or remove it"
+)
+ASYNC_TENSOR_NEEDS = (
+    "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
+    "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it"
+)
+FLOAT8_NEEDS_GPUS = (
+    "spec.trainer.float8: needs GPUs of NVIDIA (H100 or newer), since a CPU has no products in float8; set "
+    "spec.workers.resources.limits[nvidia.com/gpu], or remove it"
+)
+"""Messages of rules that `trainyard.resolve` applies, too, where devices may come from resource claims."""
 _AXES: dict[Feature, tuple[str, str]] = {
     "tensor": ("spec.parallelism.tensor", TENSOR),
     "context": ("spec.parallelism.context", CONTEXT),
@@ -120,9 +139,31 @@ SPEC_RULES: tuple[Rule, ...] = (
         f"{reasons_against('parameterServer')}; choose ddp, fsdp or hsdp, or another spec.trainer.model.name",
     ),
     Rule(
-        WHOLE_GPUS,
-        "spec.workers.resources.limits[nvidia.com/gpu]: must be a whole number below 1000; correct it, without a unit",
+        WHOLE_DEVICES,
+        "spec.workers.resources.limits: the number of GPUs or other accelerators must be a whole number below 1000; "
+        "correct it, without a unit",
     ),
+    Rule(
+        f"type(self.workers.procsPerWorker) == int || {COUNTED}.size() <= 1",
+        "spec.workers.procsPerWorker: auto is the number of devices of one kind, but workers.resources.limits has more "
+        "than one kind; set it to the number of processes in each worker",
+    ),
+    Rule(
+        f"has(self.trainer) || type(self.workers.procsPerWorker) == int || {COUNTED}.size() > 0 || {ONLY_PLAIN}",
+        "spec.workers.procsPerWorker: auto does not know which devices in workers.resources.limits need a process of "
+        "their own; set it to the number of processes in each worker",
+    ),
+    Rule(
+        f"!has(self.trainer) || {HAS_GPUS} || {ONLY_PLAIN}",
+        "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other devices in "
+        "spec.workers.resources.limits; remove them, or run a program of your own with spec.command",
+    ),
+    Rule(
+        f"!has(self.trainer) || !{HAS_MIG} || {PROCS} == 1",
+        "spec.workers.resources.limits: CUDA shows a process only one MIG device, so that a worker of the built-in "
+        "trainer has one process and one device; set 1 and procsPerWorker: auto, and raise workers.replicas",
+    ),
+    Rule(f"!has(self.workers.gpuMemory) || {HAS_GPUS} || {MAY_HAVE_CLAIMS}", GPU_MEMORY_NEEDS_GPUS),
     Rule(
         _LAYOUT.mesh_fits,
         "spec.parallelism: tensor x context x pipeline.stages must divide the world size (workers.replicas x "
@@ -199,15 +240,14 @@ SPEC_RULES: tuple[Rule, ...] = (
         "a compiled one is indivisible; remove it, or choose another spec.parallelism.pipeline.schedule",
     ),
     Rule(
-        f"!has(self.parallelism) || !self.parallelism.asyncTensor || ({TENSOR} > 1 && {HAS_GPUS} &&"
+        f"!has(self.parallelism) || !self.parallelism.asyncTensor || ({TENSOR} > 1 &&"
+        f" ({HAS_NVIDIA} || {MAY_HAVE_CLAIMS}) &&"
         f" {PROCS} % {TENSOR} == 0 && has(self.trainer) && self.trainer.compile)",
-        "spec.parallelism.asyncTensor: needs a tensor group of GPUs of one worker (tensor must divide "
-        "workers.procsPerWorker), and spec.trainer.compile, which overlaps their communication; set them, or remove it",
+        ASYNC_TENSOR_NEEDS,
     ),
     Rule(
-        f"!has(self.trainer) || !self.trainer.float8 || {HAS_GPUS}",
-        "spec.trainer.float8: needs GPUs (H100 or newer), since a CPU has no products in float8; set "
-        "spec.workers.resources.limits[nvidia.com/gpu], or remove it",
+        f"!has(self.trainer) || !self.trainer.float8 || {HAS_NVIDIA} || {MAY_HAVE_CLAIMS}",
+        FLOAT8_NEEDS_GPUS,
     ),
     Rule(
         f"!has(self.trainer) || !self.trainer.float8 || !({HAS_PARAMETER_SERVER}) && {TENSOR} == 1",

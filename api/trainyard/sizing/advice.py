@@ -7,7 +7,7 @@ from trainyard.config import RunConfig
 from trainyard.mesh import Mesh
 from trainyard.resource.quantity import format_bytes
 from trainyard.resource.spec import TrainingJobSpec
-from trainyard.sizing.fit import LIMIT_FIELD, SERVER_FIELD, Fit, fit, host_fit, server_fit
+from trainyard.sizing.fit import LIMIT_FIELD, SERVER_FIELD, SHARED_FIELD, Fit, fit, host_fit, server_fit
 
 
 def memory_problems(spec: TrainingJobSpec, config: RunConfig) -> list[str]:
@@ -67,6 +67,7 @@ def _shortage(found: Fit, owner: str, of: str = "") -> str:
     assert found.available is not None
     parts = sorted({**found.memory.parts, "process": found.process}.items(), key=lambda part: -part[1])
     words = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts[:3] if size)
+    words += f"; {SHARED_FIELD} {format_bytes(found.shared)}" if found.shared else ""
     return (
         f"{found.field}: {owner} has {format_bytes(found.available)} but needs about {format_bytes(found.needed)} "
         f"({of}{words})"

@@ -6,8 +6,9 @@ from pydantic import computed_field
 
 from trainyard.base import ApiModel
 from trainyard.config import RunConfig
+from trainyard.resource.devices import counted_devices, device_claims, is_gpu
 from trainyard.resource.quantity import parse_bytes
-from trainyard.resource.spec import GPU_RESOURCE, TrainingJobSpec
+from trainyard.resource.spec import TrainingJobSpec
 from trainyard.sizing.memory import Memory, server_memory, staged_bytes
 from trainyard.sizing.peak_memory import rank_memory
 from trainyard.sizing.process_memory import GPU_BYTES, LAUNCHER_BYTES, RANK_BYTES, host_bytes_of_rank
@@ -15,6 +16,7 @@ from trainyard.sizing.process_memory import GPU_BYTES, LAUNCHER_BYTES, RANK_BYTE
 LIMIT_FIELD = "spec.workers.resources.limits.memory"
 GPU_FIELD = "spec.workers.gpuMemory"
 SERVER_FIELD = "spec.parameterServer.resources.limits.memory"
+SHARED_FIELD = "spec.workers.sharedMemory"
 
 
 class Fit(ApiModel):
@@ -34,6 +36,8 @@ class Fit(ApiModel):
     """Memory of that rank, or of the server, by what it holds."""
     process: int
     """Memory of its process besides, in bytes."""
+    shared: int = 0
+    """Bytes of spec.workers.sharedMemory that the copies for checkpoints do not need, in each worker."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -43,9 +47,14 @@ class Fit(ApiModel):
 
 
 def uses_gpus(spec: TrainingJobSpec) -> bool:
-    """Return whether the workers have GPUs."""
-    limit = (spec.workers.resources.limits or {}).get(GPU_RESOURCE, 0)
-    return str(limit) != "0"
+    """Return whether the workers have GPUs that the built-in trainer computes on.
+
+    Devices of resource claims are GPUs if the limits name no accelerator.
+    """
+    limits = spec.workers.resources.limits or {}
+    if any(is_gpu(name) and str(number) != "0" for name, number in limits.items()):
+        return True
+    return bool(device_claims(spec.workers.template.spec)) and not counted_devices(limits)
 
 
 def _parsed(quantity: str | int | None) -> int | None:
@@ -62,11 +71,11 @@ def fit(spec: TrainingJobSpec, config: RunConfig) -> Fit:
     by_place = [rank_memory(config, place, gpu) for place in range(config.mesh.pipeline)]
     place = max(range(len(by_place)), key=lambda p: by_place[p].total)
     if gpu:
-        process = GPU_BYTES
+        process, shared = GPU_BYTES, 0
         needed = by_place[place].total + process
     else:
-        process = LAUNCHER_BYTES // procs + host_bytes_of_rank(config, gpu)
-        needed = _fullest_worker([m.total for m in by_place], config.mesh.size, procs) + procs * process
+        process, shared = LAUNCHER_BYTES // procs + host_bytes_of_rank(config, gpu), _reserved(spec, config)
+        needed = _fullest_worker([m.total for m in by_place], config.mesh.size, procs) + procs * process + shared
     return Fit(
         of="gpu" if gpu else "worker",
         field=GPU_FIELD if gpu else LIMIT_FIELD,
@@ -75,6 +84,7 @@ def fit(spec: TrainingJobSpec, config: RunConfig) -> Fit:
         place=place,
         memory=by_place[place],
         process=process,
+        shared=shared,
     )
 
 
@@ -92,16 +102,17 @@ def host_fit(spec: TrainingJobSpec, config: RunConfig) -> Fit | None:
     procs = spec.procs_per_worker
     staged = [staged_bytes(config, place) for place in range(config.mesh.pipeline)]
     place = staged.index(max(staged))
-    process = LAUNCHER_BYTES // procs + host_bytes_of_rank(config, gpu=True)
+    process, shared = LAUNCHER_BYTES // procs + host_bytes_of_rank(config, gpu=True), _reserved(spec, config)
     nothing = dict.fromkeys(("weights", "gradients", "optimizer", "activations", "logits", "buffers"), 0)
     return Fit(
         of="host",
         field=LIMIT_FIELD,
-        needed=_fullest_worker(staged, config.mesh.size, procs) + procs * process,
+        needed=_fullest_worker(staged, config.mesh.size, procs) + procs * process + shared,
         available=_parsed(_memory_limit(spec)),
         place=place,
         memory=Memory(moment="a checkpoint is written", checkpoint=staged[place], **nothing),
         process=process,
+        shared=shared,
     )
 
 
@@ -130,6 +141,12 @@ def shared_memory_bytes(config: RunConfig, procs: int) -> int:
     """Return the bytes of /dev/shm that the copies for asynchronous checkpoints fill in the fullest worker."""
     staged = [staged_bytes(config, place) for place in range(config.mesh.pipeline)]
     return _fullest_worker(staged, config.mesh.size, procs)
+
+
+def _reserved(spec: TrainingJobSpec, config: RunConfig) -> int:
+    """Return the bytes of spec.workers.sharedMemory besides what the copies for asynchronous checkpoints need."""
+    size = _parsed(spec.workers.shared_memory)
+    return 0 if size is None else max(0, size - shared_memory_bytes(config, spec.procs_per_worker))
 
 
 def _memory_limit(spec: TrainingJobSpec) -> str | int | None:

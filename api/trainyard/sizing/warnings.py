@@ -6,7 +6,7 @@ from trainyard.config import RunConfig
 from trainyard.resource.quantity import format_bytes, parse_bytes
 from trainyard.resource.spec import TrainingJobSpec
 from trainyard.sizing.activations import activations
-from trainyard.sizing.fit import shared_memory_bytes, uses_gpus
+from trainyard.sizing.fit import SHARED_FIELD, shared_memory_bytes, uses_gpus
 
 SHM_PATH = "/dev/shm"
 
@@ -31,15 +31,19 @@ def warnings(spec: TrainingJobSpec, config: RunConfig) -> Iterator[str]:
     staged, limit = shared_memory_bytes(config, spec.procs_per_worker), _shared_memory_limit(spec)
     # The trainer notices the same before its first checkpoint, and then waits for each of them.
     if limit is not None and staged > limit:
+        own = spec.workers.shared_memory is not None
+        field, change = (SHARED_FIELD, "raise it") if own else ("spec.workers.template", "raise its sizeLimit")
         yield (
-            f"spec.workers.template: the volume at {SHM_PATH} has {format_bytes(limit)}, but asynchronous checkpoints "
-            f"need {format_bytes(staged)} there, so that training will wait for each checkpoint; raise its sizeLimit, "
-            "or set spec.checkpoint.async: false"
+            f"{field}: the volume at {SHM_PATH} has {format_bytes(limit)}, but asynchronous checkpoints need "
+            f"{format_bytes(staged)} there, so that training will wait for each checkpoint; {change}, or set "
+            "spec.checkpoint.async: false"
         )
 
 
 def _shared_memory_limit(spec: TrainingJobSpec) -> int | None:
-    """Return the size limit of the user's own volume at /dev/shm; None without one, or without a limit."""
+    """Return the size that the user has given to /dev/shm, by the field or by a volume; None without one."""
+    if spec.workers.shared_memory is not None:
+        return parse_bytes(spec.workers.shared_memory)
     pod = spec.workers.template.spec or {}
     workers = [c for c in _objects(pod, "containers") if c.get("name") == "worker"]
     mounts = [m for worker in workers for m in _objects(worker, "volumeMounts")]

@@ -6,7 +6,7 @@ from rich.text import Text
 
 from trainyard.estimate import Axis, Estimate, TrainingEstimate, Work
 from trainyard.resource.quantity import format_bytes
-from trainyard.sizing.fit import Fit
+from trainyard.sizing.fit import SHARED_FIELD, Fit
 from trainyard.sizing.traffic import Traffic
 from trainyard.text import plural
 
@@ -32,7 +32,8 @@ def _job(estimate: Estimate) -> RenderableType:
     workers = estimate.workers
     table = _grid(f"TrainingJob {estimate.namespace}/{estimate.name}")
     per_worker = f"{workers.replicas} x {plural(workers.procs_per_worker, 'rank')}"
-    ranks = f"{per_worker} = {plural(workers.ranks, 'rank')} on {workers.device.upper()}s"
+    device = {"cpu": "CPUs", "gpu": "GPUs"}.get(workers.device, workers.device)
+    ranks = f"{per_worker} = {plural(workers.ranks, 'rank')} on {device}"
     table.add_row("workers", ranks)
     if workers.limits:
         table.add_row("limits", ", ".join(f"{name} {amount}" for name, amount in workers.limits.items()))
@@ -94,6 +95,8 @@ def _fit(fit: Fit) -> Text:
     holder = {"server": "the parameter server", "gpu": "each GPU"}.get(fit.of, "a worker")
     memory = "host memory: about " if fit.of == "host" else "about "
     needed = f"{holder} needs {memory}{format_bytes(fit.needed)}"
+    if fit.shared:
+        needed += f", with {format_bytes(fit.shared)} of {SHARED_FIELD} besides copies for checkpoints,"
     if fit.available is None:
         return Text(f"fit: not checked; {needed}, and {fit.field} is not set", style="yellow")
     share = f"{needed} of {format_bytes(fit.available)} ({fit.needed / fit.available:.0%})"

@@ -277,6 +277,7 @@ class ProcessBackend:
         environment[launcher_protocol.ENV_LAUNCHER_PORT] = str(running.launcher_port)
         environment[constants.ENV_GRACE] = str(GRACE)
         environment[constants.ENV_IMAGE] = ""  # the trainer is that of this environment
+        environment[constants.ENV_DEVICE] = ""  # this machine may have no GPU
         if constants.ENV_CHECKPOINTS in running.container_env:
             checkpoints = self.folder / CHECKPOINT_FOLDER
             checkpoints.mkdir(exist_ok=True)

@@ -60,6 +60,11 @@ def merge_resources(template: Template, own: Mapping[str, Any]) -> Manifest:
     return merged
 
 
+def mounts_at(template: Template, path: str) -> bool:
+    """Return whether the template mounts a volume of its own at a path of the worker."""
+    return any(_normal(mount["mountPath"]) == path for mount in template.mounts)
+
+
 def _overlay(given: Manifest, own: Manifest, defaults: Sequence[str], field: str) -> Manifest:
     """Return an object of the template with the operator's fields, but with the template's value of each default."""
     merged = {**given, **own}

@@ -30,8 +30,11 @@ def build_placeholder(job: TrainingJob, pod_attempt: int, index: int, *, trainer
     spec: Manifest = {k: v for k, v in worker["spec"].items() if k not in ("hostname", "subdomain", "initContainers")}
     [main] = [c for c in spec["containers"] if c["name"] == constants.WORKER_CONTAINER]
     kept = {key: main[key] for key in _KEPT if key in main}
+    # In the network of a node the ports decide, too, where a worker fits. Without names, since nothing is served.
+    ports = main.get("ports", ()) if spec.get("hostNetwork") is True else ()
+    of_worker = {**kept, "ports": [{"containerPort": port["containerPort"]} for port in ports]} if ports else kept
     spec |= {
-        "containers": [_waiting(container, kept) for container in spec["containers"]],
+        "containers": [_waiting(each, of_worker if each is main else kept) for each in spec["containers"]],
         "terminationGracePeriodSeconds": _GRACE_SECONDS,
     }
     labels = {

@@ -7,12 +7,13 @@ from typing import Any
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH
 from trainyard.resolve import resolve
+from trainyard.resource.devices import counted_devices, devices, is_gpu
 from trainyard.resource.job import TrainingJob
-from trainyard.resource.spec import GPU_RESOURCE, ParameterServerSpec, Workers
-from trainyard.sizing.fit import shared_memory_bytes
+from trainyard.resource.spec import ParameterServerSpec, Workers
+from trainyard.sizing.fit import shared_memory_bytes, uses_gpus
 from trainyard_operator.manifests.checkpoint_folder import folder_container
 from trainyard_operator.manifests.children import child_metadata
-from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources
+from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources, mounts_at
 from trainyard_operator.manifests.revision import revision_hash
 from trainyard_operator.manifests.template import (
     VOLUME_PREFIX,
@@ -38,6 +39,7 @@ SHARED_MEMORY_GIB = 64
 OTHER_SHARED_MEMORY_GIB = 4
 """Size in GiB for all else that is in /dev/shm, such as the buffers of NCCL, if checkpoints need most of it."""
 
+SHARED_MEMORY_PATH = "/dev/shm"
 SHARED_MEMORY_VOLUME = f"{VOLUME_PREFIX}shm"
 CHECKPOINT_VOLUME = f"{VOLUME_PREFIX}checkpoints"
 CONFIG_VOLUME = f"{VOLUME_PREFIX}config"
@@ -123,7 +125,7 @@ def _own_spec(
         "volumes": [_shared_memory(job, index, template)],
     }
     # Pods in the network of their node find the group's Service only with this policy.
-    if template.spec.get("hostNetwork") is True:
+    if template.host_network:
         spec["dnsPolicy"] = "ClusterFirstWithHostNet"
     if (tolerations := _tolerations(template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
@@ -158,8 +160,19 @@ def _shared_memory(job: TrainingJob, index: int, template: Template) -> Manifest
     """Return the volume for /dev/shm, as large as the worker's memory limit, since it is charged to that limit.
 
     Without a limit it is bounded by the number of ranks, or by what the copies of their state for asynchronous
-    checkpoints need, so that it cannot use up the memory of a node.
+    checkpoints need, so that it cannot use up the memory of a node. spec.workers.sharedMemory sets another size.
+
+    Raises:
+        TemplateError: the template has a volume of its own there, and spec.workers.sharedMemory is set as well.
     """
+    given = None if job.spec.is_parameter_server(index) else job.spec.workers.shared_memory
+    if given is not None:
+        if mounts_at(template, SHARED_MEMORY_PATH):
+            raise TemplateError(
+                f"{template.worker_field}.volumeMounts: the volume at {SHARED_MEMORY_PATH} replaces that of "
+                "spec.workers.sharedMemory; remove one of them"
+            )
+        return {"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": given}}
     resources = merge_resources(template, _role_spec(job, index).resources.to_dict())
     ranks = 1 if job.spec.is_parameter_server(index) else job.spec.procs_per_worker
     size = resources.get("limits", {}).get("memory") or f"{max(SHARED_MEMORY_GIB * ranks, _copies_gib(job))}Gi"
@@ -225,9 +238,13 @@ def _worker_container(
 ) -> Manifest:
     """Return the worker container, before the user's template is merged."""
     spec = job.spec
-    fixed = rendezvous_env(job, attempt, index, grace_seconds=_grace_seconds(template))
+    grace_seconds = _grace_seconds(template)
+    fixed = rendezvous_env(job, attempt, index, grace_seconds=grace_seconds, host_network=template.host_network)
     if spec.trainer is not None:
         fixed.append({"name": constants.ENV_IMAGE, "value": spec.image or trainer_image})
+        if uses_gpus(spec) and not spec.is_parameter_server(index):
+            gpus = [name for name in spec.workers.resources.limits or {} if is_gpu(name)]
+            fixed.append({"name": constants.ENV_DEVICE, "value": next(iter(gpus), constants.DEVICE_CLAIM)})
     if secret is not None:
         source = {"secretKeyRef": {"name": secret, "key": constants.TOKEN_KEY}}
         fixed.append({"name": launcher_protocol.ENV_TOKEN, "valueFrom": source})
@@ -237,15 +254,15 @@ def _worker_container(
         "env": _environment(fixed, template.env, [e.to_dict() for e in spec.env or ()]),
         "resources": _resources(job, index, template),
         # NCCL and data loaders share memory between processes; the default /dev/shm has 64 MB.
-        "volumeMounts": [{"name": SHARED_MEMORY_VOLUME, "mountPath": "/dev/shm"}],
+        "volumeMounts": [{"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY_PATH}],
         "terminationMessagePolicy": "FallbackToLogsOnError",
     }
     if spec.checkpoint is not None and spec.checkpoint.url is None:
         container["volumeMounts"].append({"name": CHECKPOINT_VOLUME, "mountPath": constants.CHECKPOINT_MOUNT})
     if spec.image_pull_policy:
         container["imagePullPolicy"] = spec.image_pull_policy
-    if spec.metrics_endpoint is not None:
-        container["ports"] = [{"name": "metrics", "containerPort": spec.metrics_endpoint.port}]
+    if ports := _ports(job, index, template):
+        container["ports"] = ports
     if spec.trainer is None:
         container["command"] = list(spec.command or ())
         if spec.args:
@@ -261,6 +278,20 @@ def _worker_container(
     if secret is not None:
         _add_launcher(container)
     return container
+
+
+def _ports(job: TrainingJob, index: int, template: Template) -> list[Manifest]:
+    """Return the ports of a worker but for that of its launcher.
+
+    In the network of a node each port belongs to one pod only. The scheduler keeps pods with the same port on different
+    nodes, if the pods name it; the port of the rendezvous is that of worker 0.
+    """
+    ports = []
+    if job.spec.metrics_endpoint is not None:
+        ports.append({"name": "metrics", "containerPort": job.spec.metrics_endpoint.port})
+    if template.host_network and index == 0:
+        ports.append({"name": "rendezvous", "containerPort": constants.RENDEZVOUS_PORT})
+    return ports
 
 
 def _environment(fixed: list[Manifest], template: list[Manifest], spec: list[Manifest]) -> list[Manifest]:
@@ -279,15 +310,16 @@ def _resources(job: TrainingJob, index: int, template: Template) -> Manifest:
     """Return the resources of the worker.
 
     Raises:
-        TemplateError: the template has GPUs, by which the number of ranks would not be set.
+        TemplateError: the template has devices, by which the number of ranks would not be set.
     """
     own = _role_spec(job, index).resources.to_dict()
     counted = job.spec.workers.procs_per_worker == "auto" and not job.spec.is_parameter_server(index)
     merged = merge_resources(template, own)
-    asked = any(GPU_RESOURCE in merged.get(kind, {}) for kind in ("limits", "requests"))
-    if counted and asked and GPU_RESOURCE not in (own.get("limits") or {}):
+    asked = devices([*merged.get("limits", {}), *merged.get("requests", {})])
+    # Other devices beside those that are counted are the user's business: a network card, for example.
+    if counted and asked and not counted_devices(own.get("limits") or {}):
         raise TemplateError(
-            f"{template.worker_field}.resources: {GPU_RESOURCE} does not set the number of ranks here; move it to "
+            f"{template.worker_field}.resources: {asked[0]} does not set the number of ranks here; move it to "
             "spec.workers.resources.limits, or set spec.workers.procsPerWorker"
         )
     return own
@@ -318,17 +350,21 @@ def checkpoint_folder(job: TrainingJob) -> str:
 
 
 def rendezvous_env(
-    job: TrainingJob, attempt: int, index: int, *, grace_seconds: int = GRACE_SECONDS
+    job: TrainingJob, attempt: int, index: int, *, grace_seconds: int = GRACE_SECONDS, host_network: bool = False
 ) -> list[dict[str, Any]]:
     """Return the environment variables of the rendezvous, which a user's own program gets too.
 
     `torchrun` reads the PET_ variables; a program with one process per worker finds its peers by `env://`, which needs
     MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker torchrun sets the ranks. A parameter
-    server is the last rank and always has one process.
+    server is the last rank and always has one process. Worker 0 knows itself by its host name, which is in /etc/hosts
+    of its pod from the beginning, while the name in the Service exists only after its pod has an address. With
+    `host_network` the file is that of the node.
     """
     serves = job.spec.is_parameter_server(index)
     procs = 1 if serves else job.spec.procs_per_worker
-    master = f"{job.pod_name(attempt, 0)}.{job.metadata.name}.{job.metadata.namespace}.svc"
+    master = job.pod_name(attempt, 0)
+    if index != 0 or host_network:
+        master = f"{master}.{job.metadata.name}.{job.metadata.namespace}.svc"
     values = {
         constants.ENV_JOB: job.metadata.name,
         constants.ENV_NAMESPACE: job.metadata.namespace,

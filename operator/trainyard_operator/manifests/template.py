@@ -39,6 +39,11 @@ class Template:
         return f"{self.field}.containers[{constants.WORKER_CONTAINER}]"
 
     @property
+    def host_network(self) -> bool:
+        """Whether the pod is in the network of its node."""
+        return self.spec.get("hostNetwork") is True
+
+    @property
     def env(self) -> list[Manifest]:
         """Return the variables of the worker container.
 

@@ -58,6 +58,9 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 (every error becomes the termination message of this pod)
         process_exit.exit_with_error(error, rank=None, step=None)
     launcher = Launcher.from_environment()
+    # After the imports, which take longer than it usually takes until the name exists.
+    if (received := launcher.await_address(environment.master_address)) is not None:
+        process_exit.exit_now(stopped_before_training(received))
     while True:
         ranks = RankProcesses(environment, launcher)
         ranks.start(rank_process.main)

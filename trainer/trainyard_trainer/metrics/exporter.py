@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from trainyard import __version__
 from trainyard.config import RunConfig
+from trainyard.net import any_address
 from trainyard.protocol import constants, worker_metrics
 from trainyard.protocol.metrics_page import MetricsPage
 from trainyard.protocol.progress import progress_fields
@@ -72,7 +73,7 @@ class MetricsExporter(Observer):
         if port == 0:
             return
         try:
-            start_http_server(port, registry=self.registry)
+            start_http_server(port, any_address(), self.registry)
         except OSError as error:
             logger.warning(
                 "metrics are not served: port %d: %s; set %s to a free port, or to 0",

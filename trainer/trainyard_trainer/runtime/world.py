@@ -3,12 +3,12 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from trainyard.protocol import launcher_protocol
+from trainyard.protocol import constants, launcher_protocol
 from trainyard.resource.health import DEFAULT_STARTUP_TIMEOUT
 from trainyard_trainer.runtime.device_position import follow_gpu
 from trainyard_trainer.runtime.errors import ConfigError
@@ -191,12 +191,33 @@ def _await_ranks(store: PrefixStore, size: int, patience: float) -> None:
 
 
 def _device(local_rank: int) -> torch.device:
+    """Return the GPU of this rank; the CPU if there is none and none is promised.
+
+    Raises:
+        ConfigError: the image has torch for other devices, or there are fewer GPUs than ranks.
+        RuntimeError: torch sees no GPU, although the node has given one to the worker.
+    """
     if not torch.cuda.is_available():
+        if resource := os.environ.get(constants.ENV_DEVICE):
+            _explain_missing_gpu(resource)
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"spec.workers.procsPerWorker: local rank {local_rank} has no GPU of its own, the worker sees only "
-            f"{torch.cuda.device_count()}; lower procsPerWorker, or raise nvidia.com/gpu in "
+            f"{torch.cuda.device_count()}; lower procsPerWorker, or raise the number of GPUs in "
             "spec.workers.resources.limits"
         )
     return torch.device("cuda", local_rank)
+
+
+def _explain_missing_gpu(resource: str) -> NoReturn:
+    """Raise the error for a worker that has a GPU which torch does not see: it must not compute on the CPU instead."""
+    cuda, rocm = torch.version.cuda is not None, torch.version.hip is not None
+    built_for = "CUDA" if cuda else "ROCm" if rocm else "CPUs"
+    if not (cuda or rocm) or rocm != (resource == "amd.com/gpu") and resource != constants.DEVICE_CLAIM:
+        raise ConfigError(
+            f"spec.image: its torch is built for {built_for}, but the worker has {resource}; use an image with torch "
+            "for CUDA (GPUs of NVIDIA) or ROCm (GPUs of AMD)"
+        )
+    # Words of CUDA, by which the operator knows a node whose GPU cannot be used.
+    raise RuntimeError(f"no CUDA-capable device is detected: the worker has {resource}, but torch sees no GPU")
