@@ -26,7 +26,7 @@ from trainyard_operator.kube.backend import KubernetesBackend
 from trainyard_operator.kube.lease import Lease, LeaseLost
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.operator_key import operator_key
-from trainyard_operator.kube.pod_watch import PodWatch
+from trainyard_operator.kube.pod_watch import PodWatch, watch_pods
 from trainyard_operator.kube.probes import Health, serve
 from trainyard_operator.kube.resync import Resync
 from trainyard_operator.kube.watch import make_registry, make_settings
@@ -55,7 +55,7 @@ async def operate(options: Options) -> None:
     # The lease has its own connections, so that it never queues behind requests that hang in a webhook.
     async with connect(metrics.count_request) as api, connect(metrics.count_request) as lease_api:
         lease = Lease(lease_api, *options.lease, options.identity) if options.lease else None
-        resync = Resync(api, cache, queue, options.namespace, options.resync_interval)
+        resync = Resync(api, cache, queue, options.namespaces, options.resync_interval)
         async with serve(Health(cache, queue, resync, lease), metrics.registry, options.port) as port:
             log.info("serving /healthz, /readyz and /metrics on port %d", port)
             stop = asyncio.Event()
@@ -84,10 +84,11 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         backend = KubernetesBackend(api, key)
         reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
+        pod_watches = [PodWatch(api, cache, queue, where, version) for where in options.namespaces or (None,)]
         await run_parts(
             {
-                Part.WATCH: partial(_watch, cache, queue, options.namespace, stop),
-                Part.PODS: PodWatch(api, cache, queue, options.namespace, version).run,
+                Part.WATCH: partial(_watch, cache, queue, options.namespaces, stop),
+                Part.PODS: partial(watch_pods, pod_watches),
                 Part.RECONCILE: reconciler.run,
                 Part.PROGRESS: poller.run,
                 Part.RESYNC: resync.run,
@@ -96,14 +97,14 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         )
 
 
-async def _watch(cache: Cache, queue: WorkQueue[Key], namespace: str | None, stop: asyncio.Event) -> None:
+async def _watch(cache: Cache, queue: WorkQueue[Key], namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
     """Feed the cache with jobs from kopf's watch streams until cancelled."""
     watched = asyncio.Event()
     watching = kopf.operator(
         registry=make_registry(cache, queue),
         settings=make_settings(),
-        clusterwide=namespace is None,
-        namespaces=[namespace] if namespace else [],
+        clusterwide=not namespaces,
+        namespaces=namespaces,
         ready_flag=watched,
     )
     await _until_first(watching, _restore_signal_handlers(watched, stop))

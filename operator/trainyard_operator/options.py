@@ -15,7 +15,8 @@ class Options:
     """Options of one operator process."""
 
     trainer_image: str
-    namespace: str | None
+    namespaces: tuple[str, ...]
+    """Namespaces to watch; empty: all."""
     port: int
     progress_interval: float
     resync_interval: float
@@ -38,7 +39,10 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         help="image of the built-in trainer, for jobs without spec.image (TRAINYARD_TRAINER_IMAGE)",
     )
     parser.add_argument(
-        "--namespace", default=env("TRAINYARD_WATCH_NAMESPACE") or None, help="watch one namespace instead of all"
+        "--namespaces",
+        metavar="NAME,NAME",
+        default=env("TRAINYARD_WATCH_NAMESPACES") or "",
+        help="watch these namespaces instead of all, without any right on the cluster",
     )
     parser.add_argument(
         "--port", type=int, default=int(env("TRAINYARD_PORT", "8080")), help="port of the probes and metrics"
@@ -72,7 +76,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
     parsed = parser.parse_args(arguments)
     options = Options(
         parsed.trainer_image,
-        parsed.namespace,
+        tuple(dict.fromkeys(name.strip() for name in parsed.namespaces.split(",") if name.strip())),
         parsed.port,
         parsed.progress_interval,
         parsed.resync_interval,

@@ -118,8 +118,8 @@ def test_the_pod_monitor_selects_what_the_operator_builds() -> None:
 
 
 def test_it_looks_where_the_operator_does() -> None:
-    spec = objects(*ALL, "operator.watchNamespace=team")["PodMonitor", "trainyard-workers"]["spec"]
-    assert spec["namespaceSelector"] == {"matchNames": ["team"]}
+    spec = objects(*ALL, "operator.watchNamespaces={team,other}")["PodMonitor", "trainyard-workers"]["spec"]
+    assert spec["namespaceSelector"] == {"matchNames": ["team", "other"]}
 
 
 def test_the_service_monitor_selects_the_operators_service() -> None:

@@ -48,7 +48,7 @@ OPERATOR_RIGHTS: Rights = {
     "configmaps": "get create patch",
     "secrets": "create",
     "apps/controllerrevisions": "get create",
-    "events": "create",
+    "events": "create patch",
 }
 EDIT_RIGHTS: Rights = {
     "trainyard.dev/trainingjobs": "get list watch create update patch delete deletecollection",
@@ -200,12 +200,32 @@ def test_the_roles_for_users_are_part_of_the_roles_edit_admin_and_view_of_kubern
 
 
 @pytest.mark.usefixtures("roles")
-async def test_an_operator_of_one_namespace_has_rights_in_that_one_only(own_cluster: Cluster, asked: Api) -> None:
+async def test_an_operator_of_some_namespaces_has_rights_in_these_only(own_cluster: Cluster, asked: Api) -> None:
     account = "system:serviceaccount:team-system:trainyard"
-    apply_roles(own_cluster, "team-system", NAMESPACED, "operator.watchNamespace=team")
-    assert await rights(asked, account, "team") == OPERATOR_RIGHTS
+    create_namespace(own_cluster, "second-team")
+    apply_roles(own_cluster, "team-system", NAMESPACED, "operator.watchNamespaces={team,second-team}")
+    for name in ("team", "second-team"):
+        assert await rights(asked, account, name) == OPERATOR_RIGHTS
     assert await rights(asked, account, "other") == {}
     own = {"secrets": "create", "coordination.k8s.io/leases": "create"}
     assert await rights(asked, account, "team-system") == own
-    bodies = yaml.safe_load_all(render_chart(SYSTEM, "operator.watchNamespace=team"))
+    bodies = yaml.safe_load_all(render_chart(SYSTEM, "operator.watchNamespaces={team,second-team}"))
     assert ("ClusterRole", "trainyard") not in [(body["kind"], body["metadata"]["name"]) for body in bodies if body]
+
+
+OF_THE_CLUSTER = ("ClusterRole", "ClusterRoleBinding", "CustomResourceDefinition")
+
+
+def test_an_installation_for_some_namespaces_needs_no_right_on_the_cluster() -> None:
+    settings = ("operator.watchNamespaces={team}", "crd.install=false", "userRoles.create=false")
+    bodies = [body for body in yaml.safe_load_all(render_chart(SYSTEM, *settings)) if body]
+    assert [body["kind"] for body in bodies if body["kind"] in OF_THE_CLUSTER] == []
+    # All else is in a namespace, but for the namespace itself, which `helm install` does not create.
+    assert [body["kind"] for body in bodies if "namespace" not in body["metadata"]] == ["Namespace"]
+
+
+def test_the_roles_for_users_need_not_be_part_of_those_of_kubernetes() -> None:
+    bodies = [body for body in yaml.safe_load_all(render_chart(SYSTEM, "userRoles.aggregate=false")) if body]
+    roles = {body["metadata"]["name"]: body for body in bodies if body["kind"] == "ClusterRole"}
+    assert {"trainyard-edit", "trainyard-view"} < set(roles)
+    assert "aggregate-to" not in yaml.safe_dump(roles)

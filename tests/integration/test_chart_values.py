@@ -90,7 +90,7 @@ def test_resources_follow_from_their_value() -> None:
 @pytest.mark.parametrize(
     ("setting", "name", "value"),
     [
-        ("operator.watchNamespace=team", "TRAINYARD_WATCH_NAMESPACE", "team"),
+        ("operator.watchNamespaces={team,other}", "TRAINYARD_WATCH_NAMESPACES", "team,other"),
         ("operator.progressInterval=7", "TRAINYARD_PROGRESS_INTERVAL", "7"),
         ("operator.resyncInterval=60", "TRAINYARD_RESYNC_INTERVAL", "60"),
         ("operator.logLevel=debug", "TRAINYARD_LOG_LEVEL", "debug"),

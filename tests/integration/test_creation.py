@@ -116,7 +116,7 @@ async def test_what_the_operator_builds_from_a_full_template_is_accepted_by_stri
         "env": [{"name": "TEAM", "value": "a"}],
         "readinessProbe": {"exec": {"command": ["true"]}, "initialDelaySeconds": 600},
         "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
-        "resources": {"limits": {"example.com/nic": 1}},
+        "resources": {"limits": {"rdma/nic": 1}},
     }
     sidecar = {
         "name": "logs",
@@ -146,7 +146,9 @@ async def test_what_the_operator_builds_from_a_full_template_is_accepted_by_stri
     assert pod["spec"]["securityContext"]["fsGroup"] == 2000
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert (pod["spec"]["dnsPolicy"], pod["spec"]["enableServiceLinks"]) == ("ClusterFirstWithHostNet", False)
-    assert {p["name"] for p in pod["spec"]["containers"][0]["ports"]} == {"debug", "metrics", "launcher"}
+    ports = {p["name"]: p["hostPort"] for p in pod["spec"]["containers"][0]["ports"]}
+    own = {"metrics": 9400, "launcher": 9401, "rendezvous": 29500}
+    assert ports == {"debug": 5678, **own}, "the scheduler keeps them apart on a node"
 
 
 async def test_in_a_namespace_that_ends_nothing_is_created_and_nothing_retried(

@@ -58,7 +58,7 @@ async def two_operators(cluster: Cluster, namespace: Namespace, folder: Path) ->
     """Start two operators and a job; check at the end that nothing was done twice."""
 
     def environment(name: str) -> dict[str, str]:
-        own = {"TRAINYARD_LEASE": f"{namespace.name}/trainyard", "TRAINYARD_WATCH_NAMESPACE": namespace.name}
+        own = {"TRAINYARD_LEASE": f"{namespace.name}/trainyard", "TRAINYARD_WATCH_NAMESPACES": namespace.name}
         return {**cluster.environment, **own, "POD_ID": name}
 
     async with (

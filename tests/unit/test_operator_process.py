@@ -29,7 +29,7 @@ KEY = ("default", "job")
 @pytest.fixture(autouse=True)
 def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     intervals = ("PROGRESS_INTERVAL", "RESYNC_INTERVAL")
-    for name in ("TRAINER_IMAGE", "WATCH_NAMESPACE", "PORT", *intervals, "KEY_SECRET", "LEASE", "LOG_LEVEL"):
+    for name in ("TRAINER_IMAGE", "WATCH_NAMESPACES", "PORT", *intervals, "KEY_SECRET", "LEASE", "LOG_LEVEL"):
         monkeypatch.delenv(f"TRAINYARD_{name}", raising=False)
     monkeypatch.delenv("POD_ID", raising=False)
 
@@ -39,7 +39,7 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_options_have_defaults_for_all_but_the_image() -> None:
     options, level = parse_options(["--trainer-image", "x"])
-    assert (options.trainer_image, options.namespace, options.port, level) == ("x", None, 8080, "info")
+    assert (options.trainer_image, options.namespaces, options.port, level) == ("x", (), 8080, "info")
     assert (options.progress_interval, options.resync_interval) == (5.0, 300.0)
     assert (options.key_secret, options.lease) == (None, None)
 
@@ -47,15 +47,16 @@ def test_options_have_defaults_for_all_but_the_image() -> None:
 def test_the_environment_sets_what_the_command_line_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINYARD_TRAINER_IMAGE", "from-env")
     monkeypatch.setenv("TRAINYARD_PORT", "9000")
-    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACE", "team")
+    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACES", "team, other,team")
     monkeypatch.setenv("TRAINYARD_LOG_LEVEL", "debug")
     options, level = parse_options(["--port", "9001"])
-    assert (options.trainer_image, options.namespace, options.port, level) == ("from-env", "team", 9001, "debug")
+    assert (options.trainer_image, options.namespaces, level) == ("from-env", ("team", "other"), "debug")
+    assert options.port == 9001
 
 
 def test_an_empty_namespace_means_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACE", "")
-    assert parse_options(["--trainer-image", "x"])[0].namespace is None
+    monkeypatch.setenv("TRAINYARD_WATCH_NAMESPACES", "")
+    assert parse_options(["--trainer-image", "x"])[0].namespaces == ()
 
 
 def test_without_an_image_the_operator_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,7 +73,7 @@ def test_help_names_every_option_and_its_variable(capsys: pytest.CaptureFixture[
     text = capsys.readouterr().out
     for option in (
         "--trainer-image",
-        "--namespace",
+        "--namespaces",
         "--port",
         "--progress-interval",
         "--resync-interval",
@@ -137,7 +138,7 @@ class Api:
 
 
 def make_resync(api: Api, interval: float = 300.0) -> Resync:
-    return Resync(api, Cache(), WorkQueue(), None, interval)  # type: ignore[arg-type]
+    return Resync(api, Cache(), WorkQueue(), (), interval)  # type: ignore[arg-type]
 
 
 def body(name: str = "job", version: int = 10) -> dict[str, Any]:

@@ -44,7 +44,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   verbs: [get, create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  verbs: [create, patch]  # an event that occurs again is counted
 {{- end }}
 
 {{- /* The path of the runbooks in the generated files (RUNBOOKS in monitoring/). */}}

@@ -187,13 +187,14 @@ class Cache:
         self.primed = True
         return missed
 
-    def replace_pods(self, pods: Iterable[CachedPod], version: int) -> set[Key]:
-        """Cache a complete list of pods made at resource version `version`, and remove those that it does not contain.
+    def replace_pods(self, pods: Iterable[CachedPod], version: int, namespace: str | None = None) -> set[Key]:
+        """Cache a complete list of the pods of a namespace (None: of all), and remove those that it does not contain.
 
-        Pods that were cached at a later version stay. Return the keys of the jobs that may have changed.
+        Pods that were cached at a later version than that of the list stay. Return the keys of the jobs that may have
+        changed.
         """
         pods = list(pods)
-        gone = self._gone_pods(pods, version)
+        gone = [pod for pod in self._gone_pods(pods, version) if namespace in (None, pod.key[0])]
         changed = {pod.key for pod in gone} | {pod.key for pod in pods if self._is_newer_pod(pod)}
         for key, worker in gone:
             self._record_deletion(worker.uid)

@@ -7,7 +7,7 @@ of which only what a plan needs is kept.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -77,12 +77,13 @@ async def snapshot(
 
 @dataclass(slots=True)
 class PodWatch:
-    """Delivers the changes of pods to the cache and the queue."""
+    """Delivers the changes of the pods of a namespace, or of all, to the cache and the queue."""
 
     api: KubeApi
     cache: Cache
     queue: WorkQueue[Key]
     namespace: str | None
+    """None: all namespaces."""
     version: int | None
     """Resource version at which the cache is complete; None: the pods have to be listed."""
 
@@ -127,7 +128,7 @@ class PodWatch:
         path = core_path("pods", self.namespace)
         if self.version is None:
             pods, version = await snapshot(self.api, path, constants.LABEL_JOB, CachedPod.read)
-            for key in self.cache.replace_pods(pods, version):
+            for key in self.cache.replace_pods(pods, version, self.namespace):
                 self.queue.add(key)
             self.version = version
         query = {
@@ -155,3 +156,14 @@ class PodWatch:
             except Exception:
                 log.exception("unexpected error in an event of pod %s", pod.get("metadata", {}).get("name"))
         self.version = int(pod["metadata"]["resourceVersion"])
+
+
+async def watch_pods(watches: Iterable[PodWatch]) -> None:
+    """Run watches side by side until cancelled.
+
+    Raises:
+        ExceptionGroup: one of them failed with an ApiError; the others are cancelled.
+    """
+    async with asyncio.TaskGroup() as group:
+        for watch in watches:
+            group.create_task(watch.run())

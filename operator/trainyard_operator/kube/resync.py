@@ -27,7 +27,8 @@ class Resync:
     api: KubeApi
     cache: Cache
     queue: WorkQueue[Key]
-    namespace: str | None = None
+    namespaces: tuple[str, ...] = ()
+    """Namespaces whose objects are listed; empty: all."""
     interval: float = 300.0
     watch_lost: bool = False
 
@@ -82,9 +83,16 @@ class Resync:
             self.queue.add(key)
 
     async def _lists(self) -> tuple[list[AnyJob], list[CachedPod], int]:
-        jobs: list[AnyJob]
-        jobs, version = await self.api.collect(jobs_path(self.namespace), "", read_job)
-        path = core_path("pods", self.namespace)
-        pods, later = await snapshot(self.api, path, constants.LABEL_JOB, CachedPod.read)
-        # A job or pod that appears between the two lists is newer than `version`, so it stays in the cache.
-        return jobs, pods, min(version, later)
+        jobs: list[AnyJob] = []
+        pods: list[CachedPod] = []
+        versions = []
+        for namespace in self.namespaces or (None,):
+            found: list[AnyJob]
+            found, version = await self.api.collect(jobs_path(namespace), "", read_job)
+            path = core_path("pods", namespace)
+            of_jobs, later = await snapshot(self.api, path, constants.LABEL_JOB, CachedPod.read)
+            jobs += found
+            pods += of_jobs
+            versions += [version, later]
+        # A job or pod that appears between two lists is newer than the first of them, so it stays in the cache.
+        return jobs, pods, min(versions)
