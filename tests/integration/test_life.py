@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,11 +32,15 @@ async def running(namespace: Namespace, *, attempt: int = 1, replicas: int = 2) 
 
 
 async def has_told(namespace: Namespace, *reasons: str) -> None:
-    """Wait until the events are exactly these, in this order."""
+    """Wait until the events are exactly these, in the order in which they occurred first."""
 
     async def check() -> None:
         events = sorted(await namespace.events(), key=lambda e: float(e["metadata"]["name"].partition(".")[2]))
-        assert [event["reason"] for event in events] == list(reasons)
+        told = [event["reason"] for event in events]
+        times = Counter[str]()
+        for event in events:
+            times[event["reason"]] += event["count"]
+        assert (list(dict.fromkeys(told)), times) == (list(dict.fromkeys(reasons)), Counter(reasons))
 
     await eventually(check)
 

@@ -93,6 +93,8 @@ class FakeApiServer:
             return Response(200, self.objects[path])
         if verb == "GET" and path.rpartition("/")[2] in ("pods", "trainingjobs"):
             return self._list(path, query.get("labelSelector", ""))
+        if verb == "PATCH" and "/events/" in path:
+            return Response(200, {})
         if verb == "PATCH":
             return self._patch_status(path.removesuffix("/status"), body)
         raise AssertionError(f"{verb} {path}")

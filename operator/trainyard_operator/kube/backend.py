@@ -11,17 +11,18 @@ from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import Metadata, TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
-from trainyard.time import format_time, utc_now
 from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
+from trainyard_operator.kube.events import EventRecorder
 from trainyard_operator.kube.merge_patch import merge_patch
 from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.minimal_status import minimal_status
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.manifests.limit_range import added_limit_problem
 from trainyard_operator.pod_input.text import clean_text
 
 log = logging.getLogger(__name__)
@@ -40,9 +41,6 @@ _PLURALS = {
 
 _STRICT = {"fieldValidation": "Strict"}
 """Makes the API server refuse unknown fields, which it would otherwise drop: a template may have a typo."""
-
-MAX_EVENT_MESSAGE = 1024
-"""Characters of the message of an event that the API server accepts."""
 
 
 def jobs_path(namespace: str | None = None) -> str:
@@ -71,6 +69,7 @@ class KubernetesBackend:
         """Create a backend; `key` is the operator's secret, from which the tokens of all jobs are derived."""
         self._api = api
         self._key = key
+        self._events = EventRecorder(api)
 
     async def write_status(self, job: TrainingJob, status: TrainingJobStatus) -> TrainingJob:
         """Merge the changes into the status subresource, with the resource version as a precondition.
@@ -126,7 +125,7 @@ class KubernetesBackend:
         """Send a pod as a dry run with strict field validation."""
         query = {"dryRun": "All", "fieldValidation": "Strict"}
         try:
-            await self._api.request(
+            admitted = await self._api.request(
                 "POST", core_path("pods", job.metadata.namespace), pod, query=query, flow=_flow(job)
             )
         except ApiError as error:
@@ -137,7 +136,8 @@ class KubernetesBackend:
                 raise _translate(error) from error
             # A quota, a policy, a webhook without support for dry runs: the creation shows what it means.
             log.info("%s/%s: the dry run of a pod shows nothing: %s", *job.key, error)
-        return None
+            return None
+        return added_limit_problem(job, pod, admitted)
 
     async def store_revision(self, job: TrainingJob, revision: dict[str, Any]) -> dict[str, Any]:
         """Create a ControllerRevision, whose content the API server never changes."""
@@ -255,34 +255,8 @@ class KubernetesBackend:
             raise Gone(str(error)) if error.code == 404 else _translate(error) from error
 
     async def record_event(self, job: TrainingJob | UnreadableJob, event: Event) -> None:
-        """Create an event. An event that cannot be stored is only logged, since the job does not depend on it."""
-        namespace, name = job.key
-        now = utc_now()
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{name}.{now.timestamp():.6f}", "namespace": namespace},
-            "involvedObject": {
-                "apiVersion": constants.API_VERSION,
-                "kind": constants.KIND,
-                "name": name,
-                "namespace": namespace,
-                "uid": job.metadata.uid,
-                "resourceVersion": job.metadata.resource_version,
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": clean_text(event.message, MAX_EVENT_MESSAGE),
-            "source": {"component": "trainyard-operator"},
-            "reportingComponent": constants.CONTROLLER,
-            "firstTimestamp": format_time(now),
-            "lastTimestamp": format_time(now),
-            "count": 1,
-        }
-        try:
-            await self._api.request("POST", core_path("events", namespace), body)
-        except ApiError as error:
-            log.warning("%s/%s: event %s was not stored: %s", namespace, name, event.reason, error)
+        """Record an event, or count one that occurs again (`EventRecorder`)."""
+        await self._events.record(job, event)
 
     def launcher_token(self, job: TrainingJob) -> str:
         """Return the job's token (`launcher_client.job_token`)."""
