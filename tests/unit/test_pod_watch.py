@@ -17,7 +17,7 @@ from trainyard_operator.controller.cache import Cache, CachedPod, Key
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube import pod_watch
 from trainyard_operator.kube.api import ApiError, KubeApi
-from trainyard_operator.kube.pod_watch import PodWatch, snapshot
+from trainyard_operator.kube.pod_watch import PodWatch, snapshot, watch_pods
 
 PATH = "/api/v1/pods"
 KEY = ("default", "job")
@@ -297,3 +297,33 @@ async def test_one_namespace_is_watched_where_the_operator_has_only_that() -> No
     async with server.serving() as api, Watched(api, namespace="team").running():
         await until(lambda: paths != [])
     assert paths == ["/api/v1/namespaces/team/pods"]
+
+
+async def test_a_new_list_of_one_namespace_removes_no_pod_of_another() -> None:
+    server = Server([event("ADDED", pod(1, 190)), bookmark(200, end=True)])
+    elsewhere = pod(0, 50)
+    elsewhere["metadata"] |= {"namespace": "elsewhere", "uid": "elsewhere"}
+    async with server.serving() as api:
+        watched = Watched(api, version=None, namespace=KEY[0])
+        watched.cache.put_pod(pod(0, 50))
+        watched.cache.put_pod(elsewhere)
+        async with watched.running():
+            await until(lambda: watched.pods == {"job-1-1": 190})
+        assert watched.cache.find_pod(elsewhere)[0] is not None
+
+
+async def test_several_namespaces_are_watched_side_by_side() -> None:
+    paths: list[str] = []
+
+    class Namespaces(Server):
+        async def _handle(self, request: web.Request) -> web.StreamResponse:
+            paths.append(request.path)
+            return await super()._handle(request)
+
+    async with Namespaces().serving() as api:
+        watches = [Watched(api, namespace=name).watch for name in ("a", "b")]
+        task = asyncio.create_task(watch_pods(watches))
+        await until(lambda: len(paths) == 2)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    assert sorted(paths) == ["/api/v1/namespaces/a/pods", "/api/v1/namespaces/b/pods"]

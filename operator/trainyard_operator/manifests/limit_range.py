@@ -17,10 +17,10 @@ def added_limit_problem(job: TrainingJob, sent: Manifest, admitted: Manifest) ->
         sent: the pod as the operator has built it.
         admitted: the same pod as the API server would store it.
     """
-    added = _memory_limit(admitted)
-    if job.spec.trainer is None or added is None or _memory_limit(sent) is not None:
+    role = sent["metadata"]["labels"][constants.LABEL_ROLE]
+    if job.spec.trainer is None or role != constants.ROLE_WORKER:
         return None
-    if sent["metadata"]["labels"][constants.LABEL_ROLE] != constants.ROLE_WORKER:
+    if _memory_limit(sent) is not None or (added := _memory_limit(admitted)) is None:
         return None
     workers = job.spec.workers
     limits = {**(workers.resources.limits or {}), "memory": added}
@@ -40,5 +40,5 @@ def added_limit_problem(job: TrainingJob, sent: Manifest, admitted: Manifest) ->
 
 def _memory_limit(pod: Manifest) -> Any:
     """Return the memory limit of the worker container; None if it has none."""
-    [worker] = [c for c in pod["spec"]["containers"] if c["name"] == constants.WORKER_CONTAINER]
-    return (worker.get("resources") or {}).get("limits", {}).get("memory")
+    workers = [c for c in pod["spec"]["containers"] if c["name"] == constants.WORKER_CONTAINER]
+    return next((worker.get("resources", {}).get("limits", {}).get("memory") for worker in workers), None)
