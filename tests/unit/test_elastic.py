@@ -438,6 +438,14 @@ def test_a_placeholder_asks_for_what_a_worker_asks_for_and_does_nothing() -> Non
         assert not {"env", "ports", "volumeMounts", "readinessProbe", "args"} & set(container)
 
 
+def test_a_placeholder_in_the_network_of_its_node_needs_the_ports_of_a_worker() -> None:
+    template = {"template": {"spec": {"hostNetwork": True, "containers": [{"name": "logger", "image": "l"}]}}}
+    of = job(1, 4, {"global": 12}, workers=template)
+    worker, logger = build_placeholder(of, 3, 1, trainer_image=TRAINER_IMAGE)["spec"]["containers"]
+    assert worker["ports"] == [{"containerPort": 9400}, {"containerPort": 29500}], "without names: nothing is served"
+    assert "ports" not in logger
+
+
 TEMPLATE = {
     "resources": {"limits": {"cpu": "2"}},
     "template": {

@@ -1,5 +1,6 @@
 """The cluster's backend: what each answer of the API server means. (Against a real one: tests/integration.)"""
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -146,6 +147,32 @@ async def test_a_dry_run_shows_that_a_pod_is_malformed(answer: ApiError) -> None
 async def test_a_refusal_that_an_administrator_can_lift_does_not_make_a_pod_malformed(answer: Answer) -> None:
     backend, _ = make_backend(answer)
     assert await backend.dry_run(JOB, make_pod(JOB)) is None
+
+
+@pytest.mark.parametrize(
+    ("job", "memory", "fits"),
+    [
+        (JOB, "300Mi", False),
+        (JOB, "64Gi", True),
+        (make_job(), "300Mi", True),
+        (make_job(trainer=trainer_spec(), workers={"resources": {"limits": {"memory": "64Gi"}}}), "300Mi", True),
+    ],
+    ids=["too little", "enough", "a program of one's own", "a limit of the job"],
+)
+async def test_a_dry_run_shows_a_memory_limit_that_the_namespace_adds(
+    job: TrainingJob, memory: str, fits: bool
+) -> None:
+    sent = make_pod(job)
+    admitted = copy.deepcopy(sent)
+    admitted["spec"]["containers"][0]["resources"] = {"limits": {"memory": memory}}
+    backend, _ = make_backend(admitted)
+    problem = await backend.dry_run(job, sent)
+    assert (problem is None) is fits
+    if problem is not None:
+        assert problem.startswith(
+            "a LimitRange of namespace default limits a worker to 300Mi of memory, since the job sets no limit: "
+            "spec.workers.resources.limits.memory: a worker has 300Mi but needs about "
+        )
 
 
 @pytest.mark.parametrize("code", [0, 429, 503])

@@ -156,6 +156,26 @@ def test_priming_fills_the_cache_and_queues_each_job() -> None:
     clock.run(scenario())
 
 
+def test_each_namespace_is_listed_by_itself() -> None:
+    """A list of all namespaces needs a right on the cluster."""
+    asked: list[str] = []
+
+    class Namespaces(Api):
+        async def collect(self, path: str, selector: str, keep: Callable[[dict[str, Any]], Any]) -> tuple[list[Any], int]:
+            asked.append(path)
+            self.jobs = [body(path.split("/")[5])] if "trainingjobs" in path else []
+            return await super().collect(path, selector, keep)
+
+    async def scenario() -> None:
+        resync = Resync(Namespaces([], []), Cache(), WorkQueue(), ("a", "b"))  # type: ignore[arg-type]
+        await resync.prime()
+        assert len(resync.cache) == len(resync.queue) == 2
+
+    clock.run(scenario())
+    jobs = "/apis/trainyard.dev/v1alpha1/namespaces/{}/trainingjobs"
+    assert asked == [path.format(name) for name in ("a", "b") for path in (jobs, "/api/v1/namespaces/{}/pods")]
+
+
 def test_without_a_response_the_cache_is_not_filled() -> None:
     async def scenario() -> None:
         api = Api([], [])

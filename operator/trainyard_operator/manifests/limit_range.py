@@ -17,8 +17,8 @@ def added_limit_problem(job: TrainingJob, sent: Manifest, admitted: Manifest) ->
         sent: the pod as the operator has built it.
         admitted: the same pod as the API server would store it.
     """
-    role = sent["metadata"]["labels"][constants.LABEL_ROLE]
-    if job.spec.trainer is None or role != constants.ROLE_WORKER:
+    labels = sent["metadata"].get("labels", {})
+    if job.spec.trainer is None or labels.get(constants.LABEL_ROLE) != constants.ROLE_WORKER:
         return None
     if _memory_limit(sent) is not None or (added := _memory_limit(admitted)) is None:
         return None
@@ -40,5 +40,6 @@ def added_limit_problem(job: TrainingJob, sent: Manifest, admitted: Manifest) ->
 
 def _memory_limit(pod: Manifest) -> Any:
     """Return the memory limit of the worker container; None if it has none."""
-    workers = [c for c in pod["spec"]["containers"] if c["name"] == constants.WORKER_CONTAINER]
+    containers = pod.get("spec", {}).get("containers", ())
+    workers = [container for container in containers if container["name"] == constants.WORKER_CONTAINER]
     return next((worker.get("resources", {}).get("limits", {}).get("memory") for worker in workers), None)
