@@ -86,13 +86,13 @@ _ACCOUNT_KINDS = ("Namespace", "ServiceAccount", "ClusterRole", "ClusterRoleBind
 _SYSTEM = "trainyard-system"
 
 
-def chart_environment(cluster: Cluster, folder: Path) -> dict[str, str]:
+def chart_environment(cluster: Cluster, folder: Path, *settings: str, system: str = _SYSTEM) -> dict[str, str]:
     """Return the environment of an operator as the chart runs it: its variables, and its service account's rights."""
-    objects = [body for body in yaml.safe_load_all(render_chart(_SYSTEM)) if body]
+    objects = [body for body in yaml.safe_load_all(render_chart(system, *settings)) if body]
     account = yaml.safe_dump_all([body for body in objects if body["kind"] in _ACCOUNT_KINDS])
     apply: list[str | Path] = [cluster.kubectl, "apply", "--server-side", "--force-conflicts", "-f", "-"]
     cluster.run(apply, input=account)
-    token = cluster.run([cluster.kubectl, "-n", _SYSTEM, "create", "token", "trainyard"]).stdout.strip()
+    token = cluster.run([cluster.kubectl, "-n", system, "create", "token", "trainyard"]).stdout.strip()
     config = yaml.safe_load(cluster.kubeconfig.read_text("utf-8"))
     config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
     kubeconfig = folder / "kubeconfig"
