@@ -48,7 +48,9 @@ def apply(cluster: Cluster, *bodies: object) -> str:
 SETTINGS = ("monitoring.labels.release=kps", "monitoring.interval=30s", "monitoring.dashboards.folder=Training")
 
 
-@pytest.mark.parametrize("settings", [ALL, (*ALL, *SETTINGS), (*ALL, "operator.watchNamespaces={default,team}")], ids=len)
+@pytest.mark.parametrize(
+    "settings", [ALL, (*ALL, *SETTINGS), (*ALL, "operator.watchNamespaces={default,team}")], ids=len
+)
 def test_it_takes_all_objects(monitored: Cluster, settings: tuple[str, ...]) -> None:
     mine = [
         body

@@ -438,9 +438,7 @@ RULES = (
     *(
         Fault(
             f"{number} MIG devices and {procs} processes of the built-in trainer",
-            partial(
-                _with_limits, {"nvidia.com/mig-3g.40gb": number}, trainer=trainer_spec(), procsPerWorker=procs
-            ),
+            partial(_with_limits, {"nvidia.com/mig-3g.40gb": number}, trainer=trainer_spec(), procsPerWorker=procs),
             "spec.workers.resources.limits: CUDA shows a process only one MIG device, so that a worker of the built-in "
             "trainer has one process and one device; set 1 and procsPerWorker: auto, and raise workers.replicas",
         )

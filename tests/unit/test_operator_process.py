@@ -161,7 +161,9 @@ def test_each_namespace_is_listed_by_itself() -> None:
     asked: list[str] = []
 
     class Namespaces(Api):
-        async def collect(self, path: str, selector: str, keep: Callable[[dict[str, Any]], Any]) -> tuple[list[Any], int]:
+        async def collect(
+            self, path: str, selector: str, keep: Callable[[dict[str, Any]], Any]
+        ) -> tuple[list[Any], int]:
             asked.append(path)
             self.jobs = [body(path.split("/")[5])] if "trainingjobs" in path else []
             return await super().collect(path, selector, keep)

@@ -4,7 +4,7 @@ The name of a pod in a headless Service exists once the pod has an address. DNS 
 does not exist (RFC 2308): CoreDNS for 5 s, and for 30 s as kubeadm configures it. So a program that looks up its master
 too early fails, or waits for that time, and all others on the cluster wait with it.
 
-CoreDNS remembers an answer for one name and one type of record. So the launcher asks for types that nobody else asks
+CoreDNS remembers an answer for one name and one type of record. So the launcher asks for types that no program asks
 for, each time for another one, and looks up the address only when the name exists. A server that remembers a name for
 all types only makes the wait longer.
 
@@ -20,7 +20,6 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import List, Tuple
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 POLL_SECONDS = 0.25
@@ -50,7 +49,7 @@ def can_look_up(name: str) -> bool:
     return True
 
 
-def _configuration() -> Tuple[List[str], str]:
+def _configuration() -> tuple[list[str], str]:
     """Return the addresses of the DNS servers, and the domain of the cluster; empty if the pod has none.
 
     The kubelet writes NAMESPACE.svc.DOMAIN, svc.DOMAIN and DOMAIN, among others, into the search list of a pod.

@@ -87,7 +87,8 @@ class Backend(Protocol):
     async def dry_run(self, job: TrainingJob, pod: dict[str, Any]) -> str | None:
         """Return why a pod is malformed, in the words of the API server; None if it is not, or if that is not known.
 
-        The same if the API server would give a worker a memory limit into which the job does not fit. A refusal that an administrator can lift (a quota, a policy) does not make a pod malformed.
+        The same if the API server would give a worker a memory limit into which the job does not fit. A refusal that an
+        administrator can lift (a quota, a policy) does not make a pod malformed.
         """
         ...
 

@@ -47,7 +47,7 @@ class _Similar:
 class EventRecorder:
     """Creates events, and counts those that occur again. Each job's events come one after the other.
 
-    What was recorded is remembered in this process alone: after a restart of the operator an event is created anew.
+    What was recorded is remembered in this process alone: after a restart of the operator an event is created again.
     """
 
     def __init__(self, api: KubeApi, now: Callable[[], datetime] = utc_now) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from trainyard.protocol import constants, launcher_protocol
+from trainyard.resource import devices
 from trainyard.resource.health import DEFAULT_STARTUP_TIMEOUT
 from trainyard_trainer.runtime.device_position import follow_gpu
 from trainyard_trainer.runtime.errors import ConfigError
@@ -212,9 +213,10 @@ def _device(local_rank: int) -> torch.device:
 
 def _explain_missing_gpu(resource: str) -> NoReturn:
     """Raise the error for a worker that has a GPU which torch does not see: it must not compute on the CPU instead."""
-    cuda, rocm = torch.version.cuda is not None, torch.version.hip is not None
-    built_for = "CUDA" if cuda else "ROCm" if rocm else "CPUs"
-    if not (cuda or rocm) or rocm != (resource == "amd.com/gpu") and resource != constants.DEVICE_CLAIM:
+    built_for = "ROCm" if torch.version.hip is not None else "CUDA" if torch.version.cuda is not None else "CPUs"
+    # The vendor of a claimed device is not known.
+    needed = {constants.DEVICE_CLAIM: ("CUDA", "ROCm"), devices.AMD: ("ROCm",)}.get(resource, ("CUDA",))
+    if built_for not in needed:
         raise ConfigError(
             f"spec.image: its torch is built for {built_for}, but the worker has {resource}; use an image with torch "
             "for CUDA (GPUs of NVIDIA) or ROCm (GPUs of AMD)"
