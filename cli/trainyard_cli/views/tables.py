@@ -125,5 +125,6 @@ def event_table(events: Sequence[Body], now: datetime) -> Table:
     for event in events:
         timestamp = event.get("lastTimestamp") or event.get("eventTime")
         style = "yellow" if event["type"] == "Warning" else ""
-        table.add_row(age(timestamp, now), event["type"], event["reason"], event["message"], style=style)
+        times = f" ({count} times)" if (count := event.get("count") or 1) > 1 else ""
+        table.add_row(age(timestamp, now), event["type"], event["reason"], event["message"] + times, style=style)
     return table

@@ -1,20 +1,23 @@
 """Manifests of the pods of a job: the user's template, overridden by the operator's own pod spec."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.launcher_state import READY_PATH
-from trainyard.resolve import resolve
 from trainyard.resource.devices import counted_devices, devices, is_gpu
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.spec import ParameterServerSpec, Workers
-from trainyard.sizing.fit import shared_memory_bytes, uses_gpus
+from trainyard.sizing.fit import uses_gpus
 from trainyard_operator.manifests.checkpoint_folder import folder_container
 from trainyard_operator.manifests.children import child_metadata
-from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources, mounts_at
+from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources
 from trainyard_operator.manifests.revision import revision_hash
+from trainyard_operator.manifests.shared_memory import (
+    SHARED_MEMORY_PATH,
+    SHARED_MEMORY_VOLUME,
+    build_shared_memory,
+)
 from trainyard_operator.manifests.template import (
     VOLUME_PREFIX,
     Manifest,
@@ -34,13 +37,6 @@ NON_ROOT = 65532
 GRACE_SECONDS = 120
 """Default grace period of pods that write checkpoints."""
 
-SHARED_MEMORY_GIB = 64
-"""Size of /dev/shm per rank in GiB, for workers without a memory limit, unless asynchronous checkpoints need more."""
-OTHER_SHARED_MEMORY_GIB = 4
-"""Size in GiB for all else that is in /dev/shm, such as the buffers of NCCL, if checkpoints need most of it."""
-
-SHARED_MEMORY_PATH = "/dev/shm"
-SHARED_MEMORY_VOLUME = f"{VOLUME_PREFIX}shm"
 CHECKPOINT_VOLUME = f"{VOLUME_PREFIX}checkpoints"
 CONFIG_VOLUME = f"{VOLUME_PREFIX}config"
 TMP_VOLUME = f"{VOLUME_PREFIX}tmp"
@@ -122,7 +118,7 @@ def _own_spec(
         # The variables of a Service named trainyard-... would be taken for those of the operator.
         "enableServiceLinks": False,
         "containers": [worker],
-        "volumes": [_shared_memory(job, index, template)],
+        "volumes": [build_shared_memory(job, index, template, merge_resources(template, worker["resources"]))],
     }
     # Pods in the network of their node find the group's Service only with this policy.
     if template.host_network:
@@ -154,37 +150,6 @@ def _own_spec(
             "seccompProfile": {"type": "RuntimeDefault"},
         }
     return spec
-
-
-def _shared_memory(job: TrainingJob, index: int, template: Template) -> Manifest:
-    """Return the volume for /dev/shm, as large as the worker's memory limit, since it is charged to that limit.
-
-    Without a limit it is bounded by the number of ranks, or by what the copies of their state for asynchronous
-    checkpoints need, so that it cannot use up the memory of a node. spec.workers.sharedMemory sets another size.
-
-    Raises:
-        TemplateError: the template has a volume of its own there, and spec.workers.sharedMemory is set as well.
-    """
-    given = None if job.spec.is_parameter_server(index) else job.spec.workers.shared_memory
-    if given is not None:
-        if mounts_at(template, SHARED_MEMORY_PATH):
-            raise TemplateError(
-                f"{template.worker_field}.volumeMounts: the volume at {SHARED_MEMORY_PATH} replaces that of "
-                "spec.workers.sharedMemory; remove one of them"
-            )
-        return {"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": given}}
-    resources = merge_resources(template, _role_spec(job, index).resources.to_dict())
-    ranks = 1 if job.spec.is_parameter_server(index) else job.spec.procs_per_worker
-    size = resources.get("limits", {}).get("memory") or f"{max(SHARED_MEMORY_GIB * ranks, _copies_gib(job))}Gi"
-    return {"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory", "sizeLimit": size}}
-
-
-def _copies_gib(job: TrainingJob) -> int:
-    """Return the GiB of /dev/shm of a worker with the copies for asynchronous checkpoints; 0 without any."""
-    if job.spec.trainer is None or job.spec.checkpoint is None:
-        return 0
-    copies = shared_memory_bytes(resolve(job), job.spec.procs_per_worker)
-    return OTHER_SHARED_MEMORY_GIB + math.ceil(copies / 2**30) if copies else 0
 
 
 def _avoiding(nodes: Sequence[str], template: Template) -> Manifest:
