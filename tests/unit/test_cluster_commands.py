@@ -365,6 +365,7 @@ def test_messages_of_events_and_conditions_are_printed_literally() -> None:
     words = "[rank0]: lost at [/opt/pair.cc:534]"
     event = {"type": "Warning", "reason": "WorkerFailed", "message": words, "lastTimestamp": NOW.isoformat()}
     assert f"WorkerFailed {words}" in shown(tables.event_table([event], NOW))[1]
+    assert shown(tables.event_table([{**event, "count": 3}], NOW))[1].endswith(f"{words} (3 times)")
     condition = Condition(type="Failed", status="True", reason="Why", message=words, last_transition_time=NOW)
     assert words in shown(tables.condition_table([condition], NOW))[1]
 
