@@ -80,7 +80,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DnsServe
             raise socket.gaierror(-2, "Name or service not known")
         return []
 
-    monkeypatch.setattr(launcher_dns.socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     yield server
     server.close()
 
@@ -101,7 +101,7 @@ def test_a_name_is_looked_up_only_when_it_exists(server: DnsServer) -> None:
 def test_pods_that_ask_at_the_same_time_ask_the_same(server: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the server answers thousands of them from its cache."""
     for moment in (1000.0, 1000.2, 1000.3, 1063.6):
-        monkeypatch.setattr(launcher_dns.time, "time", lambda moment=moment: moment)
+        monkeypatch.setattr(time, "time", lambda moment=moment: moment)
         launcher_dns.can_look_up(NAME)
     kinds = [kind for _, kind in server.asked]
     assert kinds[0] == kinds[1] == kinds[3], "and again only after a minute, when the answer is forgotten"
