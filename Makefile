@@ -52,7 +52,7 @@ lint: setup  ## ruff, mypy, import-linter, vermin, shellcheck, hadolint
 	$(RUN) ruff format --check .
 	$(RUN) mypy api operator trainer cli monitoring tests
 	$(RUN) lint-imports --no-logo
-	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/protocol/{launcher,launcher_output,launcher_port,launcher_protocol,log_tail}.py
+	$(RUN) vermin --quiet --no-tips --violations --target=3.8- api/trainyard/protocol/{launcher,launcher_dns,launcher_output,launcher_port,launcher_protocol,log_tail}.py
 	$(RUN) shellcheck .ci/run
 	$(RUN) hadolint Dockerfile
 
