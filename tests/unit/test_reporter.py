@@ -67,6 +67,13 @@ def program(monkeypatch: pytest.MonkeyPatch) -> Iterator[Program]:
         reporter.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", *(["[::1]"] if socket.has_dualstack_ipv6() else [])])
+def test_the_page_is_served_for_both_families(program: Program, host: str) -> None:
+    program.begin()
+    with urllib.request.urlopen(f"http://{host}:{program.port}/metrics", timeout=5) as answer:
+        assert answer.status == 200
+
+
 def test_operator_reads_the_page_as_for_the_built_in_trainer(program: Program) -> None:
     reporter = program.begin(total_steps=100, resumed_step=10)
     for number in range(20):
