@@ -13,6 +13,7 @@ from trainyard.sizing.fit import Fit, fit, host_fit, server_fit, uses_gpus
 from trainyard.sizing.model_size import adapter_scalars, flops_per_token, parameters, rank_parameters
 from trainyard.sizing.pipeline_stages import layers_of_stage, stage_count
 from trainyard.sizing.placement import placement
+from trainyard.sizing.topology import Domain, make_domain
 from trainyard.sizing.traffic import Traffic, crosses_workers, rank_traffic
 from trainyard.sizing.warnings import warnings
 
@@ -85,6 +86,8 @@ class TrainingEstimate(ApiModel):
     """Memory of the parameter server, if there is one."""
     communication: tuple[Traffic, ...]
     """Traffic in one step of the rank that needs the most memory."""
+    domain: Domain | None = None
+    """Topology domains of the group, with spec.scheduling.topologyKey."""
 
 
 class Estimate(ApiModel):
@@ -142,6 +145,7 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
     worker_fit = fit(job.spec, config)
     family, model = config.family, config.model
     held = max(placement(config).held(rank_parameters(config, place)) for place in range(mesh.pipeline))
+    communication = tuple(rank_traffic(config, worker_fit.place, procs))
     return TrainingEstimate(
         parameters=parameters(config),
         trained_parameters=adapter_scalars(config) * family.layers(model) or parameters(config),
@@ -156,7 +160,8 @@ def _training(job: TrainingJob, config: RunConfig) -> TrainingEstimate:
         fit=worker_fit,
         host=host_fit(job.spec, config),
         server=server_fit(job.spec, config),
-        communication=tuple(rank_traffic(config, worker_fit.place, procs)),
+        communication=communication,
+        domain=make_domain(job.spec, mesh, communication),
     )
 
 

@@ -31,6 +31,8 @@ RESOURCES = (
         "apps/controllerrevisions",
         "rbac.authorization.k8s.io/clusterroles",
     ),
+    *("scheduling.k8s.io/podgroups", "scheduling.x-k8s.io/podgroups", "scheduling.volcano.sh/podgroups"),
+    *("scheduling.k8s.io/priorityclasses", "kueue.x-k8s.io/workloads"),
     "apiextensions.k8s.io/customresourcedefinitions",
 )
 """Every resource that a review asks about, as GROUP/RESOURCE[/SUBRESOURCE], or RESOURCE for the core group."""
@@ -48,6 +50,9 @@ OPERATOR_RIGHTS: Rights = {
     "configmaps": "get create patch",
     "secrets": "create",
     "apps/controllerrevisions": "get create",
+    "scheduling.k8s.io/podgroups": "get create deletecollection",
+    "scheduling.x-k8s.io/podgroups": "get create deletecollection",
+    "scheduling.volcano.sh/podgroups": "get create deletecollection",
     "events": "create patch",
 }
 EDIT_RIGHTS: Rights = {

@@ -446,6 +446,13 @@ class FakeClusterBackend:
         cluster._count_write(after=True)
         return answer
 
+    async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
+        self._ask(job)
+        groups = [key for key, body in self.cluster.children.items() if body["apiVersion"] == api_version]
+        for key in groups:
+            if self.cluster.children[key]["metadata"]["labels"][constants.LABEL_ATTEMPT] != str(other_than):
+                del self.cluster.children[key]
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         for worker in workers:
             self._ask(job)

@@ -18,6 +18,8 @@ LABEL_REPLICAS: Final = f"{GROUP}/replicas"
 LABEL_ROLE: Final = f"{GROUP}/role"
 LABEL_REVISION: Final = f"{GROUP}/revision"
 """Hash of the snapshot of the spec that a pod was built from (status.acceptedRevision: JOB-HASH)."""
+LABEL_DOMAIN: Final = f"{GROUP}/domain"
+"""Number, within the group, of the topology domain that a pod belongs to (spec.scheduling.topologyKey)."""
 LABEL_MANAGED_BY: Final = "app.kubernetes.io/managed-by"
 MANAGED_BY: Final = "trainyard"
 

@@ -12,6 +12,7 @@ from trainyard.resource.elastic import Elastic
 from trainyard.resource.health import BadStepPolicy, Health
 from trainyard.resource.parallelism import Parallelism
 from trainyard.resource.restart import RestartPolicy
+from trainyard.resource.scheduling import Scheduling
 from trainyard.resource.scrape import Metrics
 from trainyard.resource.spec_rules import SPEC_RULES
 from trainyard.resource.training import TrainerSpec
@@ -148,6 +149,9 @@ class TrainingJobSpec(ApiModel):
     passed, all pods of the group are deleted, and created again after a random wait that grows with each timeout in a
     row, up to five minutes: two groups that each hold half of the nodes do not block each other for ever. It spends no
     restart. May be changed at any time. Without it a group waits until all of its pods are scheduled."""
+    scheduling: Scheduling | None = None
+    """How the pods of the group get their nodes: all or none of them, in a queue, with a priority, close to each other.
+    Without it the default scheduler places the pods one by one."""
     success_policy: Literal["AllWorkers", "RankZero"] = "AllWorkers"
     """When the job has succeeded. AllWorkers: once every worker has ended with exit code 0. RankZero: once worker 0,
     which runs rank 0, has; what becomes of the others then depends on cleanPodPolicy. Only with command, since the

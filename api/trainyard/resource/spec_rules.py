@@ -31,6 +31,7 @@ from trainyard.resource.export import EXPORT_RULES
 from trainyard.resource.insight import INSIGHT_RULES
 from trainyard.resource.models import families_with, reasons_against
 from trainyard.resource.privacy import PRIVACY_LAYOUT_RULES
+from trainyard.resource.scheduling import SCHEDULING_RULES
 from trainyard.resource.urls import SECRET_VARIABLES
 from trainyard.text import listed
 
@@ -272,4 +273,5 @@ SPEC_RULES: tuple[Rule, ...] = (
     *INSIGHT_RULES,
     *PRIVACY_LAYOUT_RULES,
     *ELASTIC_RULES,
+    *SCHEDULING_RULES,
 )

@@ -42,6 +42,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [apps]
   resources: [controllerrevisions]  # snapshots of accepted specs
   verbs: [get, create]
+- apiGroups: [scheduling.k8s.io, scheduling.x-k8s.io, scheduling.volcano.sh]
+  resources: [podgroups]  # spec.scheduling.gang
+  verbs: [get, create, deletecollection]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]  # an event that occurs again is counted

@@ -7,6 +7,7 @@ from rich.text import Text
 from trainyard.estimate import Axis, Estimate, TrainingEstimate, Work
 from trainyard.resource.quantity import format_bytes
 from trainyard.sizing.fit import SHARED_FIELD, Fit
+from trainyard.sizing.topology import Domain
 from trainyard.sizing.traffic import Traffic
 from trainyard.text import plural
 
@@ -23,7 +24,10 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         for other in (training.host, training.server):
             if other is not None:
                 console.print(_fit(other))
-        console.print(_communication(training.communication, complete=training.work.samples is not None))
+        complete = training.work.samples is not None
+        console.print(_communication(training.communication, complete=complete))
+        if training.domain is not None:
+            console.print(_domain(training.domain, complete=complete))
     for warning in estimate.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"))
 
@@ -123,6 +127,17 @@ def _communication(traffic: tuple[Traffic, ...], complete: bool) -> RenderableTy
         axis = f"{entry.axis} ({entry.ranks})"
         table.add_row(axis, entry.collective, entry.what, f"{entry.times:,}", format_bytes(entry.bytes), over)
     return table
+
+
+def _domain(domain: Domain, complete: bool) -> Text:
+    """Return a line about what leaves a topology domain. `complete` is that of `_communication`."""
+    if domain.count == 1 and not domain.bytes:
+        return Text(f"topology: all workers get nodes of one domain of {domain.key}, which nothing leaves")
+    at_least = "" if complete else "at least "
+    return Text(
+        f"topology: {plural(domain.workers, 'worker')} in each of up to {domain.count} domains of {domain.key}; "
+        f"{at_least}{format_bytes(domain.bytes)} leave such a domain in one step"
+    )
 
 
 def _grid(title: str) -> Table:

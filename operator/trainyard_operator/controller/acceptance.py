@@ -134,8 +134,11 @@ async def _dry_run(backend: Backend, job: TrainingJob, trainer_image: str) -> st
 
 
 def _build_first(backend: Backend, job: TrainingJob, index: int, trainer_image: str) -> Manifest:
-    """Return a pod of the next attempt, after all other children have been built as well."""
+    """Return a pod of the next attempt, after all other children have been built as well.
+
+    It belongs to no group: a gang scheduler or a queue that the cluster lacks is no fault of the spec.
+    """
     token = backend.launcher_token(job)
     build_shared(job, token)
     secret = secret_name(job, token) if job.spec.restarts_in_place else None
-    return build_pod(job, job.status.attempt + 1, index, trainer_image=trainer_image, secret=secret)
+    return build_pod(job, job.status.attempt + 1, index, trainer_image=trainer_image, secret=secret, alone=True)

@@ -119,6 +119,16 @@ class Backend(Protocol):
         """
         ...
 
+    async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
+        """Delete the job's group objects of a gang scheduler.
+
+        Args:
+            job: the job.
+            api_version: API group and version of the scheduler's group objects.
+            other_than: only those of other attempts than this one; None: all.
+        """
+        ...
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Start to delete pods, each only if its UID is unchanged; `force`: without a grace period."""
         ...

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -31,6 +32,7 @@ from trainyard_operator.lifecycle.plan import plan
 from trainyard_operator.lifecycle.progress_writes import PROGRESS_INTERVAL
 from trainyard_operator.lifecycle.quiet_changes import QUIET_INTERVAL, is_quiet
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.manifests.gangs import gang_scheduler
 
 log = logging.getLogger(__name__)
 
@@ -184,6 +186,10 @@ class Reconciler:
             for pod in pods:
                 self.cache.put_pod(pod)
             raise Stale(f"{len(pods)} pods of a suspended job exist")
+        # A group without pods could still count for its scheduler.
+        if (scheduler := gang_scheduler(job)) is not None:
+            with suppress(Refused):  # it is not there, or may not be deleted: the next attempt says so
+                await self.backend.delete_groups(job, scheduler.api_version)
 
     async def _plan(self, job: TrainingJob, entry: Entry) -> Plan:
         """Return the plan for a job with its accepted spec; a job that starts is accepted first."""
@@ -203,7 +209,7 @@ class Reconciler:
         if acceptances := [action for action in step.actions if isinstance(action, AcceptSpec)]:
             acceptance = await accept(self.backend, job, acceptances[0], self.trainer_image)
             step = plan(replace(observation, acceptance=acceptance))
-        # Others rely on the condition Suspended, so the API server confirms that no pod is left.
+        # Others rely on the condition Suspended, so the API server confirms that no pod is left, and no group either.
         if step.status.is_true(ConditionType.SUSPENDED) and not job.status.is_true(ConditionType.SUSPENDED):
             await self._confirm_no_pods(job)
         return step

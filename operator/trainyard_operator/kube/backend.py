@@ -22,6 +22,7 @@ from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.minimal_status import minimal_status
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
+from trainyard_operator.manifests.gangs.scheduler import GROUP_KIND
 from trainyard_operator.manifests.limit_range import added_limit_problem
 from trainyard_operator.pod_input.text import clean_text
 
@@ -37,6 +38,7 @@ _PLURALS = {
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Secret": "secrets",
     "ControllerRevision": "controllerrevisions",
+    GROUP_KIND: "podgroups",
 }
 
 _STRICT = {"fieldValidation": "Strict"}
@@ -55,11 +57,11 @@ def core_path(plural: str, namespace: str | None = None) -> str:
     return f"/api/v1{within}/{plural}"
 
 
-def _collection(kind: str, namespace: str) -> str:
+def _collection(api_version: str, kind: str, namespace: str) -> str:
     """Return the path of the children of a kind in a namespace."""
-    if kind == "ControllerRevision":
-        return f"/apis/apps/v1/namespaces/{namespace}/{_PLURALS[kind]}"
-    return core_path(_PLURALS[kind], namespace)
+    if api_version == "v1":
+        return core_path(_PLURALS[kind], namespace)
+    return f"/apis/{api_version}/namespaces/{namespace}/{_PLURALS[kind]}"
 
 
 class KubernetesBackend:
@@ -147,7 +149,7 @@ class KubernetesBackend:
         """Read a ControllerRevision; one of another owner does not count."""
         try:
             found = await self._api.request(
-                "GET", f"{_collection('ControllerRevision', job.metadata.namespace)}/{name}"
+                "GET", f"{_collection('apps/v1', 'ControllerRevision', job.metadata.namespace)}/{name}"
             )
         except ApiError as error:
             if error.code == 404:
@@ -177,7 +179,7 @@ class KubernetesBackend:
 
     async def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         kind, metadata = manifest["kind"], manifest["metadata"]
-        path = _collection(kind, metadata["namespace"])
+        path = _collection(manifest["apiVersion"], kind, metadata["namespace"])
         try:
             return await self._api.request("POST", path, manifest, query=_STRICT, flow=_flow(job))
         except ApiError as error:
@@ -211,6 +213,18 @@ class KubernetesBackend:
             raise Unavailable(f"{kind} {name} of a deleted job of the same name is still being deleted")
         fix = "delete it, or give the job another name"
         raise Refused(Reason.NAME_TAKEN, f"{kind} {name} exists already and is not this job's; {fix}")
+
+    async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
+        """Delete group objects by their labels, in one request."""
+        selector = f"{constants.LABEL_JOB}={job.metadata.name}"
+        if other_than is not None:
+            selector += f",{constants.LABEL_ATTEMPT}!={other_than}"
+        try:
+            path = _collection(api_version, GROUP_KIND, job.metadata.namespace)
+            await self._api.request("DELETE", path, query={"labelSelector": selector}, flow=_flow(job))
+        except ApiError as error:
+            if error.code != 404:  # the API server does not serve the kind, so there is none
+                raise _translate(error) from error
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Delete pods, each with its UID as a precondition, so that a newer pod of the same name is kept.
@@ -325,6 +339,8 @@ def _refusal(error: ApiError, kind: str, name: str) -> BackendError:
     if error.code == 403 and error.has_cause("NamespaceTerminating"):
         return Gone(str(error))
     translated = _translate(error)
+    if isinstance(translated, Refused) and kind == GROUP_KIND:
+        return Refused(Reason.GANG_UNAVAILABLE, f"the API server refuses {kind} {name}: {error}")
     if isinstance(translated, Refused):
         fix = "correct what the message names: a quota, a pod security standard, or a field of spec.workers.template"
         return Refused(translated.reason, f"the API server refuses {kind} {name}: {error}; {fix}")

@@ -13,11 +13,16 @@ from trainyard_operator.lifecycle.degradation import (
 )
 from trainyard_operator.lifecycle.observation import Observation, WorkerPod, WorkerState
 from trainyard_operator.lifecycle.startup_timeout import has_stepped, startup_message
-from trainyard_operator.lifecycle.status_builder import StatusBuilder
+from trainyard_operator.lifecycle.status_builder import EventType, StatusBuilder
 
 SLOW_START = timedelta(seconds=120)
 """How long the kubelet may prepare the containers of a pod before that is reported."""
-_URGENCY = (Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.CRASH_LOOP, Reason.UNSCHEDULABLE)
+SILENT_SCHEDULER = timedelta(seconds=60)
+"""How long a pod may wait for a scheduler to report about it before that is reported."""
+_URGENCY = (
+    *(Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_CONFIG, Reason.CRASH_LOOP, Reason.QUEUE_UNAVAILABLE),
+    *(Reason.UNSCHEDULABLE, Reason.QUEUED),
+)
 """Reasons of blockers: those that only a user can remove come first."""
 
 
@@ -79,7 +84,12 @@ def set_waiting(builder: StatusBuilder, observation: Observation, workers: tuple
         first = min(blockers, key=lambda blocker: _URGENCY.index(blocker.reason))
         affected = sum(blocker.reason is first.reason for blocker in blockers)
         message = f"{affected} of {spec.pods} {noun}: {first.message}"
-        builder.set_condition(C.RUNNING, False, first.reason, message, event="Warning")
+        event: EventType = "Normal" if first.reason is Reason.QUEUED else "Warning"
+        builder.set_condition(C.RUNNING, False, first.reason, message, event=event)
+    # No scheduler looks at a pod: it is not there, or it has another name.
+    elif unseen := [w for w in workers if w.unseen_since and builder.now - w.unseen_since >= SILENT_SCHEDULER]:
+        message = _silent_scheduler_message(builder, unseen)
+        builder.set_condition(C.RUNNING, False, Reason.SCHEDULER_SILENT, message, event="Warning")
     # A kubelet has been preparing a pod for long: the API server does not say why.
     elif slow := [w for w in workers if w.creating_since and builder.now - w.creating_since >= SLOW_START]:
         builder.set_condition(
@@ -97,6 +107,17 @@ def set_waiting_for_pods(builder: StatusBuilder, *, running: int) -> None:
     builder.set_condition(C.RUNNING, False, Reason.WAITING_FOR_PODS, f"{running} of {spec.pods} {noun} run")
 
 
+def _silent_scheduler_message(builder: StatusBuilder, unseen: list[WorkerPod]) -> str:
+    """Return the message about pods that no scheduler has reported about."""
+    spec, first = builder.effective_job.spec, min(unseen, key=lambda w: w.index)
+    return (
+        f"{len(unseen)} of {spec.pods} {'pods' if spec.servers else 'workers'}: no scheduler has reported about pod "
+        f"{first.name} for more than {SILENT_SCHEDULER.total_seconds():.0f} s; check that the scheduler runs that its "
+        f"spec.schedulerName names (kubectl get pod {first.name} -o jsonpath='{{.spec.schedulerName}}'), or change "
+        "spec.scheduling.gang or spec.workers.template.spec.schedulerName"
+    )
+
+
 def _slow_start_message(builder: StatusBuilder, slow: list[WorkerPod]) -> str:
     """Return the message about pods whose containers have been prepared for long."""
     spec, first = builder.effective_job.spec, min(slow, key=lambda w: w.index)
@@ -110,8 +131,10 @@ def _slow_start_message(builder: StatusBuilder, slow: list[WorkerPod]) -> str:
 
 
 def seconds_until_slow_start(workers: tuple[WorkerPod, ...], now: datetime) -> float | None:
-    """Return the seconds until the next pod has been starting for long; None if no pod is starting."""
+    """Return the seconds until the next pod has been starting, or waiting for a scheduler, for long; None without one.
+    """
     left = [(w.creating_since + SLOW_START - now).total_seconds() for w in workers if w.creating_since]
+    left += [(w.unseen_since + SILENT_SCHEDULER - now).total_seconds() for w in workers if w.unseen_since]
     return min((seconds for seconds in left if seconds > 0), default=None)
 
 

@@ -15,7 +15,8 @@ from trainyard.protocol.termination import TerminationMessage
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
 from trainyard_operator.lifecycle.containers import Container, SchedulingBlocker, container_blocker, read_containers
-from trainyard_operator.lifecycle.pod_end import ENDED_PHASES, read_end
+from trainyard_operator.lifecycle.pod_end import ENDED_PHASES, read_end, removal_target
+from trainyard_operator.lifecycle.scheduling_blockers import node_blocker
 from trainyard_operator.pod_input.text import bounded_message, clean_text
 
 Pod = Mapping[str, Any]
@@ -85,6 +86,10 @@ class WorkerPod:
     blocker: SchedulingBlocker | None = None
     unscheduled: bool = False
     """The pod has no node yet."""
+    gated: bool = False
+    """A scheduling gate, such as that of a queue, keeps the scheduler from the pod, so that it holds nothing."""
+    unseen_since: datetime | None = None
+    """Since when the pod exists, if neither a scheduler nor a kubelet has reported anything about it; else None."""
     creating_since: datetime | None = None
     """Since when the kubelet has been preparing the containers: pulling images, mounting volumes; else None."""
     address: str | None = field(default=None, compare=False)
@@ -201,8 +206,8 @@ def observe_pod(pod: Pod) -> WorkerPod:
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     phase = status.get("phase", "Pending")
     state = _state(phase, worker)
-    end = read_end(status, containers, conditions.get("DisruptionTarget", {}))
-    scheduled = conditions.get("PodScheduled", {})
+    end = read_end(status, containers, removal_target(conditions))
+    scheduled, unscheduled = conditions.get("PodScheduled", {}), _has_no_node(pod, phase)
     return WorkerPod(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -228,8 +233,10 @@ def observe_pod(pod: Pod) -> WorkerPod:
         reason=clean_text(end.reason, MAX_REASON),
         termination_message=bounded_message(end.message),
         finished_at=_timestamp(end.finished_at),
-        blocker=_scheduling_blocker(metadata["name"], containers, scheduled),
-        unscheduled=phase == "Pending" and not (pod.get("spec") or {}).get("nodeName"),
+        blocker=_blocker(pod, containers, scheduled),
+        unscheduled=unscheduled,
+        gated=unscheduled and scheduled.get("reason") == "SchedulingGated",
+        unseen_since=_timestamp(metadata.get("creationTimestamp")) if unscheduled and not scheduled else None,
         creating_since=_creating_since(phase, worker, scheduled),
         address=_address(status),
         owner_uid=owner_uid(pod),
@@ -313,20 +320,17 @@ def _creating_since(phase: str, worker: Container, scheduled: Mapping[str, Any])
     return _timestamp(scheduled.get("lastTransitionTime"))
 
 
-def _scheduling_blocker(
-    pod: str, containers: list[Container], scheduled: Mapping[str, Any]
-) -> SchedulingBlocker | None:
+def _has_no_node(pod: Pod, phase: str) -> bool:
+    return phase == "Pending" and not (pod.get("spec") or {}).get("nodeName")
+
+
+def _blocker(pod: Pod, containers: list[Container], scheduled: Mapping[str, Any]) -> SchedulingBlocker | None:
     """Return what keeps a pod from starting, with the fix; None if nothing does."""
     # The kubelet cannot start a container; init containers come first, since the others wait for them.
     for container in containers:
-        if (blocker := container_blocker(pod, container)) is not None:
+        if (blocker := container_blocker(pod["metadata"]["name"], container)) is not None:
             return blocker
-    # The scheduler finds no node.
-    if scheduled.get("status") == "False" and scheduled.get("reason") == "Unschedulable":
-        fix = "check spec.workers.resources and spec.workers.template, or add nodes"
-        message = f"pod {pod}: cannot be scheduled: {scheduled.get('message', '')} {fix}"
-        return SchedulingBlocker(Reason.UNSCHEDULABLE, message)
-    return None
+    return node_blocker(pod, scheduled)
 
 
 def _timestamp(text: str | None) -> datetime | None:

@@ -63,13 +63,22 @@ class PodEnd:
     """The kubelet refused to run the pod on its node."""
 
 
+def removal_target(conditions: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Return the condition that announces that a pod is removed; empty without one.
+
+    The cluster sets DisruptionTarget. Kueue sets TerminationTarget on the pods of a group that it preempts or evicts.
+    """
+    found = (conditions.get(kind, {}) for kind in ("DisruptionTarget", "TerminationTarget"))
+    return next((condition for condition in found if condition.get("status") == "True"), {})
+
+
 def read_end(status: Mapping[str, Any], containers: Sequence[Container], target: Mapping[str, Any]) -> PodEnd:
     """Return how a pod ended.
 
     Args:
         status: status of the pod.
         containers: its containers.
-        target: its condition DisruptionTarget; empty without one.
+        target: the condition that announced its removal (`removal_target`); empty without one.
     """
     worker = next((c for c in containers if c.is_worker), Container())
     ended, phase = worker.terminated, status.get("phase")

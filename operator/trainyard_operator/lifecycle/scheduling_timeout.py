@@ -49,8 +49,9 @@ def give_up_attempt(builder: StatusBuilder, workers: tuple[WorkerPod, ...], miss
     if timeout is None or not (waiting or missing):
         builder.scheduling = None
         return None
-    # It holds nothing that others could need.
-    if not workers:
+    # It holds nothing that others could need: it has no pods, or they wait in a queue, where a new try would lose the
+    # place of the group.
+    if not workers or any(w.gated for w in workers):
         return None
     since = status.waiting_since or builder.now
     # It has not waited long enough.

@@ -112,6 +112,9 @@ class ProcessBackend:
         await self._schedule()
         return [self._running[name].pod for name in created]
 
+    async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
+        """Do nothing: pods start as soon as there is capacity, in no group."""
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Send SIGTERM to processes, or kill them at once; the watcher of each process removes its pod."""
         async with self._scheduling:  # no pod may start meanwhile

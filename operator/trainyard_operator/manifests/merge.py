@@ -6,7 +6,7 @@ from typing import Any
 from trainyard.protocol import constants
 from trainyard_operator.manifests.template import Manifest, Template, TemplateError, child_list, child_object
 
-_POD_DEFAULTS = ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "dnsPolicy")
+_POD_DEFAULTS = ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "dnsPolicy", "schedulerName")
 _CONTAINER_DEFAULTS = ("securityContext", "terminationMessagePolicy")
 """The operator's defaults, which a template may override; security profiles are enforced by the cluster."""
 

@@ -17,8 +17,9 @@ _KEPT = ("image", "imagePullPolicy", "securityContext")
 def build_placeholder(job: TrainingJob, pod_attempt: int, index: int, *, trainer_image: str) -> Manifest:
     """Return the manifest of a placeholder.
 
-    The scheduler, quotas and admission see a worker: its labels, node constraints, volumes, and the resources of all
-    containers. Each container runs the worker's image, so that a node without it pulls it in advance.
+    The scheduler, quotas and admission see a worker without its group: its labels, node constraints, volumes, and the
+    resources of all containers. Each container runs the worker's image, so that a node without it pulls it in
+    advance.
 
     Args:
         job: the job at its current size.
@@ -26,7 +27,7 @@ def build_placeholder(job: TrainingJob, pod_attempt: int, index: int, *, trainer
         index: index of the placeholder in the group, from 0.
         trainer_image: image of the built-in trainer, unless spec.image names another.
     """
-    worker = build_pod(job, pod_attempt, 0, trainer_image=trainer_image)
+    worker = build_pod(job, pod_attempt, 0, trainer_image=trainer_image, alone=True)
     spec: Manifest = {k: v for k, v in worker["spec"].items() if k not in ("hostname", "subdomain", "initContainers")}
     [main] = [c for c in spec["containers"] if c["name"] == constants.WORKER_CONTAINER]
     kept = {key: main[key] for key in _KEPT if key in main}

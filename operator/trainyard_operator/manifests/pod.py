@@ -1,6 +1,5 @@
 """Manifests of the pods of a job: the user's template, overridden by the operator's own pod spec."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from trainyard.protocol import constants, launcher_protocol
@@ -13,6 +12,7 @@ from trainyard_operator.manifests.checkpoint_folder import folder_container
 from trainyard_operator.manifests.children import child_metadata
 from trainyard_operator.manifests.merge import merge_pod_spec, merge_resources
 from trainyard_operator.manifests.revision import revision_hash
+from trainyard_operator.manifests.scheduling import scheduling_fields, scheduling_metadata
 from trainyard_operator.manifests.shared_memory import (
     SHARED_MEMORY_PATH,
     SHARED_MEMORY_VOLUME,
@@ -23,8 +23,6 @@ from trainyard_operator.manifests.template import (
     Manifest,
     Template,
     TemplateError,
-    child_list,
-    child_object,
     read_template,
 )
 
@@ -42,15 +40,15 @@ CONFIG_VOLUME = f"{VOLUME_PREFIX}config"
 TMP_VOLUME = f"{VOLUME_PREFIX}tmp"
 CONFIG_MOUNT = {"name": CONFIG_VOLUME, "mountPath": constants.CONFIG_FOLDER, "readOnly": True}
 
-_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-
 _LOST_NODE_TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _LOST_NODE_SECONDS = 30
 """Seconds on an unreachable node after which the cluster deletes the pod. With Kubernetes' default of 300 the rest of
 the group would wait for a worker that is gone."""
 
 
-def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str, secret: str | None = None) -> Manifest:
+def build_pod(
+    job: TrainingJob, attempt: int, index: int, *, trainer_image: str, secret: str | None = None, alone: bool = False
+) -> Manifest:
     """Return the manifest of a worker, or with the index after the last worker of the parameter server.
 
     Args:
@@ -59,6 +57,7 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
         index: node rank of the pod in its group, from 0.
         trainer_image: image of the built-in trainer, unless spec.image names another.
         secret: name of the Secret with the job's token, if the pod accepts restart requests; else None.
+        alone: whether the pod is scheduled by itself, and not as a part of its group (`scheduling_fields`).
 
     Raises:
         TemplateError: no pod can be built from the user's template.
@@ -66,8 +65,10 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
     role = "parameterServer" if job.spec.is_parameter_server(index) else "workers"
     template = _role_spec(job, index).template
     given = read_template(template.spec, f"spec.{role}.template.spec")
+    group_labels, group_annotations = scheduling_metadata(job, attempt, index, alone=alone)
     labels = {
         **(template.metadata.labels or {}),
+        **group_labels,
         constants.LABEL_ATTEMPT: str(attempt),
         constants.LABEL_INDEX: str(index),
         constants.LABEL_REPLICAS: str(job.spec.workers.replicas),
@@ -76,15 +77,12 @@ def build_pod(job: TrainingJob, attempt: int, index: int, *, trainer_image: str,
     if job.status.accepted_revision:
         labels[constants.LABEL_REVISION] = revision_hash(job.status.accepted_revision)
     metadata = child_metadata(job, job.pod_name(attempt, index), labels)
-    annotations = {**(template.metadata.annotations or {}), **_scrape_annotations(job)}
+    annotations = {**(template.metadata.annotations or {}), **group_annotations, **_scrape_annotations(job)}
     if annotations:
         metadata["annotations"] = annotations
-    return {
-        "apiVersion": "v1",
-        "kind": "Pod",
-        "metadata": metadata,
-        "spec": merge_pod_spec(given, _own_spec(job, attempt, index, trainer_image, secret, given)),
-    }
+    own = _own_spec(job, attempt, index, trainer_image, secret, given)
+    own |= scheduling_fields(job, attempt, index, given, alone=alone)
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": merge_pod_spec(given, own)}
 
 
 def _role_spec(job: TrainingJob, index: int) -> Workers | ParameterServerSpec:
@@ -125,8 +123,6 @@ def _own_spec(
         spec["dnsPolicy"] = "ClusterFirstWithHostNet"
     if (tolerations := _tolerations(template.spec.get("tolerations") or [])) is not None:
         spec["tolerations"] = tolerations
-    if job.status.avoided_nodes:
-        spec["affinity"] = _avoiding(job.status.avoided_nodes, template)
     if job.spec.checkpoint is not None and job.spec.checkpoint.url is None:
         source = job.spec.checkpoint.volume or {"persistentVolumeClaim": {"claimName": job.metadata.name}}
         spec["volumes"].append({**source, "name": CHECKPOINT_VOLUME})
@@ -152,24 +148,6 @@ def _own_spec(
     return spec
 
 
-def _avoiding(nodes: Sequence[str], template: Template) -> Manifest:
-    """Return the template's affinity with the requirement to avoid nodes.
-
-    Raises:
-        TemplateError: the template's affinity has another shape than in the API.
-    """
-    # By name, since a node's label may differ from it. The API server accepts one value in each such requirement.
-    avoided = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    field = f"{template.field}.affinity"
-    affinity = child_object(template.spec, "affinity", template.field)
-    node_affinity = child_object(affinity, "nodeAffinity", field)
-    required = child_object(node_affinity, _REQUIRED, f"{field}.nodeAffinity")
-    terms = child_list(required, "nodeSelectorTerms", f"{field}.nodeAffinity.{_REQUIRED}") or [{}]
-    # The scheduler needs only one of the terms to match, so each must contain the requirement.
-    required["nodeSelectorTerms"] = [
-        {**term, "matchFields": [*child_list(term, "matchFields", field), *avoided]} for term in terms
-    ]
-    return {**affinity, "nodeAffinity": {**node_affinity, _REQUIRED: required}}
 
 
 def _tolerations(given: Any) -> list[Any] | None:
