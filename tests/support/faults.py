@@ -1214,6 +1214,12 @@ RULES = (
         "with fewer workers first; raise it, or lower resizeAfterSeconds",
     ),
     Fault(
+        "an elastic group in a queue",
+        lambda: _elastic(scheduling={"queue": "research"}),
+        "spec.scheduling.queue: a queue gives quota to a group of one size, and the single pods with which "
+        "spec.elastic looks for capacity would wait in it in front of other jobs; remove one of them",
+    ),
+    Fault(
         "the success of rank 0 with the built-in trainer",
         lambda: make_manifest(trainer=trainer_spec(), successPolicy="RankZero"),
         "spec.successPolicy: RankZero is for spec.command; remove it, since all ranks of the built-in trainer end "

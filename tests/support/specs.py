@@ -34,6 +34,7 @@ _ROPE = {
     "tiedEmbeddings": True,
     "qkNorm": True,
 }
+_SCHEDULING = {"gang": "native", "priorityClassName": "high", "topologyKey": "topology.kubernetes.io/rack"}
 _COMMON = {
     "suspend": False,
     "image": "example.com/image:1",
@@ -45,6 +46,7 @@ _COMMON = {
     "managedBy": "trainyard.dev/operator",
     "activeDeadlineSeconds": 7200,
     "schedulingTimeoutSeconds": 600,
+    "scheduling": _SCHEDULING,
     "cleanPodPolicy": "All",
     "ttlSecondsAfterFinished": 3600,
 }
@@ -52,6 +54,7 @@ _COMMON = {
 FULL_SPECS: dict[str, dict[str, Any]] = {
     "own program": {
         **_COMMON,
+        "scheduling": {**_SCHEDULING, "queue": "research"},
         "command": ["torchrun", "train.py"],
         "args": ["--fast"],
         "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],

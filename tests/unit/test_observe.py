@@ -170,3 +170,73 @@ def test_a_pod_without_labels_is_an_error_of_the_caller() -> None:
     del pod["metadata"]["labels"][constants.LABEL_INDEX]
     with pytest.raises(KeyError):
         observe_pod(pod)
+
+
+# --- scheduling gates and schedulers --------------------------------------------------------------------------
+
+GATED = {
+    "phase": "Pending",
+    "conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated", "message": "gated"}],
+}
+
+
+def queued(**labels: str) -> WorkerPod:
+    """A pod in a queue of Kueue."""
+    pod = make_pod(make_job(scheduling={"queue": "research"}), status=GATED, node=None)
+    pod["metadata"]["labels"] |= labels
+    return observe_pod(pod)
+
+
+def test_a_pod_in_a_queue_waits_for_its_admission() -> None:
+    worker = queued(**{"kueue.x-k8s.io/managed": "true"})
+    assert (worker.gated, worker.unscheduled, worker.unseen_since) == (True, True, None)
+    assert worker.blocker is not None
+    assert worker.blocker.reason is Reason.QUEUED
+    assert worker.blocker.message == (
+        "pod job-1-0: waits in the queue research (spec.scheduling.queue) until Kueue admits its group; see: kubectl "
+        "describe workload job-1"
+    )
+
+
+def test_a_pod_that_kueue_does_not_manage_waits_for_kueue_and_says_what_to_do() -> None:
+    worker = queued()
+    assert worker.gated
+    assert worker.blocker is not None
+    assert worker.blocker.reason is Reason.QUEUE_UNAVAILABLE
+    assert "install Kueue with its integration pod" in worker.blocker.message
+    assert worker.blocker.permanent == "", "it may be installed at any time"
+
+
+def test_a_gate_of_another_controller_is_named() -> None:
+    template = {"template": {"spec": {"schedulingGates": [{"name": "example.com/mine"}]}}}
+    for job in (make_job(workers=template), make_job(workers=template, scheduling={"queue": "q"})):
+        pod = make_pod(job, status=GATED, node=None)
+        # Kueue has admitted the group.
+        pod["spec"]["schedulingGates"] = [{"name": "example.com/mine"}]
+        worker = observe_pod(pod)
+        assert worker.blocker is not None
+        assert worker.blocker.reason is Reason.QUEUED
+        assert worker.blocker.message == (
+            "pod job-1-0: its scheduling gates (example.com/mine) have not been removed yet"
+        )
+
+
+def test_a_pod_that_a_queue_evicts_is_disrupted_with_the_words_of_the_queue() -> None:
+    target = {
+        "type": "TerminationTarget",
+        "status": "True",
+        "reason": "WorkloadEvicted",
+        "message": "Preempted to accommodate a workload due to prioritization in the ClusterQueue",
+    }
+    status = kubelet.ended(NOW, 143)
+    worker = seen({**status, "conditions": [*status["conditions"], target]}, terminating=True)
+    assert (worker.disrupted, worker.reason) == (True, "WorkloadEvicted")
+    assert worker.termination_message.startswith("Preempted to accommodate a workload")
+
+
+def test_a_pod_that_no_scheduler_has_reported_about_says_since_when_it_exists() -> None:
+    pod = make_pod(make_job(), status={"phase": "Pending"}, node=None)
+    pod["metadata"]["creationTimestamp"] = kubelet.zulu(NOW)
+    assert observe_pod(pod).unseen_since == NOW
+    for status in (kubelet.unschedulable(), GATED, kubelet.scheduled(), kubelet.running(NOW)):
+        assert observe_pod({**pod, "status": status}).unseen_since is None
