@@ -17,6 +17,7 @@ from trainyard_operator.kube.merge_patch import merge_patch
 from trainyard_operator.lifecycle.observation import observe_pod
 from trainyard_operator.lifecycle.status_builder import Event
 from trainyard_operator.manifests.children import build_claim, build_config_map, build_secret, build_service
+from trainyard_operator.manifests.gangs import build_group
 from trainyard_operator.manifests.revision import build_revision, make_revision
 
 JOB = make_job(trainer=trainer_spec())
@@ -346,6 +347,32 @@ async def test_pods_of_one_attempt_need_not_be_listed() -> None:
     assert api.requests[0][1] == f"/api/v1/namespaces/default/pods?{selector}"
 
 
+GROUPS = "/apis/scheduling.x-k8s.io/v1alpha1/namespaces/default/podgroups"
+
+
+async def test_groups_are_objects_of_the_api_group_of_their_scheduler() -> None:
+    backend, api = make_backend({}, {}, error(404, "404 page not found"))
+    group = build_group(make_job(scheduling={"gang": "coscheduling"}), 1)
+    assert group is not None
+    await backend.create(JOB, [group])
+    await backend.delete_groups(JOB, "scheduling.x-k8s.io/v1alpha1", other_than=3)
+    await backend.delete_groups(JOB, "scheduling.x-k8s.io/v1alpha1")  # the kind is not served: there is none
+    assert [(verb, path) for verb, path, _ in api.requests] == [("POST", GROUPS), ("DELETE", GROUPS), ("DELETE", GROUPS)]
+    selectors = [options["query"].get("labelSelector") for options in api.options]
+    mine = "trainyard.dev/job-name=job"
+    assert selectors == [None, f"{mine},trainyard.dev/attempt!=3", mine], "never those of other jobs"
+
+
+@pytest.mark.parametrize("code", [403, 404, 422])
+async def test_a_group_that_is_refused_is_no_refused_pod(code: int) -> None:
+    backend, _ = make_backend(error(code, "the server could not find the requested resource"))
+    group = build_group(make_job(scheduling={"gang": "native"}), 1)
+    assert group is not None
+    with pytest.raises(Refused, match="PodGroup job-1: the server could not find") as refusal:
+        await backend.create(JOB, [group])
+    assert refusal.value.reason is Reason.GANG_UNAVAILABLE
+
+
 async def test_a_pod_is_deleted_under_its_uid() -> None:
     backend, api = make_backend({})
     await backend.delete_pods(JOB, [make_worker(0)])
@@ -457,6 +484,7 @@ def test_every_kind_that_is_built_can_be_created() -> None:
         lambda: build_secret(JOB, "token"),
         lambda: make_pod(JOB),
         lambda: build_revision(JOB, make_revision(JOB, "image")),
+        lambda: build_group(make_job(scheduling={"gang": "native"}), 1),
     ]
     from trainyard_operator.kube.backend import _PLURALS
 

@@ -59,7 +59,7 @@ def test_a_preemption_by_the_queue_spends_no_restart() -> None:
 
 
 def test_pods_in_a_queue_are_deleted_when_the_job_is_suspended_and_it_is_suspended_when_they_are_gone() -> None:
-    """The queue gives the quota away when the pods have ended, so nobody may rely on it before."""
+    """The queue gives the quota away when the pods have ended, so no other part may rely on it before."""
     story = in_queue()
     story.edit(suspend=True)
     assert story.settle().actions == (DeleteWorkers(tuple(queued())),)

@@ -534,3 +534,91 @@ def test_a_finished_job_is_deleted_at_its_time() -> None:
             assert operator.outcomes[-1] == "ok"
 
     clock.run(scenario())
+
+
+# --- gang schedulers ------------------------------------------------------------------------------------------
+
+
+class WithoutGangs(Recorder):
+    """A cluster that does not serve the groups of a gang scheduler."""
+
+    served = False
+
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
+        if not self.served and manifests[0]["kind"] == "PodGroup":
+            self.note("refuse PodGroup")
+            raise Refused(Reason.GANG_UNAVAILABLE, "the API server refuses PodGroup job-1: not found")
+        return await super().create(job, manifests, first=first)
+
+
+def test_the_group_object_of_an_attempt_comes_before_its_pods_and_those_of_others_go() -> None:
+    async def scenario() -> None:
+        operator = Operator(scheduling={"gang": "native"}, restartPolicy={"backoff": {"initialSeconds": 0}})
+        async with operator.working():
+            assert operator.backend.calls[-3:] == [
+                "create Service job",
+                "create PodGroup job-1",
+                "create Pod job-1-0, Pod job-1-1",
+            ]
+            for name in ("job-1-0", "job-1-1"):
+                operator.cluster.set_pod(name, kubelet.ended(operator.cluster.now, 1))
+                operator.cache.put_pod(operator.cluster.pods[name])
+            operator.queue.add(KEY)
+            await clock.settle()
+            for name in list(operator.cluster.pods):
+                pod = operator.cluster.pods[name]
+                operator.cluster.remove_pod(name)
+                operator.cache.remove_pod(pod)
+            operator.queue.add(KEY)
+            await clock.settle()
+            assert set(operator.cluster.pods) == {"job-2-0", "job-2-1"}
+            groups = [name for kind, name in operator.cluster.children if kind == "PodGroup"]
+            assert groups == ["job-2"], "one for the current attempt only"
+
+    clock.run(scenario())
+
+
+def test_a_gang_scheduler_that_is_missing_costs_a_request_now_and_then_until_it_is_there() -> None:
+    async def scenario() -> None:
+        operator = Operator(scheduling={"gang": "native"})
+        backend = WithoutGangs(operator.cluster)
+        operator.backend = operator.reconciler.backend = backend
+        async with operator.working():
+            await asyncio.sleep(3600)
+            running = operator.job.status.condition(ConditionType.RUNNING)
+            assert running is not None
+            assert (running.status, running.reason) == ("False", "GangUnavailable")
+            assert running.message.startswith(
+                "spec.scheduling.gang: the API server refuses PodGroup job-1: not found; native needs Kubernetes 1.37"
+            )
+            assert operator.cluster.created == 0, "no pod without its group"
+            assert 60 <= backend.calls.count("refuse PodGroup") <= 80, "one try in a minute after a few at first"
+            assert operator.job.status.attempt == 1
+            backend.served = True
+            await asyncio.sleep(61)
+            assert operator.cluster.created == 2
+            assert [event.reason for event in operator.cluster.events].count("GangUnavailable") == 1
+
+    clock.run(scenario())
+
+
+def test_the_groups_of_a_suspended_job_are_deleted() -> None:
+    async def scenario() -> None:
+        operator = Operator(scheduling={"gang": "volcano"})
+        async with operator.working():
+            assert ("PodGroup", "job-1") in operator.cluster.children
+            operator.cluster.edit(suspend=True)
+            operator.queue.add(operator.cache.put_job(operator.job))
+            await clock.settle()
+            for name in list(operator.cluster.pods):
+                pod = operator.cluster.pods[name]
+                operator.cluster.remove_pod(name)
+                operator.cache.remove_pod(pod)
+            operator.queue.add(KEY)
+            await clock.settle()
+            assert operator.job.status.phase is Phase.SUSPENDED
+            assert [name for kind, name in operator.cluster.children if kind == "PodGroup"] == []
+
+    clock.run(scenario())

@@ -1,0 +1,316 @@
+"""Gangs, queues and topology domains with the API server and the scheduler of the cluster's version.
+
+Nodes are objects without machines. Kueue, and the objects of gang schedulers that are not there, are played: the tests do
+what their documentation says that they do.
+"""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.builders import make_manifest, trainer_spec
+from tests.cluster import Cluster
+from tests.integration.conftest import chart_environment, install_crd
+from tests.support import kubelet
+from tests.support.fake_kubelet import finish_deletion, now, run_all
+from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
+from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from tests.support.need import require
+from tests.support.operator import operating
+from trainyard.time import format_time
+
+ONE_CPU = {"requests": {"cpu": 1}}
+QUICK = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
+WORKERS = 4
+
+
+def needs_gangs(cluster: Cluster) -> None:
+    """Skip where the version has no gang scheduling of its own."""
+    served = cluster.toolbox.kubernetes.feature_gates.get("GenericWorkload", False)
+    require(served, "Kubernetes with gang scheduling (1.37 or later)")
+
+
+@pytest.fixture(scope="module")
+async def scheduling(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """The other cluster, with a scheduler and an operator that has the rights of the chart."""
+    needs_gangs(own_cluster)
+    folder = tmp_path_factory.mktemp("scheduling")
+    environment = chart_environment(own_cluster, folder)
+    async with kube_scheduler(own_cluster, folder / "scheduler"), operating(environment, folder / "operator") as operator:
+        yield own_cluster
+        assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
+
+
+# --- gangs ----------------------------------------------------------------------------------------------------
+
+LIMITED: dict[str, tuple[int, dict[str, Any]]] = {
+    "native": (20, {"scheduling": {"gang": "native"}}),
+    "a timeout": (4, {"schedulingTimeoutSeconds": 1}),
+}
+
+
+@pytest.mark.parametrize(("rounds", "fields"), LIMITED.values(), ids=LIMITED.keys())
+@pytest.mark.usefixtures("scheduling")
+async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(
+    own_api: Api, own_namespace: Namespace, rounds: int, fields: dict[str, Any]
+) -> None:
+    """Each round has a node of its own, on which two jobs arrive at random moments."""
+    chance = random.Random(15)
+    pairs = [(f"a{number}", f"b{number}") for number in range(rounds)]
+
+    async def arrive(name: str, number: int) -> None:
+        await asyncio.sleep(chance.random())
+        template = {"spec": {"nodeSelector": {"round": str(number)}}}
+        workers = {"resources": ONE_CPU, "template": template}
+        manifest = make_manifest(name, replicas=WORKERS, workers=workers, restartPolicy=QUICK, **fields)
+        await own_namespace.create_job(manifest)
+
+    machines = [(f"round-{number}", WORKERS, {"round": str(number)}) for number in range(rounds)]
+    async with nodes(own_api, *machines), bound_pods_run(own_namespace, WORKERS) as pods:
+        await asyncio.gather(*(arrive(name, number) for number, pair in enumerate(pairs) for name in pair))
+        for name in (name for pair in pairs for name in pair):
+            status = await own_namespace.has_phase("Succeeded", name, seconds=150)
+            assert (status["restarts"], status["disruptions"]) == (0, 0)
+    partial = [group for group, names in pods.bound.items() if len(names) < WORKERS]
+    if "scheduling" in fields:
+        assert partial == [], "a part of a group got nodes"
+        assert set(pods.bound) == {f"{name}-1" for pair in pairs for name in pair}
+    else:
+        assert partial, "without a gang scheduler this test must see groups that block each other"
+        reasons = [event["reason"] for event in await own_namespace.events()]
+        assert reasons.count("SchedulingTimeout") >= len(partial) > 0
+
+
+@pytest.mark.usefixtures("scheduling")
+async def test_a_group_that_does_not_fit_holds_nothing(own_api: Api, own_namespace: Namespace) -> None:
+    gang = {"scheduling": {"gang": "native"}, "workers": {"resources": ONE_CPU}}
+    async with nodes(own_api, ("small", 3, {})), bound_pods_run(own_namespace, 2):
+        await own_namespace.create_job(make_manifest(replicas=4, **gang))
+        condition = await own_namespace.has_condition("Running", "False", "Unschedulable")
+        assert "4 of 4 workers" in condition["message"]
+        await own_namespace.create_job(make_manifest("other", replicas=2, **gang))
+        await own_namespace.has_phase("Succeeded", "other")
+        assert [pod for pod in (await own_namespace.pods()).values() if pod["spec"].get("nodeName")] != []
+        held = [n for n, p in (await own_namespace.pods()).items() if n.startswith("job-") and p["spec"].get("nodeName")]
+        assert held == []
+
+
+@pytest.mark.usefixtures("scheduling")
+async def test_each_attempt_has_a_group_and_a_suspended_job_has_none(own_api: Api, own_namespace: Namespace) -> None:
+    path = f"/apis/scheduling.k8s.io/v1beta1/namespaces/{own_namespace.name}/podgroups"
+
+    async def groups(*names: str) -> None:
+        async def check() -> None:
+            items = (await own_api.get(path))["items"]
+            # Without its controller a deleted group keeps the finalizer that protects it.
+            assert {g["metadata"]["name"] for g in items if "deletionTimestamp" not in g["metadata"]} == set(names)
+
+        await eventually(check)
+
+    async with nodes(own_api, ("n", 2, {})):
+        await own_namespace.create_job(
+            make_manifest(scheduling={"gang": "native"}, workers={"resources": ONE_CPU}, restartPolicy={"backoff": {}})
+        )
+        await all_bound(own_namespace, "job-1-0", "job-1-1")
+        await groups("job-1")
+        [group] = (await own_api.get(path))["items"]
+        assert group["spec"]["schedulingPolicy"] == {"gang": {"minCount": 2}}
+        assert group["spec"]["disruptionMode"] == {"all": {}}
+        await run_all(own_namespace, "job-1-0", "job-1-1")
+        await own_namespace.has_phase("Running")
+        await own_namespace.api.delete(own_namespace.core("pods", "job-1-0"), gracePeriodSeconds=0)
+        await finish_deletion(own_namespace, "job-1-1")
+        await all_bound(own_namespace, "job-2-0", "job-2-1")
+        await groups("job-2")
+        await own_namespace.edit({"suspend": True})
+        for name in ("job-2-0", "job-2-1"):
+            await finish_deletion(own_namespace, name)
+        await own_namespace.has_phase("Suspended")
+        await groups()
+
+
+# --- topology -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gang", ["none", "native"])
+@pytest.mark.usefixtures("scheduling")
+async def test_workers_of_a_tensor_group_get_nodes_of_one_rack(
+    own_api: Api, own_namespace: Namespace, gang: str
+) -> None:
+    racks = {"n1": "a", "n2": "b", "n3": "a", "n4": "b"}
+    machines = [(name, 1, {"rack": rack}) for name, rack in racks.items()]
+    spec: dict[str, Any] = {
+        "trainer": trainer_spec(batch={"global": 16}),
+        "parallelism": {"data": {"mode": "fsdp"}, "tensor": 2},
+        "workers": {"resources": ONE_CPU, "procsPerWorker": 1},
+        "scheduling": {"gang": gang, "topologyKey": "rack"},
+    }
+    async with nodes(own_api, *machines):
+        await own_namespace.create_job(make_manifest(replicas=4, **spec))
+        found = await all_bound(own_namespace, *(f"job-1-{index}" for index in range(4)))
+    placed = [racks[found[f"job-1-{index}"]] for index in range(4)]
+    assert placed[0] == placed[1] != placed[2] == placed[3]
+
+
+# --- gang schedulers that are not there -----------------------------------------------------------------------
+
+
+def crd(group: str, version: str, **fields: str) -> Object:
+    """The CRD of the groups of a gang scheduler, as far as its documentation has the fields that are used here."""
+    integer, text = {"type": "integer", "format": "int32"}, {"type": "string"}
+    spec = {name: integer if kind == "integer" else text for name, kind in fields.items()}
+    properties = {"spec": {"type": "object", "properties": spec}}
+    schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
+    names = {"kind": "PodGroup", "plural": "podgroups", "singular": "podgroup", "listKind": "PodGroupList"}
+    served = {"name": version, "served": True, "storage": True, "schema": schema}
+    metadata: Object = {"name": f"podgroups.{group}"}
+    if group.endswith(".x-k8s.io"):
+        metadata["annotations"] = {"api-approved.kubernetes.io": "unapproved, a test"}
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": metadata,
+        "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [served]},
+    }
+
+
+OTHERS = {
+    "coscheduling": crd("scheduling.x-k8s.io", "v1alpha1", minMember="integer", scheduleTimeoutSeconds="integer"),
+    "volcano": crd("scheduling.volcano.sh", "v1beta1", minMember="integer", queue="string", priorityClassName="string"),
+}
+
+
+@pytest.mark.parametrize("gang", OTHERS)
+@pytest.mark.usefixtures("operator")
+async def test_a_gang_scheduler_that_is_missing_is_a_condition_until_it_is_installed(
+    cluster: Cluster, namespace: Namespace, tmp_path: Path, gang: str
+) -> None:
+    name = OTHERS[gang]["metadata"]["name"]
+    cluster.run([cluster.kubectl, "delete", "crd", name, "--ignore-not-found"])
+    queue = {"queue": "research"} if gang == "volcano" else {}
+    await namespace.create_job(make_manifest(scheduling={"gang": gang, **queue}))
+    condition = await namespace.has_condition("Running", "False", "GangUnavailable")
+    assert f"{gang} needs " in condition["message"]
+    assert await namespace.pods() == {}
+    assert (await namespace.job())["status"]["attempt"] == 1
+    file = tmp_path / "crd.yaml"
+    file.write_text(yaml.safe_dump(OTHERS[gang]), "utf-8")
+    await asyncio.to_thread(install_crd, cluster, file)
+    try:
+        pods = await namespace.has_pods("job-1-0", "job-1-1", seconds=90)
+        api = f"/apis/{name.partition('.')[2]}/{OTHERS[gang]['spec']['versions'][0]['name']}"
+        group = await namespace.api.get(f"{api}/namespaces/{namespace.name}/podgroups/job-1")
+        assert group["spec"]["minMember"] == 2, "the API server has taken the group with strict validation"
+        assert group["spec"].get("queue") == queue.get("queue")
+        assert pods["job-1-0"]["spec"]["schedulerName"] != "default-scheduler"
+        # The attempt before has a group no more.
+        await run_all(namespace, "job-1-0", "job-1-1")
+        await namespace.has_phase("Running")
+        await namespace.api.delete(namespace.core("pods", "job-1-0"), gracePeriodSeconds=0)
+        await finish_deletion(namespace, "job-1-1")
+        await namespace.has_pods("job-2-0", "job-2-1")
+        items = (await namespace.api.get(f"{api}/namespaces/{namespace.name}/podgroups"))["items"]
+        assert [item["metadata"]["name"] for item in items] == ["job-2"]
+    finally:
+        cluster.run([cluster.kubectl, "delete", "crd", name, "--wait=false"])
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_right_that_is_missing_is_a_condition(
+    own_cluster: Cluster, own_namespace: Namespace, tmp_path: Path
+) -> None:
+    needs_gangs(own_cluster)
+    environment = chart_environment(own_cluster, tmp_path)
+    role = "/apis/rbac.authorization.k8s.io/v1/clusterroles/trainyard"
+    rules = (await own_namespace.api.get(role))["rules"]
+    kept = [rule for rule in rules if rule["resources"] != ["podgroups"]]
+    assert len(kept) == len(rules) - 1
+    await own_namespace.api.patch(role, {"rules": kept})
+    async with operating(environment, tmp_path / "log"):
+        await own_namespace.create_job(make_manifest(scheduling={"gang": "native"}))
+        condition = await own_namespace.has_condition("Running", "False", "GangUnavailable")
+        assert "the operator needs the rights get, create and deletecollection on podgroups" in condition["message"]
+        await own_namespace.api.patch(role, {"rules": rules})
+        await own_namespace.has_pods("job-1-0", "job-1-1", seconds=90)
+
+
+# --- queues ---------------------------------------------------------------------------------------------------
+
+GATE = "kueue.x-k8s.io/admission"
+
+
+async def kueue_manages(namespace: Namespace, *names: str) -> None:
+    """What the webhook of Kueue does with a pod that is created."""
+    metadata = {"labels": {"kueue.x-k8s.io/managed": "true"}, "finalizers": ["kueue.x-k8s.io/managed"]}
+    for name in names:
+        await namespace.api.patch(namespace.core("pods", name), {"metadata": metadata})
+
+
+async def kueue_admits(namespace: Namespace, *names: str) -> None:
+    for name in names:
+        await namespace.api.patch(namespace.core("pods", name), {"spec": {"schedulingGates": []}})
+
+
+async def kueue_evicts(namespace: Namespace, *names: str) -> None:
+    """A preemption: the reason in a condition, then a deletion, which a finalizer holds."""
+    target = {
+        "type": "TerminationTarget",
+        "status": "True",
+        "reason": "WorkloadEvicted",
+        "message": "Preempted to accommodate a workload",
+        "lastTransitionTime": format_time(now()),
+    }
+    for name in names:
+        pod = await namespace.api.get(namespace.core("pods", name))
+        conditions = [*pod["status"]["conditions"], target]
+        await namespace.api.patch(namespace.core("pods", name, "status"), {"status": {"conditions": conditions}})
+        await namespace.api.delete(namespace.core("pods", name))
+
+
+async def release(namespace: Namespace, *names: str) -> None:
+    """What Kueue does when all pods of a group have ended: it gives the quota away, and removes its finalizer."""
+    for name in names:
+        await namespace.api.patch(namespace.core("pods", name), {"metadata": {"finalizers": None}})
+        await finish_deletion(namespace, name)
+
+
+@pytest.mark.usefixtures("operator")
+async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_gone(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(scheduling={"queue": "research"}, restartPolicy=QUICK))
+    names = ("job-1-0", "job-1-1")
+    pods = await namespace.has_pods(*names)
+    assert [gate["name"] for gate in pods["job-1-0"]["spec"]["schedulingGates"]] == [GATE]
+    condition = await namespace.has_condition("Running", "False", "QueueUnavailable")
+    assert "install Kueue with its integration pod" in condition["message"]
+    with pytest.raises(ApiRefusal):  # no scheduler can bind it
+        await run_all(namespace, "job-1-0")
+    await kueue_manages(namespace, *names)
+    await namespace.has_condition("Running", "False", "Queued")
+    await kueue_admits(namespace, *names)
+    await run_all(namespace, *names)
+    await namespace.has_phase("Running")
+    await kueue_evicts(namespace, *names)
+    status = await namespace.has_phase("Restarting")
+    assert (status["attempt"], status["restartsCounted"], status["lastFailure"]["reason"]) == (2, 0, "WorkloadEvicted")
+    # The containers have ended, but the finalizer stays until Kueue has counted the group as finished.
+    ended = {"status": kubelet.ended(now(), 143)}
+    for name in names:
+        await namespace.api.patch(namespace.core("pods", name, "status"), ended)
+    await namespace.edit({"activeDeadlineSeconds": 1000})
+    await asyncio.sleep(1)
+    assert set(await namespace.pods()) == set(names), "no pod of the next group before all pods of this one are gone"
+    await release(namespace, *names)
+    pods = await namespace.has_pods("job-2-0", "job-2-1")
+    assert pods["job-2-0"]["metadata"]["labels"]["kueue.x-k8s.io/pod-group-name"] == "job-2"
+    # Suspended means that the queue may give the quota away.
+    await kueue_manages(namespace, *pods)
+    await namespace.edit({"suspend": True})
+    await namespace.has_phase("Suspending")
+    await release(namespace, *pods)
+    await namespace.has_phase("Suspended")
+

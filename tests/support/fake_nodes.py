@@ -1,0 +1,120 @@
+"""Nodes without machines, for a real scheduler: it binds pods to them, and a fake kubelet lets these run."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+from tests.cluster import Cluster
+from tests.cluster.process import ProcessId, spawn, stop
+from tests.support import kubelet
+from tests.support.fake_kubelet import finish_deletion, now
+from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from trainyard.protocol import constants
+
+HOST = "kubernetes.io/hostname"
+
+
+async def make_node(api: Api, name: str, *, cpu: int, labels: Mapping[str, str] | None = None) -> None:
+    """Create a node with this many CPUs that is ready."""
+    metadata = {"name": name, "labels": {HOST: name, **(labels or {})}}
+    await api.post("/api/v1/nodes", {"apiVersion": "v1", "kind": "Node", "metadata": metadata})
+    resources = {"cpu": str(cpu), "memory": "64Gi", "pods": "110"}
+    conditions = [{"type": "Ready", "status": "True", "reason": "KubeletReady"}]
+    status = {"capacity": resources, "allocatable": resources, "conditions": conditions}
+    await api.patch(f"/api/v1/nodes/{name}/status", {"status": status})
+    # Without a controller the taint not-ready, which every new node gets, would stay.
+    await api.patch(f"/api/v1/nodes/{name}", {"spec": {"taints": []}})
+
+
+@asynccontextmanager
+async def nodes(api: Api, *wanted: tuple[str, int, Mapping[str, str]]) -> AsyncIterator[None]:
+    """Nodes for the time of the context: name, number of CPUs, labels."""
+    try:
+        await asyncio.gather(*(make_node(api, name, cpu=cpu, labels=labels) for name, cpu, labels in wanted))
+        yield
+    finally:
+        await asyncio.gather(*(api.delete(f"/api/v1/nodes/{name}") for name, _, _ in wanted))
+
+
+@asynccontextmanager
+async def kube_scheduler(cluster: Cluster, log: Path) -> AsyncIterator[None]:
+    """The scheduler of the cluster's version, with its feature gates, for the time of the context."""
+    program = await asyncio.to_thread(cluster.toolbox.path, "kube-scheduler")
+    arguments = [f"--kubeconfig={cluster.kubeconfig}", "--leader-elect=false", "--secure-port=0"]
+    arguments += cluster.toolbox.kubernetes.gate_arguments()
+    process: ProcessId = spawn([*cluster.command_prefix, str(program), *arguments], log, log.parent)
+    try:
+        yield
+        assert process.alive(), f"the scheduler has ended: {log.read_text()[-2000:]}"
+    finally:
+        stop([process], grace=1)
+
+
+class BoundPods:
+    """Plays the kubelets of all nodes: pods that are bound run, and end once their whole group has run."""
+
+    def __init__(self, namespace: Namespace, size: int) -> None:
+        self.namespace, self.size = namespace, size
+        self.bound: dict[str, set[str]] = {}
+        """Names of the pods that were bound, by group."""
+        self._seen: set[str] = set()
+
+    async def _handle(self, pod: Object) -> None:
+        name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
+        if pod["metadata"].get("deletionTimestamp"):
+            await finish_deletion(self.namespace, name)
+        elif pod["spec"].get("nodeName") and uid not in self._seen:
+            self._seen.add(uid)
+            path = self.namespace.core("pods", name, "status")
+            await self.namespace.api.patch(path, {"status": kubelet.running(now())})
+            labels = pod["metadata"]["labels"]
+            group = f"{labels[constants.LABEL_JOB]}-{labels[constants.LABEL_ATTEMPT]}"
+            members = self.bound.setdefault(group, set())
+            members.add(name)
+            if len(members) == self.size:
+                await self._finish(members)
+
+    async def _finish(self, names: set[str]) -> None:
+        ended = {"status": kubelet.ended(now(), 0)}
+        await asyncio.gather(
+            *(self.namespace.api.patch(self.namespace.core("pods", name, "status"), ended) for name in names)
+        )
+
+    async def run(self) -> None:
+        """Follow the pods of the namespace until cancelled."""
+        path = self.namespace.core("pods")
+        listed = await self.namespace.api.get(path)
+        for pod in listed["items"]:
+            await self._handle(pod)
+        async for kind, pod in self.namespace.api.watch(path, listed["metadata"]["resourceVersion"]):
+            if kind != "DELETED":
+                with suppress(ApiRefusal):  # deleted meanwhile
+                    await self._handle(pod)
+
+
+@asynccontextmanager
+async def bound_pods_run(namespace: Namespace, size: int) -> AsyncIterator[BoundPods]:
+    """Let the bound pods of groups of this size run and end, for the time of the context."""
+    pods = BoundPods(namespace, size)
+    task = asyncio.create_task(pods.run())
+    try:
+        yield pods
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def all_bound(namespace: Namespace, *names: str, seconds: float = 30.0) -> dict[str, str]:
+    """Wait until pods have a node; returns the name of the node of each."""
+
+    async def check() -> dict[str, str]:
+        pods = await namespace.pods()
+        found = {name: pods[name]["spec"].get("nodeName", "") for name in names if name in pods}
+        assert len(found) == len(names), pods.keys()
+        assert all(found.values()), {
+            name: pods[name]["status"].get("conditions") for name, node in found.items() if not node
+        }
+        return found
+
+    return await eventually(check, seconds=seconds)
