@@ -1,8 +1,8 @@
 """Nodes without machines, for a real scheduler: it binds pods to them, and a fake kubelet lets these run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from tests.cluster import Cluster
@@ -37,10 +37,10 @@ async def nodes(api: Api, *wanted: tuple[str, int, Mapping[str, str]]) -> AsyncI
         await asyncio.gather(*(api.delete(f"/api/v1/nodes/{name}") for name, _, _ in wanted))
 
 
-@asynccontextmanager
-async def kube_scheduler(cluster: Cluster, log: Path) -> AsyncIterator[None]:
+@contextmanager
+def kube_scheduler(cluster: Cluster, log: Path) -> Iterator[None]:
     """The scheduler of the cluster's version, with its feature gates, for the time of the context."""
-    program = await asyncio.to_thread(cluster.toolbox.path, "kube-scheduler")
+    program = cluster.toolbox.path("kube-scheduler")
     arguments = [f"--kubeconfig={cluster.kubeconfig}", "--leader-elect=false", "--secure-port=0"]
     arguments += cluster.toolbox.kubernetes.gate_arguments()
     process: ProcessId = spawn([*cluster.command_prefix, str(program), *arguments], log, log.parent)

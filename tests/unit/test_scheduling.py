@@ -17,7 +17,10 @@ REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 
-def scheduled(gang: str = "none", *, replicas: int = 2, job: dict[str, Any] | None = None, **fields: Any) -> TrainingJob:
+def scheduled(
+    gang: str = "none", *, replicas: int = 2, job: dict[str, Any] | None = None, **fields: Any
+) -> TrainingJob:
+    """A job with `fields` of spec.scheduling, and the fields `job` of the spec."""
     return make_job(replicas=replicas, scheduling={"gang": gang, **fields}, **(job or {}))
 
 
@@ -180,7 +183,7 @@ def test_a_queue_gets_the_topology_as_a_request() -> None:
 
 
 def terms(job: TrainingJob, index: int) -> tuple[list[str] | None, list[tuple[int, list[str] | None]]]:
-    """Return the domains that a pod must share, and those that it prefers with their weights; None: all of the group."""
+    """Return the domains that a pod must share, and those that it prefers with weights; None: any of the group."""
     affinity = pod_of(job, index)["spec"]["affinity"]["podAffinity"]
 
     def domains(term: dict[str, Any]) -> list[str] | None:
