@@ -69,23 +69,24 @@ def scheduling(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
 
 # --- gangs ----------------------------------------------------------------------------------------------------
 
-LIMITED: dict[str, tuple[int, dict[str, Any]]] = {
-    "native": (20, {"scheduling": {"gang": "native"}}),
-    "a timeout": (4, {"schedulingTimeoutSeconds": 1}),
+MODES: dict[str, tuple[int, float, dict[str, Any]]] = {
+    "native": (20, 0.2, {"scheduling": {"gang": "native"}}),
+    "a timeout": (4, 0.02, {"schedulingTimeoutSeconds": 1}),
 }
+"""Rounds, longest time in seconds between the two jobs of a round, and fields of the spec."""
 
 
-@pytest.mark.parametrize(("rounds", "fields"), LIMITED.values(), ids=LIMITED.keys())
+@pytest.mark.parametrize(("rounds", "spread", "fields"), MODES.values(), ids=MODES.keys())
 @pytest.mark.usefixtures("scheduling")
 async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(
-    own_api: Api, own_namespace: Namespace, rounds: int, fields: dict[str, Any]
+    own_api: Api, own_namespace: Namespace, rounds: int, spread: float, fields: dict[str, Any]
 ) -> None:
     """Each round has a node of its own, on which two jobs arrive at random moments."""
     chance = random.Random(15)
     pairs = [(f"a{number}", f"b{number}") for number in range(rounds)]
 
     async def arrive(name: str, number: int) -> None:
-        await asyncio.sleep(chance.random())
+        await asyncio.sleep(spread * chance.random())
         template = {"spec": {"nodeSelector": {"round": str(number)}}}
         workers = {"resources": ONE_CPU, "template": template}
         manifest = make_manifest(name, replicas=WORKERS, workers=workers, restartPolicy=QUICK, **fields)
@@ -112,8 +113,12 @@ async def test_a_group_that_does_not_fit_holds_nothing(own_api: Api, own_namespa
     gang = {"scheduling": {"gang": "native"}, "workers": {"resources": ONE_CPU}}
     async with nodes(own_api, ("small", 3, {})), bound_pods_run(own_namespace, 2):
         await own_namespace.create_job(make_manifest(replicas=4, **gang))
-        condition = await own_namespace.has_condition("Running", "False", "Unschedulable")
-        assert "4 of 4 workers" in condition["message"]
+
+        async def refused() -> None:
+            condition = await own_namespace.has_condition("Running", "False", "Unschedulable")
+            assert "4 of 4 workers" in condition["message"]
+
+        await eventually(refused)
         await own_namespace.create_job(make_manifest("other", replicas=2, **gang))
         await own_namespace.has_phase("Succeeded", "other")
         bound = {name for name, pod in (await own_namespace.pods()).items() if pod["spec"].get("nodeName")}

@@ -1,5 +1,7 @@
 """What a plan makes of queues, gangs that are missing, and schedulers that are silent."""
 
+from typing import Any
+
 from tests.builders import NOW, after, make_job, make_worker
 from tests.support.story import Story, running
 from trainyard.resource.status import Phase, Reason
@@ -17,7 +19,7 @@ def queued(attempt: int = 1) -> list[WorkerPod]:
     ]
 
 
-def in_queue(**spec: object) -> Story:
+def in_queue(**spec: Any) -> Story:
     story = Story(make_job(scheduling={"queue": "research"}, **spec))
     story.settle()
     story.see(*queued()).settle()
@@ -48,7 +50,7 @@ def test_the_time_in_a_queue_does_not_count_as_time_without_nodes() -> None:
 
 def test_a_preemption_by_the_queue_spends_no_restart() -> None:
     story = running(scheduling={"queue": "research"}, restartPolicy={"maxRestarts": 0})
-    evicted = {"disrupted": True, "terminating": True, "reason": "WorkloadEvicted", "termination_message": "Preempted"}
+    evicted: dict[str, Any] = {"disrupted": True, "terminating": True, "reason": "WorkloadEvicted", "termination_message": "Preempted"}
     workers = [make_worker(i, **evicted) for i in range(2)]
     story.see(*workers).settle()
     status = story.status

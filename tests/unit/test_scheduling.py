@@ -28,7 +28,7 @@ def pod_of(job: TrainingJob, index: int = 1, *, attempt: int = 2, alone: bool = 
     return build_pod(job, attempt, index, trainer_image=TRAINER_IMAGE, alone=alone)
 
 
-def sharded(replicas: int, procs: int, **axes: Any) -> dict[str, Any]:
+def sharded(procs: int, **axes: Any) -> dict[str, Any]:
     """Fields of a spec whose ranks divide the matrices."""
     workers = {"procsPerWorker": procs}
     parallelism = {"data": {"mode": "fsdp"}, **axes}
@@ -165,7 +165,7 @@ def test_a_group_in_a_queue_may_have_a_gang_scheduler(gang: str) -> None:
 
 
 def test_a_queue_gets_the_topology_as_a_request() -> None:
-    job = scheduled(queue="q", topologyKey=TOPOLOGY, replicas=4, job=sharded(4, 2, tensor=4))
+    job = scheduled(queue="q", topologyKey=TOPOLOGY, replicas=4, job=sharded(2, tensor=4))
     pod = pod_of(job)
     request = {name: value for name, value in pod["metadata"]["annotations"].items() if "topology" in name}
     assert request == {
@@ -198,13 +198,13 @@ def terms(job: TrainingJob, index: int) -> tuple[list[str] | None, list[tuple[in
 
 
 def test_workers_of_one_tensor_group_must_share_a_domain() -> None:
-    job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(4, 2, tensor=4))
+    job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(2, tensor=4))
     assert [pod_of(job, i)["metadata"]["labels"][constants.LABEL_DOMAIN] for i in range(4)] == ["0", "0", "1", "1"]
     assert [terms(job, i) for i in (0, 3)] == [(["0"], [(10, None)]), (["1"], [(10, None)])]
 
 
 def test_neighbouring_pipeline_stages_are_near_each_other() -> None:
-    job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(4, 1, pipeline={"stages": 4}))
+    job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(1, pipeline={"stages": 4}))
     assert [terms(job, i) for i in range(4)] == [
         (None, [(100, ["1"]), (10, None)]),
         (None, [(100, ["0", "2"]), (10, None)]),
@@ -213,7 +213,7 @@ def test_neighbouring_pipeline_stages_are_near_each_other() -> None:
     ]
 
 
-@pytest.mark.parametrize("spec", [{}, sharded(2, 4, tensor=4), served()], ids=["own program", "one worker", "server"])
+@pytest.mark.parametrize("spec", [{}, sharded(4, tensor=4), served()], ids=["own program", "one worker", "server"])
 def test_other_workers_are_near_each_other_if_possible(spec: dict[str, Any]) -> None:
     job = scheduled(topologyKey=TOPOLOGY, job=spec)
     for index in range(job.spec.pods):
