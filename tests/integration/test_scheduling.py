@@ -164,22 +164,41 @@ async def test_each_attempt_has_a_group_and_a_suspended_job_has_none(own_api: Ap
 
 @pytest.mark.parametrize("gang", ["none", "native"])
 @pytest.mark.usefixtures("scheduling")
-async def test_workers_of_a_tensor_group_get_nodes_of_one_rack(
-    own_api: Api, own_namespace: Namespace, gang: str
-) -> None:
-    racks = {"n1": "a", "n2": "b", "n3": "a", "n4": "b"}
+async def test_workers_get_nodes_of_one_rack(own_api: Api, own_namespace: Namespace, gang: str) -> None:
+    """Each rack has capacity for the group; by resources alone all of them would be used."""
+    racks = {f"n{number}": "abcd"[number % 4] for number in range(16)}
     machines = [(name, 1, {"rack": rack}) for name, rack in racks.items()]
     spec: dict[str, Any] = {
         "trainer": trainer_spec(batch={"global": 16}),
         "parallelism": {"data": {"mode": "fsdp"}, "tensor": 2},
         "workers": {"resources": ONE_CPU, "procsPerWorker": 1},
+    }
+    names = [f"job-1-{index}" for index in range(4)]
+    async with nodes(own_api, *machines):
+        near = {"gang": gang, "topologyKey": "rack"}
+        await own_namespace.create_job(make_manifest(replicas=4, scheduling=near, **spec))
+        found = await all_bound(own_namespace, *names)
+    assert len({racks[node] for node in found.values()}) == 1
+
+
+@pytest.mark.parametrize("gang", ["none", "native"])
+@pytest.mark.usefixtures("scheduling")
+async def test_racks_that_are_too_small_keep_no_group_from_running(
+    own_api: Api, own_namespace: Namespace, gang: str
+) -> None:
+    """Domains of two workers, racks of three nodes: where a domain is divided the group runs all the same."""
+    racks = {f"n{number}": "ab"[number % 2] for number in range(6)}
+    machines = [(name, 1, {"rack": rack}) for name, rack in racks.items()]
+    spec: dict[str, Any] = {
+        "trainer": trainer_spec(batch={"global": 18}),
+        "parallelism": {"data": {"mode": "fsdp"}, "tensor": 2},
+        "workers": {"resources": ONE_CPU, "procsPerWorker": 1},
         "scheduling": {"gang": gang, "topologyKey": "rack"},
     }
     async with nodes(own_api, *machines):
-        await own_namespace.create_job(make_manifest(replicas=4, **spec))
-        found = await all_bound(own_namespace, *(f"job-1-{index}" for index in range(4)))
-    placed = [racks[found[f"job-1-{index}"]] for index in range(4)]
-    assert placed[0] == placed[1] != placed[2] == placed[3]
+        await own_namespace.create_job(make_manifest(replicas=6, **spec))
+        found = await all_bound(own_namespace, *(f"job-1-{index}" for index in range(6)))
+    assert set(found.values()) == set(racks)
 
 
 # --- gang schedulers that are not there -----------------------------------------------------------------------

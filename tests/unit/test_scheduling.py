@@ -182,8 +182,8 @@ def test_a_queue_gets_the_topology_as_a_request() -> None:
 # --- topology -------------------------------------------------------------------------------------------------
 
 
-def terms(job: TrainingJob, index: int) -> tuple[list[str] | None, list[tuple[int, list[str] | None]]]:
-    """Return the domains that a pod must share, and those that it prefers with weights; None: any of the group."""
+def preferences(job: TrainingJob, index: int) -> list[tuple[int, list[str] | None]]:
+    """Return the weights and the domains that a pod wants to be near; None: any of the group."""
     affinity = pod_of(job, index)["spec"]["affinity"]["podAffinity"]
 
     def domains(term: dict[str, Any]) -> list[str] | None:
@@ -192,24 +192,23 @@ def terms(job: TrainingJob, index: int) -> tuple[list[str] | None, list[tuple[in
         expressions = term["labelSelector"].get("matchExpressions")
         return expressions[0]["values"] if expressions else None
 
-    [required] = affinity.get(REQUIRED) or [None]
-    preferred = [(entry["weight"], domains(entry["podAffinityTerm"])) for entry in affinity[PREFERRED]]
-    return domains(required) if required else None, preferred
+    assert affinity.keys() == {PREFERRED}, "a requirement could make the group unschedulable for ever"
+    return [(entry["weight"], domains(entry["podAffinityTerm"])) for entry in affinity[PREFERRED]]
 
 
-def test_workers_of_one_tensor_group_must_share_a_domain() -> None:
+def test_workers_of_one_tensor_group_are_near_each_other_first() -> None:
     job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(2, tensor=4))
     assert [pod_of(job, i)["metadata"]["labels"][constants.LABEL_DOMAIN] for i in range(4)] == ["0", "0", "1", "1"]
-    assert [terms(job, i) for i in (0, 3)] == [(["0"], [(10, None)]), (["1"], [(10, None)])]
+    assert [preferences(job, i) for i in (0, 3)] == [[(100, ["0"]), (10, None)], [(100, ["1"]), (10, None)]]
 
 
 def test_neighbouring_pipeline_stages_are_near_each_other() -> None:
     job = scheduled(topologyKey=TOPOLOGY, replicas=4, job=sharded(1, pipeline={"stages": 4}))
-    assert [terms(job, i) for i in range(4)] == [
-        (None, [(100, ["1"]), (10, None)]),
-        (None, [(100, ["0", "2"]), (10, None)]),
-        (None, [(100, ["1", "3"]), (10, None)]),
-        (None, [(100, ["2"]), (10, None)]),
+    assert [preferences(job, i) for i in range(4)] == [
+        [(50, ["1"]), (10, None)],
+        [(50, ["0", "2"]), (10, None)],
+        [(50, ["1", "3"]), (10, None)],
+        [(50, ["2"]), (10, None)],
     ]
 
 
@@ -217,7 +216,7 @@ def test_neighbouring_pipeline_stages_are_near_each_other() -> None:
 def test_other_workers_are_near_each_other_if_possible(spec: dict[str, Any]) -> None:
     job = scheduled(topologyKey=TOPOLOGY, job=spec)
     for index in range(job.spec.pods):
-        assert terms(job, index) == (None, [(10, None)])
+        assert preferences(job, index) == [(10, None)]
 
 
 def test_the_templates_affinity_and_avoided_nodes_stay() -> None:

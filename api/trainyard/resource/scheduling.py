@@ -31,8 +31,9 @@ class Scheduling(ApiModel):
     """PriorityClass of all pods and of their group. Defaults to that of the template, else to the cluster's default."""
     topology_key: Annotated[str, Field(max_length=317, pattern=_LABEL_KEY)] | None = None
     """Label of nodes whose values name the topology domains with a fast network, for example
-    topology.kubernetes.io/rack. The ranks of a tensor, expert or context group get nodes of one domain, and the other
-    workers get nodes of the same domain where possible. Without it the scheduler places pods by resources alone."""
+    topology.kubernetes.io/rack. Workers of one tensor, expert or context group get nodes of one domain: always in a
+    queue of Kueue, and without it if there is capacity when their turn comes. Other workers of the group get nodes of
+    the same domain where possible. Without it the scheduler places pods by resources alone."""
 
 
 class SchedulingStatus(ApiModel):

@@ -24,8 +24,8 @@ def node_blocker(pod: Mapping[str, Any], scheduled: Mapping[str, Any]) -> Schedu
     name, reason = pod["metadata"]["name"], scheduled.get("reason")
     if reason == "SchedulingGated":
         return _gate_blocker(pod, name)
-    # The scheduler finds no node.
-    if reason == "Unschedulable":
+    # The scheduler finds no node, or does not understand what it is asked for.
+    if reason in ("Unschedulable", "SchedulerError"):
         fix = "check spec.workers.resources and spec.workers.template, or add nodes"
         message = f"pod {name}: cannot be scheduled: {scheduled.get('message', '')} {fix}"
         return SchedulingBlocker(Reason.UNSCHEDULABLE, message)

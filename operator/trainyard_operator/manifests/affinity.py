@@ -1,7 +1,6 @@
 """The affinity of a pod: nodes that it avoids, and the topology domain of its neighbours."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from trainyard.protocol import constants
 from trainyard.resource.job import TrainingJob
@@ -11,8 +10,8 @@ from trainyard_operator.manifests.template import Manifest, Template, child_list
 
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 _PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
-_STAGE_WEIGHT, _GROUP_WEIGHT = 100, 10
-"""Weights of the domains of neighbouring pipeline stages and of all other pods of the group, from 1 to 100."""
+_DOMAIN_WEIGHT, _STAGE_WEIGHT, _GROUP_WEIGHT = 100, 50, 10
+"""Weights (from 1 to 100) of nodes near pods of the same domain, of neighbouring pipeline stages, and of the group."""
 
 
 def build_affinity(job: TrainingJob, attempt: int, index: int, template: Template, *, alone: bool) -> Manifest | None:
@@ -41,7 +40,7 @@ def build_affinity(job: TrainingJob, attempt: int, index: int, template: Templat
 
 
 def domain_label(job: TrainingJob, index: int) -> dict[str, str]:
-    """Return the label with the topology domain of a worker, to which the affinity of its neighbours refers."""
+    """Return the label with the topology domain of a worker, to which the preferences of its neighbours refer."""
     if not _uses_affinity(job) or job.spec.is_parameter_server(index):
         return {}
     return {constants.LABEL_DOMAIN: str(domain_index(job.spec, index))}
@@ -71,30 +70,30 @@ def _avoiding(nodes: Sequence[str], affinity: Manifest, field: str) -> Manifest:
 
 
 def _near(job: TrainingJob, attempt: int, index: int, affinity: Manifest, field: str) -> Manifest:
-    """Return a pod affinity with the topology domain of the pod's neighbours.
+    """Return a pod affinity with preferences for the nodes near the pod's neighbours.
 
-    The first pod of a domain may choose any: the scheduler exempts a pod that matches its own term if no other does.
+    They are no requirements: the scheduler chooses the nodes of one pod after another, and the first pods of a domain
+    do not know whether the others still fit beside them. A requirement would make such a group unschedulable for ever.
     """
     pod_affinity = child_object(affinity, "podAffinity", field)
-    required = child_list(pod_affinity, _REQUIRED, f"{field}.podAffinity")
-    preferred = child_list(pod_affinity, _PREFERRED, f"{field}.podAffinity")
-    added: list[Manifest] = [{"weight": _GROUP_WEIGHT, "podAffinityTerm": _term(job, attempt)}]
+    preferred = list(child_list(pod_affinity, _PREFERRED, f"{field}.podAffinity"))
     if not job.spec.is_parameter_server(index):
         domain = domain_index(job.spec, index)
-        if others := neighbour_domains(job.spec, domain):
-            added.insert(0, {"weight": _STAGE_WEIGHT, "podAffinityTerm": _term(job, attempt, *others)})
         if domain_workers(job.spec) > 1:
-            required = [*required, _term(job, attempt, domain)]
-    parts: dict[str, Any] = {_REQUIRED: required, _PREFERRED: [*preferred, *added]}
-    return {**pod_affinity, **{name: terms for name, terms in parts.items() if terms}}
+            preferred.append(_preference(_DOMAIN_WEIGHT, job, attempt, domain))
+        if others := neighbour_domains(job.spec, domain):
+            preferred.append(_preference(_STAGE_WEIGHT, job, attempt, *others))
+    preferred.append(_preference(_GROUP_WEIGHT, job, attempt))
+    return {**pod_affinity, _PREFERRED: preferred}
 
 
-def _term(job: TrainingJob, attempt: int, *domains: int) -> Manifest:
-    """Return the term for the pods of an attempt in some domains; without domains for all of them."""
+def _preference(weight: int, job: TrainingJob, attempt: int, *domains: int) -> Manifest:
+    """Return the preference for nodes near the pods of an attempt in some domains; without domains near all of them."""
     assert job.spec.scheduling is not None
     labels = {constants.LABEL_JOB: job.metadata.name, constants.LABEL_ATTEMPT: str(attempt)}
     selector: Manifest = {"matchLabels": labels}
     if domains:
         values = [str(domain) for domain in domains]
         selector["matchExpressions"] = [{"key": constants.LABEL_DOMAIN, "operator": "In", "values": values}]
-    return {"labelSelector": selector, "topologyKey": job.spec.scheduling.topology_key}
+    term = {"labelSelector": selector, "topologyKey": job.spec.scheduling.topology_key}
+    return {"weight": weight, "podAffinityTerm": term}
