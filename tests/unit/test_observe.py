@@ -240,3 +240,16 @@ def test_a_pod_that_no_scheduler_has_reported_about_says_since_when_it_exists() 
     assert observe_pod(pod).unseen_since == NOW
     for status in (kubelet.unschedulable(), GATED, kubelet.scheduled(), kubelet.running(NOW)):
         assert observe_pod({**pod, "status": status}).unseen_since is None
+
+
+def test_what_a_scheduler_does_not_understand_is_reported_in_its_words() -> None:
+    condition = {
+        "type": "PodScheduled",
+        "status": "False",
+        "reason": "SchedulerError",
+        "message": "all pods in a single pod group should have the same priority as the pod group's priority",
+    }
+    worker = seen({"phase": "Pending", "conditions": [condition]}, node=None)
+    assert worker.blocker is not None
+    assert worker.blocker.reason is Reason.UNSCHEDULABLE
+    assert "should have the same priority" in worker.blocker.message

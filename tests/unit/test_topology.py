@@ -1,11 +1,13 @@
 """Topology domains of a layout: which workers belong together, and what leaves a domain."""
 
+import io
 import itertools
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tests.builders import make_job, served, trainer_spec
 from trainyard.estimate import estimate
@@ -13,6 +15,7 @@ from trainyard.mesh import Mesh, make_mesh
 from trainyard.resource.job import TrainingJob
 from trainyard.sizing.topology import Domain, domain_index, domain_workers, leaving_bytes, neighbour_domains
 from trainyard.sizing.traffic import Traffic
+from trainyard_cli.views.estimate import print_estimate
 
 KEY = "topology.kubernetes.io/rack"
 
@@ -147,3 +150,19 @@ def test_gradients_leave_for_a_parameter_server() -> None:
     assert found is not None
     assert found.count == 1
     assert found.bytes > 0
+
+
+def printed(job: TrainingJob) -> str:
+    output = io.StringIO()
+    print_estimate(estimate(job), Console(file=output, width=200))
+    return output.getvalue()
+
+
+def test_the_command_prints_what_leaves_a_domain() -> None:
+    found = domain(layout(8, 2, tensor=4))
+    assert found is not None
+    line = f"topology: 2 workers in each of up to 4 domains of {KEY}; "
+    assert line in printed(layout(8, 2, tensor=4))
+    assert "leave such a domain in one step" in printed(layout(8, 2, tensor=4))
+    assert f"topology: all workers get nodes of one domain of {KEY}" in printed(layout(4, 1, tensor=4))
+    assert "topology" not in printed(make_job(trainer=trainer_spec()))
