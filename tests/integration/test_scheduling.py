@@ -338,4 +338,3 @@ async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_g
     await namespace.has_phase("Suspending")
     await release(namespace, *pods)
     await namespace.has_phase("Suspended")
-

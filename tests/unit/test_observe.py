@@ -155,9 +155,12 @@ def test_a_blocker_names_the_pod_and_the_fix(status: kubelet.Status, reason: Rea
     assert (worker.blocker.reason, worker.blocker.message) == (reason, message)
 
 
-def test_a_scheduling_gate_is_no_blocker() -> None:
+def test_a_pod_with_a_scheduling_gate_is_not_unschedulable() -> None:
     condition = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
-    assert seen({"phase": "Pending", "conditions": [condition]}).blocker is None
+    blocker = seen({"phase": "Pending", "conditions": [condition]}, node=None).blocker
+    assert blocker is not None
+    assert blocker.reason is Reason.QUEUED
+    assert blocker.message == "pod job-1-0: its scheduling gates have not been removed yet"
 
 
 def test_lists_that_are_null_do_no_harm() -> None:

@@ -50,7 +50,12 @@ def test_the_time_in_a_queue_does_not_count_as_time_without_nodes() -> None:
 
 def test_a_preemption_by_the_queue_spends_no_restart() -> None:
     story = running(scheduling={"queue": "research"}, restartPolicy={"maxRestarts": 0})
-    evicted: dict[str, Any] = {"disrupted": True, "terminating": True, "reason": "WorkloadEvicted", "termination_message": "Preempted"}
+    evicted: dict[str, Any] = {
+        "disrupted": True,
+        "terminating": True,
+        "reason": "WorkloadEvicted",
+        "termination_message": "Preempted",
+    }
     workers = [make_worker(i, **evicted) for i in range(2)]
     story.see(*workers).settle()
     status = story.status

@@ -563,7 +563,7 @@ def test_the_group_object_of_an_attempt_comes_before_its_pods_and_those_of_other
                 "create Pod job-1-0, Pod job-1-1",
             ]
             for name in ("job-1-0", "job-1-1"):
-                operator.cluster.set_pod(name, kubelet.ended(operator.cluster.now, 1))
+                operator.cluster.fail_pod(name, 1)
                 operator.cache.put_pod(operator.cluster.pods[name])
             operator.queue.add(KEY)
             await clock.settle()

@@ -131,8 +131,7 @@ def _slow_start_message(builder: StatusBuilder, slow: list[WorkerPod]) -> str:
 
 
 def seconds_until_slow_start(workers: tuple[WorkerPod, ...], now: datetime) -> float | None:
-    """Return the seconds until the next pod has been starting, or waiting for a scheduler, for long; None without one.
-    """
+    """Return the seconds until the next pod has been starting, or unseen by a scheduler, for long; None without one."""
     left = [(w.creating_since + SLOW_START - now).total_seconds() for w in workers if w.creating_since]
     left += [(w.unseen_since + SILENT_SCHEDULER - now).total_seconds() for w in workers if w.unseen_since]
     return min((seconds for seconds in left if seconds > 0), default=None)

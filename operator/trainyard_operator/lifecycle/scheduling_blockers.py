@@ -38,8 +38,8 @@ def _gate_blocker(pod: Mapping[str, Any], name: str) -> SchedulingBlocker:
     gates = [gate.get("name") for gate in (pod.get("spec") or {}).get("schedulingGates") or ()]
     # A gate of another controller.
     if KUEUE_QUEUE_LABEL not in labels or (gates and KUEUE_GATE not in gates):
-        message = f"pod {name}: its scheduling gates ({', '.join(map(str, gates))}) have not been removed yet"
-        return SchedulingBlocker(Reason.QUEUED, message)
+        names = f" ({', '.join(map(str, gates))})" if gates else ""
+        return SchedulingBlocker(Reason.QUEUED, f"pod {name}: its scheduling gates{names} have not been removed yet")
     queue, group = labels[KUEUE_QUEUE_LABEL], labels.get(KUEUE_GROUP_LABEL, "")
     # Kueue manages the pod, so it admits the group once there is quota.
     if labels.get(KUEUE_MANAGED_LABEL) == "true":
