@@ -110,7 +110,7 @@ async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(
 
 @pytest.mark.usefixtures("scheduling")
 async def test_a_group_that_does_not_fit_holds_nothing(own_api: Api, own_namespace: Namespace) -> None:
-    gang = {"scheduling": {"gang": "native"}, "workers": {"resources": ONE_CPU}}
+    gang: dict[str, Any] = {"scheduling": {"gang": "native"}, "workers": {"resources": ONE_CPU}}
     async with nodes(own_api, ("small", 3, {})), bound_pods_run(own_namespace, 2):
         await own_namespace.create_job(make_manifest(replicas=4, **gang))
 

@@ -71,7 +71,7 @@ def test_without_the_field_pods_are_what_they_were() -> None:
     ],
 )
 def test_each_attempt_has_a_group_of_all_of_its_pods(gang: str, api_version: str, spec: dict[str, Any]) -> None:
-    queue = {"queue": "research"} if gang == "volcano" else {}
+    queue: dict[str, Any] = {"queue": "research"} if gang == "volcano" else {}
     group = build_group(scheduled(gang, priorityClassName="high", **queue), 3)
     assert group is not None
     assert (group["apiVersion"], group["kind"], group["spec"]) == (api_version, "PodGroup", spec)
