@@ -22,9 +22,10 @@ from trainyard_trainer.data.samples import Batch, Samples
 from trainyard_trainer.data.sampling import PoissonSampler
 from trainyard_trainer.data.table import Table, load_table
 from trainyard_trainer.models import lora
-from trainyard_trainer.parallel.forward_backward import ForwardBackward, make_forward_backward
+from trainyard_trainer.parallel.forward_backward import make_forward_backward
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.parallelize import build_model_parts, initialize_parts
+from trainyard_trainer.parallel.passes import ForwardBackward
 from trainyard_trainer.privacy import gradients as private_gradients
 from trainyard_trainer.privacy.gradients import PrivateGradients, clip_factors
 from trainyard_trainer.privacy.noise import BLOCK, noise_block

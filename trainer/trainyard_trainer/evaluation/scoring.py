@@ -6,7 +6,7 @@ from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.evaluation_sets import EvaluationSet
 from trainyard_trainer.data.samples import IGNORED
 from trainyard_trainer.evaluation.scores import Scores
-from trainyard_trainer.parallel.forward_backward import ForwardBackward
+from trainyard_trainer.parallel.passes import ForwardBackward
 from trainyard_trainer.plugin import Plugin
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase

@@ -54,6 +54,7 @@ def main() -> NoReturn:
             import torch._dynamo  # noqa: F401 (optimizers and DDP import it when first used)
 
             from trainyard_trainer import rank_process
+            from trainyard_trainer.parallel import pipeline_schedule  # noqa: F401 (ranks of a pipeline import it late)
 
     except Exception as error:  # noqa: BLE001 (every error becomes the termination message of this pod)
         process_exit.exit_with_error(error, rank=None, step=None)

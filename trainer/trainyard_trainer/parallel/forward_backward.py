@@ -3,60 +3,23 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import PipelineStage
-from torch.distributed.pipelining.schedules import (
-    PipelineScheduleMulti,
-    PipelineScheduleSingle,
-    Schedule1F1B,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleZBVZeroBubble,
-)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from trainyard.config import RunConfig
-from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.parallel.loss import TokenLosses
 from trainyard_trainer.parallel.mesh import RankMesh
+from trainyard_trainer.parallel.passes import ForwardBackward, isolation, values_of
 from trainyard_trainer.parallel.predictions import Predictions, predict
 from trainyard_trainer.plugin import Loss
 from trainyard_trainer.runtime import heartbeat
 from trainyard_trainer.runtime.heartbeat import Phase
-
-SCHEDULES: dict[str, type[PipelineScheduleSingle] | type[PipelineScheduleMulti]] = {
-    "GPipe": ScheduleGPipe,
-    "1F1B": Schedule1F1B,
-    "Interleaved1F1B": ScheduleInterleaved1F1B,
-    "ZBV": ScheduleZBVZeroBubble,
-}
-
-
-class ForwardBackward(Protocol):
-    """Computes the gradient of the mean loss over all targets of the global batch, and leaves it in the parameters."""
-
-    def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
-        """Run all micro-batches of a step.
-
-        Returns:
-            This rank's part of the mean loss, a scalar on the device, and the seconds spent waiting for data. The sum
-            of the parts over all ranks with one tensor coordinate is the loss of the step.
-        """
-
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions | None]:
-        """Run the forward pass of a batch without gradients.
-
-        Returns:
-            Sum of the losses of the batch, a scalar, and the prediction for each target, None on ranks that do not
-            compute the logits.
-        """
 
 
 def make_forward_backward(
@@ -73,6 +36,8 @@ def make_forward_backward(
     """
     loss = TokenLosses(compiled=config.trainer.compile) if own_loss is None else _gathers_outputs(own_loss)
     if mesh.sizes.pipeline > 1:
+        from trainyard_trainer.parallel.pipeline_schedule import PipelineSchedule
+
         return PipelineSchedule(config, mesh, parts, device, batches.micro_batch_count, loss)
     return GradientAccumulation(config, mesh, parts[0], device, batches.micro_batch_count, loss)
 
@@ -110,7 +75,7 @@ class GradientAccumulation:
             heartbeat.beat(Phase.FORWARD_BACKWARD)
             with self._sync_if(index == self._micro_batch_count - 1):
                 with self._precision():
-                    micro_loss = self._loss(self._model(inputs, **_isolation(documents)), targets) / targets_of_step
+                    micro_loss = self._loss(self._model(inputs, **isolation(documents)), targets) / targets_of_step
                 (micro_loss * self._ranks).backward()  # type: ignore[no-untyped-call]
             loss += micro_loss.detach()
         return loss, waited
@@ -122,9 +87,9 @@ class GradientAccumulation:
         for x, y, documents in _chunks(batch, self._micro_batch_count):
             heartbeat.beat(Phase.EVALUATION)
             with self._precision():
-                logits = self._model(x, **_isolation(documents))
+                logits = self._model(x, **isolation(documents))
                 loss += self._loss(logits, y)
-            predicted.append(predict(_value(logits)))
+            predicted.append(predict(values_of(logits)))
         return loss, Predictions(*(torch.cat(parts) for parts in zip(*predicted, strict=True)))
 
     def _precision(self) -> AbstractContextManager[None]:
@@ -145,72 +110,6 @@ class GradientAccumulation:
         return nullcontext()
 
 
-class PipelineSchedule:
-    """Passes micro-batches through stages on several ranks, in the order of a torch.distributed.pipelining schedule."""
-
-    def __init__(
-        self,
-        config: RunConfig,
-        mesh: RankMesh,
-        parts: list[nn.Module],
-        device: torch.device,
-        micro_batch_count: int,
-        loss: Loss,
-    ) -> None:
-        self._loss = loss
-        pipeline = config.parallelism.pipeline
-        total, own = stage_count(pipeline), stages_of_rank(pipeline, mesh.at.pipeline)
-        group = mesh.group("pipeline")
-        stages = [PipelineStage(p, s, total, device, group=group) for p, s in zip(parts, own, strict=True)]
-        schedule = SCHEDULES[pipeline.schedule]
-        several = issubclass(schedule, PipelineScheduleMulti)
-        self._schedule = schedule(
-            stages if several else stages[0],  # type: ignore[arg-type]
-            micro_batch_count,
-            loss_fn=lambda logits, targets: loss(logits, targets) / self._divisor,
-            scale_grads=False,
-        )
-        self._divisor: int | Tensor = 1
-        """What the sum of the losses is divided by."""
-        self._first, self._last = 0 in own, total - 1 in own
-        # Every stage needs to know where documents end, if attention must not cross them.
-        self._needs_data = self._first or self._last or config.trainer.data.documents == "isolated"
-        self._device = device
-
-    def run(self, batches: Batches, step: int) -> tuple[Tensor, float]:
-        began = time.perf_counter()
-        heartbeat.beat(Phase.DATA)
-        batch = batches.global_share(step) if self._needs_data else None
-        self._divisor = batches.count_targets([batch] if batch is not None and self._last else [])
-        waited = time.perf_counter() - began
-        heartbeat.beat(Phase.FORWARD_BACKWARD)
-        losses: list[Tensor] = []
-        self._schedule.step(
-            *([batch.inputs] if batch is not None and self._first else []),
-            target=batch.targets if batch is not None and self._last else None,
-            losses=losses if self._last else None,
-            return_outputs=False,
-            **_isolation(None if batch is None else batch.documents),
-        )
-        loss = torch.stack(losses).detach().sum() if losses else torch.zeros((), device=self._device)
-        return loss, waited
-
-    @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Predictions | None]:
-        losses: list[Tensor] = []
-        heartbeat.beat(Phase.EVALUATION)
-        self._divisor = 1
-        logits = self._schedule.eval(
-            *([batch.inputs] if self._first else []),
-            target=batch.targets if self._last else None,
-            losses=losses if self._last else None,
-            **_isolation(batch.documents),
-        )
-        if not self._last:
-            return torch.zeros((), device=self._device), None
-        return torch.stack(losses).sum(), predict(_value(logits))
-
-
 def _arriving(batches: Batches, step: int) -> tuple[Iterator[Batch], int | Tensor, float]:
     """Return the micro-batches of a step, the number of its targets on all ranks, and the seconds spent waiting."""
     if not batches.varying_targets:
@@ -221,11 +120,6 @@ def _arriving(batches: Batches, step: int) -> tuple[Iterator[Batch], int | Tenso
     read = list(batches.micro_batches(step))
     waited = time.perf_counter() - began
     return iter(read), batches.count_targets(read), waited
-
-
-def _isolation(documents: Tensor | None) -> dict[str, Any]:
-    """Return the argument by which a model learns the document of each position; none if attention crosses them."""
-    return {} if documents is None else {"documents": documents}
 
 
 def _chunks(batch: Batch, count: int) -> Iterator[Batch]:
@@ -244,9 +138,3 @@ def _gathers_outputs(loss: Loss) -> Loss:
         return loss(outputs.full_tensor() if isinstance(outputs, DTensor) else outputs, targets)
 
     return gathered
-
-
-def _value(tensor: Tensor) -> Tensor:
-    """Return the values of a tensor without its autograd history, gathered on each rank."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -12,8 +12,8 @@ from trainyard.config import RunConfig
 from trainyard_trainer.data.batches import Batches
 from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.models.lora import LoraLinear
-from trainyard_trainer.parallel.forward_backward import ForwardBackward
 from trainyard_trainer.parallel.loss import TokenLosses
+from trainyard_trainer.parallel.passes import ForwardBackward
 from trainyard_trainer.parallel.predictions import Predictions
 from trainyard_trainer.privacy.noise import BLOCK, noise_block
 from trainyard_trainer.runtime import heartbeat
