@@ -11,7 +11,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason
 from trainyard.time import utc_now
 from trainyard_operator.controller.acceptance import accept, load_accepted
-from trainyard_operator.controller.backend import Backend, BackendError, Gone, Stale
+from trainyard_operator.controller.backend import Backend, BackendError, Gone, Refused, Stale
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.entry import Entry
 from trainyard_operator.controller.launchers import LauncherCalls

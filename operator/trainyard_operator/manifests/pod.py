@@ -148,8 +148,6 @@ def _own_spec(
     return spec
 
 
-
-
 def _tolerations(given: Any) -> list[Any] | None:
     """Return the template's tolerations, plus the operator's for taints of lost nodes that it does not mention.
 

@@ -5,7 +5,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.parallel.predictions import Predictions
 
 

@@ -16,7 +16,8 @@ from torch.distributed.pipelining.schedules import (
 
 from trainyard.config import RunConfig
 from trainyard.sizing.pipeline_stages import stage_count, stages_of_rank
-from trainyard_trainer.data.batches import Batch, Batches
+from trainyard_trainer.data.batches import Batches
+from trainyard_trainer.data.samples import Batch
 from trainyard_trainer.parallel.mesh import RankMesh
 from trainyard_trainer.parallel.passes import isolation, values_of
 from trainyard_trainer.parallel.predictions import Predictions, predict
