@@ -17,8 +17,11 @@ from tests.e2e.prometheus import PACE, Prometheus
 from tests.support.alerting import flaws
 from trainyard_monitoring.timing import NONFINITE_STEPS, RESTARTS
 
-STEP_SECONDS = 0.25
-"""Minimum seconds of a step, such that ten ranks on two processors do not slow each other down."""
+STEP_SECONDS = 0.5
+"""Seconds that each step sleeps: a dozen ranks on two processors, which other tests use as well, compute for much less
+of their time, or a busy machine would be a true alert about throughput."""
+EVERY = 8
+"""Steps from one checkpoint to the next."""
 CALM = 10.0
 """Seconds without a fault at first: time for two checkpoints and some losses."""
 PATIENCE = 150.0
@@ -127,15 +130,20 @@ def one_worker(**resources: str) -> Body:
 
 @contextmanager
 def running(
-    namespace: Namespace, node_faults: NodeFaults, name: str, spec: Body, size: str | None = None
+    namespace: Namespace,
+    node_faults: NodeFaults,
+    name: str,
+    spec: Body,
+    size: str | None = None,
+    pace: float = STEP_SECONDS,
 ) -> Iterator[RunningJob]:
     """Run a job; it is deleted at the end of the context."""
     volume = node_faults.volume(namespace, name)
     if size is not None:
         volume.limit(size)
-    checkpoint = {"volume": {"hostPath": {"path": str(volume.path)}}}
+    checkpoint = {"everySteps": EVERY, "volume": {"hostPath": {"path": str(volume.path)}}}
     spec = {"workers": one_worker(), "trainer": {"batch": {"global": 2}}, **spec}
-    namespace.apply(make_job(name, checkpoint, steps=1_000_000, pace=STEP_SECONDS, **spec))
+    namespace.apply(make_job(name, checkpoint, steps=1_000_000, pace=pace, **spec))
     try:
         yield RunningJob(namespace, node_faults, name, volume)
     finally:
