@@ -584,7 +584,7 @@ def test_a_gang_scheduler_that_is_missing_costs_a_request_now_and_then_until_it_
     async def scenario() -> None:
         operator = Operator(scheduling={"gang": "native"})
         backend = WithoutGangs(operator.cluster)
-        operator.backend = operator.reconciler.backend = backend
+        operator.backend = operator.reconciler.backend = operator.reconciler.pods.backend = backend
         async with operator.working():
             await asyncio.sleep(3600)
             running = operator.job.status.condition(ConditionType.RUNNING)
