@@ -33,7 +33,7 @@ settings.register_profile(
 )
 settings.load_profile("trainyard")
 
-WAITING = ("integration", "e2e")
+WAITING = ("conformance", "integration", "e2e")
 """Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
 run in one process, beside another one with tests that compute."""
 LAST = "local"

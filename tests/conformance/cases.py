@@ -1,0 +1,43 @@
+"""All cases, and which of them a session of pytest has selected."""
+
+import pytest
+
+from tests.conformance import (
+    cases_end,
+    cases_life,
+    cases_limits,
+    cases_pods,
+    cases_restart,
+    cases_scheduling,
+    cases_tenants,
+    cases_tools,
+)
+from tests.conformance.model import Case, Mapping
+from tests.conformance.trial import Outcome
+
+_TOPICS = (cases_life, cases_limits, cases_tools, cases_restart, cases_end, cases_pods, cases_scheduling, cases_tenants)
+CASES: tuple[Case, ...] = tuple(case for topic in _TOPICS for case in topic.CASES)
+
+
+def parameters(cases: tuple[Case, ...]) -> list[object]:
+    """Return the parameters of a test for each case."""
+    return [pytest.param(case, id=case.name) for case in cases]
+
+
+def applicable(cases: tuple[Case, ...], mapping: Mapping) -> tuple[Case, ...]:
+    """Return the cases that make sense for an operator."""
+    return tuple(case for case in cases if case.needs <= mapping.features)
+
+
+def selected(session: pytest.Session, folder: str) -> list[Case]:
+    """Return the cases whose tests below a folder this session runs."""
+    mine = [item for item in session.items if item.nodeid.startswith(folder) and hasattr(item, "callspec")]
+    return [item.callspec.params["case"] for item in mine if "case" in item.callspec.params]
+
+
+def report(case: Case, outcomes: dict[str, Outcome]) -> None:
+    """Fail as the case has."""
+    outcome = outcomes[case.name]
+    print(f"{outcome.seconds:.1f} s")
+    if outcome.error is not None:
+        raise outcome.error
