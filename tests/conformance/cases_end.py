@@ -94,7 +94,6 @@ CASES = (
         then.reaches("Failed"),
         then.has_pods((1, 0)),
         then.stays(then.kept(0), 0.5),
-        node=True,
     ),
     case(
         "given cleanPodPolicy All, when a worker fails, then all pods are deleted",
@@ -129,8 +128,7 @@ CASES = (
         "given successPolicy RankZero, when a peer fails just before worker 0 ends with 0, then the job has succeeded",
         Job(spec={"successPolicy": "RankZero"}),
         then.runs(),
-        when.ends(1, code=1),
-        when.ends(0),
+        when.at_once(when.ends(1, code=1), when.ends(0)),
         then.says("Succeeded", "True", "RankZeroSucceeded"),
         then.status({"restarts": 0}),
     ),

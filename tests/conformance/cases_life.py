@@ -31,7 +31,6 @@ CASES = (
         Job(),
         then.runs(),
         needs="any",
-        node=True,
     ),
     case(
         "given a job, when it is created, then each pod is owned by it, so that garbage collection finds them",
@@ -40,7 +39,6 @@ CASES = (
         then.pod(0, OWNED),
         then.pod(1, OWNED),
         then.expect(owner_is_the_job),
-        node=True,
     ),
     case(
         "given a job, when it is created, then a headless service of its name publishes addresses before readiness",
@@ -71,7 +69,6 @@ CASES = (
         Job(),
         then.runs(),
         then.status({"workers.desired": 2, "workers.running": 2, "workers.ready": 2}),
-        node=True,
     ),
     case(
         "given 2 workers, when both end with 0, then the job has succeeded and keeps its pods for their logs",
@@ -217,6 +214,7 @@ CASES = (
         when.remove_pods(),
         when.create(Job(name="marker", workers=1)),
         then.finds("pods", "marker-1-0", {"status.phase": "Running"}),
+        then.has_pods(),
         then.stays(then.pods_are(), 0.5),
     ),
     case(

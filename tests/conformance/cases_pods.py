@@ -125,14 +125,12 @@ CASES = (
         Job(spec={"workers": {"procsPerWorker": 2}}),
         then.runs(),
         then.environment(1, {LAUNCH: "2", "PET_NNODES": "2", "PET_NODE_RANK": "1", "RANK": None, "WORLD_SIZE": None}),
-        node=True,
     ),
     case(
         "given spec.env with a variable of the rendezvous, then that of the operator stays, and others are added",
         Job(spec={"env": [{"name": "MASTER_PORT", "value": "1"}, {"name": "TEAM", "value": "a"}]}),
         then.runs(),
         then.environment(0, {"MASTER_PORT": "29500", "TEAM": "a"}),
-        node=True,
     ),
     case(
         "given a job with a checkpoint volume, then the program has an absolute folder of the job",

@@ -32,7 +32,12 @@ def security(level: str, program: str) -> Case:
     """Return the case of a job under a level of Pod Security."""
     job, needs = PROGRAMS[program]
     if LEVELS.index(level) <= LEVELS.index(needs):
-        return case(f"given Pod Security {level}, then {program} runs", job, then.runs(), given=(when.enforce_pod_security(level),))
+        return case(
+            f"given Pod Security {level}, then {program} runs",
+            job,
+            then.runs(),
+            given=(when.enforce_pod_security(level),),
+        )
     return case(
         f"given Pod Security {level}, then {program} is refused and the level is named",
         job,
@@ -78,6 +83,7 @@ CASES = (
         when.delete_job(),
         then.is_gone(),
         when.remove_pods(),
+        then.has_pods(),
         when.drop("resourcequotas", "few"),
         then.stays(then.pods_are(), 1),
         given=(when.put("resourcequotas", FEW, status=USED),),
@@ -122,6 +128,7 @@ CASES = (
         when.delete_namespace(),
         when.remove_pods(),
         then.reaches("Restarting"),
+        then.has_pods(),
         then.stays(then.pods_are(), 1),
     ),
     # --- elastic groups --------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -11,7 +11,6 @@ from tests.conformance.model import Identity, Job, Object, Step
 from tests.conformance.trial import Trial, lookup
 from tests.support.kube import ApiRefusal
 
-T = TypeVar("T")
 Fields = dict[str | tuple[str, ...], Any]
 """Expected values by path, with dots between the parts; a value that can be called judges what is found."""
 
@@ -49,11 +48,6 @@ def stays(check: Callable[[Trial], Any], seconds: float = 1.0) -> Step:
             await asyncio.sleep(0.1)
 
     return step
-
-
-def bind(trial: Trial, check: Callable[[Trial], T]) -> Callable[[], T]:
-    """Return a check of one case."""
-    return lambda: check(trial)
 
 
 def reaches(state: str) -> Step:

@@ -20,6 +20,15 @@ def ends(*indexes: int, code: int = 0, message: str = "") -> Step:
     return step
 
 
+def at_once(*steps: Step) -> Step:
+    """Several things happen at the same time."""
+
+    async def step(trial: Trial) -> None:
+        await asyncio.gather(*(step(trial) for step in steps))
+
+    return step
+
+
 def becomes(*indexes: int, status: Callable[[], Object]) -> Step:
     """Pods of the newest attempt get a node, if they have none, and this status."""
 
