@@ -67,7 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _needs_cluster(item: pytest.Item) -> bool:
-    return isinstance(item, pytest.Function) and not {"cluster", "own_cluster"}.isdisjoint(item.fixturenames)
+    clusters = {"cluster", "own_cluster", "outcomes"}
+    return isinstance(item, pytest.Function) and not clusters.isdisjoint(item.fixturenames)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import ClassVar
 
 from tests.conformance.model import Object
 from tests.conformance.trial import Trial
@@ -45,9 +44,12 @@ async def remove(trial: Trial, pod: Object) -> None:
 class StatusWriter:
     """Plays scheduler and kubelet on an API server without nodes: pods run, and end when they are deleted."""
 
-    image = kubelet.IMAGE
-    command = ("train",)
-    resources: ClassVar[Object] = {}
+    command: Sequence[str] = ("train",)
+
+    def __init__(self) -> None:
+        """Use any image: nothing runs."""
+        self.image = kubelet.IMAGE
+        self.resources: Object = {}
 
     @asynccontextmanager
     async def attached(self, trial: Trial) -> AsyncIterator[None]:
@@ -114,13 +116,13 @@ _ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
 class RealNode:
     """A node with a kubelet: programs wait for a file that says how they are to end."""
 
-    command = ("python", "-S", "-c", _WAIT)
-    # A share of the processor: pods without a request starve beside other processes of the machine.
-    resources: ClassVar[Object] = {"requests": {"cpu": "20m"}}
+    command: Sequence[str] = ("python", "-S", "-c", _WAIT)
 
     def __init__(self, image: str, kubectl: Callable[..., Awaitable[str]]) -> None:
         """Use an image with Python, and `kubectl(*arguments)`, which returns what it prints."""
         self.image, self._kubectl = image, kubectl
+        # A share of the processor: pods without a request starve beside other processes of the machine.
+        self.resources: Object = {"requests": {"cpu": "20m"}}
 
     @asynccontextmanager
     async def attached(self, trial: Trial) -> AsyncIterator[None]:

@@ -14,8 +14,10 @@ from tests.conformance import (
 )
 from tests.conformance.model import Case, Mapping
 from tests.conformance.trial import Outcome
+from tests.support.kube import Api, ApiRefusal
+from tests.support.need import require
 
-_TOPICS = (cases_life, cases_limits, cases_tools, cases_restart, cases_end, cases_pods, cases_scheduling, cases_tenants)
+_TOPICS = (cases_restart, cases_life, cases_limits, cases_tools, cases_end, cases_pods, cases_scheduling, cases_tenants)
 CASES: tuple[Case, ...] = tuple(case for topic in _TOPICS for case in topic.CASES)
 
 
@@ -35,8 +37,18 @@ def selected(session: pytest.Session, folder: str) -> list[Case]:
     return [item.callspec.params["case"] for item in mine if "case" in item.callspec.params]
 
 
+async def served(cases: list[Case], api: Api) -> list[Case]:
+    """Return the cases whose APIs the API server serves: those about native gangs need a newer one."""
+    try:
+        await api.get("/apis/scheduling.k8s.io/v1beta1")
+    except ApiRefusal:
+        return [case for case in cases if "native gangs" not in case.needs]
+    return cases
+
+
 def report(case: Case, outcomes: dict[str, Outcome]) -> None:
     """Fail as the case has."""
+    require(case.name in outcomes, "Kubernetes with gang scheduling (1.37 or later)")
     outcome = outcomes[case.name]
     print(f"{outcome.seconds:.1f} s")
     if outcome.error is not None:

@@ -2,6 +2,7 @@
 
 from tests.conformance import then, when
 from tests.conformance.model import Job, case
+from tests.conformance.trial import Trial
 
 TRAINER = {
     "trainer": {
@@ -14,14 +15,18 @@ TRAINER = {
 """Fields of a small job of the built-in trainer."""
 TRAINED = '{"rank": 0, "progress": {"step": 100, "totalSteps": 100, "loss": 1.5}}'
 SERVICE = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "job"}, "spec": {"ports": [{"port": 80}]}}
-OWNED = {"metadata.ownerReferences.0.kind": "TrainingJob", "metadata.ownerReferences.0.controller": True}
 ACTIVE = "only suspend, activeDeadlineSeconds, schedulingTimeoutSeconds"
 
 
-def owner_is_the_job(trial: then.Trial) -> None:
+def owner_is_the_job(trial: Trial) -> None:
     uid = trial.job["metadata"]["uid"]
     owners = {reference["uid"] for pod in trial.pods.values() for reference in pod["metadata"]["ownerReferences"]}
     assert owners == {uid}, f"owners {owners}, not {uid}"
+
+
+def times_are_ordered(trial: Trial) -> bool:
+    status = trial.job["status"]
+    return bool(status["startTime"] <= status["completionTime"])
 
 
 CASES = (
@@ -36,9 +41,8 @@ CASES = (
         "given a job, when it is created, then each pod is owned by it, so that garbage collection finds them",
         Job(),
         then.has_pods((1, 0), (1, 1)),
-        then.pod(0, OWNED),
-        then.pod(1, OWNED),
-        then.expect(owner_is_the_job),
+        then.belongs_to_the_job("pods", "job-1-0"),
+        then.belongs_to_the_job("pods", "job-1-1"),
     ),
     case(
         "given a job, when it is created, then a headless service of its name publishes addresses before readiness",
@@ -50,12 +54,14 @@ CASES = (
     case(
         "given a job, when it is created, then its service is owned by it and selects its pods only",
         Job(),
-        then.finds("services", "job", {**OWNED, "spec.selector": {"trainyard.dev/job-name": "job"}}),
+        then.belongs_to_the_job("services", "job"),
+        then.finds("services", "job", {"spec.selector": {"trainyard.dev/job-name": "job"}}),
     ),
     case(
         "given the built-in trainer, when it is created, then a ConfigMap owned by it has the resolved configuration",
         Job(program=False, spec=TRAINER),
-        then.finds("configmaps", "job", {**OWNED, ("data", "config.json"): then.has('"worldSize": 2')}),
+        then.belongs_to_the_job("configmaps", "job"),
+        then.finds("configmaps", "job", {("data", "config.json"): then.has('"worldSize": 2')}),
     ),
     case(
         "given pods without a node, then the job is Pending in attempt 1 with what is desired",
@@ -78,6 +84,7 @@ CASES = (
         then.reaches("Succeeded"),
         then.stays(then.kept(0, 1)),
         then.status({"workers.succeeded": 2, "completionTime": bool, "startTime": bool}),
+        then.expect(lambda trial: then.matches({"ordered": times_are_ordered(trial)}, {"ordered": True})),
         node=True,
     ),
     case(
@@ -233,7 +240,8 @@ CASES = (
     case(
         "given a Service of another owner with the name of the job, then the job names it and waits until it is gone",
         Job(),
-        then.says("Running", "False", "NameTaken", "Service job exists already and is not this job's; delete it, or"),
+        then.says("Running", "False", "NameTaken", "Service job exists already and is not this job's; delete it, or "),
+        then.says("Running", "False", "NameTaken", "give the job another name"),
         then.tells("Accepted", "NameTaken"),
         then.stays(then.pods_are(), 0.5),
         when.drop("services", "job"),

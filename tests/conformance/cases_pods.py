@@ -58,7 +58,7 @@ def job(limits: Object | None = None, template: Object | None = None, **workers:
 
 def devices(name: str, processes: int, given: Job) -> Case:
     """Return the case that a worker has this many processes."""
-    single = {"RANK": "1", "WORLD_SIZE": "2"} if processes == 1 else {"RANK": None, "WORLD_SIZE": None}
+    single: Object = {"RANK": "1", "WORLD_SIZE": "2"} if processes == 1 else {"RANK": None, "WORLD_SIZE": None}
     return case(
         f"given {name}, then there {'is 1 process' if processes == 1 else f'are {processes} processes'} per worker",
         given,
@@ -74,9 +74,10 @@ OWN_VOLUME = {
     "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "3Gi"}}],
     "containers": [{"name": "worker", "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}],
 }
+TOLERATION = {"key": "gpu", "operator": "Exists"}
 TEMPLATE = {
     "nodeSelector": {"pool": "gpu"},
-    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "tolerations": [TOLERATION],
     "containers": [
         {"name": "logs", "image": "example.com/logs"},
         {"name": "worker", "env": [{"name": "TEAM", "value": "a"}], "securityContext": {"runAsUser": 1000}},
@@ -219,7 +220,7 @@ CASES = (
         "given a template, then the pods have its fields, its sidecar, and a worker merged into that of the operator",
         job(template=TEMPLATE),
         then.pod(0, {"spec.nodeSelector": {"pool": "gpu"}}),
-        then.pod(0, {"spec.tolerations": lambda found: TEMPLATE["tolerations"][0] in found}),
+        then.pod(0, {"spec.tolerations": lambda found: TOLERATION in found}),
         then.pod(0, {"spec.containers": lambda found: {c["name"] for c in found} == {"worker", "logs"}}),
         container(1, lambda c: c["securityContext"] == {"runAsUser": 1000}),
         then.environment(1, {"TEAM": "a", "PET_NODE_RANK": "1"}),

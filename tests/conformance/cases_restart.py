@@ -18,14 +18,32 @@ def attempt_2_comes_after(seconds: float) -> Step:
 
     async def step(trial: Trial) -> None:
         begun = time.monotonic()
-        await then.says("Running", "False", "BackingOff")(trial)
+        await then.has_said("Running", "False", "BackingOff")(trial)
         await then.has_pods((2, 0), (2, 1))(trial)
         assert time.monotonic() - begun >= seconds
 
     return step
 
 
+LOST = "pod job-1-0 has not terminated 30 s after its grace period, so node node-1 is considered lost; deleting the pod"
+
 CASES = (
+    # The longest one, so that it begins first.
+    case(
+        "given a pod on a node that does not answer, when it is overdue for 30 s, then it is deleted by force",
+        Job(),
+        then.runs(),
+        when.delete_pod(0, seconds=1),
+        then.has_said("Running", "False", "WaitingForOldPods"),
+        when.go((1, 1)),
+        then.has_pods((1, 0)),
+        then.stays(then.pods_are((1, 0)), 25),
+        then.runs(2),
+        then.status(FREE),
+        then.event_says("PodOverdue", LOST, "by force"),
+        then.tells("Accepted", "AllWorkersRunning", "Disrupted", "PodOverdue", "AllWorkersRunning"),
+        terminates=False,
+    ),
     # --- the group as a whole --------------------------------------------------------------------------------
     case(
         "given 2 workers, when rank 1 fails, then both pods are replaced by those of attempt 2",
@@ -50,7 +68,7 @@ CASES = (
         Job(workers=3, restarts=1),
         then.runs(workers=3),
         when.ends(1, code=1),
-        then.says("Running", "False", "WaitingForOldPods"),
+        then.has_said("Running", "False", "WaitingForOldPods"),
         then.has_pods((1, 0), (1, 2)),
         then.expect(then.kept()),
         when.go((1, 0)),
@@ -164,6 +182,7 @@ CASES = (
         then.has_pods((1, 0), (1, 1)),
         when.becomes(0, status=lambda: kubelet.refused("OutOfnvidia.com/gpu")),
         then.has_pods((2, 0), (2, 1)),
+        then.has_said("Restarting", "True", "Disrupted"),
         then.status({**FREE, "disruptions": 1, "refusingNodes": ["node-1"]}),
         then.pod(0, {NODE_NAME: [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}),
         then.pod(1, {NODE_NAME: [{"key": "metadata.name", "operator": "NotIn", "values": ["node-1"]}]}),

@@ -225,7 +225,7 @@ CASES = (
         then.has_pods((1, 0), (1, 1)),
         when.start(0),
         when.is_unschedulable(1, words="no GPU is free"),
-        then.says(
+        then.has_said(
             "Running",
             "False",
             "SchedulingTimeout",
@@ -258,7 +258,7 @@ CASES = (
         when.is_unschedulable(1),
         then.says("Running", "False", "Unschedulable"),
         when.edit(schedulingTimeoutSeconds=1),
-        then.says("Running", "False", "SchedulingTimeout"),
+        then.has_said("Running", "False", "SchedulingTimeout"),
         then.has_pods(),
         starts=False,
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster import Cluster, ClusterError, Profile, down, up
 from tests.conformance.backends import StatusWriter
-from tests.conformance.cases import selected
+from tests.conformance.cases import selected, served
 from tests.conformance.model import selected_mapping
 from tests.conformance.prepare import install_scheduling_objects
 from tests.conformance.trial import Outcome, run_cases
@@ -70,6 +70,6 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
             async with connect(Path(os.environ["KUBECONFIG"])) as api:
                 return await run_cases(cases, api, mapping, StatusWriter(), at_once=AT_ONCE)
         async with _trainyard(folder) as kubeconfig, connect(kubeconfig) as api:
-            return await run_cases(cases, api, mapping, StatusWriter(), at_once=AT_ONCE)
+            return await run_cases(await served(cases, api), api, mapping, StatusWriter(), at_once=AT_ONCE)
 
     return asyncio.run(run())

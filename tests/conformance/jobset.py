@@ -12,7 +12,7 @@ class JobSetMapping:
     """JobSet with one replicated job of one indexed Job, as its guide shows for PyTorch."""
 
     name = "jobset"
-    features = frozenset({"any", "suspend", "restart", "ttl", "managed by", "gang restart", "service"})
+    features = frozenset({"any", "suspend", "ttl", "managed by", "gang restart", "service"})
     api = "/apis/jobset.x-k8s.io/v1alpha2"
     plural = "jobsets"
 
@@ -55,7 +55,7 @@ class JobSetMapping:
         """Return the state by the terminal state, the condition Suspended and the counts of ready Jobs."""
         status = job.get("status", {})
         if terminal := status.get("terminalState"):
-            return {"Completed": "Succeeded"}.get(terminal, terminal)
+            return "Succeeded" if terminal == "Completed" else str(terminal)
         held = {c["type"] for c in status.get("conditions", ()) if c["status"] == "True"}
         if "Suspended" in held:
             return "Suspended"

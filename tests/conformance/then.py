@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from tests.conformance.model import Identity, Job, Object, Step
 from tests.conformance.trial import Trial, lookup
 from tests.support.kube import ApiRefusal
 
-Fields = dict[str | tuple[str, ...], Any]
+Fields = Mapping[Any, Any]
 """Expected values by path, with dots between the parts; a value that can be called judges what is found."""
 
 
@@ -140,14 +140,29 @@ def failure(**fields: Any) -> Step:
 
 def says(kind: str, value: str, reason: str, *words: str) -> Step:
     """A condition has a status, a reason, and a message with some words."""
+    return expect(lambda trial: _check_condition(trial.job, kind, value, reason, words))
+
+
+def has_said(kind: str, value: str, reason: str, *words: str) -> Step:
+    """A condition has, or has had for a moment, a status, a reason, and a message with some words."""
 
     def check(trial: Trial) -> None:
-        conditions = trial.job.get("status", {}).get("conditions", ())
-        found = next((c for c in conditions if c["type"] == kind), {})
-        assert (found.get("status"), found.get("reason")) == (value, reason), f"{kind}: {found}"
-        matches(found, {"message": has(*words)})
+        for job in trial.view.job_history[trial.namespace]:
+            try:
+                _check_condition(job, kind, value, reason, words)
+            except AssertionError:
+                continue
+            return
+        _check_condition(trial.job, kind, value, reason, words)
 
     return expect(check)
+
+
+def _check_condition(job: Object, kind: str, value: str, reason: str, words: tuple[str, ...]) -> None:
+    conditions = job.get("status", {}).get("conditions", ())
+    found: Object = next((c for c in conditions if c["type"] == kind), {})
+    assert (found.get("status"), found.get("reason")) == (value, reason), f"{kind}: {found}"
+    matches(found, {"message": has(*words)})
 
 
 def without_condition(kind: str) -> Step:
@@ -159,24 +174,6 @@ def condition(job: Object, kind: str) -> str | None:
     """Return the status of a condition; None if it is absent."""
     conditions = job.get("status", {}).get("conditions", ())
     return next((str(c["status"]) for c in conditions if c["type"] == kind), None)
-
-
-def kstatus(expected: str) -> Step:
-    """The job looks like this to Flux and Helm (kubernetes-sigs/cli-utils, pkg/kstatus/status)."""
-
-    def check(trial: Trial) -> None:
-        job = trial.job
-        generation = job["metadata"]["generation"]
-        current = job.get("status", {}).get("observedGeneration", generation) == generation
-        if not current or condition(job, "Reconciling") == "True":
-            found = "InProgress"
-        elif condition(job, "Stalled") == "True":
-            found = "Failed"
-        else:
-            found = "InProgress" if condition(job, "Ready") == "False" else "Current"
-        assert found == expected, f"kstatus is {found}, not {expected}"
-
-    return expect(check)
 
 
 def tells(*reasons: str) -> Step:
@@ -195,9 +192,26 @@ def tells(*reasons: str) -> Step:
     return expect(check)
 
 
+def event_says(reason: str, *words: str) -> Step:
+    """The job has one event with this reason, whose message has some words."""
+
+    async def check(trial: Trial) -> None:
+        items = (await trial.api.get(trial.core("events")))["items"]
+        messages = [event["message"] for event in items if event["reason"] == reason]
+        assert len(messages) == 1, f"events {messages}"
+        matches({"message": messages[0]}, {"message": has(*words)})
+
+    return expect(check)
+
+
 def pod(index: int, fields: Fields) -> Step:
     """A pod of the newest attempt has these fields."""
-    return expect(lambda trial: [matches(body, fields) for body in trial.newest(index)])
+
+    def check(trial: Trial) -> None:
+        [body] = trial.newest(index)
+        matches(body, fields)
+
+    return expect(check)
 
 
 def environment(index: int, fields: Fields) -> Step:
@@ -221,6 +235,18 @@ def finds(plural: str, name: str, fields: Fields, *, group: str = "api/v1") -> S
         matches(body, fields)
 
     return expect(check)
+
+
+def belongs_to_the_job(plural: str, name: str, *, group: str = "api/v1") -> Step:
+    """The job is the controller of another object, so that it is deleted with the job."""
+
+    async def step(trial: Trial) -> None:
+        job = await trial.until(lambda: trial.job)
+        owner = {"uid": job["metadata"]["uid"], "kind": job["kind"], "controller": True}
+        fields: Fields = {f"metadata.ownerReferences.0.{key}": value for key, value in owner.items()}
+        await finds(plural, name, fields, group=group)(trial)
+
+    return step
 
 
 def lists(plural: str, *names: str, group: str = "api/v1") -> Step:

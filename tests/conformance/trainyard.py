@@ -10,7 +10,7 @@ class TrainyardMapping:
 
     name = "trainyard"
     features = frozenset(
-        {"own fields", "any", "suspend", "restart", "ttl", "managed by", "rendezvous", "service", "gang restart"}
+        {"own fields", "native gangs", "any", "suspend", "ttl", "managed by", "rendezvous", "service", "gang restart"}
     )
     api = f"/apis/{_PREFIX}/v1alpha1"
     plural = "trainingjobs"

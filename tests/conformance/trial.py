@@ -23,13 +23,14 @@ SECONDS = 40.0
 
 
 class View:
-    """The newest state of all pods and jobs, and the history of the pods, by namespace."""
+    """The newest state of all pods and jobs, and the history of both, by namespace."""
 
     def __init__(self, api: Api, mapping: Mapping) -> None:
         self._api, self._paths = api, ("/api/v1/pods", f"{mapping.api}/{mapping.plural}")
         self.pods: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         self.jobs: defaultdict[str, dict[str, Object]] = defaultdict(dict)
         self.history: defaultdict[str, list[tuple[str, Object]]] = defaultdict(list)
+        self.job_history: defaultdict[str, list[Object]] = defaultdict(list)
         self.listeners: dict[str, Listener] = {}
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
@@ -45,7 +46,9 @@ class View:
                 objects[namespace].pop(name, None)
             else:
                 objects[namespace][name] = body
-            if objects is self.pods:
+            if objects is self.jobs:
+                self.job_history[namespace].append(body)
+            else:
                 self.history[namespace].append((kind, body))
                 if listener := self.listeners.get(namespace):
                     listener(kind, body)
@@ -150,8 +153,24 @@ class Trial:
         job = self.view.jobs[self.namespace].get("job", {})
         return f"pods {sorted(self.view.pods[self.namespace])}, status {job.get('status')}"
 
-    def check_fences(self) -> None:
-        """Check that no attempt of a job had a pod while one of another attempt existed, and no pod came twice."""
+    def check_invariants(self) -> None:
+        """Check what must hold in every life of a job, whatever the case is about.
+
+        - No pod of one attempt was created while one of another existed, and no pod was created twice.
+        - The number of restarts never decreased, and a job that had ended stayed as it was.
+        """
+        self._check_fences()
+        before: Object = {}
+        for job in self.view.job_history[self.namespace]:
+            if job["metadata"]["name"] != "job":
+                continue
+            if job["metadata"]["uid"] == before.get("metadata", {}).get("uid"):
+                assert self.mapping.restarts(job) >= self.mapping.restarts(before), "the number of restarts went back"
+                if (state := self.mapping.state(before)) in ("Succeeded", "Failed"):
+                    assert self.mapping.state(job) == state, f"a job that has {state.lower()} is {job['status']}"
+            before = job
+
+    def _check_fences(self) -> None:
         alive: dict[str, Identity] = {}
         for kind, pod in self.view.history[self.namespace]:
             name, identity = pod["metadata"]["name"], self.mapping.identity(pod)
@@ -186,7 +205,7 @@ async def _run(case: Case, api: Api, mapping: Mapping, view: View, backend: Back
                 await trial.create(case.job)
             for step in case.steps:
                 await step(trial)
-            trial.check_fences()
+            trial.check_invariants()
     finally:
         await api.delete(trial.jobs())
         await api.delete(f"/api/v1/namespaces/{namespace}")

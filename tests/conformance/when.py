@@ -93,12 +93,12 @@ def go(*identities: Identity) -> Step:
     return step
 
 
-def delete_pod(index: int) -> Step:
-    """A user deletes a pod of the newest attempt."""
+def delete_pod(index: int, seconds: int = 30) -> Step:
+    """A user deletes a pod of the newest attempt, which has some seconds to end."""
 
     async def step(trial: Trial) -> None:
         [pod] = trial.newest(index)
-        await trial.api.delete(trial.core("pods", pod["metadata"]["name"]))
+        await trial.api.delete(trial.core("pods", pod["metadata"]["name"]), gracePeriodSeconds=seconds)
 
     return step
 
