@@ -3,6 +3,7 @@
 import pytest
 
 from tests.conformance import (
+    cases_any,
     cases_end,
     cases_life,
     cases_limits,
@@ -17,7 +18,10 @@ from tests.conformance.trial import Outcome
 from tests.support.kube import Api, ApiRefusal
 from tests.support.need import require
 
-_TOPICS = (cases_restart, cases_life, cases_limits, cases_tools, cases_end, cases_pods, cases_scheduling, cases_tenants)
+_TOPICS = (
+    *(cases_restart, cases_any, cases_life, cases_limits, cases_tools),
+    *(cases_end, cases_pods, cases_scheduling, cases_tenants),
+)
 CASES: tuple[Case, ...] = tuple(case for topic in _TOPICS for case in topic.CASES)
 
 
