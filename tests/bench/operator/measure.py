@@ -63,6 +63,8 @@ class ManyJobs(NamedTuple):
 
     running: float
     """Until the last one has the condition Running."""
+    exist: float
+    """Until all pods exist."""
     scheduled: float
     """Until the last pod runs."""
     cost: Cost
@@ -73,6 +75,12 @@ class Crash(NamedTuple):
 
     recovered: float
     """Until the condition Running is True again."""
+    gone: float
+    """Until the last pod of the attempt before is gone."""
+    exist: float
+    """Until all pods of the next attempt exist."""
+    scheduled: float
+    """Until all of them run."""
     deletions: int
 
 
@@ -82,6 +90,7 @@ class Seen:
 
     added: dict[str, float] = field(default_factory=dict)
     ran: dict[str, float] = field(default_factory=dict)
+    gone: dict[str, float] = field(default_factory=dict)
     jobs: dict[tuple[str, int], float] = field(default_factory=dict)
     """When a job had the condition Running, by name and attempt."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -93,6 +102,8 @@ class Seen:
         name = pod["metadata"]["name"]
         if kind == "ADDED":
             self.added.setdefault(name, time.monotonic())
+        if kind == "DELETED":
+            self.gone.setdefault(name, time.monotonic())
         if pod.get("status", {}).get("phase") == "Running":
             self.ran.setdefault(name, time.monotonic())
         self.changed.set()
@@ -261,7 +272,8 @@ async def many_jobs(api: Api, operator: OperatorProcess, count: int, replicas: i
         await in_flight(namespace.create_job(manifest) for manifest in manifests)
         await seen.until(lambda: len(seen.jobs) == count)
         cost = await meter.stop()
-        return ManyJobs(max(seen.jobs.values()) - started, max(seen.ran.values()) - started, cost)
+        running, exist, ran = (max(times.values()) - started for times in (seen.jobs, seen.added, seen.ran))
+        return ManyJobs(running, exist, ran, cost)
 
 
 async def crash(api: Api, operator: OperatorProcess, count: int) -> Crash:
@@ -276,5 +288,6 @@ async def crash(api: Api, operator: OperatorProcess, count: int) -> Crash:
         status = kubelet.ended(utc_now(), 1)
         await api.patch(namespace.core("pods", f"job-1-{count // 2}", "status"), {"status": status})
         await seen.until(lambda: ("job", 2) in seen.jobs)
-        recovered = seen.jobs["job", 2] - started
-        return Crash(recovered, (await meter.stop()).deletions)
+        recovered, deletions = seen.jobs["job", 2] - started, (await meter.stop()).deletions
+        gone, exist, ran = (max(times.values()) - started for times in (seen.gone, seen.added, seen.ran))
+        return Crash(recovered, gone, exist, ran, deletions)
