@@ -45,6 +45,7 @@ class StatusWriter:
     """Plays scheduler and kubelet on an API server without nodes: pods run, and end when they are deleted."""
 
     command: Sequence[str] = ("train",)
+    patience = 40.0
 
     def __init__(self) -> None:
         """Use any image: nothing runs."""
@@ -117,6 +118,7 @@ class RealNode:
     """A node with a kubelet: programs wait for a file that says how they are to end."""
 
     command: Sequence[str] = ("python", "-S", "-c", _WAIT)
+    patience = 90.0
 
     def __init__(self, image: str, kubectl: Callable[..., Awaitable[str]]) -> None:
         """Use an image with Python, and `kubectl(*arguments)`, which returns what it prints."""
@@ -126,7 +128,13 @@ class RealNode:
 
     @asynccontextmanager
     async def attached(self, trial: Trial) -> AsyncIterator[None]:
-        """Do nothing: the cluster cares for the pods."""
+        """Wait until pods can be created in the namespace; the cluster cares for them."""
+
+        async def check() -> None:
+            accounts = (await trial.api.get(trial.core("serviceaccounts")))["items"]
+            assert [account["metadata"]["name"] for account in accounts] == ["default"]
+
+        await trial.until(check)
         yield
 
     async def _python(self, trial: Trial, pod: Object, *arguments: str) -> str:

@@ -111,6 +111,8 @@ class Backend(Protocol):
     """Program of the workers. It runs until it is told how to end, and ends at once by SIGTERM."""
     resources: Object
     """Resources of each worker."""
+    patience: float
+    """Seconds within which an expectation has to hold: all cases share the processors."""
 
     def attached(self, trial: Trial) -> AbstractAsyncContextManager[None]:
         """Care for the pods of a case while the context lasts."""

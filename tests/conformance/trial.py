@@ -18,9 +18,6 @@ from tests.support.kube import MERGE, Api
 T = TypeVar("T")
 Listener = Callable[[str, Object], None]
 
-SECONDS = 40.0
-"""How long an expectation may take: all cases share two processors."""
-
 
 class View:
     """The newest state of all pods and jobs, and the history of both, by namespace."""
@@ -132,9 +129,12 @@ class Trial:
         assert {(attempt, index) for index in indexes} <= set(pods), f"pods {sorted(pods)}"
         return [pods[attempt, index] for index in indexes]
 
-    async def until(self, check: Callable[[], T | Awaitable[T]], seconds: float = SECONDS) -> T:
+    async def until(
+        self,
+        check: Callable[[], T | Awaitable[T]],
+    ) -> T:
         """Call `check` until it raises no AssertionError: after each change, and four times a second."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + self.backend.patience
         while True:
             change = self.view.change(self.namespace)
             try:
@@ -142,7 +142,9 @@ class Trial:
                 return await found if inspect.isawaitable(found) else found
             except AssertionError as error:
                 if time.monotonic() > deadline:
-                    raise AssertionError(f"not within {seconds:g} s: {error}; {self.evidence()}") from error
+                    raise AssertionError(
+                        f"not within {self.backend.patience:g} s: {error}; {self.evidence()}"
+                    ) from error
             try:
                 await asyncio.wait_for(change.wait(), 0.25)
             except TimeoutError:
