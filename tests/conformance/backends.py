@@ -130,9 +130,10 @@ class RealNode:
     async def attached(self, trial: Trial) -> AsyncIterator[None]:
         """Wait until pods can be created in the namespace; the cluster cares for them."""
 
-        async def check() -> None:
-            accounts = (await trial.api.get(trial.core("serviceaccounts")))["items"]
-            assert [account["metadata"]["name"] for account in accounts] == ["default"]
+        async def check() -> Object:
+            [account] = (await trial.api.get(trial.core("serviceaccounts")))["items"] or [None]
+            assert account is not None, "the namespace has no service account yet"
+            return account
 
         await trial.until(check)
         yield

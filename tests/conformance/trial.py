@@ -129,10 +129,7 @@ class Trial:
         assert {(attempt, index) for index in indexes} <= set(pods), f"pods {sorted(pods)}"
         return [pods[attempt, index] for index in indexes]
 
-    async def until(
-        self,
-        check: Callable[[], T | Awaitable[T]],
-    ) -> T:
+    async def until(self, check: Callable[[], T | Awaitable[T]]) -> T:
         """Call `check` until it raises no AssertionError: after each change, and four times a second."""
         deadline = time.monotonic() + self.backend.patience
         while True:

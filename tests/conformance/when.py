@@ -56,7 +56,7 @@ def is_unschedulable(*indexes: int, words: str = "0/3 nodes are available: 3 Ins
 
 
 def let_all_start() -> Step:
-    """From now on pods get a node and run by themselves, those that exist already as well."""
+    """From now on pods get a node and run by themselves, workers that exist already as well."""
 
     async def step(trial: Trial) -> None:
         trial.starts = True
@@ -155,17 +155,6 @@ def delete_namespace() -> Step:
 
     async def step(trial: Trial) -> None:
         await trial.api.delete(f"/api/v1/namespaces/{trial.namespace}")
-
-    return step
-
-
-def start_placeholder(name: str) -> Step:
-    """A placeholder pod runs."""
-
-    async def step(trial: Trial) -> None:
-        pod = await trial.api.get(trial.core("pods", name))
-        await bind(trial, pod)
-        await write_status(trial, pod, kubelet.running(now()))
 
     return step
 
