@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
@@ -52,6 +53,8 @@ class PodActions:
     cache: Cache
     backend: Backend
     trainer_image: str
+    cluster_domain: str = ""
+    """DNS domain of the cluster; empty if it is not known."""
     backoff: Backoff[Key] = field(default_factory=Backoff)
     """Holds creations back after a failure, so that other events of a job lead to none."""
     _continued: dict[Key, _Version] = field(default_factory=dict)
@@ -104,9 +107,16 @@ class PodActions:
         """
         token = self.backend.launcher_token(job)
         secret = secret_name(job, token) if job.spec.restarts_in_place else None
-        image = self.trainer_image
+        build = partial(
+            build_pod,
+            job,
+            action.attempt,
+            trainer_image=self.trainer_image,
+            cluster_domain=self.cluster_domain,
+            secret=secret,
+        )
         try:
-            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
+            pods = [build(index) for index in action.indexes]
         except TemplateError as error:
             raise Refused(Reason.INVALID_SPEC, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
