@@ -131,8 +131,7 @@ class PodActions:
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
-        for pod in await self.backend.create(job, pods, first=first):
-            self.cache.put_pod(pod)
+        await self.backend.create(job, pods, first=first, on_created=self.cache.put_pod)
 
     async def _create_group_object(self, job: TrainingJob, attempt: int) -> None:
         """Create the group object of an attempt before its pods, and delete those of the attempts before it.
@@ -161,8 +160,7 @@ class PodActions:
             for index in action.indexes
         ]
         try:
-            for pod in await self.backend.create(sized, manifests):
-                self.cache.put_pod(pod)
+            await self.backend.create(sized, manifests, on_created=self.cache.put_pod)
         except Refused as error:
             log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
 
