@@ -82,7 +82,14 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         gc.freeze()
         key = await operator_key(api, *options.key_secret) if options.key_secret else secrets.token_bytes(32)
         backend = KubernetesBackend(api, key)
-        reconciler = Reconciler(cache, queue, backend, options.trainer_image, on_reconciled=metrics.observe_reconcile)
+        reconciler = Reconciler(
+            cache,
+            queue,
+            backend,
+            options.trainer_image,
+            options.cluster_domain,
+            on_reconciled=metrics.observe_reconcile,
+        )
         poller = ProgressPoller(cache, queue, backend, utc_now, options.progress_interval)
         pod_watches = [PodWatch(api, cache, queue, where, version) for where in options.namespaces or (None,)]
         await run_parts(

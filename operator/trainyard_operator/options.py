@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trainyard.protocol import constants
+from trainyard.protocol.launcher_dns import cluster_domain
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +16,8 @@ class Options:
     """Options of one operator process."""
 
     trainer_image: str
+    cluster_domain: str
+    """DNS domain of the cluster; empty if it is not known."""
     namespaces: tuple[str, ...]
     """Namespaces to watch; empty: all."""
     port: int
@@ -37,6 +40,11 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
         default=env("TRAINYARD_TRAINER_IMAGE"),
         required="TRAINYARD_TRAINER_IMAGE" not in os.environ,
         help="image of the built-in trainer, for jobs without spec.image (TRAINYARD_TRAINER_IMAGE)",
+    )
+    parser.add_argument(
+        "--cluster-domain",
+        default=env("TRAINYARD_CLUSTER_DOMAIN") or cluster_domain(),
+        help="DNS domain of the cluster (TRAINYARD_CLUSTER_DOMAIN); by default that in the pod's /etc/resolv.conf",
     )
     parser.add_argument(
         "--namespaces",
@@ -76,6 +84,7 @@ def parse_options(arguments: Sequence[str]) -> tuple[Options, str]:
     parsed = parser.parse_args(arguments)
     options = Options(
         parsed.trainer_image,
+        parsed.cluster_domain,
         tuple(dict.fromkeys(name.strip() for name in parsed.namespaces.split(",") if name.strip())),
         parsed.port,
         parsed.progress_interval,

@@ -29,7 +29,7 @@ def test_a_group_shrinks_to_the_room_there_is_and_grows_with_it(namespace: Names
             trainer_job(
                 "elastic",
                 steps=100_000,
-                workers={"resources": {"limits": {ROOM: 1}}},
+                workers={"resources": {"limits": {ROOM: 1}}, "procsPerWorker": 1},
                 checkpoint={"claim": {"size": "1Gi"}, "everySteps": 100_000},
                 elastic={"minReplicas": 1, "resizeAfterSeconds": 3},
             )

@@ -18,7 +18,7 @@ from trainyard.protocol.launcher_state import ExitInfo, PodState
 from trainyard.protocol.progress import Progress
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Reason, TrainingJobStatus
-from trainyard_operator.controller.backend import Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.backend import Gone, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod, owner_uid
 from trainyard_operator.lifecycle.status_builder import Event
@@ -422,9 +422,15 @@ class FakeClusterBackend:
         return [pod for pod in pods if identity(pod)[0] != other_than]
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
-        return [self._create_one(job, manifest) for manifest in manifests]
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
+        for manifest in manifests:
+            on_created(self._create_one(job, manifest))
 
     def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         self._ask(job)

@@ -430,10 +430,17 @@ RULES = (
         Fault(
             f"the built-in trainer on {device}",
             partial(_with_limits, {device: 1}, trainer=trainer_spec(), procsPerWorker=procs),
-            "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other devices in "
+            "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other accelerators in "
             "spec.workers.resources.limits; remove them, or run a program of your own with spec.command",
         )
-        for device, procs in (("habana.ai/gaudi", "auto"), ("google.com/tpu", 4), ("example.com/npu", "auto"))
+        for device, procs in (("habana.ai/gaudi", "auto"), ("google.com/tpu", 4))
+    ),
+    Fault(
+        "the built-in trainer on an unknown device",
+        partial(_with_limits, {"example.com/npu": 1}, trainer=trainer_spec()),
+        "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and does not know whether another resource in "
+        "spec.workers.resources.limits is an accelerator; remove it, or set spec.workers.procsPerWorker to the number "
+        "of processes in each worker, which then compute on CPUs",
     ),
     *(
         Fault(

@@ -213,10 +213,15 @@ def test_the_address_of_the_master_is_the_first_pods_name_in_the_service(job: Tr
     assert env["MASTER_PORT"] == env["PET_MASTER_PORT"] == str(build_service(job)["spec"]["ports"][0]["port"])
 
 
-def test_the_first_pod_knows_itself_by_its_host_name_which_needs_no_dns(job: TrainingJob) -> None:
-    """The kubelet writes it to /etc/hosts of the pod; the name in the Service comes later."""
-    env = env_of(job, index=0)
-    assert env["MASTER_ADDR"] == env["PET_MASTER_ADDR"] == pod_of(job, index=0)["spec"]["hostname"]
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_address_has_the_domain_of_the_cluster_as_in_the_hosts_file_of_the_first_pod(
+    job: TrainingJob, index: int
+) -> None:
+    """One address for all: a program of worker 0 may send its own to the others (torch does, for checkpoints)."""
+    pod = build_pod(job, 1, index, trainer_image="", cluster_domain="cluster.example")
+    address = f"{job.metadata.name}-1-0.{job.metadata.name}.{job.metadata.namespace}.svc.cluster.example"
+    env = {entry["name"]: entry.get("value") for entry in pod["spec"]["containers"][0]["env"]}
+    assert env["MASTER_ADDR"] == env["PET_MASTER_ADDR"] == address
 
 
 def test_single_processes_get_their_rank_and_several_leave_it_to_torchrun() -> None:

@@ -42,8 +42,10 @@ def test_children_of_a_job_are_created_many_at_a_time_and_not_too_many() -> None
     async def scenario() -> None:
         api = SlowApi()
         pods = [make_pod(make_job(replicas=200), index) for index in range(200)]
-        created = await KubernetesBackend(api, b"key").create(make_job(), pods)
-        assert [pod["metadata"]["name"] for pod in created] == [pod["metadata"]["name"] for pod in pods]
+        created: list[dict[str, Any]] = []
+        await KubernetesBackend(api, b"key").create(make_job(), pods, on_created=created.append)
+        assert {pod["metadata"]["name"] for pod in created} == {pod["metadata"]["name"] for pod in pods}
+        assert len(created) == len(pods)
         assert api.most == PER_JOB
         slow_start = [1, 2, 4, 8, 16, 32]
         rounds = len(slow_start) + math.ceil((len(pods) - sum(slow_start)) / PER_JOB)

@@ -51,6 +51,12 @@ def make_backend(*answers: Answer) -> tuple[KubernetesBackend, Api]:
     return KubernetesBackend(api, b"key"), api  # type: ignore[arg-type]
 
 
+async def create(backend: KubernetesBackend, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    created: list[dict[str, Any]] = []
+    await backend.create(JOB, [manifest], on_created=created.append)
+    return created
+
+
 def error(code: int, message: str = "no", **details: Any) -> ApiError:
     return ApiError(code, "Reason", message, details=details)
 
@@ -233,7 +239,7 @@ async def test_each_response_to_a_creation_has_its_error(
 
 async def test_a_child_that_exists_and_is_the_jobs_own_is_fine() -> None:
     backend, api = make_backend(error(409), SERVICE)
-    assert await backend.create(JOB, [SERVICE]) == [SERVICE]
+    assert await create(backend, SERVICE) == [SERVICE]
     assert [verb for verb, _, _ in api.requests] == ["POST", "GET"]
 
 
@@ -241,7 +247,7 @@ async def test_an_existing_secret_is_not_read_since_the_operator_may_not() -> No
     secret = build_secret(JOB, "token")
     assert secret is not None
     backend, api = make_backend(error(409))
-    assert await backend.create(JOB, [secret]) == [secret]
+    assert await create(backend, secret) == [secret]
     assert len(api.requests) == 1
 
 
@@ -249,7 +255,7 @@ async def test_a_configuration_of_an_earlier_spec_is_brought_up_to_date() -> Non
     config = build_config_map(JOB)
     assert config is not None
     backend, api = make_backend(error(409), {**config, "data": {"config.json": "old"}}, config)
-    assert await backend.create(JOB, [config]) == [config]
+    assert await create(backend, config) == [config]
     verb, path, body = api.requests[-1]
     assert (verb, path) == ("PATCH", "/api/v1/namespaces/default/configmaps/job")
     assert body == {"data": config["data"]}
@@ -294,7 +300,7 @@ async def test_a_claim_that_an_earlier_job_left_is_taken_over_if_it_was_to_be_re
     assert wanted is not None
     backend, _ = make_backend(error(409), left)
     if welcome:
-        assert await backend.create(JOB, [wanted]) == [left]
+        assert await create(backend, wanted) == [left]
     else:
         with pytest.raises(Refused, match="exists already and is not this job's"):
             await backend.create(JOB, [wanted])

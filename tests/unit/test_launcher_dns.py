@@ -76,7 +76,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DnsServe
     monkeypatch.setattr(launcher_dns, "_PORT", server.port)
 
     def look_up(name: str, *_: object, **__: object) -> list[object]:
-        if server.code(f"{name}.cluster.local", ADDRESS) != NO_ERROR:
+        if server.code(f"{name.removesuffix('.cluster.local')}.cluster.local", ADDRESS) != NO_ERROR:
             raise socket.gaierror(-2, "Name or service not known")
         return []
 
@@ -85,17 +85,37 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DnsServe
     server.close()
 
 
-def test_a_name_is_looked_up_only_when_it_exists(server: DnsServer) -> None:
-    assert not launcher_dns.can_look_up(NAME)
+@pytest.mark.parametrize("name", [NAME, FULL_NAME])
+def test_a_name_is_looked_up_only_when_it_exists(server: DnsServer, name: str) -> None:
+    assert not launcher_dns.can_look_up(name)
     server.names.add(FULL_NAME)
     deadline = time.monotonic() + 5
-    while not launcher_dns.can_look_up(NAME):
+    while not launcher_dns.can_look_up(name):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     early = [kind for _, kind in server.asked[:-1]]
     assert ADDRESS not in early, "the server would remember that it had no address"
     assert all(65280 <= kind < 65534 for kind in early), "types for private use"
     assert server.asked[-1] == (FULL_NAME, ADDRESS)
+
+
+def test_the_names_of_the_pod_itself_need_no_server(
+    server: DnsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"# of the kubelet\n127.0.0.1\tlocalhost\n10.0.0.7\t{FULL_NAME}\tjob-1-0\n")
+    monkeypatch.setattr(launcher_dns, "HOSTS", hosts)
+    assert launcher_dns.can_look_up(FULL_NAME)
+    assert server.asked == []
+    hosts.unlink()
+    assert not launcher_dns.can_look_up(FULL_NAME)
+
+
+def test_the_domain_of_the_cluster_is_that_of_its_services(server: DnsServer) -> None:
+    assert launcher_dns.cluster_domain() == "cluster.local"
+    launcher_dns.RESOLV_CONF.unlink()
+    assert launcher_dns.cluster_domain() == "", "this is no pod"
+    assert server.asked == []
 
 
 def test_pods_that_ask_at_the_same_time_ask_the_same(server: DnsServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from tests.support.fake_cluster import FakeCluster, FakeClusterBackend
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobStatus
 from trainyard_operator.controller import pod_actions
-from trainyard_operator.controller.backend import BackendError, Refused, Stale, Unavailable
+from trainyard_operator.controller.backend import BackendError, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.pod_actions import CREATED_WAIT, DELETION_REPEATED_AFTER
 from trainyard_operator.controller.reconciler import Reconciler
@@ -53,10 +53,15 @@ class Recorder(FakeClusterBackend):
         return await super().store_revision(job, revision)
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
         self.note("create " + ", ".join(f"{m['kind']} {m['metadata']['name']}" for m in manifests))
-        return await super().create(job, manifests, first=first)
+        await super().create(job, manifests, first=first, on_created=on_created)
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         self.note(f"{'force-' if force else ''}delete {', '.join(w.name for w in workers)}")
@@ -338,13 +343,13 @@ def test_a_large_group_is_created_in_parts_and_a_suspension_takes_effect_between
         parts: list[int] = []
         create = operator.backend.create
 
-        async def count(job: TrainingJob, manifests: Sequence[dict[str, Any]], **kw: Any) -> list[dict[str, Any]]:
+        async def count(job: TrainingJob, manifests: Sequence[dict[str, Any]], **kw: Any) -> None:
             if manifests[0]["kind"] == "Pod":
                 parts.append(len(manifests))
                 if len(parts) == 2:
                     operator.cluster.edit(suspend=True)
                     operator.cache.put_job(operator.job)
-            return await create(job, manifests, **kw)
+            await create(job, manifests, **kw)
 
         operator.backend.create = count  # type: ignore[method-assign]
         async with operator.working():
@@ -570,12 +575,17 @@ class WithoutGangs(Recorder):
     served = False
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
         if not self.served and manifests[0]["kind"] == "PodGroup":
             self.note("refuse PodGroup")
             raise Refused(Reason.GANG_UNAVAILABLE, "the API server refuses PodGroup job-1: not found")
-        return await super().create(job, manifests, first=first)
+        await super().create(job, manifests, first=first, on_created=on_created)
 
 
 def test_the_group_object_of_an_attempt_comes_before_its_pods_and_those_of_others_go() -> None:

@@ -439,7 +439,7 @@ def test_pods_in_the_network_of_their_node_find_their_master() -> None:
     job = job_with({"template": {"spec": {"hostNetwork": True}}}, trainer=True)
     for index in (0, 1):
         env = {e["name"]: e.get("value") for e in pod_of(job, index)["spec"]["containers"][0]["env"]}
-        assert env["MASTER_ADDR"] == "job-2-0.job.default.svc", "the hosts file is that of the node"
+        assert env["MASTER_ADDR"] == "job-2-0.job.default.svc", "in the Service"
 
 
 @pytest.mark.parametrize("trainer", [True, False])

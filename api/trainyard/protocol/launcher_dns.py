@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
+HOSTS = Path("/etc/hosts")
 POLL_SECONDS = 0.25
 """Time between two queries. Launchers query the same type in the same quarter of a second, so that the server answers
 all of them from its cache."""
@@ -39,14 +40,33 @@ def can_look_up(name: str) -> bool:
     with contextlib.suppress(ValueError):
         ipaddress.ip_address(name)
         return True
+    # The kubelet has written the names of this pod to this file.
+    if name in _names_of_hosts():
+        return True
     servers, domain = _configuration()
-    if name.endswith(".svc") and domain and servers and not _may_exist(f"{name}.{domain}", servers[0]):
-        return False
+    if domain and servers and name.endswith((".svc", f".svc.{domain}")):
+        full_name = name if name.endswith(f".{domain}") else f"{name}.{domain}"
+        if not _may_exist(full_name, servers[0]):
+            return False
     try:
         socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except OSError:
         return False
     return True
+
+
+def cluster_domain() -> str:
+    """Return the DNS domain of the cluster that this pod is in; empty outside of a cluster."""
+    return _configuration()[1]
+
+
+def _names_of_hosts() -> set[str]:
+    """Return the names in the file of hosts."""
+    try:
+        lines = [line.partition("#")[0].split() for line in HOSTS.read_text("utf-8", "replace").splitlines()]
+    except OSError:
+        return set()
+    return {name for words in lines for name in words[1:]}
 
 
 def _configuration() -> tuple[list[str], str]:

@@ -15,6 +15,15 @@ _GPUS = (NVIDIA, AMD)
 """GPUs that torch.cuda uses: with CUDA, or with a build of torch for ROCm."""
 _COUNTED = (*_GPUS, GAUDI)
 """Accelerators of which each needs a process of its own. Those of `MIG_PREFIX` do, too."""
+_OTHERS = (
+    GAUDI,
+    "google.com/tpu",
+    "aws.amazon.com/neuron",
+    "aws.amazon.com/neuroncore",
+    "gpu.intel.com/i915",
+    "gpu.intel.com/xe",
+)
+"""Accelerators that the built-in trainer does not compute on."""
 _PLAIN = ("cpu", "memory", "ephemeral-storage", "vpc.amazonaws.com/efa")
 _PLAIN_PREFIXES = ("hugepages-", "rdma/", "networking.gke.io.networks/")
 """Resources that are no accelerators, with those that are network devices."""
@@ -78,6 +87,8 @@ HAS_MIG = _any(_IS_MIG)
 """Expression for: each worker has parts of GPUs (MIG)."""
 MAY_HAVE_CLAIMS = f"(type(self.workers.procsPerWorker) == int && !{_any(f'!({_IS_PLAIN})')})"
 """Expression for: the devices of the workers may come from resource claims, of which CEL sees nothing."""
+HAS_OTHERS = _any(f"r in {list(_OTHERS)}")
+"""Expression for: each worker has accelerators that the built-in trainer is known not to compute on."""
 ONLY_PLAIN = f"(!has({_LIMITS}) || {_LIMITS}.all(r, {_IS_PLAIN}))"
 """Expression for: no resource in the limits of the workers is, or may be, an accelerator."""
 COUNTED = f"(has({_LIMITS}) ? {_LIMITS}.filter(r, {_IS_COUNTED}) : [])"

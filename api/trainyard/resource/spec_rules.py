@@ -21,6 +21,7 @@ from trainyard.resource.devices import (
     HAS_GPUS,
     HAS_MIG,
     HAS_NVIDIA,
+    HAS_OTHERS,
     MAY_HAVE_CLAIMS,
     ONLY_PLAIN,
     PROCS,
@@ -155,9 +156,15 @@ SPEC_RULES: tuple[Rule, ...] = (
         "their own; set it to the number of processes in each worker",
     ),
     Rule(
-        f"!has(self.trainer) || {HAS_GPUS} || {ONLY_PLAIN}",
-        "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other devices in "
+        f"!has(self.trainer) || {HAS_GPUS} || !{HAS_OTHERS}",
+        "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and not on other accelerators in "
         "spec.workers.resources.limits; remove them, or run a program of your own with spec.command",
+    ),
+    Rule(
+        f"!has(self.trainer) || {HAS_GPUS} || {HAS_OTHERS} || {ONLY_PLAIN} || type(self.workers.procsPerWorker) == int",
+        "spec.trainer: computes on GPUs of NVIDIA and AMD and on CPUs, and does not know whether another resource in "
+        "spec.workers.resources.limits is an accelerator; remove it, or set spec.workers.procsPerWorker to the number "
+        "of processes in each worker, which then compute on CPUs",
     ),
     Rule(
         f"!has(self.trainer) || !{HAS_MIG} || {PROCS} == 1",

@@ -1,7 +1,7 @@
 """The interface between the controller and the place where pods run, and the errors that it raises."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from yarl import URL
@@ -13,6 +13,13 @@ from trainyard_operator.controller.backoff import MAX_BACKOFF
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod
 from trainyard_operator.lifecycle.status_builder import Event
+
+OnCreated = Callable[[dict[str, Any]], object]
+"""Called with a child of a job as it exists."""
+
+
+def ignore(_: dict[str, Any]) -> None:
+    """Do nothing with a child."""
 
 
 class BackendError(Exception):
@@ -110,9 +117,14 @@ class Backend(Protocol):
         ...
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
-        """Create children in parallel and return them; a child that the job already owns is returned as it is.
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
+        """Create children in parallel, and call `on_created` with each one, also with one that the job owns already.
 
         Pods are created with slow start: `first` at a time in the beginning, then more and more, and none after a
         failure.

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
@@ -55,6 +56,8 @@ class PodActions:
     cache: Cache
     backend: Backend
     trainer_image: str
+    cluster_domain: str = ""
+    """DNS domain of the cluster; empty if it is not known."""
     backoff: Backoff[Key] = field(default_factory=Backoff)
     """Holds creations back after a failure, so that other events of a job lead to none."""
     _continued: dict[Key, _Version] = field(default_factory=dict)
@@ -107,9 +110,16 @@ class PodActions:
         """
         token = self.backend.launcher_token(job)
         secret = secret_name(job, token) if job.spec.restarts_in_place else None
-        image = self.trainer_image
+        build = partial(
+            build_pod,
+            job,
+            action.attempt,
+            trainer_image=self.trainer_image,
+            cluster_domain=self.cluster_domain,
+            secret=secret,
+        )
         try:
-            pods = [build_pod(job, action.attempt, i, trainer_image=image, secret=secret) for i in action.indexes]
+            pods = [build(index) for index in action.indexes]
         except TemplateError as error:
             raise Refused(Reason.INVALID_SPEC, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
@@ -124,8 +134,7 @@ class PodActions:
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
-        for pod in await self.backend.create(job, pods, first=first):
-            self.cache.put_pod(pod)
+        await self.backend.create(job, pods, first=first, on_created=self.cache.put_pod)
 
     async def _create_group_object(self, job: TrainingJob, attempt: int) -> None:
         """Create the group object of an attempt before its pods, and delete those of the attempts before it.
@@ -154,8 +163,7 @@ class PodActions:
             for index in action.indexes
         ]
         try:
-            for pod in await self.backend.create(sized, manifests):
-                self.cache.put_pod(pod)
+            await self.backend.create(sized, manifests, on_created=self.cache.put_pod)
         except Refused as error:
             log.info("%s/%s: no capacity for more workers: %s", *job.key, error)
 

@@ -48,6 +48,8 @@ class Reconciler:
     queue: WorkQueue[Key]
     backend: Backend
     trainer_image: str
+    cluster_domain: str = ""
+    """DNS domain of the cluster; empty if it is not known."""
     clock: Callable[[], datetime] = utc_now
     progress_interval: timedelta = PROGRESS_INTERVAL
     quiet_interval: timedelta = QUIET_INTERVAL
@@ -58,7 +60,7 @@ class Reconciler:
     launchers: LauncherCalls = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pods = PodActions(self.cache, self.backend, self.trainer_image)
+        self.pods = PodActions(self.cache, self.backend, self.trainer_image, self.cluster_domain)
         self.launchers = LauncherCalls(self.cache, self.queue, self.backend)
 
     async def run(self, parallel: int = 64) -> None:

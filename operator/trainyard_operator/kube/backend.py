@@ -12,7 +12,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import Metadata, TrainingJob
 from trainyard.resource.status import Reason, TrainingJobStatus
 from trainyard_operator.controller import launcher_client
-from trainyard_operator.controller.backend import BackendError, Gone, Refused, Stale, Unavailable
+from trainyard_operator.controller.backend import BackendError, Gone, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
@@ -170,12 +170,21 @@ class KubernetesBackend:
         return [pod for pod in pods if owner_uid(pod) == job.metadata.uid and job_name_of(pod)]
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
         """Create pods with slow start, and the few objects of another kind at once."""
         are_pods = any(manifest["kind"] == "Pod" for manifest in manifests)
         first = first if are_pods else len(manifests)
-        return await send_all(partial(self._create_one, job), manifests, first=first, most=PER_JOB)
+
+        async def create_one(manifest: dict[str, Any]) -> None:
+            on_created(await self._create_one(job, manifest))
+
+        await send_all(create_one, manifests, first=first, most=PER_JOB)
 
     async def _create_one(self, job: TrainingJob, manifest: dict[str, Any]) -> dict[str, Any]:
         kind, metadata = manifest["kind"], manifest["metadata"]

@@ -26,6 +26,7 @@ from trainyard.protocol.launcher_state import PodState
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import TrainingJobStatus
 from trainyard_operator.controller import launcher_client
+from trainyard_operator.controller.backend import OnCreated, ignore
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, observe_pod
@@ -95,10 +96,15 @@ class ProcessBackend:
         return [r.pod for r in self._running.values() if observe_pod(r.pod).attempt != other_than]
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
         """Write configuration files, and start processes as far as there is capacity; no Service is needed."""
-        created = []
+        pods = []
         for manifest in manifests:
             name = manifest["metadata"]["name"]
             if manifest["kind"] == "ConfigMap":
@@ -108,9 +114,10 @@ class ProcessBackend:
             if manifest["kind"] == "Pod":
                 if name not in self._running:
                     self._running[name] = self._make_pod(job, manifest)
-                created.append(name)
+                pods.append(name)
         await self._schedule()
-        return [self._running[name].pod for name in created]
+        for name in pods:
+            on_created(self._running[name].pod)
 
     async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
         """Do nothing: pods start as soon as there is capacity, in no group."""

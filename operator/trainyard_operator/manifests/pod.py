@@ -47,7 +47,14 @@ the group would wait for a worker that is gone."""
 
 
 def build_pod(
-    job: TrainingJob, attempt: int, index: int, *, trainer_image: str, secret: str | None = None, alone: bool = False
+    job: TrainingJob,
+    attempt: int,
+    index: int,
+    *,
+    trainer_image: str,
+    cluster_domain: str = "",
+    secret: str | None = None,
+    alone: bool = False,
 ) -> Manifest:
     """Return the manifest of a worker, or with the index after the last worker of the parameter server.
 
@@ -56,6 +63,7 @@ def build_pod(
         attempt: attempt that the pod is created for.
         index: node rank of the pod in its group, from 0.
         trainer_image: image of the built-in trainer, unless spec.image names another.
+        cluster_domain: DNS domain of the cluster; empty if it is not known.
         secret: name of the Secret with the job's token, if the pod accepts restart requests; else None.
         alone: whether the pod is scheduled by itself, and not as a part of its group (`scheduling_fields`).
 
@@ -80,7 +88,8 @@ def build_pod(
     annotations = {**(template.metadata.annotations or {}), **group_annotations, **_scrape_annotations(job)}
     if annotations:
         metadata["annotations"] = annotations
-    own = _own_spec(job, attempt, index, trainer_image, secret, given)
+    fixed = rendezvous_env(job, attempt, index, cluster_domain, grace_seconds=_grace_seconds(given))
+    own = _own_spec(job, attempt, index, fixed, trainer_image, secret, given)
     own |= scheduling_fields(job, attempt, index, given, alone=alone)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": merge_pod_spec(given, own)}
 
@@ -105,10 +114,16 @@ def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
 
 
 def _own_spec(
-    job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None, template: Template
+    job: TrainingJob,
+    attempt: int,
+    index: int,
+    fixed: list[dict[str, Any]],
+    trainer_image: str,
+    secret: str | None,
+    template: Template,
 ) -> Manifest:
-    """Return the pod spec that overrides the template."""
-    worker = _worker_container(job, attempt, index, trainer_image, secret, template)
+    """Return the pod spec that overrides the template; `fixed` are the variables of the rendezvous."""
+    worker = _worker_container(job, index, fixed, trainer_image, secret, template)
     spec: Manifest = {
         "restartPolicy": "Never",  # the operator restarts the complete group
         "hostname": job.pod_name(attempt, index),
@@ -175,12 +190,15 @@ def _grace_seconds(template: Template) -> int:
 
 
 def _worker_container(
-    job: TrainingJob, attempt: int, index: int, trainer_image: str, secret: str | None, template: Template
+    job: TrainingJob,
+    index: int,
+    fixed: list[dict[str, Any]],
+    trainer_image: str,
+    secret: str | None,
+    template: Template,
 ) -> Manifest:
     """Return the worker container, before the user's template is merged."""
-    spec = job.spec
-    grace_seconds = _grace_seconds(template)
-    fixed = rendezvous_env(job, attempt, index, grace_seconds=grace_seconds, host_network=template.host_network)
+    spec, fixed = job.spec, list(fixed)
     if spec.trainer is not None:
         fixed.append({"name": constants.ENV_IMAGE, "value": spec.image or trainer_image})
         if uses_gpus(spec) and not spec.is_parameter_server(index):
@@ -291,21 +309,22 @@ def checkpoint_folder(job: TrainingJob) -> str:
 
 
 def rendezvous_env(
-    job: TrainingJob, attempt: int, index: int, *, grace_seconds: int = GRACE_SECONDS, host_network: bool = False
+    job: TrainingJob, attempt: int, index: int, cluster_domain: str = "", *, grace_seconds: int = GRACE_SECONDS
 ) -> list[dict[str, Any]]:
     """Return the environment variables of the rendezvous, which a user's own program gets too.
 
     `torchrun` reads the PET_ variables; a program with one process per worker finds its peers by `env://`, which needs
     MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE. With more processes per worker torchrun sets the ranks. A parameter
-    server is the last rank and always has one process. Worker 0 knows itself by its host name, which is in /etc/hosts
-    of its pod from the beginning, while the name in the Service exists only after its pod has an address. With
-    `host_network` the file is that of the node.
+    server is the last rank and always has one process.
+
+    All pods have the same address, since a program may send the one that it knows to the others. With the domain of the
+    cluster it is the name that the kubelet writes to /etc/hosts of worker 0, which so knows itself before its name is
+    in the DNS.
     """
     serves = job.spec.is_parameter_server(index)
     procs = 1 if serves else job.spec.procs_per_worker
-    master = job.pod_name(attempt, 0)
-    if index != 0 or host_network:
-        master = f"{master}.{job.metadata.name}.{job.metadata.namespace}.svc"
+    domain = f".{cluster_domain}" if cluster_domain else ""
+    master = f"{job.pod_name(attempt, 0)}.{job.metadata.name}.{job.metadata.namespace}.svc{domain}"
     values = {
         constants.ENV_JOB: job.metadata.name,
         constants.ENV_NAMESPACE: job.metadata.namespace,

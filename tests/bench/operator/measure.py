@@ -277,10 +277,13 @@ async def many_jobs(api: Api, operator: OperatorProcess, count: int, replicas: i
 
 
 async def crash(api: Api, operator: OperatorProcess, count: int) -> Crash:
-    """Let one pod of a running group fail, and wait until the group runs again."""
+    """Let one pod of a running group fail, and wait until the group runs again.
+
+    The job asks for no waiting time before its first restart, which is a second by default.
+    """
     meter = Meter(operator)
     async with watched(api) as (namespace, seen):
-        await namespace.create_job(make_manifest(replicas=count))
+        await namespace.create_job(make_manifest(replicas=count, restartPolicy={"backoff": {"initialSeconds": 0}}))
         await seen.until(lambda: ("job", 1) in seen.jobs)
         await asyncio.sleep(2)
         await meter.start()
