@@ -130,10 +130,9 @@ class RealNode:
     async def attached(self, trial: Trial) -> AsyncIterator[None]:
         """Wait until pods can be created in the namespace; the cluster cares for them."""
 
-        async def check() -> Object:
-            [account] = (await trial.api.get(trial.core("serviceaccounts")))["items"] or [None]
-            assert account is not None, "the namespace has no service account yet"
-            return account
+        async def check() -> None:
+            accounts = (await trial.api.get(trial.core("serviceaccounts")))["items"]
+            assert accounts, "the namespace has no service account yet"
 
         await trial.until(check)
         yield
