@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tests.conformance.backends import bind, now, remove, write_status
 from tests.conformance.model import Identity, Job, Object, Step
 from tests.conformance.trial import Trial
 from tests.support import kubelet
+from tests.support.kube import ApiRefusal
 
 
 def ends(*indexes: int, code: int = 0, message: str = "") -> Step:
@@ -56,14 +58,15 @@ def is_unschedulable(*indexes: int, words: str = "0/3 nodes are available: 3 Ins
 
 
 def let_all_start() -> Step:
-    """From now on pods get a node and run by themselves, workers that exist already as well."""
+    """From now on pods get a node and run by themselves, those that exist already as well."""
 
     async def step(trial: Trial) -> None:
         trial.starts = True
-        for pod in trial.pods.values():
+        for pod in list(trial.view.pods[trial.namespace].values()):
             if not pod["spec"].get("nodeName"):
-                await bind(trial, pod)
-                await write_status(trial, pod, kubelet.running(now()))
+                with suppress(ApiRefusal):  # deleted meanwhile
+                    await bind(trial, pod)
+                    await write_status(trial, pod, kubelet.running(now()))
 
     return step
 
