@@ -174,13 +174,20 @@ def condition(job: Object, kind: str) -> str | None:
     return next((str(c["status"]) for c in conditions if c["type"] == kind), None)
 
 
+async def _events(trial: Trial) -> list[Object]:
+    """Return the events of the job; those of a Service of the same name are not among them."""
+    items: list[Object] = (await trial.api.get(trial.core("events")))["items"]
+    job = trial.job
+    wanted = (job["kind"], job["metadata"]["name"])
+    return [event for event in items if (event["involvedObject"]["kind"], event["involvedObject"]["name"]) == wanted]
+
+
 def tells(*reasons: str) -> Step:
     """The events of the job have exactly these reasons, each as often as it is named, in the order of their first."""
 
     async def check(trial: Trial) -> None:
-        items = (await trial.api.get(trial.core("events")))["items"]
-        mine = [event for event in items if event["involvedObject"]["name"] == "job"]
-        ordered = sorted(mine, key=lambda event: float(event["metadata"]["name"].partition(".")[2]))
+        # The names of events end with a time, as those of client-go do.
+        ordered = sorted(await _events(trial), key=lambda event: str(event["metadata"]["name"]))
         times = Counter[str]()
         for event in ordered:
             times[event["reason"]] += event["count"]
@@ -194,8 +201,7 @@ def event_says(reason: str, *words: str) -> Step:
     """The job has one event with this reason, whose message has some words."""
 
     async def check(trial: Trial) -> None:
-        items = (await trial.api.get(trial.core("events")))["items"]
-        messages = [event["message"] for event in items if event["reason"] == reason]
+        messages = [event["message"] for event in await _events(trial) if event["reason"] == reason]
         assert len(messages) == 1, f"events {messages}"
         matches({"message": messages[0]}, {"message": has(*words)})
 
