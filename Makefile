@@ -15,7 +15,7 @@ BOTH := -n 2 --no-loadscope-reorder
 # The tests marked `extended` as well, which pyproject.toml leaves out.
 EXTENDED := -m ''
 
-.PHONY: help setup demo test test-all test-fast unit monitoring trainer local integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery bench-operator gpu-check soak clean
+.PHONY: help setup demo test test-all test-fast unit monitoring trainer local conformance integration e2e resilience lint format generate cluster-up cluster-down bench-trainer bench-recovery bench-operator gpu-check soak clean
 
 help:  ## show this help
 	@awk 'BEGIN {FS = ":.*##"} /^[a-z0-9-]+:.*##/ {printf "  %-16s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ setup: $(if $(filter .uv/bin/uv,$(UV)),.uv/bin/uv)  ## create the locked environ
 demo: setup  ## train a small transformer with two workers on this machine (under 3 minutes)
 	$(RUN) trainyard run manifests/samples/llama-ddp.yaml --folder build/demo
 
-test: setup lint  ## what each change has to pass: unit, trainer, integration (real API server), e2e (real node, needs root)
+test: setup lint  ## what each change has to pass: unit, trainer, conformance and integration (real API server), e2e (real node, needs root)
 	$(PYTEST) $(BOTH)
 
 test-all: setup lint soak  ## the same, the extended tests and the soak; TRAINYARD_TEST_KUBERNETES=1.34 for an older version
@@ -40,7 +40,7 @@ test-all: setup lint soak  ## the same, the extended tests and the soak; TRAINYA
 test-fast: setup  ## unit tests only
 	$(PYTEST) tests/unit
 
-unit monitoring trainer local integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
+unit monitoring trainer local conformance integration e2e: setup  ## one part of the tests: tests/unit, tests/trainer, ...
 	$(PYTEST) tests/$@
 
 resilience: setup  ## measure what faults cost on a real node, and rewrite docs/resilience.md

@@ -33,7 +33,7 @@ settings.register_profile(
 )
 settings.load_profile("trainyard")
 
-WAITING = ("integration", "e2e")
+WAITING = ("conformance", "integration", "e2e")
 """Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
 run in one process, beside another one with tests that compute."""
 LAST = "local"
@@ -67,7 +67,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _needs_cluster(item: pytest.Item) -> bool:
-    return isinstance(item, pytest.Function) and not {"cluster", "own_cluster"}.isdisjoint(item.fixturenames)
+    clusters = {"cluster", "own_cluster", "outcomes"}
+    return isinstance(item, pytest.Function) and not clusters.isdisjoint(item.fixturenames)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -152,65 +152,6 @@ async def test_what_the_operator_builds_from_a_full_template_is_accepted_by_stri
     assert ports == {"debug": 5678, **own}, "the scheduler keeps them apart on a node"
 
 
-def limit_range(**limits: Any) -> Object:
-    limit = {"type": "Container", **limits}
-    metadata = {"name": "defaults"}
-    return {"apiVersion": "v1", "kind": "LimitRange", "metadata": metadata, "spec": {"limits": [limit]}}
-
-
-async def test_a_default_limit_into_which_the_trainer_does_not_fit_is_said_at_once(namespace: Namespace) -> None:
-    """Otherwise the kernel would end the workers of each attempt, and the job would never have named a limit."""
-    limits = limit_range(default={"memory": "300Mi"}, defaultRequest={"memory": "100Mi"})
-    await namespace.api.post(namespace.core("limitranges"), limits)
-    await namespace.create_job(make_manifest(trainer=trainer_spec()))
-    condition = await namespace.has_condition("Failed", "True", "InvalidSpec")
-    assert (
-        f"a LimitRange of namespace {namespace.name} limits a worker to 300Mi of memory, since the job sets no limit: "
-        "spec.workers.resources.limits.memory: a worker has 300Mi but needs about "
-    ) in condition["message"]
-    assert await namespace.pods() == {}
-    enough = {"resources": {"limits": {"memory": "8Gi"}}}
-    await namespace.create_job(make_manifest("enough", trainer=trainer_spec(), workers=enough))
-    await namespace.create_job(make_manifest("own"))  # of a program of one's own nothing is known
-    pods = await namespace.has_pods(*(f"{job}-1-{index}" for job in ("enough", "own") for index in range(2)))
-    given = {name: pod["spec"]["containers"][0]["resources"]["limits"]["memory"] for name, pod in pods.items()}
-    assert given == {"enough-1-0": "8Gi", "enough-1-1": "8Gi", "own-1-0": "300Mi", "own-1-1": "300Mi"}
-
-
-async def test_a_limit_above_that_of_the_namespace_is_reported_until_it_is_raised(namespace: Namespace) -> None:
-    await namespace.api.post(namespace.core("limitranges"), limit_range(max={"memory": "1Gi"}))
-    workers = {"resources": {"limits": {"memory": "8Gi"}}}
-    await namespace.create_job(make_manifest(workers=workers))
-    condition = await namespace.has_condition("Running", "False", "PodsRefused")
-    assert "maximum memory usage per Container is 1Gi, but limit is 8Gi" in condition["message"]
-    await namespace.api.delete(namespace.core("limitranges", "defaults"))
-    await namespace.has_pods("job-1-0", "job-1-1")
-
-
-@pytest.mark.parametrize("level", ["privileged", "baseline", "restricted"])
-@pytest.mark.parametrize(
-    ("job", "needs"),
-    [
-        ({"trainer": trainer_spec()}, "restricted"),
-        ({}, "baseline"),
-        ({"workers": {"template": {"spec": {"hostNetwork": True}}}}, "privileged"),
-    ],
-    ids=["trainer", "command", "hostNetwork"],
-)
-async def test_each_level_of_pod_security_admits_what_it_should_and_says_what_it_does_not(
-    namespace: Namespace, level: str, job: Object, needs: str
-) -> None:
-    levels = ("privileged", "baseline", "restricted")
-    labels = {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}}
-    await namespace.api.patch(f"/api/v1/namespaces/{namespace.name}", labels)
-    await namespace.create_job(make_manifest(**job))
-    if levels.index(level) <= levels.index(needs):
-        await namespace.has_pods("job-1-0", "job-1-1")
-    else:
-        condition = await namespace.has_condition("Running", "False", "PodsRefused")
-        assert f'violates PodSecurity "{level}:latest"' in condition["message"]
-
-
 async def test_a_namespace_that_is_deleted_under_a_job_gets_no_pod_again(
     namespace: Namespace, operator: OperatorProcess
 ) -> None:

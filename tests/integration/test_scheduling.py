@@ -18,7 +18,8 @@ from tests.integration.conftest import chart_environment, install_crd
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now, run_all
 from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
-from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from tests.support.gang_crds import GANG_CRDS
+from tests.support.kube import Api, ApiRefusal, Namespace, eventually
 from tests.support.need import require
 from tests.support.operator import OperatorProcess, operating
 from trainyard.time import format_time
@@ -204,37 +205,12 @@ async def test_racks_that_are_too_small_keep_no_group_from_running(
 # --- gang schedulers that are not there -----------------------------------------------------------------------
 
 
-def crd(group: str, version: str, **fields: str) -> Object:
-    """The CRD of the groups of a gang scheduler, as far as its documentation has the fields that are used here."""
-    integer, text = {"type": "integer", "format": "int32"}, {"type": "string"}
-    spec = {name: integer if kind == "integer" else text for name, kind in fields.items()}
-    properties = {"spec": {"type": "object", "properties": spec}}
-    schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
-    names = {"kind": "PodGroup", "plural": "podgroups", "singular": "podgroup", "listKind": "PodGroupList"}
-    served = {"name": version, "served": True, "storage": True, "schema": schema}
-    metadata: Object = {"name": f"podgroups.{group}"}
-    if group.endswith(".x-k8s.io"):
-        metadata["annotations"] = {"api-approved.kubernetes.io": "unapproved, a test"}
-    return {
-        "apiVersion": "apiextensions.k8s.io/v1",
-        "kind": "CustomResourceDefinition",
-        "metadata": metadata,
-        "spec": {"group": group, "scope": "Namespaced", "names": names, "versions": [served]},
-    }
-
-
-OTHERS = {
-    "coscheduling": crd("scheduling.x-k8s.io", "v1alpha1", minMember="integer", scheduleTimeoutSeconds="integer"),
-    "volcano": crd("scheduling.volcano.sh", "v1beta1", minMember="integer", queue="string", priorityClassName="string"),
-}
-
-
-@pytest.mark.parametrize("gang", OTHERS)
+@pytest.mark.parametrize("gang", GANG_CRDS)
 @pytest.mark.usefixtures("operator")
 async def test_a_gang_scheduler_that_is_missing_is_a_condition_until_it_is_installed(
     cluster: Cluster, namespace: Namespace, tmp_path: Path, gang: str
 ) -> None:
-    name = OTHERS[gang]["metadata"]["name"]
+    name = GANG_CRDS[gang]["metadata"]["name"]
     cluster.run([cluster.kubectl, "delete", "crd", name, "--ignore-not-found"])
     queue = {"queue": "research"} if gang == "volcano" else {}
     await namespace.create_job(make_manifest(scheduling={"gang": gang, **queue}))
@@ -243,11 +219,11 @@ async def test_a_gang_scheduler_that_is_missing_is_a_condition_until_it_is_insta
     assert await namespace.pods() == {}
     assert (await namespace.job())["status"]["attempt"] == 1
     file = tmp_path / "crd.yaml"
-    file.write_text(yaml.safe_dump(OTHERS[gang]), "utf-8")
+    file.write_text(yaml.safe_dump(GANG_CRDS[gang]), "utf-8")
     await asyncio.to_thread(install_crd, cluster, file)
     try:
         pods = await namespace.has_pods("job-1-0", "job-1-1", seconds=90)
-        api = f"/apis/{name.partition('.')[2]}/{OTHERS[gang]['spec']['versions'][0]['name']}"
+        api = f"/apis/{name.partition('.')[2]}/{GANG_CRDS[gang]['spec']['versions'][0]['name']}"
         group = await namespace.api.get(f"{api}/namespaces/{namespace.name}/podgroups/job-1")
         assert group["spec"]["minMember"] == 2, "the API server has taken the group with strict validation"
         assert group["spec"].get("queue") == queue.get("queue")

@@ -16,7 +16,7 @@ from trainyard.resource.status import ConditionType, Phase, Reason, TrainingJobS
 from trainyard_operator.controller import pod_actions
 from trainyard_operator.controller.backend import BackendError, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.cache import Cache, Key
-from trainyard_operator.controller.pod_actions import DELETION_REPEATED_AFTER
+from trainyard_operator.controller.pod_actions import CREATED_WAIT, DELETION_REPEATED_AFTER
 from trainyard_operator.controller.reconciler import Reconciler
 from trainyard_operator.controller.unreadable import UnreadableJob, read_job
 from trainyard_operator.controller.work_queue import WorkQueue
@@ -130,6 +130,31 @@ def test_responses_of_the_api_server_are_cached_at_once() -> None:
             await clock.settle()
             assert [w.name for w in operator.cache.workers(KEY)] == ["job-1-0", "job-1-1"]
             assert operator.cluster.created == 2
+
+    clock.run(scenario())
+
+
+class Gating(Recorder):
+    """An API server that says of each pod with a scheduling gate that it waits for it."""
+
+    async def create(
+        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
+    ) -> list[dict[str, Any]]:
+        created = await super().create(job, manifests, first=first)
+        waits = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+        return [{**body, "status": {"phase": "Pending", "conditions": [waits]}} for body in created]
+
+
+def test_what_created_pods_wait_for_is_said_without_another_event() -> None:
+    async def scenario() -> None:
+        operator = Operator(scheduling={"queue": "research"})
+        operator.reconciler.backend = operator.reconciler.pods.backend = Gating(operator.cluster)
+        async with operator.working():
+            await asyncio.sleep(CREATED_WAIT)
+            await clock.settle()
+            running = operator.job.status.condition(ConditionType.RUNNING)
+            assert running is not None
+            assert running.reason == Reason.QUEUE_UNAVAILABLE
 
     clock.run(scenario())
 

@@ -28,6 +28,9 @@ and a suspension takes effect soon."""
 DELETION_REPEATED_AFTER = 60.0
 """Seconds until a pod is deleted again whose deletion was accepted, but which does not show it."""
 
+CREATED_WAIT = 0.5
+"""Seconds until a job is looked at after its pods were created. The responses may say already what they wait for, such
+as a scheduling gate, and no event follows then; usually they have started by that time."""
 
 _Version = tuple[str, int, int]
 """What pods are created from: UID and generation of the job, and the attempt."""
@@ -65,10 +68,10 @@ class PodActions:
         self.backoff.reset(key)
         self._continued.pop(key, None)
 
-    async def create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float | None:
+    async def create(self, job: TrainingJob, entry: Entry, action: CreateWorkers) -> float:
         """Create pods as far as the back-off allows, and remember for the status why one was not created.
 
-        Return the seconds after which the others may be created; None if all exist.
+        Return the seconds after which the others may be created or, if all exist, the job is to be looked at.
 
         Raises:
             CreationFailed: a request failed; nothing is created before the back-off has ended.
@@ -92,7 +95,7 @@ class PodActions:
         self.backoff.reset(job.key)
         if len(indexes) == len(action.indexes):
             self._continued.pop(job.key, None)
-            return None
+            return CREATED_WAIT
         self._continued[job.key] = version
         return 0.0
 
