@@ -4,7 +4,6 @@ Nodes are objects without machines. Kueue is played: the tests do what its docum
 """
 
 import asyncio
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,10 @@ from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, 
 from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
 from tests.support.need import require
 from tests.support.operator import OperatorProcess, operating
+from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 from trainyard.time import format_time
 
-ONE_CPU = {"requests": {"cpu": 1}}
 QUICK = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
-WORKERS = 4
 
 
 def needs_gangs(cluster: Cluster) -> None:
@@ -79,30 +77,15 @@ MODES: dict[str, tuple[int, float, dict[str, Any]]] = {
 @pytest.mark.parametrize(("rounds", "spread", "fields"), MODES.values(), ids=MODES.keys())
 @pytest.mark.usefixtures("scheduling")
 async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(
-    own_api: Api, own_namespace: Namespace, rounds: int, spread: float, fields: dict[str, Any]
+    own_namespace: Namespace, rounds: int, spread: float, fields: dict[str, Any]
 ) -> None:
     """Each round has a node of its own, on which two jobs arrive at random moments."""
-    chance = random.Random(15)
-    pairs = [(f"a{number}", f"b{number}") for number in range(rounds)]
-
-    async def arrive(name: str, number: int) -> None:
-        await asyncio.sleep(spread * chance.random())
-        template = {"spec": {"nodeSelector": {"round": str(number)}}}
-        workers = {"resources": ONE_CPU, "template": template}
-        manifest = make_manifest(name, replicas=WORKERS, workers=workers, restartPolicy=QUICK, **fields)
-        await own_namespace.create_job(manifest)
-
-    machines = [(f"round-{number}", WORKERS, {"round": str(number)}) for number in range(rounds)]
-    async with nodes(own_api, *machines), bound_pods_run(own_namespace, WORKERS) as pods:
-        await asyncio.gather(*(arrive(name, number) for number, pair in enumerate(pairs) for name in pair))
-        for name in (name for pair in pairs for name in pair):
-            status = await own_namespace.has_phase("Succeeded", name, seconds=150)
-            assert (status["restarts"], status["disruptions"]) == (0, 0)
-    partial = [group for group, names in pods.bound.items() if len(names) < WORKERS]
+    pods = await pairs_succeed(own_namespace, rounds, spread=spread, **fields)
     if "scheduling" in fields:
-        assert partial == [], "a part of a group got nodes"
-        assert set(pods.bound) == {f"{name}-1" for pair in pairs for name in pair}
+        assert partial_groups(pods) == [], "a part of a group got nodes"
+        assert set(pods.bound) == first_attempts(rounds)
     else:
+        partial = partial_groups(pods)
         assert partial, "without a gang scheduler this test must see groups that block each other"
         reasons = [event["reason"] for event in await own_namespace.events()]
         assert reasons.count("SchedulingTimeout") >= len(partial) > 0
