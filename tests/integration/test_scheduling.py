@@ -187,15 +187,16 @@ async def test_racks_that_are_too_small_keep_no_group_from_running(
 # --- gang schedulers that are not there -----------------------------------------------------------------------
 
 
-def crd(group: str, version: str, **fields: str) -> Object:
-    """The CRD of the groups of a gang scheduler, as far as its documentation has the fields that are used here."""
+def crd(group: str, version: str, *, kind: str = "PodGroup", **fields: str) -> Object:
+    """The CRD of a scheduler's groups or queues, as far as its documentation has the fields that are used here."""
     integer, text = {"type": "integer", "format": "int32"}, {"type": "string"}
-    spec = {name: integer if kind == "integer" else text for name, kind in fields.items()}
+    spec = {name: integer if value == "integer" else text for name, value in fields.items()}
     properties = {"spec": {"type": "object", "properties": spec}}
     schema = {"openAPIV3Schema": {"type": "object", "properties": properties}}
-    names = {"kind": "PodGroup", "plural": "podgroups", "singular": "podgroup", "listKind": "PodGroupList"}
+    singular = kind.lower()
+    names = {"kind": kind, "plural": f"{singular}s", "singular": singular, "listKind": f"{kind}List"}
     served = {"name": version, "served": True, "storage": True, "schema": schema}
-    metadata: Object = {"name": f"podgroups.{group}"}
+    metadata: Object = {"name": f"{singular}s.{group}"}
     if group.endswith(".x-k8s.io"):
         metadata["annotations"] = {"api-approved.kubernetes.io": "unapproved, a test"}
     return {
@@ -269,7 +270,7 @@ async def kueue_evicts(namespace: Namespace, *names: str) -> None:
     target = {
         "type": "TerminationTarget",
         "status": "True",
-        "reason": "WorkloadEvicted",
+        "reason": "WorkloadEvictedDueToPreempted",
         "message": "Preempted to accommodate a workload",
         "lastTransitionTime": format_time(now()),
     }
@@ -287,8 +288,46 @@ async def release(namespace: Namespace, *names: str) -> None:
         await finish_deletion(namespace, name)
 
 
+LOCAL_QUEUES = crd("kueue.x-k8s.io", "v1beta2", kind="LocalQueue", clusterQueue="string")
+
+
+@pytest.fixture
+def local_queues(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    """The CRD of the queues of Kueue."""
+    file = tmp_path / "crd.yaml"
+    file.write_text(yaml.safe_dump(LOCAL_QUEUES), "utf-8")
+    install_crd(cluster, file)
+    yield
+    cluster.run([cluster.kubectl, "delete", "crd", LOCAL_QUEUES["metadata"]["name"], "--wait=false"])
+
+
+async def make_queue(namespace: Namespace, name: str) -> None:
+    body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": name}}
+    await namespace.api.post(f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace.name}/localqueues", body)
+
+
 @pytest.mark.usefixtures("operator")
+async def test_a_cluster_without_kueue_is_a_condition(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(scheduling={"queue": "research"}))
+    condition = await namespace.has_condition("Running", "False", "QueueUnavailable")
+    assert "the cluster does not serve kueue.x-k8s.io; install Kueue" in condition["message"]
+    assert await namespace.pods() == {}
+
+
+@pytest.mark.usefixtures("operator", "local_queues")
+async def test_a_queue_that_does_not_exist_is_a_condition_until_it_is_created(namespace: Namespace) -> None:
+    await make_queue(namespace, "other")
+    await namespace.create_job(make_manifest(scheduling={"queue": "research"}))
+    condition = await namespace.has_condition("Running", "False", "QueueUnavailable")
+    assert f"the namespace {namespace.name} has no LocalQueue research; create it" in condition["message"]
+    assert await namespace.pods() == {}
+    await make_queue(namespace, "research")
+    await namespace.has_pods("job-1-0", "job-1-1", seconds=90)
+
+
+@pytest.mark.usefixtures("operator", "local_queues")
 async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_gone(namespace: Namespace) -> None:
+    await make_queue(namespace, "research")
     await namespace.create_job(make_manifest(scheduling={"queue": "research"}, restartPolicy=QUICK))
     names = ("job-1-0", "job-1-1")
     pods = await namespace.has_pods(*names)
@@ -304,7 +343,11 @@ async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_g
     await namespace.has_phase("Running")
     await kueue_evicts(namespace, *names)
     status = await namespace.has_phase("Restarting")
-    assert (status["attempt"], status["restartsCounted"], status["lastFailure"]["reason"]) == (2, 0, "WorkloadEvicted")
+    assert (status["attempt"], status["restartsCounted"], status["lastFailure"]["reason"]) == (
+        2,
+        0,
+        "WorkloadEvictedDueToPreempted",
+    )
     # The containers have ended, but the finalizer stays until Kueue has counted the group as finished.
     ended = {"status": kubelet.ended(now(), 143)}
     for name in names:
