@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.builders import make_manifest, trainer_spec
+from tests.builders import make_manifest, served, trainer_spec
 from tests.cluster import Cluster
 from tests.integration.conftest import chart_environment
 from tests.support.controllers import controllers
 from tests.support.fake_kubelet import recording
 from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
 from tests.support.kube import Namespace, Object, eventually
-from tests.support.kueue import MANAGED, describe, kueue, make_queue, workloads
+from tests.support.kueue import MANAGED, create, describe, kueue, make_queue, workloads
 from tests.support.operator import OperatorProcess
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("queues")]
@@ -23,16 +23,17 @@ pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("queues")]
 ONE_CPU = {"requests": {"cpu": 1}}
 QUEUED = {"scheduling": {"queue": "research"}, "workers": {"resources": ONE_CPU}}
 """Two workers with a CPU each wait in a queue."""
+COLLECTORS = ("garbage-collector-controller", "pod-garbage-collector-controller")
 QUICK = {"maxRestarts": 1, "backoff": {"initialSeconds": 0}}
 
 
 @pytest.fixture(scope="module")
 def queues(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The other cluster with Kueue, a scheduler, the garbage collector of pods, and the operator of the chart."""
+    """The other cluster with Kueue, a scheduler, the garbage collectors, and the operator of the chart."""
     folder = tmp_path_factory.mktemp("queues")
     with (
         kube_scheduler(own_cluster, folder / "scheduler"),
-        controllers(own_cluster, folder / "controllers", "pod-garbage-collector-controller"),
+        controllers(own_cluster, folder / "controllers", *COLLECTORS),
         kueue(own_cluster, folder / "kueue"),
     ):
         operator = OperatorProcess(chart_environment(own_cluster, folder), folder / "operator")
@@ -164,7 +165,9 @@ async def test_a_restart_gives_the_quota_back_first(queued: Namespace) -> None:
     async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest(**QUEUED, restartPolicy=QUICK))
         await queued.has_phase("Running")
-        await pods.end("job-1", code=1)
+        await pods.end("job-1", "job-1-0", code=1)
+        status = await queued.has_phase("Restarting")
+        assert status["lastFailure"]["pod"] == "job-1-0"
         status = await queued.has_phase("Running", seconds=60)
         assert set(pods.bound) == {"job-1", "job-2"}
         assert (status["attempt"], status["restartsCounted"]) == (2, 1)
@@ -181,15 +184,52 @@ async def test_a_restart_gives_the_quota_back_first(queued: Namespace) -> None:
         await queued.has_phase("Running", "next")
 
 
+async def test_a_job_that_is_deleted_gives_its_quota_back(queued: Namespace) -> None:
+    await make_queue(queued, cpus=2)
+    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+        await queued.create_job(make_manifest("first", **QUEUED))
+        await queued.has_phase("Running", "first")
+        await queued.create_job(make_manifest(**QUEUED))
+        await queued.has_condition("Running", "False", "Queued")
+        pods.stubborn = True
+        await queued.api.delete(queued.jobs("first"), propagationPolicy="Background")
+        await asyncio.sleep(3)
+        assert set(pods.bound) == {"first-1"}, "the quota was given away while pods of its job run"
+        await pods.let_go()
+        await queued.has_phase("Running", seconds=60)
+        await queued.has_pods("job-1-0", "job-1-1")
+
+
+async def test_the_parameter_server_is_in_the_group(queued: Namespace) -> None:
+    """It needs more CPUs than a worker, so Kueue sees two roles."""
+    await make_queue(queued, cpus=4)
+    server = {"parameterServer": {"resources": {"requests": {"cpu": 2}}}}
+    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 3, ends=False):
+        await queued.create_job(make_manifest(**QUEUED, **served(), **server))
+        await queued.has_phase("Running")
+        [workload] = (await workloads(queued)).values()
+        assert sorted(role["count"] for role in workload["spec"]["podSets"]) == [1, 2]
+
+
+async def test_a_queue_that_does_not_exist_is_a_condition_until_it_is_created(queued: Namespace) -> None:
+    await queued.create_job(make_manifest(**QUEUED))
+    condition = await queued.has_condition("Running", "False", "QueueUnavailable")
+    assert f"the namespace {queued.name} has no LocalQueue research; create it" in condition["message"]
+    await make_queue(queued, cpus=2)
+    await queued.has_condition("Running", "False", "Unschedulable", seconds=90)
+
+
+async def test_a_namespace_that_kueue_does_not_manage_is_a_condition(own_namespace: Namespace) -> None:
+    await make_queue(own_namespace, cpus=2)
+    await own_namespace.create_job(make_manifest(**QUEUED))
+    condition = await own_namespace.has_condition("Running", "False", "QueueUnavailable")
+    assert "let its managedJobsNamespaceSelector include the namespace" in condition["message"]
+
+
 async def test_kueue_places_the_workers_that_talk_most_in_one_rack(queued: Namespace) -> None:
     """Racks of three nodes and domains of two workers: without the request they would be divided."""
-    topology: Object = {
-        "apiVersion": "kueue.x-k8s.io/v1beta2",
-        "kind": "Topology",
-        "metadata": {"name": queued.name},
-        "spec": {"levels": [{"nodeLabel": "rack"}, {"nodeLabel": "kubernetes.io/hostname"}]},
-    }
-    await queued.api.post("/apis/kueue.x-k8s.io/v1beta2/topologies", topology)
+    levels = [{"nodeLabel": "rack"}, {"nodeLabel": "kubernetes.io/hostname"}]
+    await create(queued.api, "Topology", {"name": queued.name}, {"levels": levels})
     await make_queue(queued, cpus=8, topologyName=queued.name, nodeLabels={"tas": queued.name})
     racks = {f"n{number}": "ab"[number % 2] for number in range(6)}
     machines = [(name, 1, {"rack": rack, "tas": queued.name}) for name, rack in racks.items()]

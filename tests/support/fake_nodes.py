@@ -68,10 +68,12 @@ class BoundPods:
         """Containers of pods that are being deleted keep running, as while they save a checkpoint."""
         self._seen: set[str] = set()
 
-    async def end(self, group: str, code: int = 0) -> None:
-        """Let the containers of a group end."""
+    async def end(self, group: str, *names: str, code: int = 0) -> None:
+        """Let the containers of a group end, or of some pods of it."""
         ended = {"status": kubelet.ended(now(), code)}
-        await asyncio.gather(*(self.namespace.api.patch(self._status(name), ended) for name in self.bound[group]))
+        await asyncio.gather(
+            *(self.namespace.api.patch(self._status(name), ended) for name in names or self.bound[group])
+        )
 
     async def let_go(self) -> None:
         """Let the containers of pods that are being deleted end, from now on."""

@@ -8,7 +8,7 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from tests.cluster import Cluster
 from tests.cluster.add_ons import KUEUE
 from tests.cluster.process import spawn, stop, tail
 from tests.support.controllers import free_port
-from tests.support.kube import Namespace, Object
+from tests.support.kube import Api, Namespace, Object
 
 SYSTEM = "kueue-system"
 SERVICE, SECRET = "kueue-webhook-service", "kueue-webhook-server-cert"
@@ -132,27 +132,33 @@ def _wait(check: Callable[[], bool], problem: str, log: Path, *, seconds: float 
         time.sleep(0.1)
 
 
-async def make_queue(namespace: Namespace, name: str = "research", *, cpus: int, **flavor: Any) -> None:
+async def make_queue(
+    namespace: Namespace, name: str = "research", *, cpus: int, checks: Sequence[str] = (), **flavor: Any
+) -> None:
     """Create a LocalQueue with a quota of CPUs, in which a job of higher priority preempts those of lower.
 
-    `flavor`: the spec of its ResourceFlavor.
+    `checks` are admission checks, `flavor` is the spec of its ResourceFlavor.
     """
     api, wide = namespace.api, {"name": f"{namespace.name}-{name}"}
     flavors = [{**wide, "resources": [{"name": "cpu", "nominalQuota": cpus}]}]
-    quota = {
+    quota: Object = {
         "namespaceSelector": {},
         "resourceGroups": [{"coveredResources": ["cpu"], "flavors": flavors}],
         "preemption": {"withinClusterQueue": "LowerPriority"},
     }
+    if checks:
+        quota["admissionChecksStrategy"] = {"admissionChecks": [{"name": check} for check in checks]}
+    await create(api, "ResourceFlavor", wide, flavor)
+    await create(api, "ClusterQueue", wide, quota)
+    await create(api, "LocalQueue", {"name": name, "namespace": namespace.name}, {"clusterQueue": wide["name"]})
 
-    async def create(path: str, kind: str, metadata: Object, spec: Object) -> None:
-        body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": metadata, "spec": spec}
-        await api.post(f"{API}/{path}", body, fieldValidation="Strict")
 
-    await create("resourceflavors", "ResourceFlavor", wide, flavor)
-    await create("clusterqueues", "ClusterQueue", wide, quota)
-    queue = {"clusterQueue": wide["name"]}
-    await create(f"namespaces/{namespace.name}/localqueues", "LocalQueue", {"name": name}, queue)
+async def create(api: Api, kind: str, metadata: Object, spec: Object) -> None:
+    """Create an object of Kueue."""
+    body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": metadata, "spec": spec}
+    within = f"namespaces/{metadata['namespace']}/" if "namespace" in metadata else ""
+    plural = f"{kind.lower()}s".replace("topologys", "topologies")
+    await api.post(f"{API}/{within}{plural}", body, fieldValidation="Strict")
 
 
 async def workloads(namespace: Namespace) -> dict[str, Object]:
