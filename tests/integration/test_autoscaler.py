@@ -18,14 +18,17 @@ AUTOSCALER: Object = {
     "spec": {
         "scaleTargetRef": {"apiVersion": "trainyard.dev/v1alpha1", "kind": "TrainingJob", "name": "job"},
         "minReplicas": 1,
-        "maxReplicas": 4,
+        "maxReplicas": 5,
         "metrics": [
             {
                 "type": "Resource",
                 "resource": {"name": "memory", "target": {"type": "AverageValue", "averageValue": "100Mi"}},
             }
         ],
-        "behavior": {"scaleDown": {"stabilizationWindowSeconds": 0}},
+        "behavior": {
+            "scaleDown": {"stabilizationWindowSeconds": 0},
+            "scaleUp": {"policies": [{"type": "Pods", "value": 10, "periodSeconds": 1}]},
+        },
     },
 }
 
@@ -48,16 +51,32 @@ async def test_an_autoscaler_changes_the_size_of_an_elastic_job(
 
         return await eventually(check)
 
+    async def cannot_scale() -> str:
+        async def check() -> str:
+            conditions = (await api.get(f"{autoscalers}/job"))["status"]["conditions"]
+            found = {c["type"]: c for c in conditions}["AbleToScale"]
+            assert (found["status"], found["reason"]) == ("False", "FailedUpdateScale"), conditions
+            message: str = found["message"]
+            return message
+
+        return await eventually(check)
+
     async with metrics_api(api, tmp_path) as metrics, fake_kubelet(namespace):
         await namespace.create_job(make_manifest(replicas=2, **elastic(resizeAfterSeconds=1)))
         await namespace.has_phase("Running")
         with controllers(cluster, tmp_path / "log", "horizontal-pod-autoscaler-controller", arguments=sync):
             metrics.memory = 200
             await api.post(autoscalers, AUTOSCALER)
-            job = await has_size(2)
+            await has_size(2)
             metrics.memory = 300
             await has_size(3)
             metrics.memory = 90
-            job = await has_size(1)
+            await has_size(1)
+            # Five workers cannot divide the batch of 12.
+            metrics.memory = 500
+            message = await cannot_scale()
+            assert "data-parallel" in message
+            metrics.memory = 400
+            job = await has_size(4)
         assert set(metrics.selectors) == {job["status"]["selector"]}
         assert (job["status"]["restartsCounted"], job["status"]["disruptions"]) == (0, 0)

@@ -17,7 +17,7 @@ from tests.support.operator import OperatorProcess
 from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("coscheduling")]
-"""The scheduler is compiled for some minutes the first time."""
+"""The scheduler is compiled for some minutes the first time. In each change test_scheduling.py has the native one."""
 
 GANG = {"scheduling": {"gang": "coscheduling"}}
 

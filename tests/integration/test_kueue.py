@@ -18,7 +18,7 @@ from tests.support.kueue import MANAGED, create, describe, kueue, make_queue, wo
 from tests.support.operator import OperatorProcess
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("queues")]
-"""Kueue is compiled for some minutes the first time."""
+"""Kueue is compiled for some minutes the first time. In each change test_scheduling.py plays Kueue."""
 
 ONE_CPU = {"requests": {"cpu": 1}}
 QUEUED = {"scheduling": {"queue": "research"}, "workers": {"resources": ONE_CPU}}
