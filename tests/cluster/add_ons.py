@@ -14,7 +14,8 @@ from tests.cluster.binaries import find_go
 from tests.cluster.model import ClusterError
 from tests.cluster.paths import locked, user_folder
 from tests.cluster.progress import step
-from tests.cluster.versions import MODULES
+
+MODULES = Path(__file__).parent / "add_on_modules"
 
 
 @dataclass(frozen=True)

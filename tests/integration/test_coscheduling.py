@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, parti
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("coscheduling")]
 """The scheduler is compiled for some minutes the first time. In each change test_scheduling.py has the native one."""
 
-GANG = {"scheduling": {"gang": "coscheduling"}}
+GANG: dict[str, Any] = {"scheduling": {"gang": "coscheduling"}}
 
 
 @pytest.fixture(scope="module")

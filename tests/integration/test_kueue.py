@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("queues")]
 """Kueue is compiled for some minutes the first time. In each change test_scheduling.py plays Kueue."""
 
 ONE_CPU = {"requests": {"cpu": 1}}
-QUEUED = {"scheduling": {"queue": "research"}, "workers": {"resources": ONE_CPU}}
+QUEUED: dict[str, Any] = {"scheduling": {"queue": "research"}, "workers": {"resources": ONE_CPU}}
 """Two workers with a CPU each wait in a queue."""
 COLLECTORS = ("garbage-collector-controller", "pod-garbage-collector-controller")
 QUICK = {"maxRestarts": 1, "backoff": {"initialSeconds": 0}}
@@ -95,7 +95,7 @@ async def test_two_jobs_that_each_need_the_whole_quota_run_one_after_the_other(q
 
     for number in range(rounds):
         await make_queue(queued, f"q{number}", cpus=workers)
-    machines = [(f"n{number}", 2 * workers, {}) for number in range(rounds)]
+    machines: list[tuple[str, int, dict[str, str]]] = [(f"n{number}", 2 * workers, {}) for number in range(rounds)]
     async with nodes(queued.api, *machines), bound_pods_run(queued, workers), recording(queued) as recorder:
         await asyncio.gather(*(arrive(name, number) for number, pair in enumerate(pairs) for name in pair))
         for name in (name for pair in pairs for name in pair):
@@ -203,7 +203,7 @@ async def test_a_job_that_is_deleted_gives_its_quota_back(queued: Namespace) -> 
 async def test_the_parameter_server_is_in_the_group(queued: Namespace) -> None:
     """It needs more CPUs than a worker, so Kueue sees two roles."""
     await make_queue(queued, cpus=4)
-    server = {"parameterServer": {"resources": {"requests": {"cpu": 2}}}}
+    server: dict[str, Any] = {"parameterServer": {"resources": {"requests": {"cpu": 2}}}}
     async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 3, ends=False):
         await queued.create_job(make_manifest(**QUEUED, **served(), **server))
         await queued.has_phase("Running")

@@ -76,7 +76,14 @@ def _chart(cluster: Cluster, folder: Path, configuration: Object) -> list[Object
     file = folder / "values.yaml"
     file.write_text(yaml.safe_dump(values), "utf-8")
     chart = KUEUE.sources() / "charts" / "kueue"
-    command = [cluster.toolbox.path("helm"), "template", "kueue", chart, f"--namespace={SYSTEM}", f"--values={file}"]
+    command: list[str | Path] = [
+        cluster.toolbox.path("helm"),
+        "template",
+        "kueue",
+        chart,
+        f"--namespace={SYSTEM}",
+        f"--values={file}",
+    ]
     rendered = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kinds = ("CustomResourceDefinition", "Secret", *_WEBHOOKS)
     return [body for body in yaml.safe_load_all(rendered) if body and body["kind"] in kinds]

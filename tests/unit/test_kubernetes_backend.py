@@ -390,7 +390,7 @@ async def test_a_queue_is_read_in_any_version_of_kueue() -> None:
     [
         ([error(404)], "the cluster does not serve kueue.x-k8s.io; install Kueue with its integration pod, or suspend"),
         ([SERVED, error(404)], "the namespace default has no LocalQueue research; create it, or suspend the job"),
-        ([SERVED, error(403, "is forbidden")], "is forbidden; give the operator the right get on localqueues"),
+        ([SERVED, error(403, "is forbidden")], "is forbidden; give the operator the right to read (get) localqueues"),
     ],
 )
 async def test_a_queue_that_cannot_be_used_is_said_with_the_fix(answers: list[Any], problem: str) -> None:

@@ -33,8 +33,8 @@ async def find_queue_problem(api: KubeApi, namespace: str, queue: str) -> str | 
             )
         if error.code == 403:
             return (
-                f"spec.scheduling.queue: {error}; give the operator the right get on localqueues of {_GROUP}, which "
-                "its chart grants"
+                f"spec.scheduling.queue: {error}; give the operator the right to read (get) localqueues of "
+                f"{_GROUP}, which its chart grants"
             )
         raise
     return None

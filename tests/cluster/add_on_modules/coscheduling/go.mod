@@ -1,4 +1,4 @@
-module trainyard.dev/tests/cluster/schedulers/coscheduling
+module trainyard.dev/tests/cluster/add_on_modules/coscheduling
 
 go 1.26.0
 

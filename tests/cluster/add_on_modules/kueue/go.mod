@@ -1,4 +1,4 @@
-module trainyard.dev/tests/cluster/schedulers/kueue
+module trainyard.dev/tests/cluster/add_on_modules/kueue
 
 go 1.26.0
 
