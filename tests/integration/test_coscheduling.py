@@ -65,7 +65,7 @@ async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(ow
 
 async def test_a_group_that_does_not_fit_holds_nothing(own_namespace: Namespace) -> None:
     workers = {"resources": ONE_CPU}
-    async with nodes(own_namespace.api, ("small", 3, {})), bound_pods_run(own_namespace, 2):
+    async with nodes(own_namespace.api, (own_namespace.name, 3, {})), bound_pods_run(own_namespace, 2):
         await own_namespace.create_job(make_manifest(replicas=4, workers=workers, **GANG))
         await own_namespace.has_condition("Running", "False", "Unschedulable")
         await own_namespace.create_job(make_manifest("other", replicas=2, workers=workers, **GANG))
@@ -76,7 +76,10 @@ async def test_a_group_that_does_not_fit_holds_nothing(own_namespace: Namespace)
 
 async def test_the_next_attempt_is_a_new_group(own_namespace: Namespace) -> None:
     workers, policy = {"resources": ONE_CPU}, {"backoff": {"initialSeconds": 0}}
-    async with nodes(own_namespace.api, ("n", 2, {})), bound_pods_run(own_namespace, 2, ends=False) as pods:
+    async with (
+        nodes(own_namespace.api, (own_namespace.name, 2, {})),
+        bound_pods_run(own_namespace, 2, ends=False) as pods,
+    ):
         await own_namespace.create_job(make_manifest(workers=workers, restartPolicy=policy, **GANG))
         await own_namespace.has_phase("Running")
         await pods.end("job-1", code=1)

@@ -47,7 +47,7 @@ def queues(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
 
 @pytest.fixture
 async def queued(own_namespace: Namespace) -> Namespace:
-    """A namespace whose pods Kueue manages."""
+    """A namespace whose pods Kueue manages. Each has nodes of its own: Kueue keeps pods on them for a while."""
     await own_namespace.api.patch(f"/api/v1/namespaces/{own_namespace.name}", {"metadata": {"labels": MANAGED}})
     return own_namespace
 
@@ -67,7 +67,7 @@ def holders(pods: Iterable[tuple[str, Object]]) -> Iterable[set[str]]:
 
 async def test_a_job_waits_until_another_gives_its_quota_back(queued: Namespace) -> None:
     await make_queue(queued, cpus=2)
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest("first", **QUEUED))
         await queued.has_phase("Running", "first")
         await queued.create_job(make_manifest(**QUEUED))
@@ -95,7 +95,9 @@ async def test_two_jobs_that_each_need_the_whole_quota_run_one_after_the_other(q
 
     for number in range(rounds):
         await make_queue(queued, f"q{number}", cpus=workers)
-    machines: list[tuple[str, int, dict[str, str]]] = [(f"n{number}", 2 * workers, {}) for number in range(rounds)]
+    machines: list[tuple[str, int, dict[str, str]]] = [
+        (f"{queued.name}-{number}", 2 * workers, {}) for number in range(rounds)
+    ]
     async with nodes(queued.api, *machines), bound_pods_run(queued, workers), recording(queued) as recorder:
         await asyncio.gather(*(arrive(name, number) for number, pair in enumerate(pairs) for name in pair))
         for name in (name for pair in pairs for name in pair):
@@ -112,7 +114,7 @@ async def test_a_preemption_spends_no_restart_and_waits_for_the_last_pod(queued:
     head = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass"}
     await queued.api.post("/apis/scheduling.k8s.io/v1/priorityclasses", {**head, **high})
     await make_queue(queued, cpus=2)
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest(**QUEUED, restartPolicy={"maxRestarts": 0}))
         await queued.has_phase("Running")
         pods.stubborn = True
@@ -136,7 +138,7 @@ async def test_a_preemption_spends_no_restart_and_waits_for_the_last_pod(queued:
 
 async def test_a_suspended_job_keeps_its_quota_until_its_last_pod_is_gone(queued: Namespace) -> None:
     await make_queue(queued, cpus=2)
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest(**QUEUED))
         await queued.has_phase("Running")
         await queued.create_job(make_manifest("next", **QUEUED))
@@ -162,7 +164,7 @@ async def test_a_suspended_job_keeps_its_quota_until_its_last_pod_is_gone(queued
 
 async def test_a_restart_gives_the_quota_back_first(queued: Namespace) -> None:
     await make_queue(queued, cpus=2)
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest(**QUEUED, restartPolicy=QUICK))
         await queued.has_phase("Running")
         await pods.end("job-1", "job-1-0", code=1)
@@ -186,7 +188,7 @@ async def test_a_restart_gives_the_quota_back_first(queued: Namespace) -> None:
 
 async def test_a_job_that_is_deleted_gives_its_quota_back(queued: Namespace) -> None:
     await make_queue(queued, cpus=2)
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 2, ends=False) as pods:
         await queued.create_job(make_manifest("first", **QUEUED))
         await queued.has_phase("Running", "first")
         await queued.create_job(make_manifest(**QUEUED))
@@ -204,7 +206,7 @@ async def test_the_parameter_server_is_in_the_group(queued: Namespace) -> None:
     """It needs more CPUs than a worker, so Kueue sees two roles."""
     await make_queue(queued, cpus=4)
     server: dict[str, Any] = {"parameterServer": {"resources": {"requests": {"cpu": 2}}}}
-    async with nodes(queued.api, ("n", 8, {})), bound_pods_run(queued, 3, ends=False):
+    async with nodes(queued.api, (queued.name, 8, {})), bound_pods_run(queued, 3, ends=False):
         await queued.create_job(make_manifest(**QUEUED, **served(), **server))
         await queued.has_phase("Running")
         [workload] = (await workloads(queued)).values()
@@ -231,7 +233,7 @@ async def test_kueue_places_the_workers_that_talk_most_in_one_rack(queued: Names
     levels = [{"nodeLabel": "rack"}, {"nodeLabel": "kubernetes.io/hostname"}]
     await create(queued.api, "Topology", {"name": queued.name}, {"levels": levels})
     await make_queue(queued, cpus=8, topologyName=queued.name, nodeLabels={"tas": queued.name})
-    racks = {f"n{number}": "ab"[number % 2] for number in range(6)}
+    racks = {f"{queued.name}-{number}": "ab"[number % 2] for number in range(6)}
     machines = [(name, 1, {"rack": rack, "tas": queued.name}) for name, rack in racks.items()]
     spec: dict[str, Any] = {
         "trainer": trainer_spec(batch={"global": 16}),
