@@ -380,6 +380,39 @@ async def test_a_group_that_is_refused_is_no_refused_pod(code: int) -> None:
     assert refusal.value.reason is Reason.GANG_UNAVAILABLE
 
 
+SERVED = {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2"}}
+
+
+async def test_a_queue_is_read_in_any_version_of_kueue() -> None:
+    backend, api = make_backend(SERVED, {"kind": "LocalQueue"})
+    assert await backend.find_queue_problem(JOB, "research") is None
+    paths = [path for _, path, _ in api.requests]
+    queues = "/apis/kueue.x-k8s.io/v1beta2/namespaces/default/localqueues"
+    assert paths == ["/apis/kueue.x-k8s.io", f"{queues}/research"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([error(404)], "the cluster does not serve kueue.x-k8s.io; install Kueue with its integration pod, or suspend"),
+        ([SERVED, error(404)], "the namespace default has no LocalQueue research; create it, or suspend the job"),
+        ([SERVED, error(403, "is forbidden")], "is forbidden; give the operator the right to read (get) localqueues"),
+    ],
+)
+async def test_a_queue_that_cannot_be_used_is_said_with_the_fix(answers: list[Any], problem: str) -> None:
+    backend, _ = make_backend(*answers)
+    found = await backend.find_queue_problem(JOB, "research")
+    assert found is not None
+    assert found.startswith(f"spec.scheduling.queue: {problem}")
+
+
+@pytest.mark.parametrize("answers", [[error(503)], [SERVED, error(429)]])
+async def test_a_queue_that_could_not_be_read_is_not_missing(answers: list[Any]) -> None:
+    backend, _ = make_backend(*answers)
+    with pytest.raises(Unavailable):
+        await backend.find_queue_problem(JOB, "research")
+
+
 async def test_a_pod_is_deleted_under_its_uid() -> None:
     backend, api = make_backend({})
     await backend.delete_pods(JOB, [make_worker(0)])

@@ -15,6 +15,7 @@ from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorke
 from trainyard_operator.lifecycle.observation import CreationError
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.gangs import build_group, gang_scheduler, unavailable
+from trainyard_operator.manifests.kueue import kueue_queue
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 from trainyard_operator.manifests.template import TemplateError
@@ -129,12 +130,23 @@ class PodActions:
             raise Stale(f"{len(others)} pods of another attempt exist")
         # A moment ago the first part of the same group was created, and these objects before it.
         if self._continued.get(job.key) != _version(job, action):
+            await self._check_queue(job)
             await self.backend.create(job, build_shared(job, token))
             await self._create_group_object(job, action.attempt)
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
         await self.backend.create(job, pods, first=first, on_created=self.cache.put_pod)
+
+    async def _check_queue(self, job: TrainingJob) -> None:
+        """Check that the queue of the job exists, before there are pods that would wait in it for ever.
+
+        Raises:
+            Refused: the queue, Kueue or a permission is missing; the message says what is needed.
+        """
+        queue = kueue_queue(job)
+        if queue and (problem := await self.backend.find_queue_problem(job, queue)):
+            raise Refused(Reason.QUEUE_UNAVAILABLE, problem)
 
     async def _create_group_object(self, job: TrainingJob, attempt: int) -> None:
         """Create the group object of an attempt before its pods, and delete those of the attempts before it.

@@ -15,6 +15,7 @@ from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
+from trainyard_operator.kube import queues
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.events import EventRecorder
 from trainyard_operator.kube.merge_patch import merge_patch
@@ -234,6 +235,13 @@ class KubernetesBackend:
         except ApiError as error:
             if error.code != 404:  # the API server does not serve the kind, so there is none
                 raise _translate(error) from error
+
+    async def find_queue_problem(self, job: TrainingJob, queue: str) -> str | None:
+        """Read the LocalQueue (`queues.find_queue_problem`)."""
+        try:
+            return await queues.find_queue_problem(self._api, job.metadata.namespace, queue)
+        except ApiError as error:
+            raise _translate(error) from error
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Delete pods, each with its UID as a precondition, so that a newer pod of the same name is kept.
