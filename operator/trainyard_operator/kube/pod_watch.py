@@ -31,7 +31,7 @@ SILENCE_SECONDS: Final = 150.0
 FIRST_BACKOFF: Final = 0.2
 """Seconds until a watch that has failed is opened again; then twice that, ..."""
 MAX_BACKOFF: Final = 30.0
-_HEALTHY_AFTER = 5.0
+HEALTHY_AFTER: Final = 5.0
 """Seconds after which the failures of a watch before are forgotten."""
 _EVENTS_IN_A_ROW = 50
 """Events after which other tasks of the operator get a turn."""
@@ -102,7 +102,7 @@ class PodWatch:
                 retry_after = error.retry_after
                 self._check(error)
             # Even a server that ends each watch at once is not asked in a loop.
-            healthy = loop.time() - started >= _HEALTHY_AFTER
+            healthy = loop.time() - started >= HEALTHY_AFTER
             failures = 0 if healthy else failures + 1
             wait = doubled(FIRST_BACKOFF, failures, MAX_BACKOFF) * random.uniform(0.5, 1.0) if failures else 0.0
             await asyncio.sleep(max(wait, min(retry_after, MAX_BACKOFF)))
