@@ -87,7 +87,7 @@ class Resync:
     async def follow(self, listed: asyncio.Event) -> None:
         """List the jobs whenever `listed` is set, and remove those that are gone, until cancelled.
 
-        kopf has listed them then, since its watch could not continue: it does not say which ones were deleted meanwhile.
+        kopf has listed them then, since its watch could not continue. It does not name those deleted meanwhile.
         """
         while True:
             await listed.wait()
@@ -101,6 +101,7 @@ class Resync:
 
     async def _list_jobs(self) -> None:
         for namespace in self.namespaces or (None,):
+            found: list[AnyJob]
             found, version = await self.api.collect(jobs_path(namespace), "", read_job)
             for key in self.cache.replace_jobs(found, version, namespace):
                 self.queue.add(key)
