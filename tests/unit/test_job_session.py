@@ -3,6 +3,7 @@
 import asyncio
 import random
 
+import aiohttp
 import kopf
 import pytest
 from aiohttp import web
@@ -41,6 +42,20 @@ def test_what_ends_too_soon_is_started_less_and_less_often() -> None:
     clock.run(scenario())
 
 
+def test_what_was_of_use_is_started_again_soon_and_what_kopf_waits_for_at_once() -> None:
+    async def scenario() -> None:
+        pauses = Pauses()
+        await waits(pauses, 0, 6)
+        pauses.was_of_use("watch")
+        assert await waits(pauses, 0, 2) == [0.2, 0.4]
+        pauses.failed("watch")
+        assert await waits(pauses, 0, 2) == [0, 0.2]
+        pauses.was_of_use("unknown")
+        pauses.failed("unknown")
+
+    clock.run(scenario())
+
+
 async def test_kopf_pauses_before_a_watch_alone_and_its_lists_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FIRST_BACKOFF", 0.01)
     seen: list[tuple[str, str]] = []
@@ -49,6 +64,9 @@ async def test_kopf_pauses_before_a_watch_alone_and_its_lists_are_known(monkeypa
         async def before(self, name: str) -> None:
             seen.append(("pause", name))
             await super().before(name)
+
+        def failed(self, name: str) -> None:
+            seen.append(("failure", name))
 
     async def answer(request: web.Request) -> web.Response:
         seen.append(("request", request.path_qs))
@@ -63,12 +81,16 @@ async def test_kopf_pauses_before_a_watch_alone_and_its_lists_are_known(monkeypa
     listed = asyncio.Event()
     info = kopf.ConnectionInfo(server=f"http://127.0.0.1:{runner.addresses[0][1]}", token="token")
     context = job_session(info, Noted(), listed)
-    paths = (f"{JOBS}?watch=true", f"{JOBS}?limit=500&status=503", "/apis", f"{JOBS}?limit=500", f"{JOBS}?watch=true")
+    refused = f"{JOBS}?watch=true&status=503"
+    paths = (f"{JOBS}?watch=true", f"{JOBS}?limit=500&status=503", "/apis", f"{JOBS}?limit=500", refused)
     were_listed = []
     try:
         for path in paths:
             async with context.aiohttp_session.get(f"{context.server}{path}"):
                 were_listed.append(listed.is_set())
+        await runner.cleanup()
+        with pytest.raises(aiohttp.ClientConnectionError):
+            await context.aiohttp_session.get(f"{context.server}{paths[0]}")
     finally:
         await context.aiohttp_session.close()
         await runner.cleanup()
@@ -77,5 +99,8 @@ async def test_kopf_pauses_before_a_watch_alone_and_its_lists_are_known(monkeypa
         ("pause", JOBS),
         *[("request", path) for path in paths[:4]],
         ("pause", JOBS),
-        ("request", paths[4]),
+        ("request", refused),
+        ("failure", JOBS),
+        ("pause", JOBS),
+        ("failure", JOBS),
     ]

@@ -39,6 +39,15 @@ class Pauses:
             await asyncio.sleep(doubled(FIRST_BACKOFF, in_a_row, MAX_BACKOFF) * random.uniform(0.5, 1.0))
         self._starts[name] = _Start(loop.time(), in_a_row)
 
+    def was_of_use(self, name: str) -> None:
+        """Record that something has had a result: the next pause is the shortest one, however soon it ends."""
+        if (start := self._starts.get(name)) is not None:
+            start.in_a_row = 0
+
+    def failed(self, name: str) -> None:
+        """Record that something was not started at all: kopf itself waits before it tries again."""
+        self._starts.pop(name, None)
+
 
 def job_session(info: kopf.ConnectionInfo, pauses: Pauses, listed: asyncio.Event) -> kopf.AiohttpSession:
     """Return kopf's own session with pauses before watches; `listed` is set whenever the jobs have been listed."""
@@ -47,14 +56,23 @@ def job_session(info: kopf.ConnectionInfo, pauses: Pauses, listed: asyncio.Event
         if "watch" in request.url.query:
             await pauses.before(request.url.path)
 
-    async def ended(_: aiohttp.ClientSession, __: SimpleNamespace, request: aiohttp.TraceRequestEndParams) -> None:
-        is_list = request.url.path.endswith(f"/{constants.PLURAL}") and "watch" not in request.url.query
-        if is_list and request.response.status == 200:
+    async def answered(_: aiohttp.ClientSession, __: SimpleNamespace, request: aiohttp.TraceRequestEndParams) -> None:
+        watches, succeeded = "watch" in request.url.query, request.response.status == 200
+        if watches and not succeeded:
+            pauses.failed(request.url.path)
+        if not watches and succeeded and request.url.path.endswith(f"/{constants.PLURAL}"):
             listed.set()
+
+    async def broke(
+        _: aiohttp.ClientSession, __: SimpleNamespace, request: aiohttp.TraceRequestExceptionParams
+    ) -> None:
+        if "watch" in request.url.query:
+            pauses.failed(request.url.path)
 
     trace = aiohttp.TraceConfig()
     trace.on_request_start.append(starts)
-    trace.on_request_end.append(ended)
+    trace.on_request_end.append(answered)
+    trace.on_request_exception.append(broke)
     session = aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, ssl=info.as_ssl_context()),
         headers=info.as_http_headers(),

@@ -14,6 +14,7 @@ from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.pod_events import FIGURES_WAIT
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.kube.backend import jobs_path
 from trainyard_operator.kube.job_session import Pauses, job_session
 
 
@@ -33,6 +34,10 @@ def make_registry(cache: Cache, queue: WorkQueue[Key], listed: asyncio.Event) ->
         cache.count_delivery(jobs=1)
         body = event["object"]
         key, uid, version = _identity(body["metadata"])
+        # The type is None in a list.
+        if event["type"] is not None:
+            for namespace in (None, key[0]):
+                pauses.was_of_use(jobs_path(namespace))
         if event["type"] == "DELETED":
             cache.remove_job(key, uid)
             queue.add(key)
