@@ -140,8 +140,9 @@ async def test_jobs_whose_launchers_accept_connections_and_never_answer(
         fake_kubelet(other, start=lambda _: kubelet.running(now(), ip=ADDRESS)),
         serving_jobs(own_cluster, tmp_path / "log", mine, other),
     ):
-        spec = {"restartPolicy": {"inPlace": True}}
-        await asyncio.gather(*(other.create_job(make_manifest(name, replicas=1, **spec)) for name in names))
+        policy = {"inPlace": True}
+        manifests = [make_manifest(name, replicas=1, restartPolicy=policy) for name in names]
+        await asyncio.gather(*map(other.create_job, manifests))
         await all_run(other, names)
         pods = [f"{name}-1-0" for name in names]
 

@@ -254,7 +254,12 @@ async def test_a_missing_permission_ends_this_part_which_reports_it(code: int) -
 
 async def test_a_watch_that_has_delivered_something_is_opened_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     in_a_row: list[int] = []
-    monkeypatch.setattr(pod_watch, "doubled", lambda _first, times, _longest: in_a_row.append(times) or 0.0)
+
+    def note(_first: float, times: int, _longest: float) -> float:
+        in_a_row.append(times)
+        return 0.0
+
+    monkeypatch.setattr(pod_watch, "doubled", note)
     short = [event("ADDED", pod(0, 101))]
     server = Server([], [bookmark(100)], short, short, [event("ERROR", failure(500))], [], short)
     async with server.serving() as api:

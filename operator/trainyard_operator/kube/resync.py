@@ -42,8 +42,7 @@ class Resync:
         """
         jobs, pods, version = await self._lists()
         self.cache.replace(jobs, pods, version)
-        for key, _ in self.cache.jobs():
-            self.queue.add(key)
+        self._queue_all()
         return version
 
     async def run(self) -> None:
@@ -81,8 +80,12 @@ class Resync:
                 "the watch streams have missed %d changes of jobs and %d of pods in %.0f s (%s); repaired from a list"
             )
             log.error(text, *missed, waited, state)
+        self._queue_all()
+
+    def _queue_all(self) -> None:
+        """Queue all jobs, after those that something has happened to."""
         for key, _ in self.cache.jobs():
-            self.queue.add(key)
+            self.queue.add_later(key)
 
     async def follow(self, listed: asyncio.Event) -> None:
         """List the jobs whenever `listed` is set, and remove those that are gone, until cancelled.
