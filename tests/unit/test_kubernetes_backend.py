@@ -429,11 +429,26 @@ async def test_a_pod_is_deleted_by_force_under_its_uid_too() -> None:
         assert (body["gracePeriodSeconds"], body["preconditions"]) == (0, {"uid": f"pod-1-{index}"})
 
 
-@pytest.mark.parametrize("code", [404, 409])
-async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(code: int) -> None:
-    backend, api = make_backend(error(code))
+@pytest.mark.parametrize(
+    "answers",
+    [[error(404)], [error(409), error(404)], [error(409), {"metadata": {"uid": "that of its successor"}}]],
+    ids=["gone", "gone meanwhile", "replaced"],
+)
+async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(answers: list[Answer]) -> None:
+    backend, api = make_backend(*answers)
     await backend.delete_pods(JOB, [make_worker(0)])
-    assert len(api.requests) == 1
+    assert api.answers == []
+
+
+async def test_a_deletion_that_met_a_conflict_is_tried_again_while_the_pod_exists() -> None:
+    """It was taken for done, and the pod stayed for a minute more."""
+    backend, api = make_backend(error(409), {"metadata": {"uid": "pod-1-0"}})
+    with pytest.raises(Stale):
+        await backend.delete_pods(JOB, [make_worker(0)])
+    assert [(verb, path) for verb, path, _ in api.requests] == [
+        ("DELETE", "/api/v1/namespaces/default/pods/job-1-0"),
+        ("GET", "/api/v1/namespaces/default/pods/job-1-0"),
+    ]
 
 
 async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
@@ -48,6 +50,22 @@ class CreationFailed(Exception):
     def __init__(self, error: BackendError, wait: float) -> None:
         super().__init__(str(error))
         self.error, self.wait = error, wait
+
+
+class _LazyPods(Sequence[dict[str, Any]]):
+    """Manifests of pods, each of which is built when it is sent.
+
+    A thousand at once would keep all other jobs waiting, and be in vain if a quota refuses the first of them.
+    """
+
+    def __init__(self, build: Callable[[int], dict[str, Any]], indexes: Sequence[int]) -> None:
+        self._build, self._indexes = build, indexes
+
+    def __len__(self) -> int:
+        return len(self._indexes)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._build(self._indexes[position])
 
 
 @dataclass(slots=True)
@@ -119,8 +137,9 @@ class PodActions:
             cluster_domain=self.cluster_domain,
             secret=secret,
         )
+        pods = _LazyPods(build, action.indexes)
         try:
-            pods = [build(index) for index in action.indexes]
+            _ = pods[0], pods[-1]  # a template that is wrong is so for all pods of a role
         except TemplateError as error:
             raise Refused(Reason.INVALID_SPEC, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
