@@ -138,11 +138,19 @@ class Gating(Recorder):
     """An API server that says of each pod with a scheduling gate that it waits for it."""
 
     async def create(
-        self, job: TrainingJob, manifests: Sequence[dict[str, Any]], *, first: int = 1
-    ) -> list[dict[str, Any]]:
-        created = await super().create(job, manifests, first=first)
+        self,
+        job: TrainingJob,
+        manifests: Sequence[dict[str, Any]],
+        *,
+        first: int = 1,
+        on_created: OnCreated = ignore,
+    ) -> None:
         waits = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
-        return [{**body, "status": {"phase": "Pending", "conditions": [waits]}} for body in created]
+
+        def gated(body: dict[str, Any]) -> None:
+            on_created({**body, "status": {"phase": "Pending", "conditions": [waits]}})
+
+        await super().create(job, manifests, first=first, on_created=gated)
 
 
 def test_what_created_pods_wait_for_is_said_without_another_event() -> None:
