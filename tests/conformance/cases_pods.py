@@ -1,5 +1,6 @@
 """What a program finds in its pod: the rendezvous, its devices, shared memory, the network, and the user's template."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +20,11 @@ def variables_of_the_mapping(index: int) -> Step:
 
 
 def address_of_worker_0(index: int) -> Step:
-    """A worker has the DNS name of worker 0."""
+    """A worker has the DNS name of worker 0, with the domain of the cluster where the operator knows it."""
 
     async def step(trial: Trial) -> None:
-        address = f"job-1-0.job.{trial.namespace}.svc"  # and the domain of the cluster, where that is known
-        await then.environment(index, {name: then.has(address) for name in ("MASTER_ADDR", "PET_MASTER_ADDR")})(trial)
+        address = re.compile(rf"job-1-0\.job\.{trial.namespace}\.svc(\.[a-z.]+)?").fullmatch
+        await then.environment(index, {"MASTER_ADDR": address, "PET_MASTER_ADDR": address})(trial)
 
     return step
 

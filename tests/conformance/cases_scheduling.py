@@ -238,7 +238,7 @@ CASES = (
     # --- the scheduling timeout ------------------------------------------------------------------------------
     case(
         "given schedulingTimeoutSeconds, when a pod finds no node, then the group gives its node back and tries again",
-        Job(spec={"schedulingTimeoutSeconds": 2}),
+        Job(spec={"schedulingTimeoutSeconds": 6}),
         then.has_pods((1, 0), (1, 1)),
         when.start(0),
         when.is_unschedulable(1, words="no GPU is free"),
@@ -246,7 +246,7 @@ CASES = (
             "Running",
             "False",
             "SchedulingTimeout",
-            "1 of 2 pods were not scheduled within 2 s (spec.schedulingTimeoutSeconds)",
+            "1 of 2 pods were not scheduled within 6 s (spec.schedulingTimeoutSeconds)",
             "no GPU is free",
         ),
         when.go((1, 0)),

@@ -7,15 +7,14 @@ import asyncio
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from tests.conformance.model import Backend, Case, Identity, Job, Mapping, Object
 from tests.support.kube import MERGE, Api
 
-T = TypeVar("T")
 Listener = Callable[[str, Object], None]
 
 
@@ -129,11 +128,8 @@ class Trial:
         assert {(attempt, index) for index in indexes} <= set(pods), f"pods {sorted(pods)}"
         return [pods[attempt, index] for index in indexes]
 
-    async def until(
-        self,
-        check: Callable[[], T | Awaitable[T]],
-    ) -> T:
-        """Call `check` until it raises no AssertionError: after each change, and four times a second."""
+    async def until(self, check: Callable[[], Any]) -> Any:
+        """Call `check`, asynchronous or not, until it raises no AssertionError: after each change, and each 0.25 s."""
         deadline = time.monotonic() + self.backend.patience
         while True:
             change = self.view.change(self.namespace)

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from tests.conformance.backends import bind, now, remove, write_status
 from tests.conformance.model import Identity, Job, Object, Step
 from tests.conformance.trial import Trial
 from tests.support import kubelet
+from tests.support.kube import ApiRefusal
 
 
 def ends(*indexes: int, code: int = 0, message: str = "") -> Step:
@@ -60,10 +62,11 @@ def let_all_start() -> Step:
 
     async def step(trial: Trial) -> None:
         trial.starts = True
-        for pod in trial.pods.values():
+        for pod in list(trial.view.pods[trial.namespace].values()):
             if not pod["spec"].get("nodeName"):
-                await bind(trial, pod)
-                await write_status(trial, pod, kubelet.running(now()))
+                with suppress(ApiRefusal):  # deleted meanwhile
+                    await bind(trial, pod)
+                    await write_status(trial, pod, kubelet.running(now()))
 
     return step
 
@@ -155,17 +158,6 @@ def delete_namespace() -> Step:
 
     async def step(trial: Trial) -> None:
         await trial.api.delete(f"/api/v1/namespaces/{trial.namespace}")
-
-    return step
-
-
-def start_placeholder(name: str) -> Step:
-    """A placeholder pod runs."""
-
-    async def step(trial: Trial) -> None:
-        pod = await trial.api.get(trial.core("pods", name))
-        await bind(trial, pod)
-        await write_status(trial, pod, kubelet.running(now()))
 
     return step
 

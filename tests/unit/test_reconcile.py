@@ -146,11 +146,8 @@ class Gating(Recorder):
         on_created: OnCreated = ignore,
     ) -> None:
         waits = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
-
-        def gated(body: dict[str, Any]) -> None:
-            on_created({**body, "status": {"phase": "Pending", "conditions": [waits]}})
-
-        await super().create(job, manifests, first=first, on_created=gated)
+        gated = {"phase": "Pending", "conditions": [waits]}
+        await super().create(job, manifests, first=first, on_created=lambda body: on_created({**body, "status": gated}))
 
 
 def test_what_created_pods_wait_for_is_said_without_another_event() -> None:
