@@ -12,7 +12,7 @@ from tests.cluster import Cluster
 from tests.integration.conftest import chart_environment
 from tests.support.controllers import controllers
 from tests.support.fake_kubelet import recording
-from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
+from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, needs_gangs, nodes
 from tests.support.kube import Namespace, Object, eventually
 from tests.support.kueue import MANAGED, create, describe, kueue, make_queue, workloads
 from tests.support.operator import OperatorProcess
@@ -211,6 +211,23 @@ async def test_the_parameter_server_is_in_the_group(queued: Namespace) -> None:
         await queued.has_phase("Running")
         [workload] = (await workloads(queued)).values()
         assert sorted(role["count"] for role in workload["spec"]["podSets"]) == [1, 2]
+
+
+async def test_a_group_in_a_queue_has_its_gang_scheduler(own_cluster: Cluster, queued: Namespace) -> None:
+    """Kueue, whose libraries are older than the field, keeps it; the nodes have less capacity than the quota allows."""
+    needs_gangs(own_cluster)
+    await make_queue(queued, cpus=4)
+    scheduling = {"queue": "research", "gang": "native"}
+    async with nodes(queued.api, (queued.name, 3, {})), bound_pods_run(queued, 2, ends=False) as pods:
+        await queued.create_job(make_manifest("first", **QUEUED | {"scheduling": scheduling}))
+        await queued.has_phase("Running", "first")
+        await queued.create_job(make_manifest(**QUEUED | {"scheduling": scheduling}))
+        condition = await queued.has_condition("Running", "False", "Unschedulable")
+        assert "2 of 2 workers" in condition["message"]
+        assert set(pods.bound) == {"first-1"}, "a part of a group got nodes"
+        assert (await queued.pods())["job-1-0"]["spec"]["schedulingGroup"] == {"podGroupName": "job-1"}
+        await pods.end("first-1")
+        await queued.has_phase("Running")
 
 
 async def test_a_queue_that_does_not_exist_is_a_condition_until_it_is_created(queued: Namespace) -> None:

@@ -16,21 +16,14 @@ from tests.cluster import Cluster
 from tests.integration.conftest import chart_environment, install_crd
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now, run_all
-from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
+from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, needs_gangs, nodes
 from tests.support.kube import Api, ApiRefusal, Namespace, eventually
-from tests.support.need import require
 from tests.support.operator import OperatorProcess, operating
 from tests.support.scheduler_crds import GANG_CRDS, LOCAL_QUEUES
 from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 from trainyard.time import format_time
 
 QUICK = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
-
-
-def needs_gangs(cluster: Cluster) -> None:
-    """Skip where the version has no gang scheduling of its own."""
-    served = cluster.toolbox.kubernetes.feature_gates.get("GenericWorkload", False)
-    require(served, "Kubernetes with gang scheduling (1.37 or later)")
 
 
 async def test_a_right_that_is_missing_is_a_condition(

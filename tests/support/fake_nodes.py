@@ -10,6 +10,7 @@ from tests.cluster.process import ProcessId, spawn, stop
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now
 from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from tests.support.need import require
 from trainyard.protocol import constants
 
 HOST = "kubernetes.io/hostname"
@@ -35,6 +36,12 @@ async def nodes(api: Api, *wanted: tuple[str, int, Mapping[str, str]]) -> AsyncI
         yield
     finally:
         await asyncio.gather(*(api.delete(f"/api/v1/nodes/{name}") for name, _, _ in wanted))
+
+
+def needs_gangs(cluster: Cluster) -> None:
+    """Skip where the version has no gang scheduling of its own."""
+    served = cluster.toolbox.kubernetes.feature_gates.get("GenericWorkload", False)
+    require(served, "Kubernetes with gang scheduling (1.37 or later)")
 
 
 @contextmanager
