@@ -1,8 +1,11 @@
 """Failures and disruptions: which of them restart the group, count, or end the job; attempts never overlap."""
 
+import time
+
 from tests.conformance import then, when
 from tests.conformance.backends import now
-from tests.conformance.model import Job, case
+from tests.conformance.model import Job, Step, case
+from tests.conformance.trial import Trial
 from tests.support import kubelet
 
 FREE = {"restarts": 1, "restartsCounted": 0}
