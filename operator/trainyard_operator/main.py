@@ -28,7 +28,7 @@ from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.operator_key import operator_key
 from trainyard_operator.kube.pod_watch import PodWatch, watch_pods
 from trainyard_operator.kube.probes import Health, serve
-from trainyard_operator.kube.resync import Resync
+from trainyard_operator.kube.resync import LIST_RETRY, Resync
 from trainyard_operator.kube.watch import make_registry, make_settings
 from trainyard_operator.options import Options, parse_options
 from trainyard_operator.parts import Part, run_parts
@@ -38,8 +38,6 @@ log = logging.getLogger("trainyard_operator")
 MAX_JSON_DEPTH = 10_000
 """Levels of nesting that the API server admits. Python's parser must read them, since one object that it cannot read
 would make a complete list unreadable; `controller.unreadable` refuses such a job afterwards."""
-LIST_RETRY = 2.0
-"""Seconds between two attempts to fill the cache."""
 
 
 async def operate(options: Options) -> None:
@@ -94,7 +92,7 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         pod_watches = [PodWatch(api, cache, queue, where, version) for where in options.namespaces or (None,)]
         await run_parts(
             {
-                Part.WATCH: partial(_watch, cache, queue, options.namespaces, stop),
+                Part.WATCH: partial(_watch, resync, stop),
                 Part.PODS: partial(watch_pods, pod_watches),
                 Part.RECONCILE: reconciler.run,
                 Part.PROGRESS: poller.run,
@@ -104,17 +102,17 @@ async def _work(options: Options, api: KubeApi, resync: Resync, metrics: Operato
         )
 
 
-async def _watch(cache: Cache, queue: WorkQueue[Key], namespaces: tuple[str, ...], stop: asyncio.Event) -> None:
+async def _watch(resync: Resync, stop: asyncio.Event) -> None:
     """Feed the cache with jobs from kopf's watch streams until cancelled."""
-    watched = asyncio.Event()
+    watched, listed = asyncio.Event(), asyncio.Event()
     watching = kopf.operator(
-        registry=make_registry(cache, queue),
+        registry=make_registry(resync.cache, resync.queue, listed),
         settings=make_settings(),
-        clusterwide=not namespaces,
-        namespaces=namespaces,
+        clusterwide=not resync.namespaces,
+        namespaces=resync.namespaces,
         ready_flag=watched,
     )
-    await _until_first(watching, _restore_signal_handlers(watched, stop))
+    await _until_first(watching, _restore_signal_handlers(watched, stop), resync.follow(listed))
 
 
 def _set_on_signals(stop: asyncio.Event) -> None:

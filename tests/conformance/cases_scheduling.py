@@ -12,6 +12,11 @@ NATIVE, COSCHEDULING, VOLCANO = (
     "apis/scheduling.volcano.sh/v1beta1",
 )
 GATE = "kueue.x-k8s.io/admission"
+QUEUE = when.put(
+    "localqueues",
+    {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": "research"}},
+    group="apis/kueue.x-k8s.io/v1beta2",
+)
 PRIORITY: Object = {
     "apiVersion": "scheduling.k8s.io/v1",
     "kind": "PriorityClass",
@@ -153,6 +158,14 @@ CASES = (
     ),
     # --- queues ----------------------------------------------------------------------------------------------
     case(
+        "given a queue that does not exist, then the job says so, and has pods once the queue is created",
+        scheduling(queue="research"),
+        then.says("Running", "False", "QueueUnavailable", "has no LocalQueue research; create it"),
+        then.stays(then.pods_are(), 0.3),
+        QUEUE,
+        then.has_pods((1, 0), (1, 1)),
+    ),
+    case(
         "given a queue, then the pods are one group of it, and cannot be scheduled before they are admitted",
         scheduling(queue="research"),
         then.has_pods((1, 0), (1, 1)),
@@ -160,6 +173,7 @@ CASES = (
         then.pod(0, {label("kueue.x-k8s.io/pod-group-name"): "job-1"}),
         then.pod(1, {annotation("kueue.x-k8s.io/pod-group-total-count"): "2"}),
         then.says("Running", "False", "QueueUnavailable", "install Kueue with its integration pod"),
+        given=(QUEUE,),
     ),
     case(
         "given a queue that manages the pods, then the job is Queued until it is admitted, and then runs",
@@ -169,6 +183,7 @@ CASES = (
         then.says("Running", "False", "Queued", "waits in the queue research"),
         kueue_admits,
         then.runs(),
+        given=(QUEUE,),
     ),
     case(
         "given a queue and schedulingTimeoutSeconds, when the group waits longer for quota, then it keeps its place",
@@ -176,11 +191,13 @@ CASES = (
         then.has_pods((1, 0), (1, 1)),
         kueue_manages,
         then.stays(then.kept(0, 1), 2.5),
+        given=(QUEUE,),
     ),
     case(
         "given a queue and a topology, then Kueue gets the topology request of the group",
         scheduling(queue="research", topologyKey="rack"),
         then.pod(1, {annotation("kueue.x-k8s.io/podset-preferred-topology"): "rack"}),
+        given=(QUEUE,),
     ),
     case(
         "given a queue for an elastic job, then it is refused with the fix",

@@ -11,7 +11,7 @@ from tests.conformance.model import Case, selected_mapping
 from tests.conformance.trial import Outcome
 
 MINE = applicable(CASES, selected_mapping())
-HELPERS = {f"tests.support{name}" for name in ("", ".gang_crds", ".kube", ".kubelet", ".need", ".operator")}
+HELPERS = {f"tests.support{name}" for name in ("", ".kube", ".kubelet", ".need", ".operator", ".scheduler_crds")}
 """Modules for tests that the suite uses, besides its own: clusters, requests and statuses, none of the operator."""
 
 

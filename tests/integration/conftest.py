@@ -31,7 +31,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
-def _control_plane(name: str) -> Iterator[Cluster]:
+def control_plane(name: str) -> Iterator[Cluster]:
+    """Yield a control plane, and remove it at the end; skip where there can be none."""
     try:
         cluster = up(Profile.CONTROL_PLANE, name=name)
     except ClusterError as error:
@@ -64,7 +65,7 @@ def _established(cluster: Cluster, name: str) -> bool:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The shared cluster, with the CRD."""
-    for cluster in _control_plane("integration"):
+    for cluster in control_plane("integration"):
         install_crd(cluster)
         yield cluster
 
@@ -72,7 +73,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def bare_cluster() -> Iterator[Cluster]:
     """The other cluster, without the CRD at first."""
-    yield from _control_plane("integration-own")
+    yield from control_plane("integration-own")
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ RESOURCES = (
         "rbac.authorization.k8s.io/clusterroles",
     ),
     *("scheduling.k8s.io/podgroups", "scheduling.x-k8s.io/podgroups", "scheduling.volcano.sh/podgroups"),
-    *("scheduling.k8s.io/priorityclasses", "kueue.x-k8s.io/workloads"),
+    *("scheduling.k8s.io/priorityclasses", "kueue.x-k8s.io/workloads", "kueue.x-k8s.io/localqueues"),
     "apiextensions.k8s.io/customresourcedefinitions",
 )
 """Every resource that a review asks about, as GROUP/RESOURCE[/SUBRESOURCE], or RESOURCE for the core group."""
@@ -53,6 +53,7 @@ OPERATOR_RIGHTS: Rights = {
     "scheduling.k8s.io/podgroups": "get create deletecollection",
     "scheduling.x-k8s.io/podgroups": "get create deletecollection",
     "scheduling.volcano.sh/podgroups": "get create deletecollection",
+    "kueue.x-k8s.io/localqueues": "get",
     "events": "create patch",
 }
 EDIT_RIGHTS: Rights = {

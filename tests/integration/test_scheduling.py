@@ -4,7 +4,6 @@ Nodes are objects without machines. Kueue is played: the tests do what its docum
 """
 
 import asyncio
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,14 @@ from tests.cluster import Cluster
 from tests.integration.conftest import chart_environment, install_crd
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now, run_all
-from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, nodes
-from tests.support.gang_crds import GANG_CRDS
+from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, needs_gangs, nodes
 from tests.support.kube import Api, ApiRefusal, Namespace, eventually
-from tests.support.need import require
 from tests.support.operator import OperatorProcess, operating
+from tests.support.scheduler_crds import GANG_CRDS, LOCAL_QUEUES
+from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 from trainyard.time import format_time
 
-ONE_CPU = {"requests": {"cpu": 1}}
 QUICK = {"maxRestarts": 0, "backoff": {"initialSeconds": 0}}
-WORKERS = 4
-
-
-def needs_gangs(cluster: Cluster) -> None:
-    """Skip where the version has no gang scheduling of its own."""
-    served = cluster.toolbox.kubernetes.feature_gates.get("GenericWorkload", False)
-    require(served, "Kubernetes with gang scheduling (1.37 or later)")
 
 
 async def test_a_right_that_is_missing_is_a_condition(
@@ -80,30 +71,15 @@ MODES: dict[str, tuple[int, float, dict[str, Any]]] = {
 @pytest.mark.parametrize(("rounds", "spread", "fields"), MODES.values(), ids=MODES.keys())
 @pytest.mark.usefixtures("scheduling")
 async def test_two_jobs_that_each_need_the_whole_node_do_not_block_each_other(
-    own_api: Api, own_namespace: Namespace, rounds: int, spread: float, fields: dict[str, Any]
+    own_namespace: Namespace, rounds: int, spread: float, fields: dict[str, Any]
 ) -> None:
     """Each round has a node of its own, on which two jobs arrive at random moments."""
-    chance = random.Random(15)
-    pairs = [(f"a{number}", f"b{number}") for number in range(rounds)]
-
-    async def arrive(name: str, number: int) -> None:
-        await asyncio.sleep(spread * chance.random())
-        template = {"spec": {"nodeSelector": {"round": str(number)}}}
-        workers = {"resources": ONE_CPU, "template": template}
-        manifest = make_manifest(name, replicas=WORKERS, workers=workers, restartPolicy=QUICK, **fields)
-        await own_namespace.create_job(manifest)
-
-    machines = [(f"round-{number}", WORKERS, {"round": str(number)}) for number in range(rounds)]
-    async with nodes(own_api, *machines), bound_pods_run(own_namespace, WORKERS) as pods:
-        await asyncio.gather(*(arrive(name, number) for number, pair in enumerate(pairs) for name in pair))
-        for name in (name for pair in pairs for name in pair):
-            status = await own_namespace.has_phase("Succeeded", name, seconds=150)
-            assert (status["restarts"], status["disruptions"]) == (0, 0)
-    partial = [group for group, names in pods.bound.items() if len(names) < WORKERS]
+    pods = await pairs_succeed(own_namespace, rounds, spread=spread, **fields)
     if "scheduling" in fields:
-        assert partial == [], "a part of a group got nodes"
-        assert set(pods.bound) == {f"{name}-1" for pair in pairs for name in pair}
+        assert partial_groups(pods) == [], "a part of a group got nodes"
+        assert set(pods.bound) == first_attempts(rounds)
     else:
+        partial = partial_groups(pods)
         assert partial, "without a gang scheduler this test must see groups that block each other"
         reasons = [event["reason"] for event in await own_namespace.events()]
         assert reasons.count("SchedulingTimeout") >= len(partial) > 0
@@ -262,7 +238,7 @@ async def kueue_evicts(namespace: Namespace, *names: str) -> None:
     target = {
         "type": "TerminationTarget",
         "status": "True",
-        "reason": "WorkloadEvicted",
+        "reason": "WorkloadEvictedDueToPreempted",
         "message": "Preempted to accommodate a workload",
         "lastTransitionTime": format_time(now()),
     }
@@ -280,8 +256,32 @@ async def release(namespace: Namespace, *names: str) -> None:
         await finish_deletion(namespace, name)
 
 
+@pytest.fixture
+def local_queues(cluster: Cluster, tmp_path: Path) -> Iterator[None]:
+    """The CRD of the queues of Kueue."""
+    file = tmp_path / "crd.yaml"
+    file.write_text(yaml.safe_dump(LOCAL_QUEUES), "utf-8")
+    install_crd(cluster, file)
+    yield
+    cluster.run([cluster.kubectl, "delete", "crd", LOCAL_QUEUES["metadata"]["name"], "--wait=false"])
+
+
+async def make_queue(namespace: Namespace, name: str) -> None:
+    body = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {"name": name}}
+    await namespace.api.post(f"/apis/kueue.x-k8s.io/v1beta2/namespaces/{namespace.name}/localqueues", body)
+
+
 @pytest.mark.usefixtures("operator")
+async def test_a_cluster_without_kueue_is_a_condition(namespace: Namespace) -> None:
+    await namespace.create_job(make_manifest(scheduling={"queue": "research"}))
+    condition = await namespace.has_condition("Running", "False", "QueueUnavailable")
+    assert "the cluster does not serve kueue.x-k8s.io; install Kueue" in condition["message"]
+    assert await namespace.pods() == {}
+
+
+@pytest.mark.usefixtures("operator", "local_queues")
 async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_gone(namespace: Namespace) -> None:
+    await make_queue(namespace, "research")
     await namespace.create_job(make_manifest(scheduling={"queue": "research"}, restartPolicy=QUICK))
     names = ("job-1-0", "job-1-1")
     pods = await namespace.has_pods(*names)
@@ -297,7 +297,11 @@ async def test_a_job_waits_in_its_queue_and_keeps_its_quota_until_its_pods_are_g
     await namespace.has_phase("Running")
     await kueue_evicts(namespace, *names)
     status = await namespace.has_phase("Restarting")
-    assert (status["attempt"], status["restartsCounted"], status["lastFailure"]["reason"]) == (2, 0, "WorkloadEvicted")
+    assert (status["attempt"], status["restartsCounted"], status["lastFailure"]["reason"]) == (
+        2,
+        0,
+        "WorkloadEvictedDueToPreempted",
+    )
     # The containers have ended, but the finalizer stays until Kueue has counted the group as finished.
     ended = {"status": kubelet.ended(now(), 143)}
     for name in names:

@@ -76,6 +76,8 @@ class FakeCluster:
         self.refuses_status = False
         self.malformed: str | None = None
         """Why the API server refuses the pods in a dry run."""
+        self.queue_problem: str | None = None
+        """Why the queue of the job cannot be used."""
         self.revisions_refused = ""
         """Why the API server refuses snapshots."""
         self.quota_exceeded = False
@@ -458,6 +460,10 @@ class FakeClusterBackend:
         for key in groups:
             if self.cluster.children[key]["metadata"]["labels"][constants.LABEL_ATTEMPT] != str(other_than):
                 del self.cluster.children[key]
+
+    async def find_queue_problem(self, job: TrainingJob, queue: str) -> str | None:
+        self._ask(job)
+        return self.cluster.queue_problem
 
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         for worker in workers:

@@ -97,14 +97,16 @@ class Recorder:
 async def recording(namespace: Namespace, since: str = "") -> AsyncIterator[Recorder]:
     """Record all events since a resource version, by default from now on."""
     recorder, api = Recorder(), namespace.api
-    version = since or (await api.get(namespace.core("pods")))["metadata"]["resourceVersion"]
+    # Each kind has its own: the server does not remember versions from before the installation of the CRD.
+    paths = namespace.core("pods"), namespace.jobs()
+    of_pods, of_jobs = [since or (await api.get(path))["metadata"]["resourceVersion"] for path in paths]
 
     async def pods() -> None:
-        async for kind, pod in api.watch(namespace.core("pods"), version):
+        async for kind, pod in api.watch(namespace.core("pods"), of_pods):
             recorder.pod_events.append((kind, pod))
 
     async def jobs() -> None:
-        async for _, job in api.watch(namespace.jobs(), version):
+        async for _, job in api.watch(namespace.jobs(), of_jobs):
             recorder.statuses.append(job.get("status", {}))
 
     async with _background(pods(), jobs()):

@@ -10,6 +10,7 @@ from tests.cluster.process import ProcessId, spawn, stop
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now
 from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from tests.support.need import require
 from trainyard.protocol import constants
 
 HOST = "kubernetes.io/hostname"
@@ -37,6 +38,12 @@ async def nodes(api: Api, *wanted: tuple[str, int, Mapping[str, str]]) -> AsyncI
         await asyncio.gather(*(api.delete(f"/api/v1/nodes/{name}") for name, _, _ in wanted))
 
 
+def needs_gangs(cluster: Cluster) -> None:
+    """Skip where the version has no gang scheduling of its own."""
+    served = cluster.toolbox.kubernetes.feature_gates.get("GenericWorkload", False)
+    require(served, "Kubernetes with gang scheduling (1.37 or later)")
+
+
 @contextmanager
 def kube_scheduler(cluster: Cluster, log: Path) -> Iterator[None]:
     """The scheduler of the cluster's version, with its feature gates, for the time of the context."""
@@ -52,34 +59,60 @@ def kube_scheduler(cluster: Cluster, log: Path) -> Iterator[None]:
 
 
 class BoundPods:
-    """Plays the kubelets of all nodes: pods that are bound run, and end once their whole group has run."""
+    """Plays the kubelets of all nodes: pods that are bound run, and by default end once their whole group has run.
 
-    def __init__(self, namespace: Namespace, size: int) -> None:
-        self.namespace, self.size = namespace, size
+    Args:
+        namespace: namespace of the pods.
+        size: number of pods of a group.
+        ends: groups end by themselves.
+    """
+
+    def __init__(self, namespace: Namespace, size: int, *, ends: bool = True) -> None:
+        self.namespace, self.size, self.ends = namespace, size, ends
         self.bound: dict[str, set[str]] = {}
         """Names of the pods that were bound, by group."""
+        self.stubborn = False
+        """Containers of pods that are being deleted keep running, as while they save a checkpoint."""
         self._seen: set[str] = set()
+
+    async def end(self, group: str, *names: str, code: int = 0) -> None:
+        """Let the containers of a group end, or of some pods of it."""
+        ended = {"status": kubelet.ended(now(), code)}
+        await asyncio.gather(
+            *(self.namespace.api.patch(self._status(name), ended) for name in names or self.bound[group])
+        )
+
+    async def let_go(self) -> None:
+        """Let the containers of pods that are being deleted end, from now on."""
+        self.stubborn = False
+        for pod in (await self.namespace.pods()).values():
+            await self._handle(pod)
+
+    def _status(self, name: str) -> str:
+        return self.namespace.core("pods", name, "status")
 
     async def _handle(self, pod: Object) -> None:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         if pod["metadata"].get("deletionTimestamp"):
-            await finish_deletion(self.namespace, name)
+            await self._terminate(pod)
         elif pod["spec"].get("nodeName") and uid not in self._seen:
             self._seen.add(uid)
-            path = self.namespace.core("pods", name, "status")
-            await self.namespace.api.patch(path, {"status": kubelet.running(now())})
+            await self.namespace.api.patch(self._status(name), {"status": kubelet.running(now())})
             labels = pod["metadata"]["labels"]
             group = f"{labels[constants.LABEL_JOB]}-{labels[constants.LABEL_ATTEMPT]}"
             members = self.bound.setdefault(group, set())
             members.add(name)
-            if len(members) == self.size:
-                await self._finish(members)
+            if self.ends and len(members) == self.size:
+                await self.end(group)
 
-    async def _finish(self, names: set[str]) -> None:
-        ended = {"status": kubelet.ended(now(), 0)}
-        await asyncio.gather(
-            *(self.namespace.api.patch(self.namespace.core("pods", name, "status"), ended) for name in names)
-        )
+    async def _terminate(self, pod: Object) -> None:
+        """End a pod that is being deleted: its containers first, since finalizers may wait for that."""
+        name = pod["metadata"]["name"]
+        if pod["status"].get("phase") == "Running":
+            if self.stubborn:
+                return
+            await self.namespace.api.patch(self._status(name), {"status": kubelet.ended(now(), 143)})
+        await finish_deletion(self.namespace, name)
 
     async def run(self) -> None:
         """Follow the pods of the namespace until cancelled."""
@@ -94,9 +127,9 @@ class BoundPods:
 
 
 @asynccontextmanager
-async def bound_pods_run(namespace: Namespace, size: int) -> AsyncIterator[BoundPods]:
-    """Let the bound pods of groups of this size run and end, for the time of the context."""
-    pods = BoundPods(namespace, size)
+async def bound_pods_run(namespace: Namespace, size: int, *, ends: bool = True) -> AsyncIterator[BoundPods]:
+    """Play the kubelets of groups of this size (`BoundPods`), for the time of the context."""
+    pods = BoundPods(namespace, size, ends=ends)
     task = asyncio.create_task(pods.run())
     try:
         yield pods

@@ -49,7 +49,14 @@ class Api:
         return answer
 
     async def get(self, path: str, **query: str) -> Object:
-        return await self.request("GET", path, **query)
+        """Read an object or a collection, also one whose watch cache is not filled yet (see `watch`)."""
+        while True:
+            try:
+                return await self.request("GET", path, **query)
+            except ApiRefusal as error:
+                if error.code != 429:
+                    raise
+            await asyncio.sleep(1)
 
     async def post(self, path: str, body: Object, **query: str) -> Object:
         return await self.request("POST", path, body, **query)
@@ -91,6 +98,13 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
 @asynccontextmanager
 async def connect(kubeconfig: Path) -> AsyncIterator[Api]:
     """Log in by a kubeconfig."""
+    async with open_session(kubeconfig, limit=50) as session:
+        yield Api(session)
+
+
+@asynccontextmanager
+async def open_session(kubeconfig: Path, *, limit: int) -> AsyncIterator[aiohttp.ClientSession]:
+    """Log in by a kubeconfig, with a limit for the number of connections (0: none)."""
     settings = Configuration()
     await config.load_kube_config(  # type: ignore[no-untyped-call]
         config_file=str(kubeconfig), client_configuration=settings
@@ -100,9 +114,9 @@ async def connect(kubeconfig: Path) -> AsyncIterator[Api]:
         context.load_cert_chain(settings.cert_file, settings.key_file)
     token = settings.api_key.get("BearerToken")
     headers = {"Authorization": token} if token else {}
-    connector = aiohttp.TCPConnector(ssl=context, limit=50)
+    connector = aiohttp.TCPConnector(ssl=context, limit=limit)
     async with aiohttp.ClientSession(settings.host, connector=connector, headers=headers) as session:
-        yield Api(session)
+        yield session
 
 
 async def eventually(check: Callable[[], Awaitable[T]], *, seconds: float = 30.0) -> T:

@@ -225,6 +225,18 @@ def test_a_list_removes_a_job_that_is_gone() -> None:
     assert cache.get(KEY) is None
 
 
+def test_a_list_of_the_jobs_of_a_namespace_removes_those_alone() -> None:
+    cache = filled()
+    cache.put_job(make_job("changed", uid="uid-2", version=11))
+    cache.put_job(make_job("known", uid="uid-3", version=12))
+    cache.put_job(make_job(uid="uid-4", namespace="other", version=13))
+    listed = [make_job("changed", uid="uid-2", version=20), make_job("known", uid="uid-3", version=12)]
+    assert cache.replace_jobs(listed, 50, "default") == {KEY, ("default", "changed")}
+    assert {key for key, _ in cache.jobs()} == {("default", "changed"), ("default", "known"), ("other", "job")}
+    assert cache.count_missed([*listed, make_job(uid="uid-4", namespace="other", version=13)], [], 5) == (0, 0)
+    assert not cache.primed, "nothing is known of the pods"
+
+
 def test_what_was_seen_after_the_list_stays() -> None:
     cache = filled()
     cache.put_pod(make_pod(make_job(), 2, version=60))

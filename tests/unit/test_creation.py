@@ -13,9 +13,12 @@ import pytest
 from tests.builders import trainer_spec
 from tests.support import clock
 from tests.support.fake_api import FakeApiServer, FakeOperator
+from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import ConditionType
+from trainyard_operator.controller import pod_actions
 from trainyard_operator.controller.backoff import MAX_BACKOFF
 from trainyard_operator.kube.api import IN_FLIGHT, PER_JOB
+from trainyard_operator.manifests.pod import build_pod
 
 HONEST = 10
 Answer = tuple[int, dict[str, Any], dict[str, str]]
@@ -60,12 +63,24 @@ def quiet_seconds() -> float:
     return measured[0]
 
 
-def test_a_large_job_that_a_quota_refuses_delays_no_other(quiet_seconds: float) -> None:
+def test_a_large_job_that_a_quota_refuses_delays_no_other(
+    quiet_seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+
+    def build(job: TrainingJob, attempt: int, index: int, **options: Any) -> dict[str, Any]:
+        if job.metadata.name == "large":
+            built.append(index)
+        return build_pod(job, attempt, index, **options)
+
+    monkeypatch.setattr(pod_actions, "build_pod", build)
+
     async def scenario(operator: FakeOperator) -> None:
         operator.server.pod_quota["team"] = 0
         operator.submit("large", namespace="team", replicas=10_000)
         assert await seconds_to_first_pod(operator) <= 2 * quiet_seconds
         assert operator.server.requests["large"] <= 12, "one pod for each try"
+        assert len(built) <= 4 * 12, "what is not sent is not built, which would keep all others waiting"
 
     play(scenario)
 

@@ -380,6 +380,39 @@ async def test_a_group_that_is_refused_is_no_refused_pod(code: int) -> None:
     assert refusal.value.reason is Reason.GANG_UNAVAILABLE
 
 
+SERVED = {"preferredVersion": {"groupVersion": "kueue.x-k8s.io/v1beta2"}}
+
+
+async def test_a_queue_is_read_in_any_version_of_kueue() -> None:
+    backend, api = make_backend(SERVED, {"kind": "LocalQueue"})
+    assert await backend.find_queue_problem(JOB, "research") is None
+    paths = [path for _, path, _ in api.requests]
+    queues = "/apis/kueue.x-k8s.io/v1beta2/namespaces/default/localqueues"
+    assert paths == ["/apis/kueue.x-k8s.io", f"{queues}/research"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "problem"),
+    [
+        ([error(404)], "the cluster does not serve kueue.x-k8s.io; install Kueue with its integration pod, or suspend"),
+        ([SERVED, error(404)], "the namespace default has no LocalQueue research; create it, or suspend the job"),
+        ([SERVED, error(403, "is forbidden")], "is forbidden; give the operator the right to read (get) localqueues"),
+    ],
+)
+async def test_a_queue_that_cannot_be_used_is_said_with_the_fix(answers: list[Any], problem: str) -> None:
+    backend, _ = make_backend(*answers)
+    found = await backend.find_queue_problem(JOB, "research")
+    assert found is not None
+    assert found.startswith(f"spec.scheduling.queue: {problem}")
+
+
+@pytest.mark.parametrize("answers", [[error(503)], [SERVED, error(429)]])
+async def test_a_queue_that_could_not_be_read_is_not_missing(answers: list[Any]) -> None:
+    backend, _ = make_backend(*answers)
+    with pytest.raises(Unavailable):
+        await backend.find_queue_problem(JOB, "research")
+
+
 async def test_a_pod_is_deleted_under_its_uid() -> None:
     backend, api = make_backend({})
     await backend.delete_pods(JOB, [make_worker(0)])
@@ -396,11 +429,26 @@ async def test_a_pod_is_deleted_by_force_under_its_uid_too() -> None:
         assert (body["gracePeriodSeconds"], body["preconditions"]) == (0, {"uid": f"pod-1-{index}"})
 
 
-@pytest.mark.parametrize("code", [404, 409])
-async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(code: int) -> None:
-    backend, api = make_backend(error(code))
+@pytest.mark.parametrize(
+    "answers",
+    [[error(404)], [error(409), error(404)], [error(409), {"metadata": {"uid": "that of its successor"}}]],
+    ids=["gone", "gone meanwhile", "replaced"],
+)
+async def test_a_pod_that_is_gone_or_another_by_now_needs_no_deletion(answers: list[Answer]) -> None:
+    backend, api = make_backend(*answers)
     await backend.delete_pods(JOB, [make_worker(0)])
-    assert len(api.requests) == 1
+    assert api.answers == []
+
+
+async def test_a_deletion_that_met_a_conflict_is_tried_again_while_the_pod_exists() -> None:
+    """It was taken for done, and the pod stayed for a minute more."""
+    backend, api = make_backend(error(409), {"metadata": {"uid": "pod-1-0"}})
+    with pytest.raises(Stale):
+        await backend.delete_pods(JOB, [make_worker(0)])
+    assert [(verb, path) for verb, path, _ in api.requests] == [
+        ("DELETE", "/api/v1/namespaces/default/pods/job-1-0"),
+        ("GET", "/api/v1/namespaces/default/pods/job-1-0"),
+    ]
 
 
 async def test_a_deletion_without_an_answer_is_tried_again_later() -> None:

@@ -228,12 +228,12 @@ def test_a_pod_that_a_queue_evicts_is_disrupted_with_the_words_of_the_queue() ->
     target = {
         "type": "TerminationTarget",
         "status": "True",
-        "reason": "WorkloadEvicted",
+        "reason": "WorkloadEvictedDueToPreempted",
         "message": "Preempted to accommodate a workload due to prioritization in the ClusterQueue",
     }
     status = kubelet.ended(NOW, 143)
     worker = seen({**status, "conditions": [*status["conditions"], target]}, terminating=True)
-    assert (worker.disrupted, worker.reason) == (True, "WorkloadEvicted")
+    assert (worker.disrupted, worker.reason) == (True, "WorkloadEvictedDueToPreempted")
     assert worker.termination_message.startswith("Preempted to accommodate a workload")
 
 

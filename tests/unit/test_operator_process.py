@@ -20,7 +20,7 @@ from trainyard_operator.kube.api import ApiError
 from trainyard_operator.kube.lease import Lease
 from trainyard_operator.kube.metrics import OperatorMetrics
 from trainyard_operator.kube.probes import STALLED, Health, serve
-from trainyard_operator.kube.resync import GRACE, MAX_LAG, Resync
+from trainyard_operator.kube.resync import GRACE, LIST_RETRY, MAX_LAG, Resync
 from trainyard_operator.options import parse_options
 
 KEY = ("default", "job")
@@ -292,6 +292,32 @@ def test_a_failed_list_does_not_end_the_resync() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert resync.watch_lost, "the second list was compared"
+
+    clock.run(scenario())
+
+
+def test_jobs_are_listed_when_kopf_has_listed_them_since_it_does_not_name_those_that_are_gone() -> None:
+    async def scenario() -> None:
+        api = Api([body("a"), body("b")], [])
+        resync = make_resync(api)
+        await resync.prime()
+        while len(resync.queue):
+            resync.queue.done(await resync.queue.get())
+        listed = asyncio.Event()
+        following = asyncio.create_task(resync.follow(listed))
+        api.jobs, api.error = [body("b")], ApiError(0, "NoAnswer", "down")
+        listed.set()
+        await asyncio.sleep(LIST_RETRY * 2.5)
+        assert len(resync.cache) == 2, "without an answer nothing is known"
+        api.error = None
+        await asyncio.sleep(LIST_RETRY)
+        assert [key for key, _ in resync.cache.jobs()] == [("default", "b")]
+        assert await resync.queue.get() == ("default", "a")
+        assert len(resync.queue) == 0
+        await asyncio.sleep(600)
+        assert not listed.is_set()
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
 
     clock.run(scenario())
 

@@ -53,7 +53,7 @@ def test_a_preemption_by_the_queue_spends_no_restart() -> None:
     evicted: dict[str, Any] = {
         "disrupted": True,
         "terminating": True,
-        "reason": "WorkloadEvicted",
+        "reason": "WorkloadEvictedDueToPreempted",
         "termination_message": "Preempted",
     }
     workers = [make_worker(i, **evicted) for i in range(2)]
@@ -61,7 +61,7 @@ def test_a_preemption_by_the_queue_spends_no_restart() -> None:
     status = story.status
     assert (status.attempt, status.restarts_counted, status.disruptions) == (2, 0, 1)
     assert status.last_failure is not None
-    assert (status.last_failure.reason, status.last_failure.message) == ("WorkloadEvicted", "Preempted")
+    assert (status.last_failure.reason, status.last_failure.message) == ("WorkloadEvictedDueToPreempted", "Preempted")
     assert story.phase == Phase.RESTARTING
 
 

@@ -252,6 +252,23 @@ async def test_a_missing_permission_ends_this_part_which_reports_it(code: int) -
         assert watched.watch.version == 100, "the next start continues there"
 
 
+async def test_a_watch_that_has_delivered_something_is_opened_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_row: list[int] = []
+
+    def note(_first: float, times: int, _longest: float) -> float:
+        in_a_row.append(times)
+        return 0.0
+
+    monkeypatch.setattr(pod_watch, "doubled", note)
+    short = [event("ADDED", pod(0, 101))]
+    server = Server([], [bookmark(100)], short, short, [event("ERROR", failure(500))], [], short)
+    async with server.serving() as api:
+        watched = Watched(api)
+        async with watched.running():
+            await until(lambda: len(server.queries) == 8)
+    assert in_a_row == [1, 2, 1, 1, 2, 3, 1]
+
+
 async def test_a_server_that_is_down_is_asked_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pod_watch, "FIRST_BACKOFF", 0.05)
     counted: list[tuple[str, int]] = []

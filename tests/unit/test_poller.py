@@ -218,6 +218,17 @@ async def test_pods_that_say_nothing_more_do_not_delay_the_others(says: bytes) -
         assert max(polling.backend.asked.count(f"silent-{i}-2-0") for i in range(100)) < 10
 
 
+async def test_the_pages_of_many_jobs_are_not_read_at_the_same_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator has one thread, and a job that waits for a decision would wait for all pages."""
+    monkeypatch.setattr(progress, "_BETWEEN_STARTS", 0.05)
+    async with serving(text(PAGE)) as url:
+        polling = Polling({f"job-{number}": url for number in range(20)})
+        started = asyncio.get_running_loop().time()
+        await polling.until(lambda: all(polling.entry(f"job-{number}").progress for number in range(20)))
+        assert asyncio.get_running_loop().time() - started >= 19 * 0.05
+        assert len(polling.queue) == 20
+
+
 async def test_a_page_without_end_is_read_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = 0
 

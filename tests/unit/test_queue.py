@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import clock
 from trainyard_operator.controller.backoff import MAX_BACKOFF, MIN_BACKOFF
-from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.controller.work_queue import LATER_AT_A_TIME, WorkQueue
 
 Scenario = Callable[[WorkQueue[str]], Awaitable[None]]
 
@@ -38,6 +38,79 @@ def test_keys_come_in_the_order_in_which_they_were_added_each_once() -> None:
         for key in ("a", "b", "a", "c", "b"):
             queue.add(key)
         assert await taken(queue) == ["a", "b", "c"]
+
+    play(scenario)
+
+
+def test_keys_that_may_wait_get_a_share_of_the_turns_while_others_are_queued() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for number in range(5):
+            queue.add_later(f"later-{number}")
+        for number in range(8):
+            queue.add(f"now-{number}")
+        queue.add_later("now-7")
+        queue.add("later-4")
+        queue.add_later("later-0")
+        keys = await taken(queue)
+        assert keys[:4] == ["now-0", "now-1", "now-2", "later-0"]
+        assert [key for key in keys if key not in ("later-0", "later-1", "later-2", "later-3")] == [
+            *(f"now-{number}" for number in range(8)),
+            "later-4",
+        ], "what is added at once as well does not wait"
+        assert keys[-2:] == ["later-2", "later-3"]
+
+    play(scenario)
+
+
+def test_keys_that_may_wait_leave_workers_for_others() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        for number in range(LATER_AT_A_TIME + 2):
+            queue.add_later(f"later-{number}")
+        for number in range(LATER_AT_A_TIME):
+            assert await queue.get() == f"later-{number}"
+        waiting = asyncio.create_task(queue.get())
+        await clock.settle()
+        assert not waiting.done()
+        assert len(queue) == 2
+        queue.add("now")
+        assert await waiting == "now"
+        queue.done("later-0")
+        assert await queue.get() == f"later-{LATER_AT_A_TIME}"
+
+    play(scenario)
+
+
+def test_a_key_that_may_wait_and_is_being_processed_is_queued_once_more() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_later("a")
+        assert await queue.get() == "a"
+        queue.add_later("a")
+        assert len(queue) == 0
+        queue.done("a")
+        queue.add("b")
+        assert await taken(queue) == ["b", "a"]
+        queue.add_later("a")
+        queue.add("a")
+        queue.done("a")
+        queue.done("b")
+        queue.add("c")
+        assert await taken(queue) == ["a", "c"], "it was added at once as well"
+
+    play(scenario)
+
+
+def test_a_key_that_may_wait_is_held_during_its_back_off_and_counts_for_a_stall() -> None:
+    async def scenario(queue: WorkQueue[str]) -> None:
+        queue.add_later("a")
+        await asyncio.sleep(3)
+        assert queue.stalled_seconds() == 3
+        assert await queue.get() == "a"
+        wait = queue.retry("a")
+        queue.done("a")
+        queue.add_later("a")
+        assert len(queue) == 0
+        await asyncio.sleep(wait)
+        assert await taken(queue) == ["a"]
 
     play(scenario)
 

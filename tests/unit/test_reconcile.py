@@ -644,6 +644,25 @@ def test_a_gang_scheduler_that_is_missing_costs_a_request_now_and_then_until_it_
     clock.run(scenario())
 
 
+def test_a_job_whose_queue_does_not_exist_has_no_pods_until_it_does() -> None:
+    async def scenario() -> None:
+        operator = Operator(scheduling={"queue": "research"})
+        operator.cluster.queue_problem = "spec.scheduling.queue: the namespace default has no LocalQueue research"
+        async with operator.working():
+            await asyncio.sleep(600)
+            running = operator.job.status.condition(ConditionType.RUNNING)
+            assert running is not None
+            assert (running.status, running.reason) == ("False", "QueueUnavailable")
+            assert running.message == operator.cluster.queue_problem
+            assert operator.cluster.created == 0, "pods would wait in it for ever"
+            operator.cluster.queue_problem = None
+            await asyncio.sleep(61)
+            assert operator.cluster.created == 2
+            assert [event.reason for event in operator.cluster.events].count("QueueUnavailable") == 1
+
+    clock.run(scenario())
+
+
 def test_the_groups_of_a_suspended_job_are_deleted() -> None:
     async def scenario() -> None:
         operator = Operator(scheduling={"gang": "volcano"})

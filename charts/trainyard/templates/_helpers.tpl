@@ -45,6 +45,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [scheduling.k8s.io, scheduling.x-k8s.io, scheduling.volcano.sh]
   resources: [podgroups]  # spec.scheduling.gang
   verbs: [get, create, deletecollection]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [localqueues]  # spec.scheduling.queue
+  verbs: [get]
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]  # an event that occurs again is counted

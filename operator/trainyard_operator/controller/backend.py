@@ -141,6 +141,10 @@ class Backend(Protocol):
         """
         ...
 
+    async def find_queue_problem(self, job: TrainingJob, queue: str) -> str | None:
+        """Return why a LocalQueue of Kueue cannot be used by a job, with the fix; None if it exists."""
+        ...
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Start to delete pods, each only if its UID is unchanged; `force`: without a grace period."""
         ...

@@ -180,12 +180,27 @@ class Cache:
         missed = sum(self.count_missed(jobs, pods, version))
         gone_jobs = self._gone_jobs(jobs, version)
         self.replace_pods(pods, version)
-        for job in gone_jobs:
+        self._replace_jobs(jobs, gone_jobs)
+        self.primed = True
+        return missed
+
+    def replace_jobs(self, jobs: Iterable[AnyJob], version: int, namespace: str | None = None) -> set[Key]:
+        """Cache a complete list of the jobs of a namespace (None: of all), and remove those that it does not contain.
+
+        Jobs that were cached at a later version than that of the list stay. Return the keys of the jobs that may have
+        changed.
+        """
+        jobs = list(jobs)
+        gone = [job for job in self._gone_jobs(jobs, version) if namespace in (None, job.key[0])]
+        changed = {job.key for job in gone} | {job.key for job in jobs if self._is_newer_job(job)}
+        self._replace_jobs(jobs, gone)
+        return changed
+
+    def _replace_jobs(self, jobs: Iterable[AnyJob], gone: Iterable[AnyJob]) -> None:
+        for job in gone:
             self.remove_job(job.key, job.metadata.uid)
         for job in jobs:
             self.put_job(job)
-        self.primed = True
-        return missed
 
     def replace_pods(self, pods: Iterable[CachedPod], version: int, namespace: str | None = None) -> set[Key]:
         """Cache a complete list of the pods of a namespace (None: of all), and remove those that it does not contain.

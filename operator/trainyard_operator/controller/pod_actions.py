@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from trainyard.resource.job import TrainingJob
 from trainyard.resource.status import Reason
@@ -15,6 +17,7 @@ from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorke
 from trainyard_operator.lifecycle.observation import CreationError
 from trainyard_operator.manifests.children import build_shared, secret_name
 from trainyard_operator.manifests.gangs import build_group, gang_scheduler, unavailable
+from trainyard_operator.manifests.kueue import kueue_queue
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
 from trainyard_operator.manifests.template import TemplateError
@@ -47,6 +50,22 @@ class CreationFailed(Exception):
     def __init__(self, error: BackendError, wait: float) -> None:
         super().__init__(str(error))
         self.error, self.wait = error, wait
+
+
+class _LazyPods(Sequence[dict[str, Any]]):
+    """Manifests of pods, each of which is built when it is sent.
+
+    A thousand at once would keep all other jobs waiting, and be in vain if a quota refuses the first of them.
+    """
+
+    def __init__(self, build: Callable[[int], dict[str, Any]], indexes: Sequence[int]) -> None:
+        self._build, self._indexes = build, indexes
+
+    def __len__(self) -> int:
+        return len(self._indexes)
+
+    def __getitem__(self, position: Any) -> Any:
+        return self._build(self._indexes[position])
 
 
 @dataclass(slots=True)
@@ -118,8 +137,9 @@ class PodActions:
             cluster_domain=self.cluster_domain,
             secret=secret,
         )
+        pods = _LazyPods(build, action.indexes)
         try:
-            pods = [build(index) for index in action.indexes]
+            _ = pods[0], pods[-1]  # a template that is wrong is so for all pods of a role
         except TemplateError as error:
             raise Refused(Reason.INVALID_SPEC, str(error)) from error
         others = await self.backend.list_pods(job, other_than=action.attempt)
@@ -129,12 +149,23 @@ class PodActions:
             raise Stale(f"{len(others)} pods of another attempt exist")
         # A moment ago the first part of the same group was created, and these objects before it.
         if self._continued.get(job.key) != _version(job, action):
+            await self._check_queue(job)
             await self.backend.create(job, build_shared(job, token))
             await self._create_group_object(job, action.attempt)
         # What the API server has accepted of this attempt shows how many more it will.
         accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
         first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
         await self.backend.create(job, pods, first=first, on_created=self.cache.put_pod)
+
+    async def _check_queue(self, job: TrainingJob) -> None:
+        """Check that the queue of the job exists, before there are pods that would wait in it for ever.
+
+        Raises:
+            Refused: the queue, Kueue or a permission is missing; the message says what is needed.
+        """
+        queue = kueue_queue(job)
+        if queue and (problem := await self.backend.find_queue_problem(job, queue)):
+            raise Refused(Reason.QUEUE_UNAVAILABLE, problem)
 
     async def _create_group_object(self, job: TrainingJob, attempt: int) -> None:
         """Create the group object of an attempt before its pods, and delete those of the attempts before it.

@@ -9,6 +9,10 @@ from trainyard_operator.controller.backoff import MAX_BACKOFF, Backoff
 
 K = TypeVar("K", bound=Hashable)
 
+LATER_SHARE = 4
+"""Of so many keys one is taken from those that may wait, as long as others are queued."""
+LATER_AT_A_TIME = 16
+"""Most keys that may wait and are processed at a time, so that one that may not finds a free worker."""
 _REMEMBERED = 10.0
 """Seconds for which it is remembered when a key was processed: the longest wait of `add_soon`."""
 
@@ -17,14 +21,20 @@ class WorkQueue(Generic[K]):
     """A queue of keys with the semantics of client-go's: deduplicated, delayed, with back-off per key.
 
     A key that is added while it is being processed is queued once more after `done`. A key that has failed is held
-    until its back-off ends, whatever is added meanwhile. Times are those of the event loop, in seconds. All methods
-    must be called in the thread of the loop.
+    until its back-off ends, whatever is added meanwhile. Keys of `add_later` wait while there are others, but get a
+    share of the turns. Times are those of the event loop, in seconds. All methods must be called in the thread of the
+    loop.
     """
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[K, float] = OrderedDict()  # key -> time of arrival
+        self._later: OrderedDict[K, float] = OrderedDict()
+        """Keys that may wait -> time of arrival."""
+        self._taken = 0
         self._processing: set[K] = set()
+        self._processing_later: set[K] = set()
         self._dirty: set[K] = set()
+        self._dirty_later: set[K] = set()
         self._urgent: set[K] = set()
         self._soon: dict[K, float] = {}
         """Waits of keys that `add_soon` has added while they are being processed."""
@@ -38,7 +48,7 @@ class WorkQueue(Generic[K]):
         self._last_done = self._now()
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._later)
 
     def add(self, key: K) -> None:
         """Queue `key`: at once, or if it has failed at the end of its back-off."""
@@ -48,10 +58,24 @@ class WorkQueue(Generic[K]):
         if key in self._processing:
             self._dirty.add(key)
         elif key not in self._waiting:
-            if not self._waiting and not self._processing:
-                self._last_done = self._now()  # idle time is not a stall
-            self._waiting[key] = self._now()
-            self._arrival.set()
+            self._later.pop(key, None)
+            self._append(key, self._waiting)
+
+    def add_later(self, key: K) -> None:
+        """Queue `key` as one that may wait while others are queued: nothing has happened that decides something."""
+        if key in self._held:
+            return
+        self._cancel_timer(key)
+        if key in self._processing:
+            self._dirty_later.add(key)
+        elif key not in self._waiting and key not in self._later:
+            self._append(key, self._later)
+
+    def _append(self, key: K, keys: OrderedDict[K, float]) -> None:
+        if not len(self) and not self._processing:
+            self._last_done = self._now()  # idle time is not a stall
+        keys[key] = self._now()
+        self._arrival.set()
 
     def add_now(self, key: K) -> None:
         """Queue `key` at once, also during its back-off, since a user has changed what it stands for."""
@@ -68,7 +92,7 @@ class WorkQueue(Generic[K]):
         """
         if key in self._processing:
             self._soon[key] = min(wait, self._soon.get(key, wait))
-        elif key not in self._waiting:
+        elif key not in self._waiting and key not in self._later:
             last = self._done_at.get(key)
             self.add_after(key, 0.0 if last is None else last + wait - self._now())
 
@@ -109,31 +133,50 @@ class WorkQueue(Generic[K]):
 
     async def get(self) -> K:
         """Wait for the next key and return it; the caller must call `done` afterwards."""
-        while not self._waiting:
+        while (keys := self._next()) is None:
             self._arrival.clear()
             await self._arrival.wait()
-        key, _ = self._waiting.popitem(last=False)
+        key, _ = keys.popitem(last=False)
+        self._taken += 1
         self._processing.add(key)
+        if keys is self._later:
+            self._processing_later.add(key)
         return key
+
+    def _next(self) -> OrderedDict[K, float] | None:
+        """Return the keys of which the first one is next; None if there is none.
+
+        A worker that has processed a key that may wait asks for the next one itself, so none is forgotten here.
+        """
+        may_take_later = bool(self._later) and len(self._processing_later) < LATER_AT_A_TIME
+        is_turn_of_later = self._taken % LATER_SHARE == LATER_SHARE - 1
+        if self._waiting and not (may_take_later and is_turn_of_later):
+            return self._waiting
+        return self._later if may_take_later else None
 
     def done(self, key: K) -> None:
         """Mark a key as processed, successfully or not."""
         self._processing.discard(key)
+        self._processing_later.discard(key)
         self._last_done = self._now()
         self._note_done(key)
         dirty, urgent, soon = key in self._dirty, key in self._urgent, self._soon.pop(key, None)
+        later = key in self._dirty_later
         self._dirty.discard(key)
+        self._dirty_later.discard(key)
         self._urgent.discard(key)
         if urgent:
             self.add_now(key)
         elif dirty:
             self.add(key)
+        elif later:
+            self.add_later(key)
         elif soon is not None:
             self.add_after(key, soon)
 
     def stalled_seconds(self) -> float:
         """Return the seconds since any key was processed while keys are queued; 0 if none is queued."""
-        if not self._waiting and not self._processing:
+        if not len(self) and not self._processing:
             return 0.0
         return self._now() - self._last_done
 

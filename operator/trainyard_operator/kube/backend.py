@@ -15,6 +15,7 @@ from trainyard_operator.controller import launcher_client
 from trainyard_operator.controller.backend import BackendError, Gone, OnCreated, Refused, Stale, Unavailable, ignore
 from trainyard_operator.controller.http import pod_url
 from trainyard_operator.controller.unreadable import UnreadableJob
+from trainyard_operator.kube import queues
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.events import EventRecorder
 from trainyard_operator.kube.merge_patch import merge_patch
@@ -235,32 +236,52 @@ class KubernetesBackend:
             if error.code != 404:  # the API server does not serve the kind, so there is none
                 raise _translate(error) from error
 
+    async def find_queue_problem(self, job: TrainingJob, queue: str) -> str | None:
+        """Read the LocalQueue (`queues.find_queue_problem`)."""
+        try:
+            return await queues.find_queue_problem(self._api, job.metadata.namespace, queue)
+        except ApiError as error:
+            raise _translate(error) from error
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Delete pods, each with its UID as a precondition, so that a newer pod of the same name is kept.
 
         With `force` the pod leaves the API at once, whatever its kubelet does; docs/failures.md describes the risk.
         """
         refusals = await send_all(partial(self._delete_one, job, force), workers, first=PER_JOB, most=PER_JOB)
-        # A pod that may not be deleted does not keep the others.
+        # A pod that is not deleted does not keep the others.
         if refusal := next(filter(None, refusals), None):
             raise refusal
 
-    async def _delete_one(self, job: TrainingJob, force: bool, worker: WorkerPod) -> Refused | None:
-        """Delete a pod, and return the refusal if the API server refuses that."""
+    async def _delete_one(self, job: TrainingJob, force: bool, worker: WorkerPod) -> BackendError | None:
+        """Delete a pod, and return why not if the API server refuses that."""
         body: dict[str, Any] = {"kind": "DeleteOptions", "apiVersion": "v1", "preconditions": {"uid": worker.uid}}
         if force:
             body["gracePeriodSeconds"] = 0
+        path = f"{core_path('pods', job.metadata.namespace)}/{worker.name}"
         try:
-            path = f"{core_path('pods', job.metadata.namespace)}/{worker.name}"
             await self._api.request("DELETE", path, body, flow=_flow(job))
         except ApiError as error:
-            if error.code in (404, 409):  # the pod is gone, or another one has its name
+            if error.code == 404:
                 return None
             translated = _translate(error)
+            # Another pod has the name, or the request met another one, or a webhook refuses with this code.
+            if isinstance(translated, Stale):
+                return translated if await self._exists(path, worker.uid, _flow(job)) else None
             if not isinstance(translated, Refused):
                 raise translated from error
             return translated
         return None
+
+    async def _exists(self, path: str, uid: str, flow: str) -> bool:
+        """Return whether there is an object at a path, and it has this UID."""
+        try:
+            found = await self._api.request("GET", path, flow=flow)
+        except ApiError as error:
+            if error.code == 404:
+                return False
+            raise _translate(error) from error
+        return bool(found["metadata"]["uid"] == uid)
 
     async def delete_job(self, job: TrainingJob) -> None:
         """Delete the job as kubectl does: the garbage collector then deletes its children."""

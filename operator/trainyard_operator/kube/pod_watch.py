@@ -31,7 +31,7 @@ SILENCE_SECONDS: Final = 150.0
 FIRST_BACKOFF: Final = 0.2
 """Seconds until a watch that has failed is opened again; then twice that, ..."""
 MAX_BACKOFF: Final = 30.0
-_HEALTHY_AFTER = 5.0
+HEALTHY_AFTER: Final = 5.0
 """Seconds after which the failures of a watch before are forgotten."""
 _EVENTS_IN_A_ROW = 50
 """Events after which other tasks of the operator get a turn."""
@@ -86,6 +86,8 @@ class PodWatch:
     """None: all namespaces."""
     version: int | None
     """Resource version at which the cache is complete; None: the pods have to be listed."""
+    delivered: int = 0
+    """Events that were delivered, besides bookmarks: a watch with one of them was of use, however short it was."""
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -95,15 +97,17 @@ class PodWatch:
         """
         loop, failures = asyncio.get_running_loop(), 0
         while True:
-            started, retry_after = loop.time(), 0.0
+            started, delivered, retry_after = loop.time(), self.delivered, 0.0
             try:
                 await self._follow()
             except ApiError as error:
                 retry_after = error.retry_after
                 self._check(error)
             # Even a server that ends each watch at once is not asked in a loop.
-            healthy = loop.time() - started >= _HEALTHY_AFTER
-            failures = 0 if healthy else failures + 1
+            if loop.time() - started >= HEALTHY_AFTER:
+                failures = 0
+            else:
+                failures = 1 if self.delivered > delivered else failures + 1
             wait = doubled(FIRST_BACKOFF, failures, MAX_BACKOFF) * random.uniform(0.5, 1.0) if failures else 0.0
             await asyncio.sleep(max(wait, min(retry_after, MAX_BACKOFF)))
 
@@ -149,6 +153,7 @@ class PodWatch:
         """Deliver one event, and remember its version."""
         pod = event["object"]
         if event["type"] != "BOOKMARK":
+            self.delivered += 1
             self.cache.count_delivery(pods=1)
             try:
                 deliver_pod(self.cache, self.queue, pod, gone=event["type"] == "DELETED")

@@ -18,6 +18,8 @@ GRACE = 10.0
 """Seconds from a list until it is compared with the cache, and between two comparisons."""
 MAX_LAG = 60.0
 """Seconds that a watch stream may lag behind a list."""
+LIST_RETRY = 2.0
+"""Seconds between two attempts to list the jobs, also to fill the cache."""
 
 
 @dataclass(slots=True)
@@ -40,8 +42,7 @@ class Resync:
         """
         jobs, pods, version = await self._lists()
         self.cache.replace(jobs, pods, version)
-        for key, _ in self.cache.jobs():
-            self.queue.add(key)
+        self._queue_all()
         return version
 
     async def run(self) -> None:
@@ -79,8 +80,34 @@ class Resync:
                 "the watch streams have missed %d changes of jobs and %d of pods in %.0f s (%s); repaired from a list"
             )
             log.error(text, *missed, waited, state)
+        self._queue_all()
+
+    def _queue_all(self) -> None:
+        """Queue all jobs, after those that something has happened to."""
         for key, _ in self.cache.jobs():
-            self.queue.add(key)
+            self.queue.add_later(key)
+
+    async def follow(self, listed: asyncio.Event) -> None:
+        """List the jobs whenever `listed` is set, and remove those that are gone, until cancelled.
+
+        kopf has listed them then, since its watch could not continue. It does not name those deleted meanwhile.
+        """
+        while True:
+            await listed.wait()
+            listed.clear()
+            try:
+                await self._list_jobs()
+            except ApiError as error:
+                log.warning("cannot list TrainingJobs: %s; next try in %.0f s", error, LIST_RETRY)
+                listed.set()
+                await asyncio.sleep(LIST_RETRY)
+
+    async def _list_jobs(self) -> None:
+        for namespace in self.namespaces or (None,):
+            found: list[AnyJob]
+            found, version = await self.api.collect(jobs_path(namespace), "", read_job)
+            for key in self.cache.replace_jobs(found, version, namespace):
+                self.queue.add(key)
 
     async def _lists(self) -> tuple[list[AnyJob], list[CachedPod], int]:
         jobs: list[AnyJob] = []

@@ -3,6 +3,7 @@
 Only `on.event` handlers are used: the other kinds write annotations or finalizers to users' objects.
 """
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,21 +14,30 @@ from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.pod_events import FIGURES_WAIT
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
+from trainyard_operator.kube.backend import jobs_path
+from trainyard_operator.kube.job_session import Pauses, job_session
 
 
-def make_registry(cache: Cache, queue: WorkQueue[Key]) -> kopf.OperatorRegistry:
-    """Return a kopf registry with the handler of jobs, and the login."""
-    registry = kopf.OperatorRegistry()
+def make_registry(cache: Cache, queue: WorkQueue[Key], listed: asyncio.Event) -> kopf.OperatorRegistry:
+    """Return a kopf registry with the handler of jobs, and the login; `listed` is set when kopf has listed the jobs."""
+    registry, pauses = kopf.OperatorRegistry(), Pauses()
 
     @kopf.on.login(registry=registry)
-    def log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def log_in(**kwargs: Any) -> kopf.AiohttpSession | None:
+        # kopf logs in again at once when the API server does not accept the credentials.
+        await pauses.before("login")
+        info = kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+        return job_session(info, pauses, listed) if info is not None else None
 
     @kopf.on.event(constants.GROUP, constants.VERSION, constants.PLURAL, registry=registry)
     async def on_job(event: Any, **_: Any) -> None:
         cache.count_delivery(jobs=1)
         body = event["object"]
         key, uid, version = _identity(body["metadata"])
+        # The type is None in a list.
+        if event["type"] is not None:
+            for namespace in (None, key[0]):
+                pauses.was_of_use(jobs_path(namespace))
         if event["type"] == "DELETED":
             cache.remove_job(key, uid)
             queue.add(key)

@@ -122,6 +122,10 @@ class ProcessBackend:
     async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
         """Do nothing: pods start as soon as there is capacity, in no group."""
 
+    async def find_queue_problem(self, job: TrainingJob, queue: str) -> str | None:
+        """Return None: a run on this machine waits in no queue."""
+        return None
+
     async def delete_pods(self, job: TrainingJob, workers: Sequence[WorkerPod], *, force: bool = False) -> None:
         """Send SIGTERM to processes, or kill them at once; the watcher of each process removes its pod."""
         async with self._scheduling:  # no pod may start meanwhile

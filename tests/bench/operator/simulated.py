@@ -4,28 +4,22 @@ KWOK (https://kwok.sigs.k8s.io) plays the kubelets with its own fast stages: a n
 a deleted pod is gone, each at once. No controller manager runs, so nothing else writes to the API server.
 """
 
-import hashlib
-import json
 import socket
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import Cluster, ClusterError, Profile, down, up
-from tests.cluster.binaries import find_go
+from tests.cluster import Cluster, Profile, down, up
+from tests.cluster.add_ons import AddOn
 from tests.cluster.control_plane import Probe
 from tests.cluster.daemons import Daemon, Supervisor
 from tests.cluster.model import Request
-from tests.cluster.paths import locked, paths_of, user_folder
-from tests.cluster.progress import step
+from tests.cluster.paths import paths_of
 from tests.support.kube import Api, eventually
 
 NAME = "bench"
-MODULE = Path(__file__).parent / "kwok"
-"""Pins KWOK."""
+KWOK = AddOn(Path(__file__).parent / "kwok", "sigs.k8s.io/kwok", "cmd/kwok")
 STAGES = ("node/fast/node-initialize", "pod/fast/pod-ready", "pod/fast/pod-delete")
 PODS_PER_NODE = 110
 
@@ -33,7 +27,7 @@ PODS_PER_NODE = 110
 @contextmanager
 def simulated_cluster(name: str = NAME) -> Iterator[Cluster]:
     """A control plane with a scheduler and KWOK, but without nodes; it is removed at the end."""
-    program = _kwok()
+    program = KWOK.program()
     cluster = up(Profile.CONTROL_PLANE, name=name)
     try:
         _start(cluster, name, program)
@@ -88,35 +82,10 @@ def _is_ready(node: dict[str, Any]) -> bool:
     return conditions.get("Ready") == "True" and not node["spec"].get("taints")
 
 
-def _kwok() -> Path:
-    """Return the program, which is built on first use."""
-    key = hashlib.sha256(b"".join((MODULE / name).read_bytes() for name in ("go.mod", "go.sum"))).hexdigest()[:16]
-    folder = user_folder("CACHE") / "bin" / f"kwok-{key}"
-    with locked(folder.with_suffix(".lock")):
-        if not (folder / "kwok").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            with (
-                step("compiling kwok (minutes the first time)", slow=True),
-                tempfile.TemporaryDirectory(dir=folder) as new,
-            ):
-                _go("build", "-trimpath", "-ldflags=-s -w", "-o", f"{new}/kwok", "sigs.k8s.io/kwok/cmd/kwok")
-                (Path(new) / "kwok").rename(folder / "kwok")
-    return folder / "kwok"
-
-
 def _stages() -> str:
     """Return the stages as KWOK ships them."""
-    folder = Path(json.loads(_go("mod", "download", "-json", "sigs.k8s.io/kwok"))["Dir"])
-    return "\n---\n".join((folder / "kustomize" / "stage" / f"{name}.yaml").read_text("utf-8") for name in STAGES)
-
-
-def _go(*arguments: str) -> str:
-    """Run the go command in the module; return what it prints."""
-    command = [find_go(MODULE), *arguments]
-    done = subprocess.run(command, cwd=MODULE, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError(f"go {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    folder = KWOK.sources() / "kustomize" / "stage"
+    return "\n---\n".join((folder / f"{name}.yaml").read_text("utf-8") for name in STAGES)
 
 
 def _free_ports() -> tuple[int, int]:
