@@ -106,11 +106,16 @@ _WAIT = """
 import os, signal, time
 signal.signal(signal.SIGTERM, lambda *_: os._exit(143))
 while not os.path.exists("/tmp/end"): time.sleep(0.05)
-code, message = open("/tmp/end").read().split(" ", 1)
+teller, code, message = open("/tmp/end").read().split(" ", 2)
+while os.path.exists(f"/proc/{teller}"): time.sleep(0.05)  # the end of this program would kill it
 if message: print(message, flush=True)
 os._exit(int(code))
 """
-_END = "import os, sys; open('/tmp/told', 'w').write(sys.argv[1]); os.rename('/tmp/told', '/tmp/end')"
+_END = """
+import os, sys
+with open("/tmp/told", "w") as file: file.write(f"{os.getpid()} {sys.argv[1]}")
+os.rename("/tmp/told", "/tmp/end")
+"""
 _ENVIRONMENT = "import json, os; print(json.dumps(dict(os.environ)))"
 
 
