@@ -186,7 +186,7 @@ def test_value_that_is_not_finite_is_left_out(loss: float) -> None:
 
 def test_port_0_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ports: list[int] = []
-    monkeypatch.setattr(exporter, "start_http_server", lambda port, registry: ports.append(port))
+    monkeypatch.setattr(exporter, "start_http_server", lambda port, address, registry: ports.append(port))
     metrics = MetricsExporter(make_config(1), make_world(), attempt=1)
     metrics.serve(0)
     assert ports == []
