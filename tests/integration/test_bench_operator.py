@@ -2,14 +2,21 @@
 
 import asyncio
 
+import pytest
+
+from tests.bench.operator import measure
 from tests.bench.operator.bench import parse, rows, run
 from tests.bench.operator.simulated import simulated_cluster
 from tests.cluster import ClusterError
 from tests.integration.conftest import install_crd
 from tests.support.need import require
 
+# KWOK is compiled before.
+pytestmark = pytest.mark.extended
 
-def test_it_measures_a_small_group_and_finds_that_no_request_is_repeated() -> None:
+
+def test_it_measures_a_small_group_and_finds_that_no_request_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SETTLE", 0.2)
     given = parse(["--pods", "50", "--jobs", "5", "--group", "10", "--large", "0", "--rounds", "1"])
     try:
         with simulated_cluster("bench-smoke") as cluster:

@@ -22,6 +22,8 @@ from trainyard_operator.manifests.pod import build_pod
 
 IN_FLIGHT = 50
 """Requests in flight of the limit, as the operator has for one job."""
+SETTLE = 5.0
+"""Seconds before a measurement in which scheduler and nodes finish with the pods of the one before."""
 PATIENCE = 600.0
 """Seconds until a measurement is given up."""
 _numbers = itertools.count(1)
@@ -157,7 +159,7 @@ async def watched(api: Api) -> AsyncIterator[tuple[Namespace, Seen]]:
     try:
         for _ in tasks:
             await started.acquire()
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(SETTLE)
         yield namespace, seen
     finally:
         for task in tasks:
