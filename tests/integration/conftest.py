@@ -8,6 +8,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.integration)
 
 
+@contextmanager
 def control_plane(name: str) -> Iterator[Cluster]:
     """Yield a control plane, and remove it at the end; skip where there can be none."""
     try:
@@ -65,7 +67,7 @@ def _established(cluster: Cluster, name: str) -> bool:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """The shared cluster, with the CRD."""
-    for cluster in control_plane("integration"):
+    with control_plane("integration") as cluster:
         install_crd(cluster)
         yield cluster
 
@@ -73,7 +75,8 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def bare_cluster() -> Iterator[Cluster]:
     """The other cluster, without the CRD at first."""
-    yield from control_plane("integration-own")
+    with control_plane("integration-own") as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +107,23 @@ def chart_environment(cluster: Cluster, folder: Path, *settings: str, system: st
     return {**cluster.environment, **variables, "POD_ID": "trainyard-test", "KUBECONFIG": str(kubeconfig)}
 
 
-@pytest.fixture(scope="session")
-def shared_operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
-    """The operator of the shared cluster, with the rights and the variables that the chart gives it."""
-    folder = tmp_path_factory.mktemp("operator")
-    operator = OperatorProcess(chart_environment(cluster, folder), folder / "log")
+@contextmanager
+def chart_operator(cluster: Cluster, folder: Path) -> Iterator[OperatorProcess]:
+    """An operator with the rights and the variables that the chart gives it, for the time of the context."""
+    operator = OperatorProcess(chart_environment(cluster, folder), folder / "operator.log")
     try:
         yield operator
     finally:
         operator.kill()
     assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
     assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
+
+
+@pytest.fixture(scope="session")
+def shared_operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
+    """The operator of the shared cluster."""
+    with chart_operator(cluster, tmp_path_factory.mktemp("operator")) as operator:
+        yield operator
 
 
 @pytest.fixture

@@ -11,10 +11,9 @@ from tests.builders import make_manifest
 from tests.cluster import Cluster
 from tests.cluster.add_ons import COSCHEDULING
 from tests.cluster.process import spawn, stop, tail
-from tests.integration.conftest import chart_environment, install_crd
+from tests.integration.conftest import chart_operator, install_crd
 from tests.support.fake_nodes import all_bound, bound_pods_run, nodes
 from tests.support.kube import Namespace
-from tests.support.operator import OperatorProcess
 from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("coscheduling")]
@@ -32,15 +31,12 @@ def coscheduling(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory)
     configuration, log = folder / "configuration.yaml", folder / "scheduler"
     configuration.write_text(yaml.safe_dump(_configuration(own_cluster.kubeconfig)), "utf-8")
     process = spawn([str(COSCHEDULING.program()), f"--config={configuration}", "--secure-port=0"], log, folder)
-    operator = OperatorProcess(chart_environment(own_cluster, folder), folder / "operator")
     try:
-        yield
+        with chart_operator(own_cluster, folder):
+            yield
         assert process.alive(), f"the scheduler has ended: {tail(log)}"
     finally:
-        operator.kill()
         stop([process], grace=1)
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
-    assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
 
 
 def _configuration(kubeconfig: Path) -> dict[str, object]:

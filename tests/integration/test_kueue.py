@@ -9,13 +9,12 @@ import pytest
 
 from tests.builders import make_manifest, served, trainer_spec
 from tests.cluster import Cluster
-from tests.integration.conftest import chart_environment
+from tests.integration.conftest import chart_operator
 from tests.support.controllers import controllers
 from tests.support.fake_kubelet import recording
 from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, needs_gangs, nodes
 from tests.support.kube import Namespace, Object, eventually
 from tests.support.kueue import MANAGED, create, describe, kueue, make_queue, workloads
-from tests.support.operator import OperatorProcess
 
 pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("queues")]
 """Kueue is compiled for some minutes the first time. In each change test_scheduling.py plays Kueue."""
@@ -35,14 +34,9 @@ def queues(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         kube_scheduler(own_cluster, folder / "scheduler"),
         controllers(own_cluster, folder / "controllers", *COLLECTORS),
         kueue(own_cluster, folder / "kueue"),
+        chart_operator(own_cluster, folder),
     ):
-        operator = OperatorProcess(chart_environment(own_cluster, folder), folder / "operator")
-        try:
-            yield
-        finally:
-            operator.kill()
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
-    assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
+        yield
 
 
 @pytest.fixture

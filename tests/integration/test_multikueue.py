@@ -12,11 +12,10 @@ import pytest
 
 from tests.builders import make_manifest
 from tests.cluster import Cluster
-from tests.integration.conftest import chart_environment, control_plane, install_crd
+from tests.integration.conftest import chart_operator, control_plane, install_crd
 from tests.support.fake_kubelet import end_all, finish_deletion, run_all
 from tests.support.kube import Api, ApiRefusal, Namespace, Object, connect, eventually
 from tests.support.kueue import SYSTEM, create, kueue, make_queue
-from tests.support.operator import OperatorProcess
 from trainyard_operator.kube.merge_patch import merge_patch
 
 MULTIKUEUE = "kueue.x-k8s.io/multikueue"
@@ -96,14 +95,10 @@ async def other(api: Api) -> AsyncIterator[Namespace]:
 def worker_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A third cluster, with Kueue and an operator."""
     folder = tmp_path_factory.mktemp("worker")
-    for cluster in control_plane("integration-worker"):
+    with control_plane("integration-worker") as cluster:
         install_crd(cluster)
-        with kueue(cluster, folder / "kueue"):
-            operator = OperatorProcess(chart_environment(cluster, folder), folder / "operator")
-            try:
-                yield cluster
-            finally:
-                operator.kill()
+        with kueue(cluster, folder / "kueue"), chart_operator(cluster, folder):
+            yield cluster
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +106,8 @@ def manager_cluster(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFacto
     """The other cluster, with an operator, and with a Kueue that knows TrainingJobs as an external framework."""
     folder = tmp_path_factory.mktemp("manager")
     frameworks: dict[str, Any] = {"externalFrameworks": [{"name": "TrainingJob.v1alpha1.trainyard.dev"}]}
-    with kueue(own_cluster, folder / "kueue", multiKueue=frameworks):
-        operator = OperatorProcess(chart_environment(own_cluster, folder), folder / "operator")
-        try:
-            yield own_cluster
-        finally:
-            operator.kill()
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
+    with kueue(own_cluster, folder / "kueue", multiKueue=frameworks), chart_operator(own_cluster, folder):
+        yield own_cluster
 
 
 async def connect_worker(api: Api, worker: Cluster) -> str:

@@ -13,12 +13,12 @@ import yaml
 
 from tests.builders import make_manifest, trainer_spec
 from tests.cluster import Cluster
-from tests.integration.conftest import chart_environment, install_crd
+from tests.integration.conftest import chart_environment, chart_operator, install_crd
 from tests.support import kubelet
 from tests.support.fake_kubelet import finish_deletion, now, run_all
 from tests.support.fake_nodes import all_bound, bound_pods_run, kube_scheduler, needs_gangs, nodes
 from tests.support.kube import Api, ApiRefusal, Namespace, eventually
-from tests.support.operator import OperatorProcess, operating
+from tests.support.operator import operating
 from tests.support.scheduler_crds import GANG_CRDS, LOCAL_QUEUES
 from tests.support.two_jobs import ONE_CPU, first_attempts, pairs_succeed, partial_groups
 from trainyard.time import format_time
@@ -49,14 +49,8 @@ def scheduling(own_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -
     """The other cluster, with a scheduler and an operator that has the rights of the chart."""
     needs_gangs(own_cluster)
     folder = tmp_path_factory.mktemp("scheduling")
-    with kube_scheduler(own_cluster, folder / "scheduler"):
-        operator = OperatorProcess(chart_environment(own_cluster, folder), folder / "operator")
-        try:
-            yield own_cluster
-        finally:
-            operator.kill()
-    assert [line for line in operator.lines if "exception" in line] == [], "the operator logged a bug"
-    assert operator.logged('User "system:serviceaccount:') == [], "the chart gives the operator too few rights"
+    with kube_scheduler(own_cluster, folder / "scheduler"), chart_operator(own_cluster, folder):
+        yield own_cluster
 
 
 # --- gangs ----------------------------------------------------------------------------------------------------
