@@ -131,7 +131,7 @@ def test_a_pod_that_is_scheduled_by_itself_belongs_to_no_group(gang: str) -> Non
 
 @pytest.mark.parametrize("gang", GANG_SCHEDULERS)
 def test_what_is_missing_is_said_with_the_fix(gang: str) -> None:
-    message = unavailable(GANG_SCHEDULERS[gang], "the API server refuses PodGroup job-1: not found")
+    message = unavailable(gang, "the API server refuses PodGroup job-1: not found")
     assert message.startswith("spec.scheduling.gang: the API server refuses PodGroup job-1: not found; ")
     assert f"{gang} needs " in message
     assert f"podgroups of {GANG_SCHEDULERS[gang].api_version}" in message

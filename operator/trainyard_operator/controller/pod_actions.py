@@ -16,7 +16,7 @@ from trainyard_operator.controller.entry import Deletion, Entry
 from trainyard_operator.lifecycle.actions import CreatePlaceholders, CreateWorkers, DeleteWorkers
 from trainyard_operator.lifecycle.observation import CreationError
 from trainyard_operator.manifests.children import build_shared, secret_name
-from trainyard_operator.manifests.gangs import build_group, gang_scheduler, unavailable
+from trainyard_operator.manifests.gangs import build_group, unavailable
 from trainyard_operator.manifests.kueue import kueue_queue
 from trainyard_operator.manifests.placeholder import build_placeholder
 from trainyard_operator.manifests.pod import build_pod
@@ -153,8 +153,7 @@ class PodActions:
             await self.backend.create(job, build_shared(job, token))
             await self._create_group_object(job, action.attempt)
         # What the API server has accepted of this attempt shows how many more it will.
-        accepted = sum(worker.attempt == action.attempt for worker in entry.workers.values())
-        first = 1 if self.backoff.has_failed(job.key) else max(1, accepted)
+        first = 1 if self.backoff.has_failed(job.key) else max(1, entry.count(action.attempt))
         await self.backend.create(job, pods, first=first, on_created=self.cache.put_pod)
 
     async def _check_queue(self, job: TrainingJob) -> None:
@@ -173,18 +172,18 @@ class PodActions:
         Raises:
             Refused: the gang scheduler, or a permission, is missing; the message says what is needed.
         """
-        scheduler, group = gang_scheduler(job), build_group(job, attempt)
-        if scheduler is None or group is None:
+        group = build_group(job, attempt)
+        if group is None or job.spec.scheduling is None:
             return
         try:
             if attempt > 1:
-                await self.backend.delete_groups(job, scheduler.api_version, other_than=attempt)
+                await self.backend.delete_groups(job, group["apiVersion"], other_than=attempt)
             await self.backend.create(job, [group])
         except Refused as error:
             # The name belongs to an object of another owner.
             if error.reason not in (Reason.GANG_UNAVAILABLE, Reason.PODS_REFUSED):
                 raise
-            raise Refused(Reason.GANG_UNAVAILABLE, unavailable(scheduler, str(error))) from error
+            raise Refused(Reason.GANG_UNAVAILABLE, unavailable(job.spec.scheduling.gang, str(error))) from error
 
     async def create_placeholders(self, job: TrainingJob, action: CreatePlaceholders) -> None:
         """Create placeholders. If one is refused, by a quota for example, there is no capacity for it."""

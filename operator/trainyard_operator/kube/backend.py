@@ -19,6 +19,7 @@ from trainyard_operator.kube import queues
 from trainyard_operator.kube.api import MERGE_PATCH, PER_JOB, ApiError, KubeApi
 from trainyard_operator.kube.events import EventRecorder
 from trainyard_operator.kube.merge_patch import merge_patch
+from trainyard_operator.kube.paths import core_path, jobs_path
 from trainyard_operator.kube.slow_start import send_all
 from trainyard_operator.lifecycle.minimal_status import minimal_status
 from trainyard_operator.lifecycle.observation import Pod, WorkerPod, job_name_of, owner_uid
@@ -44,18 +45,6 @@ _PLURALS = {
 
 _STRICT = {"fieldValidation": "Strict"}
 """Makes the API server refuse unknown fields, which it would otherwise drop: a template may have a typo."""
-
-
-def jobs_path(namespace: str | None = None) -> str:
-    """Return the path of the TrainingJobs of a namespace, or of all namespaces."""
-    within = f"/namespaces/{namespace}" if namespace else ""
-    return f"/apis/{constants.API_VERSION}{within}/{constants.PLURAL}"
-
-
-def core_path(plural: str, namespace: str | None = None) -> str:
-    """Return the path of a core collection of a namespace, or of all namespaces."""
-    within = f"/namespaces/{namespace}" if namespace else ""
-    return f"/api/v1{within}/{plural}"
 
 
 def _collection(api_version: str, kind: str, namespace: str) -> str:
@@ -160,12 +149,8 @@ class KubernetesBackend:
 
     async def list_pods(self, job: TrainingJob, *, other_than: int | None = None) -> list[Pod]:
         """Return pods as of now: without a resource version the API server reads from etcd."""
-        namespace, name = job.key
-        selector = f"{constants.LABEL_JOB}={name}"
-        if other_than is not None:
-            selector += f",{constants.LABEL_ATTEMPT}!={other_than}"
         try:
-            pods, _ = await self._api.list(core_path("pods", namespace), selector)
+            pods, _ = await self._api.list(core_path("pods", job.metadata.namespace), _selector(job, other_than))
         except ApiError as error:
             raise _translate(error) from error
         return [pod for pod in pods if owner_uid(pod) == job.metadata.uid and job_name_of(pod)]
@@ -226,12 +211,10 @@ class KubernetesBackend:
 
     async def delete_groups(self, job: TrainingJob, api_version: str, *, other_than: int | None = None) -> None:
         """Delete group objects by their labels, in one request."""
-        selector = f"{constants.LABEL_JOB}={job.metadata.name}"
-        if other_than is not None:
-            selector += f",{constants.LABEL_ATTEMPT}!={other_than}"
+        query = {"labelSelector": _selector(job, other_than)}
         try:
             path = _collection(api_version, GROUP_KIND, job.metadata.namespace)
-            await self._api.request("DELETE", path, query={"labelSelector": selector}, flow=_flow(job))
+            await self._api.request("DELETE", path, query=query, flow=_flow(job))
         except ApiError as error:
             if error.code != 404:  # the API server does not serve the kind, so there is none
                 raise _translate(error) from error
@@ -322,6 +305,12 @@ class KubernetesBackend:
         """Return the URL of the page that the spec names, at the pod's address. Annotations of a pod do not count."""
         page = job.spec.metrics_endpoint
         return pod_url(worker.address, page.port, page.path) if page is not None else None
+
+
+def _selector(job: TrainingJob, other_than: int | None) -> str:
+    """Return the selector of a job's children; with an attempt, of those of other attempts alone."""
+    selector = f"{constants.LABEL_JOB}={job.metadata.name}"
+    return selector if other_than is None else f"{selector},{constants.LABEL_ATTEMPT}!={other_than}"
 
 
 def _flow(job: TrainingJob) -> str:

@@ -12,6 +12,7 @@ from trainyard.resource.job import TrainingJob
 from trainyard.time import format_time, utc_now
 from trainyard_operator.controller.unreadable import UnreadableJob
 from trainyard_operator.kube.api import MERGE_PATCH, ApiError, KubeApi
+from trainyard_operator.kube.paths import core_path
 from trainyard_operator.lifecycle.status_builder import MAX_EVENT_MESSAGE, Event
 from trainyard_operator.pod_input.text import clean_text
 
@@ -75,13 +76,13 @@ class EventRecorder:
             return
         # It is new, or has expired meanwhile.
         stored = _Stored(f"{job.metadata.name}.{now.timestamp():.6f}", now, 1)
-        path = f"/api/v1/namespaces/{job.metadata.namespace}/events"
+        path = core_path("events", job.metadata.namespace)
         await self._api.request("POST", path, _body(job, event, message, stored))
         _remember(self._stored, key, stored)
 
     async def _count(self, job: TrainingJob | UnreadableJob, stored: _Stored, message: str, now: datetime) -> bool:
         """Count an event that occurs again; return False if it is not stored any more."""
-        path = f"/api/v1/namespaces/{job.metadata.namespace}/events/{stored.name}"
+        path = f"{core_path('events', job.metadata.namespace)}/{stored.name}"
         patch = {"count": stored.count + 1, "lastTimestamp": format_time(now), "message": message}
         try:
             await self._api.request("PATCH", path, patch, content_type=MERGE_PATCH)

@@ -7,6 +7,7 @@ from typing import Any
 
 from trainyard.protocol import constants
 from trainyard_operator.kube.api import ApiError, KubeApi
+from trainyard_operator.kube.paths import core_path
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ async def operator_key(api: KubeApi, namespace: str, name: str) -> bytes:
 
     If the Secret can be neither read nor created, return a key that lasts as long as this process.
     """
-    path = f"/api/v1/namespaces/{namespace}/secrets"
+    path = core_path("secrets", namespace)
     try:
         return await _read_or_create(api, path, namespace, name)
     except ApiError as error:

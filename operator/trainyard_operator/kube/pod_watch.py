@@ -18,7 +18,7 @@ from trainyard_operator.controller.cache import Cache, CachedPod, Key
 from trainyard_operator.controller.pod_events import deliver_pod
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
-from trainyard_operator.kube.backend import core_path
+from trainyard_operator.kube.paths import core_path
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from trainyard_operator.controller.cache import AnyJob, ByKind, Cache, CachedPod
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
 from trainyard_operator.kube.api import ApiError, KubeApi
-from trainyard_operator.kube.backend import core_path, jobs_path
+from trainyard_operator.kube.paths import core_path, jobs_path
 from trainyard_operator.kube.pod_watch import snapshot
 
 log = logging.getLogger(__name__)

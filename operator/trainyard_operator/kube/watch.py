@@ -14,8 +14,8 @@ from trainyard_operator.controller.cache import Cache, Key
 from trainyard_operator.controller.pod_events import FIGURES_WAIT
 from trainyard_operator.controller.unreadable import read_job
 from trainyard_operator.controller.work_queue import WorkQueue
-from trainyard_operator.kube.backend import jobs_path
 from trainyard_operator.kube.job_session import Pauses, job_session
+from trainyard_operator.kube.paths import jobs_path
 
 
 def make_registry(cache: Cache, queue: WorkQueue[Key], listed: asyncio.Event) -> kopf.OperatorRegistry:

@@ -89,7 +89,8 @@ def build_pod(
     if annotations:
         metadata["annotations"] = annotations
     fixed = rendezvous_env(job, attempt, index, cluster_domain, grace_seconds=_grace_seconds(given))
-    own = _own_spec(job, attempt, index, fixed, trainer_image, secret, given)
+    worker = _worker_container(job, index, fixed, trainer_image, secret, given)
+    own = _own_spec(job, attempt, index, worker, secret, given)
     own |= scheduling_fields(job, attempt, index, given, alone=alone)
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": merge_pod_spec(given, own)}
 
@@ -114,16 +115,9 @@ def _scrape_annotations(job: TrainingJob) -> dict[str, str]:
 
 
 def _own_spec(
-    job: TrainingJob,
-    attempt: int,
-    index: int,
-    fixed: list[dict[str, Any]],
-    trainer_image: str,
-    secret: str | None,
-    template: Template,
+    job: TrainingJob, attempt: int, index: int, worker: Manifest, secret: str | None, template: Template
 ) -> Manifest:
-    """Return the pod spec that overrides the template; `fixed` are the variables of the rendezvous."""
-    worker = _worker_container(job, index, fixed, trainer_image, secret, template)
+    """Return the pod spec that overrides the template; `worker` is its container."""
     spec: Manifest = {
         "restartPolicy": "Never",  # the operator restarts the complete group
         "hostname": job.pod_name(attempt, index),
@@ -197,7 +191,7 @@ def _worker_container(
     secret: str | None,
     template: Template,
 ) -> Manifest:
-    """Return the worker container, before the user's template is merged."""
+    """Return the worker container, before the user's template is merged; `fixed` are variables of the rendezvous."""
     spec, fixed = job.spec, list(fixed)
     if spec.trainer is not None:
         fixed.append({"name": constants.ENV_IMAGE, "value": spec.image or trainer_image})

@@ -27,11 +27,11 @@ def group_name(job: TrainingJob, attempt: int) -> str:
     return f"{job.metadata.name}-{attempt}"
 
 
-def unavailable(scheduler: GangScheduler, refusal: str) -> str:
-    """Return the message about a group object that the API server has refused, with the fix."""
-    names = [name for name, entry in GANG_SCHEDULERS.items() if entry is scheduler]
+def unavailable(gang: str, refusal: str) -> str:
+    """Return the message about a group object of a gang scheduler that the API server has refused, with the fix."""
+    scheduler = GANG_SCHEDULERS[gang]
     return (
-        f"spec.scheduling.gang: {refusal}; {', '.join(names)} needs {scheduler.requirement}; the operator needs the "
+        f"spec.scheduling.gang: {refusal}; {gang} needs {scheduler.requirement}; the operator needs the "
         f"rights get, create and deletecollection on podgroups of {scheduler.api_version}, which its chart grants; "
         "provide what is missing, or suspend the job and set another gang"
     )
