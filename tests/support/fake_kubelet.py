@@ -1,12 +1,15 @@
 """A fake kubelet for clusters without nodes, and a recorder of all events of pods and jobs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import Any
+from http import HTTPStatus
+
+import aiohttp
 
 from tests.support import kubelet
+from tests.support.background import background
 from tests.support.fake_cluster import identity
 from tests.support.kube import ApiRefusal, Namespace, Object
 
@@ -14,6 +17,8 @@ Policy = Callable[[Object], kubelet.Status | None]
 """Returns the next status of a running pod; None: it keeps running."""
 Start = Callable[[Object], kubelet.Status]
 """Returns the first status of a new pod."""
+_PASSING = (409, 410, 429, 500, 503, 504)
+"""Refusals after which a client lists and tries again."""
 
 
 async def report(namespace: Namespace, name: str, status: kubelet.Status) -> None:
@@ -42,9 +47,19 @@ async def is_unschedulable(namespace: Namespace, name: str) -> None:
     await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
 
 
+@contextmanager
+def unless_deleted() -> Iterator[None]:
+    """Let a request about a pod pass that has been deleted meanwhile."""
+    try:
+        yield
+    except ApiRefusal as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
+
+
 async def finish_deletion(namespace: Namespace, name: str) -> None:
     """Remove a terminating pod, as its kubelet does when it has stopped."""
-    with suppress(ApiRefusal):
+    with unless_deleted():
         await namespace.api.delete(namespace.core("pods", name), gracePeriodSeconds=0)
 
 
@@ -109,8 +124,32 @@ async def recording(namespace: Namespace, since: str = "") -> AsyncIterator[Reco
         async for _, job in api.watch(namespace.jobs(), of_jobs):
             recorder.statuses.append(job.get("status", {}))
 
-    async with _background(pods(), jobs()):
+    async with background(pods(), jobs()):
         yield recorder
+
+
+async def follow_pods(namespace: Namespace, handle: Callable[[Object], Awaitable[None]]) -> None:
+    """Call `handle` for each pod of a namespace and after each of its changes, until cancelled.
+
+    As kubelets do, it lists the pods again when the API server has no older changes, is overloaded or does not answer.
+    What is done for a pod must not be done twice by `handle`.
+    """
+    path = namespace.core("pods")
+    while True:
+        try:
+            listed = await namespace.api.get(path)
+            for pod in listed["items"]:
+                with unless_deleted():
+                    await handle(pod)
+            async for kind, pod in namespace.api.watch(path, listed["metadata"]["resourceVersion"]):
+                if kind != "DELETED":
+                    with unless_deleted():
+                        await handle(pod)
+        except (ApiRefusal, aiohttp.ClientError) as error:
+            if isinstance(error, ApiRefusal) and error.code not in _PASSING:
+                raise
+            print(f"the fake kubelet lists the pods of {namespace.name} again: {error!r}")
+            await asyncio.sleep(0.1)
 
 
 @asynccontextmanager
@@ -127,21 +166,12 @@ async def fake_kubelet(
             await finish_deletion(namespace, name)
         # Once: the event of the binding shows the pod as it was before its first status.
         elif uid not in started and not pod["status"].get("containerStatuses"):
-            started.add(uid)
             await report(namespace, name, start(pod))
+            started.add(uid)
         elif _runs(pod) and (status := policy(pod)):
             await report(namespace, name, status)
 
-    async def work() -> None:
-        listed = await namespace.api.get(namespace.core("pods"))
-        for pod in listed["items"]:
-            await handle(pod)
-        async for kind, pod in namespace.api.watch(namespace.core("pods"), listed["metadata"]["resourceVersion"]):
-            if kind != "DELETED":
-                with suppress(ApiRefusal):  # deleted meanwhile
-                    await handle(pod)
-
-    async with _background(work()):
+    async with background(follow_pods(namespace, handle)):
         yield
 
 
@@ -149,17 +179,3 @@ def _runs(pod: Object) -> bool:
     """Whether the first container of a pod runs."""
     containers = pod["status"].get("containerStatuses")
     return bool(containers) and "running" in containers[0]["state"]
-
-
-@asynccontextmanager
-async def _background(*parts: Any) -> AsyncIterator[None]:
-    """Run parts until the context ends; one that fails fails the test."""
-    tasks = [asyncio.create_task(part) for part in parts]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result

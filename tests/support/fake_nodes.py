@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from tests.cluster import Cluster
 from tests.cluster.process import ProcessId, spawn, stop
 from tests.support import kubelet
-from tests.support.fake_kubelet import finish_deletion, now
-from tests.support.kube import Api, ApiRefusal, Namespace, Object, eventually
+from tests.support.background import background
+from tests.support.fake_kubelet import finish_deletion, follow_pods, now
+from tests.support.kube import Api, Namespace, Object, eventually
 from tests.support.need import require
 from trainyard.protocol import constants
 
@@ -96,14 +97,15 @@ class BoundPods:
         if pod["metadata"].get("deletionTimestamp"):
             await self._terminate(pod)
         elif pod["spec"].get("nodeName") and uid not in self._seen:
-            self._seen.add(uid)
-            await self.namespace.api.patch(self._status(name), {"status": kubelet.running(now())})
+            if not pod["status"].get("containerStatuses"):
+                await self.namespace.api.patch(self._status(name), {"status": kubelet.running(now())})
             labels = pod["metadata"]["labels"]
             group = f"{labels[constants.LABEL_JOB]}-{labels[constants.LABEL_ATTEMPT]}"
             members = self.bound.setdefault(group, set())
             members.add(name)
             if self.ends and len(members) == self.size:
                 await self.end(group)
+            self._seen.add(uid)
 
     async def _terminate(self, pod: Object) -> None:
         """End a pod that is being deleted: its containers first, since finalizers may wait for that."""
@@ -116,26 +118,15 @@ class BoundPods:
 
     async def run(self) -> None:
         """Follow the pods of the namespace until cancelled."""
-        path = self.namespace.core("pods")
-        listed = await self.namespace.api.get(path)
-        for pod in listed["items"]:
-            await self._handle(pod)
-        async for kind, pod in self.namespace.api.watch(path, listed["metadata"]["resourceVersion"]):
-            if kind != "DELETED":
-                with suppress(ApiRefusal):  # deleted meanwhile
-                    await self._handle(pod)
+        await follow_pods(self.namespace, self._handle)
 
 
 @asynccontextmanager
 async def bound_pods_run(namespace: Namespace, size: int, *, ends: bool = True) -> AsyncIterator[BoundPods]:
     """Play the kubelets of groups of this size (`BoundPods`), for the time of the context."""
     pods = BoundPods(namespace, size, ends=ends)
-    task = asyncio.create_task(pods.run())
-    try:
+    async with background(pods.run()):
         yield pods
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def all_bound(namespace: Namespace, *names: str, seconds: float = 30.0) -> dict[str, str]:

@@ -72,6 +72,9 @@ class Api:
 
         The watch cache of a kind that was installed a moment ago is not filled yet, and the API server says so by 429
         with the time after which to ask again; every client of Kubernetes does.
+
+        Raises:
+            ApiRefusal: with 410, the API server has not kept the changes since that version.
         """
         query = {"watch": "true", "resourceVersion": version}
         while True:
@@ -92,6 +95,8 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, 
         *lines, buffer = (buffer + chunk).split(b"\n")
         for line in lines:
             event = json.loads(line)
+            if event["type"] == "ERROR":
+                raise ApiRefusal(event["object"]["code"], event["object"]["message"])
             yield event["type"], event["object"]
 
 
