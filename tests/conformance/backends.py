@@ -3,13 +3,15 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from http import HTTPStatus
 
 from tests.conformance.model import Object
 from tests.conformance.trial import Trial
 from tests.support import kubelet
-from tests.support.kube import ApiRefusal
+from tests.support.background import background
+from tests.support.kube import ApiRefusal, unless_deleted
 
 NODE = "node-1"
 
@@ -26,7 +28,11 @@ async def bind(trial: Trial, pod: Object, node: str = NODE) -> None:
         return
     target = {"apiVersion": "v1", "kind": "Node", "name": node}
     body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}, "target": target}
-    await trial.api.post(trial.core("pods", name, "binding"), body)
+    try:
+        await trial.api.post(trial.core("pods", name, "binding"), body)
+    except ApiRefusal as error:
+        if error.code != HTTPStatus.CONFLICT:  # bound meanwhile
+            raise
 
 
 async def write_status(trial: Trial, pod: Object, status: Object) -> None:
@@ -37,7 +43,7 @@ async def write_status(trial: Trial, pod: Object, status: Object) -> None:
 
 async def remove(trial: Trial, pod: Object) -> None:
     """Remove a terminating pod, as its kubelet does when its containers have ended."""
-    with suppress(ApiRefusal):
+    with unless_deleted():
         await trial.api.delete(trial.core("pods", pod["metadata"]["name"]), gracePeriodSeconds=0)
 
 
@@ -61,18 +67,15 @@ class StatusWriter:
         async def work() -> None:
             while True:
                 pod = await events.get()
-                with suppress(ApiRefusal):  # deleted meanwhile
+                with unless_deleted():
                     await self._handle(trial, pod, started)
 
         trial.view.listeners[trial.namespace] = lambda kind, pod: None if kind == "DELETED" else events.put_nowait(pod)
-        task = asyncio.create_task(work())
         try:
-            yield
-            assert not task.done(), task
+            async with background(work()):
+                yield
         finally:
             del trial.view.listeners[trial.namespace]
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def _handle(self, trial: Trial, pod: Object, started: set[str]) -> None:
         uid = pod["metadata"]["uid"]

@@ -11,7 +11,8 @@ from tests.conformance.model import Case, selected_mapping
 from tests.conformance.trial import Outcome
 
 MINE = applicable(CASES, selected_mapping())
-HELPERS = {f"tests.support{name}" for name in ("", ".kube", ".kubelet", ".need", ".operator", ".scheduler_crds")}
+_SUPPORT = ("", ".background", ".kube", ".kubelet", ".need", ".operator", ".scheduler_crds")
+HELPERS = {f"tests.support{name}" for name in _SUPPORT}
 """Modules for tests that the suite uses, besides its own: clusters, requests and statuses, none of the operator."""
 
 

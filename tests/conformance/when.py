@@ -2,14 +2,13 @@
 
 import asyncio
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from tests.conformance.backends import bind, now, remove, write_status
 from tests.conformance.model import Identity, Job, Object, Step
 from tests.conformance.trial import Trial
 from tests.support import kubelet
-from tests.support.kube import ApiRefusal
+from tests.support.kube import unless_deleted
 
 
 def ends(*indexes: int, code: int = 0, message: str = "") -> Step:
@@ -64,7 +63,7 @@ def let_all_start() -> Step:
         trial.starts = True
         for pod in list(trial.view.pods[trial.namespace].values()):
             if not pod["spec"].get("nodeName"):
-                with suppress(ApiRefusal):  # deleted meanwhile
+                with unless_deleted():
                     await bind(trial, pod)
                     await write_status(trial, pod, kubelet.running(now()))
 

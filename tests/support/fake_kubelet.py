@@ -1,17 +1,16 @@
 """A fake kubelet for clusters without nodes, and a recorder of all events of pods and jobs."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from http import HTTPStatus
 
 import aiohttp
 
 from tests.support import kubelet
 from tests.support.background import background
 from tests.support.fake_cluster import identity
-from tests.support.kube import ApiRefusal, Namespace, Object
+from tests.support.kube import ApiRefusal, Namespace, Object, unless_deleted
 
 Policy = Callable[[Object], kubelet.Status | None]
 """Returns the next status of a running pod; None: it keeps running."""
@@ -45,16 +44,6 @@ async def end_all(namespace: Namespace, *names: str, code: int = 0, message: str
 async def is_unschedulable(namespace: Namespace, name: str) -> None:
     """Report that the scheduler has found no node for a pod."""
     await namespace.api.patch(namespace.core("pods", name, "status"), {"status": kubelet.unschedulable()})
-
-
-@contextmanager
-def unless_deleted() -> Iterator[None]:
-    """Let a request about a pod pass that has been deleted meanwhile."""
-    try:
-        yield
-    except ApiRefusal as error:
-        if error.code != HTTPStatus.NOT_FOUND:
-            raise
 
 
 async def finish_deletion(namespace: Namespace, name: str) -> None:

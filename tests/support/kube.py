@@ -6,8 +6,9 @@ Deliberately not the operator's own client: that one is under test.
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +30,16 @@ class ApiRefusal(Exception):
     def __init__(self, code: int, message: str) -> None:
         super().__init__(f"{code}: {message}")
         self.code, self.message = code, message
+
+
+@contextmanager
+def unless_deleted() -> Iterator[None]:
+    """Let a request about an object pass that has been deleted meanwhile."""
+    try:
+        yield
+    except ApiRefusal as error:
+        if error.code != HTTPStatus.NOT_FOUND:
+            raise
 
 
 class Api:
