@@ -25,9 +25,8 @@ def trainyard(namespace: Namespace, *arguments: str) -> str:
 def test_logs_ranks_plot_and_a_trace_of_a_running_job(
     namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # Each pod has an emptyDir of its own, so that no checkpoint is complete: the last one is not tried again and again.
     workers = {"template": {"spec": {"terminationGracePeriodSeconds": 10}}}
-    spec: Body = {"checkpoint": {"volume": {"emptyDir": {}}}, "health": {"straggler": {}}, "workers": workers}
+    spec: Body = {"checkpoint": {"claim": {"size": "1Gi"}}, "health": {"straggler": {}}, "workers": workers}
     namespace.apply(trainer_job("seen", steps=1_000_000, **spec))
     namespace.await_step("seen", 50)
 

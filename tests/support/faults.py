@@ -32,6 +32,9 @@ _SECRET_URL = "s3://key:secret@bucket/data"
 _FILE_TOKENIZER = {"source": "text", "path": "/d", "tokenizer": "file", "vocabSize": 512, "tokenizerFile": "/t.json"}
 
 
+_CHECKPOINT: Manifest = {"volume": {"persistentVolumeClaim": {"claimName": "shared"}}}
+
+
 def _trainer(**changes: Any) -> Manifest:
     return make_manifest(trainer=trainer_spec(**changes))
 
@@ -41,7 +44,7 @@ def _custom(**changes: Any) -> Manifest:
 
 
 def _with_checkpoints(manifest: Manifest) -> Manifest:
-    manifest["spec"]["checkpoint"] = {"volume": {"emptyDir": {}}}
+    manifest["spec"]["checkpoint"] = _CHECKPOINT
     return manifest
 
 
@@ -91,10 +94,14 @@ def _digits(**changes: Any) -> Manifest:
 def _private(trainer: Manifest | None = None, **spec: Any) -> Manifest:
     """A private llama; None in place of a part of the spec removes it."""
     private = trainer_spec(**{"privacy": {"epsilon": 3, "delta": 1e-6}, **(trainer or {})})
-    parts: Manifest = {"checkpoint": {"volume": {"emptyDir": {}}}, **spec}
+    parts: Manifest = {"checkpoint": _CHECKPOINT, **spec}
     return make_manifest(trainer=private, **{name: part for name, part in parts.items() if part is not None})
 
 
+_OWN_VOLUMES = (
+    "spec.checkpoint.volume: emptyDir and ephemeral give each pod a volume of its own, so that no checkpoint of "
+    "several pods would be complete; set spec.checkpoint.claim, url, or a volume that all pods share"
+)
 _WHOLE_PARAMETERS = (
     "spec.trainer.privacy: needs all parameters on each rank, since the norm of one sample's gradient is over all of "
     "them; set spec.parallelism.data.mode: ddp, and remove tensor, context, expert and pipeline"
@@ -1179,6 +1186,21 @@ RULES = (
         "checkpoints without a volume",
         lambda: make_manifest(checkpoint={}),
         "spec.checkpoint: exactly one of volume, claim and url must be given; add one, or remove the others",
+    ),
+    Fault(
+        "checkpoints of two workers on their own disks",
+        lambda: make_manifest(trainer=trainer_spec(), checkpoint={"volume": {"emptyDir": {}}}),
+        _OWN_VOLUMES,
+    ),
+    Fault(
+        "checkpoints of a worker and a parameter server in claims of their own",
+        lambda: make_manifest(
+            replicas=1,
+            trainer=trainer_spec(),
+            parallelism={"data": {"mode": "parameterServer"}},
+            checkpoint={"volume": {"ephemeral": {}}},
+        ),
+        _OWN_VOLUMES,
     ),
     Fault(
         "everySteps of a user program",

@@ -46,6 +46,6 @@ def make_config(
     if parallelism is not None:
         job["parallelism"] = parallelism
     if checkpoint is not None:
-        job["checkpoint"] = {"volume": {"emptyDir": {}}, **checkpoint}
+        job["checkpoint"] = {"volume": {"persistentVolumeClaim": {"claimName": "shared"}}, **checkpoint}
     body = {"apiVersion": API_VERSION, "kind": constants.KIND, "metadata": {"name": "tests"}, "spec": job}
     return resolve(admit(body))

@@ -3,11 +3,19 @@
 import errno
 import os
 
+from trainyard.protocol import constants
 from trainyard.run_record import RunRecord
-from trainyard_trainer.checkpoint import writable
+from trainyard_trainer.checkpoint import shared_folder, writable
 from trainyard_trainer.checkpoint.run_folder import RunFolder
 from trainyard_trainer.data.tokenizer import TokenizerFile
 from trainyard_trainer.launcher import main as launcher_main
+
+
+def own_volumes() -> None:
+    """Each pod has a volume of its own at the path of the checkpoints, as on nodes without a shared one."""
+    shared_folder.PATIENCE = 0.5
+    os.environ[constants.ENV_CHECKPOINTS] += os.environ["PET_NODE_RANK"]
+    launcher_main.main()
 
 
 def impatient() -> None:

@@ -8,6 +8,7 @@ import pytest
 from tests.support.run_config import make_config
 from tests.trainer.pods import Starter, finish
 from trainyard.protocol import constants
+from trainyard_trainer.checkpoint import shared_folder
 
 
 def write(path: Path, content: bytes) -> Path:
@@ -75,6 +76,32 @@ def test_workers_with_different_text(start: Starter) -> None:
     assert finish(pods) == [constants.EXIT_INVALID_CONFIG] * 2
     assert pods[0].word is not None
     assert "do not hold the same data" in pods[0].word.message
+
+
+@pytest.mark.parametrize("mode", ["ddp", "server"])
+def test_workers_without_a_common_volume(start: Starter, tmp_path: Path, mode: str) -> None:
+    """Otherwise each save of a run would fail, and a restart would begin again."""
+    servers = {"data": {"mode": "parameterServer"}} if mode == "server" else {}
+    config = make_config(2, servers, checkpoint={})
+    folders = {constants.ENV_CHECKPOINTS: str(tmp_path / "volume-")}
+    pods = start(config, 2, entry="tests.trainer.storage_faults:own_volumes", env=folders)
+    assert finish(pods) == [constants.EXIT_INVALID_CONFIG] * len(pods)
+    blind = "worker 1, the parameter server" if mode == "server" else "worker 1"
+    for index, pod in enumerate(pods):
+        assert pod.word is not None
+        assert pod.word.message == (
+            f"spec.checkpoint: {blind} cannot see the files of worker 0 in {tmp_path}/volume-{index}; use one volume "
+            "for all workers (a claim with accessModes: [ReadWriteMany]), or spec.checkpoint.url"
+        )
+        assert "Traceback" not in pod.stderr
+    assert list((tmp_path / "volume-0").iterdir()) == []
+
+
+def test_a_common_volume_may_show_new_files_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = iter([False, False, True])
+    monkeypatch.setattr(Path, "exists", lambda _: next(looks))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert shared_folder.appears(tmp_path / "file")
 
 
 @pytest.mark.parametrize("content", ["{}", "not json"])

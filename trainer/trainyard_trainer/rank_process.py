@@ -12,6 +12,8 @@ from pydantic import ValidationError
 from trainyard.config import RunConfig
 from trainyard.protocol import constants, launcher_protocol
 from trainyard.protocol.termination import TerminationMessage
+from trainyard_trainer.checkpoint.catalog import root_of_job
+from trainyard_trainer.checkpoint.shared_folder import check_shared
 from trainyard_trainer.metrics.exporter import MetricsExporter
 from trainyard_trainer.optim.guard import GradientGuard
 from trainyard_trainer.parameter_server import ParameterServer
@@ -107,12 +109,18 @@ class RankProcess:
             self._exit_stopped(signal.SIGTERM)
 
     def _serve(self, config: RunConfig, world: World, exporter: MetricsExporter | None) -> None:
-        """Be the parameter server until the workers are done."""
+        """Be the parameter server until the workers are done.
+
+        Raises:
+            ConfigError: the workers write their checkpoints to another volume.
+        """
         world.init_process_group(
             saves=self._saves,
             patience=config.health.startup_timeout_seconds,
             hang_timeout=config.health.hang_timeout_seconds,
         )
+        if self._saves:
+            check_shared(root_of_job(), world)
         guard = GradientGuard(config.health.bad_steps, agreement=None)
         self._server = ParameterServer(config.trainer.optimizer, world, guard)
         heartbeat.start(self._server.step, config.health.hang_timeout_seconds)

@@ -10,6 +10,7 @@ from trainyard.protocol.progress import Progress
 from trainyard.run_record import DataRecord, RunRecord
 from trainyard_trainer.checkpoint.run_folder import RunFolder, RunRecorder, describe_attempt
 from trainyard_trainer.checkpoint.saver import Saver
+from trainyard_trainer.checkpoint.shared_folder import check_shared
 from trainyard_trainer.checkpoint.writable import check_writable, writable_root
 from trainyard_trainer.data.samples import Samples
 from trainyard_trainer.metrics.breakdown import Breakdown
@@ -121,6 +122,8 @@ def build_run(config: RunConfig, world: World, attempt: int, exporter: MetricsEx
     """
     inputs = _read_inputs(config, exporter)
     _join(config, world)
+    if inputs.root is not None:
+        check_shared(inputs.root, world)
     trainer = _build_trainer(config, world, inputs)
     record = _describe(config, inputs, trainer, attempt)
     if inputs.folder is not None:

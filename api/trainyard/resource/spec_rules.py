@@ -122,6 +122,13 @@ SPEC_RULES: tuple[Rule, ...] = (
         "program of your own finds the volume at TRAINYARD_CHECKPOINTS and writes to it as it likes",
     ),
     Rule(
+        "!has(self.trainer) || !has(self.checkpoint) || !has(self.checkpoint.volume) ||"
+        " !(has(self.checkpoint.volume.emptyDir) || has(self.checkpoint.volume.ephemeral)) ||"
+        f" (self.workers.replicas == 1 && !({HAS_PARAMETER_SERVER}))",
+        "spec.checkpoint.volume: emptyDir and ephemeral give each pod a volume of its own, so that no checkpoint of "
+        "several pods would be complete; set spec.checkpoint.claim, url, or a volume that all pods share",
+    ),
+    Rule(
         f"!has(self.env) || self.env.all(e, !has(e.value) || e.value == '' || !(e.name in {list(SECRET_VARIABLES)}))",
         f"spec.env: {listed(SECRET_VARIABLES, 'and')} must come from a Secret, since every user who may read the job "
         "can read its values; use valueFrom.secretKeyRef",
