@@ -242,14 +242,29 @@ async def test_the_server_says_how_long_to_wait() -> None:
         assert asyncio.get_running_loop().time() - started >= 1
 
 
+@pytest.mark.parametrize("code", [401, 403])
+async def test_a_server_that_has_just_started_denies_the_watch_for_a_while(code: int) -> None:
+    server = Server(
+        refuse(code), refuse(code), [event("ADDED", pod(0, 101))], refuse(code), [event("ADDED", pod(1, 102))]
+    )
+    async with server.serving() as api:
+        watched = Watched(api)
+        async with watched.running():
+            await until(lambda: watched.pods == {"job-1-0": 101, "job-1-1": 102})
+    assert [query["resourceVersion"] for query in server.queries[:5]] == ["100", "100", "100", "101", "101"]
+
+
 @pytest.mark.parametrize("code", [401, 403, 404])
-async def test_a_missing_permission_ends_this_part_which_reports_it(code: int) -> None:
-    server = Server(refuse(code))
+async def test_a_missing_permission_ends_this_part_which_reports_it(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    monkeypatch.setattr(pod_watch, "DENIED_SECONDS", 0.3)
+    monkeypatch.setattr(pod_watch, "FIRST_BACKOFF", 0.05)
+    server = Server(*(refuse(code) for _ in range(20)))
     async with server.serving() as api:
         watched = Watched(api)
         with pytest.raises(ApiError, match=f"error {code}"):
             await watched.watch.run()
         assert watched.watch.version == 100, "the next start continues there"
+    assert (len(server.queries) > 2) == (code != 404), "only a denial may pass"
 
 
 async def test_a_watch_that_has_delivered_something_is_opened_again_soon(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,8 @@ FIRST_BACKOFF: Final = 0.2
 MAX_BACKOFF: Final = 30.0
 HEALTHY_AFTER: Final = 5.0
 """Seconds after which the failures of a watch before are forgotten."""
+DENIED_SECONDS: Final = 30.0
+"""Time after which a denial counts as a missing permission: an API server that starts denies everything at first."""
 _EVENTS_IN_A_ROW = 50
 """Events after which other tasks of the operator get a turn."""
 
@@ -88,6 +90,8 @@ class PodWatch:
     """Resource version at which the cache is complete; None: the pods have to be listed."""
     delivered: int = 0
     """Events that were delivered, besides bookmarks: a watch with one of them was of use, however short it was."""
+    _denied_at: float | None = None
+    """Monotonic time of the first denial, if the server has done nothing but deny since."""
 
     async def run(self) -> None:
         """Watch until cancelled.
@@ -100,9 +104,10 @@ class PodWatch:
             started, delivered, retry_after = loop.time(), self.delivered, 0.0
             try:
                 await self._follow()
+                self._denied_at = None
             except ApiError as error:
                 retry_after = error.retry_after
-                self._check(error)
+                self._check(error, loop.time())
             # Even a server that ends each watch at once is not asked in a loop.
             if loop.time() - started >= HEALTHY_AFTER:
                 failures = 0
@@ -111,12 +116,13 @@ class PodWatch:
             wait = doubled(FIRST_BACKOFF, failures, MAX_BACKOFF) * random.uniform(0.5, 1.0) if failures else 0.0
             await asyncio.sleep(max(wait, min(retry_after, MAX_BACKOFF)))
 
-    def _check(self, error: ApiError) -> None:
-        """Decide how to continue after an error.
+    def _check(self, error: ApiError, now: float) -> None:
+        """Decide how to continue after an error. `now`: monotonic time.
 
         Raises:
             ApiError: it is not one that passes.
         """
+        denied_at, self._denied_at = self._denied_at, None
         # The server does not remember the changes since that version, or is behind it after a restore of its database.
         if error.code == 410 or error.has_cause("ResourceVersionTooLarge"):
             log.info("the watch of pods cannot continue; listing them again: %s", error)
@@ -124,6 +130,10 @@ class PodWatch:
         # The server does not answer, or asks for patience.
         elif error.code in (0, 408, 429) or error.code >= 500:
             log.warning("the watch of pods has ended; opening it again: %s", error)
+        # It has not read its roles yet, or the token is replaced just now.
+        elif error.code in (401, 403) and now - (denied_at or now) < DENIED_SECONDS:
+            self._denied_at = denied_at or now
+            log.warning("the watch of pods is denied; trying again for a while: %s", error)
         else:
             raise error
 
