@@ -109,7 +109,7 @@ def _sample(schema: Schema) -> Any:
     match schema.get("type"):
         case "object" if "properties" in schema:
             return {name: _sample(schema["properties"][name]) for name in schema.get("required", ())}
-        case "object":
+        case "object" if "additionalProperties" in schema:
             return {"a": _sample(schema["additionalProperties"])}
         case "array":
             return [_sample(schema["items"])] * max(1, schema.get("minItems", 1))
@@ -136,6 +136,8 @@ def _others(schema: Schema, value: Any) -> list[Any]:
             replaced = {("new" if name == key else name): content for name, content in value.items()}
             exchanged = {("new" if name == key else name): new if name == key else value[name] for name in value}
             return [{**value, "new": new}, replaced, exchanged, {**value, key: _other_inside(value[key])}]
+        case "object":
+            return [{**value, "new": 1}]
         case "array":
             longer, shorter = [*value, _sample(schema["items"])], value[:-1]
             fitting = [

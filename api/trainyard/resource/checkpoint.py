@@ -28,6 +28,7 @@ VolumeSource = Annotated[
             "x-kubernetes-preserve-unknown-fields": True,
             "properties": {
                 name: {
+                    "type": "object",
                     "description": f"Volume source {name}, as in a pod.",
                     "x-kubernetes-preserve-unknown-fields": True,
                 }
