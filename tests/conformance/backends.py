@@ -14,6 +14,9 @@ from tests.support.background import background
 from tests.support.kube import ApiRefusal, unless_deleted
 
 NODE = "node-1"
+TERMINATION = 0.3
+"""Seconds in which containers end that are told to. Faster than any kubelet, but a pod that is gone before a controller
+looks has ended for no reason that it could see."""
 
 
 def now() -> datetime:
@@ -47,6 +50,11 @@ async def remove(trial: Trial, pod: Object) -> None:
         await trial.api.delete(trial.core("pods", pod["metadata"]["name"]), gracePeriodSeconds=0)
 
 
+async def _terminate(trial: Trial, pod: Object) -> None:
+    await asyncio.sleep(TERMINATION)
+    await remove(trial, pod)
+
+
 class StatusWriter:
     """Plays scheduler and kubelet on an API server without nodes: pods run, and end when they are deleted."""
 
@@ -63,12 +71,18 @@ class StatusWriter:
         """Handle the events of the namespace, one after another, while the context lasts."""
         events = asyncio.Queue[Object]()
         started: set[str] = set()
+        ending: dict[str, asyncio.Task[None]] = {}
 
         async def work() -> None:
-            while True:
-                pod = await events.get()
-                with unless_deleted():
-                    await self._handle(trial, pod, started)
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    pod = await events.get()
+                    uid = pod["metadata"]["uid"]
+                    if not pod["metadata"].get("deletionTimestamp"):
+                        with unless_deleted():
+                            await self._start(trial, pod, started)
+                    elif trial.terminates and uid not in ending:
+                        ending[uid] = group.create_task(_terminate(trial, pod))
 
         trial.view.listeners[trial.namespace] = lambda kind, pod: None if kind == "DELETED" else events.put_nowait(pod)
         try:
@@ -77,13 +91,10 @@ class StatusWriter:
         finally:
             del trial.view.listeners[trial.namespace]
 
-    async def _handle(self, trial: Trial, pod: Object, started: set[str]) -> None:
+    async def _start(self, trial: Trial, pod: Object, started: set[str]) -> None:
         uid = pod["metadata"]["uid"]
-        if pod["metadata"].get("deletionTimestamp"):
-            if trial.terminates:
-                await remove(trial, pod)
         # Once: the event of the binding shows the pod as it was before its first status.
-        elif trial.starts and uid not in started and not pod["spec"].get("schedulingGates"):
+        if trial.starts and uid not in started and not pod["spec"].get("schedulingGates"):
             started.add(uid)
             identity = trial.mapping.identity(pod)
             await bind(trial, pod)

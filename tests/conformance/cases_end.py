@@ -83,7 +83,9 @@ CASES = (
         when.ends(1, code=1),
         when.becomes(0, status=lambda: kubelet.beside_sidecar(kubelet.ended(now(), 1))),
         then.reaches("Failed"),
+        when.go((1, 0)),
         then.has_pods((1, 1)),
+        terminates=False,
     ),
     # --- cleanPodPolicy and successPolicy --------------------------------------------------------------------
     case(

@@ -36,7 +36,6 @@ class View:
 
     async def _follow(self, path: str, version: str, objects: defaultdict[str, dict[str, Object]]) -> None:
         async for kind, body in self._api.watch(path, version):
-            assert kind != "ERROR", body
             namespace, name = body["metadata"]["namespace"], body["metadata"]["name"]
             if kind == "DELETED":
                 objects[namespace].pop(name, None)

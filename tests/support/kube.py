@@ -81,23 +81,25 @@ class Api:
     async def watch(self, path: str, version: str) -> AsyncIterator[tuple[str, Object]]:
         """Events of a collection since a resource version.
 
+        A watch that the API server ends, as that of a client which reads too slowly, continues after its last event.
         The watch cache of a kind that was installed a moment ago is not filled yet, and the API server says so by 429
         with the time after which to ask again; every client of Kubernetes does.
 
         Raises:
             ApiRefusal: with 410, the API server has not kept the changes since that version.
         """
-        query = {"watch": "true", "resourceVersion": version}
         while True:
+            query = {"watch": "true", "resourceVersion": version}
             async with self._session.get(path, params=query, timeout=aiohttp.ClientTimeout(total=None)) as response:
                 if response.status == 429:
                     await asyncio.sleep(float(response.headers["Retry-After"]))
                     continue
                 if response.status >= 300:
                     raise ApiRefusal(response.status, await response.text())
-                async for event in _events(response):
-                    yield event
-                return
+                async for kind, body in _events(response):
+                    version = body["metadata"]["resourceVersion"]
+                    yield kind, body
+            await asyncio.sleep(0.1)
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[tuple[str, Object]]:

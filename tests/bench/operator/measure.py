@@ -142,11 +142,8 @@ async def watched(api: Api) -> AsyncIterator[tuple[Namespace, Seen]]:
         version = (await api.get(path, limit="1"))["metadata"]["resourceVersion"]
         started.release()
         try:
-            # An API server ends the watch of a client that reads too slowly, as this one while it sends requests.
-            while True:
-                async for kind, body in api.watch(path, version):
-                    see(kind, body)
-                    version = body["metadata"]["resourceVersion"]
+            async for kind, body in api.watch(path, version):
+                see(kind, body)
         except (ApiRefusal, aiohttp.ClientError) as error:
             seen.failure = error
             seen.changed.set()
