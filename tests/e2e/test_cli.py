@@ -4,11 +4,13 @@ import gzip
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.namespace import Body, Namespace, trainer_job
+from tests.e2e.node_faults import NodeFaults
 
 pytestmark = pytest.mark.e2e
 
@@ -22,11 +24,22 @@ def trainyard(namespace: Namespace, *arguments: str) -> str:
     return str(namespace.cluster.run(command(namespace, *arguments), timeout=120).stdout)
 
 
+@pytest.fixture
+def checkpoint(namespace: Namespace, node_faults: NodeFaults) -> Iterator[Body]:
+    """Return spec.checkpoint of the job `seen`, with a claim for which there is a volume."""
+    volume = node_faults.volume(namespace, "seen")
+    volume.offer(namespace, "seen")
+    yield {"claim": {"size": "1Gi"}}
+    namespace.kubectl("delete", "tj", "seen", "--ignore-not-found", check=False)
+    volume.withdraw(namespace, wait=False)
+    volume.remove()
+
+
 def test_logs_ranks_plot_and_a_trace_of_a_running_job(
-    namespace: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    namespace: Namespace, checkpoint: Body, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workers = {"template": {"spec": {"terminationGracePeriodSeconds": 10}}}
-    spec: Body = {"checkpoint": {"claim": {"size": "1Gi"}}, "health": {"straggler": {}}, "workers": workers}
+    spec: Body = {"checkpoint": checkpoint, "health": {"straggler": {}}, "workers": workers}
     namespace.apply(trainer_job("seen", steps=1_000_000, **spec))
     namespace.await_step("seen", 50)
 
