@@ -71,7 +71,7 @@ class StatusWriter:
         """Handle the events of the namespace, one after another, while the context lasts."""
         events = asyncio.Queue[Object]()
         started: set[str] = set()
-        ending: dict[str, asyncio.Task[None]] = {}
+        ending: set[str] = set()
 
         async def work() -> None:
             async with asyncio.TaskGroup() as group:
@@ -82,7 +82,8 @@ class StatusWriter:
                         with unless_deleted():
                             await self._start(trial, pod, started)
                     elif trial.terminates and uid not in ending:
-                        ending[uid] = group.create_task(_terminate(trial, pod))
+                        ending.add(uid)
+                        group.create_task(_terminate(trial, pod))
 
         trial.view.listeners[trial.namespace] = lambda kind, pod: None if kind == "DELETED" else events.put_nowait(pod)
         try:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.conformance.model import Backend, Case, Identity, Job, Mapping, Object
+from tests.support.background import background
 from tests.support.kube import MERGE, Api
 
 Listener = Callable[[str, Object], None]
@@ -54,14 +55,8 @@ class View:
         """Follow everything that happens from now on."""
         versions = [(await self._api.get(path, limit="1"))["metadata"]["resourceVersion"] for path in self._paths]
         objects = (self.pods, self.jobs)
-        tasks = [asyncio.create_task(self._follow(*part)) for part in zip(self._paths, versions, objects, strict=True)]
-        try:
+        async with background(*(self._follow(*part) for part in zip(self._paths, versions, objects, strict=True))):
             yield
-            assert not any(task.done() for task in tasks), [task for task in tasks if task.done()]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass
