@@ -43,7 +43,7 @@ from trainyard_trainer.runtime.world import World
 from trainyard_trainer.train import Trainer
 
 ENV_WAIT_FOR = "TEST_WAIT_FOR"
-"""Path of a file, see `wait_before_checkpoint`."""
+"""Path of a folder, see `wait_around_checkpoint`."""
 
 
 def sum_instead_of_mean() -> None:
@@ -96,13 +96,19 @@ def rank_0_waits() -> None:
     launcher_main.main()
 
 
-def wait_before_checkpoint() -> None:
-    """Each rank waits before the last step that no checkpoint follows, until the file of `ENV_WAIT_FOR` exists."""
+def wait_around_checkpoint() -> None:
+    """Each rank waits for a file of the folder `ENV_WAIT_FOR` before and after the first checkpoint.
+
+    Before the last step that no checkpoint follows it waits for the file "before", and two steps later, when the
+    checkpoint may still be written in the background, for the file "after".
+    """
     accumulate = Trainer._forward_backward
 
     def waiting(self: Trainer) -> Any:
-        every = self.config.checkpoint and self.config.checkpoint.every_steps
-        while every and self.step == every - 2 and not Path(os.environ[ENV_WAIT_FOR]).exists():
+        assert self.config.checkpoint
+        assert self.config.checkpoint.every_steps
+        name = {-2: "before", 1: "after"}.get(self.step - self.config.checkpoint.every_steps)
+        while name and not Path(os.environ[ENV_WAIT_FOR], name).exists():
             time.sleep(0.02)
         return accumulate(self)
 

@@ -3,7 +3,7 @@
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,19 +69,20 @@ class Meter:
         self._found: dict[_Program, _Found] = {}
         self._largest = Measured()
 
-    def until_step(self, step: int) -> Measured:
-        """Return the peaks up to now, as soon as rank 0 has reported a step (from 1)."""
-        pod = self._pods[0]
-        while pod.is_alive and not any(report["step"] >= step for report in pod.reports):
+    def until(self, reached: Callable[[], bool]) -> Measured:
+        """Return the peaks up to now as soon as something is reached, or all processes have ended."""
+        while any(pod.is_alive for pod in self._pods) and not reached():
             self._look()
         self._look()
         return self._largest
 
+    def until_step(self, step: int) -> Measured:
+        """Return the peaks up to now as soon as rank 0 has reported a step (from 1)."""
+        return self.until(lambda: any(report["step"] >= step for report in self._pods[0].reports))
+
     def until_end(self) -> Measured:
         """Return the peaks once all processes have ended."""
-        while any(pod.is_alive for pod in self._pods):
-            self._look()
-        return self._largest
+        return self.until(lambda: False)
 
     def _look(self) -> None:
         ranks = self._ranks()

@@ -21,6 +21,7 @@ from trainyard.sizing.fit import fit, server_fit
 from trainyard.sizing.model_size import parameters, trained_parameters
 from trainyard.sizing.process_memory import LAUNCHER_BYTES
 from trainyard.sizing.traffic import rank_traffic
+from trainyard_trainer.checkpoint import catalog
 from trainyard_trainer.data.loading import load_samples
 from trainyard_trainer.parallel import loss
 from trainyard_trainer.parallel.parallelize import parameter_count
@@ -145,12 +146,14 @@ def check(start: Starter, folder: Path, case: Case) -> None:
     if "lora" in trainer.get("model", {}):
         trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, folder / "base")}
     config = config_of(name, processes, parallelism, trainer)
-    measured = folder / "measured"
-    env = {constants.ENV_CHECKPOINTS: str(folder), faults.ENV_WAIT_FOR: str(measured)}
-    pods = start(config, 1, processes, entry="tests.trainer.faults:wait_before_checkpoint", env=env)
+    env = {constants.ENV_CHECKPOINTS: str(folder), faults.ENV_WAIT_FOR: str(folder)}
+    pods = start(config, 1, processes, entry="tests.trainer.faults:wait_around_checkpoint", env=env)
     meter = Meter(pods, start.zygote.pid)
     training = meter.until_step(STEPS)
-    measured.touch()
+    (folder / "before").touch()
+    # The processes that have written the checkpoint wait to be looked at, however busy the machine is.
+    meter.until(lambda: SAVED_AFTER in catalog.complete_steps(folder))
+    (folder / "after").touch()
     saving = meter.until_end()
     assert finish(pods) == [0], pods[0].stderr
     spec = TrainingJobSpec(workers=Workers(procs_per_worker=processes))

@@ -19,8 +19,10 @@ from trainyard_operator.lifecycle.diagnosis import Diagnosis, diagnose
 FAULTS = "tests.trainer.faults"
 SERVER = {"data": {"mode": "parameterServer"}}
 TIMEOUT = 2
-SOON = 8.0
-"""Seconds: the timeout, two that the launchers leave each other, half a one between two checks, and some to spare."""
+SOON = 25.0
+"""Seconds in which the hang of every group is found and its pods have ended. An idle machine needs 6: the timeout,
+two that the launchers leave each other, and half a one between two checks. The rest is for a machine that is busy with
+other tests; the automatic timeout, a minute, is still far away."""
 
 
 @dataclass
