@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -362,14 +363,14 @@ def test_a_final_save_that_fails_is_repeated(start: Starter, tmp_path: Path, lay
 
 @pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP})])
 def test_a_run_whose_final_state_cannot_be_saved_fails(start: Starter, tmp_path: Path, layout: Layout) -> None:
-    (pod,) = train(start, tmp_path, layout, entry=f"{FAULTS}:disk_full_after_step_3", grace=6)
+    (pod,) = train(start, tmp_path, layout, entry=f"{FAULTS}:disk_full_after_step_3", grace=10)
     assert pod.wait(60) == constants.EXIT_FINAL_CHECKPOINT_FAILED, pod.stderr
     assert catalog.complete_steps(tmp_path) == [3]
     assert pod.word is not None
     assert (pod.word.exception, pod.word.step, pod.word.peer_lost) == ("FinalCheckpointFailed", 6, False)
-    assert pod.word.message.startswith(
-        "the state after step 6 could not be saved, tried 2 times: OSError: [Errno 28] No space left on device ("
-    )
+    cause = r"OSError: \[Errno 28\] No space left on device"
+    # The second attempt follows after a second, a third one only if each takes little time.
+    assert re.match(rf"the state after step 6 could not be saved, tried [23] times: {cause} \(", pod.word.message)
     assert pod.word.message.endswith(
         " MB are free on the volume); the newest checkpoint is of step 3; free or enlarge the volume of spec.checkpoint"
     )
@@ -380,12 +381,12 @@ def test_a_stop_whose_state_cannot_be_saved_says_so_and_is_no_failure_of_the_pro
     start: Starter, tmp_path: Path
 ) -> None:
     entry = f"{FAULTS}:disk_full_after_step_3"
-    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), stop=1_000_000, entry=entry, grace=6)
+    (pod,) = train(start, tmp_path, Layout(2, {"data": FSDP}), stop=1_000_000, entry=entry, grace=10)
     pod.wait_for_step(4)
     began = time.monotonic()
     os.kill(pod.pid, signal.SIGTERM)
     assert pod.wait(60) == 143, pod.stderr
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 10, "within the grace period"
     assert pod.word is not None
     assert pod.word.exception == "SIGTERM"
     assert "was told to stop by SIGTERM; the state after step " in pod.word.message

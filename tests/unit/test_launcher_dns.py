@@ -156,7 +156,7 @@ def test_the_launcher_waits_until_the_address_is_there(server: DnsServer) -> Non
     timer.start()
     began = time.monotonic()
     assert Launcher(1).await_address(NAME) is None
-    assert 0.5 < time.monotonic() - began < 3
+    assert 0.5 < time.monotonic() - began < 10
     timer.join()
 
 
