@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import Generator
 from pathlib import Path
@@ -99,6 +100,14 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{where}: {why} (CI=true: what is skipped here would be tested nowhere)"
     return report
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Name a failed test at once: a run that is cut short has no summary, and an hour is long to wait for it."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        first = str(crash.message if crash else report.longrepr).partition("\n")[0]
+        print(f"\n{report.when} of {report.nodeid} failed: {first}", file=sys.stderr, flush=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
