@@ -22,8 +22,9 @@ STEP_SECONDS = 0.5
 of their time, or a busy machine would be a true alert about throughput."""
 EVERY = 8
 """Steps from one checkpoint to the next."""
-CALM = 10.0
-"""Seconds without a fault at first: time for two checkpoints and some losses."""
+CALM_STEPS = 3 * EVERY
+"""Steps without a fault at first: the usual interval between checkpoints is known once there are two, and some losses
+are."""
 PATIENCE = 150.0
 """Seconds within which an alert must fire, or resolve; no rule needs half of that."""
 
@@ -110,8 +111,8 @@ class Trouble:
     """The alerts that must fire, and no other, by name; with labels besides those of the job."""
     harm: Callable[[RunningJob], None]
     mend: Callable[[RunningJob], object]
-    calm: float | None = CALM
-    """Seconds between the first step and the harm; None: it never makes a step."""
+    calm: float | None = 0
+    """Seconds between the first `CALM_STEPS` and the harm; None: it never makes a step."""
     spec: Body = field(default_factory=dict)
     """Fields of the job's spec besides the defaults."""
     size: str | None = None
@@ -265,7 +266,6 @@ TABLE = (
         {"TrainyardRestartStorm": {}},
         kill_again_and_again,
         suspend,  # or it would be told until the last hour had fewer of them, which is two minutes here
-        calm=0,
         spec={"restartPolicy": {"maxRestarts": 10, "backoff": {"initialSeconds": 0}}},
     ),
     Trouble(

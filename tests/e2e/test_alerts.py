@@ -10,6 +10,7 @@ import pytest
 
 from tests.e2e.alerts import (
     ABSENT,
+    CALM_STEPS,
     DOWN,
     LEADERLESS,
     PATIENCE,
@@ -62,7 +63,8 @@ def go_through(
     with running(namespace, node_faults, trouble.job, trouble.spec, trouble.size) as job:
         try:
             if trouble.calm is not None:
-                eventually(f"a step of {trouble.job}", lambda: watch.steps.get(trouble.job), PATIENCE)
+                calm = f"{CALM_STEPS} steps of {trouble.job}"
+                eventually(calm, lambda: watch.steps.get(trouble.job, 0) >= CALM_STEPS, PATIENCE)
                 time.sleep(trouble.calm)
             expected = trouble.expected(namespace.name)
             return watch.see(expected, lambda: trouble.harm(job), lambda: trouble.mend(job))
