@@ -37,8 +37,11 @@ settings.load_profile("trainyard")
 WAITING = ("conformance", "integration", "e2e")
 """Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
 run in one process, beside another one with tests that compute."""
+LATER, FIRST_LATER_FILE = "later", "test_l"
+"""The tests of trainer from these files on are a third group, which the process begins that has ended its own ones, so
+that both processors compute to the end."""
 LAST = "local"
-"""Folder whose tests run in the process that has ended its own ones first."""
+"""Folder whose tests are a group of their own, too."""
 
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
@@ -50,7 +53,9 @@ class TwoKinds(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         """Return the name of the group to which a test belongs."""
         folder = _folder(nodeid)
-        return "waiting" if folder in WAITING else LAST if folder == LAST else "computing"
+        if folder in WAITING:
+            return "waiting"
+        return LATER if _is_later(nodeid) else LAST if folder == LAST else "computing"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKinds:
@@ -60,7 +65,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKind
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first test that needs a cluster of some kind the time to build one."""
+    """Give the first test that needs a cluster of some kind the time to build one, and order the groups."""
+    items.sort(key=lambda item: _is_later(item.nodeid))
     for kind in WAITING:
         first = next((item for item in items if _folder(item.nodeid) == kind and _needs_cluster(item)), None)
         if first is not None:
@@ -79,6 +85,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     if "PYTEST_XDIST_WORKER" in os.environ and _folder(item.nodeid) not in WAITING:
         os.nice(max(0, 19 - os.nice(0)))
+
+
+def _is_later(nodeid: str) -> bool:
+    """Return whether a test belongs to the later half of those of trainer."""
+    return _folder(nodeid) == "trainer" and Path(nodeid.partition("::")[0]).name >= FIRST_LATER_FILE
 
 
 def _folder(nodeid: str) -> str:

@@ -24,17 +24,20 @@ from trainyard_trainer.runtime.errors import ConfigError
 
 COUNT = "tests.trainer.compiled:count"
 CASES = (
+    ("none", Layout(4, {"tensor": 2, "data": FSDP}, 2)),
+    ("selective", Layout(4, {"context": 2, "tensor": 2})),
+    ("full", Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")})),
+)
+MORE_CASES = (
     ("none", Layout(1, {}, 1)),
     ("none", Layout(2, {"data": SERVER})),
-    ("none", Layout(4, {"tensor": 2, "data": FSDP}, 2)),
     ("selective", Layout(2, {})),
-    ("selective", Layout(4, {"context": 2, "tensor": 2})),
     ("selective", Layout(4, {"context": 2, "data": FSDP}, 2)),
     ("selective", Layout(4, {"pipeline": pipe(2), "tensor": 2})),
     ("full", Layout(4, {"data": HSDP})),
     ("full", Layout(2, {"tensor": 2})),
-    ("full", Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")})),
 )
+"""Layouts of `make test-all`; each of `CASES` represents some of them."""
 
 
 def compiled(pods: list[Pod]) -> list[dict[str, int]]:
@@ -56,6 +59,20 @@ def assert_graphs(pods: list[Pod], layout: Layout) -> None:
 def test_all_blocks_of_all_steps_are_one_graph(
     start: Starter, references: References, mode: str, layout: Layout
 ) -> None:
+    check_graphs(start, references, mode, layout)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(("mode", "layout"), MORE_CASES, ids=str)
+def test_blocks_of_more_layouts_are_one_graph(
+    start: Starter, references: References, mode: str, layout: Layout
+) -> None:
+    """`test_all_blocks_of_all_steps_are_one_graph` represents these."""
+    check_graphs(start, references, mode, layout)
+
+
+def check_graphs(start: Starter, references: References, mode: str, layout: Layout) -> None:
+    """Train with compiled blocks, and compare the losses with those of one process, and the number of graphs."""
     pods = finished_pods(start, layout, COUNT, compile=True, activationCheckpointing=mode)
     assert_equal([*pods[0].reports, *pods[0].evaluations], references(layout).reports)
     assert_graphs(pods, layout)

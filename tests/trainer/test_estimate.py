@@ -52,16 +52,16 @@ PIPELINE = {"stages": 2, "schedule": "1F1B"}
 Case = tuple[str, int, dict[str, Any], dict[str, Any]]
 LAYOUTS: tuple[Case, ...] = (
     ("one process", 1, {}, {}),
-    ("ddp", 2, {}, {}),
     ("fsdp, accumulated", 2, FSDP, ACCUMULATED),
-    ("tensor", 2, {"tensor": 2}, {}),
-    ("context", 2, {"context": 2}, {}),
     ("moe", 1, {}, {"model": MOE}),
     ("bfloat16", 1, {}, {**BFLOAT16, "batch": {"global": 2}}),
-    ("pipeline", 2, {"pipeline": PIPELINE}, ACCUMULATED),
     ("adapters", 1, {}, {"model": LORA}),
 )
 MORE_LAYOUTS: tuple[Case, ...] = (
+    ("ddp", 2, {}, {}),
+    ("tensor", 2, {"tensor": 2}, {}),
+    ("context", 2, {"context": 2}, {}),
+    ("pipeline", 2, {"pipeline": PIPELINE}, ACCUMULATED),
     ("recomputed", 1, {}, {"activationCheckpointing": "full"}),
     ("fsdp", 2, FSDP, {}),
     ("fsdp, accumulated, complete", 2, FSDP, ACCUMULATED),
