@@ -37,11 +37,9 @@ settings.load_profile("trainyard")
 WAITING = ("conformance", "integration", "e2e")
 """Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
 run in one process, beside another one with tests that compute."""
-LATER, FIRST_LATER_FILE = "later", "test_l"
-"""The tests of trainer from these files on are a third group, which the process begins that has ended its own ones, so
-that both processors compute to the end."""
-LAST = "local"
-"""Folder whose tests are a group of their own, too."""
+FIRST_LATER_FILE = "test_l"
+"""The tests of trainer from these files on are a group of their own, and so are those of local: the process begins them
+that has ended its first group, so that both processors compute to the end."""
 
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
@@ -55,7 +53,9 @@ class TwoKinds(LoadScopeScheduling):
         folder = _folder(nodeid)
         if folder in WAITING:
             return "waiting"
-        return LATER if _is_later(nodeid) else LAST if folder == LAST else "computing"
+        if _is_later(nodeid):
+            return "later"
+        return "local" if folder == "local" else "computing"
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKinds:
