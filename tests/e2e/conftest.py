@@ -19,14 +19,17 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """Start a cluster with a node; it is removed at the end unless TRAINYARD_KEEP_CLUSTER is set."""
+    """Start a cluster with a node, and remove it at the end; TRAINYARD_KEEP_CLUSTER keeps it for the next run."""
+    keep = bool(os.environ.get("TRAINYARD_KEEP_CLUSTER"))
+    if not keep:
+        down(Profile.NODE)  # a run that was killed has left its own, with its jobs
     try:
         found = up(Profile.NODE)
     except ClusterError as error:
         require(False, str(error))
         raise
     yield found
-    if not os.environ.get("TRAINYARD_KEEP_CLUSTER"):
+    if not keep:
         down(Profile.NODE)
 
 
