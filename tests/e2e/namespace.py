@@ -229,6 +229,8 @@ def trainer_job(name: str, *, steps: int, replicas: int = 2, **spec: Any) -> Bod
         "spec": {
             # A share of the processor: pods without a request starve beside other processes of the machine.
             "workers": {"replicas": replicas, "resources": {"requests": {"cpu": "300m"}}, **spec.pop("workers", {})},
+            # Pods of one node that each have a thread per processor wait for each other.
+            "env": [{"name": "OMP_NUM_THREADS", "value": "1"}, *spec.pop("env", ())],
             "trainer": {
                 "model": {"name": "llama", "preset": "nano", "layers": 2},
                 "data": {"source": "text", "builtin": "python-stdlib", "sequenceLength": 64},

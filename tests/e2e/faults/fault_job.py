@@ -48,7 +48,6 @@ def make_job(name: str, checkpoint: Body, *, steps: int = STEPS, pace: float = S
         },
         env=[
             {"name": "PYTHONPATH", "value": "/hook"},
-            {"name": "OMP_NUM_THREADS", "value": "1"},  # more of them would fight for two processors
             {"name": "TRAINYARD_TEST_STEP_SECONDS", "value": str(pace)},
         ],
         checkpoint={"everySteps": EVERY, "async": False, **checkpoint},
