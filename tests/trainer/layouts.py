@@ -1,11 +1,13 @@
 """Runs of a small model on some layout of the ranks, and their comparison."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 
 from tests.support.run_config import make_config
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
@@ -66,6 +68,13 @@ def pipe(stages: int, schedule: str = "1F1B") -> dict[str, Any]:
 
 LLAMA = {"heads": 8, "kvHeads": 4}
 transformer = {"layers": 4, **LLAMA}
+
+
+def extended(cases: Iterable[Any]) -> list[ParameterSet]:
+    """Return cases of a parametrized test that others of the test represent: `make test-all` runs these, too."""
+    several = [case if isinstance(case, tuple) and not isinstance(case, Layout) else (case,) for case in cases]
+    return [pytest.param(*values, marks=pytest.mark.extended) for values in several]
+
 
 Reports = list[dict[str, Any]]
 """Reports of each step, and the results of the evaluation behind the last one."""

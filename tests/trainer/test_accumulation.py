@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.trainer.layouts import FSDP, HSDP, Layout, References, assert_equal, configure
+from tests.trainer.layouts import FSDP, HSDP, Layout, References, assert_equal, configure, extended
 from tests.trainer.pods import Starter, finish
 from trainyard.config import MemoryUse
 
@@ -16,8 +16,7 @@ MOE = {"model": {"name": "moe", "experts": 4, "expertsPerToken": 2}}
     ("layout", "trainer"),
     [
         (Layout(2, {"data": FSDP}, 1), {}),
-        (Layout(4, {"data": HSDP}, 1), {}),
-        (Layout(4, {"data": HSDP, "expert": 2}, 1), MOE),
+        *extended([(Layout(4, {"data": HSDP}, 1), {}), (Layout(4, {"data": HSDP, "expert": 2}, 1), MOE)]),
     ],
     ids=str,
 )

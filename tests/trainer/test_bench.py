@@ -10,6 +10,8 @@ from tests.bench.trainer import bench
 from tests.bench.trainer.table import speed_row
 
 
+# Extended: it starts each of the compared programs, which takes minutes on a busy machine.
+@pytest.mark.extended
 def test_the_benchmark_compares_the_trainer_with_other_programs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

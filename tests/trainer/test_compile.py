@@ -14,6 +14,7 @@ from tests.trainer.layouts import (
     References,
     assert_equal,
     configure,
+    extended,
     finished_pods,
     pipe,
     run,
@@ -25,10 +26,10 @@ from trainyard_trainer.runtime.errors import ConfigError
 COUNT = "tests.trainer.compiled:count"
 CASES = (
     ("none", Layout(4, {"tensor": 2, "data": FSDP}, 2)),
-    ("selective", Layout(4, {"context": 2, "tensor": 2})),
     ("full", Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")})),
 )
 MORE_CASES = (
+    ("selective", Layout(4, {"context": 2, "tensor": 2})),
     ("none", Layout(1, {}, 1)),
     ("none", Layout(2, {"data": SERVER})),
     ("selective", Layout(2, {})),
@@ -86,7 +87,9 @@ def test_blocks_need_inputs_without_pending_collectives(start: Starter) -> None:
     assert "object has no attribute '_local_tensor'" in pods[0].stderr
 
 
-@pytest.mark.parametrize("layout", [Layout(1, {}), Layout(2, {"tensor": 2}), Layout(2, {"pipeline": pipe(2)})], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(2, {"tensor": 2}), *extended([Layout(1, {}), Layout(2, {"pipeline": pipe(2)})])], ids=str
+)
 def test_generated_code_gives_the_same_losses(start: Starter, references: References, layout: Layout) -> None:
     reports = run(start, layout, compile=True, activationCheckpointing="selective")
     assert_equal(reports, references(layout).reports)

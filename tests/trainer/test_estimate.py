@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.run_config import make_config
 from tests.trainer import faults
+from tests.trainer.layouts import extended
 from tests.trainer.memory import Meter
 from tests.trainer.pods import Pod, Starter, finish, starter
 from tests.trainer.saved_models import with_base
@@ -176,16 +177,20 @@ ADAPTED = {"model": {"layers": 4, "kvHeads": 4, "lora": {"rank": 2}}, "batch": {
 @pytest.mark.parametrize(
     ("parallelism", "trainer"),
     [
-        ({}, {"batch": {"global": 8, "micro": 2}}),
         (FSDP, {"batch": {"global": 8, "micro": 2}}),
-        ({"tensor": 2}, {}),
         ({"tensor": 2}, FULL),
         ({"context": 2}, {}),
-        ({"context": 2}, FULL),
         ({"pipeline": PIPELINE}, {}),
-        ({"pipeline": {"stages": 2, "schedule": "ZBV"}}, {}),
-        ({}, ADAPTED),
-        (FSDP, ADAPTED),
+        *extended(
+            [
+                ({}, {"batch": {"global": 8, "micro": 2}}),
+                ({"tensor": 2}, {}),
+                ({"context": 2}, FULL),
+                ({"pipeline": {"stages": 2, "schedule": "ZBV"}}, {}),
+                ({}, ADAPTED),
+                (FSDP, ADAPTED),
+            ]
+        ),
     ],
     ids=str,
 )

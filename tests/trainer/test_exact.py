@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.support.run_config import make_config
+from tests.trainer.layouts import extended
 from tests.trainer.pods import ENTRY, Starter, finish
 
 Run = list[dict[str, Any]]
@@ -41,7 +42,8 @@ def differences(run: Run, reference: Run) -> float:
 
 
 @pytest.mark.parametrize(
-    ("pods", "procs", "micro"), [(1, 1, 1), (1, 1, 2), (1, 2, 4), (1, 2, 1), (2, 1, 2), (1, 4, 1), (2, 2, 2)]
+    ("pods", "procs", "micro"),
+    [(1, 1, 2), (1, 2, 1), (2, 2, 2), *extended([(1, 1, 1), (1, 2, 4), (2, 1, 2), (1, 4, 1)])],
 )
 def test_layout_does_not_change_the_run(run: Runner, reference: Run, pods: int, procs: int, micro: int) -> None:
     assert differences(run(pods, procs, micro), reference) < 1e-5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support.run_config import make_config
-from tests.trainer.layouts import FSDP, TOLERANCE, Layout, pipe
+from tests.trainer.layouts import FSDP, TOLERANCE, Layout, extended, pipe
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from trainyard.config import RunConfig
 from trainyard.protocol import constants
@@ -22,7 +22,7 @@ from trainyard_trainer.replay.saved_run import ReplayError
 
 SAMPLES, LENGTH, BATCH, STEP = 10_000, 16, 32, 9
 ALONE = Layout(1, {})
-LAYOUTS = [Layout(2, {}), Layout(2, {"data": FSDP}), Layout(2, {"pipeline": pipe(2)})]
+LAYOUTS = [Layout(2, {"pipeline": pipe(2)}), *extended([Layout(2, {}), Layout(2, {"data": FSDP})])]
 
 
 class Data(NamedTuple):
@@ -104,7 +104,7 @@ def test_a_step_before_the_first_checkpoint_begins_with_the_initial_values(saved
     assert found.grad_norm == pytest.approx(report["gradNorm"], rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("layout", [ALONE, Layout(2, {"data": FSDP})], ids=str)
+@pytest.mark.parametrize("layout", [ALONE, *extended([Layout(2, {"data": FSDP})])], ids=str)
 def test_what_stands_out_is_left_out_of_the_next_attempt(
     start: Starter, saved: Saved, data: Data, tmp_path: Path, layout: Layout
 ) -> None:

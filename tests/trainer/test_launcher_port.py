@@ -60,7 +60,7 @@ def attempts(pod: Pod) -> list[int]:
 def running(start: Starter, tmp_path: Path) -> Iterator[list[Pod]]:
     """Two pods with two ranks each, three steps into attempt 3, which save a checkpoint in each step."""
     env = ENV | {constants.ENV_CHECKPOINTS: str(tmp_path)}
-    checkpoint = {"everySteps": 1}
+    checkpoint = {"everySteps": 1, "async": False}
     config = make_config(4, stop={"steps": 100_000}, checkpoint=checkpoint)
     pods = start(config, 2, 2, env=env)
     pods[0].wait_for_step(3)
@@ -68,7 +68,7 @@ def running(start: Starter, tmp_path: Path) -> Iterator[list[Pod]]:
     yield pods
     for pod in pods:
         with suppress(ProcessLookupError):
-            os.killpg(pod.pid, signal.SIGKILL)  # processes that write checkpoints outlive their ranks
+            os.killpg(pod.pid, signal.SIGKILL)
 
 
 def test_group_restarts_inside_its_pods(running: list[Pod]) -> None:

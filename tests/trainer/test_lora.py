@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support.run_config import make_config
-from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, pipe, run
+from tests.trainer.layouts import FSDP, HSDP, LLAMA, Layout, Reports, assert_equal, extended, pipe, run
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
 from tests.trainer.saved_models import save_model, with_base
 from trainyard.protocol import constants
@@ -35,15 +35,17 @@ LORA = {"rank": 4, "alpha": 8}
 
 LAYOUTS = (
     Layout(1, {}, 1),
+    Layout(2, {"context": 2}),
+    Layout(2, {"pipeline": pipe(2, "ZBV")}),
+    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
+)
+MORE_LAYOUTS = (
     Layout(2, {}, 2),
     Layout(2, {"data": FSDP}),
     Layout(2, {"data": FSDP}, 1),
     Layout(4, {"data": HSDP}, 1),
-    Layout(2, {"context": 2}),
     Layout(2, {"pipeline": pipe(2)}),
     Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")}),
-    Layout(2, {"pipeline": pipe(2, "ZBV")}),
-    Layout(4, {"pipeline": pipe(2), "data": FSDP}),
 )
 
 
@@ -75,7 +77,7 @@ def reference(start: Starter, model: Model) -> Callable[[Layout], Reports]:
     return alone
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [*LAYOUTS, *extended(MORE_LAYOUTS)], ids=str)
 def test_every_layout_trains_the_same(
     start: Starter, reference: Callable[[Layout], Reports], model: Model, layout: Layout
 ) -> None:
@@ -90,7 +92,7 @@ def test_every_layout_trains_the_same(
         (Layout(1, {}), {"activationCheckpointing": "full"}),
         (Layout(2, {"data": FSDP}), {"activationCheckpointing": "selective"}),
         (Layout(2, {"data": FSDP}), {"optimizer": {"name": "muon"}}),
-        (Layout(2, {"data": FSDP}), {"compile": True, "activationCheckpointing": "full"}),
+        *extended([(Layout(2, {"data": FSDP}), {"compile": True, "activationCheckpointing": "full"})]),
     ],
     ids=["full", "selective", "muon", "compile"],
 )

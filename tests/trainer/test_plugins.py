@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.support.run_config import make_config
-from tests.trainer.layouts import FSDP, TOLERANCE, Layout, Reports, pipe
+from tests.trainer.layouts import FSDP, TOLERANCE, Layout, Reports, extended, pipe
 from tests.trainer.pods import ROOT, Starter, finish
 from trainyard.admission import load_manifest
 from trainyard.config import RunConfig
@@ -85,11 +85,9 @@ def test_the_example_learns(alone: Reports) -> None:
 @pytest.mark.parametrize(
     "layout",
     [
-        Layout(2, {}),
-        Layout(2, {"data": FSDP}),
-        Layout(2, {"tensor": 2}),
         Layout(4, {"tensor": 2, "data": FSDP}, 2),
         Layout(2, {"data": {"mode": "parameterServer"}}),
+        *extended([Layout(2, {}), Layout(2, {"data": FSDP}), Layout(2, {"tensor": 2})]),
     ],
     ids=str,
 )
@@ -123,7 +121,10 @@ def test_its_checkpoints_resume_on_another_layout(start: Starter, folder: Path, 
 
 @pytest.mark.parametrize(
     "layout",
-    [Layout(2, {"data": FSDP}), Layout(2, {"tensor": 2}), Layout(2, {"pipeline": pipe(2)}), Layout(2, {"context": 2})],
+    [
+        Layout(2, {"pipeline": pipe(2)}),
+        *extended([Layout(2, {"data": FSDP}), Layout(2, {"tensor": 2}), Layout(2, {"context": 2})]),
+    ],
     ids=str,
 )
 def test_data_loss_and_metrics_serve_a_llama_as_well(start: Starter, folder: Path, layout: Layout) -> None:
