@@ -26,11 +26,13 @@ from tests.e2e.alerts import (
 from tests.e2e.faults.fault_job import hook
 from tests.e2e.namespace import Namespace, OperatorPod, eventually, print_evidence
 from tests.e2e.node_faults import NodeFaults
-from tests.e2e.prometheus import PORT, Prometheus, run_prometheus
+from tests.e2e.prometheus import PACE, PORT, Prometheus, run_prometheus
 
 pytestmark = pytest.mark.e2e
 
 HEALTHY = "healthy"
+KNOWN_STEPS = CALM_STEPS + int(PACE.slow_lag / (2 * STEP_SECONDS))
+"""Steps of the healthy job, of `2 * STEP_SECONDS` each, after which its usual throughput is known."""
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,8 @@ def watch(
     # The other jobs start and end all the time: only a few hundred milliseconds more per step would be an alert.
     quiet = running(open_namespace, node_faults, HEALTHY, {}, pace=2 * STEP_SECONDS)
     with quiet, found.looking():
+        # While a dozen jobs import torch it is slower at times and faster at others: that must not be its usual speed.
+        eventually("the healthy job has a usual speed", lambda: found.steps.get(HEALTHY, 0) >= KNOWN_STEPS, PATIENCE)
         yield found
 
 

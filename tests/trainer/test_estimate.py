@@ -52,13 +52,13 @@ PIPELINE = {"stages": 2, "schedule": "1F1B"}
 
 Case = tuple[str, int, dict[str, Any], dict[str, Any]]
 LAYOUTS: tuple[Case, ...] = (
-    ("one process", 1, {}, {}),
-    ("fsdp, accumulated", 2, FSDP, ACCUMULATED),
     ("moe", 1, {}, {"model": MOE}),
     ("bfloat16", 1, {}, {**BFLOAT16, "batch": {"global": 2}}),
     ("adapters", 1, {}, {"model": LORA}),
 )
 MORE_LAYOUTS: tuple[Case, ...] = (
+    ("one process", 1, {}, {}),
+    ("fsdp, accumulated", 2, FSDP, ACCUMULATED),
     ("ddp", 2, {}, {}),
     ("tensor", 2, {"tensor": 2}, {}),
     ("context", 2, {"context": 2}, {}),
