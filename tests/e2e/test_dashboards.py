@@ -49,9 +49,9 @@ def asks_for_privacy(query: PanelQuery) -> bool:
 def test_every_panel_has_data_and_a_failure_is_an_alert(namespace: Namespace, prometheus: Prometheus) -> None:
     start, name = time.time(), "seen-job"
     namespace.apply(job(name))
-    namespace.await_step(name, 200)
+    namespace.await_step(name, 100)
     namespace.kubectl("exec", f"{name}-1-0", "--", "python", "-c", KILL_A_RANK)
-    namespace.await_step(name, 400, attempt=2)
+    namespace.await_step(name, 250, attempt=2)
 
     def empty() -> list[PanelQuery]:
         # A healthy job has no alert: the test of a failed job below asks the queries for alerts.

@@ -54,9 +54,9 @@ Case = tuple[str, int, dict[str, Any], dict[str, Any]]
 LAYOUTS: tuple[Case, ...] = (
     ("moe", 1, {}, {"model": MOE}),
     ("bfloat16", 1, {}, {**BFLOAT16, "batch": {"global": 2}}),
-    ("adapters", 1, {}, {"model": LORA}),
 )
 MORE_LAYOUTS: tuple[Case, ...] = (
+    ("adapters", 1, {}, {"model": LORA}),
     ("one process", 1, {}, {}),
     ("fsdp, accumulated", 2, FSDP, ACCUMULATED),
     ("ddp", 2, {}, {}),
