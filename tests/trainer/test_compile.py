@@ -25,14 +25,14 @@ from trainyard_trainer.runtime.errors import ConfigError
 
 COUNT = "tests.trainer.compiled:count"
 CASES = (
-    ("none", Layout(4, {"tensor": 2, "data": FSDP}, 2)),
     ("full", Layout(2, {"pipeline": pipe(2, "Interleaved1F1B")})),
+    ("selective", Layout(2, {})),
 )
 MORE_CASES = (
+    ("none", Layout(4, {"tensor": 2, "data": FSDP}, 2)),
     ("selective", Layout(4, {"context": 2, "tensor": 2})),
     ("none", Layout(1, {}, 1)),
     ("none", Layout(2, {"data": SERVER})),
-    ("selective", Layout(2, {})),
     ("selective", Layout(4, {"context": 2, "data": FSDP}, 2)),
     ("selective", Layout(4, {"pipeline": pipe(2), "tensor": 2})),
     ("full", Layout(4, {"data": HSDP})),
@@ -79,6 +79,8 @@ def check_graphs(start: Starter, references: References, mode: str, layout: Layo
     assert_graphs(pods, layout)
 
 
+# Extended: only another release of torch changes its outcome.
+@pytest.mark.extended
 def test_blocks_need_inputs_without_pending_collectives(start: Starter) -> None:
     """The counter-example: the day it fails, torch compiles such blocks, and `compilation._wait` can go."""
     layout = Layout(2, {"tensor": 2})
@@ -88,7 +90,7 @@ def test_blocks_need_inputs_without_pending_collectives(start: Starter) -> None:
 
 
 @pytest.mark.parametrize(
-    "layout", [Layout(2, {"tensor": 2}), *extended([Layout(1, {}), Layout(2, {"pipeline": pipe(2)})])], ids=str
+    "layout", [Layout(1, {}), *extended([Layout(2, {"tensor": 2}), Layout(2, {"pipeline": pipe(2)})])], ids=str
 )
 def test_generated_code_gives_the_same_losses(start: Starter, references: References, layout: Layout) -> None:
     reports = run(start, layout, compile=True, activationCheckpointing="selective")

@@ -131,6 +131,8 @@ def test_memory_of_more_layouts_is_as_estimated(start: Starter, tmp_path: Path, 
     check(start, tmp_path, case)
 
 
+# Extended: `test_memory_is_as_estimated` represents it: a server is the optimizer and a copy of the parameters.
+@pytest.mark.extended
 def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
     config = config_of("server", 1, {"data": {"mode": "parameterServer"}}, {}).replace(checkpoint=None)
     pods = start(config)
