@@ -35,27 +35,19 @@ settings.register_profile(
 settings.load_profile("trainyard")
 
 WAITING = ("conformance", "integration", "e2e")
-"""Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` they
-run in one process, beside another one with tests that compute."""
-FIRST_LATER_FILE = "test_l"
-"""The tests of trainer from these files on are a group of their own, and so are those of local: the process begins them
-that has ended its first group, so that both processors compute to the end."""
+"""Folders whose tests mostly wait: for an API server, leases, terminations, the windows of an alert. With `-n 2` one
+process begins with them, beside another one with tests that compute."""
 
 BUILD_SECONDS = 1800
 """Timeout of a test that may have to wait until Kubernetes and the images are built, on a busy machine."""
 
 
 class TwoKinds(LoadScopeScheduling):
-    """Runs tests that wait in one process, tests that compute in another one, and the rest where there is time."""
+    """Runs all tests that wait in one process, and each file of the others in the process that has time for it."""
 
     def _split_scope(self, nodeid: str) -> str:
         """Return the name of the group to which a test belongs."""
-        folder = _folder(nodeid)
-        if folder in WAITING:
-            return "waiting"
-        if _is_later(nodeid):
-            return "later"
-        return "local" if folder == "local" else "computing"
+        return "waiting" if _folder(nodeid) in WAITING else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKinds:
@@ -65,8 +57,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKind
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the first test that needs a cluster of some kind the time to build one, and order the groups."""
-    items.sort(key=lambda item: _is_later(item.nodeid))
+    """Begin with the tests that wait, and give the first that needs a cluster of some kind the time to build one."""
+    items.sort(key=lambda item: _folder(item.nodeid) not in WAITING)
     for kind in WAITING:
         first = next((item for item in items if _folder(item.nodeid) == kind and _needs_cluster(item)), None)
         if first is not None:
@@ -85,11 +77,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """
     if "PYTEST_XDIST_WORKER" in os.environ and _folder(item.nodeid) not in WAITING:
         os.nice(max(0, 19 - os.nice(0)))
-
-
-def _is_later(nodeid: str) -> bool:
-    """Return whether a test belongs to the later half of those of trainer."""
-    return _folder(nodeid) == "trainer" and Path(nodeid.partition("::")[0]).name >= FIRST_LATER_FILE
 
 
 def _folder(nodeid: str) -> str:
