@@ -57,8 +57,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> TwoKind
 
 @pytest.hookimpl(trylast=True)  # after the folders have marked theirs
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the tests that wait, and give the first that needs a cluster of some kind the time to build one."""
-    items.sort(key=lambda item: _folder(item.nodeid) not in WAITING)
+    """Give the first test that needs a cluster of some kind the time to build one.
+
+    Of several processes, one begins with the tests that wait; a single process begins with the quick ones.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: _folder(item.nodeid) not in WAITING)
     for kind in WAITING:
         first = next((item for item in items if _folder(item.nodeid) == kind and _needs_cluster(item)), None)
         if first is not None:

@@ -31,8 +31,10 @@ from tests.e2e.prometheus import PACE, PORT, Prometheus, run_prometheus
 pytestmark = pytest.mark.e2e
 
 HEALTHY = "healthy"
-KNOWN_STEPS = CALM_STEPS + int(PACE.slow_lag / (2 * STEP_SECONDS))
-"""Steps of the healthy job, of `2 * STEP_SECONDS` each, after which its usual throughput is known."""
+HEALTHY_STEP_SECONDS = 2 * STEP_SECONDS
+"""The other jobs start and end all the time: only a few hundred milliseconds more per step would be an alert."""
+KNOWN_STEPS = CALM_STEPS + int(PACE.slow_lag / HEALTHY_STEP_SECONDS)
+"""Steps of the healthy job after which its usual throughput is known."""
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,7 @@ def watch(
     """Watch the alerts about these jobs and the operator, while one job stays healthy."""
     found = Watch(prometheus, frozenset({open_namespace.name, operator_pod.namespace.name}))
     open_namespace.apply(hook())
-    # The other jobs start and end all the time: only a few hundred milliseconds more per step would be an alert.
-    quiet = running(open_namespace, node_faults, HEALTHY, {}, pace=2 * STEP_SECONDS)
+    quiet = running(open_namespace, node_faults, HEALTHY, {}, pace=HEALTHY_STEP_SECONDS)
     with quiet, found.looking():
         # While a dozen jobs import torch it is slower at times and faster at others: that must not be its usual speed.
         eventually("the healthy job has a usual speed", lambda: found.steps.get(HEALTHY, 0) >= KNOWN_STEPS, PATIENCE)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from _pytest.mark import ParameterSet
 
 from tests.support.run_config import make_config
 from tests.trainer.pods import ENTRY, Pod, Starter, finish
@@ -70,7 +69,7 @@ LLAMA = {"heads": 8, "kvHeads": 4}
 transformer = {"layers": 4, **LLAMA}
 
 
-def extended(cases: Iterable[Any]) -> list[ParameterSet]:
+def extended(cases: Iterable[Any]) -> list[Any]:
     """Return cases of a parametrized test that others of the test represent: `make test-all` runs these, too."""
     several = [case if isinstance(case, tuple) and not isinstance(case, Layout) else (case,) for case in cases]
     return [pytest.param(*values, marks=pytest.mark.extended) for values in several]

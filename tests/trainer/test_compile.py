@@ -56,23 +56,10 @@ def assert_graphs(pods: list[Pod], layout: Layout) -> None:
     assert not any(rank["breaks"] for rank in found)
 
 
-@pytest.mark.parametrize(("mode", "layout"), CASES, ids=str)
+@pytest.mark.parametrize(("mode", "layout"), [*CASES, *extended(MORE_CASES)], ids=str)
 def test_all_blocks_of_all_steps_are_one_graph(
     start: Starter, references: References, mode: str, layout: Layout
 ) -> None:
-    check_graphs(start, references, mode, layout)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize(("mode", "layout"), MORE_CASES, ids=str)
-def test_blocks_of_more_layouts_are_one_graph(
-    start: Starter, references: References, mode: str, layout: Layout
-) -> None:
-    """`test_all_blocks_of_all_steps_are_one_graph` represents these."""
-    check_graphs(start, references, mode, layout)
-
-
-def check_graphs(start: Starter, references: References, mode: str, layout: Layout) -> None:
     """Train with compiled blocks, and compare the losses with those of one process, and the number of graphs."""
     pods = finished_pods(start, layout, COUNT, compile=True, activationCheckpointing=mode)
     assert_equal([*pods[0].reports, *pods[0].evaluations], references(layout).reports)

@@ -119,18 +119,6 @@ def start(start: Starter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield starts
 
 
-@pytest.mark.parametrize("case", LAYOUTS, ids=[case[0] for case in LAYOUTS])
-def test_memory_is_as_estimated(start: Starter, tmp_path: Path, case: Case) -> None:
-    check(start, tmp_path, case)
-
-
-@pytest.mark.extended
-@pytest.mark.parametrize("case", MORE_LAYOUTS, ids=[case[0] for case in MORE_LAYOUTS])
-def test_memory_of_more_layouts_is_as_estimated(start: Starter, tmp_path: Path, case: Case) -> None:
-    """`test_memory_is_as_estimated` represents these."""
-    check(start, tmp_path, case)
-
-
 # Extended: `test_memory_is_as_estimated` represents it: a server is the optimizer and a copy of the parameters.
 @pytest.mark.extended
 def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
@@ -145,20 +133,26 @@ def test_memory_of_a_parameter_server_is_as_estimated(start: Starter) -> None:
     assert needed == pytest.approx(measured.total, rel=TOLERANCE)
 
 
-def check(start: Starter, folder: Path, case: Case) -> None:
+@pytest.mark.parametrize(
+    ("name", "processes", "parallelism", "trainer"),
+    [*LAYOUTS, *extended(MORE_LAYOUTS)],
+    ids=[case[0] for case in (*LAYOUTS, *MORE_LAYOUTS)],
+)
+def test_memory_is_as_estimated(
+    start: Starter, tmp_path: Path, name: str, processes: int, parallelism: dict[str, Any], trainer: dict[str, Any]
+) -> None:
     """Train for 16 steps with a checkpoint after 14, and compare the peak memory of the worker before and after it."""
-    name, processes, parallelism, trainer = case
     if "lora" in trainer.get("model", {}):
-        trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, folder / "base")}
+        trainer = {**trainer, "model": with_base({**MODEL, **trainer["model"]}, tmp_path / "base")}
     config = config_of(name, processes, parallelism, trainer)
-    env = {constants.ENV_CHECKPOINTS: str(folder), faults.ENV_WAIT_FOR: str(folder)}
+    env = {constants.ENV_CHECKPOINTS: str(tmp_path), faults.ENV_WAIT_FOR: str(tmp_path)}
     pods = start(config, 1, processes, entry="tests.trainer.faults:wait_around_checkpoint", env=env)
     meter = Meter(pods, start.zygote.pid)
     training = meter.until_step(STEPS)
-    (folder / "before").touch()
+    (tmp_path / "before").touch()
     # The processes that have written the checkpoint wait to be looked at, however busy the machine is.
-    meter.until(lambda: SAVED_AFTER in catalog.complete_steps(folder))
-    (folder / "after").touch()
+    meter.until(lambda: SAVED_AFTER in catalog.complete_steps(tmp_path))
+    (tmp_path / "after").touch()
     saving = meter.until_end()
     assert finish(pods) == [0], pods[0].stderr
     spec = TrainingJobSpec(workers=Workers(procs_per_worker=processes))
